@@ -1,20 +1,20 @@
-"""All measurements on a GPU in one call, without a network: first correctness, then speed and memory.
+"""All measurements on a GPU in one call, without a network, the most important one first.
 
-``python -m benchmarks.gpu --minutes 8 --json gpu.json``. A section that fails is reported and the next one starts;
-sections that do not fit into the time are reported as left out. The last table has every target with its value.
+``python -m benchmarks.gpu --minutes 6 --json gpu.json``. Each row is printed and written as soon as it is measured, so
+a call that is cut off has measured something. A section that fails is reported and the next one starts; sections that
+do not fit into the time are reported as left out. The last table has every target with its value.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
 import time
 import traceback
-import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import detect, end_to_end, loading
-from benchmarks.measure import isolated, report, write_json
+from benchmarks.measure import isolated, report, shown, synchronizations, write_json
 from benchmarks.step import Step, measure_peer, measure_recipe, options
 from benchmarks.targets import PAPER_IMAGES, print_summary, summary
 from benchmarks.tiles import jpeg_folder
@@ -33,23 +33,9 @@ from densepath.training.hardware import Hardware, choose_hardware
 
 _BATCH = 64  # for the comparison with the CPU: two of the recipes' batch-norm groups
 _PEER_STEPS = 40  # steps of a whole run of lightly: enough to measure its speed
-
-
-@contextmanager
-def synchronizations(device: torch.device) -> Iterator[list[str]]:
-    """Code lines where the host synchronizes with the GPU."""
-    places: list[str] = []
-    if device.type != "cuda":
-        yield places
-        return
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield places
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    places += [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+# The other methods, with the backbones of their recipes.
+MORE = ("densecl", "conv_mim", "mae", "dino", "dirl", "pcrl")
+Section = Callable[[], Iterable[dict[str, Any]]]
 
 
 def correctness(recipe: str, images: PackedTiles, asked: Namespace, hardware: Hardware) -> dict[str, Any]:
@@ -94,46 +80,46 @@ def long_epoch(folder: Path, out: Path, count: int) -> Path:
     return out
 
 
-def sections(asked: Namespace, hardware: Hardware, scratch: Path) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+def sections(asked: Namespace, hardware: Hardware, scratch: Path) -> dict[str, Section]:
     """All measurements, the most important first. JPEGs and their store are written to ``scratch`` first."""
     folder, store = scratch / "jpeg", scratch / "tiles.safetensors"
     with jpeg_folder(asked.data, max(4 * asked.batch_size, 4 * _BATCH), asked.image_size) as made:
         made.rename(folder)
     pack(folder, store)
 
-    def compare() -> list[dict[str, Any]]:
+    def compare() -> Iterator[dict[str, Any]]:
         images = open_store(store).to("cpu")
-        return [correctness(recipe, images, asked, hardware) for recipe in asked.method]
+        for recipe in asked.method:
+            yield correctness(recipe, images, asked, hardware)
 
-    def steps(backbone: str) -> list[dict[str, Any]]:
-        options = Namespace(**(vars(asked) | {"backbone": backbone}))
-        return [projected(isolated(measure_recipe, recipe, store, options)) for recipe in asked.method]
+    def steps(recipes: Iterable[str], **changed: Any) -> Iterator[dict[str, Any]]:
+        options = Namespace(**(vars(asked) | changed))
+        for recipe in recipes:
+            yield projected(_alone(hardware, measure_recipe, recipe, store, options))
 
-    def peers() -> list[dict[str, Any]]:
-        return [isolated(measure_peer, name, folder, asked) for name in asked.peer]
+    def peers() -> Iterator[dict[str, Any]]:
+        for name in asked.peer:
+            yield _alone(hardware, measure_peer, name, folder, asked)
 
     devices = "1" if hardware.kind == "cuda" else "cpu"
     as_run = {"precision": hardware.precision, "devices": devices, "cache": "auto"}
 
-    def whole_runs() -> list[dict[str, Any]]:
+    def whole_runs() -> Iterator[dict[str, Any]]:
         options = Namespace(**(vars(asked) | as_run))
-        rows = []
         for recipe in asked.method:
             bare = end_to_end.bare(recipe, options)
             row = end_to_end.densepath_run(recipe, store, options)
             row["share of bare"] = row["images_per_second"] / bare
-            rows.append(projected({"case": f"densepath {recipe}, packed store"} | row))
-        return rows
+            yield projected({"case": f"densepath {recipe}, packed store"} | row)
 
-    def whole_runs_of_peers() -> list[dict[str, Any]]:
+    def whole_runs_of_peers() -> Iterator[dict[str, Any]]:
         options = Namespace(**(vars(asked) | as_run | {"steps": min(asked.steps, _PEER_STEPS)}))
         long = long_epoch(folder, scratch / "long", options.steps * asked.batch_size)
-        return [
-            {"case": f"lightly {name}, JPEGs"} | end_to_end.lightly_run(name, long, asked.workers, options)
-            for name in asked.peer
-        ]
+        for name in asked.peer:
+            run = end_to_end.lightly_run(name, long, asked.workers, options)
+            yield {"case": f"lightly {name}, JPEGs"} | run
 
-    def detectors() -> list[dict[str, Any]]:
+    def detectors() -> Iterable[dict[str, Any]]:
         data = scratch / "tissue"
         small = hardware.kind == "cpu"
         write_tissue(data, train=4 if small else 16, test=2 if small else 8, size=128 if small else 512, seed=0)
@@ -144,22 +130,36 @@ def sections(asked: Namespace, hardware: Hardware, scratch: Path) -> dict[str, C
         return detect.measure(data, Namespace(**options), hardware)
 
     return {
-        "correctness": compare,
-        f"steps, {asked.backbone}": lambda: steps(asked.backbone),
+        f"steps, {asked.backbone}": lambda: steps(asked.method),
+        "steps, compiled": lambda: steps(asked.method, compile=True),
         "whole runs": whole_runs,
+        "steps, other methods": lambda: steps(asked.more, backbone=None),
+        "correctness": compare,
         "peers": peers,
         "whole runs, lightly": whole_runs_of_peers,
-        "loading": lambda: list(loading.speed(folder, asked.batch_size, asked.steps, asked.workers, asked.repeats)),
+        "loading": lambda: loading.speed(folder, asked.batch_size, asked.steps, asked.workers, asked.repeats),
         "detection": detectors,
-        **{f"steps, {name}": lambda name=name: steps(name) for name in asked.more_backbones},
+        **{f"steps, {name}": lambda name=name: steps(asked.method, backbone=name) for name in asked.more_backbones},
     }
+
+
+def _alone(hardware: Hardware, measure: Callable[..., Any], *arguments: Any) -> Any:
+    """In a process of its own, whose memory is that of the case; on a GPU in this one, as its memory can be emptied."""
+    if hardware.kind == "cpu":
+        return isolated(measure, *arguments)
+    try:
+        return measure(*arguments)
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def main() -> None:
     """Run one section after another until the time is over."""
     made = options(__doc__.splitlines()[0])
     made.set_defaults(batch_size=256, workers=8, peer=["moco_v2", "densecl"], repeats=5)
-    made.add_argument("--minutes", type=float, default=8.0, help="no section starts after three quarters of this time")
+    made.add_argument("--minutes", type=float, default=6.0, help="no case starts after three quarters of this time")
+    made.add_argument("--more", nargs="*", default=MORE, help="recipes whose steps are measured with their backbones")
     made.add_argument("--more_backbones", nargs="*", default=["resnet50"])
     made.add_argument("--steps", type=int, default=200, help="steps of a whole run")
     asked = made.parse_args()
@@ -170,17 +170,23 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for title, section in sections(asked, hardware, Path(scratch)).items():
+            rows: list[dict[str, Any]] = []
+            failed = ""
             try:
-                found[title] = section() if time.monotonic() < end else "left out: no time"
+                cases = iter(section() if time.monotonic() < end else ())
+                while time.monotonic() < end and (row := next(cases, None)) is not None:
+                    rows.append(shown(row))
+                    found[title] = rows
+                    if asked.json:  # after each row: an interrupted call keeps its results
+                        write_json(asked.json, found)
             except (Exception, SystemExit) as error:  # the other sections still run
                 traceback.print_exc()
-                found[title] = f"FAILED: {error}"
+                failed = f"FAILED: {error}"
+            if rows:
+                report(title, rows)
+            found[title] = [*rows, {"case": failed}] if rows and failed else rows or failed or "left out: no time"
             if isinstance(found[title], str):
                 print(f"{title}: {found[title]}")
-            else:
-                report(title, found[title])
-            if asked.json:  # after each section: an interrupted run keeps its results
-                write_json(asked.json, found)
     rows = summary(found, asked)
     print_summary(rows)
     if asked.json:

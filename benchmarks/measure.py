@@ -14,6 +14,7 @@ import statistics
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -134,6 +135,23 @@ class Parts:
 
     def _span(self, start: Any, end: Any) -> float:
         return start.elapsed_time(end) / 1e3 if self.device.type == "cuda" else end - start
+
+
+@contextmanager
+def synchronizations(device: torch.device) -> Iterator[list[str]]:
+    """Code lines where the host synchronizes with the GPU."""
+    places: list[str] = []
+    if device.type != "cuda":
+        yield places
+        return
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield places
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    places += [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
 @contextmanager

@@ -25,13 +25,13 @@ import torch
 import yaml
 
 from benchmarks.bare import bare_step, encode_all
-from benchmarks.measure import Parts, in_turns, isolated, parser, peak_memory, ratio, report, shown
+from benchmarks.measure import Parts, in_turns, isolated, parser, peak_memory, ratio, report, shown, synchronizations
 from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import RandomCells, batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
 from densepath.methods import concl, conv_mim, densecl
-from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones import Backbone, build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store
 from densepath.training.batch_norm import share_statistics
@@ -55,9 +55,11 @@ class Step:
     Args:
         recipe: name of a recipe.
         images: the images of the batches.
-        size, batch_size, backbone: as in ``densepath pretrain``.
+        size, batch_size: as in ``densepath pretrain``.
+        backbone: as there; None for that of the recipe.
         hardware: the device and its precision.
         given: options of the method that its recipe does not set.
+        compiled: whether ``torch.compile`` compiles the backbones of the method.
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class Step:
         images: PackedTiles,
         size: int,
         batch_size: int,
-        backbone: str,
+        backbone: str | None,
         hardware: Hardware,
         given: Mapping[str, Any] | None = None,
+        compiled: bool = False,
     ) -> None:
         self.device = hardware.device
         self.autocast = hardware.precision == "bf16-mixed"
@@ -77,7 +80,8 @@ class Step:
         run |= {name: options.pop(name) for name in ("teacher", "teacher_weights", "tokenizer") if name in options}
         config = resolve(PretrainConfig, recipe, {**run, "method_options": options})
         group = config.batch_norm_group
-        method = find_method(config.method)(build_backbone(backbone), **config.method_options)
+        network = build_backbone(str(backbone or config.backbone))
+        method = find_method(config.method)(network, **config.method_options)
         # A recipe's groups are for its own batch.
         share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
         declared = method.views(config.augment)
@@ -88,6 +92,9 @@ class Step:
         self.task = PretrainTask(method, views, config.optimizer, 1000, 100.0)
         self.task.to(self.device, memory_format=hardware.memory_format)
         self.updates = self.task.updates()
+        for module in self.task.modules():
+            if compiled and isinstance(module, Backbone):
+                module.compile()
         self.batches = [batch_of(images, batch_size, step, self.device, method.extras) for step in range(4)]
         self.meter: Meter[Any] = Meter()
         self._done = 0
@@ -182,6 +189,9 @@ def measure(step: Step, batch_size: int, repeats: int, calls: int = 1) -> dict[s
     in_turns({"step": step}, 1, step.device)
     with peak_memory(step.device, row):  # before the prepared views exist
         step()
+    with synchronizations(step.device) as places:
+        step()
+    row["synchronizations"] = len(places)
     cases = {"step": step, "bare": step.bare} | ({"dense": step.dense} if step.encodes_visible_only else {})
     seconds = in_turns(cases, repeats, step.device, calls=calls)
     whole = statistics.median(seconds["step"])
@@ -216,7 +226,7 @@ def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
     hardware = _hardware(asked)
     images = open_store(store).to("cpu")
     given = {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in asked.given)}
-    step = Step(recipe, images, asked.size, asked.batch_size, asked.backbone, hardware, given)
+    step = Step(recipe, images, asked.size, asked.batch_size, asked.backbone, hardware, given, asked.compile)
     return {"case": f"densepath {recipe}"} | measure(step, asked.batch_size, asked.repeats, _calls(hardware))
 
 
@@ -273,6 +283,7 @@ def options(description: str) -> argparse.ArgumentParser:
     made.add_argument("--image_size", type=int, default=224, help="size of the images in pixels")
     made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--device", default="auto")
+    made.add_argument("--compile", action="store_true", help="compile the backbones by torch.compile")
     made.add_argument("--precision", default="auto", choices=("auto", "32", "bf16-mixed"))
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import signal
@@ -16,6 +17,10 @@ from hypothesis import settings
 # The same examples each time, however slow the machine.
 settings.register_profile("densepath", deadline=None, derandomize=True)
 settings.load_profile("densepath")
+
+# As many threads everywhere, whatever else the machine does: sums depend on it in their last bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # A shell starts what is to run in the background with Ctrl-C ignored, and tests that press it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -189,14 +189,14 @@ def test_both_variants_of_superpixels_run(tmp_path: Path, monkeypatch: pytest.Mo
 def test_differences_from_the_cpu_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_BATCH", 4)
     options = {"data": None, "batch_size": 1, "image_size": 64, "size": 64, "backbone": "test_resnet"}
-    asked = Namespace(method=["concl"], more_backbones=[], **options)
+    asked = Namespace(method=["concl"], more=[], more_backbones=[], **options)
     made = gpu.sections(asked, choose_hardware("cpu", "32"), tmp_path)
     (row,) = made["correctness"]()
     assert row["synchronizations in a step"] == "none" and "FAILED" not in str(row)
 
     gradients, calls = step.Step.gradients, iter(range(9))
     monkeypatch.setattr(step.Step, "gradients", lambda self: (gradients(self)[0] + next(calls), gradients(self)[1]))
-    assert str(made["correctness"]()).count("FAILED") == 2
+    assert str(list(made["correctness"]())).count("FAILED") == 2
 
 
 def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,14 +217,17 @@ def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     small = partial(torchvision.models.ResNet, torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
     monkeypatch.setattr(torchvision.models, "test_resnet", small, raising=False)  # for lightly
     words = [*TINY, "--device", "cpu", "--precision", "32", "--workers", "0", "--method", "moco_v2", "--steps", "10"]
-    words += ["--peer", "moco_v2", "--more_backbones", "--json", str(tmp_path / "gpu.json")]
+    words += ["--peer", "moco_v2", "--more", "pcrl", "--more_backbones", "--json", str(tmp_path / "gpu.json")]
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)  # it takes a minute on a CPU
     monkeypatch.setattr(sys, "argv", ["gpu", *words])
     gpu.main()
     found = json.loads((tmp_path / "gpu.json").read_text())["tables"]
     assert list(found) == [
-        "correctness",
         "steps, test_resnet",
+        "steps, compiled",
         "whole runs",
+        "steps, other methods",
+        "correctness",
         "peers",
         "whole runs, lightly",
         "loading",
@@ -233,8 +236,9 @@ def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     assert all(isinstance(rows, list) and rows for rows in found.values()), found
     assert "FAILED" not in str(found)
-    speeds = [row["images_per_second"] for rows in list(found.values())[1:-1] for row in rows]
-    assert min(speeds) > 0
+    timed = [rows for title, rows in found.items() if title not in ("correctness", "against the targets")]
+    assert min(row["images_per_second"] for rows in timed for row in rows) > 0
+    assert {row["synchronizations"] for rows in timed[:2] for row in rows} == {0}
     assert {row["verdict"] for row in found["against the targets"]} <= {"met", "missed", ""}  # each has a value
 
 

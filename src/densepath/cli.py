@@ -210,12 +210,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for errors that the user can fix; 130 when interrupted; 1 for a bug.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _wait_shortly()
     open_streams()
     try:
         with unwinding_on_signals():
             return _checked(argv)
     finally:
         flush_streams()
+
+
+def _wait_shortly() -> None:
+    """Let the threads of torch, which is not loaded yet, sleep at a barrier after about a millisecond.
+
+    By default they keep their cores busy for 20 or 200 ms (libgomp, Intel's OpenMP), even if a thread that they wait
+    for cannot run because other programs have its core.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 
 def _checked(argv: list[str]) -> int:

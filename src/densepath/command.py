@@ -96,7 +96,8 @@ class Command:
         """The help of the everyday options."""
         shown = {**shown, **{form: shown[name] for form, name in self._short.items() if name in shown}}
         brief = Parser(self.prog, self.function, self.positional, shown=shown)
-        chosen = [known[name] for name in EVERYDAY if name in known]
+        needed = [name for name, option in known.items() if option.required and name not in EVERYDAY]
+        chosen = [known[name] for name in (*needed, *EVERYDAY) if name in known]
         brief.add_options(chosen, "everyday options")
         of_method = f", also those of the method {method}" if method else ""
         brief.epilog = f"{len(known) - len(chosen)} more options{of_method}: {self.prog} --help all"

@@ -29,12 +29,18 @@ EVERYDAY = (
         "data",
         "labels",
         "features",
+        "table",
+        "target",
+        "patient",
         "out",
         "config",
         "weights",
         "method",
         "backbone",
         "detector",
+        "model",
+        "freeze",
+        "folds",
         "epochs",
         "max_steps",
     ),
@@ -187,7 +193,7 @@ def choices_of(annotation: Any) -> list[Any]:
 def in_words(annotation: Any) -> str:
     """A type in the words of an error message."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return " or ".join(map(in_words, get_args(annotation)))
+        return " or ".join(in_words(a) for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(map(str, get_args(annotation)))}"
     arguments = get_args(annotation)
@@ -196,6 +202,13 @@ def in_words(annotation: Any) -> str:
     if arguments:
         return f"values, each {in_words(arguments[0])}"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
+
+
+def kind_of(annotation: Any) -> str:
+    """What the help says of a type: a kind of number; empty where it takes texts or paths, or shows its choices."""
+    alternatives = [a for a in _alternatives(annotation) if a is not type(None) and get_origin(a) is not Literal]
+    texts = any(a in (str, Path) or {str, Path}.intersection(get_args(a)) for a in alternatives)
+    return "" if texts else " or ".join(map(in_words, alternatives))
 
 
 def as_yaml(value: Any) -> str:

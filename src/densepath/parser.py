@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import docstring_parser
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from densepath.core.errors import UserError
-from densepath.options import Option, as_yaml, choices_of, close_match, in_words
+from densepath.options import Option, as_yaml, choices_of, close_match, in_words, kind_of
+
+
+class _Help(DefaultHelpFormatter):
+    """The help as :meth:`Parser.add_options` wrote it, without Python's names of types."""
+
+    def _get_help_string(self, action: Action) -> str:
+        return super()._get_help_string(action) if action.dest == "help" else action.help or ""
 
 
 class Parser(ArgumentParser):
@@ -40,7 +47,7 @@ class Parser(ArgumentParser):
         docstring = docstring_parser.parse(getattr(described, "__doc__", "") or "")
         paragraphs = [docstring.short_description, docstring.long_description]
         text = re.sub(r":\w+:|`", "", "\n\n".join(p for p in paragraphs if p))
-        super().__init__(prog=prog, description=text, allow_abbrev=False, exit_on_error=False)
+        super().__init__(prog=prog, description=text, allow_abbrev=False, exit_on_error=False, formatter_class=_Help)
         self.options: dict[str, Option] = {}
         self._positional = positional
         self._complete = complete
@@ -55,9 +62,10 @@ class Parser(ArgumentParser):
             self.options[option.key] = option
             forms = [form for form, name in self._forms.items() if name == f"--{option.key}"]
             text = f"{option.help} ({forms[0]} for short)" if forms else option.help
-            given: dict[str, Any] = {"help": text}
+            given: dict[str, Any] = {}
             if option.key in self._shown or not option.required:
                 given["default"] = self._shown.get(option.key, option.default)
+            given["help"] = f"{text} {_notes(option, given)}".strip()
             if option.is_flag:
                 given["action"] = ActionYesNo(yes_prefix="", no_prefix="no_")
             else:
@@ -166,3 +174,16 @@ class Parser(ArgumentParser):
     def see_help(self) -> str:
         """A hint to the help of the command."""
         return f"see {self.prog} --help"
+
+
+def _notes(option: Option, given: Mapping[str, Any]) -> str:
+    """What the help says of an option's values, in parentheses; empty if its description says all."""
+    notes = ["required"] if "default" not in given else []
+    if kind := "" if option.is_flag else kind_of(option.annotation):
+        notes.append(kind)
+    value = given.get("default")
+    if value is True:
+        notes.append("default: on")
+    elif value is not None and value is not False and value != ():
+        notes.append(f"default: {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
+    return f"({'; '.join(notes)})".replace("%", "%%") if notes else ""

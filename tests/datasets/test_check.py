@@ -114,3 +114,30 @@ def test_what_cannot_be_checked_is_named(data: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             check_data(**{"data": data, "out": tmp_path / "sheet.png", **given})  # type: ignore[arg-type]
+
+
+def test_a_list_of_labelled_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["file,label,split,patient"]
+    for number in range(8):
+        pixels = picture(number) if number else np.zeros((*SIZE, 3), np.uint8)
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels if number == 2 else pixels[..., 0]).save(path)
+        lines.append(f"{path},{'ab'[number % 2]},{'test' if number > 4 else 'train'},P{number // 2}")
+    (tmp_path / "7.png").write_bytes((tmp_path / "1.png").read_bytes())
+    Image.fromarray(picture(3)[::-1, :, 0]).save(tmp_path / "6.png")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    assert check_data(tmp_path / "labels.csv", tmp_path / "sheet.png") == tmp_path / "sheet.png"
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 5 images of 3 patients, 96 x 64 px",
+        "test: 3 images of 2 patients, 96 x 64 px",
+        "nearly uniform images (all black, or all of one value): 1: 0.png",
+        "warning: 1 images have three channels, the others one: 2.png",
+        "identical files: 1: 1.png = 7.png",
+        "patients in train and test: 1: P2; scores are too high",
+        "identical files in train and test: 1: 7.png is 1.png",
+        "nearly identical images in train and test (correlation >= 0.99, turned or mirrored too): 2: 6.png is like "
+        "3.png, 7.png is like 1.png",
+    ]
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).shape[1] > 4 * 96
+    check_data(tmp_path / "labels.csv", count=0, patient_regex=r"^(\d)\.png")
+    assert "patients in train and test: 0" in capsys.readouterr().out

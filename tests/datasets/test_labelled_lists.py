@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from densepath.core.errors import UserError
+from densepath.core.output_names import names_below
 from densepath.datasets import chexpert
 from densepath.datasets.chaoyang import convert_chaoyang
 from densepath.datasets.chestxray14 import convert_chestxray14
@@ -176,7 +177,8 @@ def test_chestxray14(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     )
     assert pool.targets.names == ("Cardiomegaly", "Effusion", "Hernia", "Mass", "Pneumonia")
     assert pool.targets.values[1].tolist() == [1, 1, 0, 0, 0] and pool.owners == list("11223344")
-    features = Features([row["file"] for row in found], np.zeros((8, 2), np.float32), {})
+    below = names_below([row["file"] for row in found], listed)  # as probe and embed name them
+    features = Features(below, np.zeros((8, 2), np.float32), {})
     probed = label(features, Labels(str(listed), target="Effusion"), listed)
     assert probed.classes.labels.tolist() == [0, 1, 1, 0, 0, 0, 1, 0]
     assert probed.test is not None and probed.test.sum() == 2 and probed.patient_names == list("1234")

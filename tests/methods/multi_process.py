@@ -47,7 +47,6 @@ from densepath.methods import (
     ModelGenesis,
     PCRLReleased,
     SelfPatch,
-    SemanticGenesis,
     SimCLR,
     SparK,
     Supervised,
@@ -80,8 +79,7 @@ PCL = {"num_clusters": (10, 12), "num_negatives": 3}
 DISTILLED = {"prototypes": 24, "interaction_prototypes": 10, "local_crops": 2, "drop_path": 0.3, "num_regions": 3}
 DISTILLED |= {"patch_prototypes": 10, "koleo_weight": 0.1, "neighbors": 2}
 DISTILLED["head_batch_norm"] = True
-PATCHES = {"side": 8, "num_classes": 4, "neighbors": 12, "discovery_epochs": 0, "classification_epochs": 0}
-MIM = {"patch": 16, "width": 16, "heads": 2}
+MIM = {"side": 8, "patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
 GRIDS = ("shuffled", "synchronized")  # cases with the concepts of a grid, as these surely have none in common at times
@@ -124,7 +122,6 @@ KINDS = {
     C2L: ("groups",),
     ModelGenesis: ("synchronized",),
     CPC: ("volumes",),
-    SemanticGenesis: ("synchronized",),
     SwAV: ("synchronized",),
 }
 
@@ -191,7 +188,7 @@ def train(kind, case, norms, batches, tokenizer):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | ATTENTION | DISTILLED | PATCHES | source | CASES[case][0]
+    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | ATTENTION | DISTILLED | source | CASES[case][0]
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if case in BACKBONES and "stage" in known:

@@ -22,6 +22,7 @@ ROWS = {
     "flips": ({"targets": "flips", "alpha": 0.0}, {"ordinary", "momentum"}),
     "crossmix": ({"targets": "same", "attention": "none", "alpha": 0.5}, {"ordinary", "momentum", "hybrid"}),
     "pcrl": ({}, {"ordinary", "momentum", "hybrid"}),
+    "small": ({"standardize": True, "contrast": "before"}, {"ordinary", "momentum", "hybrid"}),
 }
 
 
@@ -122,8 +123,14 @@ def test_the_loss_is_the_equation(make, images, row):
             vector = indicator(batch[f"{clean}_clean"].map, batch[f"{target}_target"].map).double()
             maps[deepest] = attention(maps[deepest], vector)
         attended.append(maps)
-    q = F.normalize(method.projector(attended[0][deepest].mean((2, 3))), dim=1).detach()
-    k, h = (F.normalize(method.key_projector(maps[deepest].mean((2, 3))), dim=1) for maps in attended[1:])
+    embedded = []
+    compared = (own, other, hybrid) if row == "small" else attended
+    for maps, projector in zip(compared, (method.projector, *[method.key_projector] * 2), strict=True):
+        x = projector(maps[deepest].mean((2, 3))).detach()
+        if row == "small":
+            x = (x - x.mean(0)) / torch.sqrt(x.var(0, correction=0) + 1e-5)
+        embedded.append(F.normalize(x, dim=1))
+    q, k, h = embedded
     contrast = 0.0
     for b in range(4):
         positive = math.exp(float((q[b] @ k[b]).detach()) / 0.2)
@@ -222,6 +229,8 @@ def test_the_released_losses_are_the_equations(make, images, kind):
 def test_options_that_do_not_fit_are_refused(make):
     with pytest.raises(UserError, match="without targets"):
         make(PCRL, "test_resnet", targets="none")
+    with pytest.raises(UserError, match="give after or before"):
+        make(PCRL, "test_resnet", contrast="inside")
     with pytest.raises(UserError, match="unknown attention"):
         make(PCRL, "test_resnet", attention="other")
     with pytest.raises(UserError, match=r"--method\.queue_size 192"):

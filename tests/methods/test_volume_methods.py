@@ -237,13 +237,13 @@ def test_semantic_genesis_discovers_classifies_and_restores(make, views_of, volu
         make(SemanticGenesis, num_classes=44)
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("kind", [Cube, CPC, SemanticGenesis])
 def test_one_batch_is_overfitted(make, views_of, losses_on, kind):
     method = make(kind)
     epoch = 2.0 if kind is SemanticGenesis else 0.0
     batch = views_of(method, epoch)
     if kind is SemanticGenesis:
         method.on_features(torch.arange(4.0).double().view(4, 1), batch)
-    lr = {CPC: 0.3, ModelGenesis: 1.0, SemanticGenesis: 1.0, Cube: 0.1}.get(kind, 0.01)
+    lr = {CPC: 3.0, SemanticGenesis: 1.0, Cube: 0.5}[kind]
     history = losses_on(method, batch, 12, lr, getattr(method, "queue", None))
     assert all(map(math.isfinite, history)) and min(history[-3:]) < 0.9 * history[0]

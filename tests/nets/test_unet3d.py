@@ -10,6 +10,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.decoders.build import build_decoder, decoder_state, load_decoder
 from densepath.nets.norms import to_group_norm
 from densepath.nets.weights import load_weights
+from densepath.nets.weights.pretrained import pretrained_backbone
 
 FULL = {  # shapes of some of the released tensors
     "down_tr64.ops.0.conv1.weight": (32, 1, 3, 3, 3),
@@ -53,7 +54,7 @@ def test_the_full_width_has_the_released_shapes():
         backbone = build_backbone("unet_3d", 1)
         state = backbone.net.state_dict() | decoder_state(*build_decoder(backbone))
     assert {name: tuple(state[name].shape) for name in FULL} == FULL
-    assert len(state) == 3 + 7 + 14 * 7 - 1 - 1 - 1  # heads, and 14 convolutions with norms
+    assert len(state) == 14 * 7 + 3 * 2 + 2  # convolutions with norms, transposed ones, and the last
     assert backbone.channels == {1: 64, 2: 128, 3: 256, 4: 512}
 
 
@@ -77,6 +78,9 @@ def test_a_released_checkpoint_gives_the_released_forward_pass(tmp_path):
     head.load_state_dict(
         {f"final_conv.{leaf}": released[f"module.out_tr.final_conv.{leaf}"] for leaf in ("weight", "bias")}
     )
+    found = pretrained_backbone(tmp_path / "Genesis_Chest_CT.pt")
+    assert found.backbone.name == "unet_3d_w2"
+    assert (found.spec.ndim, found.spec.window, found.spec.mean, found.spec.std) == (3, (-1000, 1000), (0,), (1,))
     x = torch.randn(2, 1, 16, 8, 24)
     torch.testing.assert_close(
         head(decoder(backbone(x), x.shape[2:])), released_pass(released, x), atol=1e-3, rtol=1e-3
@@ -93,7 +97,7 @@ def test_weights_of_one_channel_serve_several(tmp_path):
     first = "down_tr64.ops.0.conv1"
     assert lines[0] == f"{first}.weight 2x4x3x3x3: from {first}.weight, adapted from 2x1x3x3x3"
     assert lines[1] == f"{first}.bias 2: from {first}.bias" and len(lines) == len(four.net.state_dict())
-    x = torch.randn(1, 1, 8, 8, 8)
+    x = torch.randn(2, 1, 8, 8, 8)
     torch.testing.assert_close(four(x.expand(-1, 4, -1, -1, -1))[4], one(x)[4], atol=1e-5, rtol=1e-4)
 
 
@@ -104,7 +108,7 @@ def test_odd_sizes_and_early_stages():
     maps = backbone(torch.randn(2, 1, *size))
     assert {stage: tuple(x.shape[2:]) for stage, x in maps.items()} == {s: backbone.grid(s, *size) for s in range(1, 5)}
     assert head(decoder(maps, size)).shape == (2, 1, *size)
-    assert list(backbone(torch.randn(1, 1, 8, 8, 8), last=2)) == [1, 2]
+    assert list(backbone(torch.randn(2, 1, 8, 8, 8), last=2)) == [1, 2]
     with pytest.raises(UserError, match="unknown backbone 'unet_3d_w0'; U-Nets are unet_3d"):
         build_backbone("unet_3d_w0", 1)
 

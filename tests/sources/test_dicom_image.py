@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
+from densepath.annotations.patients import owners_of_images
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.image_files import ImageFiles
@@ -131,3 +132,12 @@ def test_a_folder_of_radiographs_is_a_source_and_no_identifier_leaves_it(tmp_pat
     assert written
     for path in written:
         assert not [secret for secret in SECRETS if secret.encode() in path.read_bytes()]
+
+
+def test_patients_of_files_are_numbers(tmp_path: Path) -> None:
+    """Divisions by patient need to know whose a file is, and nothing that they give says who that is."""
+    paths = [str(write(tmp_path / f"{n}.dcm", PatientID=f"MRN{9 - n // 2}")) for n in range(4)]
+    paths.append(str(write(tmp_path / "4.dcm", PatientID="")))
+    paths += [str(tmp_path / "00001280_004.png"), str(tmp_path / "patient00003/study1/view1_frontal.jpg")]
+    numbers = ["patient_0002"] * 2 + ["patient_0001"] * 2
+    assert owners_of_images(tmp_path, paths) == [*numbers, paths[4], "00001280", "patient00003"]

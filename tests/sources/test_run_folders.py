@@ -31,7 +31,7 @@ def test_run_folders_among_the_images_are_passed_over(tmp_path, monkeypatch):
         patch.setattr("builtins.open", lambda name, *how: opened.append(name) or usual(name, *how))
         found = find_source(tmp_path)
     assert opened == [f"{tmp_path}/sub/run/config.yaml"]  # and no such file in folders that have none
-    assert found.passed.kinds == {"folders of runs": 1}
+    assert found.passed.kinds == {"folders of results": 1}
     assert [found.names(k).removeprefix(f"{tmp_path}/") for k in range(len(found))] == ["a.png", "sub/b.png"]
     with pytest.raises(UserError, match="holds a run of densepath"):
         find_source(tmp_path / "sub" / "run")
@@ -39,7 +39,7 @@ def test_run_folders_among_the_images_are_passed_over(tmp_path, monkeypatch):
     for pattern in (f"{tmp_path}/**/*.png", "./**/*.png", "**/*.png", "*/../**/*.png"):
         found = find_source(pattern)
         assert {name.rpartition("/")[2] for name in map(str, found.paths)} == {"a.png", "b.png"}
-    assert found.passed.kinds == {"folders of runs": 1}
+    assert found.passed.kinds == {"folders of results": 1}
     draw(tmp_path / "sub" / "run" / "pictures" / "step_2.png")
     assert len(find_source("sub/run/pictures/*.png")) == 2  # as asked for
 

@@ -45,7 +45,7 @@ def test_one_line_says_what_is_read(tmp_path: Path) -> None:
         "4 images in 2 folders, 40-77 px, kept in memory; passed over: 1 .svs files, 1 .csv files"
     ]
     assert lines(tmp_path, exclude=["b"]) == [
-        "3 images in 1 folder, 40-50 px, kept in memory; passed over: 1 excluded images, 1 .svs files, 1 .csv files"
+        "3 images in 1 folder, 40-50 px, kept in memory; passed over: 1 excluded files, 1 .svs files, 1 .csv files"
     ]
     files = open_images(tmp_path / "a", cache="none")
     assert isinstance(files, ImageFiles)

@@ -263,7 +263,7 @@ WRONG = {
     "epochs is 1e\\+308; give a positive number": {"epochs": 1e308, "max_steps": None},
     "epochs is -1.0; give a positive number": {"epochs": -1, "max_steps": None},
     "epochs is 0.0; give a positive number": {"epochs": 0, "max_steps": None},
-    "epochs takes a number or null, not nan": {"epochs": float("nan"), "max_steps": None},
+    "epochs takes a number, not nan": {"epochs": float("nan"), "max_steps": None},
     "max_steps is 1000000000000; give a positive number": {"max_steps": 10**12},
     "save_every_steps is -1; give a positive number, or 0 for never": {"save_every_steps": -1},
     "save_every_minutes is -1.0; give a positive number, or 0": {"save_every_minutes": -1},

@@ -153,6 +153,8 @@ def test_the_recipes_for_volumes_hold_the_papers_constants():
     genesis = options["model_genesis_3d"]
     assert (genesis["batch_size"], genesis["method_options"]) == (6, {"resize": False})
     assert genesis["optimizer"] == Optimizer(lr=1.0, weight_decay=0.0)
+    patience = [(options[name]["val_share"], options[name]["patience"]) for name in ("pcrl_3d", "model_genesis_3d")]
+    assert patience == [(0.1, 30 * 16), (0.1, 50 * 32)]
     semantic = options["semantic_genesis_3d"]["method_options"]
     assert (semantic["num_classes"], semantic["neighbors"], semantic["classification_weight"]) == (44, 200, 0.01)
     cpc = options["cpc_3d"]["method_options"]

@@ -5,13 +5,20 @@ import csv
 import pytest
 import torch
 
+from densepath.annotations.classes import Classes
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.open import find_source
+from densepath.sources.packing import pack
+from densepath.sources.pixel_source import AllNames
+from densepath.sources.restrict import take
+from densepath.training.config import PretrainConfig
 from densepath.training.pretrain import pretrain
-from densepath.training.validation import Patience, hold_out_images
+from densepath.training.run_images import find_images
+from densepath.training.validation import PartOf, Patience, hold_out_images
 
 OPTIONS = {"method": "spark", "method_options": {"decoder_dim": 32}, "backbone": "test_resnet", "batch_size": 8}
 OPTIONS |= {"view_size": 64, "devices": "cpu", "precision": "32", "val_share": 0.2, "log_every": 1, "workers": 0}
@@ -27,7 +34,8 @@ def test_a_patient_is_trained_on_or_held_out(tmp_path):
     names += [f"patient{patient:05d}/study1/view{number}_frontal.jpg" for patient in range(20) for number in (1, 2)]
     (tmp_path / "manifest.csv").write_text("file,patient\n" + "".join(f"x{n}.png,{n // 5}\n" for n in range(40)))
     names += [f"x{n}.png" for n in range(40)]
-    train, held = hold_out_images(ImageFiles([str(tmp_path / name) for name in names]), tmp_path, 0.25, 3)
+    images = ImageFiles([str(tmp_path / name) for name in names])
+    train, held = (take(images, part) for part in hold_out_images(images, tmp_path, 0.25, 3))
 
     def patients(images):
         paths = [str(images.paths[n]).removeprefix(f"{tmp_path}/") for n in range(len(images))]
@@ -35,7 +43,8 @@ def test_a_patient_is_trained_on_or_held_out(tmp_path):
 
     assert not patients(train) & patients(held) and len(train) + len(held) == len(names)
     assert 0.25 <= len(held) / len(names) < 0.3
-    again = hold_out_images(ImageFiles([str(tmp_path / name) for name in reversed(names)]), tmp_path, 0.25, 3)[1]
+    images = ImageFiles([str(tmp_path / name) for name in reversed(names)])
+    again = take(images, hold_out_images(images, tmp_path, 0.25, 3)[1])
     assert {str(again.paths[n]) for n in range(len(again))} == {str(held.paths[n]) for n in range(len(held))}
     with pytest.raises(UserError, match="leaves no patient to train on"):
         hold_out_images(ImageFiles(["00000001_000.png", "00000001_001.png"]), "", 0.5, 0)
@@ -59,6 +68,8 @@ def test_the_best_weights_are_kept_and_a_resumed_run_ends_at_the_same_step(tmp_p
     train, held = ((first / name).read_text().splitlines() for name in ("images.txt", "validation_images.txt"))
     assert len(train) == 32 and len(held) == 8 and not {*train} & {*held}
     load_weights(build_backbone("test_resnet"), first / "exported" / "best.safetensors")
+    best = read_checkpoint(first / "checkpoints" / "best.ckpt")
+    assert best["step"] == 8 and best["state_dict"]["patience.lowest"] == 2.0
     state = read_checkpoint(first / "checkpoints" / "last.ckpt")
     assert state["state_dict"]["patience.since"] == 2 and state["state_dict"]["patience.lowest"] == 2.0
 
@@ -102,3 +113,40 @@ def test_options_that_do_not_fit_are_refused(tmp_path, tiles):
         pretrain(**{**options, "val_share": 0.0, "patience": 3})
     with pytest.raises(UserError, match="val_share is 1"):
         pretrain(**{**options, "val_share": 1.0})
+
+
+def test_a_fraction_is_by_patient_and_its_complement_is_a_list(tmp_path, tiles):
+    """The paper's 9:1 to 6:4: what a run does not learn from is left for fine-tuning."""
+    paths = [str(path) for path in sorted(tiles.rglob("*.png"))]
+    table = tmp_path / "labels.csv"
+    table.write_text("file,patient\n" + "".join(f"{path},P{n // 4}\n" for n, path in enumerate(paths)))
+    options = {**OPTIONS, "data": table, "val_share": 0.0, "max_steps": 1}
+    seen = []
+    for fraction in (0.9, 0.6):
+        used, left = find_images(PretrainConfig(**options, fraction=fraction, out=tmp_path / "no"))
+        names = [{*AllNames(part)} for part in (used, left)]
+        assert not names[0] & names[1] and names[0] | names[1] == {*paths} and len(used) == fraction * len(paths)
+        patients = [{paths.index(name) // 4 for name in part} for part in names]
+        assert not patients[0] & patients[1]
+        seen.append(names[0])
+    assert seen[1] < seen[0]
+    folder = pretrain(**options, fraction=0.6, out=tmp_path / "run")
+    lists = [set((folder / name).read_text().splitlines()) for name in ("images.txt", "other_images.txt")]
+    assert lists == [seen[1], {*paths} - seen[1]]
+
+
+def test_stores_and_inputs_are_divided_like_files(tmp_path, tiles):
+    store = tmp_path / "packed.safetensors"
+    pack(tiles, store)
+    images = find_source(store)
+    train, held = hold_out_images(images, store, 0.2, 0)
+    assert len(held) == 8 and sorted([*train.tolist(), *held.tolist()]) == list(range(len(images)))
+    known = PartOf(Classes(("a", "b"), torch.arange(40, dtype=torch.int32)), held)
+    assert len(known) == 8 and torch.equal(known.gather(torch.tensor([3, 0])), held[[3, 0]].int())
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\n" + "".join(f"{images.names(n)},{'ab'[n % 2]}\n" for n in range(len(images))))
+    options = {**OPTIONS, "method": "supervised", "method_options": {}, "max_steps": 4, "labels": table}
+    folder = pretrain(**options, data=store, out=tmp_path / "run")
+    assert [float(row["val_loss"]) > 0 for row in rows_of(folder) if row.get("val_loss")] == [True]
+    held_names = (folder / "validation_images.txt").read_text().splitlines()
+    assert held_names == [images.names(n) for n in held.tolist()]

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from densepath.analysis.panels import picture_file
@@ -17,6 +17,7 @@ from densepath.annotations.coco import open_split
 from densepath.annotations.splits import fit_window
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.fonts import font
 from densepath.core.spacing import evenly_spaced
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
@@ -146,15 +147,15 @@ def _compose(titles: Sequence[str], rows: Sequence[Sequence[Panel]], note: str) 
     heights = [row[0][0].height for row in rows]
     picture = Image.new("RGB", (width, _LINE + sum(_LINE + height + _GAP for height in heights) + _LINE), "white")
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(_FONT)
+    letters = font(_FONT)
     lefts = [_GAP + column * (_WIDTH + _GAP) for column in range(len(titles))]
     for left, title in zip(lefts, titles, strict=True):
-        draw.text((left + _WIDTH / 2, _LINE / 2), title, "black", font, anchor="mm")
+        draw.text((left + _WIDTH / 2, _LINE / 2), title, "black", letters, anchor="mm")
     top = _LINE
     for row, height in zip(rows, heights, strict=True):
         for left, (panel, line) in zip(lefts, row, strict=True):
-            draw.text((left, top + _LINE / 2), line, "black", font, anchor="lm")
+            draw.text((left, top + _LINE / 2), line, "black", letters, anchor="lm")
             picture.paste(panel, (left, top + _LINE))
         top += _LINE + height + _GAP
-    draw.text((_GAP, top + _LINE / 2 - _GAP / 2), note, "black", font, anchor="lm")
+    draw.text((_GAP, top + _LINE / 2 - _GAP / 2), note, "black", letters, anchor="lm")
     return picture

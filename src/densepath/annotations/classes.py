@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from densepath.core.csv_files import delimiter_of
 from densepath.core.errors import UserError, first_few
+from densepath.core.spelling import composed
 from densepath.sources.pixel_source import AllNames, Named
 
 FOLDERS = "folders"
@@ -151,7 +152,9 @@ def _known_columns(path: str, columns: Sequence[str]) -> list[str]:
         if column == _LABEL and (not known or _place(known, _LABEL) is not None):
             continue
         if _heads([column])[0] not in known:
-            raise UserError(f"{path} has no column {column}; its header names {', '.join(known) or 'none'}")
+            raise UserError(
+                f"{path} has no column {column}; its header names {', '.join(known) or 'none'}: name one of these"
+            )
     return _heads(list(columns))
 
 
@@ -165,7 +168,8 @@ def table_columns(path: str) -> list[str]:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             heads = _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"the table of labels {path} cannot be read ({error}); check the path") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
     return heads if _places(heads, [_LABEL]) or any(name in heads for name in _FILE) else []
 
 
@@ -266,9 +270,9 @@ def _rows(file: Any, path: str, columns: Sequence[str], empty: bool) -> Iterator
 
 
 def _delimiter(file: Any) -> str:
-    tabs = "\t" in file.readline()
+    found = delimiter_of(file.readline())
     file.seek(0)
-    return "\t" if tabs else ","
+    return found
 
 
 def _heads(row: list[str]) -> list[str]:
@@ -295,7 +299,7 @@ def _place(heads: list[str], column: str) -> int | None:
 
 def _parts(path: str) -> list[bytes]:
     """The parts of a path, in one Unicode normalization: macOS writes another one than Linux."""
-    return os.fsencode(unicodedata.normalize("NFC", path)).split(b"/")
+    return os.fsencode(composed(path)).split(b"/")
 
 
 def _key(parts: list[bytes]) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.core.json_files import load_json
+from densepath.core.spelling import composed
 
 _NEEDED: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
@@ -58,7 +58,7 @@ def check_keys(truth: Any, path: Path) -> dict[str, Any]:
         if entry.get("area", 0) is None:
             del entry["area"]
     for entry in checked["categories"]:
-        entry["name"] = unicodedata.normalize("NFC", str(entry.get("name", entry["id"])))
+        entry["name"] = composed(str(entry.get("name", entry["id"])))
     return checked
 
 

@@ -11,9 +11,15 @@ from itertools import takewhile
 from pathlib import Path
 
 from densepath.core.errors import UserError
+from densepath.core.system import usable_cores
+from densepath.core.threads import in_threads
+from densepath.sources.dicom_image import SUFFIXES as DICOM
+from densepath.sources.dicom_image import patient_id
 
 MANIFEST = "manifest.csv"
 _FILE = ("file", "file_name", "filename", "path", "image", "name")
+# NIH ChestX-ray14: 00001280_004.png; CheXpert: patient00001/study1/view1_frontal.jpg
+_IN_NAMES = re.compile(r"(?:^|/)(?:(patient\d+)/|(\d{8})_\d{3}\.)")
 PATIENT_COLUMNS = ("patient", "patient_id", "case", "case_id", "subject", "subject_id")
 
 
@@ -21,8 +27,9 @@ def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFE
     """The patients of images: name -> patient, for those that a manifest lists.
 
     A manifest lies in the folder of the source, in its parent, or in a folder below it, where it applies only to the
-    images of that folder. Its columns are found by their names: a file (a path relative to the manifest, or only a
-    name, which then applies to every file with that name; with or without suffix) and a patient.
+    images of that folder. A source that is itself a table with patients is one. Its columns are found by their names: a
+    file (a path relative to the manifest, or only a name, which then applies to every file with that name; with or
+    without suffix) and a patient.
 
     Args:
         source: a folder, a file in a folder, or a pattern (its folder is the part before the first wildcard).
@@ -34,8 +41,10 @@ def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFE
     """
     found: dict[str, str] = {}
     folder = _folder(source)
-    for place in [*_below(folder, names), folder, folder.parent]:
-        known = _read(place / manifest)
+    places = [*_below(folder, names), folder, folder.parent]
+    listed = [Path(source)] if str(source).lower().endswith(".csv") else []
+    for table in [*listed, *(place / manifest for place in places)]:
+        known, place = _read(table), table.parent
         if known:
             within = place not in (folder, folder.parent)
             for name in names:
@@ -47,6 +56,29 @@ def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFE
                 if patient is not None:
                     found.setdefault(name, patient)
     return found
+
+
+def owners_of_images(source: str | Path, names: Sequence[str]) -> list[str]:
+    """The patient of each image; an image whose patient is unknown has its own name.
+
+    Patients are those of a manifest (see :func:`patients_of`), those in names as of ChestX-ray14 and CheXpert, or those
+    of DICOM files, which are numbered.
+
+    Args:
+        source, names: as for :func:`patients_of`.
+
+    Raises:
+        UserError: the manifest cannot be read.
+    """
+    known = patients_of(source, names)
+    for name in names:
+        if name not in known and (match := _IN_NAMES.search(name)):
+            known[name] = match[1] or match[2]
+    files = [name for name in names if name not in known and name.lower().endswith(DICOM)]
+    found = dict(zip(files, in_threads(patient_id, files, usable_cores(), "DICOM headers"), strict=True))
+    numbers = {patient: number for number, patient in enumerate(sorted({*found.values()} - {""}), 1)}
+    known |= {name: f"patient_{numbers[patient]:04d}" for name, patient in found.items() if patient}
+    return [known.get(name, name) for name in names]
 
 
 def patient_in_name(name: str, pattern: str) -> str:

@@ -15,6 +15,25 @@ from densepath.benchmark.entries import Row, Task, check_names, check_options, c
 from densepath.benchmark.steps import STEPS
 from densepath.core.errors import UserError, suggest
 
+_KNOWN = (
+    *("title", "source", "seeds", "pretrain_seed", "baseline", "backbone", "pretrain", "rows", "tasks", "rates"),
+    *("missing", "p_values", "contrasts"),
+)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A comparison that the table reports besides its rows: the sum of some rows minus that of others, by seed.
+
+    Args:
+        name: what it means.
+        plus, minus: names of rows.
+    """
+
+    name: str
+    plus: tuple[str, ...]
+    minus: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class TableConfig:
@@ -29,6 +48,7 @@ class TableConfig:
         pretrain_seed: the seed of one pre-training that all seeds share; None if each seed has its own pre-training.
         rates: verb -> assumed images per second.
         rates_of: the hardware that the rates are assumed for.
+        contrasts: comparisons of several rows.
         missing: what the table shows in place of a paper's number that is unknown, if there should be one.
         p_values: task -> the paper's p-value of its best row against the second best.
     """
@@ -45,6 +65,7 @@ class TableConfig:
     rates_of: str
     missing: str = ""
     p_values: Mapping[str, float] = field(default_factory=dict)
+    contrasts: tuple[Contrast, ...] = ()
 
 
 def config_names() -> list[str]:
@@ -75,9 +96,7 @@ def load_table(name: str | Path) -> TableConfig:
 
 
 def _table(name: str, content: Any) -> TableConfig:
-    known = ("title", "source", "seeds", "pretrain_seed", "baseline", "backbone", "pretrain", "rows", "tasks", "rates")
-    known = (*known, "missing", "p_values")
-    values = mapping(content, known, "it", needed=("rows", "tasks", "seeds", "baseline"))
+    values = mapping(content, _KNOWN, "it", needed=("rows", "tasks", "seeds", "baseline"))
     common, backbone = values.get("pretrain") or {}, values.get("backbone", "resnet18")
     check_options("pretrain", common, "all rows (pretrain)")
     check_words({"backbone": backbone, "missing": values.get("missing")}, "it")
@@ -100,6 +119,7 @@ def _table(name: str, content: Any) -> TableConfig:
         pretrain_seed=None if values.get("pretrain_seed") is None else checked_seeds([values["pretrain_seed"]])[0],
         rates={verb: positive(rate, f"the rate of {verb}") for verb, rate in rates.items()},
         rates_of=rates_of,
+        contrasts=tuple(_contrast(entry, rows) for entry in values.get("contrasts") or ()),
         missing=str(values.get("missing") or ""),
         p_values=_p_values(values.get("p_values") or {}, tasks),
     )
@@ -111,6 +131,17 @@ def _p_values(entry: Any, tasks: Sequence[Task]) -> dict[str, float]:
         if not is_number(p) or not 0 <= p <= 1:
             raise UserError(f"the p-value of {name!r} is {p!r}; give a number from 0 to 1")
     return {name: float(p) for name, p in values.items()}
+
+
+def _contrast(entry: Any, rows: Sequence[Row]) -> Contrast:
+    values = mapping(entry, ("name", "plus", "minus"), "a contrast", needed=("name", "plus", "minus"))
+    check_words(values, "a contrast")
+    sides = [tuple(listed(values[side], f"{side} of {values['name']!r}")) for side in ("plus", "minus")]
+    names = [row.name for row in rows]
+    for name in (*sides[0], *sides[1]):
+        if name not in names:
+            raise UserError(f"the contrast {values['name']!r} has {name!r}, which is not a row; name one of the rows")
+    return Contrast(values["name"], *sides)
 
 
 def _folder() -> Any:

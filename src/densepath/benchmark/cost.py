@@ -68,7 +68,7 @@ def _key(run: Run) -> tuple[Any, ...]:
     return (
         run.label,
         run.images,
-        *(run.options.get(name) for name in ("backbone", "detector", "view_size", "prompt")),
+        *(str(run.options.get(name)) for name in ("backbone", "detector", "view_size", "prompt")),
     )
 
 

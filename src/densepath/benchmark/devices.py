@@ -14,6 +14,7 @@ from densepath.core.errors import UserError
 from densepath.core.system import cores
 
 _MAX_WORKERS = 16
+_JOBS = 4
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,19 @@ def parse_devices(devices: int | str) -> list[Device]:
         )
         for number in chosen
     ]
+
+
+def job_slots(devices: int | str, executor: str) -> list[Device]:
+    """Places for jobs on machines that are not known yet: each takes the GPU that its job has, or else the CPU.
+
+    Raises:
+        UserError: ``devices`` is not a number.
+    """
+    text = str(devices)
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise UserError(f"devices is {devices!r}; with an executor give the number of jobs at a time")
+    count = _JOBS if text == "auto" else int(text)
+    return [Device(f"{executor}:{number}", "auto", f"a job of {executor}") for number in range(count)]
 
 
 def _on_cpu(count: int) -> list[Device]:

@@ -18,6 +18,7 @@ from densepath.benchmark.identity import SHOWN_DIGITS, ImageSet, content, decode
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.listing import list_images
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import AllNames
 from densepath.sources.restrict import take
@@ -115,7 +116,7 @@ def read_classes(
     pool = read_pool(config, find_source(data, exclude=config.exclude), data, labels)
     study = make_study(pool, None)
     fit, official = np.sort(np.concatenate((study.fit, study.held))), len(study.tested) > 0
-    train, test = (_images(pool, places, data, cache) for places in (fit, study.tested if official else fit))
+    train, test = (images_of(pool, places, data, cache) for places in (fit, study.tested if official else fit))
     written = content([table], cache) if table.is_file() else ""
     digest = digest_of([train.digest, test.digest, written, *pool.names, *pool.splits])
     return LabelledSet(name, train, test, digest, None, data, {"labels": labels}, not official)
@@ -131,7 +132,23 @@ def _holds_images(folder: Path) -> bool:
         return False
 
 
-def _images(pool: Pool, places: Any, data: str, cache: Path) -> ImageSet:
+def read_plain(
+    name: str, folder: str | Path, cache: Path, orientation: Orientation | None, options: Mapping[str, Any]
+) -> LabelledSet:
+    """Read images whose labels a task makes itself: a folder, or a list with patients and a split, perhaps in a folder.
+
+    Raises:
+        UserError: there are none, or a file cannot be read.
+    """
+    data = Path(folder) / LABELS if (Path(folder) / LABELS).is_file() else Path(folder)
+    source = str(data.absolute())
+    images = image_set(source, list(list_images(source)), cache)
+    return LabelledSet(
+        name, images, images, digest_of([images.digest, digest_of_given(source, cache)]), None, source, {}, True
+    )
+
+
+def images_of(pool: Pool, places: Any, data: str, cache: Path) -> ImageSet:
     """Some images of a pool."""
     chosen = pool.take(places)
     if isinstance(chosen.images, ImageFiles):

@@ -114,12 +114,12 @@ def collect(config: TableConfig, grid: Grid, root: Path) -> Results:
             result = found[run.name]
             if result is not None and metric in result:
                 values[seed] = result[metric]
-    measured = {row for row, _, _ in grid.places}
-    for row in config.rows:
-        if row.name in measured or not row.runs:  # rows with the paper's numbers only, or without tiles of some tasks
-            for task in (t for t in config.tasks if any(t.name == name for _, name, _ in grid.places)):
-                for metric in task.metrics:
-                    scores.setdefault((row.name, task.name, metric), {})
+    measured, evaluated = ({place[k] for place in grid.places} for k in (0, 1))
+    for line in config.rows:
+        if line.name in measured or not line.runs:  # some have only the paper's numbers, or no tiles of some tasks
+            for column in (task for task in config.tasks if task.name in evaluated):
+                for metric in column.metrics:
+                    scores.setdefault((line.name, column.name, metric), {})
     entries = {}
     rows, tasks = {row.name: row for row in config.rows}, {task.name: task for task in config.tasks}
     for (row, task, metric), values in scores.items():

@@ -103,7 +103,7 @@ class RunFolder:
         data = features_in(self.root / run.parent.name / RUN) if of_features and run.parent else run.data
         beside = os.path.join("..", run.parent.name, RUN) if run.parent else ""
         source = "" if of_features else self._link() or run.weights or beside
-        words = [sys.executable, "-m", "densepath", *run.verb.split()]
+        words = [sys.executable, "-m", "densepath", *(run.step.command or run.verb).split()]
         words.append(f"--data={os.path.join(beside, data.name) if isinstance(data, Path) else data}")
         words += [f"--{name}={path}" for name, path in run.inputs.items()]
         words += [f"--seed={run.seed}"] if run.step.draws else []

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from densepath.benchmark.devices import Device
+from densepath.benchmark.executors import SubmittedJob
 from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import LOG, RunFolder
 from densepath.core.errors import UserError
@@ -28,12 +29,15 @@ _POLL_ELSEWHERE = 5.0  # seconds between checks of a run that another process ex
 class _Job:
     folder: RunFolder
     device: Device
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | SubmittedJob
     lock: int
     began: float
 
     def stop(self, signum: int) -> None:
         """Send a signal to the process and to all processes it started."""
+        if isinstance(self.process, SubmittedJob):
+            self.process.stop(signum)
+            return
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signum)
 
@@ -50,11 +54,19 @@ class Runner:
         runs: the runs, each after those that it depends on.
         devices: the devices to use.
         changed: called when a run is done.
+        submit: submits the command of a run as a job, given its folder, its log and its environment; None starts it as
+            a process of this machine.
     """
 
     def __init__(
-        self, root: Path, runs: Sequence[Run], devices: Sequence[Device], changed: Callable[[], object]
+        self,
+        root: Path,
+        runs: Sequence[Run],
+        devices: Sequence[Device],
+        changed: Callable[[], object],
+        submit: Callable[[Sequence[str], Path, Path, Mapping[str, str]], SubmittedJob] | None = None,
     ) -> None:
+        self._submit = submit
         self._root = root
         self._waiting = [run for run in runs if RunFolder(root, run).result() is None]
         self._total = len(self._waiting)
@@ -116,18 +128,25 @@ class Runner:
         device = self._free.pop(0)
         command = folder.command(device.devices, device.workers)
         folder.begin(command, device.hardware)
+        self._jobs.append(_Job(folder, device, self._launch(command, folder, device, lock), lock, time.monotonic()))
+
+    def _launch(
+        self, command: list[str], folder: RunFolder, device: Device, lock: int
+    ) -> subprocess.Popen[bytes] | SubmittedJob:
+        environment = {**_import_path(), **device.environment}
+        if self._submit is not None:
+            return self._submit(command, folder.path, Path(LOG), environment)
         with (folder.path / LOG).open("ab") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 cwd=folder.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **_import_path(), **device.environment},
+                env={**os.environ, **environment},
                 start_new_session=True,  # Ctrl-C reaches it only through this process, so only once
                 pass_fds=(lock,),  # the folder stays locked as long as the process lives
             )
-        self._jobs.append(_Job(folder, device, process, lock, time.monotonic()))
 
     def _wait(self, folder: RunFolder) -> None:
         """Wait for a run that another process executes, within the limit."""
@@ -150,7 +169,7 @@ class Runner:
         for job in [job for job in self._jobs if job.process.poll() is not None]:
             self._jobs.remove(job)
             self._free.append(job.device)
-            seconds, code, name = time.monotonic() - job.began, job.process.returncode, job.folder.run.name
+            seconds, code, name = time.monotonic() - job.began, job.process.returncode or 0, job.folder.run.name
             try:
                 if code == 0:
                     job.folder.finish(seconds)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 
 from densepath.benchmark.best import best_lines
+from densepath.benchmark.contrasts import contrast_lines
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
 
@@ -122,6 +123,7 @@ def explanation(results: Results) -> list[str]:
             "the transfer only."
         )
     lines += best_lines(results)
+    lines += contrast_lines(results)
     lines += [f"Computed on: {machine}." for machine in results.hardware]
     return lines
 

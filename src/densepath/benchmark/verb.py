@@ -13,7 +13,8 @@ from densepath.benchmark.checks import checked_seeds
 from densepath.benchmark.config import TableConfig, load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.curves import draw_budgets
-from densepath.benchmark.devices import parse_devices
+from densepath.benchmark.devices import job_slots, parse_devices
+from densepath.benchmark.executors import make_submit
 from densepath.benchmark.grid import Grid, make_grid
 from densepath.benchmark.identity import ImageSet, read_tiles
 from densepath.benchmark.overlap import check_overlap
@@ -30,6 +31,7 @@ from densepath.sources.run_folders import refuse_among_images
 
 TABLE, PICTURE, SWEEPS = "table", "curves.png", "sweeps.png"
 _RUNS, _DIGESTS, _NAME = "runs", "contents", "name.txt"
+_JOBS = "jobs"  # submitit's own files
 _OWN = (_RUNS, _DIGESTS, f"{TABLE}.md")
 
 
@@ -48,6 +50,8 @@ def benchmark_table(
     baseline: str | None = None,
     runs: str | Path | None = None,
     devices: int | str = "auto",
+    executor: Literal["local", "slurm", "debug"] | None = None,
+    executor_options: Sequence[str] = (),
     allow_overlap: bool = False,
     dry_run: bool = False,
 ) -> Path | None:
@@ -63,8 +67,9 @@ def benchmark_table(
     Args:
         config: "table1" to "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and
             "figure1" of ConCL; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and "conv_mim_figure5" of
-            Conv-MIM; "dirl_table1" to "dirl_table10" and "dirl_figure6" of DiRL; "pcrl_table2" and "pcrl_figure4a" of
-            PCRL; the small "glas_small" (a GPU), "glas_probe" and "dirl_small" (a CPU); or a YAML file.
+            Conv-MIM; "dirl_table1" to "dirl_table10" and "dirl_figure6" of DiRL; "pcrl_table1" to "pcrl_table3",
+            "pcrl_figure4a" and "pcrl_figure4b" of PCRL; the small "glas_small" (a GPU), "glas_probe", "why_concl",
+            "budgets", "few_labels" and "dirl_small" (a CPU); or a YAML file.
         out: the folder of the table; one folder per table. An edited YAML file of the same name can reuse it.
         data: the labelled sets as NAME=FOLDER, with the table's names; only FOLDER if the table has one set. Tasks on
             sets that are not given are left out. A folder is that of ``densepath data`` for outlined objects, holds
@@ -82,7 +87,11 @@ def benchmark_table(
         baseline: overrides the table's baseline.
         runs: the folder of the runs; ``out/runs`` by default. Tables with the same folder share their pre-trainings.
         devices: "auto" (one GPU, or the CPU if there is none), a number of GPUs, "cuda:0,1", "cpu", or "cpu:2" for two
-            parallel runs.
+            parallel runs. With an executor: the number of jobs at a time, 4 by default.
+        executor: start each run as a job through submitit: "slurm" on the machines of a cluster, "local" on this one,
+            "debug" in this process. This command stays and submits the runs as others are done.
+        executor_options: parameters of submitit's jobs as NAME=VALUE, e.g. gpus_per_node=1 timeout_min=600
+            slurm_partition=gpu.
         allow_overlap: continue if test images, or their patients, are among the tiles; the table reports it.
         dry_run: only print which runs there are, which are done, and what the others cost.
 
@@ -97,7 +106,7 @@ def benchmark_table(
     table = _chosen(load_table(config), seeds, rows, baseline)
     if pretrain_seeds == "own":
         table = replace(table, pretrain_seed=None)
-    available = parse_devices(devices)
+    available = parse_devices(devices) if executor is None else job_slots(devices, executor)
     out = Path(out)
     sources = _tile_sources(tiles, table)
     for source in sources.values():
@@ -132,7 +141,9 @@ def benchmark_table(
         return None
     with atomic_write(out / _NAME) as part:
         part.write_text(f"{table.name}\n", encoding="utf-8")
-    runner = Runner(root, list(grid.runs.values()), available, partial(_write, out, table, grid, root, notes))
+    submit = None if executor is None else make_submit(executor, out.absolute() / _JOBS, executor_options)
+    changed = partial(_write, out, table, grid, root, notes)
+    runner = Runner(root, list(grid.runs.values()), available, changed, submit)
     runner.run()
     failures = [f"Failed: {name}: {why}." for name, why in runner.failed.items()]
     written = _write(out, table, grid, root, [*notes, *failures])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import existing
+from densepath.core.spelling import composed
 from densepath.core.threads import in_threads
 
 
@@ -97,6 +97,6 @@ def _check_single(names: Iterable[str], matches: Matches) -> None:
 
 def _key(name: str, above: int = 0) -> str:
     """A path without its suffix and its first ``above`` parts, in one Unicode normalization."""
-    path = unicodedata.normalize("NFC", os.path.splitext(name)[0])
+    path = composed(os.path.splitext(name)[0])
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return "/".join(parts[above:])

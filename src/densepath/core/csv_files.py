@@ -1,4 +1,4 @@
-"""Tables in CSV files that densepath writes and reads again; names need not be valid Unicode."""
+"""Tables in CSV files, those that densepath writes and reads again and others; names need not be valid Unicode."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+
+
+def delimiter_of(line: str) -> str:
+    """What separates the fields of a table, by its first line: tabs, semicolons (as of Excel in Europe) or commas."""
+    return max("\t;,", key=line.count) if any(mark in line for mark in "\t;") else ","
 
 
 def read_rows(path: Path, remedy: str) -> list[dict[str, str]]:

@@ -73,6 +73,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             _remove(temporary)
             yield temporary
             if temporary.is_file():
+                if path.is_dir():
+                    raise UserError(f"{path} is a folder; give the path of a file")
                 _open_to_readers(temporary)
                 _sync(temporary)
             if temporary.is_dir() and path.is_dir():
@@ -121,7 +123,8 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         if error.errno not in _CANNOT_HOLD and not denied:
             raise
         known = Path(path).with_name(_REMAINS.sub(r"\1", Path(path).name))  # a temporary name becomes the final one
-        raise UserError(f"{known} cannot be written ({error.strerror}); free disk space or use another path") from error
+        remedy = "use another path" if denied or error.errno == errno.EROFS else "free disk space or use another path"
+        raise UserError(f"{known} cannot be written ({error.strerror}); {remedy}") from error
 
 
 def refuse_replacing(out: str | Path, *inputs: str | Path | None) -> None:

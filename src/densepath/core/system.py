@@ -18,6 +18,7 @@ from densepath.core.streams import is_animated, open_console, say
 T = TypeVar("T")
 _SECONDS_BETWEEN_LINES = 30.0
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
+_STATISTICS = Path("/proc/stat")
 
 
 def available_memory() -> int:
@@ -59,8 +60,35 @@ def processes_on_node() -> int:
 
 
 def cores() -> int:
-    """The processor cores that the processes of this run may use on this machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The processor cores that the processes of this run may use on this machine: by affinity, and by a quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, (_CONTROL_GROUP / "cpu.max").read_text().split())
+    except (OSError, ValueError):  # not Linux, or "max": no quota
+        return count
+    return max(1, min(count, round(quota / period)))
+
+
+def idle_cores(seconds: float = 0.2) -> float:
+    """How many of these cores no process used while this one slept; all of them if the system does not say."""
+    before = _ticks()
+    time.sleep(seconds)
+    after = _ticks()
+    pairs = [(a - b for a, b in zip(after[name], before[name], strict=True)) for name in before.keys() & after.keys()]
+    shares = [idle / total for idle, total in pairs if total > 0]
+    return min(float(cores()), sum(shares)) if shares else float(cores())
+
+
+def _ticks() -> dict[str, tuple[int, int]]:
+    """Name of a core -> ticks that it was idle, and all of them."""
+    try:
+        lines = _STATISTICS.read_text().splitlines()
+        own = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        # user, nice, system, idle, iowait, irq, softirq, steal: a guest's ticks are among the user's.
+        rows = {words[0]: [int(word) for word in words[1:9]] for words in map(str.split, lines) if words[0] in own}
+    except (OSError, ValueError, AttributeError, IndexError):
+        return {}
+    return {name: (ticks[3] + ticks[4], sum(ticks)) for name, ticks in rows.items()}
 
 
 def usable_cores() -> int:

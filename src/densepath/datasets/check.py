@@ -18,11 +18,14 @@ from densepath.annotations.patients import patients_of
 from densepath.annotations.splits import identical_images
 from densepath.core.errors import UserError, first_few
 from densepath.core.streams import write_line
+from densepath.datasets.check_list import check_list
 from densepath.datasets.contact_sheet import draw_sheet
+from densepath.datasets.labelled_lists import LIST
 from densepath.datasets.object_sizes import describe_sizes
 from densepath.datasets.samples import SPLITS
 from densepath.datasets.similar_images import ALIKE, similar, thumbnails
 from densepath.datasets.volumes.check import check_volumes
+from densepath.sources.listing import LIST_SUFFIXES
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.volumes.store import is_volume_store
 
@@ -46,7 +49,8 @@ def check_data(
     one is turned by quarters or mirrored.
 
     Args:
-        data: a folder as ``densepath data`` writes it: train/, annotations/train.json and so on; or a store of volumes,
+        data: a folder as ``densepath data`` writes it: train/, annotations/train.json and so on; a list of images, with
+            splits and patients if it names them, or a folder with labels.csv; or a store of volumes,
             whose checksums are checked, and of which labels are counted in mm^3 and three slices of volumes are drawn.
         out: a PNG file: images of each split with the outlines of their objects.
         count: number of images of each split to draw; 0 for no picture. Default: 8; 100 for volumes.
@@ -71,6 +75,8 @@ def check_data(
     if volumes:
         return check_volumes(data, out, count, patient_regex)
     names = [split for split in SPLITS if (data / "annotations" / f"{split}.json").is_file()]
+    if not names and (listed := _list_in(data)) is not None:
+        return check_list(listed, out, count, patient_regex)
     if not names:
         raise UserError(f"{data} has no annotations/train.json; give a folder as `densepath data` writes it")
     if count:
@@ -83,6 +89,13 @@ def check_data(
     for line in [*_counts(splits, patients), *_sizes(splits), *_outside(splits), *_shared(splits, patients)]:
         write_line(line, sys.stdout)
     return draw_sheet(splits, out, count) if count else data
+
+
+def _list_in(data: Path) -> Path | None:
+    """The list of images that data are, or a folder of them; None for anything else."""
+    if data.is_dir():
+        return data / LIST if (data / LIST).is_file() else None
+    return data if data.suffix.lower() in LIST_SUFFIXES and data.is_file() else None
 
 
 def _counts(splits: Splits, patients: Mapping[str, dict[str, str]]) -> list[str]:

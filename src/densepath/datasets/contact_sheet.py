@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
+from densepath.core.fonts import font
 from densepath.core.spacing import evenly_spaced
 from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
 from densepath.transfer.detection.overlay import outlined
@@ -72,14 +73,14 @@ def compose_sheet(rows: Sequence[tuple[str, Sequence[tuple[Image.Image, str]]]],
     across = max(len(panels) for _, panels in rows)
     sheet = Image.new("RGB", (across * (side + _GAP) + _GAP, sum(heights) + _GAP), "white")
     draw, top = ImageDraw.Draw(sheet), _GAP
-    font, bold = ImageFont.load_default(_FONT), ImageFont.load_default(_FONT + 3)
+    plain, bold = font(_FONT), font(_FONT + 3)
     for (heading, panels), height in zip(rows, heights, strict=True):
         if heading:
             draw.text((_GAP, top + _LINE / 2), heading, "black", bold, anchor="lm")
         line = top + (_LINE if heading else 0)
         for column, (picture, label) in enumerate(panels):
             left = _GAP + column * (side + _GAP)
-            draw.text((left, line + _LINE / 2), label, "black", font, anchor="lm")
+            draw.text((left, line + _LINE / 2), label, "black", plain, anchor="lm")
             sheet.paste(picture, (left, line + _LINE))
         top += height
     return sheet

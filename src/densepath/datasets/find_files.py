@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
 from densepath.core.errors import UserError
+from densepath.core.spelling import composed
 from densepath.datasets.samples import SPLITS
 from densepath.sources.listing import SUFFIXES
 
@@ -89,5 +89,5 @@ def _parts(name: str) -> list[str]:
     """The parts of a path or URL, in one Unicode normalization. Label Studio has /data/local-files/?d=images/a.png."""
     path, _, query = name.partition("?")
     path = query.partition("d=")[2] if "d=" in query else path if query else name
-    text = unicodedata.normalize("NFC", unquote(path) if "%" in path and not os.path.exists(name) else path)
+    text = composed(unquote(path) if "%" in path and not os.path.exists(name) else path)
     return [part for part in re.split(r"[\\/]+", text) if part not in ("", ".", "..")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.coco_writing import LabelMap
 from densepath.annotations.labels import label_orientation, label_size, read_labels
 from densepath.core.errors import UserError, refuse
+from densepath.core.spelling import composed
 from densepath.datasets.samples import Sample, without_excluded
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header
@@ -84,7 +84,7 @@ def _by_name(paths: Iterable[Path], what: str, suffix: str = "", root: Path | No
     for path in paths:
         if not path.name.startswith("."):
             place = path.relative_to(root) if root else Path(path.name)
-            name = unicodedata.normalize("NFC", str(place.with_suffix("")))
+            name = composed(str(place.with_suffix("")))
             named.append((name[: len(name) - len(suffix)] if name.lower().endswith(suffix.lower()) else name, path))
     counts = Counter(name for name, _ in named)
     refuse([name for name, count in counts.items() if count > 1], f"several {what} with one name", "keep one of each")

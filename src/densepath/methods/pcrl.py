@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from densepath.core.distillation import deviation
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
-from densepath.core.losses import full_precision, info_nce
+from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.mixing import beta, mix
 from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
@@ -74,6 +74,9 @@ class PCRL(Method):
         alpha: the parameter of Beta; 0 for no hybrid encoder.
         predict_turns: also predict the quarter turns of a turned view (RotNet), with the weight of a reconstruction.
         shuffle: whether keys are shuffled as in MoCo.
+        standardize: whether embeddings are standardized over the batch, as in :class:`MoCoV2`.
+        contrast: whether maps are contrasted "after" the attention, as in the paper, or "before" it, as in the released
+            code. After it, embeddings tell first of all how the target is turned, which differs between the two views.
         windows: sizes in pixels, in the order of the tensor's axes: the crops are then pairs of windows of one of these
             sizes, resized to the views, as in volumes.
         min_iou: the least intersection over union of such a pair.
@@ -96,6 +99,8 @@ class PCRL(Method):
         alpha: float = 1.0,
         predict_turns: bool = False,
         shuffle: bool = True,
+        standardize: bool = False,
+        contrast: Literal["after", "before"] = "after",
         windows: tuple[tuple[int, ...], ...] = (),
         min_iou: float = 0.2,
         sigmoid: bool = False,
@@ -103,6 +108,8 @@ class PCRL(Method):
         super().__init__()
         if temperature <= 0 or not 0 <= momentum <= 1 or alpha < 0:
             raise UserError("PCRL needs a positive temperature, a momentum from 0 to 1, and an alpha of at least 0")
+        if contrast not in ("after", "before"):
+            raise UserError(f"contrast is {contrast!r}; give after or before, that is, the attention")
         if targets not in ("turns", "flips", "same", "none"):
             raise UserError(f"unknown targets {targets!r}; there are: turns, flips, same, none")
         if targets == "none" and (attention != "none" or alpha > 0):
@@ -121,11 +128,12 @@ class PCRL(Method):
             self.decoder, self.head = build_decoder(backbone)
         self.turn_head = nn.Linear(width, 4) if predict_turns else None
         self.temperature, self.momentum, self.shuffle = temperature, momentum, shuffle
+        self.standardize, self.contrast = standardize, contrast
         self.targets, self.alpha = targets, alpha
         self.alarm = CollapseAlarm()
         self.sigmoid = sigmoid
-        given = {"targets": targets, "windows": windows, "min_iou": min_iou}
-        self.views = partial(self.views, **given)  # type: ignore[method-assign]
+        views = partial(self.views, targets=targets, windows=windows, min_iou=min_iou)
+        self.views = views  # type: ignore[method-assign]
         clean = ("first_clean", "second_clean", "first_target", "second_target")
         self.unused_views = (
             *(clean if targets == "none" else ()),
@@ -163,11 +171,10 @@ class PCRL(Method):
             self.key_attention.update(self.attention, self.momentum)
 
     def forward(self, batch: Batch) -> Losses:
-        own, other, keys = self.encode(batch)
-        deepest = self.backbone.deepest
-        q = self.embed(self.projector, own[deepest])
+        own, other, keys, (compared, *others) = self.encode(batch)
+        q = self.embed(self.projector, compared)
         with torch.no_grad():
-            pushed = [q.detach(), *(self.embed(self.key_projector, maps[deepest]) for maps in keys)]
+            pushed = [q.detach(), *(self.embed(self.key_projector, features) for features in others)]
         contrast = info_nce(q, pushed[1], self.queue.keys(), self.temperature).mean()
         for each in pushed:
             self.queue.enqueue(each)
@@ -183,20 +190,24 @@ class PCRL(Method):
         total = 0.5 * contrast + 0.5 * torch.stack(rest).sum() if rest else contrast
         return Losses(total, {name: value.detach() for name, value in terms.items()}, statistics)
 
-    def encode(self, batch: Batch) -> tuple[Maps, Maps, list[Maps]]:
+    def encode(self, batch: Batch) -> tuple[Maps, Maps, list[Maps], list[Tensor]]:
         """The maps of the ordinary encoder, of the momentum encoder before its attention, and of all others after it.
 
-        The deepest of each has passed its attention; the last is the list of the momentum and the hybrid encoder.
+        The deepest of each has passed its attention; the third is the list of the momentum and the hybrid encoder. The
+        last has the deepest maps of all three, as they are contrasted.
         """
         plain, other = self.backbone(batch["first"].pixels), self.encode_keys(batch)
         own = self.attend(self.attention, plain, batch, "first")
         with torch.no_grad():
             keys = [self.attend(self.key_attention, other, batch, "second")]
+        before = [plain, other]
         if self.alpha:
             share = self.shares(batch)
             hybrid = {stage: mix(share, plain[stage], other[stage]) for stage in plain}
+            before.append(hybrid)
             keys.append(self.attend(self.attention, hybrid, batch, "mixed"))
-        return own, other, keys
+        contrasted = [own, *keys] if self.contrast == "after" else before
+        return own, other, keys, [maps[self.backbone.deepest] for maps in contrasted]
 
     @torch.no_grad()
     def encode_keys(self, batch: Batch) -> Maps:
@@ -219,7 +230,8 @@ class PCRL(Method):
 
     def embed(self, projector: nn.Module, features: Tensor) -> Tensor:
         """Unit vectors (B, dim) of the deepest maps."""
-        return F.normalize(full_precision(projector(global_pool(features))), dim=1)
+        embeddings = full_precision(projector(global_pool(features)))
+        return F.normalize(standardize(embeddings) if self.standardize else embeddings, dim=1)
 
     def shares(self, batch: Batch) -> Tensor:
         """Lambda of each image, (B,), on the CPU."""
@@ -262,7 +274,7 @@ class PCRL(Method):
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:
         """For each image the targets T_o, T_m and T_h, one below the other."""
-        own, other, keys = self.encode(batch)
+        own, other, keys, _ = self.encode(batch)
         pairs = self.predictions(batch, own, other, keys) if self.targets != "none" else []
         inputs = [(batch[n].pixels, batch[f"{n}_clean"].pixels) for n in ("first", "second")] if pairs else []
         if self.alpha:

@@ -74,8 +74,8 @@ class PCRLReleased(C2L):
         self.gate = TransformationAttention(width, ndim + 4, "gate", ndim=ndim)
         self.decoder, self.pixels = build_decoder(backbone)
         self.sigmoid = sigmoid
-        given = {"windows": windows, "min_iou": min_iou, "border": border, "ndim": ndim}
-        self.views = partial(self.views, **given)  # type: ignore[method-assign]
+        views = partial(self.views, windows=windows, min_iou=min_iou, border=border, ndim=ndim)
+        self.views = views  # type: ignore[method-assign]
 
     @staticmethod
     def make_head(width: int, dim: int) -> nn.Module:

@@ -33,7 +33,6 @@ from densepath.views.patterns import pattern_numbers
 from densepath.views.random_streams import Draw
 from densepath.views.view import Batch
 
-_ONE = {"probability": 1.0, "blocks": 1}
 _HIDDEN = 2  # channels of the classifier's convolution, relative to those of the deepest map
 
 
@@ -67,7 +66,7 @@ class SemanticGenesis(ModelGenesis):
     augment = replace(ModelGenesis.augment, flip=0.0)  # the two sides are different places
     corruptions = (
         Elastic(),
-        OneOf((LocalShuffle(1.0, windows=5), Bezier(1.0), Painting(inside=1.0, **_ONE), Painting(inside=0.0, **_ONE))),
+        OneOf((LocalShuffle(1.0, windows=5), Bezier(1.0), Painting(1.0, 1.0, blocks=1), Painting(1.0, 0.0, blocks=1))),
     )
     members: Tensor
 

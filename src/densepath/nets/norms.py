@@ -253,7 +253,9 @@ def to_group_norm(network: Network, groups: int = 8) -> Network:
                 made = nn.GroupNorm(math.gcd(groups, norm.num_features), norm.num_features, norm.eps, norm.affine)
                 if norm.affine:
                     made.weight, made.bias = norm.weight, norm.bias
-                setattr(parent, name, made)
+                # timm's norms of RegNet and EfficientNet have the activation in them
+                after = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+                setattr(parent, name, nn.Sequential(made, *after) if after else made)
     return network
 
 

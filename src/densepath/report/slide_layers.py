@@ -69,7 +69,8 @@ def _shapes(path: Path) -> list[Shape]:
         for feature in features:
             measured = (feature.get("properties") or {}).get("measurements")
             values = [v for v in measured.values() if isinstance(v, float)] if isinstance(measured, dict) else []
-            attention = max(values) if values and all("attention" in name for name in measured) else None
+            named = values and all("attention" in name for name in measured or ())
+            attention = max(values) if named else None
             found += [(rings, attention) for rings in polygons_in(feature["geometry"])]
     except (OSError, UserError, LookupError, TypeError, ValueError, AttributeError):
         return []

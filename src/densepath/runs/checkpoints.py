@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 
 CHECKPOINTS = "checkpoints"  # in a run folder
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 _FORMAT = "densepath checkpoint 1"
 _PREFIX = b"sha256:"
@@ -54,6 +55,16 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             f"cannot write the checkpoint {last} ({why}); make room or fix the folder, then {then}"
         ) from error
     return last
+
+
+def keep_best(last: Path) -> None:
+    """Copy the newest checkpoint to ``best.ckpt``.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with atomic_write(last.with_name(BEST)) as part:
+        shutil.copyfile(last, part)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

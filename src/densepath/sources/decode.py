@@ -216,6 +216,7 @@ def _bits(image: Image.Image) -> int:
 
 def _orientation(image: Image.Image) -> int:
     """The orientation tag, 1 to 8; 1 where there is none that is valid."""
+    tag: Any
     if isinstance(image, _Unread):
         tag = image.orientation
     elif isinstance(image, TiffImagePlugin.TiffImageFile):

@@ -67,6 +67,14 @@ def dicom_header(path: str | Path) -> tuple[int, int, int, int, int]:
     return height, width, 1, 8 if int(header.get("BitsStored", 16)) <= 8 else 16, 1
 
 
+def patient_id(path: str | Path) -> str:
+    """The number of the patient, to group files with; "" if it is unknown. It must not be stored."""
+    try:
+        return str(_read(path, ("PatientID",)).get("PatientID") or "").strip()
+    except CorruptImage:
+        return ""
+
+
 def read_dicom(path: str | Path) -> npt.NDArray[Any]:
     """The pixels (H, W) of a radiograph: uint8 or uint16, of which 0 is black and the highest value is white.
 

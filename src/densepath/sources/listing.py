@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from densepath.core.errors import UserError, first_few
+from densepath.core.spelling import composed
 from densepath.core.threads import in_threads
 from densepath.sources.lists import read_list
 from densepath.sources.path_table import PathTable
@@ -22,7 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".dcm", "
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 _KINDS = "PNG, JPEG, TIFF, WebP, BMP or DICOM image"
 _SHOWN = 4  # kinds of files
-_RUNS = "folders of runs"
+_RUNS = "folders of results"
 _CONFIG, _HEAD = "config.yaml", b"# densepath "  # the file that each run folder has, and how it begins
 
 
@@ -35,16 +36,19 @@ class Passed:
             folders that hold a run of densepath.
         excluded: number of images that match an excluded pattern.
         read: number of folders and images that were read so far.
+        unused: the patterns that match no image.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
     excluded: int = 0
     read: int = 0
+    unused: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """One phrase, empty if nothing was passed over."""
         parts = [f"{count} {kind}" for kind, count in self.kinds.most_common()]
-        parts = [f"{self.excluded} excluded images"] * bool(self.excluded) + parts
+        parts = [f"{self.excluded} excluded files"] * bool(self.excluded) + parts
+        parts += [f"nothing by --exclude {pattern}" for pattern in self.unused]
         return first_few(parts, _SHOWN)
 
 
@@ -103,6 +107,7 @@ def _list(
         root = os.path.commonpath([os.path.dirname(name) for name in matches]) if len(matches) > 1 else ""
         found = found if runs or len(matches) == 1 else _outside_runs(found, root, passed)
         empty = f"{text} is not a {kinds}, a folder or a text list (.txt, .csv) of images; check the path"
+    passed.unused = list(exclude)
     names = PathTable.of(_without(found, exclude, root, passed))
     if not len(names):
         if passed.kinds[_RUNS] and not passed.excluded:
@@ -217,14 +222,17 @@ def _without(names: Iterable[str], exclude: Sequence[str], root: str, passed: Pa
     """The names that no pattern matches."""
     for name in names:
         passed.read += 1
-        if exclude and matches_any(os.path.relpath(name, root or "."), exclude):
+        inside = os.path.relpath(name, root or ".") if exclude else ""
+        if exclude and matches_any(inside, exclude):
             passed.excluded += 1
+            passed.unused = [pattern for pattern in passed.unused if not matches_any(inside, [pattern])]
         else:
             yield name
 
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern matches a path, a folder above it, or the name of one of these."""
-    path = PurePath(name)
-    parts = [name, *map(str, path.parents), *path.parts]
-    return any(fnmatchcase(part, pattern.rstrip("/")) for pattern in patterns for part in parts if part != ".")
+    path = PurePath(composed(name))
+    parts = [str(path), *map(str, path.parents), *path.parts]
+    asked = [composed(pattern).rstrip("/") for pattern in patterns]
+    return any(fnmatchcase(part, pattern) for pattern in asked for part in parts if part != ".")

@@ -52,13 +52,17 @@ def restrict(
     if isinstance(images, SlideTiles):
         names = ordered_by_seed((tiling.name for tiling in images.tilings), seed)
         return images.restricted_to(names[: max(1, round(fraction * len(names)))])
-    count = max(1, round(fraction * len(images)))
-    chosen = permute(torch.arange(count), len(images), seed, _KEY).sort().values
     if not isinstance(images, PackedTiles | ImageFiles | VolumeStore):
         raise UserError(
             "--fraction needs image files, a packed store, tiles of slides or a store of volumes; leave it out"
         )
-    return take(images, chosen)
+    return take(images, share_of(len(images), fraction, seed))
+
+
+def share_of(count: int, fraction: float, seed: int) -> Tensor:
+    """The positions of a share of images, at least one, ascending."""
+    most = max(1, round(fraction * count))
+    return permute(torch.arange(most), count, seed, _KEY).sort().values
 
 
 def take(images: PixelSource, positions: Tensor) -> PixelSource:

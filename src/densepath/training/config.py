@@ -43,10 +43,12 @@ class PretrainConfig:
         mpp: for whole slides: the µm per pixel of the tiles, which are found in them and listed in OUT/tiles.
         tile_size: for whole slides: the side of the tiles in pixels.
         slides: train on these slides only: a text file with a name in each line, or a CSV file with a column "slide".
-        fraction: train on this share of the slides, or of the images where there are no slides. A smaller share with
-            the same seed is a part of a larger one.
-        val_share: hold out this share of the image files, by patient if a manifest or names tell. The loss on them is
-            measured after each epoch, and the best backbone is written to exported/best.safetensors. 0 for none.
+        fraction: train on this share of the slides, or of the images where there are no slides, by patient if a
+            manifest, a list or names tell. A smaller share with the same seed is a part of a larger one. The run folder
+            lists the images in images.txt, and the others, for fine-tuning, in other_images.txt.
+        val_share: hold out this share of the images, by patient in the same way. The loss on them is measured after
+            each epoch, and the best backbone is written to exported/best.safetensors, the state of the run then to
+            checkpoints/best.ckpt. 0 for none.
         patience: end the run after this many epochs without a lower loss on the held-out images; 0 for never.
         shuffle: the order of the images. "full": any order. "block": images in a row are read together and mixed with
             those of other rows, which suits slides and files on a hard disk or a network drive.
@@ -54,6 +56,9 @@ class PretrainConfig:
         method: the pre-training method, e.g. "moco_v2" or "concl", or "module:Class" for one of your own.
         method_options: the method's hyper-parameters that differ from its defaults.
         backbone: the backbone to train: a timm ConvNet or plain vision transformer, whichever the method supports.
+        output_stride: pixels of a view per position of the deepest map. 16 dilates the last stage of a ConvNet, so that
+            f5 has four times as many positions: for methods that contrast positions or concepts, in small views. The
+            exported weights are those of an ordinary network, whose f5 is every second position of this one.
         labels: classes of the images, for a method that needs them: "folders" (the class of an image is its topmost
             folder in ``data``), or a CSV or TSV file with lines of file,label, where file is a path relative to the
             images' folder or a file name.
@@ -123,6 +128,7 @@ class PretrainConfig:
     method: str | type[nn.Module] = "concl"
     method_options: dict[str, Any] = field(default_factory=dict)
     backbone: str | nn.Module = "resnet18"
+    output_stride: Literal[16, 32] = 32
     labels: str | Path = "folders"
     regions: str | Path | None = None
     cells: str | Path | None = None

@@ -14,6 +14,7 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.core.streams import say
 from densepath.core.system import cores, first_on_node, slurm_tasks
+from densepath.training.threads import use_idle_cores
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -95,6 +96,8 @@ def choose_hardware(
             )
         count = started
     _check_gpus(kind, count)
+    if kind == "cpu":
+        use_idle_cores(count)
     local_rank = environment.local_rank() if count > 1 or nodes > 1 else 0
     return Hardware(
         kind=kind,
@@ -117,6 +120,7 @@ def choose_device(devices: int | str = "auto") -> torch.device:
     kind, count = _parse_devices(devices)
     _check_gpus(kind, count)
     if kind == "cpu":
+        use_idle_cores()
         return torch.device("cpu")
     text = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     return torch.device("cuda", int(text) % torch.cuda.device_count() if text.isdecimal() else 0)

@@ -53,6 +53,7 @@ model = ResNet(
     conv1_t_size={sizes},
     conv1_t_stride={strides},
     no_max_pool=True,
+    bias_downsample=False,
 )
 model.load_state_dict(torch.load({file!r})["state_dict"], strict=False)  # lacks only the classifier
 ```"""

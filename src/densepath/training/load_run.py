@@ -51,7 +51,8 @@ def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
     weights = {name.removeprefix(_PREFIX): value for name, value in state["state_dict"].items()}
     method_type = find_method(config["method"])
     try:
-        network = choose_backbone(str(config["backbone"]), pixels_of(config).channels)
+        stride = config.get("output_stride", 32)
+        network = choose_backbone(str(config["backbone"]), pixels_of(config).channels, stride)
     except UserError as error:
         raise UserError(
             f"the backbone of {run} cannot be built from its name ({error}); its weights are in exported/ and "

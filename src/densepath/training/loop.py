@@ -150,12 +150,12 @@ def train(
             if logs or saves:
                 require_finite(task, meter, out, weights=saves)
             row = {**meter.collect(), "lr": lr} if logs else {}
-            ended = False
+            ended = best = False
             if evaluate and due(done, intervals.evaluate_every):
                 with meter.paused(), untouched_generators(), preserve_mode(task):
                     row |= evaluate()
-                ended = task.finished()
-                if ended and not saves:
+                ended, best = task.finished(), task.is_best()
+                if (ended or best) and not saves:
                     require_finite(task, meter, out, weights=True)
             recorder.write(done, row)
             recorder.warn(task.warnings(row, done == total) if logs else [])
@@ -166,9 +166,9 @@ def train(
             if keep and due(done, intervals.keep_every):
                 with meter.paused():
                     keep(done)
-            if saves or ended:
+            if saves or ended or best:
                 with meter.paused():
-                    saver.save(done)
+                    saver.save(done, best)
             recorder.progress.step(done, row if logs else None)
             if ended:
                 total = done

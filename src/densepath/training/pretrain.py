@@ -33,6 +33,7 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import cache_images, check_size
 from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.restrict import take
 from densepath.sources.summary import summarize
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
@@ -53,7 +54,7 @@ from densepath.training.recipes import all_options, find_method
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
 from densepath.training.run_images import choose_pixels, find_images, record_slides, with_tiles
-from densepath.training.validation import Patience, Validation, hold_out_images, write_lists
+from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, hold_out_images, write_list
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
@@ -133,16 +134,16 @@ def run(
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic)
     batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    images = find_images(config)
+    images, left = find_images(config)
     images.spec = choose_pixels(images, old, config)
-    held: PixelSource | None = None
+    whole, held, parts = images, None, None
     if config.val_share:
-        spec = images.spec
-        images, held = hold_out_images(images, config.data, config.val_share, config.seed)
-        images.spec = held.spec = spec
+        parts = hold_out_images(images, config.data, config.val_share, config.seed)
+        images, held = (take(whole, positions) for positions in parts)
+        images.spec = held.spec = whole.spec
     known = fingerprint(images)
     torch.manual_seed(config.seed)
-    network = choose_backbone(config.backbone, images.spec.channels)
+    network = choose_backbone(config.backbone, images.spec.channels, config.output_stride)
     if network.ndim != images.spec.ndim:
         raise UserError(
             f"{network.name} takes images of {network.ndim} dimensions, but those of {config.data} have "
@@ -178,9 +179,12 @@ def run(
     files = images if isinstance(images, ImageFiles) else None
     images = cache_images(images, config.cache, hardware.device)
     check_size(images, min(min(size) for size in sizes.values()) // 2)
-    inputs = make_inputs(method, config, images)
+    inputs = make_inputs(method, config, images if parts is None else whole)
     known |= digests_of(inputs)
     found = method.prepare(images, inputs)
+    extras, of_held = method.extras, {}
+    if parts is not None:
+        extras, of_held = ({name: PartOf(each, part) for name, each in extras.items()} for part in parts)
     batches = ImageBatches(
         images,
         batch_size=batch,
@@ -192,7 +196,7 @@ def run(
         workers=choose_workers(hardware) if config.workers is None else config.workers,
         device=hardware.device,
         draw=views.draw,
-        extras=method.extras,
+        extras=extras,
         shuffle=config.shuffle,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
@@ -202,7 +206,7 @@ def run(
     evaluate: Callable[[], Mapping[str, float]] | None = None
     if held is not None and patience is not None:
         metadata = {"method": str(record["method"]), **pixel_notes(images.spec)}
-        evaluate = Validation(method, views, held, together, patience, out, metadata)
+        evaluate = Validation(method, views, held, together, patience, out, metadata, of_held)
     elif probe is not None and config.probe_data is not None:
         evaluate = partial(_probe, probe, method, Path(config.probe_data), images.spec)
     probe_steps, draw_steps, keep_steps = (
@@ -218,8 +222,10 @@ def run(
     facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
-            if held is not None:
-                write_lists(out, images if files is None else files, held)
+            lists = {USED: images if files is None else files, HELD: held, LEFT: left}
+            for name, listed in lists.items() if held or left else ():
+                if listed is not None:
+                    write_list(out / name, listed)
             if tensors:
                 with atomic_write(out / "weights.txt") as part:
                     part.write_text("".join(f"{line}\n" for line in tensors), errors="surrogateescape")

@@ -80,5 +80,8 @@ class PretrainTask(Task):
     def finished(self) -> bool:
         return self.patience is not None and self.patience.ended()
 
+    def is_best(self) -> bool:
+        return self.patience is not None and int(self.patience.since) == 0
+
     def after_step(self) -> None:
         self.method.after_step()

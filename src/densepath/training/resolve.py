@@ -158,8 +158,9 @@ def over_recipe(schema: Callable[..., Any], recipe: Mapping[str, Any], options: 
     recipe, options = (_in_full(_mapped(given), short_forms(schema)) for given in (recipe, options))
     if {"method"} <= recipe.keys() & options.keys() and name_of(options["method"]) != name_of(recipe["method"]):
         recipe.pop(_OPTIONS, None)
-    if not recipe.get("augment") and options.get("augment"):
-        recipe["augment"] = own_augment(method_of(schema, {**recipe, **options}))
+    method = method_of(schema, {**recipe, **options})
+    if method is not None and not recipe.get("augment") and options.get("augment"):
+        recipe["augment"] = own_augment(method)
     return merged(recipe, options)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from densepath.annotations.fraction import choose_fraction
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
 from densepath.nets.weights.trained_on import slides_of_run, slides_of_weights, write_slides
@@ -17,24 +18,39 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import find_source
 from densepath.sources.packing import SUFFIX
 from densepath.sources.pixel_source import PixelSource, PixelSpec
-from densepath.sources.restrict import restrict
+from densepath.sources.restrict import restrict, share_of, take
 from densepath.sources.slides.find import find_slides
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import SLIDES, is_tile_folder
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import pixels_of
+from densepath.training.validation import owners_of
 
 
-def find_images(config: PretrainConfig) -> PixelSource:
-    """The images of a run. Whole slides are tiled into its folder first, which a resumed run continues.
+def find_images(config: PretrainConfig) -> tuple[PixelSource, PixelSource | None]:
+    """The images of a run, and those that its fraction leaves out, if they are files or in a store. Whole slides are
+    tiled into its folder first, which a resumed run continues.
+
+    A fraction is of the patients of images, where a manifest, a table or names tell any, else of the images.
 
     Raises:
         UserError: they are missing, cannot be read, or are not what the options say.
     """
     data = config.data if config.mpp is None else _tiles(config, config.mpp)
     exclude = config.exclude if config.mpp is None else ()  # they were not tiled
-    return restrict(find_source(data, exclude=exclude), config.slides, config.fraction, config.seed)
+    images = restrict(find_source(data, exclude=exclude), config.slides)
+    owners = owners_of(images, data) if config.fraction < 1 else None
+    if owners is None:
+        return restrict(images, None, config.fraction, config.seed), None
+    if len(set(owners)) < len(owners):
+        chosen = torch.tensor(choose_fraction(owners, config.fraction, config.seed))
+    else:
+        chosen = share_of(len(images), config.fraction, config.seed)
+    others = torch.ones(len(images), dtype=torch.bool)
+    others[chosen] = False
+    left = others.nonzero().flatten()
+    return take(images, chosen), take(images, left) if len(left) else None
 
 
 def choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: PretrainConfig) -> PixelSpec:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from densepath.core.distributed import rank, world_size
@@ -14,11 +15,12 @@ from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
 from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
 from densepath.nets.weights.checks import only_weights, require_numbers
-from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint, write_checkpoint
+from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.folder import changed_options, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.random_state import random_state, seed_generators, set_random_state
 from densepath.training.task import Task
+from densepath.training.threads import keep_threads
 from densepath.training.updates import Updates
 
 _SET_BY = {"images": "data", "steps": "length", "processes": "number of processes (--devices, or the launcher's)"}
@@ -78,6 +80,7 @@ class Saver:
             _check_config(config, self._state.get("config"), free, out)
             _check_facts(facts, self._state["facts"], out, config)
             load_task(task, self._state, out)
+            keep_threads(self._state.get("threads"))
             self.start = self.saved = self._state["step"]
         self._watch = Stopwatch()
         self._saved_at = self._watch.read()
@@ -105,8 +108,8 @@ class Saver:
         """Minutes since the last checkpoint, or since the start."""
         return (self._watch.read() - self._saved_at) / 60
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint of the state after a step. All processes call this."""
+    def save(self, step: int, best: bool = False) -> None:
+        """Write a checkpoint of the state after a step; the best one is also kept. All processes call this."""
         states = [random_state()]
         if world_size() > 1:
             states *= world_size()
@@ -123,8 +126,11 @@ class Saver:
                 "optimizers": [self._updates.optimizer.state_dict()],
                 "schedules": [self._updates.schedule.state_dict()],
                 "random": states,
+                "threads": torch.get_num_threads(),
             }
-            write_checkpoint(self._out / CHECKPOINTS, state)
+            last = write_checkpoint(self._out / CHECKPOINTS, state)
+            if best:
+                keep_best(last)
         if world_size() > 1:
             dist.barrier()  # a launcher may kill the other processes as soon as one has exited
         if step == self._total:

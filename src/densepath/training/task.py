@@ -69,5 +69,10 @@ class Task(nn.Module):
         """
         return False
 
+    def is_best(self) -> bool:
+        """Whether the last evaluation is the best of the run, so that its checkpoint is kept; asked after each, and the
+        same on all processes."""
+        return False
+
     def after_step(self) -> None:
         """Called once for each step, after the weights have been updated."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from densepath.annotations.patients import patients_of
+from densepath.annotations.patients import owners_of_images
 from densepath.core.distributed import alone, broadcast, rank
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
@@ -20,21 +20,20 @@ from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statis
 from densepath.nets.weights import save_backbone
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
-from densepath.sources.pixel_source import PixelSource
-from densepath.sources.restrict import take
+from densepath.sources.packed import PackedTiles
+from densepath.sources.pixel_source import AllNames, PerImage, PixelSource
+from densepath.sources.volumes.store import VolumeStore
 from densepath.views.maker import ViewMaker
 
-LISTS = ("images.txt", "validation_images.txt")  # in a run folder
+# Lists in a run folder: what the run learns from, is validated on, and what --fraction leaves to other runs
+USED, HELD, LEFT = "images.txt", "validation_images.txt", "other_images.txt"
 BEST = Path("exported") / "best.safetensors"
-# NIH ChestX-ray14: 00001280_004.png; CheXpert: patient00001/study1/view1_frontal.jpg
-_PATIENT = re.compile(r"(?:^|/)(?:(patient\d+)/|(\d{8})_\d{3}\.)")
 
 
-def hold_out_images(images: PixelSource, data: str | Path, share: float, seed: int) -> tuple[PixelSource, PixelSource]:
-    """Divide image files into those to train on and those to validate on; a patient is in one of them.
+def hold_out_images(images: PixelSource, data: str | Path, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide images into those to train on and those to validate on; a patient is in one of them.
 
-    Patients are known from a manifest (see :func:`~densepath.annotations.patients.patients_of`), or from names as those
-    of ChestX-ray14 and CheXpert; any other image is a patient of its own.
+    Patients are those of :func:`owners_of`; any other image is a patient of its own.
 
     Args:
         images: the source.
@@ -42,35 +41,66 @@ def hold_out_images(images: PixelSource, data: str | Path, share: float, seed: i
         share: the share of the images to hold out, which is reached with the last patient.
         seed: decides which.
 
+    Returns:
+        The positions of both, ascending.
+
     Raises:
-        UserError: they are not image files, or all are of one patient.
+        UserError: they are tiles of slides, or all are of one patient.
     """
-    if not isinstance(images, ImageFiles):
-        raise UserError("--val_share needs image files; leave it out for slides and packed stores")
-    names = [str(images.paths[number]) for number in range(len(images))]
-    known = patients_of(data, names)
-    owners = [known.get(name) or _in_name(name) for name in names]
+    owners = owners_of(images, data)
+    if owners is None:
+        raise UserError("--val_share needs image files, a packed store or a store of volumes; leave it out for slides")
     groups: dict[str, list[int]] = {owner: [] for owner in ordered_by_seed(set(owners), seed)}
     for number, owner in enumerate(owners):
         groups[owner].append(number)
     held: list[int] = []
     for numbers in groups.values():
-        if len(held) >= share * len(names):
+        if len(held) >= share * len(owners):
             break
         held += numbers
-    if len(held) == len(names):
+    if len(held) == len(owners):
         raise UserError(f"--val_share {share} leaves no patient to train on; give a smaller share, or more patients")
-    kept = sorted({*range(len(names))}.difference(held))
-    return take(images, torch.tensor(kept)), take(images, torch.tensor(sorted(held)))
+    kept = sorted({*range(len(owners))}.difference(held))
+    return torch.tensor(kept), torch.tensor(sorted(held))
 
 
-def write_lists(out: Path, *sources: PixelSource) -> None:
-    """Write the paths of the images of both sources to the run folder; ``--data`` takes such lists."""
-    for name, images in zip(LISTS, sources, strict=True):
-        assert isinstance(images, ImageFiles)
-        with atomic_write(out / name) as part:
-            lines = (f"{Path(images.paths[number]).absolute()}\n" for number in range(len(images)))
-            part.write_text("".join(lines), errors="surrogateescape")
+def owners_of(images: PixelSource, data: str | Path) -> list[str] | None:
+    """The patient of each image, its name where patients are unknown; None for tiles of slides.
+
+    Args:
+        images: the source.
+        data: where it was found.
+    """
+    if isinstance(images, VolumeStore):
+        return [row["patient"] or row["name"] for row in images.rows]
+    return owners_of_images(data, list(AllNames(images))) if isinstance(images, ImageFiles | PackedTiles) else None
+
+
+def write_list(path: Path, images: PixelSource) -> None:
+    """Write the names of images, of files their absolute paths: ``--data`` takes such a list of files."""
+    files = isinstance(images, ImageFiles)
+    with atomic_write(path) as part:
+        lines = (f"{Path(name).absolute() if files else name}\n" for name in AllNames(images))
+        part.write_text("".join(lines), errors="surrogateescape")
+
+
+class PartOf:
+    """What is known of some images of a source.
+
+    Args:
+        whole: what is known of all of them.
+        positions: (K,) positions of the images in it.
+    """
+
+    def __init__(self, whole: PerImage, positions: Tensor) -> None:
+        self._whole, self._positions = whole, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def gather(self, index: Tensor, pin: bool = False) -> Tensor:
+        """What is known of the images at the positions ``index`` (B,) among the K."""
+        return self._whole.gather(self._positions[index], pin)
 
 
 class Patience(nn.Module):
@@ -116,6 +146,7 @@ class Validation:
         patience: told of each loss.
         out: the run folder.
         metadata: kept in the file of the best backbone.
+        extras: annotations of the held-out images, by name, if the method needs them.
     """
 
     def __init__(
@@ -127,9 +158,9 @@ class Validation:
         patience: Patience,
         out: Path,
         metadata: Mapping[str, str],
+        extras: Mapping[str, PerImage] = MappingProxyType({}),
     ) -> None:
-        if method.needs():
-            raise UserError("--val_share is for methods that need only images; leave it out")
+        self.extras = dict(extras)
         self.method, self.views, self.images = method, views, images
         self.batch_size, self.patience = min(batch_size, len(images)), patience
         self.out, self.metadata = out, dict(metadata)
@@ -149,12 +180,8 @@ class Validation:
 
     def _loss(self, network: Method) -> Tensor:
         device, losses = next(network.parameters()).device, []
-        for batch in ImageBatches(self.images, batch_size=self.batch_size, seed=self.views.seed, epochs=1.0):
+        seed, size = self.views.seed, self.batch_size
+        for batch in ImageBatches(self.images, batch_size=size, seed=seed, epochs=1.0, extras=self.extras):
             losses.append(network(self.views(batch.to(device))).total)
             network.after_step()
         return torch.stack(losses).double().mean()
-
-
-def _in_name(name: str) -> str:
-    match = _PATIENT.search(name)
-    return name if match is None else match[1] or match[2]

@@ -12,10 +12,10 @@ from torchvision.models.detection.image_list import ImageList
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones.dilation import dilate_last_stage
 from densepath.nets.weights import load_weights, save_backbone
 from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
 from densepath.transfer.detection.detectors import DETECTORS, TRANSFORMER_DETECTORS
-from densepath.transfer.detection.feature_maps import dilate_last_stage
 from densepath.transfer.detection.mask_heads import box_losses
 from densepath.transfer.detection.precise_norm import precise_batch_norm
 

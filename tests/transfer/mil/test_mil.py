@@ -269,7 +269,10 @@ def test_hdf5_of_clam_trident_stamp_and_ours(study: Study, tmp_path: Path) -> No
             opened.create_dataset(key, data=values, chunks=(1, values.shape[1]))
             if coords:
                 opened[coords] = np.stack((np.arange(len(values)) * 512, np.zeros(len(values), int)), 1)
-                opened[coords].attrs["patch_size_level0"] = 512
+                if key == "features":  # some files of "feats" say nothing about their coordinates
+                    opened[coords].attrs["patch_size_level0"] = 512
+            else:
+                opened["metadata"] = [f"0_{row}_0_506.jpg".encode() for row in range(len(values))]
         file.unlink()
     run(folder, attention="all", model="mean", epochs=1)
     assert len(list((folder / "run" / "attention").glob("*.csv"))) == 12

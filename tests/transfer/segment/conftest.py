@@ -35,7 +35,7 @@ def write_images(folder: Path, patients: int = 4, each: int = 2, seed: int = 0, 
     return folder
 
 
-def write_store(folder: Path, count: int = 4, spacing: tuple[float, ...] = (1.0, 2.0, 1.5)) -> Path:
+def write_store(folder: Path, count: int = 6, spacing: tuple[float, ...] = (1.0, 2.0, 1.5)) -> Path:
     """folder/scans with NIfTI volumes in axes L, P, S, and folder/S, their store: a ball (1) with a core (4)."""
     nibabel = pytest.importorskip("nibabel")
     from densepath.datasets.volumes.conversion import FolderConversion

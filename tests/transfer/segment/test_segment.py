@@ -25,6 +25,7 @@ from densepath.runs.signals import Interrupted
 from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.predict import predict
+from densepath.transfer.score import score
 from densepath.transfer.segment.case_scores import dice, score_case
 from densepath.transfer.segment.config import SegmentConfig
 from densepath.transfer.segment.segmenter import read_segmenter
@@ -71,6 +72,12 @@ def test_folds_by_patient_and_predictions_as_in_the_test(data: Path, segment: Se
         columns = score_case(legend.classes_of(found), legend.classes_of(true), legend, None)
         assert 100 * dice(columns)[0] == pytest.approx(float(row["dice"]), abs=0.2)
         assert np.array_equal(load_segmenter(out).predict(data / "images" / name), found)
+    scores = score(data=data / "labels", predictions=tmp_path / "new", out=tmp_path / "scores.json")
+    assert scores["pooled_iou"] > 5 and len(rows(tmp_path / "scores.csv")) == 16
+    plain = score(data=data / "labels", predictions=tmp_path / "new/labels", classes=CLASSES)
+    assert plain["mean_dice"] == pytest.approx(scores["mean_dice"])
+    with pytest.raises(UserError, match=r"values that no class has: P0_0.png \(20\)"):
+        score(data=data / "labels", predictions=data / "labels", classes=CLASSES[:2])
     sizes = {row["image"]: row for row in rows(tmp_path / "new/sizes.csv")}
     assert float(sizes[name.removesuffix(".png")]["red_px"]) == (found == 10).sum()
     kept = (tmp_path / "new/labels" / name).stat().st_mtime_ns
@@ -129,10 +136,10 @@ def test_volumes_come_back_in_the_orientation_of_their_files(segment: Segment, t
     store = write_store(tmp_path)
     options: dict[str, Any] = {
         "backbone": "resnet10_3d_w4",
-        "view_size": (16, 16, 16),
+        "view_size": (20, 20, 20),
         "regions": ("ball=1+4", "core=4"),
     }
-    result = segment(data=store, folds=2, epochs=40, optimizer={"lr": 1e-2}, validate_every=20, norm="batch", **options)
+    result = segment(data=store, folds=2, epochs=40, optimizer={"lr": 1e-2}, validate_every=20, norm="group", **options)
     assert result["dice_ball"] > 70 and {"hd95_core", "missed_core"} <= {*result}
     scans = tmp_path / "scans/images"
     predict(result, data=scans, out=tmp_path / "files", devices="cpu", precision="32", pictures=1)
@@ -149,6 +156,10 @@ def test_volumes_come_back_in_the_orientation_of_their_files(segment: Segment, t
         assert 2 * ((values > 0) & (true > 0)).sum() / ((values > 0).sum() + (true > 0).sum()) > 0.6
         again = nibabel.load(tmp_path / "stored/labels" / path.name)
         assert np.array_equal(values, np.asarray(again.dataobj)) and np.allclose(again.affine, source.affine)
+    scores = score(data=tmp_path / "scans/labels", predictions=tmp_path / "files", out=tmp_path / "scores.json")
+    assert scores["dice_ball"] > 60 and len(rows(tmp_path / "scores.csv")) == 2 * len(list(scans.iterdir()))
+    with pytest.raises(UserError, match="takes images of 2 dimensions, but these have 3"):
+        segment(data=store, folds=2, out=tmp_path / "no")  # a network for images
     # At another spacing than that of the training, the prediction is resampled back
     other = tmp_path / "other"
     other.mkdir()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from densepath.core.errors import UserError, first_few
+from densepath.core.spelling import composed
 from densepath.core.threads import in_threads
 
 Row = dict[str, str]
@@ -68,7 +68,7 @@ def _candidates(
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    return tuple(part for part in unicodedata.normalize("NFC", path).split("/") if part not in ("", "."))
+    return tuple(part for part in composed(path).split("/") if part not in ("", "."))
 
 
 def _shared(path: tuple[str, ...], other: tuple[str, ...]) -> int:

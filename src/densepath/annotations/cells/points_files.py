@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.csv_files import delimiter_of
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.geojson import Feature, is_area, polygons_in, read_features
@@ -185,7 +186,9 @@ def _column(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Seque
 def _csv(path: Path) -> dict[str, list[Any]]:
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            delimiter = delimiter_of(file.readline())
+            file.seek(0)
+            rows = csv.reader(file, delimiter=delimiter)
             header = [name.strip().lower() for name in next(rows, [])]
             body = [row for row in rows if row]
     except (OSError, csv.Error) as error:

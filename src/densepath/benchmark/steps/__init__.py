@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from densepath.benchmark.steps.images import CLASSIFY
+from densepath.benchmark.steps.images import CLASSIFY, PROBE_TASK
+from densepath.benchmark.steps.masks import SEGMENT
 from densepath.benchmark.steps.outlines import DETECT, PROBE, SAM
 from densepath.benchmark.steps.pretraining import PRETRAIN
 from densepath.benchmark.steps.slides import EMBED, MIL, TOKENS
 from densepath.benchmark.steps.step import Step
 
-STEPS: dict[str, Step] = {step.verb: step for step in (PRETRAIN, PROBE, DETECT, SAM, CLASSIFY, EMBED, MIL, TOKENS)}
-TASKS = ("probe", "detect", "classify", "mil", "show tokens")  # the verbs of tasks
+_ALL = (PRETRAIN, PROBE, PROBE_TASK, DETECT, SAM, CLASSIFY, SEGMENT, EMBED, MIL, TOKENS)
+STEPS: dict[str, Step] = {step.verb: step for step in _ALL}
+TASKS = ("probe", "probe task", "detect", "classify", "segment", "mil", "show tokens")  # the verbs of tasks

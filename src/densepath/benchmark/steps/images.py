@@ -1,15 +1,16 @@
-"""The step on images with classes: a classifier that is trained on them."""
+"""The steps on images: a classifier of their classes, and what frozen features tell of how they were changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from densepath.benchmark.labelled_sets import LabelledSet, read_classes
+from densepath.benchmark.labelled_sets import LabelledSet, read_classes, read_plain
 from densepath.benchmark.steps.step import Options, Step, with_defaults
 from densepath.runs.checkpoints import CHECKPOINTS
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import FOLDS
+from densepath.transfer.probe.probe import probe
 
 
 def _images(options: Options, data: LabelledSet) -> int:
@@ -35,4 +36,17 @@ CLASSIFY = Step(
     own=("labels", "test_data", "test_labels", "seeds"),
     scores=_scores,
     scratch=(CHECKPOINTS, f"seed_*/{CHECKPOINTS}", f"fold_*/{CHECKPOINTS}"),
+)
+PROBE_TASK = Step(
+    "probe task",
+    probe,
+    metrics=tuple(
+        f"{how}_{name}" for how in ("logistic", "knn") for name in ("accuracy", "balanced_accuracy", "macro_auc")
+    ),
+    read=read_plain,
+    own=("labels", "features", "test_data", "target", "orientation", "each_stage", "l2", "folds"),
+    resumes=False,
+    one_device=True,
+    written="scores.json",
+    command="probe",
 )

@@ -31,7 +31,7 @@ class Step:
     """A verb as a step of a table.
 
     Args:
-        verb: its name on the command line.
+        verb: its name in tables, and on the command line unless ``command`` is given.
         schema: the dataclass or function that has its options.
         metrics: the scores that it gives.
         families: prefixes of further scores, one for each class: "auc_" for auc_tumor.
@@ -47,6 +47,7 @@ class Step:
         scores: the content of this file -> its scores by name, and their scale.
         scratch: folders in the run's output that are deleted when it is done.
         code: the packages that its result depends on.
+        command: the verb on the command line, if it is another.
     """
 
     verb: str
@@ -65,6 +66,7 @@ class Step:
     scores: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     scratch: tuple[str, ...] = ()
     code: tuple[str, ...] = TRANSFER
+    command: str = ""
 
     @property
     def free(self) -> tuple[str, ...]:

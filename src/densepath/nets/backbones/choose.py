@@ -9,6 +9,7 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones.backbone import Backbone
+from densepath.nets.backbones.dilation import dilate_last_stage
 from densepath.nets.backbones.listed import ListedBackbone
 from densepath.nets.backbones.timm_backbone import TRIAL_SIZE, TimmBackbone, build_backbone
 from densepath.nets.backbones.transformers import is_transformer, wrap_transformer
@@ -17,7 +18,7 @@ from densepath.nets.weights.model_folders import read_json
 from densepath.nets.weights.published import backbone_of_config, published_folder, read_published
 
 
-def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
+def choose_backbone(backbone: str | nn.Module, channels: int = 3, output_stride: int = 32) -> Backbone:
     """A backbone for images of a number of channels.
 
     Args:
@@ -27,10 +28,22 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
             a vision transformer of timm; or a network that returns the list of its maps, from the first to the deepest,
             such as the encoder of a U-Net of dynamic-network-architectures.
         channels: channels of the images.
+        output_stride: 16 dilates the last stage of a ConvNet, see :func:`dilate_last_stage`; 32 leaves the network as
+            it is.
 
     Raises:
-        UserError: the name is unknown, or the network does not return its stages.
+        UserError: the name is unknown, or the network does not return its stages or cannot be dilated.
     """
+    made = _choose(backbone, channels)
+    if output_stride == 16:
+        with torch.random.fork_rng(devices=[]):  # what is initialized next gets the same weights as without it
+            dilate_last_stage(made)
+    elif output_stride != 32:
+        raise UserError(f"output_stride is {output_stride}; use 16 or 32")
+    return made
+
+
+def _choose(backbone: str | nn.Module, channels: int) -> Backbone:
     if isinstance(backbone, str):
         return _of_hub(backbone, channels) if is_hub_name(backbone) else build_backbone(backbone, channels)
     made = backbone if isinstance(backbone, Backbone) else _wrap(backbone, channels)

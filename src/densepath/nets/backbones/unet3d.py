@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from densepath.nets.backbones.backbone import Backbone
 
 _NAME = re.compile(r"unet_3d(?:_w(\d+))?")
 _LEVELS = ("down_tr64", "down_tr128", "down_tr256", "down_tr512")  # f1 to f4, whatever their width
+_FIRST = "down_tr64.ops.0.conv1.weight"
 WIDTH = 32
 NAMES_UNET = ("unet_3d",)
 
@@ -71,6 +73,19 @@ class UNetConvolution(nn.Module):
         """(B, in_channels, d, h, w) as (B, out_channels, d, h, w)."""
         out: Tensor = self.bn1(self.conv1(x)).relu()
         return out
+
+
+def name_unet3d(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the U-Net whose tensors a file holds, under any prefix; None if it holds none."""
+    first = first_weight(state)
+    if first is None:
+        return None
+    return "unet_3d" if len(first) == WIDTH else f"unet_3d_w{len(first)}"
+
+
+def first_weight(state: Mapping[str, Tensor]) -> Tensor | None:
+    """The filters of the U-Net's first convolution, (width, channels, 3, 3, 3), in a file; None if it has none."""
+    return next((value for name, value in state.items() if name.endswith(_FIRST) and value.ndim == 5), None)
 
 
 def build_unet3d(name: str, channels: int = 1) -> UNet3D:

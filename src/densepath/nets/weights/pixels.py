@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.nets.backbones.unet3d import first_weight
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.published import configuration_of, is_published, preprocessing, published_folder
 from densepath.sources.pixel_source import PixelSpec
@@ -60,7 +62,8 @@ def _known(source: str | Path) -> Mapping[str, Any]:
             return {}
         made: Any = timm.get_pretrained_cfg(name)
         return {"mean": list(made.mean), "std": list(made.std)}
-    metadata = read_weights(source).metadata
+    weights = read_weights(source)
+    metadata = weights.metadata
     try:
         if "densepath_detector" in metadata:
             detector = json.loads(metadata["densepath_detector"])
@@ -68,7 +71,16 @@ def _known(source: str | Path) -> Mapping[str, Any]:
         known = {key: json.loads(metadata[key]) for key in PixelSpec().record() if key in metadata}
     except (ValueError, LookupError, TypeError, RecursionError):
         return {"mean": (), "std": ()}
-    return known or _known_from_run(weights_file(source))
+    return known or _known_from_run(weights_file(source)) or _known_from_unet3d(weights.state_dict)
+
+
+def _known_from_unet3d(state: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """What Models Genesis' U-Nets were trained on: CT from -1000 to 1000 HU as [0, 1]."""
+    first = first_weight(state)
+    if first is None:
+        return {}
+    channels = first.shape[1]
+    return {"ndim": 3, "channels": channels, "window": [-1000, 1000], "mean": [0] * channels, "std": [1] * channels}
 
 
 def _known_from_run(checkpoint: Path) -> Mapping[str, Any]:

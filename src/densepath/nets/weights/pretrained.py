@@ -12,6 +12,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.backbones.unet3d import name_unet3d
 from densepath.nets.weights.backbone_weights import load_weights, read_weights, weights_file
 from densepath.nets.weights.layouts import match_names, trained_first
 from densepath.nets.weights.pixels import pixels_of_weights
@@ -109,7 +110,7 @@ def backbone_of_weights(weights: str | Path, prefix: str = "") -> str:
     if found is None:
         raise UserError(
             f"the tensors of {name} do not show which backbone they belong to; name it with --backbone, if it is one "
-            "of timm's (densepath has none for U-Nets and windowed transformers)"
+            "of timm's (densepath has none for windowed transformers)"
         )
     return found
 
@@ -131,7 +132,8 @@ def guess_backbone(state: Mapping[str, Tensor], recorded: str | None = None) -> 
     """The name of the backbone whose tensors a file holds, from their names and shapes.
 
     Args:
-        state: the tensors: a ResNet under any names that ``match_names`` knows, or a vision transformer under timm's.
+        state: the tensors: a ResNet under any names that ``match_names`` knows, a vision transformer under timm's, or
+            a U-Net under those of Models Genesis.
         recorded: the name in the file, of a network that neither is.
     """
     if prefixes := transformer_prefixes(state):
@@ -139,6 +141,8 @@ def guess_backbone(state: Mapping[str, Tensor], recorded: str | None = None) -> 
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if found := name_transformer(own):
             return found
+    if unet := name_unet3d(state):
+        return unet
     names = {f"layer{stage}.{i}.{layer}.weight" for stage in range(1, 5) for i in range(36) for layer in _LAYERS}
     match = match_names(state, names | {"conv1.weight"}).found
     blocks = [len({key.split(".")[1] for key in match if key.startswith(f"layer{stage}.")}) for stage in range(1, 5)]

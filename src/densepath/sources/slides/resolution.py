@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from densepath.core.errors import UserError, first_few
+from densepath.core.spelling import composed
 
 PLAUSIBLE = (0.02, 100.0)  # µm per pixel of the largest level of a slide
 _FROM_TAGS = (0.05, 20.0)  # µm per pixel; other resolutions in a TIFF are those of screens and printers
@@ -103,7 +104,7 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
             mpp = math.nan
         if plausible(mpp, mpp) is None:
             raise UserError(f"line {number} of {path}: {row[value]!r} is not µm per pixel; give a number such as 0.25")
-        key = (row[name] or "").strip()
+        key = composed((row[name] or "").strip())
         if table.setdefault(key, mpp) != mpp:
             raise UserError(f"line {number} of {path} gives {key} a second value; keep one")
     return table
@@ -137,10 +138,13 @@ class MppTable:
         others = [name for name in self._given if name not in known]
         if not others:
             return ""
-        return f"{self.path} names {len(others)} slides that are not in the data: {first_few(others)}; correct it"
+        return (
+            f"{self.path} gives nothing to these slides of the data, as their names are others: {first_few(others)}; "
+            "correct it"
+        )
 
 
 def _spellings(slide: str | Path) -> list[str]:
     """The names by which a table may call a slide: with any of the folders above it, or without its suffix."""
-    path = PurePath(slide)
+    path = PurePath(composed(str(slide)))
     return [str(PurePath(*path.parts[start:])) for start in range(len(path.parts))] + [path.stem]

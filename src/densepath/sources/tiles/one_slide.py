@@ -118,7 +118,9 @@ class Job(PerSlide[_Tiled]):
             raise CorruptImage(path, "; ".join(damage))
         problems = list(slide.file.problems)
         if min(slide.spacing) > self.mpp * _COARSER:
-            problems.append(f"its {row['mpp']:g} µm per pixel are coarser than the asked {self.mpp:g}")
+            problems.append(
+                f"its {row['mpp']:g} µm per pixel are coarser than the asked {self.mpp:g}: its tiles are enlarged"
+            )
         row["problem"] = "; ".join(problems)
         return slide
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from densepath.core.errors import one_line
 from densepath.core.files import atomic_write
+from densepath.core.fonts import font
 from densepath.core.spacing import evenly_spaced
 from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.sources.tiles.tissue import Tissue
@@ -65,13 +66,13 @@ def draw_contact_sheet(path: Path, panels: Sequence[tuple[Path, str, str]]) -> N
     across = max(1, min(_ACROSS, len(shown)))
     high, wide = _SIDE + 2 * _LINE + _GAP, _SIDE + _GAP
     sheet = Image.new("RGB", (across * wide + _GAP, -(-len(shown) // across) * high + _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
+    draw, letters = ImageDraw.Draw(sheet), font(_FONT)
     for number, (picture, *lines) in enumerate(shown):
         left, top = _GAP + number % across * wide, _GAP + number // across * high
         for row, line in enumerate(lines):
             text = one_line(line)
             short = text if len(text) <= _LETTERS else f"{text[: _LETTERS - 3]}..."
-            draw.text((left, top + (row + 0.5) * _LINE), short, "black", font, anchor="lm")
+            draw.text((left, top + (row + 0.5) * _LINE), short, "black", letters, anchor="lm")
         place = left, top + 2 * _LINE
         if picture.exists():
             with Image.open(picture) as file:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError, one_line, refuse
 from densepath.core.files import atomic_write
+from densepath.core.spelling import composed
 from densepath.sources.listing import matches_any
 from densepath.sources.slides.resolution import Spacing
 
@@ -204,10 +204,10 @@ def read_tile_folder(
         )
     rows = read_slide_rows(folder)
     if slides is not None:
-        asked = {normalize("NFC", name) for name in slides}  # macOS writes other forms than Linux
+        asked = {composed(name) for name in slides}  # macOS writes other forms than Linux
         known = {name for row in rows for name in _spellings(row)}
         refuse(
-            [one_line(name) for name in slides if normalize("NFC", name) not in known],
+            [one_line(name) for name in slides if composed(name) not in known],
             f"{folder} has no slides",
             "correct the list",
         )
@@ -241,7 +241,7 @@ def _spellings(row: dict[str, str]) -> set[str]:
     """The names by which a user may call a slide: its own, or its path with any of the folders above it."""
     path = PurePath(row["path"])
     names = {row["slide"], path.stem} | {str(PurePath(*path.parts[start:])) for start in range(len(path.parts))}
-    return {normalize("NFC", name) for name in names}
+    return {composed(name) for name in names}
 
 
 def _text(name: str) -> str:

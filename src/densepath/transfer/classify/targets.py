@@ -99,8 +99,10 @@ def read_targets(
     kept = np.array([row is not None for row in matched.values], bool)
     rows = [row or ("",) * len(columns) for row in matched.values]
     skip = config.unmatched == "skip"
-    refuse_or_say([n for n, k in zip(names, kept, strict=True) if not k], f"images without a label in {table}", skip)
     lines = [f"line {number}" for number in matched.lines]
+    typo = f", which names unknown images in {first_few(lines)}" if lines and not skip else ""
+    bare = [n for n, k in zip(names, kept, strict=True) if not k]
+    refuse_or_say(bare, f"images without a label in {table}{typo}", skip)
     if not _has_other_split(config):
         refuse_or_say(lines, f"labels of unknown images in {table}", skip)
     if not kept.any():
@@ -133,7 +135,10 @@ def _classes(
 ) -> Targets:
     used = sorted({text for text, k in zip(texts, kept, strict=True) if k} if kept is not None else set(texts))
     if whole and len(used) < 2:
-        raise UserError(f"all images are of one class in {source}, {used[0]}; a classifier needs two or more")
+        raise UserError(
+            f"all images are of one class in {source}, {used[0]}; give the folder that contains a folder for each "
+            "class, or a table of two or more classes with --labels"
+        )
     number = {name: place for place, name in enumerate(used)}
     return Targets(tuple(used), np.array([number.get(text, 0) for text in texts], np.float64)[:, None], True)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import timm
-import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from densepath.core.errors import UserError
-from densepath.nets.backbones import TRIAL_SIZE, Backbone
+from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.dilation import dilate_last_stage
 
 
 class FeaturePyramid(nn.Module):
@@ -76,26 +74,3 @@ class DilatedStage(nn.Module):
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> f5 as the level "4", which has its stride."""
         return {"4": self.backbone(pixels)[5]}
-
-
-@torch.no_grad()
-def dilate_last_stage(backbone: Backbone) -> None:
-    """Remove the stride of stage 5 and dilate its later convolutions instead: f5 gets the stride 16 of f4.
-
-    Every second position of the new f5, along both axes, equals the old f5. Weights and their names do not change.
-    Detectron2 also dilates the convolution that had the stride, so that pre-trained weights give other features, and
-    supports only ResNet-50 and deeper.
-
-    Raises:
-        UserError: timm cannot dilate the network.
-    """
-    channels = backbone.in_channels
-    try:
-        dilated = timm.create_model(backbone.name, features_only=True, output_stride=16, in_chans=channels)
-        side = dilated.eval()(torch.zeros(1, channels, TRIAL_SIZE, TRIAL_SIZE))[-1].shape[-1]
-        if side != TRIAL_SIZE // 16:
-            raise ValueError(f"stride {TRIAL_SIZE // side}")
-        dilated.to(next(backbone.parameters())).load_state_dict(backbone.net.state_dict())
-    except Exception as error:  # each model family of timm raises its own errors
-        raise UserError(f"the last stage of {backbone.name} cannot be dilated; use a ResNet") from error
-    backbone.net = dilated.train(backbone.training)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 from scipy import ndimage
 
+from densepath.core.fonts import font
 from densepath.transfer.detection.object_colors import color_numbers, color_of, near_boxes
 
 Shape = tuple[int, int, np.ndarray]  # the top and left of an object, and its mask (h, w) bool
@@ -64,9 +65,9 @@ def overlay(
     picture.paste(left, (0, _HEADER))
     picture.paste(right, (width + _GAP, _HEADER))
     draw = ImageDraw.Draw(picture)
-    draw.text((4, 4), f"truth: {len(truth)}", "black", _font(16))
+    draw.text((4, 4), f"truth: {len(truth)}", "black", font(16))
     caption = f"score >= {least_score:.0%}: {len(correct)} correct, {len(lost)} missed, {len(wrong)} false (red)"
-    draw.text((width + _GAP + 4, 4), caption, "black", _font(16))
+    draw.text((width + _GAP + 4, 4), caption, "black", font(16))
     return picture
 
 
@@ -139,11 +140,7 @@ def _write_scores(picture: Image.Image, masks: Sequence[np.ndarray], scores: Seq
         if not len(rows):
             continue
         middle = (float(columns.mean() + 0.5) * zoom, float(rows.mean() + 0.5) * zoom)
-        text: dict[str, Any] = {"text": f"{100 * score:.0f}", "font": _font(15), "anchor": "mm", "stroke_width": 2}
+        text: dict[str, Any] = {"text": f"{100 * score:.0f}", "font": font(15), "anchor": "mm", "stroke_width": 2}
         left, top, right, bottom = draw.textbbox(middle, **text)
         if _ROOM * (right - left) < zoom * np.ptp(columns) and _ROOM * (bottom - top) < zoom * np.ptp(rows):
             draw.text(middle, fill="white", stroke_fill="black", **text)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

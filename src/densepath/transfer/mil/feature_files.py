@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.spelling import composed
 from densepath.sources.listing import walk
 from densepath.transfer.mil.slide_table import patient_of_tcga
 
@@ -66,7 +67,7 @@ def slide_name(name: str) -> str:
     for suffixes in (SUFFIXES, _SLIDES):
         stem, suffix = os.path.splitext(name)
         name = stem if suffix.lower() in suffixes else name
-    return name.replace("\\", "/")
+    return composed(name.replace("\\", "/"))
 
 
 class Names:
@@ -79,7 +80,7 @@ class Names:
     def __init__(self, names: Sequence[str]) -> None:
         self._keys: dict[str, list[str]] = {}
         for name in names:
-            parts = name.split("/")
+            parts = composed(name).split("/")
             tails = {"/".join(parts[start:]) for start in range(len(parts))}
             if patient_of_tcga(name):
                 tails.add(parts[-1].partition(".")[0])  # TCGA-..-DX1.UUID is often called by its barcode

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from densepath.annotations.patients import PATIENT_COLUMNS
+from densepath.core.csv_files import delimiter_of
 from densepath.core.errors import UserError, first_few, refuse
 
 FOLDERS = "folders"
@@ -266,9 +267,8 @@ def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, 
     """The heads by their plain names, and the lines by their numbers."""
     try:
         with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            first = file.readline()
+            delimiter = delimiter_of(file.readline())
             file.seek(0)
-            delimiter = max("\t;,", key=first.count)
             reader = csv.reader(file, delimiter=delimiter)
             heads = [head.strip() for head in next(reader, [])]
             lines = []

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from densepath.core.files import atomic_write
+from densepath.core.fonts import font
 from densepath.sources.slides.slide import Slide
 from densepath.transfer.probe.metrics import Floats
-from densepath.transfer.slides.overview import font
 
 _ACROSS, _SIDE, _GAP, _LINE = 8, 160, 6, 24  # tiles in a row; pixels
 

@@ -129,13 +129,20 @@ def probe_images(
     Raises:
         UserError: an image has no class, there are too few patients, or an option is invalid.
     """
+    images = label(features, labels, data)
+    if test_features is not None:
+        images = join(images, label(test_features, labels, test_data))
+    return probe_labelled(images, features.notes, folds=folds, neighbors=neighbors, fraction=fraction, seed=seed)
+
+
+def probe_labelled(
+    images: Labelled, notes: dict[str, Any], *, folds: int, neighbors: int, fraction: float, seed: int
+) -> ImageProbe:
+    """Classify features with their classes. Other arguments and errors as for :func:`probe_images`."""
     start = time.perf_counter()
     check_fraction(fraction)
     if neighbors < 1:
         raise UserError(f"neighbors is {neighbors}; give 1 or more")
-    images = label(features, labels, data)
-    if test_features is not None:
-        images = join(images, label(test_features, labels, test_data))
     if not np.isfinite(images.features).all():
         raise UserError("the features hold NaN or Inf; compute them in --precision 32")
     if not images.by_patient:
@@ -176,7 +183,7 @@ def probe_images(
         tested,
         chances,
         [fitted.strength for fitted in found["logistic"] if fitted.strength is not None],
-        features.notes,
+        notes,
         time.perf_counter() - start,
     )
 

@@ -15,6 +15,8 @@ import torch
 from densepath.annotations.classes import FOLDERS, Classes, read_classes, read_column, table_columns
 from densepath.annotations.patients import MANIFEST, PATIENT_COLUMNS, patient_in_name, patients_of
 from densepath.core.errors import UserError
+from densepath.core.output_names import names_below
+from densepath.sources.listing import LIST_SUFFIXES, list_images
 from densepath.transfer.embed.feature_file import Features
 from densepath.transfer.probe.folds import SPLITS, given_split
 from densepath.transfer.probe.metrics import Floats, Integers
@@ -95,10 +97,8 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     if how.patient is not None and how.patient_regex is not None:
         raise UserError("--patient and --patient_regex both name the patients; give one of them")
     names, table = features.names, None if how.labels == FOLDERS else how.labels
-    # Below their folder: tables may have absolute paths, or paths that begin with the folder.
-    folder = str(features.notes.get("data", "") if data is None else data)
-    below = os.path.abspath(folder) if os.path.isdir(folder) else ""
-    listed: Any = Listed(names if table is None else [os.path.join(below, name) for name in names])
+    where = str(features.notes.get("data", "") if data is None else data)
+    listed: Any = Listed(names if table is None else _paths(names, where))
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
     divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
     test = given_split(tops, "the folder of images") if divided else None
@@ -113,6 +113,17 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     patient_names, patients = np.unique(owners, return_inverse=True)
     values = features.values.astype(np.float64)
     return Labelled(names, values, classes, patients.astype(np.int64), patient_names.tolist(), source, test)
+
+
+def _paths(names: list[str], data: str) -> list[str]:
+    """The paths of images, which tables may have, from their names below the folder that contains all."""
+    if os.path.isdir(data):
+        return [os.path.join(os.path.abspath(data), name) for name in names]
+    if not data.lower().endswith(LIST_SUFFIXES) or not os.path.isfile(data):
+        return names
+    paths = list(list_images(data))
+    known = dict(zip((name.replace(os.sep, "/") for name in names_below(paths, data)), paths, strict=True))
+    return [known.get(name, name) for name in names]
 
 
 def owners_of(

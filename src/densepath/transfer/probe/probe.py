@@ -18,6 +18,7 @@ from densepath.transfer.probe.images import Encoding, ImageProbe, features_of, l
 from densepath.transfer.probe.labelled import Labels
 from densepath.transfer.probe.pixels import L2, SIZE, probe_pixels
 from densepath.transfer.probe.record import check_out, table_of, write_record
+from densepath.transfer.probe.tasks import Task, probe_task
 
 _NEIGHBORS, _FOLDS = 20, 5
 
@@ -26,6 +27,7 @@ def probe(
     *,
     data: str | Path | None = None,
     labels: str | Path | None = None,
+    task: Task | None = None,
     features: str | Path | None = None,
     test_data: str | Path | None = None,
     target: str | None = None,
@@ -55,10 +57,14 @@ def probe(
     balanced accuracy and macro AUC, with 95% intervals, on the test images that the data names (a column split of
     the labels, folders train and test, or ``test_data``), or else in folds by patient.
 
+    With ``task``, the classes are how images are rotated, or how two of their patches lie.
+
     Args:
         data: a folder as densepath data writes it: images, and outlined objects as COCO JSON, for train and test;
             or, with labels, images: a folder, a text list, a glob or a packed store.
         labels: classes of images: "folders", the topmost folder of each image, or a CSV of files and labels.
+        task: "rotation" (by 0, 90, 180 or 270 degrees) or "patch_position" (of eight neighbors in a grid of 14 x 14);
+            instead of labels. Images are resized to 224 px, or size. A table as data may name splits and patients.
         features: with labels, a file of features by densepath embed, instead of data and weights.
         test_data: with labels, images for the test.
         target: with labels, the column of the CSV with the classes, or with one of several labels as 0 and 1; default:
@@ -103,6 +109,25 @@ def probe(
         "neighbors": neighbors,
         "pool": pool,
     }
+    if task is not None:
+        given = {"labels": labels, **with_labels, "orientation": orientation, "each_stage": each_stage, "l2": l2}
+        usual = {"patient_regex": patient_regex, "folds": folds, "neighbors": neighbors, "pool": pool}
+        _refuse(given, {**usual, "each_stage": False, "l2": L2}, "has no effect with --task; leave it out")
+        if data is None:
+            raise UserError("--data must be given; see densepath probe --help")
+        check_out(out)
+        check_seed(seed)
+        encoding = _encoding(weights, backbone, stages, pool, size, seed, devices)
+        result = probe_task(
+            task,
+            data,
+            encoding,
+            patient_regex=patient_regex,
+            folds=folds,
+            neighbors=neighbors,
+            fraction=fraction,
+        )
+        return _finish(result, out, {"task": task, "data": data, **usual, "fraction": fraction, "seed": seed})
     if labels is None:
         _refuse(with_labels, {"folds": _FOLDS, "neighbors": _NEIGHBORS, "pool": "auto"}, "needs --labels")
         if data is None:
@@ -125,9 +150,7 @@ def probe(
     _refuse(of_pixels, {"each_stage": False, "l2": L2}, "has no effect with --labels; leave it out")
     check_out(out)
     check_seed(seed)
-    if stages is not None and len(stages) != 1:
-        raise UserError(f"with --labels the features are those of one stage, not of {len(stages)}; give one")
-    encoding = Encoding(weights, backbone, stages[0] if stages else None, pool, size, seed, devices)
+    encoding = _encoding(weights, backbone, stages, pool, size, seed, devices)
     if features is not None and (weights != "random" or test_data is not None):
         raise UserError("--features holds the features of all images; leave out --weights and --test_data")
     if target is not None and str(labels) == FOLDERS:
@@ -144,8 +167,26 @@ def probe(
         fraction=fraction,
         seed=seed,
     )
+    return _finish(result, out, {"labels": labels, "data": data, **with_labels, "fraction": fraction, "seed": seed})
+
+
+def _encoding(
+    weights: str | Path,
+    backbone: str | None,
+    stages: Sequence[int] | None,
+    pool: Pool,
+    size: int | None,
+    seed: int,
+    devices: str,
+) -> Encoding:
+    if stages is not None and len(stages) != 1:
+        raise UserError(f"the features of images are those of one stage, not of {len(stages)}; give one")
+    return Encoding(weights, backbone, stages[0] if stages else None, pool, size, seed, devices)
+
+
+def _finish(result: ImageProbe, out: str | Path | None, asked: dict[str, Any]) -> ImageProbe:
+    """Write the record, print the scores."""
     if out is not None:
-        asked = {"labels": labels, "data": data, **with_labels, "fraction": fraction, "seed": seed}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
         write_record(result, Path(out), plain)
     if first_on_node():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import Backbone
+from densepath.nets.decoders.build import Decoder, build_decoder
 from densepath.nets.decoders.unet import UNetDecoder, pixel_head
 from densepath.transfer.detection.feature_maps import dilate_last_stage
 from densepath.transfer.segment.config import Head
@@ -31,16 +32,14 @@ class SegmentationNet(nn.Module):
     def __init__(self, backbone: Backbone, classes: int, head: Head = "unet") -> None:
         super().__init__()
         self.backbone = backbone
-        self.pyramid: TokenPyramid | None = None
-        self.decoder: UNetDecoder | FCNHead
+        self.pyramid = TokenPyramid(backbone) if backbone.patch_size > 1 and head == "unet" else None
+        self.decoder: Decoder | FCNHead
         if head == "fcn":
             self.decoder = FCNHead(backbone)
-            self.head: nn.Module = pixel_head(self.decoder.channels, classes, backbone.ndim, 1)
         else:
-            if backbone.patch_size > 1:
-                self.pyramid = TokenPyramid(backbone)
-            self.decoder = UNetDecoder(self.pyramid if self.pyramid is not None else backbone)
-            self.head = pixel_head(self.decoder.channels, classes, backbone.ndim)
+            self.decoder = build_decoder(backbone)[0] if self.pyramid is None else UNetDecoder(self.pyramid)
+        kernel = 3 if isinstance(self.decoder, UNetDecoder) else 1
+        self.head = pixel_head(self.decoder.channels, classes, backbone.ndim, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) normalized images -> (B, K, *size) logits, float32."""
@@ -109,7 +108,9 @@ class TokenPyramid(nn.Module):
         self.stages = tuple(range(1, len(factors) + 1))
         self.deepest, self.ndim = self.stages[-1], backbone.ndim
         self.channels = dict(zip(self.stages, (max(1, width // factor) for factor in factors), strict=True))
-        self.strides = {stage: (patch // factor,) * 2 for stage, factor in zip(self.stages, factors, strict=True)}
+        self.strides: dict[int, tuple[int, ...]] = {
+            stage: (patch // factor,) * 2 for stage, factor in zip(self.stages, factors, strict=True)
+        }
         half, quarter = max(1, width // 2), max(1, width // 4)
         double = [nn.ConvTranspose2d(width, half, 2, 2), timm.layers.LayerNorm2d(half), nn.GELU()]
         levels = {1: nn.Identity(), 2: nn.ConvTranspose2d(width, half, 2, 2)}

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from densepath.core.files import atomic_write
+from densepath.core.fonts import font
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
 
@@ -109,18 +110,18 @@ def color_of(number: int, background: int) -> tuple[int, int, int]:
 
 def _sheet(rows: Sequence[Sequence[Image.Image]], caption: str, legend: Legend) -> Image.Image:
     """Pictures in rows, under a caption and the names of the classes."""
-    font = ImageFont.load_default(_FONT)
+    letters = font(_FONT)
     width = max(sum(each.width for each in row) + _GAP * (len(row) - 1) for row in rows)
     heights = [max(each.height for each in row) for row in rows]
     sheet = Image.new("RGB", (max(width, 320), 2 * _LINE + sum(heights) + _GAP * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((2, 0), caption, "black", font)
+    draw.text((2, 0), caption, "black", letters)
     x = 2
     for number, name in enumerate(legend.names):
         if number != legend.background:
             draw.rectangle((x, _LINE + 4, x + 10, _LINE + 14), color_of(number, legend.background))
-            draw.text((x + 14, _LINE), name, "black", font)
-            x += 22 + int(draw.textlength(name, font))
+            draw.text((x + 14, _LINE), name, "black", letters)
+            x += 22 + int(draw.textlength(name, letters))
     y = 2 * _LINE
     for row, height in zip(rows, heights, strict=True):
         x = 0

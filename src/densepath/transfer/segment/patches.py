@@ -17,8 +17,8 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.segment.config import Patches
 from densepath.transfer.segment.truth import Truth
 from densepath.views.maker import ViewMaker
-from densepath.views.plan import Plan, PlannedView
-from densepath.views.random_streams import Stream
+from densepath.views.plan import Plan
+from densepath.views.random_streams import Draw, Stream
 
 TRUTH = "truth"  # an extra of batches
 _VIEW = "image"
@@ -49,12 +49,25 @@ class PatchMaker:
     ) -> None:
         self._views = ViewMaker({_VIEW: patches.random_view()}, size, seed, spec, memory_format)
         self._size, self._zoom, self._truth, self._oversample = tuple(size), patches.zoom, truth, oversample
+        self._rotated = patches.rotation > 0
 
     def draw(self, index: Tensor, sizes: Tensor, spacing: Tensor | None = None, epoch: float = 0.0) -> Plan:
         """Where the patches of images lie; arguments as for :meth:`ViewMaker.draw`."""
-        plan = self._views.draw(index, sizes, spacing, epoch)
-        planned = self._zoomed(plan.views[_VIEW])
-        return Plan({_VIEW: self._centered(planned, index, sizes)}, plan.index)
+        patch = torch.tensor(self._size)
+        # Of images shorter than a patch, padded to its size: their low corner is that of the patch
+        padded = torch.maximum(sizes, patch)
+        plan = self._views.draw(index, padded, spacing, epoch)
+        planned = plan.views[_VIEW]
+        maps = onto_boxes(planned.map, padded, torch.zeros_like(sizes), sizes).float()
+        linear = maps[..., :-1]
+        if self._rotated:  # which shrank patches that would leave the image; they are moved instead
+            whole = (patch / sizes).prod(1)
+            linear = linear * (whole / torch.linalg.det(linear).abs()).pow(1 / len(patch)).view(-1, 1, 1)
+        low, high = map(math.log, self._zoom)
+        if low or high:
+            linear = linear * torch.exp(low + (high - low) * planned.draw(Stream.PATCH)[:, :1, None])
+        center = self._centers(linear, maps[..., -1:], planned.draw, index, sizes)
+        return Plan({_VIEW: replace(planned, map=torch.cat((linear, center), dim=-1))}, plan.index)
 
     def __call__(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, *size), 0 outside of an image, and classes (B, *size) int64, -1 where there is none."""
@@ -68,36 +81,19 @@ class PatchMaker:
         classes = sample_nearest(labels.unsqueeze(1).float(), onto.float(), self._size)[:, 0].long() - 1
         return view.pixels * within, classes
 
-    def _zoomed(self, planned: PlannedView) -> PlannedView:
-        low, high = self._zoom
-        if low == high == 1:
-            return planned
-        share = planned.draw(Stream.PATCH)[:, :1, None]
-        factor = torch.exp(math.log(low) + (math.log(high) - math.log(low)) * share)
-        return replace(
-            planned, map=_kept_inside(torch.cat((planned.map[..., :-1] * factor, planned.map[..., -1:]), -1))
-        )
+    def _centers(self, linear: Tensor, center: Tensor, draw: Draw, index: Tensor, sizes: Tensor) -> Tensor:
+        """(B, d, 1) centers of patches in their images: some on a pixel that is not background, at whole pixels.
 
-    def _centered(self, planned: PlannedView, index: Tensor, sizes: Tensor) -> PlannedView:
-        """Move some patches to a pixel that is not background, by whole pixels."""
-        if not self._oversample:
-            return planned
-        numbers, maps = planned.draw(Stream.PATCH), planned.map.clone()
+        A patch that fits into its image lies in it; along an axis where it is longer it begins at the low corner.
+        """
+        reach = linear.abs().sum(-1, keepdim=True)
+        numbers = draw(Stream.PATCH) if self._oversample else torch.ones(len(index), 4)
         for row in torch.nonzero(numbers[:, 1] < self._oversample).flatten().tolist():
             points = self._truth.points(int(index[row]))
-            if not len(points):
-                continue
-            point = torch.from_numpy(points[int(numbers[row, 2] * len(points))]).flip(0)  # x first, like the maps
-            across = sizes[row].flip(0).float()
-            reach = maps[row, :, :-1].abs().sum(-1)
-            corner = (point + 0.5 - reach * across / 2).round()
-            maps[row, :, -1] = (2 * corner / across - 1) + reach
-        return replace(planned, map=_kept_inside(maps))
-
-
-def _kept_inside(maps: Tensor) -> Tensor:
-    """Maps moved so that their views lie in the image; from its low corner on along an axis where they are longer."""
-    reach = maps[..., :-1].abs().sum(-1)
-    room = 1 - reach
-    center = torch.where(room >= 0, maps[..., -1].clamp(-room.clamp(min=0), room.clamp(min=0)), -room)
-    return torch.cat((maps[..., :-1], center.unsqueeze(-1)), dim=-1)
+            if len(points):
+                point = torch.from_numpy(points[int(numbers[row, 2] * len(points))]).flip(0)  # x first, like the maps
+                across = sizes[row].flip(0).float()
+                corner = (point + 0.5 - reach[row, :, 0] * across / 2).round()
+                center[row, :, 0] = 2 * corner / across - 1 + reach[row, :, 0]
+        room = 1 - reach
+        return torch.where(room >= 0, torch.minimum(torch.maximum(center, -room), room), -room)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
+from densepath.nets.norms import to_group_norm
 from densepath.nets.weights.backbone_weights import write_tensors
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.hardware import Hardware
@@ -69,7 +70,7 @@ class SegmenterNotes:
         backbone.check_size(*self.view_size)
         net = SegmentationNet(backbone, len(self.legend), self.head)
         if self.norm == "group":
-            pass
+            to_group_norm(net)
         return net
 
     def sliding(

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from densepath.core.errors import UserError
 from densepath.nets.decoders.build import load_decoder
-from densepath.nets.decoders.unet import UNetDecoder
 from densepath.transfer.segment.config import BESIDE, SegmentConfig
-from densepath.transfer.segment.network import SegmentationNet
+from densepath.transfer.segment.network import FCNHead, SegmentationNet
 
 _EXPORTED = Path("exported") / "decoder.safetensors"
 
@@ -25,12 +24,12 @@ def load_decoder_weights(model: SegmentationNet, config: SegmentConfig) -> str:
     source = str(config.decoder)
     if source == BESIDE:
         beside = Path(config.weights) / _EXPORTED
-        if model.pyramid is not None or not isinstance(model.decoder, UNetDecoder) or not beside.is_file():
+        if model.pyramid is not None or isinstance(model.decoder, FCNHead) or not beside.is_file():
             return ""
         source = str(beside)
     elif source == "random":
         return ""
-    if not isinstance(model.decoder, UNetDecoder):
+    if isinstance(model.decoder, FCNHead):
         raise UserError("--decoder is for the head unet; leave it out")
     if Path(source).is_dir():
         source = str(Path(source) / _EXPORTED)

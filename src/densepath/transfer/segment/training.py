@@ -22,7 +22,7 @@ from densepath.core.output_names import output_names
 from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import say
 from densepath.core.system import with_progress
-from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm
+from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm, to_group_norm
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import draw_safely
@@ -95,7 +95,7 @@ def fit(
             for line in filter(None, lines) if first else ():
                 say(f"densepath: {line}")
     if notes.norm == "group":
-        raise UserError("norm")
+        to_group_norm(model)
     elif hardware.world_size > 1:
         synchronize_batch_norm(model)
     together = min(config.batch_size, len(cases) // hardware.world_size * hardware.world_size)

@@ -10,12 +10,13 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from densepath.core.files import atomic_write
+from densepath.core.fonts import font
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.slide import SlideLevel
 from densepath.transfer.detection.object_colors import PALETTE, color_of
 from densepath.transfer.detection.prediction_files import Grid
 from densepath.transfer.slides.object_files import centroids_in, polygons_in
-from densepath.transfer.slides.overview import font, framed, slide_picture
+from densepath.transfer.slides.overview import framed, slide_picture
 
 _PLACES, _SIDE, _GAP = 3, 512, 8  # pixels
 _MARK = (20, 20, 20)

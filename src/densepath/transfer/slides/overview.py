@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from densepath.core.fonts import font
 from densepath.sources.slides.slide import Slide
 from densepath.sources.tiles.overview import read_overview
 
@@ -96,9 +95,3 @@ def nice_length(most: float) -> float:
     """The longest of 1, 2, 5, 10, 20 ... that is not above a length."""
     power = 10.0 ** np.floor(np.log10(most))
     return float(max(step for step in (1, 2, 5) if step * power <= most * 1.000001) * power)
-
-
-@lru_cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """A font that has the letter µ, which Pillow's own has not."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)

@@ -1,0 +1,151 @@
+"""``densepath data check`` of a list of images: its splits, patients, duplicates, and images that show nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from densepath.annotations.patients import owners_of_images, patient_in_name
+from densepath.core.csv_files import read_rows
+from densepath.core.digests import digest_of_file
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.spacing import evenly_spaced
+from densepath.core.streams import write_line
+from densepath.core.system import usable_cores, with_progress
+from densepath.core.threads import in_threads
+from densepath.datasets.contact_sheet import compose_sheet, short_name
+from densepath.datasets.similar_images import ALIKE, Thumbnails, similar, thumbnails
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import Header, read_header, read_image
+from densepath.sources.listing import list_images
+
+_ALL = "all"  # images without splits
+_SIDE, _COLUMNS = 240, 4  # pixels of a panel, panels in a row
+_LEAST = 2  # pixels of a side
+
+Splits = Mapping[str, Sequence[int]]
+
+
+def check_list(data: Path, out: Path, count: int, patient_regex: str | None = None) -> Path:
+    """Report what a list of images holds. Arguments as for :func:`~densepath.datasets.check.check_data`.
+
+    Splits are those of its column split, patients those of its column patient, of ``patient_regex``, or as in
+    :func:`~densepath.annotations.patients.owners_of_images`.
+    """
+    names = list(list_images(data))
+    rows = read_rows(data, "give a table with a column file") if data.suffix.lower() == ".csv" else []
+    told = len(rows) == len(names) and bool(rows) and "split" in rows[0]
+    splits: dict[str, list[int]] = defaultdict(list)
+    for position in range(len(names)):
+        splits[(rows[position]["split"] or _ALL) if told else _ALL].append(position)
+    if patient_regex is not None:
+        owners = [patient_in_name(name, patient_regex) for name in names]
+    else:
+        owners = owners_of_images(data, names)
+    named = patient_regex is not None
+    patients = [owner if named or owner != name else "" for owner, name in zip(owners, names, strict=True)]
+    paths = [Path(name) for name in names]
+    headers = _headers(paths)
+    small = thumbnails(paths)
+    lines = [*_counts(splits, patients, headers), *_looks(paths, headers, small)]
+    lines += [*_twice(paths), *_shared(paths, splits, patients, small)]
+    for line in lines:
+        write_line(line, sys.stdout)
+    return _draw(paths, splits, out, count) if count else data
+
+
+def _headers(paths: Sequence[Path]) -> list[Header]:
+    def header(path: Path) -> Header:
+        try:
+            return read_header(path)
+        except CorruptImage as error:
+            raise UserError(f"{error}; replace the file, or take it out of the list") from error
+
+    work = in_threads(header, paths, usable_cores(), "headers of images")
+    return list(with_progress(work, len(paths), "reading headers"))
+
+
+def _counts(splits: Splits, patients: Sequence[str], headers: Sequence[Header]) -> Iterator[str]:
+    for split, positions in splits.items():
+        known = {patients[p] for p in positions} - {""}
+        unknown = sum(not patients[p] for p in positions)
+        of = f" of {len(known)} patients" if known else ", patients unknown"
+        of += f" ({unknown} without a known patient)" if known and unknown else ""
+        sizes = [[getattr(headers[p], side) for p in positions] for side in ("width", "height")]
+        across = " x ".join(f"{min(s)}" if min(s) == max(s) else f"{min(s)}-{max(s)}" for s in sizes)
+        yield f"{split}: {len(positions):,} images{of}, {across} px"
+
+
+def _looks(paths: Sequence[Path], headers: Sequence[Header], small: Thumbnails) -> Iterator[str]:
+    """Images that show nothing, are too thin, or differ from the others in channels."""
+    flat = [paths[int(p)].name for p in np.flatnonzero(~small.any(axis=(1, 2)))]
+    yield f"nearly uniform images (all black, or all of one value): {len(flat)}{': ' * bool(flat)}{first_few(flat)}"
+    if thin := [paths[p].name for p, header in enumerate(headers) if min(header.height, header.width) < _LEAST]:
+        yield f"warning: {len(thin)} images have a single row or column: {first_few(thin)}"
+    grey = Counter(header.grey for header in headers)
+    if len(grey) > 1:
+        rare = grey[True] < grey[False]
+        found = [paths[p].name for p, header in enumerate(headers) if header.grey == rare]
+        kinds = ("grey", "colors") if rare else ("three channels", "one")
+        yield f"warning: {len(found)} images have {kinds[0]}, the others {kinds[1]}: {first_few(found)}"
+
+
+def _twice(paths: Sequence[Path]) -> Iterator[str]:
+    count = Counter(paths)
+    if again := [str(path) for path, number in count.items() if number > 1]:
+        yield f"warning: {len(again)} images are listed several times: {first_few(again)}"
+
+
+def _shared(paths: Sequence[Path], splits: Splits, patients: Sequence[str], small: Thumbnails) -> Iterator[str]:
+    """Patients and images that two splits share."""
+    sizes = [path.stat().st_size for path in paths]
+    of_size = Counter(sizes)
+    alike = [p for p, size in enumerate(sizes) if of_size[size] > 1]
+    digests = in_threads(digest_of_file, [paths[p] for p in alike], usable_cores(), "image data")
+    known = dict(zip(alike, digests, strict=True))
+    groups: dict[str, list[int]] = defaultdict(list)
+    for position, digest in known.items():
+        groups[digest].append(position)
+    same = [" = ".join(paths[p].name for p in group) for group in groups.values() if len(group) > 1]
+    yield f"identical files: {len(same)}{': ' * bool(same)}{first_few(same)}"
+    for one, other in combinations(splits, 2):
+        between = f"in {one} and {other}"
+        first, second = ({patients[p] for p in splits[split]} - {""} for split in (one, other))
+        shared = sorted(first & second)
+        if not first or not second:
+            yield f"patients {between}: unknown; name them with --patient_regex or a column patient"
+        else:
+            yield f"patients {between}: {len(shared)}{f': {first_few(shared)}; scores are too high' * bool(shared)}"
+        held = {known[p]: p for p in splits[one] if p in known}
+        copies = [f"{paths[p].name} is {paths[held[known[p]]].name}" for p in splits[other] if known.get(p) in held]
+        yield f"identical files {between}: {len(copies)}{': ' * bool(copies)}{first_few(copies)}"
+        pairs = similar(small[splits[one]], small[splits[other]])
+        near = [f"{paths[splits[other][b]].name} is like {paths[splits[one][a]].name}" for a, b in pairs]
+        yield (
+            f"nearly identical images {between} (correlation >= {ALIKE}, turned or mirrored too): "
+            f"{len(near)}{': ' * bool(near)}{first_few(near)}"
+        )
+
+
+def _draw(paths: Sequence[Path], splits: Splits, out: Path, count: int) -> Path:
+    rows: list[tuple[str, list[tuple[Image.Image, str]]]] = []
+    for split, positions in splits.items():
+        panels = []
+        for place in evenly_spaced(count, len(positions)):
+            path = paths[positions[place]]
+            picture = Image.fromarray(read_image(path))
+            picture.thumbnail((_SIDE, _SIDE))
+            panels.append((picture, short_name(path.name)))
+        for start in range(0, len(panels), _COLUMNS):
+            heading = f"{split}: {len(positions):,} images" if start == 0 else ""
+            rows.append((heading, panels[start : start + _COLUMNS]))
+    with atomic_write(out) as part:
+        compose_sheet(rows, _SIDE).save(part, format="PNG")
+    return out

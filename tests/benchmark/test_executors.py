@@ -1,0 +1,77 @@
+"""Runs as jobs of submitit: results, failures and logs as of processes; a cancelled job saves its state."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from densepath.benchmark.devices import job_slots
+from densepath.benchmark.executors import execute, make_submit
+from densepath.benchmark.grid import Run
+from densepath.benchmark.run_folder import RunFolder
+from densepath.benchmark.runner import Runner
+from densepath.core.errors import UserError
+
+pytest.importorskip("submitit")
+SCORES = '{"scale": "percent", "mean_iou": 50.0}'
+
+
+@pytest.mark.parametrize("executor", ["debug", "local"])
+def test_jobs_run_after_their_parents_and_fail_with_their_last_line(executor, tmp_path, monkeypatch):
+    scripts = {"bad": "import sys; sys.exit('densepath: error: no luck')"}
+    note = f"open({str(tmp_path / 'order')!r}, 'a').write('{{}} ')"
+
+    def command(folder, devices, workers=None):
+        script = scripts.get(folder.run.label, note.format(folder.run.label))
+        return [sys.executable, "-S", "-c", f"{script}\nopen('scores.json', 'w').write('{SCORES}')"]
+
+    monkeypatch.setattr(RunFolder, "command", command)
+    first = _probe("first")
+    runs = [_probe("after", first), first, _probe("bad")]
+    submit = make_submit(executor, tmp_path / "jobs", [])
+    runner = Runner(tmp_path / "runs", runs, job_slots(2, executor), lambda: None, submit)
+    runner.run()
+    assert (tmp_path / "order").read_text() == "first after "
+    assert [why.split(" (log")[0] for why in runner.failed.values()] == ["no luck"]
+    assert RunFolder(tmp_path / "runs", first).result() == {"mean_iou": 50.0}
+
+
+def test_a_cancelled_job_ends_its_command_once(tmp_path):
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'a').write('x'), sys.exit(143)))\n"
+        "open('ready', 'w').close()\n"
+        "time.sleep(60)"
+    )
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert execute([sys.executable, "-S", "-c", script], str(tmp_path), "log", {}) == 143
+    thread.join()
+    assert (tmp_path / "saved").read_text() == "x"
+
+
+def test_mistakes_are_lines(tmp_path):
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        make_submit("debug", tmp_path, ["gpus"])
+    with pytest.raises(UserError, match="cannot be used"):
+        make_submit("local", tmp_path, ["no_such_parameter=1"])
+    with pytest.raises(UserError, match="use one of local, slurm, debug"):
+        make_submit("pbs", tmp_path, [])
+    with pytest.raises(UserError, match="number of jobs"):
+        job_slots("cuda:0", "slurm")
+    assert [slot.name for slot in job_slots("auto", "slurm")] == [f"slurm:{number}" for number in range(4)]
+
+
+def _probe(name: str, parent: Run | None = None) -> Run:
+    return Run("probe", name, 0, "data", {}, None if parent else "random", parent, {"name": name}, 1, None)

@@ -1,0 +1,54 @@
+"""What is run on a GPU needs one only for its figures: the host's work and the programs are tested here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_evidence, operators
+from benchmarks.step import Step
+from benchmarks.tiles import packed_store
+from densepath.sources.packing import open_store
+from densepath.synthetic.tissue import write_tiles, write_tissue
+from densepath.training.hardware import choose_hardware
+
+# Operators of a step, with two batch-norm groups where the recipe has groups. Lower a number when fewer are launched.
+COUNTS = {"moco_v2": 1, "concl": 1, "densecl": 1, "conv_mim": 1, "pcrl": 1}
+
+
+@pytest.fixture(scope="module")
+def images():
+    with packed_store(None, 64, 64) as store:
+        yield open_store(store).to("cpu")
+
+
+@pytest.mark.parametrize("recipe", COUNTS)
+def test_a_step_launches_no_more_than_twice_the_operators_and_never_waits(recipe, images):
+    step = Step(recipe, images, 64, 64, "test_resnet", choose_hardware("cpu", "32"))
+    found = operators.count(step).row()
+    assert COUNTS[recipe] / 2 < found["operators"] < 2 * COUNTS[recipe], found
+    assert found["values read by the host"] == found["sizes that depend on values"] == 0
+    assert found["copies between host and device"] <= 20
+
+
+def test_the_evidence_runs_from_its_folder(tmp_path, capfd, monkeypatch):
+    write_tissue(tmp_path / "d", train=2, test=1, size=96, seed=0)
+    write_tiles(tmp_path / "t", 8, 64, seed=0)
+    packed = tmp_path / "packed"
+    words = ["--pack", str(packed), "--data", str(tmp_path / "d"), "--tiles", str(tmp_path / "t")]
+    monkeypatch.setattr(sys, "argv", ["gpu_evidence", *words])
+    gpu_evidence.main()
+    words = ["--devices", "cpu", "--backbone", "test_resnet", "--sizes", "64", "--seeds", "0", "--steps", "4"]
+    command = [sys.executable, "-m", "benchmarks.gpu_evidence", *words, "--batch_size", "8", "--json", "out.json"]
+    environment = {"OMP_NUM_THREADS": "1", "PATH": "", "HOME": str(tmp_path)}  # the folder comes first on the path
+    subprocess.run(command, cwd=packed, env=environment, check=True)
+    (rows,) = json.loads((packed / "out.json").read_text())["tables"].values()
+    assert [row["case"] for row in rows] == ["64 px, K=8, seed 0", "64 px, K=1, seed 0"]
+    assert all(0 < row["mean IoU %"] < 100 and row["concept loss / chance"] > 0 for row in rows)
+    monkeypatch.setattr(gpu_evidence, "_MOST_MIB", 0.1)
+    with pytest.raises(SystemExit, match="more than"):
+        gpu_evidence.write_folder(tmp_path / "again", Path(tmp_path / "d"), Path(tmp_path / "t"))

@@ -1,0 +1,91 @@
+"""As many threads as idle cores: chosen once, kept by a resumed run, and never against the user's own setting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from densepath.core import system
+from densepath.training import threads
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of eight cores where nothing sets the number of threads; returns how to make cores busy."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    set_to = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: set_to[-1])
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    for module in (system, threads):
+        monkeypatch.setattr(module, "cores", lambda: 8)
+    threads.use_idle_cores.cache_clear()
+    yield lambda idle: (monkeypatch.setattr(threads, "idle_cores", lambda: idle), set_to)[1]
+    threads.use_idle_cores.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("idle", "processes", "chosen"), [(7.7, 1, 8), (5.2, 1, 5), (0.1, 1, 1), (7.9, 2, 4), (2.0, 4, 1)]
+)
+def test_threads_are_as_many_as_idle_cores(machine, capsys, idle, processes, chosen):
+    set_to = machine(idle)
+    threads.use_idle_cores(processes)
+    assert set_to[-1] == chosen
+    assert ("OMP_NUM_THREADS" in capsys.readouterr().err) == (chosen < 8 // processes)
+
+
+def test_the_number_is_not_chosen_again_nor_against_the_user(machine, monkeypatch):
+    set_to = machine(3.0)
+    threads.use_idle_cores()
+    machine(8.0)
+    threads.use_idle_cores()
+    assert set_to == [8, 3]
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    threads.use_idle_cores.cache_clear()
+    threads.use_idle_cores()
+    threads.keep_threads(2)
+    assert set_to == [8, 3]
+
+
+def test_a_resumed_run_keeps_its_threads_as_far_as_there_are_cores(machine):
+    set_to = machine(8.0)
+    for kept in (2, None, 64):
+        threads.keep_threads(kept)
+    assert set_to == [8, 2, 8]
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux only")
+def test_a_busy_core_is_not_idle():
+    some = {min(os.sched_getaffinity(0))}
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, some)
+    try:
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+            assert system.idle_cores(0.5) < 0.5 and system.cores() == 1
+            busy.kill()
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_cores_are_limited_by_a_quota_and_idle_ones_come_from_the_systems_ticks(monkeypatch, tmp_path):
+    monkeypatch.setattr(system.os, "sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr(system, "_CONTROL_GROUP", tmp_path)
+    for text, expected in (("max 100000", 4), ("250000 100000", 2), ("20000 100000", 1), ("broken", 4)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert system.cores() == expected
+    statistics = tmp_path / "stat"
+    monkeypatch.setattr(system, "_STATISTICS", statistics)
+    rows = [{0: "0 0 0 10 0 0 0 0", 1: "0 0 0 10 0 0 0 0", 9: "0 0 0 0 0 0 0 0"}]
+    rows.append({0: "5 0 0 15 0 0 0 0", 1: "0 0 0 20 0 0 0 0", 9: "0 0 0 90 0 0 0 0"})
+    texts = ["".join(f"cpu{core} {ticks} 0 0\n" for core, ticks in row.items()) for row in rows]
+    statistics.write_text(texts[0])
+    monkeypatch.setattr(system.time, "sleep", lambda seconds: statistics.write_text(texts[1]))
+    assert system.idle_cores() == 1.5  # half of the first core and the whole second; the tenth is not ours
+    monkeypatch.setattr(system, "_STATISTICS", tmp_path / "missing")
+    assert system.idle_cores() == 4.0
