@@ -30,8 +30,8 @@ def disc(side: int) -> tuple[torch.Tensor, torch.Tensor]:
     [
         ("test_resnet", "unet", 64, 60),
         ("test_resnet", "fcn", 96, 30),
-        ("regnetx_002", "unet", 64, 40),
-        ("test_convnext", "unet", 64, 80),
+        ("regnetx_002", "unet", 64, 20),
+        ("test_convnext", "unet", 64, 30),
         ("test_vit", "unet", 64, 40),
     ],
 )
