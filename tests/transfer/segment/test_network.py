@@ -29,10 +29,10 @@ def disc(side: int) -> tuple[torch.Tensor, torch.Tensor]:
     ("name", "head", "side", "steps"),
     [
         ("test_resnet", "unet", 64, 60),
-        ("test_resnet", "fcn", 128, 40),
-        ("regnetx_002", "unet", 64, 40),
-        ("test_convnext", "unet", 64, 80),
-        ("test_vit", "unet", 64, 120),
+        ("test_resnet", "fcn", 96, 30),
+        ("regnetx_002", "unet", 64, 20),
+        ("test_convnext", "unet", 64, 30),
+        ("test_vit", "unet", 64, 40),
     ],
 )
 def test_overfits_one_image(name: str, head: Head, side: int, steps: int) -> None:

@@ -123,7 +123,8 @@ class VolumeInputs:
         self._paths = [str(path) for path in list_images(data, exclude, suffixes=SUFFIXES, kinds=_KINDS)]
         below = names_below(self._paths, data)
         ends = [max((end for end in SUFFIXES if name.lower().endswith(end)), key=len) for name in below]
-        self.names = output_names([Path(name[: -len(end)] + ".") for name, end in zip(below, ends, strict=True)])
+        plain = [name[: -len(end)] + "." + end[1:].replace(".", "_") for name, end in zip(below, ends, strict=True)]
+        self.names = output_names([Path(name) for name in plain])  # .nii.gz is one suffix
 
     def __len__(self) -> int:
         return len(self.names)
