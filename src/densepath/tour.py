@@ -23,7 +23,7 @@ from densepath.synthetic.volumes import SyntheticVolumes
 FOLDERS = ("slides", "slide_tiles", "slide_cells", "dirl", "scans", "volumes", "pcrl")
 REPORT = "report.html"
 _SLIDE, _TILE, _MPP = (768, 1024), 96, 0.5  # pixels, pixels, µm per pixel
-_VOLUMES, _VOLUME = 4, (40, 48, 48)  # their number, and voxels
+_VOLUMES, _VOLUME = 8, (44, 56, 56)  # their number, and voxels
 _SPACING = (2.5, 0.8, 0.8)  # mm along z, y and x
 
 

@@ -84,7 +84,8 @@ def _draw_rows(
         concepts = [find_concepts(backbone, tile, (stage,), _CONCEPTS, seed, spec)[stage] for tile in tiles]
     except UserError:  # they are too small
         return []
-    rows = [shown, [paint_concepts(*pair) for pair in zip(shown, concepts, strict=True)]]
+    painted = [paint_concepts(*pair) for pair in zip(shown, concepts, strict=True)]
+    rows = [shown, [(255 * each).round().astype(np.uint8) for each in painted]]
     if backbone.patch_size > 1 and len({tile.shape for tile in tiles}) == 1:
         rows.append(_attention(backbone, tiles, shown, spec))
     sides = [[_resized(tile) for tile in row] for row in rows]

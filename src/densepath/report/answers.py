@@ -118,7 +118,7 @@ def _sections(run: Run, most: int) -> list[Section]:
         made += [Section("Answers", drawn)] if drawn else []
     if slides := slide_blocks(run.path, most):
         made.append(Section("Slides", slides))
-    return [*made, *curve_section(run), *ending(run)]
+    return [*made, *curve_section(run, most), *ending(run)]
 
 
 def _score_table(run: Run) -> Table:

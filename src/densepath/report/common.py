@@ -38,12 +38,12 @@ def score_cards(run: Run, names: Sequence[str]) -> list[Block]:
     return [Cards(rows)] if rows else []
 
 
-def curve_section(run: Run) -> list[Section]:
-    """The measurements of a run."""
+def curve_section(run: Run, most: int) -> list[Section]:
+    """The measurements of a run, on a page that has room for ``most`` pictures of it."""
     if not run.rows:
         return []
     name = run.path.name
-    return [Section("Curves", draw_curves({name: run.rows}, columns_of([run.rows])))]
+    return [Section("Curves", draw_curves({name: run.rows}, columns_of([run.rows]), coarse=not most))]
 
 
 def picture_sliders(folder: Path, most: int) -> list[Slider]:

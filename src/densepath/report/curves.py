@@ -12,7 +12,7 @@ from densepath.report.runs import Row
 from densepath.report.values import plotly_text
 from densepath.runs.closing import CHANCE
 
-_MOST = 600  # points of a curve
+_MOST, _FEW = 600, 120  # points of a curve; of each of many
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
 # The value below which outputs hardly depend on the images, as training warns: see methods/collapse.py.
@@ -26,16 +26,16 @@ def columns_of(runs: Sequence[Sequence[Row]]) -> list[str]:
     return sorted(found, key=lambda name: (name != "loss", not name.startswith("probe_"), "loss" not in name))
 
 
-def draw_curves(runs: Mapping[str, Sequence[Row]], columns: Sequence[str]) -> list[Chart]:
+def draw_curves(runs: Mapping[str, Sequence[Row]], columns: Sequence[str], coarse: bool = False) -> list[Chart]:
     """A chart for each column, with a line for each run, and dashed lines for chance and for collapse.
 
-    A loss of which chance is known is drawn relative to chance only.
+    A loss of which chance is known is drawn relative to chance only. With ``coarse`` curves have few points.
     """
     shown = [name for name in columns if f"{name}{CHANCE}" not in columns]
-    return [_chart(runs, name) for name in shown]
+    return [_chart(runs, name, _FEW if coarse or len(runs) > 4 else _MOST) for name in shown]
 
 
-def _chart(runs: Mapping[str, Sequence[Row]], column: str) -> Chart:
+def _chart(runs: Mapping[str, Sequence[Row]], column: str, most: int) -> Chart:
     traces: list[dict[str, Any]] = []
     for number, (name, rows) in enumerate(runs.items()):
         points = np.array([(row["step"], row[column]) for row in rows if column in row and "step" in row], np.float64)
@@ -43,8 +43,10 @@ def _chart(runs: Mapping[str, Sequence[Row]], column: str) -> Chart:
             continue
         smooth = _smoothed(points)
         if len(smooth) < len(points) and len(runs) == 1:
-            traces.append(_line(_thinned(points), plotly_text(name), number) | {"opacity": 0.3, "hoverinfo": "skip"})
-        traces.append(_line(_thinned(smooth), plotly_text(name), number))
+            traces.append(
+                _line(_thinned(points, most), plotly_text(name), number) | {"opacity": 0.3, "hoverinfo": "skip"}
+            )
+        traces.append(_line(_thinned(smooth, most), plotly_text(name), number))
     title, level = _TITLES.get(column, column), None
     if column.endswith(CHANCE):
         title, level = f"{column.removesuffix(CHANCE)} / chance", 1.0
@@ -79,6 +81,6 @@ def _smoothed(points: np.ndarray) -> np.ndarray:
     return np.stack([np.convolve(column, kernel, mode="valid") for column in points.T], axis=1)
 
 
-def _thinned(points: np.ndarray) -> np.ndarray:
-    """At most some hundred of the points (N, 2), among them the first and the last."""
-    return points if len(points) <= _MOST else points[np.linspace(0, len(points) - 1, _MOST).round().astype(int)]
+def _thinned(points: np.ndarray, most: int) -> np.ndarray:
+    """At most some of the points (N, 2), among them the first and the last."""
+    return points if len(points) <= most else points[np.linspace(0, len(points) - 1, most).round().astype(int)]

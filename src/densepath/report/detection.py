@@ -46,7 +46,7 @@ def _sections(run: Run, most: int) -> list[Section]:
     made = [Section("Summary", [*score_cards(run, _SCORES), Facts({"state": run.state, **options(run, _OPTIONS)})])]
     if most:
         made += _found(run, most)
-    return [*made, *curve_section(run), *ending(run)]
+    return [*made, *curve_section(run, most), *ending(run)]
 
 
 def _found(run: Run, most: int) -> list[Section]:

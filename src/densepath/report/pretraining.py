@@ -38,7 +38,7 @@ def _sections(run: Run, most: int) -> list[Section]:
     embedding = read_embedding(run.path) if most else None
     if embedding is not None:
         made.append(Section("Map of the images", [embedding]))
-    return [*made, *curve_section(run), *ending(run)]
+    return [*made, *curve_section(run, most), *ending(run)]
 
 
 def _cards(run: Run) -> list[Block]:

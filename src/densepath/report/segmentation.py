@@ -47,7 +47,7 @@ def _sections(run: Run, most: int) -> list[Section]:
         made.append(Section("Dice of the images", [_chart(rows)]))
         if most:
             made += _pictures(run.path, cases)
-    return [*made, *curve_section(run), *ending(run)]
+    return [*made, *curve_section(run, most), *ending(run)]
 
 
 def _score_table(run: Run) -> Table:

@@ -78,7 +78,7 @@ class ArrangedPainter(SlidePainter):
         return out
 
 
-def write_arranged(dest: str | Path, *, pairs: int = 50, test: float = 0.4, side: int = 768, seed: int = 0) -> Path:
+def write_arranged(dest: str | Path, *, pairs: int = 50, test: float = 0.4, side: int = 640, seed: int = 0) -> Path:
     """Write slides of two classes, which only the arrangement of their cells tells apart, and ``labels.csv``.
 
     The slides of a pair, one of each class, are equal but for which cell is where; a pair is a patient. Slides of
