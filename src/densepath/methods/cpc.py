@@ -40,6 +40,8 @@ class CPC(Method):
     takes the other column from any image of the batch; here it is of the same image, so that a run is the same on any
     number of processes. Its crop of 95% of a view, padded again, is left out: views are windows at random places.
 
+    Batch norms see patches: a group of ``--batch_norm_group`` is one of patches, not of views.
+
     Args:
         backbone: the encoder of a patch.
         side: of a patch in pixels; 32 as released, for views of 128 px.
