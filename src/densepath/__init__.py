@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from densepath.sources.slides.open import open_slide as open_slide
     from densepath.sources.slides.table import list_slides as list_slides
     from densepath.sources.tiles.tile import tile as tile
+    from densepath.synthetic.arranged import write_arranged as write_arranged
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.transfer.classify.config import ClassifyConfig as ClassifyConfig
@@ -138,6 +139,7 @@ _HOME = {
     "show_tokens": "densepath.analysis.show_tokens",
     "show_views": "densepath.analysis.show",
     "tile": "densepath.sources.tiles.tile",
+    "write_arranged": "densepath.synthetic.arranged",
     "write_heat_map": "densepath.transfer.slides.heat_map",
     "write_report": "densepath.report.verb",
     "write_regions": "densepath.datasets.regions",
