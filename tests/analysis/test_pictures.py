@@ -126,6 +126,19 @@ def test_volumes_are_drawn_by_their_middle_slices(tmp_path: Path) -> None:
         assert part[len(part) // 2] > 250 and (part < 5).sum() > 0.2 * len(part)
 
 
+def test_more_views_than_colors_of_outlines_are_drawn(tmp_path: Path) -> None:
+    """Of the picture's width, nine panels cover as much as seven."""
+    red = torch.zeros(1, 40, 40, 3, dtype=torch.uint8)
+    red[..., 0] = 255
+    images, shares = ImageBatch(red, torch.tensor([[40, 40]]), torch.tensor([0])), []
+    for names in ("abcdef", "abcdefgh"):
+        views = {name: RandomView(Crop(scale=(0.9, 1.0), flip=())) for name in names}
+        path = draw_views(images, ViewMaker(views, 32, 0)(images), tmp_path / "views.png")
+        row = np.asarray(Image.open(path).convert("RGB"), dtype=int)[-40]
+        shares.append(((row[:, 0] > 240) & (row[:, 1] < 15)).mean())
+    assert shares[1] > 0.9 * shares[0] > 0.5
+
+
 def test_concepts_are_colored_from_dark_to_light_for_any_ids() -> None:
     tile = np.full((64, 64, 3), 40, np.uint8)
     tile[:, 32:] = 200

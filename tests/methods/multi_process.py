@@ -79,7 +79,7 @@ PCL = {"num_clusters": (10, 12), "num_negatives": 3}
 DISTILLED = {"prototypes": 24, "interaction_prototypes": 10, "local_crops": 2, "drop_path": 0.3, "num_regions": 3}
 DISTILLED |= {"patch_prototypes": 10, "koleo_weight": 0.1, "neighbors": 2}
 DISTILLED["head_batch_norm"] = True
-MIM = {"side": 8, "patch": 16, "width": 16, "heads": 2}
+MIM = {"side": 12, "patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
 GRIDS = ("shuffled", "synchronized")  # cases with the concepts of a grid, as these surely have none in common at times
@@ -121,7 +121,7 @@ KINDS = {
     PCRLReleased: ("shuffled",),
     C2L: ("groups",),
     ModelGenesis: ("synchronized",),
-    CPC: ("volumes",),
+    CPC: ("synchronized",),
     SwAV: ("synchronized",),
 }
 

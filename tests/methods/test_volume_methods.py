@@ -203,6 +203,13 @@ def test_semantic_genesis_discovers_classifies_and_restores(make, views_of, volu
     assert first.total.item() == pytest.approx(expected.item(), rel=1e-6)
     first.total.backward()
     assert all(p.grad is not None and not p.grad.any() for p in method.backbone.parameters())
+    method.after_backward()  # an optimizer with a memory must not see zeros
+    trained = {name.split(".")[0] for name, p in method.named_parameters() if p.grad is not None}
+    assert trained == {"autoencoder"}
+    maker = ViewMaker({"center": method.feature_view}, (8, 16, 16), 0, volumes.spec)
+    assert torch.equal(
+        maker.draw(batch.index, volumes.sizes(batch.index), epoch=5.0).views["center"].map, batch["target"].map
+    )
 
     batch = views_of(method, 1.0)
     assert method.wants_features(batch)
@@ -233,6 +240,9 @@ def test_semantic_genesis_discovers_classifies_and_restores(make, views_of, volu
             made = restored(method, batch["image"].pixels)
             error = ((made - (batch["target"].pixels * 0.226 + 0.449)) ** 2).mean().item()
             assert losses.total.item() == pytest.approx(error + 0.01 * expected, rel=1e-6)
+    method.check_length(2.5)
+    with pytest.raises(UserError, match="a run of 2 epochs ends before the restoration, which begins after 2"):
+        method.check_length(2.0)
     with pytest.raises(UserError, match="4 images are fewer than the 44 classes"):
         make(SemanticGenesis, num_classes=44)
 

@@ -131,3 +131,4 @@ def test_batch_norms_become_group_norms_with_the_same_weights():
     torch.testing.assert_close(first(x), expected.clamp(min=0))
     assert not any(isinstance(module, nn.BatchNorm3d) for module in backbone.modules())
     assert backbone.net[3].ops[1].bn1.num_groups == 8
+    assert to_group_norm(nn.Sequential(nn.BatchNorm1d(12)), 8)[0].num_groups == 6

@@ -72,6 +72,9 @@ def test_nnunet_gets_its_residual_encoder(tmp_path):
 
     backbone = build_backbone("resenc_3d_w2", 1)
     assert backbone.strides[6] == (32, 32, 32) and list(backbone.channels.values()) == [2, 4, 8, 16, 20, 20]
+    backbone.check_size(32, 33, 32)
+    with pytest.raises(UserError, match=r"resenc_3d_w2 has instance norms.* at least 33 along an axis"):
+        backbone.check_size(32, 32, 32)
     path = tmp_path / "nnunet.pth"
     save_backbone(path, backbone, "nnunet")
     options = resenc_options("resenc_3d_w2", 1)

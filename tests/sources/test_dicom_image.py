@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
-from densepath.annotations.patients import owners_of_images
+from densepath.annotations.patients import NUMBERED, owners_by_name
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack
 from densepath.sources.slides.find import holds_slides
+from densepath.transfer.probe.labelled import Labels, Listed, owners_of
 
 STORED = np.random.default_rng(0).integers(0, 4096, (48, 40)).astype(np.uint16)
 SECRETS = ("MRN4711", "Doe^Jane", "19610203", "General Hospital")
@@ -43,9 +44,9 @@ def write(path: Path, pixels: np.ndarray = STORED, **changes: Any) -> Path:
     return path
 
 
-def lut(values: np.ndarray, bits: int) -> pydicom.Sequence:
+def lut(values: np.ndarray, bits: int, first: int = 0) -> pydicom.Sequence:
     item = pydicom.Dataset()
-    item.LUTDescriptor, item.LUTData = [len(values), 0, bits], values.astype(np.uint16).tobytes()
+    item.LUTDescriptor, item.LUTData = [len(values), first, bits], values.astype(np.uint16).tobytes()
     return pydicom.Sequence([item])
 
 
@@ -72,12 +73,32 @@ TABLE = np.minimum(np.arange(4096) ** 2 // 4096, 1023)
         ({"RescaleSlope": -1, "RescaleIntercept": 4095}, 1 - V / 4095),
         ({"VOILUTSequence": lut(TABLE, 10)}, TABLE[STORED] / 1023),
         ({"ModalityLUTSequence": lut(TABLE, 10)}, TABLE[STORED] / 1023),
+        ({"VOILUTSequence": lut(TABLE, 16)}, TABLE[STORED] / 1023),
+        ({"VOILUTSequence": lut(TABLE, 8)}, TABLE[STORED] / 1023),
+        (
+            {"VOILUTSequence": lut(TABLE, 10, 2**16 - 2048), "RescaleIntercept": -2048, "RescaleSlope": 1},
+            TABLE[STORED] / 1023,
+        ),
         (
             {"PixelRepresentation": 1, "PixelData": (STORED.astype(np.int16) - 2048).tobytes()},
             V / 4095,
         ),
     ],
-    ids=["bits", "inverted", "window", "windows", "exact", "sigmoid", "negative", "voi", "modality", "signed"],
+    ids=[
+        "bits",
+        "inverted",
+        "window",
+        "windows",
+        "exact",
+        "sigmoid",
+        "negative",
+        "voi",
+        "modality",
+        "few_bits",
+        "many_bits",
+        "signed_voi",
+        "signed",
+    ],
 )
 def test_pixels_are_rescaled_windowed_and_inverted(tmp_path: Path, changes: dict[str, Any], expected: Any) -> None:
     path = write(tmp_path / "a.dcm", **changes)
@@ -110,8 +131,10 @@ def test_eight_bits_stay_eight_bits(tmp_path: Path) -> None:
         (STORED, {"NumberOfFrames": 7}, "it has 7 frames; export them as single images"),
         (STORED, {"Modality": "CT"}, "it is a slice of a volume; convert its series with densepath data dicom"),
         (STORED, {"PixelData": b"\0\0"}, "cannot be decoded"),
+        (STORED, {"WindowCenter": 50000, "WindowWidth": 100}, "its window shows all pixels alike; correct the window"),
+        (STORED, {"WindowCenter": 9, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"}, "its window has the width 0"),
     ],
-    ids=["black", "row", "channels", "palette", "frames", "slice", "short"],
+    ids=["black", "row", "channels", "palette", "frames", "slice", "short", "outside", "width"],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, pixels: np.ndarray, changes: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "a.dcm", pixels, **changes)
@@ -139,5 +162,10 @@ def test_patients_of_files_are_numbers(tmp_path: Path) -> None:
     paths = [str(write(tmp_path / f"{n}.dcm", PatientID=f"MRN{9 - n // 2}")) for n in range(4)]
     paths.append(str(write(tmp_path / "4.dcm", PatientID="")))
     paths += [str(tmp_path / "00001280_004.png"), str(tmp_path / "patient00003/study1/view1_frontal.jpg")]
+    paths.append(str(write(tmp_path / "mislabelled.png", PatientID="MRN8")))
     numbers = ["patient_0002"] * 2 + ["patient_0001"] * 2
-    assert owners_of_images(tmp_path, paths) == [*numbers, paths[4], "00001280", "patient00003"]
+    expected = [*numbers, paths[4], "00001280", "patient00003", "patient_0001"]
+    assert owners_by_name(tmp_path, paths) == (expected, "")
+    assert owners_by_name(tmp_path, paths[:4]) == (numbers, NUMBERED)
+    below = [Path(path).name for path in paths[:4]]
+    assert owners_of(below, Listed(below), Labels("folders"), None, tmp_path) == (numbers, NUMBERED)

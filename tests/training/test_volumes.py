@@ -74,6 +74,20 @@ def test_a_resumed_run_ends_with_the_same_bits(store, tmp_path, method, options)
     assert (config["pixels"]["ndim"], config["view_size"]) == (3, [16, 24, 24])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_share": 0.25}, "--val_share compares losses, and those of semantic_genesis have other terms"),
+        ({"max_steps": 2}, "a run of 1 epochs ends before the restoration, which begins after 1"),
+    ],
+)
+def test_semantic_genesis_refuses_what_its_parts_do_not_allow(store, tmp_path, options, message):
+    own = {"num_classes": 4, "neighbors": 6, "discovery_epochs": 1, "classification_epochs": 0}
+    run = {"data": store, "out": tmp_path / "run", "method": "semantic_genesis", "method_options": own, **OPTIONS}
+    with pytest.raises(UserError, match=message):
+        pretrain(**run | options)
+
+
 def test_a_network_for_images_is_refused(store, tmp_path):
     run = {"data": store, "out": tmp_path / "run", "method": "moco_v2", "method_options": SMALL}
     with pytest.raises(UserError, match=r"test_resnet takes images of 2 dimensions, but those of .* have 3"):

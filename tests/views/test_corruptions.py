@@ -90,6 +90,19 @@ def test_cutout_covers_squares_cut_at_the_borders():
         assert torch.equal(result[row], expected)
 
 
+def test_holes_in_volumes_cover_as_much_of_a_view_as_in_images():
+    x, draw = torch.rand(20, 1, 16, 32, 40), draw_of(20)
+    result = Cutout(3, 0.125, (0.5,)).apply(x.clone(), draw)
+    size, side = torch.tensor([16, 32, 40]), torch.tensor([4, 8, 10])  # a quarter: 0.125 ** (2 / 3)
+    for row in range(20):
+        expected = x[row].clone()
+        for hole in range(3):
+            low = (draw(Stream.CUTOUT + hole)[row, :3] * size).long() - side // 2
+            box = zip(low.clamp(min=0).tolist(), (low + side).tolist(), strict=True)
+            expected[(slice(None), *(slice(a, b) for a, b in box))] = 0.5
+        assert torch.equal(result[row], expected)
+
+
 @DIMENSIONS
 def test_a_pixel_is_taken_from_the_last_window_that_covers_it(shape):
     """Each window that nothing covers later holds a permutation of the original."""

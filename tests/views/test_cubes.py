@@ -120,6 +120,9 @@ def test_places_are_the_same_share_of_all_images():
     index = torch.arange(count)
     low, high = bounds(maker.draw(index, sizes, epoch=1.5).views["image"].map)
     assert torch.equal(low, -torch.ones(count, 3)) and torch.equal(high, torch.ones(count, 3))
+    large = torch.tensor([[300, 512, 60]])  # of which only the middle is read
+    shown = maker.draw(torch.tensor([0]), large, epoch=0.0).views["image"].map
+    torch.testing.assert_close(shown[0, [0, 1, 2], [0, 1, 2]], torch.tensor([1.0, 64 / 512, 32 / 300]))
     draw = Draw(0, 2, index, torch.zeros_like(index))
     places = pattern_numbers(3, draw)
     low, high = (

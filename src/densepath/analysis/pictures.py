@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSp
         show(axes[0], _image_colors(image[:height, :width], spec))
         first = next(iter(batch.views.values()))
         # The first view is drawn last: it lies on top.
-        for view, color, panel in reversed(list(zip(batch.views.values(), LINES, axes[1:], strict=False))):
+        for view, color, panel in reversed(list(zip(batch.views.values(), cycle(LINES), axes[1:], strict=False))):
             crops = range(row, len(view.pixels), len(batch))
             show(panel, _mosaic([colors_of(view.pixels[crop], spec) for crop in crops]))
             frame(panel, color)

@@ -6,20 +6,22 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
-from densepath.sources.dicom_image import SUFFIXES as DICOM
 from densepath.sources.dicom_image import patient_id
 
 MANIFEST = "manifest.csv"
 _FILE = ("file", "file_name", "filename", "path", "image", "name")
 # NIH ChestX-ray14: 00001280_004.png; CheXpert: patient00001/study1/view1_frontal.jpg
 _IN_NAMES = re.compile(r"(?:^|/)(?:(patient\d+)/|(\d{8})_\d{3}\.)")
+NUMBERED = "DICOM files, numbered"  # patients of one source only
+_RANK = "patient_"
 PATIENT_COLUMNS = ("patient", "patient_id", "case", "case_id", "subject", "subject_id")
 
 
@@ -58,11 +60,12 @@ def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFE
     return found
 
 
-def owners_of_images(source: str | Path, names: Sequence[str]) -> list[str]:
-    """The patient of each image; an image whose patient is unknown has its own name.
+def owners_by_name(source: str | Path, names: Sequence[str]) -> tuple[list[str], str]:
+    """The patient of each image, and where patients are found: "" if some are unknown, whose images have their names.
 
     Patients are those of a manifest (see :func:`patients_of`), those in names as of ChestX-ray14 and CheXpert, or those
-    of DICOM files, which are numbered.
+    of DICOM files. The latter are numbered among the images of one source: ``NUMBERED`` means that they cannot be
+    compared with those of another.
 
     Args:
         source, names: as for :func:`patients_of`.
@@ -74,11 +77,20 @@ def owners_of_images(source: str | Path, names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in known and (match := _IN_NAMES.search(name)):
             known[name] = match[1] or match[2]
-    files = [name for name in names if name not in known and name.lower().endswith(DICOM)]
+    where = MANIFEST if known else ""
+    files = [name for name in names if name not in known]
     found = dict(zip(files, in_threads(patient_id, files, usable_cores(), "DICOM headers"), strict=True))
     numbers = {patient: number for number, patient in enumerate(sorted({*found.values()} - {""}), 1)}
-    known |= {name: f"patient_{numbers[patient]:04d}" for name, patient in found.items() if patient}
-    return [known.get(name, name) for name in names]
+    known |= {name: f"{_RANK}{numbers[patient]:04d}" for name, patient in found.items() if patient}
+    where = NUMBERED if numbers else where
+    return [known.get(name, name) for name in names], where if len(known) == len(set(names)) else ""
+
+
+def owners_of_volumes(rows: Sequence[Mapping[str, Any]], source: str | Path) -> tuple[list[str], str]:
+    """As :func:`owners_by_name`, of the rows of a store of volumes; a volume without a patient has its own name."""
+    known = [row["patient"] for row in rows if row["patient"]]
+    where = NUMBERED if known and all(re.fullmatch(rf"{_RANK}\d+", patient) for patient in known) else str(source)
+    return [row["patient"] or row["name"] for row in rows], where if len(known) == len(rows) else ""
 
 
 def patient_in_name(name: str, pattern: str) -> str:

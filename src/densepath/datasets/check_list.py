@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from densepath.annotations.patients import owners_of_images, patient_in_name
+from densepath.annotations.patients import owners_by_name, patient_in_name
 from densepath.core.csv_files import read_rows
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, first_few
@@ -37,7 +37,7 @@ def check_list(data: Path, out: Path, count: int, patient_regex: str | None = No
     """Report what a list of images holds. Arguments as for :func:`~densepath.datasets.check.check_data`.
 
     Splits are those of its column split, patients those of its column patient, of ``patient_regex``, or as in
-    :func:`~densepath.annotations.patients.owners_of_images`.
+    :func:`~densepath.annotations.patients.owners_by_name`.
     """
     names = list(list_images(data))
     rows = read_rows(data, "give a table with a column file") if data.suffix.lower() == ".csv" else []
@@ -48,7 +48,7 @@ def check_list(data: Path, out: Path, count: int, patient_regex: str | None = No
     if patient_regex is not None:
         owners = [patient_in_name(name, patient_regex) for name in names]
     else:
-        owners = owners_of_images(data, names)
+        owners = owners_by_name(data, names)[0]
     named = patient_regex is not None
     patients = [owner if named or owner != name else "" for owner, name in zip(owners, names, strict=True)]
     paths = [Path(name) for name in names]

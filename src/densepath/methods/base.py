@@ -15,10 +15,11 @@ from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PerImage, PixelSource
 from densepath.views.augment import Augment
-from densepath.views.declarations import Declaration
+from densepath.views.declarations import Center, Declaration
 from densepath.views.view import Batch
 
 Heartbeat = Callable[[str], None]
+CENTER = Center()
 
 
 def no_heartbeat(what: str) -> None:
@@ -76,6 +77,8 @@ class Method(nn.Module):
         views_together: number of views of an image that pass through the networks in one batch.
         extras: what is known of each image, by name, set by :meth:`prepare`; it arrives in ``Batch.extras``.
         unused_views: views of :meth:`views` that are not needed with these hyper-parameters.
+        feature_view: the view of an image that :meth:`extract_features` gets.
+        phases: whether the loss has other terms in other parts of a run, so that its values cannot be compared.
     """
 
     backbone: Backbone
@@ -83,6 +86,8 @@ class Method(nn.Module):
     views_together: ClassVar[int] = 1
     extras: Mapping[str, PerImage] = MappingProxyType({})
     unused_views: tuple[str, ...] = ()
+    feature_view: ClassVar[Declaration] = CENTER
+    phases: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -103,6 +108,9 @@ class Method(nn.Module):
         Args:
             batch: the first batch of the step.
         """
+
+    def after_backward(self) -> None:
+        """Called once for each optimizer step, before the weights are updated: gradients may be dropped here."""
 
     def after_step(self) -> None:
         """Called once for each optimizer step, after the weights have been updated.
@@ -136,6 +144,9 @@ class Method(nn.Module):
         for size in sizes.values():
             self.exported_backbone().check_size(*size)
 
+    def check_length(self, epochs: float) -> None:
+        """Raise UserError if a run of so many epochs is too short."""
+
     def needs(self) -> Mapping[str, Need]:
         """The inputs of :meth:`prepare` besides the images, by names that the method chooses."""
         return {}
@@ -157,7 +168,7 @@ class Method(nn.Module):
     def wants_features(self, batch: Batch) -> bool:
         """Whether the method needs features of all images before the step that starts with this batch.
 
-        If so, the training code calls :meth:`extract_features` on a :class:`Center` view of each image, in evaluation
+        If so, the training code calls :meth:`extract_features` on the ``feature_view`` of each image, in evaluation
         mode, then :meth:`on_features`, and then :meth:`before_step`.
         """
         return False

@@ -38,7 +38,9 @@ class CPC(Method):
 
     The released code has a flattening and a dense layer instead of GAP, encodes patches again for each column, and
     takes the other column from any image of the batch; here it is of the same image, so that a run is the same on any
-    number of processes.
+    number of processes. Its crop of 95% of a view, padded again, is left out: views are windows at random places.
+
+    Batch norms see patches: a group of ``--batch_norm_group`` is one of patches, not of views.
 
     Args:
         backbone: the encoder of a patch.

@@ -27,6 +27,7 @@ from densepath.nets.decoders.build import build_decoder
 from densepath.sources.pixel_source import PixelSource
 from densepath.views.corruptions import Bezier, Painting
 from densepath.views.crops import Pattern
+from densepath.views.declarations import RandomView
 from densepath.views.elastic import Elastic, OneOf
 from densepath.views.local_shuffle import LocalShuffle
 from densepath.views.patterns import pattern_numbers
@@ -39,9 +40,9 @@ _HIDDEN = 2  # channels of the classifier's convolution, relative to those of th
 class SemanticGenesis(ModelGenesis):
     """Self-discovery, self-classification and self-restoration.
 
-    1. Discovery: an autoencoder A, a network of its own, learns whole images, L = mean (A(x) - x)**2. Class c of C is a
-       place, at random but the same in all images, in the images that are the nearest to a random one by the pooled
-       deepest maps of A.
+    1. Discovery: an autoencoder A, a network of its own, learns whole images (of large ones the middle),
+       L = mean (A(x) - x)**2. Class c of C is a place, at random but the same in all images, in the images that are the
+       nearest to a random one by the pooled deepest maps of A.
     2. Classification: L = CE(h(f(x')), c) for a corrupted window x' at the place of c.
     3. Restoration as well: L = mean (D(f(x')) - x)**2 + w CE.
 
@@ -68,6 +69,8 @@ class SemanticGenesis(ModelGenesis):
         Elastic(),
         OneOf((LocalShuffle(1.0, windows=5), Bezier(1.0), Painting(1.0, 1.0, blocks=1), Painting(1.0, 0.0, blocks=1))),
     )
+    feature_view = RandomView(Pattern(count=1, whole_epochs=2**31, flip=()))  # what the autoencoder sees
+    phases = True
     members: Tensor
 
     def __init__(
@@ -89,6 +92,7 @@ class SemanticGenesis(ModelGenesis):
         self.autoencoder = _Autoencoder(backbone)
         self.classifier = _Classifier(backbone, num_classes)
         self.discovered = False
+        self._idle: set[nn.Module] | None = None  # what all batches of the step so far did not train
         self.register_buffer("members", torch.zeros(num_classes, 0, dtype=torch.bool))  # of the classes, (C, images)
         self.register_load_state_dict_pre_hook(_before_load)
         places = Pattern(count=num_classes, whole_epochs=discovery_epochs)
@@ -129,17 +133,18 @@ class SemanticGenesis(ModelGenesis):
         target = batch["target"].pixels * self.std + self.mean
         if int(batch.epoch) < self.discovery_epochs:
             loss = F.mse_loss(self.autoencoder(batch["target"].pixels), target)
-            unused = _zero(self.backbone, self.decoder, self.head, self.classifier)
+            unused = self.unused(self.backbone, self.decoder, self.head, self.classifier)
             return Losses(loss + unused, {"discovery_loss": loss.detach()})
         maps, size = self.backbone(batch["image"].pixels), target.shape[2:]
         classification, statistics = self.classification_loss(batch, maps[self.backbone.deepest])
-        terms, unused = {"pattern_loss": classification}, _zero(self.autoencoder)
+        terms = {"pattern_loss": classification}
         if int(batch.epoch) < self.discovery_epochs + self.classification_epochs:
-            total = classification + unused + _zero(self.decoder, self.head)
+            total = classification + self.unused(self.autoencoder, self.decoder, self.head)
         else:
             made = torch.sigmoid(full_precision(self.head(self.decoder(maps, size))))
             terms["restoration_loss"] = F.mse_loss(made, target)
-            total = terms["restoration_loss"] + self.classification_weight * classification + unused
+            total = terms["restoration_loss"] + self.classification_weight * classification
+            total = total + self.unused(self.autoencoder)
             statistics["output_spread"] = output_spread(made, target)
         return Losses(total, {name: value.detach() for name, value in terms.items()}, statistics)
 
@@ -153,6 +158,28 @@ class SemanticGenesis(ModelGenesis):
         scores = full_precision(self.classifier(features))
         losses = F.cross_entropy(scores, place, reduction="none")
         return masked_mean(losses, counted), {"members": counted.double().mean()}
+
+    def unused(self, *parts: nn.Module) -> Tensor:
+        """Zero, with gradients of zero for the weights of parts: all processes have gradients of all weights.
+
+        They are dropped in :meth:`after_backward`, so that an optimizer with a memory does not see them.
+        """
+        self._idle = set(parts) if self._idle is None else self._idle & set(parts)
+        return 0 * torch.stack([weight.sum() for part in parts for weight in part.parameters()]).sum()
+
+    def after_backward(self) -> None:
+        for part in self._idle or ():
+            for weight in part.parameters():
+                weight.grad = None
+        self._idle = None
+
+    def check_length(self, epochs: float) -> None:
+        least = self.discovery_epochs + self.classification_epochs
+        if epochs <= least:
+            raise UserError(
+                f"a run of {epochs:.3g} epochs ends before the restoration, which begins after {least}; give more, or "
+                "smaller --method.discovery_epochs and --method.classification_epochs"
+            )
 
     def chance(self) -> Mapping[str, float]:
         return {"pattern_loss": math.log(self.num_classes)}
@@ -192,12 +219,6 @@ class _Classifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         scores: Tensor = self.fc(global_pool(self.norm(self.conv(features)).relu()))
         return scores
-
-
-def _zero(*parts: nn.Module) -> Tensor:
-    """Zero, with gradients of zero for all weights: processes agree on the weights that have gradients."""
-    weights = [weight for part in parts for weight in part.parameters()]
-    return 0 * torch.stack([weight.sum() for weight in weights]).sum()
 
 
 def _before_load(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

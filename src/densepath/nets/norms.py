@@ -7,7 +7,6 @@ keeps its tensors, its hooks, and its name in the state dict. In evaluation mode
 from __future__ import annotations
 
 import copy
-import math
 from functools import cache
 from typing import Any, TypeVar
 
@@ -250,7 +249,8 @@ def to_group_norm(network: Network, groups: int = 8) -> Network:
     for parent in list(network.modules()):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, _BatchNorm):
-                made = nn.GroupNorm(math.gcd(groups, norm.num_features), norm.num_features, norm.eps, norm.affine)
+                count = max(n for n in range(1, groups + 1) if norm.num_features % n == 0)
+                made = nn.GroupNorm(count, norm.num_features, norm.eps, norm.affine)
                 if norm.affine:
                     made.weight, made.bias = norm.weight, norm.bias
                 # timm's norms of RegNet and EfficientNet have the activation in them

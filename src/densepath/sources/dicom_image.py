@@ -39,7 +39,7 @@ def is_dicom_file(path: str | Path) -> bool:
     try:
         with open(path, "rb") as file:
             return is_dicom(file.read(DICOM_START))
-    except OSError:
+    except (OSError, ValueError):  # the latter for a path with a null byte
         return False
 
 
@@ -68,7 +68,9 @@ def dicom_header(path: str | Path) -> tuple[int, int, int, int, int]:
 
 
 def patient_id(path: str | Path) -> str:
-    """The number of the patient, to group files with; "" if it is unknown. It must not be stored."""
+    """The number of the patient, to group files with; "" if it is unknown, or not DICOM. It must not be stored."""
+    if not is_dicom_file(path) and not str(path).lower().endswith(SUFFIXES):
+        return ""
     try:
         return str(_read(path, ("PatientID",)).get("PatientID") or "").strip()
     except CorruptImage:
@@ -99,6 +101,8 @@ def read_dicom(path: str | Path) -> npt.NDArray[Any]:
         raise CorruptImage(str(path), f"cannot be decoded ({one_line(str(error))[:200]})") from error
     if stored.min() == stored.max():
         raise CorruptImage(str(path), f"all of its pixels have the value {stored.flat[0]}; export it again")
+    if not shown.max() > shown.min():  # also for NaN
+        raise CorruptImage(str(path), "its window shows all pixels alike; correct the window, or export it without one")
     shown = 1 - shown if content.PhotometricInterpretation == _GREY[0] else shown
     return np.rint(shown * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
 
@@ -120,6 +124,8 @@ def _shown(content: Any, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     if content.get("WindowWidth") is None or content.get("WindowCenter") is None:
         return ((values - ends[0]) / (ends[1] - ends[0])).clip(0, 1)
     center, width = (_first(content.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if width <= 0:
+        raise ValueError(f"its window has the width {width:g}")
     kind = str(content.get("VOILUTFunction") or "LINEAR").upper()
     if kind == "SIGMOID":
         return np.asarray(1 / (1 + np.exp(-4 * (values - center) / width)))
@@ -132,12 +138,17 @@ def _shown(content: Any, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 def _look_up(item: Any, values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The entries of a table for values, and the range of its entries."""
-    count, first, bits = (int(number) for number in item.LUTDescriptor)
+    count, first = (int(number) for number in item.LUTDescriptor[:2])
+    count = count or 2**16
     data = item.LUTData
     if isinstance(data, bytes):
-        data = np.frombuffer(data, "<u2" if len(data) >= 2 * (count or 2**16) else "u1")
-    place = (np.rint(values).astype(np.int64) - first).clip(0, (count or 2**16) - 1)
-    return np.asarray(data, np.float64)[place], np.array([0.0, 2**bits - 1])
+        data = np.frombuffer(data, "<u2" if len(data) >= 2 * count else "u1")
+    entries = np.asarray(data, np.float64)[:count]
+    if first >= 2**15 and values.min() < 0:  # it is signed where values are, whatever the file says
+        first -= 2**16
+    place = (np.rint(values).astype(np.int64) - first).clip(0, len(entries) - 1)
+    # Tables often use fewer or more bits than they declare.
+    return entries[place], np.array([0.0, max(1.0, entries.max())])
 
 
 def _first(value: Any) -> float:

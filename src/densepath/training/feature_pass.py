@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.distributed import rank, total, world_size
-from densepath.methods.base import Heartbeat, Method, no_heartbeat
+from densepath.methods.base import CENTER, Heartbeat, Method, no_heartbeat
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.nets.preserve_mode import preserve_mode
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
-from densepath.views.declarations import Center
+from densepath.views.declarations import Declaration
 from densepath.views.maker import ViewMaker
 
 _VIEW = "center"
@@ -32,11 +32,18 @@ class FeaturePass:
         batches: batches of the source; the pass uses batches of the same size.
         size: size of the views in pixels.
         memory_format: memory layout of the views.
+        view: what the method's features are of.
     """
 
-    def __init__(self, batches: ImageBatches, size: int | Sequence[int], memory_format: torch.memory_format) -> None:
+    def __init__(
+        self,
+        batches: ImageBatches,
+        size: int | Sequence[int],
+        memory_format: torch.memory_format,
+        view: Declaration = CENTER,
+    ) -> None:
         self.batches = batches
-        self.make_views = ViewMaker({_VIEW: Center()}, size, batches.seed, batches.images.spec, memory_format)
+        self.make_views = ViewMaker({_VIEW: view}, size, batches.seed, batches.images.spec, memory_format)
 
     @torch.no_grad()
     def __call__(self, method: Method, device: torch.device, heartbeat: Heartbeat = no_heartbeat) -> Tensor:

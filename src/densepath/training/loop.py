@@ -138,6 +138,7 @@ def train(
                     fabric.backward(outputs["loss"] / accumulate)
                 meter.record(step, outputs, batch)
             lr = updates.lr
+            task.after_backward()
             updates.freeze(step)
             updates.clip_gradients()
             updates.optimizer.step()

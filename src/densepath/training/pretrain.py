@@ -50,7 +50,7 @@ from densepath.training.next_steps import after_pretraining
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain_task import PretrainTask
 from densepath.training.random_state import untouched_generators
-from densepath.training.recipes import all_options, find_method
+from densepath.training.recipes import all_options, find_method, name_of
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
 from densepath.training.run_images import choose_pixels, find_images, record_slides, with_tiles
@@ -154,6 +154,11 @@ def run(
     loaded = load_weights(network, config.weights, report=tensors) if fresh else None
     options = all_options(config.method, config.method_options)
     method = find_method(config.method)(network, **options)
+    if config.val_share and method.phases:
+        raise UserError(
+            f"--val_share compares losses, and those of {name_of(config.method)} have other terms in other parts of "
+            "a run; leave it out"
+        )
     together = batch * hardware.world_size
     if fresh and config.weights == "random" and isinstance(config.backbone, str):
         with torch.random.fork_rng(devices=[]):  # a resumed run draws the same numbers without it
@@ -200,7 +205,8 @@ def run(
         shuffle=config.shuffle,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
-    feature_pass = FeaturePass(batches, config.view_size, hardware.memory_format)
+    method.check_length(steps / steps_per_epoch)
+    feature_pass = FeaturePass(batches, config.view_size, hardware.memory_format, method.feature_view)
     patience = None if held is None else Patience(config.patience)
     task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, feature_pass, patience)
     evaluate: Callable[[], Mapping[str, float]] | None = None

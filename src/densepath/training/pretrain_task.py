@@ -83,5 +83,8 @@ class PretrainTask(Task):
     def is_best(self) -> bool:
         return self.patience is not None and int(self.patience.since) == 0
 
+    def after_backward(self) -> None:
+        self.method.after_backward()
+
     def after_step(self) -> None:
         self.method.after_step()

@@ -74,5 +74,8 @@ class Task(nn.Module):
         same on all processes."""
         return False
 
+    def after_backward(self) -> None:
+        """Called once for each step, before the weights are updated."""
+
     def after_step(self) -> None:
         """Called once for each step, after the weights have been updated."""

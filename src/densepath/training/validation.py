@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from densepath.annotations.patients import owners_of_images
+from densepath.annotations.patients import owners_by_name, owners_of_volumes
 from densepath.core.distributed import alone, broadcast, rank
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
@@ -72,8 +72,8 @@ def owners_of(images: PixelSource, data: str | Path) -> list[str] | None:
         data: where it was found.
     """
     if isinstance(images, VolumeStore):
-        return [row["patient"] or row["name"] for row in images.rows]
-    return owners_of_images(data, list(AllNames(images))) if isinstance(images, ImageFiles | PackedTiles) else None
+        return owners_of_volumes(images.rows, data)[0]
+    return owners_by_name(data, list(AllNames(images)))[0] if isinstance(images, ImageFiles | PackedTiles) else None
 
 
 def write_list(path: Path, images: PixelSource) -> None:

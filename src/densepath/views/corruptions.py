@@ -158,11 +158,12 @@ def in_boxes(low: Tensor, high: Tensor, size: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class Cutout(Corruption):
-    """Square holes at uniform centers, cut at the borders.
+    """Square holes at uniform centers, cut at the borders; in volumes, boxes of the view's aspect ratio.
 
     Args:
         holes: their number.
-        size: their side as a share of the shortest side of the view: 32 / 224 in C2L.
+        size: their side as a share of the shortest side of an image's view: 32 / 224 in C2L. In volumes a hole covers
+            the same share of the view, size squared.
         fill: the value of each channel in a hole; one for all is the mean. The default becomes 0 where images are
             normalized as ImageNet's.
 
@@ -179,7 +180,10 @@ class Cutout(Corruption):
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
         size = torch.tensor(x.shape[2:])
-        side = max(1, round(self.size * int(size.min())))
+        if len(size) == 2:
+            side = torch.tensor(max(1, round(self.size * int(size.min()))))
+        else:
+            side = (self.size ** (2 / 3) * size).round().long().clamp(min=1)
         numbers = torch.stack([draw(Stream.CUTOUT + hole)[:, : len(size)] for hole in range(self.holes)], dim=1)
         low = (numbers * size).long() - side // 2
         covered = in_boxes(low.to(x.device), (low + side).to(x.device), x.shape[2:]).unsqueeze(1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from densepath.core.affine import from_box, identity
+from densepath.core.affine import from_box
 from densepath.views.crops import Pattern
 from densepath.views.random_streams import Draw, Stream
 
@@ -15,6 +15,7 @@ _PLACES = 0xFFFD  # a view number that no view has
 _SCALED = 2 / 3  # share of windows of another size
 _SCALE = (50 / 64, 80 / 64)
 _SHIFT = 10 / 64  # of their side
+_LARGEST = 4  # sides of a whole image, relative to those of its view
 
 
 def pattern_numbers(count: int, draw: Draw) -> Tensor:
@@ -24,6 +25,8 @@ def pattern_numbers(count: int, draw: Draw) -> Tensor:
 
 def pattern_maps(pattern: Pattern, sizes: Tensor, size: Sequence[int], draw: Draw) -> Tensor:
     """The maps (N, d, d + 1) of windows at one of the places; before the first epoch of windows, of whole images.
+
+    Of images more than four times as large as the view along an axis, the middle: whole CTs would fill the memory.
 
     A place is a point of the room that a window has in an image. A third of the windows are as large as the view; the
     others are resized and shifted along x and y, as in the released code.
@@ -35,9 +38,10 @@ def pattern_maps(pattern: Pattern, sizes: Tensor, size: Sequence[int], draw: Dra
         draw: the random numbers of the N rows.
     """
     d = len(size)
-    if draw.epoch < pattern.whole_epochs:
-        return identity(len(sizes), d)
     images = sizes.flip(-1).double()
+    if draw.epoch < pattern.whole_epochs:
+        shown = (_LARGEST * torch.tensor(list(reversed(size))) / images).clamp(max=1)
+        return from_box(-shown, shown).float()
     side = torch.minimum(torch.tensor([float(n) for n in reversed(size)]).double(), images)
     places = Draw(draw.seed, 0, torch.arange(pattern.count), torch.full((pattern.count,), _PLACES))
     place = places(Stream.PATTERN_PLACE)[pattern_numbers(pattern.count, draw), :d].double()

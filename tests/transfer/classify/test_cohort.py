@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,9 @@ def store(folder: Path, patients: list[str | None], splits: list[str]) -> Volume
     return VolumeStore(folder, {"window": None, "channels": 1}, rows)
 
 
-def test_volumes_have_the_patients_and_splits_of_their_store(tmp_path: Path) -> None:
+def test_volumes_have_the_patients_and_splits_of_their_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels = write_table(tmp_path / "t.csv", ["file", "label"], [[f"v{k}", "ab"[k % 2]] for k in range(4)])
     parts = ["train", "train", "test", "test"]
     pool = read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], parts))
@@ -112,7 +115,14 @@ def test_volumes_have_the_patients_and_splits_of_their_store(tmp_path: Path) -> 
     with pytest.raises(UserError, match="leak: patients with train and test images: A;"):
         make_study(read(tmp_path, labels, store(tmp_path, ["A", "B", "A", "D"], parts)), None)
     pool = read(tmp_path, labels, store(tmp_path, ["A", None, "C", "D"], [""] * 4))
-    assert (pool.owners, pool.splits, pool.by_patient) == (["v0", "v1", "v2", "v3"], [], "")
+    assert (pool.owners, pool.splits, pool.by_patient) == (["A", "v1", "C", "D"], [], "")  # v1 on its own
+    with pytest.raises(UserError, match="leak: patients with train and test images: A;"):
+        make_study(read(tmp_path, labels, store(tmp_path, ["A", None, "A", "D"], parts)), None)
+    ranks = [f"patient_000{k}" for k in range(4)]  # of two conversions of DICOM series: other people in each
+    first, second = (read(tmp_path, labels, store(tmp_path, ranks, [""] * 4)) for _ in range(2))
+    second = replace(second, files=[f"other {k}" for k in range(4)])
+    assert [*make_study(first, second).tested] == [0, 1, 2, 3]
+    assert "patients of DICOM files are numbered within each source" in capsys.readouterr().err
     write_table(labels, ["file", "label", "patient"], [[f"v{k}", "ab"[k % 2], "PQRS"[k]] for k in range(4)])
     assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], parts)).owners == ["P", "Q", "R", "S"]
 

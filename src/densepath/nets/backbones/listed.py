@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from typing import Any
 
@@ -49,6 +50,16 @@ class ListedBackbone(Backbone):
         self.check_stage(last)
         self.check_size(*x.shape[2:])
         return dict(zip(self.stages[:last], self.net(x), strict=False))
+
+    def check_size(self, *size: int) -> None:
+        super().check_size(*size)
+        instance = any(isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d) for module in self.net.modules())
+        if instance and math.prod(self.grid(self.deepest, *size)) == 1:
+            least = max(self.strides[self.deepest]) + 1
+            raise UserError(
+                f"{self.name} has instance norms, which need more than one position in its deepest map; use views of "
+                f"at least {least} along an axis"
+            )
 
 
 def build_resenc(name: str, channels: int = 1) -> ListedBackbone:

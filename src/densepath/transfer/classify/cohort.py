@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from densepath.annotations.classes import FOLDERS, match_columns, table_columns
+from densepath.annotations.patients import owners_of_volumes
 from densepath.core.errors import first_few, refuse
 from densepath.core.output_names import names_below
 from densepath.core.streams import say
@@ -123,8 +124,8 @@ def read_pool(
         splits = [row["split"] for row in volumes]
     how = Labels(str(config.labels), config.patient, config.patient_regex)
     owners, source = owners_of(names, listed, how, table, data, partial(_patients_in, names))
-    if volumes and not source and all(row["patient"] for row in volumes):
-        owners, source = [row["patient"] for row in volumes], str(data)
+    if volumes and not source:
+        owners, source = owners_of_volumes(volumes, data)
     if isinstance(images, ImageFiles):
         return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])
     return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])

@@ -10,6 +10,7 @@ import torch
 
 from densepath.annotations.classes import Classes
 from densepath.annotations.fraction import choose_fraction
+from densepath.annotations.patients import NUMBERED
 from densepath.core.errors import UserError, refuse
 from densepath.core.streams import say
 from densepath.transfer.classify.cohort import Pool
@@ -69,7 +70,13 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
             raise UserError(f"the images are all of one split, {pool.splits[0]}; name training and test images")
     else:
         return Study(pool, pool, everything, none, none)
-    known = bool(study.train.by_patient and study.test.by_patient)
+    known = test is None or bool(pool.by_patient and test.by_patient)  # names of two sources may be equal by chance
+    if known and test is not None and NUMBERED in (pool.by_patient, test.by_patient):
+        say(
+            "densepath: warning: patients of DICOM files are numbered within each source, so it is unknown whether "
+            "some have training and test images; name them with --patient_regex or a column"
+        )
+        known = False
     sides = (study.train, study.fit), (study.train, study.held), (study.test, study.tested)
     owners = [{source.owners[p] for p in positions} for source, positions in sides]
     files = [{source.files[p]: source.names[p] for p in positions} for source, positions in sides]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from densepath.annotations.classes import FOLDERS, Classes, read_classes, read_column, table_columns
-from densepath.annotations.patients import MANIFEST, PATIENT_COLUMNS, patient_in_name, patients_of
+from densepath.annotations.patients import MANIFEST, NUMBERED, PATIENT_COLUMNS, owners_by_name, patient_in_name
 from densepath.core.errors import UserError
 from densepath.core.output_names import names_below
 from densepath.sources.listing import LIST_SUFFIXES, list_images
@@ -159,12 +159,11 @@ def owners_of(
         column = next((name for name in PATIENT_COLUMNS if name in known), None)
     if column is not None and source is not None:
         return read(listed, source, column), f"{column} in {source}"
-    if data is not None and os.path.isdir(data):
-        paths = [os.path.join(data, name) for name in names]
-        found = patients_of(data, paths)
-        if len(found) == len(names):
-            return [found[path] for path in paths], MANIFEST
-    return list(names), ""
+    if data is None:
+        return list(names), ""
+    paths = _paths(names, str(data))
+    owners, where = owners_by_name(data, paths)
+    return [name if owner == path else owner for name, path, owner in zip(names, paths, owners, strict=True)], where
 
 
 def join(train: Labelled, test: Labelled) -> Labelled:
@@ -177,7 +176,7 @@ def join(train: Labelled, test: Labelled) -> Labelled:
         raise UserError(f"the test images have the class {min(lacking)}, which the training images lack; name it alike")
     order = torch.tensor([train.classes.names.index(name) for name in test.classes.names], dtype=torch.int32)
     labels = torch.cat((train.classes.labels, order[test.classes.labels.long()]))
-    known = bool(train.by_patient and test.by_patient)
+    known = bool(train.by_patient and test.by_patient) and NUMBERED not in (train.by_patient, test.by_patient)
     owners = [[part.patient_names[number] for number in part.patients] for part in (train, test)]
     if not known:
         owners = [[f"{side}/{owner}" for owner in own] for side, own in zip(("train", "test"), owners, strict=True)]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.annotations.classes import Classes, read_column, table_columns
-from densepath.annotations.patients import owners_of_images, patient_in_name
+from densepath.annotations.patients import owners_by_name, patient_in_name
 from densepath.core.errors import UserError, first_few
 from densepath.core.random import uniform
 from densepath.core.streams import say
@@ -167,8 +167,7 @@ def _rows(
     if patient_regex is not None:
         owners, source = [patient_in_name(name, patient_regex) for name in names], "--patient_regex"
     else:
-        owners = owners_of_images(data, paths)
-        source = "" if owners == paths else str(data)
+        owners, source = owners_by_name(data, paths)
     patient_names, patients = np.unique(owners, return_inverse=True)
     test = _split(paths, names, data)
     labels = torch.arange(len(classes), dtype=torch.int32).repeat(count)

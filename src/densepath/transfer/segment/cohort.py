@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.patients import owners_of_volumes
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.output_names import names_below
 from densepath.core.streams import say
@@ -146,8 +147,8 @@ def _find(config: SegmentConfig, data: str | Path, labels: str | Path) -> Found:
         splits = tops
     how = Labels("folders", config.patient, config.patient_regex)
     owners, source = owners_of(names, Listed(paths), how, None, data)
-    if isinstance(images, VolumeStore) and not source and all(row["patient"] for row in images.rows):
-        owners, source = [row["patient"] for row in images.rows], str(data)
+    if isinstance(images, VolumeStore) and not source:
+        owners, source = owners_of_volumes(images.rows, data)
     files = [file_of(path) if isinstance(images, ImageFiles) else (os.path.realpath(data), path) for path in paths]
     values, digests = _facts(images, maps, names)
     pool = Pool(images, names, Targets((), np.zeros((len(names), 0)), False), owners, source, splits, files)
