@@ -231,3 +231,13 @@ def test_damaged_validation_images_are_left_out(
     said = "".join(capsys.readouterr())
     assert f"1 damaged validation images are left out: {table[2][0]}" in said
     assert len(rows(tmp_path / "run/predictions.csv")) == 8
+
+
+def test_a_damaged_image_moves_no_other_into_another_part(data: Path, classify: Classify, tmp_path: Path) -> None:
+    damaged = data / "images/a/P00_0.png"
+    damaged.write_bytes(damaged.read_bytes()[:-1000])  # its header can be read
+    classify(data=data / "images", labels=data / "labels.csv", folds=2, epochs=1, freeze=True, cache="ram")
+    answered = rows(tmp_path / "run/predictions.csv")
+    for number, split in enumerate(json.loads((tmp_path / "run/splits.json").read_text())["seed_0"]):
+        tested = {row["image"] for row in answered if row["run"] == f"fold_{number}"}
+        assert tested == set(split["test"]) - {"a/P00_0.png"}

@@ -115,6 +115,21 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         segment(**{**again, "overlap": 0.3}, resume=True)
 
 
+def test_damaged_images_and_changed_labels(data: Path, segment: Segment, tmp_path: Path) -> None:
+    damaged = data / "images/P0_0.png"
+    damaged.write_bytes(damaged.read_bytes()[:-2000])  # its header can be read
+    given: dict[str, Any] = {"data": data / "images", "folds": 2, "epochs": 1, "cache": "ram", "freeze": True}
+    segment(**given)
+    tested = {
+        run: {r["image"] for r in rows(tmp_path / "run/cases.csv") if r["run"] == run} for run in ("fold_0", "fold_1")
+    }
+    for number, split in enumerate(json.loads((tmp_path / "run/splits.json").read_text())["seed_0"]):
+        assert tested[f"fold_{number}"] == set(split["test"]) - {"P0_0.png"}
+    Image.fromarray(np.asarray(Image.open(data / "labels/P1_2.png"))[::-1]).save(data / "labels/P1_2.png")
+    with pytest.raises(UserError, match="the images or the labels of the run"):
+        segment(**given, resume=True)
+
+
 def test_two_processes_are_one(data: Path, segment: Segment, tmp_path: Path) -> None:
     test, out = write_images(tmp_path / "test", 2, 1, seed=1, letter="Q"), tmp_path / "two"
     given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"^([PQ]\d+)"}

@@ -32,7 +32,7 @@ from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.resolve import resolve
 from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes
-from densepath.transfer.classify.cohort import Pool, open_pool, read_pool, same_labels
+from densepath.transfer.classify.cohort import Pool, open_pool, read_pool, same_labels, still_there
 from densepath.transfer.classify.config import FREE, ClassifyConfig
 from densepath.transfer.classify.label_scores import SHOWN
 from densepath.transfer.classify.pictures import PICTURES, draw_pictures
@@ -99,11 +99,12 @@ def run(config: ClassifyConfig) -> Result:
             if name:
                 sizes = ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS)
                 say(f"densepath: {name}: {sizes} images")
-            parts = opened.train.take(split.train), opened.train.take(split.validation)
+            left = [still_there(study.train, opened.train, part) for part in (split.train, split.validation)]
+            parts = opened.train.take(left[0]), opened.train.take(left[1])
             fit(config, notes, parts, folder, seed, hardware)
             if not first:
                 return Result(out)
-            tests.append(opened.test.take(split.test))
+            tests.append(opened.test.take(still_there(study.test, opened.test, split.test)))
             answers.append(answer(folder, tests[-1], hardware))
         return _finish(config, tests, answers, names, watch)
 
@@ -196,9 +197,9 @@ def _say_start(study: Study, notes: ClassifierNotes, splits: Sequence[Split], co
         say(f"densepath: {sizes} images")
 
 
-def check_same(out: Path, study: Study) -> None:
-    """Refuse to continue a run with other images or labels."""
-    facts: list[str | bytes] = []
+def check_same(out: Path, study: Study, digests: Sequence[str] = ()) -> None:
+    """Refuse to continue a run with other images or labels, or files of labels with other digests."""
+    facts: list[str | bytes] = [*digests]
     for pool in (study.train, study.test):
         facts += [*pool.names, *pool.owners, *pool.splits, *pool.targets.names, pool.targets.values.tobytes()]
     path, digest = out / _STUDY, digest_of(facts)

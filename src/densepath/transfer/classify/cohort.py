@@ -146,6 +146,13 @@ def _same_pixels(images: PixelSource, other: PixelSource) -> PixelSource:
     return images
 
 
+def still_there(before: Pool, after: Pool, positions: Integers) -> Integers:
+    """Positions of images in a pool from which damaged ones were removed, for those that are left."""
+    number = {name: place for place, name in enumerate(after.names)}
+    names = [before.names[p] for p in positions]
+    return np.array([number[name] for name in names if name in number], np.int64)
+
+
 def file_of(path: str) -> Hashable:
     """A file by its number on the disk, which links to it share."""
     try:

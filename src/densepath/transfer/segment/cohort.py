@@ -45,12 +45,14 @@ class Found:
         maps: their label maps.
         values: value -> the images that have it.
         named: names of values that the data set knows.
+        digests: of the label maps.
     """
 
     pool: Pool
     maps: LabelMaps
     values: dict[int, list[str]]
     named: dict[int, str]
+    digests: tuple[str, ...]
 
     def cases(self, legend: Legend) -> Cases:
         """The images with the classes of their pixels; targets are which scored regions an image has."""
@@ -63,7 +65,7 @@ class Found:
                 present[[numbers[name] for name in names], of_class] = 1
         regions = [present[:, list(members)].max(1) for _, members in legend.regions]
         targets = Targets(legend.scored, np.stack(regions, axis=1), False)
-        return Cases(replace(self.pool, targets=targets), truth)
+        return Cases(replace(self.pool, targets=targets), truth, self.digests)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +75,12 @@ class Cases:
     Args:
         pool: the images with patients and splits; the targets are which scored regions are present.
         truth: the classes.
+        digests: of all label maps that were found.
     """
 
     pool: Pool
     truth: Truth
+    digests: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -146,9 +150,9 @@ def _find(config: SegmentConfig, data: str | Path, labels: str | Path) -> Found:
     if isinstance(images, VolumeStore) and not source:
         owners, source = owners_of_volumes(images.rows, data)
     files = [file_of(path) if isinstance(images, ImageFiles) else (os.path.realpath(data), path) for path in paths]
-    values = _facts(images, maps, names)
+    values, digests = _facts(images, maps, names)
     pool = Pool(images, names, Targets((), np.zeros((len(names), 0)), False), owners, source, splits, files)
-    return Found(pool if config.official else replace(pool, splits=[]), maps, values, named)
+    return Found(pool if config.official else replace(pool, splits=[]), maps, values, named, digests)
 
 
 def _outlined(config: SegmentConfig, data: str | Path) -> tuple[PixelSource, LabelMaps, list[str], dict[int, str]]:
@@ -181,17 +185,18 @@ def _volumes(store: VolumeStore) -> tuple[PixelSource, LabelMaps, list[str], dic
     return store, VolumeLabels(store), [str(s).lower() for s in splits] if known else [], named
 
 
-def _facts(images: PixelSource, maps: LabelMaps, names: Sequence[str]) -> dict[int, list[str]]:
-    """Value -> the images that have it.
+def _facts(images: PixelSource, maps: LabelMaps, names: Sequence[str]) -> tuple[dict[int, list[str]], tuple[str, ...]]:
+    """Value -> the images that have it; and a digest of each label map.
 
     Raises:
         UserError: a label map is damaged, or has another size than its image.
     """
     found: dict[int, list[str]] = {}
-    wrong = []
+    wrong, digests = [], []
     read = in_threads(maps.facts, range(len(names)), usable_cores(), "label maps")
     try:
-        for k, (size, values) in enumerate(with_progress(read, len(names), "reading label maps")):
+        for k, (size, values, digest) in enumerate(with_progress(read, len(names), "reading label maps")):
+            digests.append(digest)
             own = tuple(images.sizes(torch.tensor([k]))[0].tolist())
             if own != size:
                 wrong.append(
@@ -202,4 +207,4 @@ def _facts(images: PixelSource, maps: LabelMaps, names: Sequence[str]) -> dict[i
     except CorruptImage as error:
         raise UserError(f"{error}; replace the file, or leave the image out with --exclude") from error
     refuse(wrong, "label maps of another size than their images", "give the maps of these images")
-    return found
+    return found, tuple(digests)

@@ -211,8 +211,11 @@ class SegmentConfig:
         for name, least in ranges.items():
             if not least <= getattr(self, name) <= _MOST:
                 raise UserError(f"{name} is {getattr(self, name)}; give {least} or more, up to {_MOST:,}")
-        if self.validate_every > self.epochs:
-            raise UserError(f"validate_every is {self.validate_every}, and there are {self.epochs} epochs; give fewer")
+        if self.epochs % self.validate_every:
+            raise UserError(
+                f"validate_every is {self.validate_every}, and {self.epochs} epochs are not a multiple of it, so that "
+                "the last could never be chosen; change one of them"
+            )
         if self.folds is not None and (self.folds < 0 or self.folds == 1):
             raise UserError(f"folds is {self.folds}; give 2 or more, or 0 for a single training")
         if not 0 < self.validation < 1:

@@ -55,14 +55,16 @@ class Legend:
 
     def classes_of(self, labels: npt.NDArray[Any]) -> ClassMap:
         """The classes of a map of known values."""
-        if self.merged:
-            labels = np.where(np.isin(labels, self.ignored), labels, labels > 0) if self.ignored else labels > 0
-        order = np.argsort(self.values)
-        values = np.array(self.values)[order]
-        place = np.searchsorted(values, labels).clip(max=len(values) - 1)
-        found: ClassMap = np.where(values[place] == labels, order[place], IGNORED).astype(np.uint8)
-        if self.ignored:
-            found[np.isin(labels, self.ignored)] = IGNORED
+        known = (0, 1, *self.values, *self.ignored)
+        low, high = min(known), max(known)
+        table = np.full(high - low + 2, 1 if self.merged else IGNORED, np.uint8)  # the last for all that is higher
+        for number, value in enumerate(self.values):
+            table[value - low] = number
+        for value in self.ignored:
+            table[value - low] = IGNORED
+        found = np.empty(labels.shape, np.uint8)
+        for row, part in zip(found, labels, strict=True):  # an index takes 8 bytes for each pixel
+            np.take(table, np.clip(part.astype(np.int64), low, high + 1) - low, out=row)
         return found
 
     def values_of(self, classes: ClassMap) -> npt.NDArray[Any]:
@@ -107,6 +109,8 @@ def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named
                 "with --objects NAME, or the classes with --classes"
             )
         names = {value: named.get(value, _default_name(value, rest, config.background)) for value in rest}
+    if both := sorted(set(ignored) & (names.keys() - ({0, 1} if config.objects is not None else set()))):
+        raise UserError(f"{', '.join(map(str, both))}: both a class and to be ignored; choose one")
     values = tuple(sorted(names))
     background = values.index(config.background) if config.background in values else -1
     titles = tuple(names[value] for value in values)
@@ -147,6 +151,7 @@ def parse_classes(given: Sequence[str]) -> dict[int, str]:
     if len(given) == 1 and str(given[0]).lower().endswith(".json"):
         content = load_json(Path(given[0]), "a file of classes")
         content = content.get("labels", content) if isinstance(content, dict) else {}
+        content = content if isinstance(content, dict) else {}
         pairs = [(key, name) if _is_whole(key) else (name, key) for key, name in content.items()]
     else:
         pairs = [(text.partition(":")[0], text.partition(":")[2]) for text in map(str, given)]
@@ -173,11 +178,13 @@ def _regions(
     """What is scored: the regions, or each class but the background."""
     if not given:
         return tuple((name, (number,)) for number, name in enumerate(names) if number != background)
-    found = []
+    found: list[tuple[str, tuple[int, ...]]] = []
     for text in given:
         name, _, members = str(text).partition("=")
         parts = [part.strip() for part in members.split("+")]
         if not name or not all(_is_whole(part) and int(part) in values for part in parts):
             raise UserError(f"the region {text!r} is not NAME=VALUE+VALUE with values of classes; correct --regions")
+        if name in [other for other, _ in found]:
+            raise UserError(f"the region {name} is named twice; give each region its own name")
         found.append((name, tuple(sorted({values.index(int(part)) for part in parts}))))
     return tuple(found)

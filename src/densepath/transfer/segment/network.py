@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.dilation import dilate_last_stage
 from densepath.nets.decoders.build import Decoder, build_decoder
 from densepath.nets.decoders.unet import UNetDecoder, pixel_head
-from densepath.transfer.detection.feature_maps import dilate_last_stage
 from densepath.transfer.segment.config import Head
 
 _FCN_WIDTH, _FCN_DILATION = 256, 6

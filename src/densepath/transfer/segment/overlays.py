@@ -50,7 +50,7 @@ def draw_case(
         The file.
     """
     maps = [found] if truth is None else [truth, found]
-    planes = _planes(pixels, spec, maps)
+    planes = _planes(pixels, spec, maps, legend.background)
     background = legend.background
     rows = [[_colored(image, own[number], background) for image, own in planes] for number in range(len(maps))]
     if pixels.ndim == 3:  # an image: truth and prediction side by side
@@ -66,14 +66,14 @@ def draw_case(
     return path
 
 
-def _planes(pixels: npt.NDArray[Any], spec: PixelSpec, maps: Sequence[ClassMap]) -> Planes:
+def _planes(pixels: npt.NDArray[Any], spec: PixelSpec, maps: Sequence[ClassMap], background: int) -> Planes:
     """RGB planes with the classes in them: of a volume those through the middle of the largest structure."""
     low, high = spec.window
     grey = np.clip((pixels.astype(np.float32) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     grey = grey if grey.shape[-1] == 3 else np.repeat(grey[..., :1], 3, axis=-1)
     if pixels.ndim == 3:
         return [(grey, list(maps))]
-    marked = (maps[0] > 0) & (maps[0] != IGNORED)
+    marked = (maps[0] != background) & (maps[0] != IGNORED)
     center = [
         int(np.argmax(marked.sum(tuple(a for a in range(3) if a != axis)))) if marked.any() else marked.shape[axis] // 2
         for axis in range(3)
@@ -81,7 +81,7 @@ def _planes(pixels: npt.NDArray[Any], spec: PixelSpec, maps: Sequence[ClassMap])
     planes: Planes = []
     for axis in range(3):
         cut = tuple(center[axis] if a == axis else slice(None) for a in range(3))
-        # Up in the picture is superior, or anterior; right in it is the right axis.
+        # Up in the picture is superior, or anterior in the axial slice; right is right, or anterior in the sagittal one
         planes.append((grey[cut][::-1], [each[cut][::-1] for each in maps]))
     return planes
 

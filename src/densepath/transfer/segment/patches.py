@@ -87,13 +87,15 @@ class PatchMaker:
         A patch that fits into its image lies in it; along an axis where it is longer it begins at the low corner.
         """
         reach = linear.abs().sum(-1, keepdim=True)
+        room = 1 - reach
+        if self._rotated or self._zoom != (1, 1):  # uniform in the room that the patch has now
+            center = (2 * draw(Stream.CROP)[:, : len(self._size), None] - 1) * room.clamp(min=0)
         numbers = draw(Stream.PATCH) if self._oversample else torch.ones(len(index), 4)
         for row in torch.nonzero(numbers[:, 1] < self._oversample).flatten().tolist():
-            points = self._truth.points(int(index[row]))
-            if len(points):
-                point = torch.from_numpy(points[int(numbers[row, 2] * len(points))]).flip(0)  # x first, like the maps
+            found = self._truth.point(int(index[row]), *numbers[row, 2:].tolist())
+            if found is not None:
+                point = torch.tensor(found[::-1])  # x first, like the maps
                 across = sizes[row].flip(0).float()
                 corner = (point + 0.5 - reach[row, :, 0] * across / 2).round()
                 center[row, :, 0] = 2 * corner / across - 1 + reach[row, :, 0]
-        room = 1 - reach
         return torch.where(room >= 0, torch.minimum(torch.maximum(center, -room), room), -room)

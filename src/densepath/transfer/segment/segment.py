@@ -24,18 +24,18 @@ from densepath.sources.volumes.store import VolumeStore
 from densepath.training.hardware import choose_hardware, keep_freed_memory
 from densepath.training.resolve import resolve
 from densepath.transfer.classify.classify import check_same, pixels_of_run, training_name, write_splits
+from densepath.transfer.classify.cohort import still_there
 from densepath.transfer.classify.splits import PARTS, Split, Study, divide, make_study
 from densepath.transfer.segment.cohort import Cases, read_cases
 from densepath.transfer.segment.config import FREE, SegmentConfig
 from densepath.transfer.segment.results import CASES, METRICS, SCORES, SHOWN, Outcome, describe, score, write_results
-from densepath.transfer.segment.segmenter import SEGMENTER_FILE, SegmenterNotes
+from densepath.transfer.segment.segmenter import SAME_SPACING, SEGMENTER_FILE, SegmenterNotes
 from densepath.transfer.segment.training import PICTURES, Answers, answer, fit
 from densepath.version import __version__
 
 SPLITS = "splits.json"
 _SIDES = {2: 256, 3: 64}  # of patches, by dimensions
 _BACKBONE_3D = "resnet18_3d"
-_SAME_SPACING = 1.03
 
 
 def segment(config: SegmentConfig | str | Path | None = None, **options: Any) -> Result:
@@ -85,7 +85,7 @@ def run(config: SegmentConfig) -> Result:
     with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
         if first:
             _say_start(study, cases, notes, splits[seeds[0]], config)
-            check_same(out, study)
+            check_same(out, study, [*cases.digests, *(() if test is None else test.digests)])
             write_splits(out / SPLITS, study, splits)
         opened = cases.opened(config, hardware.device)
         tested = opened if test is None else test.opened(config, hardware.device)
@@ -96,11 +96,12 @@ def run(config: SegmentConfig) -> Result:
             split, folder = splits[seed][number], out / name if name else out
             if name:
                 say(f"densepath: {name}: {_sizes(split)}")
-            parts = opened.take(split.train), opened.take(split.validation)
+            left = [still_there(cases.pool, opened.pool, part) for part in (split.train, split.validation)]
+            parts = opened.take(left[0]), opened.take(left[1])
             fit(config, notes, parts, folder, seed, hardware)
             if not first:
                 return Result(out)
-            tests.append(tested.take(split.test))
+            tests.append(tested.take(still_there(study.test, tested.pool, split.test)))
             answers.append(answer(folder, tests[-1], hardware, config.pictures))
         return _finish(config, tests, answers, names, watch)
 
@@ -143,7 +144,7 @@ def _spacing(images: PixelSource) -> tuple[float, ...] | None:
     if images.spec.ndim != 3:
         return None
     known = images.spacing(torch.arange(len(images)))
-    if known is None or bool((known.amax(0) > _SAME_SPACING * known.amin(0)).any()):
+    if known is None or bool((known.amax(0) > SAME_SPACING * known.amin(0)).any()):
         return None
     return tuple(round(side, 6) for side in known.double().mean(0).tolist())
 

@@ -25,6 +25,7 @@ from densepath.transfer.segment.sliding import SlidingWindow
 
 SEGMENTER_FILE = Path("exported") / "segmenter.safetensors"  # in a run folder
 KEY = "densepath_segmenter"
+SAME_SPACING = 1.03  # spacings that differ by less are equal
 
 
 @dataclass(frozen=True)

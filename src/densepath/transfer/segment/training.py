@@ -219,11 +219,11 @@ class _Validation:
         sliding = self._notes.sliding(self._model.eval(), self._hardware)
         for k, pixels, truth in self._read():
             classes, sums = np.empty(truth.shape, np.uint8), None
-            true = torch.from_numpy((truth + np.uint8(1)).astype(np.int64) - 1)  # IGNORED becomes -1
             for start, logits in sliding.slabs(pixels):
                 rows = slice(start, start + logits.shape[1])
                 classes[rows] = logits.argmax(0).to(torch.uint8).cpu().numpy()
-                part = ImageSums.of(logits[None], true[rows].to(logits.device)[None])
+                true = torch.from_numpy((truth[rows] + np.uint8(1)).astype(np.int64) - 1)  # IGNORED becomes -1
+                part = ImageSums.of(logits[None], true.to(logits.device)[None])
                 sums = part if sums is None else sums + part
             assert sums is not None
             shares = dice(score_case(classes, truth, self._notes.legend, None))

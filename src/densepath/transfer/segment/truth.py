@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,17 @@ from torch import Tensor
 
 from densepath.annotations.coco import CocoImages
 from densepath.annotations.labels import read_labels
+from densepath.core.errors import UserError
 from densepath.core.system import available_memory
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
 
 _SHARE = 0.1  # of the available memory, for maps that are kept
-_POINTS = 64  # pixels of each image on which patches may be centered
+_POINTS = 10_000  # pixels of each class of an image on which patches may be centered, as in nnU-Net
 
 Values = npt.NDArray[Any]
+T = TypeVar("T")
 
 
 class LabelMaps:
@@ -41,10 +45,11 @@ class LabelMaps:
         """The values in a box of a map."""
         return self.read(position)[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
 
-    def facts(self, position: int) -> tuple[tuple[int, ...], list[int]]:
-        """The size of a map, and its values."""
+    def facts(self, position: int) -> tuple[tuple[int, ...], list[int], str]:
+        """The size of a map, its values, and a digest of it."""
         found = self.read(position)
-        return found.shape, [int(value) for value in np.unique(found)]
+        crc = zlib.crc32(np.ascontiguousarray(found, np.int32).data)
+        return found.shape, [int(value) for value in np.unique(found)], str(crc)
 
     def take(self, positions: Sequence[int]) -> LabelMaps:
         """The maps of some images."""
@@ -84,8 +89,9 @@ class VolumeLabels(LabelMaps):
     def box(self, position: int, low: Sequence[int], high: Sequence[int]) -> Values:
         return self.store.label_box(position, low, high)
 
-    def facts(self, position: int) -> tuple[tuple[int, ...], list[int]]:
-        return tuple(self.store.rows[position]["size"]), sorted(map(int, self.store.rows[position]["labels"]["voxels"]))
+    def facts(self, position: int) -> tuple[tuple[int, ...], list[int], str]:
+        row = self.store.rows[position]
+        return tuple(row["size"]), sorted(map(int, row["labels"]["voxels"])), str(row["labels"]["crc"])
 
     def take(self, positions: Sequence[int]) -> VolumeLabels:
         return VolumeLabels(self.store.take(torch.tensor(list(positions), dtype=torch.int64)))
@@ -105,7 +111,7 @@ class Truth:
         self.maps, self.legend = maps, legend
         self._kept: dict[int, ClassMap] = {}
         self._room = 0 if isinstance(maps, VolumeLabels) else int(available_memory() * _SHARE)
-        self._points: dict[int, npt.NDArray[np.int64]] = {}
+        self._points: dict[int, tuple[tuple[int, ...], list[npt.NDArray[np.int64]]]] = {}
 
     def read(self, position: int) -> ClassMap:
         """The classes (*size) of an image, ``IGNORED`` where there is none. Raises CorruptImage."""
@@ -125,28 +131,44 @@ class Truth:
         parts = []
         for row, position in enumerate(index.tolist()):
             if boxes is None:
-                parts.append(self.read(position))
+                parts.append(self._checked(self.read, position))
             else:
                 low, high = boxes[row].tolist()
-                parts.append(self.legend.classes_of(self.maps.box(position, low, high)))
+                parts.append(self.legend.classes_of(self._checked(self.maps.box, position, low, high)))
         shape = np.max([part.shape for part in parts], axis=0).tolist()
         canvas = torch.zeros(len(parts), *shape, dtype=torch.uint8, pin_memory=pin)
         for row, part in zip(canvas.numpy(), parts, strict=True):
             row[tuple(map(slice, part.shape))] = part + np.uint8(1)  # IGNORED becomes 0
         return canvas
 
-    def points(self, position: int) -> npt.NDArray[np.int64]:
-        """(64, d) pixels of classes that are not background, each class as often; (0, d) without any."""
+    def point(self, position: int, of_class: float, of_pixel: float) -> tuple[int, ...] | None:
+        """A pixel of an image of a class that is not background, or None without any.
+
+        Args:
+            position: of the image.
+            of_class, of_pixel: from 0 to 1, which of the classes that the image has, and which of its pixels.
+        """
         if position not in self._points:
-            classes = self.read(position)
-            present = [k for k in np.unique(classes) if k not in (self.legend.background, IGNORED)]
-            generator, own = np.random.default_rng(0), []
-            for k in present[:_POINTS]:
-                flat = np.flatnonzero(classes == k)
-                own.append(flat[generator.integers(len(flat), size=-(-_POINTS // len(present)))])
-            chosen = np.stack(own, axis=1).flatten()[:_POINTS] if own else np.zeros(0, np.int64)
-            self._points[position] = np.stack(np.unravel_index(chosen, classes.shape), axis=-1).astype(np.int64)
-        return self._points[position]
+            self._points[position] = self._pixels_of_classes(position)
+        shape, pixels = self._points[position]
+        if not pixels:
+            return None
+        own = pixels[int(of_class * len(pixels))]
+        return tuple(int(place) for place in np.unravel_index(int(own[int(of_pixel * len(own))]), shape))
+
+    def _pixels_of_classes(self, position: int) -> tuple[tuple[int, ...], list[npt.NDArray[np.int64]]]:
+        """The shape of an image, and the flat positions of pixels of each class; of many an even sample."""
+        classes = self._checked(self.read, position)
+        present = [k for k in np.unique(classes) if k not in (self.legend.background, IGNORED)]
+        found = [np.flatnonzero(classes == k) for k in present]
+        spread = [np.linspace(0, len(flat) - 1, min(_POINTS, len(flat))).astype(np.int64) for flat in found]
+        return classes.shape, [flat[places] for flat, places in zip(found, spread, strict=True)]
+
+    def _checked(self, read: Callable[..., T], *places: Any) -> T:
+        try:
+            return read(*places)
+        except CorruptImage as error:
+            raise UserError(f"{error}; restore it, or leave the image out with --exclude") from error
 
     def take(self, positions: npt.NDArray[np.int64]) -> Truth:
         """The classes of some images."""

@@ -21,12 +21,11 @@ from densepath.sources.listing import list_images
 from densepath.sources.volumes.prepare import prepare, resampled
 from densepath.sources.volumes.read import SUFFIXES, read_volume
 from densepath.sources.volumes.store import VolumeStore, is_volume_store, open_volumes
-from densepath.sources.volumes.volume import Spacing, from_ras, library, spacing_of
+from densepath.sources.volumes.volume import Spacing, from_ras, library, spacing_of, to_ras
 from densepath.transfer.segment.legend import ClassMap
-from densepath.transfer.segment.segmenter import SegmenterNotes
+from densepath.transfer.segment.segmenter import SAME_SPACING, SegmenterNotes
 
 _KINDS = "volume (NIfTI, MetaImage)"
-_SAME = 1e-3  # relative difference of spacings that are equal
 _SCANNER = 1  # NIfTI's code of an affine map to the coordinates of the scanner
 
 
@@ -145,12 +144,19 @@ class VolumeInputs:
                 f"the windows of {data} are not those of the training; run its conversion again with --window {wanted}"
             )
 
+    def _differs(self, affine: npt.NDArray[Any]) -> bool:
+        """Whether voxels of an affine map in RAS axes have another size than those of the training."""
+        return self._target is not None and not np.allclose(
+            spacing_of(affine), self._target, rtol=SAME_SPACING - 1, atol=0
+        )
+
     def _of_file(self, path: str) -> VolumeInput:
         volume = read_volume(path, channels=self._notes.spec.channels > 1)
         count = len(volume.channels)
         if count != self._notes.spec.channels:
             raise CorruptImage(path, f"it has {count} channels, and the segmenter takes {self._notes.spec.channels}")
-        made = prepare(path, volume, None, self._target)
+        _, turned, _ = to_ras(volume.channels[0].values, volume.affine)
+        made = prepare(path, volume, None, self._target if self._differs(turned) else None)
         pixels = np.stack([np.asarray(channel, np.float32) for channel in made.channels], axis=-1)
         for channel, scale in zip(np.moveaxis(pixels, -1, 0), made.facts["scales"], strict=True):
             channel *= scale["slope"]
@@ -165,7 +171,7 @@ class VolumeInputs:
     def _of_store(self, store: VolumeStore, position: int) -> VolumeInput:
         row, pixels = store.rows[position], store.read(position)
         affine = np.array(row["affine"])
-        if self._target is not None and not np.allclose(spacing_of(affine), self._target, rtol=_SAME, atol=0):
+        if self._differs(affine):
             parts = [resampled(part.transpose(2, 1, 0), affine, self._target) for part in np.moveaxis(pixels, -1, 0)]
             pixels, affine = np.stack([values.transpose(2, 1, 0) for values, _ in parts], axis=-1), parts[0][1]
         return self._input(pixels, row["origin"], affine, _SCANNER)

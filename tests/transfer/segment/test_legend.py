@@ -1,0 +1,43 @@
+"""What label values mean, and which legends are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from densepath.core.errors import UserError
+from densepath.transfer.segment.config import SegmentConfig
+from densepath.transfer.segment.legend import IGNORED, Legend, make_legend
+
+
+def legend(found: tuple[int, ...], **options: Any) -> Legend:
+    config = SegmentConfig(data="d", out="o", **options)
+    return make_legend(config, {value: ["a.png"] for value in found}, {})
+
+
+def test_values_become_classes() -> None:
+    made = legend((0, 4, 7, 9), classes=("0:no", "7:b", "4:a"), ignore=(9,))
+    labels = np.array([[0, 4, 7], [9, 7, 0]])
+    np.testing.assert_array_equal(made.classes_of(labels), [[0, 1, 2], [IGNORED, 2, 0]])
+    np.testing.assert_array_equal(made.values_of(made.classes_of(labels[:, :1] * 0 + 4)), [[4], [4]])
+    # Of maps of instances each number is the class; ignored numbers are those of the map
+    objects = legend((0, 1, 2, 70_000), objects="gland", ignore=(1,))
+    np.testing.assert_array_equal(objects.classes_of(np.array([[0, 1, 2, 70_000]])), [[0, IGNORED, 1, 1]])
+    assert objects.scored == ("gland",)
+
+
+def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    for message, options in {
+        "4: both a class and to be ignored": {"classes": ("0:no", "4:a"), "ignore": (4,)},
+        "the region A is named twice": {"regions": ("A=0", "A=4")},
+        "give VALUE:NAME for each": {"classes": (str(tmp_path / "c.json"),)},
+    }.items():
+        (tmp_path / "c.json").write_text(json.dumps({"labels": ["a", "b"]}))
+        with pytest.raises(UserError, match=message):
+            legend((0, 4), **options)
+    with pytest.raises(UserError, match="not a multiple of it"):
+        SegmentConfig(data="d", out="o", epochs=10, validate_every=3)
