@@ -28,7 +28,7 @@ def disc(side: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "head", "side", "steps"),
     [
-        ("test_resnet", "unet", 64, 60),
+        ("test_resnet", "unet", 64, 30),
         ("test_resnet", "fcn", 96, 30),
         ("regnetx_002", "unet", 64, 20),
         ("test_convnext", "unet", 64, 30),
