@@ -14,6 +14,7 @@ from densepath.core.masking import count_visible
 from densepath.methods import (
     BYOL,
     C2L,
+    CPC,
     DINO,
     EVA,
     IBOT,
@@ -25,6 +26,7 @@ from densepath.methods import (
     Cellback,
     ConCL,
     ConvMIM,
+    Cube,
     DenseCL,
     DINOIMix,
     DINOSup,
@@ -39,6 +41,7 @@ from densepath.methods import (
     ModelGenesis,
     PCRLReleased,
     SelfPatch,
+    SemanticGenesis,
     SimCLR,
     SparK,
     Supervised,
@@ -254,6 +257,27 @@ def _model_genesis(method: Any, views: Batch) -> None:
     _backward(method, method.head(method.decoder(method.backbone(pixels), pixels.shape[2:])))
 
 
+def _semantic_genesis(method: Any, views: Batch) -> None:
+    """As Model Genesis, with the classifier."""
+    pixels = views["image"].pixels
+    maps = method.backbone(pixels)
+    scores = method.classifier(maps[method.backbone.deepest])
+    _backward(method, scores, method.head(method.decoder(maps, pixels.shape[2:])))
+
+
+def _cube(method: Any, views: Batch) -> None:
+    """As Model Genesis, and the discriminator on the prediction twice and on the target."""
+    made = method.predict(views["image"].pixels)
+    judged = [method.judge(made, frozen=True), method.judge(made.detach()), method.judge(views["target"].pixels)]
+    _backward(method, made, *judged)
+
+
+def _cpc(method: Any, views: Batch) -> None:
+    """Each patch forward and backward, the GRU and the predictors."""
+    context = method.read(method.encode(views["image"].pixels))
+    _backward(method, *(layer(context) for layer in method.predictors))
+
+
 def _swav(method: Any, views: Batch) -> None:
     """Crops of each size forward and backward."""
     together = torch.cat((views["first"].pixels, views["second"].pixels))
@@ -292,6 +316,9 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     PCRLReleased: _pcrl_released,
     C2L: _c2l,
     ModelGenesis: _model_genesis,
+    SemanticGenesis: _semantic_genesis,
+    Cube: _cube,
+    CPC: _cpc,
     SwAV: _swav,
 }
 

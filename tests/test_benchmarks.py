@@ -87,6 +87,8 @@ def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
         "vq_kd": {"teacher": "test_resnet", "teacher_weights": "random", "num_codes": 12, "code_dim": 4},
         "eva": {"teacher": "test_resnet", "teacher_weights": "random"},
         "selfpatch": {"local_size": 0.75},
+        "semantic_genesis": {"num_classes": 3, "neighbors": 4, "discovery_epochs": 0, "classification_epochs": 0},
+        "cpc": {"side": 16},
         "hipt_region": {"local_size": 0.5},
         "dino_imix": {"prototypes": 24, "hidden_dim": 16, "local_crops": 2, "local_size": 0.5},
     }
@@ -98,7 +100,7 @@ def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
             export_parts(tmp_path, tokens.exported_parts(), {"method": "vq_kd", "backbone": "test_vit"}, 0)
             given = {"tokenizer": str(tmp_path / "tokenizer.safetensors")}
         backbone = "test_vit" if name in vit else "test_resnet"
-        recipe = "dino_imix" if name == "dino_imix" else f"{name}_small"
+        recipe = {"dino_imix": "dino_imix", "cpc": "cpc_3d_small"}.get(name, f"{name}_small")
         return step.Step(recipe, tiles, 64, 4, backbone, choose_hardware("cpu", "32"), given)
 
     return make

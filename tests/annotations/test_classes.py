@@ -98,7 +98,7 @@ WRONG = {
     "line 2 of .* may mean tiles/TUM/1.png or tiles/ADI/1.png": "2.png,a\n1.png,t\n3.png,a\n",
     "line 3 of .* is not a file and its label": "TUM/1.png,t\nADI/1.png,a\nTUM/2.png\n",
     "line 2 of .* is not a file and its label": "file,label\nTUM/1.png,\n",
-    "line 1 of .* is not a file and its label": "TUM/1.png;t\n",
+    "line 1 of .* is not a file and its label": "TUM/1.png|t\n",
     "is empty": "",
     "all images are of one class, t": "TUM/1.png,t\nADI/1.png,t\nTUM/2.png,t\nADI/deep/3.png,t\n",
     "line 1 of": b"\x89PNG\r\n\x1a\n\x00\x00",

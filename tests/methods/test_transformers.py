@@ -21,8 +21,10 @@ OPTIONS = dict.fromkeys(DISTILLED, SMALL) | {
     "pcrl": {"attention": "factored", "queue_size": 16},
     "pcrl_released": {"queue_size": 16},
     "swav": {"prototypes": 24, "local_size": 0.75},
+    "semantic_genesis": {"num_classes": 3, "neighbors": 4, "discovery_epochs": 0, "classification_epochs": 0},
+    "cpc": {"side": 16, "dim": 8},
 }
-OWN_VIEWS = ("pcrl", "pcrl_released", "c2l", "model_genesis", "swav")
+OWN_VIEWS = ("pcrl", "pcrl_released", "c2l", "model_genesis", "swav", "semantic_genesis", "cube", "cpc")
 TAKERS = [name for name in METHODS if name not in ("spark", "conv_mim")]  # which are for ConvNets
 
 
@@ -59,7 +61,7 @@ def test_every_method_takes_a_step_that_moves_every_weight(make, images, views, 
     method.after_step()
     assert losses.total.isfinite() and losses.total.dtype == torch.float32
     still = [key for key, p in method.named_parameters() if key in before and torch.equal(p, before[key])]
-    assert still == []
+    assert [key for key in still if not key.startswith("autoencoder.")] == []  # which learned in an earlier epoch
     kept = method.exported_backbone()
     assert kept.name == backbone and kept(pixels)[4].shape == (4, kept.channels[4], 4, 4)
 
@@ -73,7 +75,7 @@ def test_overfits_one_batch(make, views, losses_on, method, steps, lr, share):
     assert history[-1] < share * history[0]
 
 
-@pytest.mark.parametrize("name", TAKERS)
+@pytest.mark.parametrize("name", [name for name in TAKERS if name != "cpc"])  # which gives it patches of its own
 def test_views_that_the_patches_do_not_divide_are_refused_before_the_run(make, name):
     method = make(METHODS[name], "test_vit", **OPTIONS.get(name, {}))
     check(method, 64, 4)

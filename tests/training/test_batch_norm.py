@@ -24,6 +24,7 @@ def test_auto_is_what_the_papers_have():
     synchronized = {"simclr", "byol", "supervised", "spark", "conv_mim", "dino", "dino_imix", "cellback", "dirl"}
     synchronized |= {"esvit", "selfpatch", "ibot", "hipt_region"}
     synchronized |= {"dino_sup", "dirl_byol", "swav", "model_genesis"}
+    synchronized |= {"semantic_genesis", "cube", "cpc"}
     assert {name for name, value in over.items() if value == "synchronized"} == synchronized
     assert {value for name, value in over.items() if name not in synchronized} == {"per_process"}
     method = small(BYOL)

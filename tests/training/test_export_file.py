@@ -126,18 +126,18 @@ def test_a_masked_autoencoder_gives_its_encoder_to_timm(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(pixels), network(pixels))
 
 
-def genesis() -> State:
-    """Some of the tensors of Models Genesis, a U-Net for volumes."""
-    names = {"down_tr64.ops.0.conv1.weight": (4, 1, 3, 3, 3), "up_tr256.up_conv.weight": (4, 4, 2, 2, 2)}
+def other_unet() -> State:
+    """Some of the tensors of a U-Net for volumes that densepath lacks."""
+    names = {"context.0.conv1.weight": (4, 1, 3, 3, 3), "localization.0.up.weight": (4, 4, 2, 2, 2)}
     return {f"module.{key}": torch.rand(shape) for key, shape in names.items()} | {
-        "module.down_tr64.ops.0.bn1.running_var": torch.rand(4)
+        "module.context.0.bn1.running_var": torch.rand(4)
     }
 
 
 def test_of_a_network_that_densepath_lacks_the_tensors_are_extracted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state, source, out = genesis(), tmp_path / "Genesis_Chest_CT.pt", tmp_path / "genesis.safetensors"
+    state, source, out = other_unet(), tmp_path / "other.pt", tmp_path / "other.safetensors"
     torch.save({"epoch": 3, "state_dict": state, "optimizer_state_dict": {}}, source)
     with pytest.raises(UserError, match=r"do not show which backbone.*; or write its tensors.*--layout tensors$"):
         export(source, out, "timm")
@@ -145,7 +145,7 @@ def test_of_a_network_that_densepath_lacks_the_tensors_are_extracted(
     export(source, out)
     lines = capsys.readouterr().err
     assert "so its tensors are written unchanged" in lines
-    assert f"3 tensors of a network for volumes from {source} under module.: down_tr64.ops.0.conv1.weight" in lines
+    assert f"3 tensors of a network for volumes from {source} under module.: context.0.conv1.weight" in lines
     found = load_file(out)
     assert found.keys() == {key.removeprefix("module.") for key in state}
     assert all(torch.equal(found[key.removeprefix("module.")], value) for key, value in state.items())

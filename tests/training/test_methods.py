@@ -19,7 +19,7 @@ from densepath.training.recipes import all_options
 
 SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25, "match": "geometry"}
 SMALL |= {"num_clusters": [9, 12], "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
-SMALL |= {"side": 12, "num_classes": 6, "neighbors": 20, "discovery_epochs": 0, "classification_epochs": 0}
+SMALL |= {"side": 12, "num_classes": 6, "neighbors": 6, "discovery_epochs": 0, "classification_epochs": 0}
 SMALL |= {"patch": 16, "head_batch_norm": True, "attention": "factored"}
 SMALL |= {
     "num_codes": 12,

@@ -138,10 +138,7 @@ class MppTable:
         others = [name for name in self._given if name not in known]
         if not others:
             return ""
-        return (
-            f"{self.path} gives nothing to these slides of the data, as their names are others: {first_few(others)}; "
-            "correct it"
-        )
+        return f"{self.path} names {len(others)} slides that are not in the data: {first_few(others)}; correct it"
 
 
 def _spellings(slide: str | Path) -> list[str]:
