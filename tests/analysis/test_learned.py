@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import densepath
-from densepath.analysis.learned import draw_learned
+from densepath.analysis.learned import _positions, draw_learned
 from densepath.nets.backbones import build_backbone
 from densepath.sources.open import open_images
 from densepath.training.learned_images import LearnedImages
@@ -44,6 +44,13 @@ def test_the_same_images_at_each_step_and_the_features_of_more(
         maps = backbone(images.spec.normalize(images.spec.apply_window(stored)))
     own = maps[max(backbone.stages)].mean((2, 3))[0]
     np.testing.assert_allclose(features[7], own, rtol=2e-3, atol=2e-3)
+
+
+def test_images_of_the_map_come_from_all_positions() -> None:
+    found = _positions(100_000, 3)
+    assert len(set(found)) == 200 and np.histogram(found, 4, (0, 100_000))[0].min() > 25
+    assert _positions(100_000, 3) == found != _positions(100_000, 4)
+    assert sorted(_positions(48, 3)) == list(range(48)) and len(_positions(20, 3)) == 6
 
 
 def test_drawing_does_not_change_a_run_and_its_failure_does_not_end_it(

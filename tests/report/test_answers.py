@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from densepath.report.answers import read_answers
+from densepath.report.embedded import below
 from densepath.report.verb import write_report
 from tests.report.conftest import save_picture
 from tests.report.test_report import Page
@@ -88,6 +89,21 @@ def test_a_classifier_shows_curves_confusion_and_its_worst_images(tmp_path: Path
     assert {"2.png: a, predicted <b> (70%)"} == {each["alt"] for each in page.of("img")} - {""}
 
 
+def test_no_picture_from_outside_of_the_data_is_shown(tmp_path: Path) -> None:
+    save_picture(tmp_path / "data" / "in" / "1.png")
+    outside = save_picture(tmp_path / "outside.png")
+    assert below(tmp_path / "data", "in/1.png") == tmp_path / "data" / "in" / "1.png"
+    (run := tmp_path / "run").mkdir()
+    head = ["image", "patient", "run", "label", "predicted", "p a", "p b"]
+    names = ["in/1.png", "../outside.png", "in/../../outside.png", str(outside)]
+    write_table(run / "predictions.csv", head, [[name, "p", "r", "a", "b", 0.2, 0.8] for name in names])
+    options = {"data": str(tmp_path / "data"), "labels": "folders", "freeze": True}
+    (run / "config.yaml").write_text(yaml.safe_dump(options))
+    write_report([str(run)], out=tmp_path / "page.html")
+    shown = [each["alt"] or "" for each in Page(tmp_path / "page.html").of("img") if each["alt"]]
+    assert shown == ["in/1.png: a, predicted b (80%)"]
+
+
 def test_a_segmenter_shows_dice_failures_and_its_worst_images(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name in ("p1", "p2"):
@@ -100,7 +116,7 @@ def test_a_segmenter_shows_dice_failures_and_its_worst_images(tmp_path: Path) ->
         name: {"value": value, "low": 1.0, "high": 99.0} for name, value in (("mean_dice", 71.5), ("dice_<i>", 80.0))
     }
     failures = {"<i>": {"present": 12, "missed": 7, "false": 0, "absent": 1}}
-    (run / "metrics.json").write_text(json.dumps({"scores": scores, "failures": failures}))
+    (run / "metrics.json").write_text(json.dumps({"scale": "percent", "scores": scores, "failures": failures}))
     write_report([str(run)], out=tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert "segmenter" in page.text and "71.5" in page.text

@@ -12,10 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from densepath.benchmark.statistics import Comparison
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
+from densepath.report.comparison import _difference, _score_table
+from densepath.report.embedding import read_embedding
+from densepath.report.runs import Run, Score, read_run, read_scores
 from densepath.report.slide_layers import slide_layers
 from densepath.report.verb import write_report
 from densepath.sources.tiles.tile import tile
@@ -133,6 +138,79 @@ def test_several_runs_are_sorted_compared_and_tested(make_pretraining: Make) -> 
     assert len([trace for chart in page.data for trace in chart["data"] if chart["layout"].get("xaxis")]) >= 6
 
 
+def detectors(folder: Path, parents: dict[str, list[str]], measured: float = 0.0) -> list[str]:
+    """Folders of detectors with the seeds 0, 1, ... from weights."""
+    made = []
+    for name, weights in parents.items():
+        for seed, path in enumerate(weights):
+            (run := folder / f"{name}_{seed}").mkdir(parents=True)
+            options = {"data": "d", "detector": "mask_rcnn_fpn_small", "test_size": 40, "seed": seed, "weights": path}
+            (run / "config.yaml").write_text(yaml.safe_dump(options))
+            score = len(made) + 0.1 * seed**2 + measured
+            (run / "metrics.json").write_text(json.dumps({"scale": "percent", "mask_ap": score}))
+            made.append(str(run))
+    return made
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_detectors_of_each_pretraining_are_a_group(make_pretraining: Make, tmp_path: Path, known: bool) -> None:
+    parents = {"random": ["random"] * 3}
+    for method in ("moco", "concl"):
+        parents[method] = [str(tmp_path / method / f"run{seed}") for seed in range(3)]
+        for seed in range(3) if known else ():
+            make_pretraining(f"{method}/run{seed}", config={"method": method, "seed": seed, "notes": "x" * 400})
+    if known:
+        parents["concl"] = [f"{path}/exported/backbone.safetensors" for path in parents["concl"]]
+    runs = detectors(tmp_path / "detectors", parents)
+    page = page_of(*map(Path, runs))
+    head = next(k for k, row in enumerate(page.rows) if row[:2] == ["runs", "seeds"])
+    rows = page.rows[head + 1 : head + 4]
+    assert [row[1] for row in rows] == ["3", "3", "3"]
+    assert ["random" in rows[0][0], "moco" in rows[1][0], "concl" in rows[2][0]] == [True] * 3
+    assert "same options and seed" not in page.text
+
+
+def test_runs_with_the_same_options_and_seed_are_not_tested(tmp_path: Path) -> None:
+    runs = detectors(tmp_path / "a", {"random": ["random"] * 3, "given": ["w.pth"] * 3})
+    runs += detectors(tmp_path / "b", {"given": ["w.pth"]}, 50.0)
+    page = page_of(*map(Path, runs))
+    head = next(k for k, row in enumerate(page.rows) if row[:2] == ["runs", "seeds"])
+    assert [row[1] for row in page.rows[head + 1 : head + 3]] == ["3", "2"]
+    assert "the same options and seed: a/given_0, b/given_0" in page.text
+
+
+def test_small_p_values_and_scores_that_are_not_finite() -> None:
+    assert _difference(Comparison(3, 1.0, 1e-9, None)).endswith("(p < 0.0001)")
+    scores = {"a": {"mask_ap": Score(1.0)}, "b": {"mask_ap": Score(float("nan"))}, "c": {"mask_ap": Score(2.0)}}
+    table = _score_table({name: Run(Path(name)) for name in scores}, scores)
+    assert [row[0] for row in table.rows] == ["c", "a", "b"]
+
+
+def test_scores_of_version_0_1_are_in_percent(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"mask_ap": 0.453, "mask_ap_interval": [0.4, 0.5], "seconds": 3.5}))
+    (found,) = read_scores(path).values()
+    assert (found.value, found.low, found.high) == pytest.approx((45.3, 40.0, 50.0))
+    path.write_text(json.dumps({"mask_ap": 0.453, "scale": "unknown"}))
+    with pytest.raises(UserError, match="scale"):
+        read_scores(path)
+
+
+def test_a_stopped_run_with_its_best_backbone_is_not_complete(make_pretraining: Make) -> None:
+    run = make_pretraining()
+    assert read_run(run).state == "complete"
+    (run / "exported" / "backbone.safetensors").rename(run / "exported" / "best.safetensors")
+    assert read_run(run).state == "stopped"
+
+
+def test_missing_folders_do_not_count_as_runs(make_pretraining: Make, tmp_path: Path) -> None:
+    (foreign := tmp_path / "foreign").mkdir()
+    (foreign / "config.yaml").write_text("colour: red\n")
+    given = [make_pretraining(), foreign, *(tmp_path / f"missing{k}" for k in range(3))]
+    result = write_report([str(path) for path in given], out=tmp_path / "page.html")
+    assert (result["runs"], result["left_out"]) == (1, 4)
+
+
 def test_damaged_and_foreign_folders_are_named_and_left_out(
     make_pretraining: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +293,24 @@ def test_features_become_a_map_with_thumbnails(make_pretraining: Make) -> None:
     (found,) = [each for each in page_of(run).data if "points" in each]
     assert len(found["points"]) == len(found["thumbnails"]) == 6 and found["names"][1] == f"tile {EVIL} 1"
     assert all(uri.startswith("data:image/webp;base64,") for uri in found["thumbnails"])
+
+
+def test_features_that_are_too_large_do_not_cost_the_page(
+    make_pretraining: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = (run := make_pretraining()) / "pictures" / "features.npz"
+    np.savez_compressed(
+        path, features=np.zeros((2**13, 2**12)), names=np.array(["a"]), thumbnails=np.zeros(1, np.uint8)
+    )
+    monkeypatch.setattr("densepath.report.embedding.np.load", lambda *given, **options: pytest.fail("it was read"))
+    assert read_embedding(run) is None
+    monkeypatch.undo()
+    sheet = io.BytesIO()
+    Image.new("RGB", (20_000, 20_000)).save(sheet, "JPEG")
+    np.savez(
+        path, features=np.zeros((1, 2)), names=np.array(["a"]), thumbnails=np.frombuffer(sheet.getvalue(), np.uint8)
+    )
+    assert read_embedding(run) is None
 
 
 def test_a_benchmarks_table_becomes_the_papers_table(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from densepath.analysis.concepts import find_concepts
 from densepath.analysis.pictures import paint_concepts
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.core.random import ordered_by_seed
+from densepath.core.random import permute
 from densepath.nets.backbones import Backbone
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -52,12 +52,17 @@ def draw_learned(backbone: Backbone, images: PixelSource, folder: Path, step: in
     """
     if images.spec.ndim != 2 or images.spec.channels not in (1, 3) or len(images) < _SHOWN:
         return []
-    order = [int(name) for name in ordered_by_seed(map(str, range(min(len(images), 10 * _MAPPED))), seed)]
-    squares = _squares(images, order[: _MAPPED if len(images) >= _LEAST_MAPPED else _SHOWN])
+    squares = _squares(images, _positions(len(images), seed))
     drawn = _draw_rows(backbone, [pixels for _, pixels in squares[:_SHOWN]], images.spec, folder, step, seed)
     if len(squares) >= _LEAST_MAPPED:
         _write_features(backbone, squares, images, folder / FEATURES)
     return drawn
+
+
+def _positions(count: int, seed: int) -> list[int]:
+    """Which of ``count`` images are drawn, in this order."""
+    drawn = min(count, _MAPPED) if count >= _LEAST_MAPPED else _SHOWN
+    return [int(position) for position in permute(torch.arange(drawn), count, seed, 0)]
 
 
 def _squares(images: PixelSource, positions: Sequence[int]) -> list[tuple[int, npt.NDArray[Any]]]:

@@ -16,7 +16,7 @@ from densepath.core.errors import UserError
 from densepath.report.answer_charts import answer_charts, confusion_chart
 from densepath.report.blocks import Block, Facts, Gallery, Note, Section, Table
 from densepath.report.common import curve_section, ending, gallery, options, pictures_below, pretty, score_cards
-from densepath.report.embedded import picture
+from densepath.report.embedded import below, picture
 from densepath.report.runs import Kind, Run, read_scores
 from densepath.report.slides import slide_blocks
 from densepath.report.values import MISSING
@@ -137,7 +137,8 @@ def _charts(run: Run, found: Answers, most: int) -> list[Block]:
         rows = []
         for k, line in found.worst():
             rows.append([found.names[k], line])
-            if most and (thumbnail := picture(folder / found.names[k], f"{found.names[k]}: {line}", 320)):
+            path = below(folder, found.names[k]) if most else None
+            if path and (thumbnail := picture(path, f"{found.names[k]}: {line}", 320)):
                 shown.append(thumbnail)
         title = "The images whose class got the lowest probability"
         blocks.append(Gallery(title, shown) if shown else Table(["image", "class"], rows, caption=title))

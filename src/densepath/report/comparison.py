@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from densepath.benchmark.statistics import Comparison, compare, mean_std
+from densepath.core.errors import UserError, first_few
 from densepath.report.blocks import Block, Note, Section, Table
 from densepath.report.common import pretty
 from densepath.report.curves import columns_of, draw_curves
 from densepath.report.runs import Run, Score
 from densepath.report.values import MISSING, flat, text
+from densepath.runs.folder import read_config
 
 _MOST_CURVES = 16  # lines in a chart
 _MOST_CHARTS = 8
@@ -65,7 +72,8 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
     sign = 1 if main == "loss" else -1
 
     def place(name: str) -> float:
-        return sign * scores[name][main].value if main in scores[name] else float("inf")
+        value = sign * scores[name][main].value if main in scores[name] else math.inf
+        return value if math.isfinite(value) else math.inf
 
     rows = []
     for name in sorted(runs, key=place):
@@ -78,13 +86,20 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
 
 def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
     """Groups of runs that differ only by their seed, compared pair by pair over the seeds that they share."""
-    groups: dict[str, dict[int, str]] = {}
+    places: dict[tuple[str, int], list[str]] = {}
     for name, run in runs.items():
         seed = run.config.get("seed")
         if isinstance(seed, int):
-            groups.setdefault(_key(run), {})[seed] = name
+            places.setdefault((_key(run.config), seed), []).append(name)
+    groups: dict[str, dict[int, str]] = {}
+    for (key, seed), names in places.items():
+        if len(names) == 1:
+            groups.setdefault(key, {})[seed] = names[0]
+    same = [name for names in places.values() if len(names) > 1 for name in names]
+    line = f"Left out of the paired tests, because others have the same options and seed: {first_few(same)}"
+    notes: list[Block] = [Note(line, warning=True)] if same else []
     if len(groups) < 2 or max(map(len, groups.values())) < 2:
-        return []
+        return notes
     known = dict.fromkeys(metric for own in scores.values() for metric in own)
     columns = [metric for metric in (*_MAIN, *known) if metric in known and metric != "loss"] or ["loss"]
     columns = list(dict.fromkeys(columns))[:4]
@@ -107,7 +122,7 @@ def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -
         "Runs that differ only by their seed: mean ± sample standard deviation, the mean difference from the first "
         "group, and p of a two-sided paired t-test over the seeds that both have, not corrected for their number"
     )
-    return [Table(["runs", "seeds", *heads], rows, caption=caption, marked=frozenset({0}))]
+    return [Table(["runs", "seeds", *heads], rows, caption=caption, marked=frozenset({0})), *notes]
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -120,27 +135,46 @@ def _mean(values: Sequence[float]) -> str:
 def _difference(found: Comparison | None) -> str:
     if found is None:
         return MISSING
-    return f"{found.difference:+.2f}" + ("" if found.p is None else f" (p {max(found.p, 0.0001):.2g})")
+    if found.p is None:
+        return f"{found.difference:+.2f}"
+    return f"{found.difference:+.2f} (p {'< 0.0001' if found.p < 0.0001 else f'{found.p:.2g}'})"
 
 
-def _key(run: Run) -> str:
-    options = {name: value for name, value in flat(run.config).items() if name not in {*_WHERE, "seed", "weights"}}
-    return text(sorted((name, text(value)) for name, value in options.items())) + _weights(run)
+def _key(config: Mapping[str, Any], depth: int = 5) -> str:
+    """What a run computes, without its seed and those of the runs that made its initial weights."""
+    options = {name: value for name, value in flat(config).items() if name not in {*_WHERE, "seed", "weights"}}
+    weights = config.get("weights")
+    parent = _parent(Path(weights)) if isinstance(weights, str) and depth else None
+    made = _without_seed(text(weights)) if parent is None else _key(parent, depth - 1)
+    return json.dumps([options, made], sort_keys=True, default=str)
 
 
-def _weights(run: Run) -> str:
-    """The initial weights without the seed of the run that made them."""
-    return "random" if run.config.get("weights") == "random" else "given"
+def _parent(weights: Path) -> dict[str, Any] | None:
+    """The options of the run that made weights: of its folder, or of a file in its ``exported``; None if unknown."""
+    for folder in (weights, weights.parent.parent):
+        try:
+            if config := read_config(folder):
+                return config
+        except (UserError, OSError, ValueError):
+            continue
+    return None
+
+
+def _without_seed(path: str) -> str:
+    """A path without the numbers in parts like ``run0``, ``seed_1`` and ``2``."""
+    named = re.sub(r"(?i)(?<![a-z0-9])(run|seed|s)[-_]?\d+(?![a-z0-9])", r"\1", path)
+    return re.sub(r"(?<![^/\\])\d+(?![^/\\])", "", named)
 
 
 def _labels(groups: Mapping[str, Run]) -> dict[str, str]:
     """What tells groups apart, in a few words."""
     options = {key: flat(run.config) for key, run in groups.items()}
+    for own in options.values():
+        own |= {"weights": _without_seed(text(own["weights"]))} if "weights" in own else {}
     differing = _differing(list(options.values()), {*_WHERE, "seed"})[:3]
-    return {
-        key: ", ".join(f"{name} {text(own.get(name))}" for name in differing) or groups[key].path.name
-        for key, own in options.items()
-    }
+    labels = {key: ", ".join(f"{name} {text(own.get(name))}" for name in differing) for key, own in options.items()}
+    unique = len({*labels.values()}) == len(labels)
+    return {key: label if unique else f"{label} ({groups[key].path})".strip() for key, label in labels.items()}
 
 
 def _differences(runs: Mapping[str, Run]) -> Block:

@@ -37,6 +37,11 @@ def picture(path: Path, caption: str = "", side: int = 1200) -> Picture | None:
     return None if uri is None else Picture(uri, caption)
 
 
+def below(folder: Path, name: str) -> Path | None:
+    """A file that a table names, in a folder; None if the name leads out of it."""
+    return None if Path(name).is_absolute() or ".." in Path(name).parts else folder / name
+
+
 @lru_cache(maxsize=1024)
 def _read(path: Path, changed: int, size: int, side: int) -> str | None:
     """The URI of a file in this state; a page that is made again does not read it again."""

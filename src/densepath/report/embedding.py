@@ -17,6 +17,8 @@ from densepath.report.embedded import encode_pixels
 FEATURES = Path("pictures") / "features.npz"  # in a run folder: features (N, C), names, JPEG thumbnails
 _SIDE = 72  # pixels of a thumbnail
 _PERPLEXITY = 20.0
+_LARGEST = 2**26  # bytes of the arrays, and pixels of the thumbnails
+_MOST = 2000  # images
 
 
 def read_embedding(run: Path) -> Embedding | None:
@@ -24,16 +26,22 @@ def read_embedding(run: Path) -> Embedding | None:
     path = run / FEATURES
     try:
         return _read(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
+    except Exception:  # whatever NumPy, zipfile and Pillow raise for a damaged file
         return None
 
 
 @lru_cache(maxsize=32)
 def _read(path: Path, changed: int) -> Embedding:
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > _LARGEST:
+            raise ValueError("it is too large")
     with np.load(path, allow_pickle=False) as file:
         features = np.asarray(file["features"], np.float64)
         names = [str(name) for name in file["names"]]
-        sheet = np.asarray(Image.open(io.BytesIO(file["thumbnails"].tobytes()), formats=("JPEG",)).convert("RGB"))
+        with Image.open(io.BytesIO(file["thumbnails"].tobytes()), formats=("JPEG",)) as image:
+            if len(names) > _MOST or image.width * image.height > _LARGEST:
+                raise ValueError("it is too large")
+            sheet = np.asarray(image.convert("RGB"))
     side = sheet.shape[1]
     thumbnails = [encode_pixels(tile, _SIDE) for tile in np.split(sheet, len(sheet) // side)]
     if not len(features) == len(names) == len(thumbnails):

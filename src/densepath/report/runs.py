@@ -13,12 +13,15 @@ import yaml
 
 from densepath.core.errors import UserError, one_line
 from densepath.core.locks import refuse_held
+from densepath.core.scores import in_percent
 from densepath.report.blocks import Section
 from densepath.report.values import MISSING
 from densepath.runs.folder import CONFIG, SESSIONS, TRAIN_LOG, read_config
 from densepath.runs.metrics import read_metrics
 
 METRICS, SCORES = "metrics.csv", ("metrics.json", "scores.json")
+_NO_SCORES = {"seconds"}
+_FINAL = ("backbone", "detector", "classifier", "segmenter")  # files in exported, written at the end of a run
 MARKS = (CONFIG, "table.json", "run.json", "slides.csv")  # a folder with one of them is a result, not a folder of them
 _DEPTH = 3  # folders below the one that is given
 _MOST = 2000  # runs
@@ -150,10 +153,14 @@ def read_scores(path: Path) -> dict[str, Score]:
         found = {}
         for name, value in scores.items():
             if isinstance(value, Mapping) and isinstance(value.get("value"), int | float):
-                found[str(name)] = Score(value["value"], value.get("low"), value.get("high"))
-            elif isinstance(value, float):
+                edges = {edge: value.get(edge) for edge in ("value", "low", "high")}
+            elif isinstance(value, float) and name not in _NO_SCORES:
                 low, high = scores.get(f"{name}_interval") or (None, None)
-                found[str(name)] = Score(value, low, high)
+                edges = {"value": value, "low": low, "high": high}
+            else:
+                continue
+            known = {edge: number for edge, number in edges.items() if number is not None}
+            found[str(name)] = Score(**in_percent(known, record))
         return found
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(str(error))})") from None
@@ -172,8 +179,8 @@ def _state(path: Path) -> str:
         refuse_held(path)
     except UserError:
         return "in progress"
-    exported, done = path / "exported", any((path / name).is_file() for name in SCORES)
-    return "complete" if done or (exported.is_dir() and any(exported.iterdir())) else "stopped"
+    final = [*SCORES, *(f"exported/{name}.safetensors" for name in _FINAL)]
+    return "complete" if any((path / name).is_file() for name in final) else "stopped"
 
 
 def next_commands(run: Run) -> list[str]:

@@ -15,7 +15,7 @@ from densepath.core.errors import UserError
 from densepath.core.geojson import polygons_in
 from densepath.core.json_files import load_json
 from densepath.report.blocks import Layers, Picture
-from densepath.report.embedded import encode, encode_pixels
+from densepath.report.embedded import below, encode, encode_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.tile_files import is_tile_folder, read_slide_rows, read_tile_folder
@@ -36,7 +36,8 @@ def slide_layers(folder: Path, most: int) -> list[Layers]:
     Slides that cannot be opened any more are left out.
     """
     try:
-        rows = [row for row in read_slide_rows(folder) if row.get("path") and row.get("slide")][:most]
+        known = [row for row in read_slide_rows(folder) if row.get("path") and row.get("slide")]
+        rows = [row for row in known if below(folder, row["slide"])][:most]
         tilings = {each.name: each for each in read_tile_folder(folder)} if rows and is_tile_folder(folder) else {}
     except (UserError, OSError, LookupError):
         return []

@@ -82,7 +82,7 @@ def _write(given: Sequence[Path], out: Path, every: float | None) -> tuple[dict[
             paths += find_results(path)
         except UserError as error:
             problems.append(str(error))
-    paths = list(dict.fromkeys(paths))
+    paths, missing = list(dict.fromkeys(paths)), len(problems)
     most = next((pictures for number, pictures in _PICTURES.items() if len(paths) <= number), 0)
     titles = short_names([str(path) for path in paths], "runs") if paths else []
     found: list[tuple[str, Kind, Run]] = []
@@ -111,7 +111,7 @@ def _write(given: Sequence[Path], out: Path, every: float | None) -> tuple[dict[
     title = pages[0][0] if len(pages) == 1 else f"{len(found) or len(pages)} results"
     subtitle = pages[0][1] if len(pages) == 1 else ", ".join(dict.fromkeys(kind for _, kind, _ in pages))
     write_page(out, title, subtitle, sections, reload=every if running else None)
-    return {"runs": len(paths) - len(problems), "left_out": len(problems)}, running
+    return {"runs": len(paths) + missing - len(problems), "left_out": len(problems)}, running
 
 
 def _arranged(
