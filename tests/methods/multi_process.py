@@ -246,9 +246,6 @@ def validate(folder, kind):
     return {"losses": losses, "lowest": patience.lowest, "since": patience.since}
 
 
-decoders.UNetDecoder = partial(UNetDecoder, width=1)  # all its layers, in a hundredth of the time
-
-
 def process(folder, number, processes, batches, volumes):
     if processes > 1:
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=processes)
@@ -277,6 +274,7 @@ def fork(action, *arguments):
 
 
 if __name__ == "__main__":
+    decoders.UNetDecoder = partial(UNetDecoder, width=1)  # all its layers, in a hundredth of the time
     where = Path(sys.argv[1])
     torch.set_num_threads(1)
     batches = [views_of(step) for step in range(STEPS)]
