@@ -86,6 +86,10 @@ def test_cores_are_limited_by_a_quota_and_idle_ones_come_from_the_systems_ticks(
     texts = ["".join(f"cpu{core} {ticks} 0 0\n" for core, ticks in row.items()) for row in rows]
     statistics.write_text(texts[0])
     monkeypatch.setattr(system.time, "sleep", lambda seconds: statistics.write_text(texts[1]))
+    assert system.idle_cores() == 4.0  # two of ours are not listed
+    statistics.write_text(texts[0])
+    monkeypatch.setattr(system.os, "sched_getaffinity", lambda pid: {0, 1})
     assert system.idle_cores() == 1.5  # half of the first core and the whole second; the tenth is not ours
+    monkeypatch.setattr(system.os, "sched_getaffinity", lambda pid: set(range(4)))
     monkeypatch.setattr(system, "_STATISTICS", tmp_path / "missing")
     assert system.idle_cores() == 4.0

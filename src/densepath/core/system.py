@@ -88,6 +88,8 @@ def _ticks() -> dict[str, tuple[int, int]]:
         rows = {words[0]: [int(word) for word in words[1:9]] for words in map(str.split, lines) if words[0] in own}
     except (OSError, ValueError, AttributeError, IndexError):
         return {}
+    if len(rows) < len(own):  # a container may number the cores anew
+        return {}
     return {name: (ticks[3] + ticks[4], sum(ticks)) for name, ticks in rows.items()}
 
 
