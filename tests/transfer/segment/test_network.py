@@ -26,28 +26,32 @@ def disc(side: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "head", "side", "steps"),
+    ("name", "head", "side"),
     [
-        ("test_resnet", "unet", 64, 60),
-        ("test_resnet", "fcn", 96, 30),
-        ("regnetx_002", "unet", 64, 20),
-        ("test_convnext", "unet", 64, 30),
-        ("test_vit", "unet", 64, 40),
+        ("test_resnet", "unet", 64),
+        ("test_resnet", "fcn", 96),
+        ("regnetx_002", "unet", 64),
+        ("test_convnext", "unet", 64),
+        ("test_vit", "unet", 64),
     ],
 )
-def test_overfits_one_image(name: str, head: Head, side: int, steps: int) -> None:
+def test_overfits_one_image(name: str, head: Head, side: int) -> None:
     torch.manual_seed(0)
     net = SegmentationNet(build_backbone(name, 3), 3, head)
     pixels, classes = disc(side)
     optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
-    for _ in range(steps):
+    for _ in range(200):  # 20 to 60 are enough on most machines
         optimizer.zero_grad()
-        segmentation_loss(net(pixels), classes, "dice_ce").backward()
+        logits = net(pixels)
+        segmentation_loss(logits, classes, "dice_ce").backward()
         optimizer.step()
-    found = net(pixels).argmax(1)
-    for k in (1, 2):
-        share = 2 * ((found == k) & (classes == k)).sum() / ((found == k).sum() + (classes == k).sum())
-        assert share > 0.95, f"class {k}: {share}"
+        found = logits.argmax(1)
+        both = [((found == k) & (classes == k)).sum() for k in (1, 2)]
+        sizes = [(found == k).sum() + (classes == k).sum() for k in (1, 2)]
+        dice = [float(2 * b / s) for b, s in zip(both, sizes, strict=True)]
+        if min(dice) > 0.95:
+            break
+    assert min(dice) > 0.95, dice
 
 
 def test_the_decoder_of_a_run_is_loaded(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.runs.signals import Interrupted
+from densepath.sources.corrupt import LARGEST_SHARE
 from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.predict import predict
@@ -115,7 +116,10 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         segment(**{**again, "overlap": 0.3}, resume=True)
 
 
-def test_damaged_images_and_changed_labels(data: Path, segment: Segment, tmp_path: Path) -> None:
+def test_damaged_images_and_changed_labels(
+    data: Path, segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LARGEST_SHARE, 2, 0.5)
     damaged = data / "images/P0_0.png"
     damaged.write_bytes(damaged.read_bytes()[:-2000])  # its header can be read
     given: dict[str, Any] = {"data": data / "images", "folds": 2, "epochs": 1, "cache": "ram", "freeze": True}
