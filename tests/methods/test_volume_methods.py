@@ -231,7 +231,7 @@ def test_semantic_genesis_discovers_classifies_and_restores(make, views_of, volu
         scores, terms = method.classifier.fc(hidden), []
         for image in range(4):
             if method.members[place[image], image]:
-                terms.append(float(scores[image].exp().sum().log() - scores[image, place[image]]))
+                terms.append((scores[image].exp().sum().log() - scores[image, place[image]]).item())
         expected = sum(terms) / max(1, len(terms))
         losses = method(batch)
         assert set(losses.terms) == names
@@ -250,17 +250,15 @@ def test_semantic_genesis_discovers_classifies_and_restores(make, views_of, volu
 @pytest.mark.parametrize("kind", [Cube, CPC, SemanticGenesis])
 def test_one_batch_is_overfitted(make, views_of, kind):
     method = make(kind)
-    epoch = 2.0 if kind is SemanticGenesis else 0.0
-    batch = views_of(method, epoch)
+    batch = views_of(method, 2.0 if kind is SemanticGenesis else 0.0)
     if kind is SemanticGenesis:
         method.on_features(torch.arange(4.0).double().view(4, 1), batch)
-    optimizer, history = torch.optim.Adam(method.parameters(), lr=3e-3), []
-    for _ in range(40):
-        method.before_step(batch)
+    optimizer, history = torch.optim.Adam(method.parameters(), lr=0.003), []
+    for _ in range(20 if kind is CPC else 12):
         loss = method(batch).total
         history.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
+        method.after_backward()
         optimizer.step()
-        method.after_step()
-    assert all(map(math.isfinite, history)) and min(history[-3:]) < 0.9 * history[0]
+    assert all(map(math.isfinite, history)) and history[-1] < 0.9 * history[0]
