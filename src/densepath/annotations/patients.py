@@ -95,9 +95,9 @@ def comparable_owners(source: str | Path, names: Sequence[str]) -> dict[str, str
     Raises:
         UserError: the manifest cannot be read.
     """
-    owners, where = owners_by_name(source, names)
+    owners = owners_by_name(source, names)[0]
     known = {name: owner for name, owner in zip(names, owners, strict=True) if owner != name}
-    if where == NUMBERED or any(owner.startswith(_RANK) for owner in known.values()):
+    if any(owner.startswith(_RANK) for owner in known.values()):
         listed = patients_of(source, names)
         files = [name for name, owner in known.items() if owner.startswith(_RANK) and name not in listed]
         for name, patient in zip(files, in_threads(patient_id, files, usable_cores(), "DICOM headers"), strict=True):
