@@ -41,7 +41,8 @@ def test_jobs_run_after_their_parents_and_fail_with_their_last_line(executor, tm
     assert RunFolder(tmp_path / "runs", first).result() == {"mean_iou": 50.0}
 
 
-def test_a_cancelled_job_ends_its_command_once(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2, signal.SIGTERM])
+def test_a_cancelled_job_ends_its_command_once(tmp_path, number):
     script = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'a').write('x'), sys.exit(143)))\n"
@@ -52,7 +53,7 @@ def test_a_cancelled_job_ends_its_command_once(tmp_path):
     def interrupt():
         while not (tmp_path / "ready").exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -66,6 +67,8 @@ def test_mistakes_are_lines(tmp_path):
         make_submit("debug", tmp_path, ["gpus"])
     with pytest.raises(UserError, match="cannot be used"):
         make_submit("local", tmp_path, ["no_such_parameter=1"])
+    with pytest.raises(UserError, match="needs a time limit"):
+        make_submit("slurm", tmp_path, ["gpus_per_node=1"])
     with pytest.raises(UserError, match="use one of local, slurm, debug"):
         make_submit("pbs", tmp_path, [])
     with pytest.raises(UserError, match="number of jobs"):

@@ -17,6 +17,7 @@ from densepath.benchmark.identity import code_digest, digest_of_given, read_tile
 from densepath.benchmark.labelled_sets import read_outlined as read_labelled
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.steps import STEPS
+from densepath.benchmark.steps.step import OPTIONS, as_words
 from densepath.core.errors import UserError
 
 
@@ -112,6 +113,12 @@ def test_excluded_tiles_are_left_out_of_the_table_and_of_its_pre_training(lay_ou
         read_tiles(tissue.parent / "tiles.safetensors", kept, ["*"])
 
 
+def words_of(root, run):
+    """The words of a run's command, with those that its options file stands for."""
+    words = RunFolder(root, run).command("cpu")
+    return [*words, *as_words(run.options)] if f"--config={OPTIONS}" in words else words
+
+
 def test_turned_images_are_read_as_the_user_says(lay_out, tissue, tmp_path):
     data = shutil.copytree(tissue, tmp_path / "turned")
     path = next((data / "test").iterdir())
@@ -123,7 +130,7 @@ def test_turned_images_are_read_as_the_user_says(lay_out, tissue, tmp_path):
     grids = [lay_out(labelled=read_labelled("tissue", data, tmp_path / "kept", how)) for how in ("stored", "viewed")]
     for grid, how in zip(grids, ("stored", "viewed"), strict=True):
         runs = [run for run in grid.runs.values() if run.verb != "pretrain"]
-        assert all(f"--orientation={how}" in RunFolder(tmp_path, run).command("cpu") for run in runs)
+        assert all(f"--orientation={how}" in words_of(tmp_path, run) for run in runs)
     assert {run.verb for name, run in grids[0].runs.items() if name in grids[1].runs} == {"pretrain"}
 
 
@@ -178,7 +185,7 @@ VIT = "  - {name: ViT, weights: random, backbone: test_vit, detect: {detector: v
 
 def test_a_row_can_have_its_own_detector_options(lay_out, tmp_path):
     grid = lay_out(("rows:\n", f"rows:\n{VIT}"))
-    words = RunFolder(tmp_path, grid.places["ViT", "detect", 0]).command("cpu")
+    words = words_of(tmp_path, grid.places["ViT", "detect", 0])
     assert {"--backbone=test_vit", "--detector=vitdet_small", "--batch_size=3", "--max_steps=2"} <= set(words)
     assert grid.places["ViT", "detect", 0].images == 2 * 3 + 2  # no batch norms to re-estimate
     assert grid.places["MoCo", "detect", 0].options["detector"] == "mask_rcnn_fpn_small"
@@ -285,9 +292,16 @@ def test_a_mistake_in_a_row_is_reported_before_anything_runs(lay_out, old, new, 
 def test_the_command_of_a_run_can_be_typed(lay_out, tmp_path):
     grid = lay_out()
     run = grid.places["MoCo", "detect", 1]
-    words = RunFolder(tmp_path, run).command("cpu")[1:]
+    words = words_of(tmp_path, run)[1:]
     assert words[:3] == ["-m", "densepath", "detect"]
-    assert {"--seed=1", "--train_size=[64, 64]", "--devices=cpu", "--resume", "--out=run"} <= set(words)
+    assert {
+        "--config=options.yaml",
+        "--seed=1",
+        "--train_size=[64, 64]",
+        "--devices=cpu",
+        "--resume",
+        "--out=run",
+    } <= set(words)
     assert f"--weights=../{run.parent.name}/run" in words
     words = RunFolder(tmp_path, grid.places["random", "probe", 0]).command("1")
     assert {"--weights=random", "--devices=auto", "--out=scores.json", "--size=64"} <= set(words)

@@ -3,15 +3,19 @@
 import json
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
 
 from densepath.annotations.patients import patients_of
 from densepath.benchmark.identity import pixel_digest, read_tiles
+from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.benchmark.labelled_sets import read_outlined as read_labelled
-from densepath.benchmark.overlap import check_overlap
+from densepath.benchmark.overlap import check_overlap, shared_patients
 from densepath.core.errors import UserError
+from densepath.datasets.volumes.conversion import FolderConversion
+from densepath.datasets.volumes.folder import convert_folder
 from densepath.sources.packing import pack
 
 
@@ -134,3 +138,33 @@ def test_the_digest_of_tiles_depends_on_names_and_contents_not_on_the_folder(dat
     file = sorted((tmp_path / "elsewhere").iterdir())[0]
     file.rename(file.with_name("0_renamed.png"))
     assert digest(tmp_path / "elsewhere") != before
+
+
+def test_volumes_are_compared_by_voxels_and_patients(tmp_path):
+    def store(name, number, case):
+        folder = tmp_path / name / "images"
+        folder.mkdir(parents=True)
+        values = np.random.default_rng(number).integers(0, 900, (33, 34, 35), np.int16)
+        nibabel.Nifti1Image(values, np.diag([-1.0, -1.0, 1.0, 1.0])).to_filename(folder / f"{case}.nii.gz")
+        converted = FolderConversion(tmp_path / name, tmp_path / f"{name}_store", window=(0, 800), images="images")
+        return read_tiles(convert_folder(converted), tmp_path)
+
+    seen = store("seen", 0, "a")
+    assert str(seen).startswith("1 volumes")
+    for name, number, case, found in (("x", 0, "b", True), ("y", 1, "a", True), ("z", 2, "c", False)):
+        test = store(name, number, case)
+        labelled = LabelledSet(name, store(f"{name}_train", 9, "d"), test, "")
+        if found:
+            with pytest.raises(UserError, match="among the tiles for pre-training"):
+                check_overlap([seen], [labelled])
+        else:
+            assert check_overlap([seen], [labelled]) == []
+
+
+def test_patients_in_names_are_compared(data, tmp_path):
+    names = [tmp_path / "tiles" / "00001280_004.png", tmp_path / "other" / "00001280_009.png"]
+    names[1].parent.mkdir()
+    for shade, name in enumerate(names):
+        Image.fromarray(np.full((9, 9, 3), shade, np.uint8)).save(name)
+    seen, test = (read_tiles(tmp_path / folder, tmp_path) for folder in ("tiles", "other"))
+    assert shared_patients(seen, test) == {"00001280": [str(names[1])]}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.results import collect
 from densepath.benchmark.steps import STEPS, TASKS
 from densepath.benchmark.tables import to_markdown
+from densepath.benchmark.verb import read_tasks
 from densepath.core.errors import UserError
 from densepath.synthetic.arranged import write_arranged
 
@@ -181,3 +183,18 @@ def test_a_table_of_slides_and_of_images_is_computed(tmp_path, tissue, densepath
     with pytest.raises(UserError, match="not a folder that densepath tile wrote"):
         read_slides("lung", tmp_path / "A", cache, None, {})
     assert read_classes("mhist", tmp_path / "P", cache, None, {}).test.names != ()
+
+
+def test_tasks_share_a_set_only_if_they_read_it_alike(table, monkeypatch):
+    def read(name, folder, cache, orientation, options):
+        return LabelledSet(name, images(2), images(1), str(options))
+
+    for verb in ("mil", "classify"):
+        monkeypatch.setitem(STEPS, verb, replace(STEPS[verb], read=read))
+    config = load_table(table)
+    slides, tiles = config.tasks
+    ways = {"target": {"target": "grade"}, "longer": {"epochs": 2}}
+    tasks = [slides, tiles, *(replace(tiles, name=name, options=options) for name, options in ways.items())]
+    found = read_tasks(replace(config, tasks=tuple(tasks)), {"mhist": "x"}, table.parent, None)
+    assert list(found) == ["tiles", "target", "longer"]
+    assert found["tiles"] is found["longer"] and found["target"].digest == "{'target': 'grade'}"

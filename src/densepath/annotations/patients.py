@@ -11,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
@@ -84,6 +85,24 @@ def owners_by_name(source: str | Path, names: Sequence[str]) -> tuple[list[str],
     known |= {name: f"{_RANK}{numbers[patient]:04d}" for name, patient in found.items() if patient}
     where = NUMBERED if numbers else where
     return [known.get(name, name) for name in names], where if len(known) == len(set(names)) else ""
+
+
+def comparable_owners(source: str | Path, names: Sequence[str]) -> dict[str, str]:
+    """The known patients of images as :func:`owners_by_name`, to be compared with those of other sources.
+
+    Numbers of DICOM files are replaced by digests of their patients, which are numbered by source.
+
+    Raises:
+        UserError: the manifest cannot be read.
+    """
+    owners = owners_by_name(source, names)[0]
+    known = {name: owner for name, owner in zip(names, owners, strict=True) if owner != name}
+    if any(owner.startswith(_RANK) for owner in known.values()):
+        listed = patients_of(source, names)
+        files = [name for name, owner in known.items() if owner.startswith(_RANK) and name not in listed]
+        for name, patient in zip(files, in_threads(patient_id, files, usable_cores(), "DICOM headers"), strict=True):
+            known[name] = f"DICOM {digest_of([patient])[:10]}" if patient else known[name]
+    return known
 
 
 def owners_of_volumes(rows: Sequence[Mapping[str, Any]], source: str | Path) -> tuple[list[str], str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +16,8 @@ import yaml
 from densepath.core.errors import UserError
 
 EXECUTORS = ("local", "slurm", "debug")
+_LIMITS = ("timeout_min", "slurm_time")  # submitit's default is 5 minutes
+_WEEK = 7 * 24 * 60  # minutes, a limit where no cluster sets one
 
 
 class SubmittedJob:
@@ -71,6 +74,10 @@ def make_submit(
         if not sign:
             raise UserError(f"executor_options has {option!r}; write NAME=VALUE")
         parameters[name] = yaml.safe_load(value)
+    if not parameters.keys() & {*_LIMITS}:
+        if executor == "slurm":
+            raise UserError("--executor slurm needs a time limit of its jobs; give --executor_options timeout_min=720")
+        parameters["timeout_min"] = _WEEK
     try:
         made = submitit.AutoExecutor(folder=folder, cluster=executor)
         made.update_parameters(name="densepath", **parameters)
@@ -86,26 +93,38 @@ def make_submit(
 def execute(command: Sequence[str], cwd: str, log: str, environment: Mapping[str, str]) -> int:
     """Run a command in a folder, where the job has been started; its exit code.
 
-    SLURM sends the signals of a cancelled job to the command itself; submitit's local executor sends an interrupt to
-    this process only.
+    An interrupt (submitit's local executor) and SIGUSR2 (a time limit) end the command by SIGTERM, so that it saves its
+    state. SIGTERM does too, but SLURM sends it to the command itself, and a second one would end it at once.
     """
-    with open(Path(cwd) / log, "ab") as text:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=text,
-            stderr=text,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
+    ended: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        process.send_signal(signal.SIGTERM)
+    def end(number: int, frame: FrameType | None) -> None:
+        itself = number == signal.SIGTERM and os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+        if not ended and not itself and process is not None:
+            ended.append(number)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGTERM)
 
-    before = signal.signal(signal.SIGINT, forward), signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR2)}
+    before[signal.SIGTERM] = signal.getsignal(signal.SIGTERM)
     try:
+        with open(Path(cwd) / log, "ab") as text:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=text,
+                stderr=text,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        for number in before:  # the command ignores SIGUSR2, which SLURM sends to it, too
+            signal.signal(number, end)
         return process.wait()
     finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        if process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it started
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -99,6 +99,7 @@ def make_grid(
     tiles: ImageSet | Mapping[str, ImageSet] | None,
     given: Mapping[str, str],
     cache: Path,
+    of_tasks: Mapping[str, LabelledSet] | None = None,
 ) -> Grid:
     """Make the grid of all runs of a table.
 
@@ -110,6 +111,7 @@ def make_grid(
         given: the user's values for the needs of rows; rows with other needs are left out. ``TILES.NAME`` is the value
             of NAME for some tiles.
         cache: the folder in which digests of files are kept.
+        of_tasks: name of a task -> its set, where tasks read the same data in different ways.
 
     Raises:
         UserError: an option of a row is invalid, or there is nothing to run.
@@ -119,8 +121,9 @@ def make_grid(
     for data in dict.fromkeys(task.data for task in table.tasks if task.data not in labelled):
         grid.skipped.append(f"no {data}: give it with --data {data}=FOLDER")
     rows = [row for row in table.rows if row.runs]
+    sets = {task.name: labelled[task.data] for task in tasks} | dict(of_tasks or {})
     makers = {
-        (row.name, task.name): _Maker(table, row, task, labelled[task.data], tiles, given, cache)
+        (row.name, task.name): _Maker(table, row, task, sets[task.name], tiles, given, cache)
         for row in rows
         for task in tasks
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.annotations.patients import NUMBERED, owners_of_volumes
 from densepath.core.digests import cached_text, digest_of, digest_of_files
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores, with_progress
@@ -27,6 +28,7 @@ from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.tiles.slide_tiles import read_tiles as read_tiles_of_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.sources.volumes.store import VolumeStore, is_volume_store, open_volumes
 from densepath.training.export import EXPORTED
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
@@ -43,6 +45,7 @@ class ImageSet:
         pixels: digests of their pixels, "" for a damaged image.
         exclude: patterns of the files that are left out.
         slides: names of the slides that the images are tiles of.
+        owners: name of a volume -> its patient, or itself where that is unknown; empty for images.
     """
 
     source: str
@@ -51,9 +54,11 @@ class ImageSet:
     pixels: tuple[str, ...]
     exclude: tuple[str, ...] = ()
     slides: tuple[str, ...] = ()
+    owners: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{len(self.names)} images, digest {self.digest[:SHOWN_DIGITS]}"
+        what = "volumes" if self.owners else "images"
+        return f"{len(self.names)} {what}, digest {self.digest[:SHOWN_DIGITS]}"
 
 
 @cache
@@ -84,8 +89,21 @@ def read_tiles(source: str | Path, cache: Path, exclude: Sequence[str] = ()) -> 
         images = decoded(source, tiles, [tiling.path for tiling in tiles.tilings], tiles.digest(cache), cache)
         names = tuple(tiling.name for tiling in tiles.tilings)
         return replace(images, exclude=tuple(exclude), slides=names)
+    if is_volume_store(source):
+        return replace(volume_set(source, open_volumes(source, exclude), cache), exclude=tuple(exclude))
     images = image_set(str(source), list(list_images(source, exclude, runs=False)), cache)
     return replace(images, exclude=tuple(exclude))
+
+
+def volume_set(source: str | Path, volumes: VolumeStore, cache: Path) -> ImageSet:
+    """Volumes of a store. Their voxels are compared by the checksums of the store."""
+    owners, where = owners_of_volumes(volumes.rows, source)
+    if where == NUMBERED:  # these patients are of this store only
+        owners = [f"{owner} of {os.path.realpath(source)}" for owner in owners]
+    names = tuple(AllNames(volumes))
+    pixels = tuple(digest_of([str(row["size"]), str(row["crc"])]) for row in volumes.rows)
+    owned = dict(zip(names, owners, strict=True))
+    return ImageSet(str(source), volumes.digest(cache), names, pixels, owners=owned)
 
 
 def decoded(source: str | Path, images: PixelSource, files: Sequence[str], digest: str, cache: Path) -> ImageSet:

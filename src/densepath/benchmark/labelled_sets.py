@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,15 @@ import torch
 from densepath.annotations.classes import FOLDERS
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_checks import Orientation
-from densepath.benchmark.identity import SHOWN_DIGITS, ImageSet, content, decoded, digest_of_given, image_set
+from densepath.benchmark.identity import (
+    SHOWN_DIGITS,
+    ImageSet,
+    content,
+    decoded,
+    digest_of_given,
+    image_set,
+    volume_set,
+)
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.sources.image_files import ImageFiles
@@ -24,6 +32,7 @@ from densepath.sources.pixel_source import AllNames
 from densepath.sources.restrict import take
 from densepath.sources.tiles.slide_tiles import read_tiles
 from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.cohort import Pool, read_pool
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import make_study
@@ -111,7 +120,7 @@ def read_classes(
     labels = str(table.absolute()) if table.is_file() else FOLDERS
     listed = table.is_file() and (path.is_file() or not _holds_images(path))
     data = str(table.absolute() if listed else path.absolute())
-    known = {key: value for key, value in options.items() if key in _COLUMNS}
+    known = {key: value for key, value in options.items() if key in CLASS_OPTIONS}
     config = ClassifyConfig(data=data, labels=labels, out="", **known)
     pool = read_pool(config, find_source(data, exclude=config.exclude), data, labels)
     study = make_study(pool, None)
@@ -122,7 +131,7 @@ def read_classes(
     return LabelledSet(name, train, test, digest, None, data, {"labels": labels}, not official)
 
 
-_COLUMNS = ("target", "targets", "separator", "uncertain", "unmatched", "exclude", "patient", "patient_regex")
+CLASS_OPTIONS = ("target", "targets", "separator", "uncertain", "unmatched", "exclude", "patient", "patient_regex")
 
 
 def _holds_images(folder: Path) -> bool:
@@ -154,6 +163,8 @@ def images_of(pool: Pool, places: Any, data: str, cache: Path) -> ImageSet:
     if isinstance(chosen.images, ImageFiles):
         return image_set(data, list(AllNames(chosen.images)), cache)
     digest = digest_of([digest_of_given(data, cache), *chosen.names])
+    if isinstance(chosen.images, VolumeStore):
+        return replace(volume_set(data, chosen.images, cache), digest=digest)
     if chosen.images.spec.ndim != 2:  # volumes are not compared by their pixels
         return ImageSet(data, digest, tuple(chosen.names), ("",) * len(chosen))
     return decoded(data, take(pool.images, torch.from_numpy(places)), [data], digest, cache)
@@ -175,7 +186,7 @@ def read_slides(
     if not tables:
         raise UserError(f"{name} has no {LABELS} in {folder} or {beside}; put the table of slides there")
     config = MilConfig(
-        data="", table=tables[0], out="", **{key: value for key, value in options.items() if key in _OF_TABLE}
+        data="", table=tables[0], out="", **{key: value for key, value in options.items() if key in SLIDE_OPTIONS}
     )
     slides = [tiling.name for tiling in tiles.tilings]
     rows = read_slide_table(tables[0], config.columns(), config.slide_table, slides).rows
@@ -216,7 +227,7 @@ def read_tiled(
     )
 
 
-_OF_TABLE = ("target", "patient", "slide", "site", "event", "splits", "task", "classes")
+SLIDE_OPTIONS = ("target", "patient", "slide", "site", "event", "splits", "task", "classes")
 
 
 def _slides(names: Sequence[str], digest: str) -> ImageSet:

@@ -18,7 +18,17 @@ from densepath.transfer.segment.cohort import read_cases
 from densepath.transfer.segment.config import SegmentConfig
 from densepath.transfer.segment.matching import beside
 
-_OF_DATA = ("classes", "objects", "background", "ignore", "regions", "exclude", "patient", "patient_regex", "official")
+MASK_OPTIONS = (
+    "classes",
+    "objects",
+    "background",
+    "ignore",
+    "regions",
+    "exclude",
+    "patient",
+    "patient_regex",
+    "official",
+)
 
 
 def read_masks(
@@ -30,7 +40,7 @@ def read_masks(
         UserError: label maps are missing or invalid, or the official split leaks.
     """
     data = str(Path(folder).absolute())
-    known = {key: value for key, value in options.items() if key in _OF_DATA}
+    known = {key: value for key, value in options.items() if key in MASK_OPTIONS}
     pool = read_cases(SegmentConfig(data=data, out="", **known))[0].pool
     study = make_study(pool, None)
     fit, official = np.sort(np.concatenate((study.fit, study.held))), len(study.tested) > 0

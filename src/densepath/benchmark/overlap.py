@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from densepath.annotations.patients import patients_of
+from densepath.annotations.patients import comparable_owners
 from densepath.benchmark.identity import ImageSet
 from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.core.errors import UserError
@@ -18,7 +18,8 @@ def check_overlap(tiles: Sequence[ImageSet], labelled: Sequence[LabelledSet], *,
 
     Images are compared by their decoded pixels, in all eight orientations and independent of the file format. A crop
     of an image, or an image that was resized or compressed again with loss, is not recognized. Patients are compared
-    if both sets have a manifest that lists them.
+    if both sets name them: in a manifest, in names as of ChestX-ray14 and CheXpert, in DICOM files or in a store of
+    volumes. Volumes are compared by their stored voxels and, where patients are unknown, by their names.
 
     Args:
         tiles: the images for pre-training.
@@ -82,9 +83,15 @@ def shared_images(seen: ImageSet, test: ImageSet) -> list[tuple[str, str]]:
 
 def shared_patients(seen: ImageSet, test: ImageSet) -> dict[str, list[str]]:
     """Patient -> test images, for the patients that were seen."""
-    known = set(patients_of(seen.source, seen.names).values())
+    known = set(_owners(seen).values())
     shared: dict[str, list[str]] = {}
-    for name, patient in sorted(patients_of(test.source, test.names).items()):
+    for name, patient in sorted(_owners(test).items()):
         if patient in known:
             shared.setdefault(patient, []).append(name)
     return shared
+
+
+def _owners(images: ImageSet) -> Mapping[str, str]:
+    if images.owners or images.slides:
+        return images.owners
+    return comparable_owners(images.source, images.names)

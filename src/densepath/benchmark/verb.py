@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from densepath.benchmark.devices import job_slots, parse_devices
 from densepath.benchmark.executors import make_submit
 from densepath.benchmark.grid import Grid, make_grid
 from densepath.benchmark.identity import ImageSet, read_tiles
+from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.results import collect
 from densepath.benchmark.run_folder import RunFolder
@@ -116,19 +117,16 @@ def benchmark_table(
     _check_same_table(out, table.name)
     root = Path(runs) if runs is not None else out / _RUNS
     folders = _folders(data, table)
-    labelled = {}
-    for name, folder in folders.items():
-        task = next(task for task in table.tasks if task.data == name)
-        read = STEPS[task.verb].read
-        assert read is not None
-        labelled[name] = read(name, folder, out, orientation, task.options)
+    of_tasks = read_tasks(table, folders, out, orientation)
+    labelled = {task.data: of_tasks[task.name] for task in table.tasks if task.name in of_tasks}
+    sets = list({id(data): data for data in of_tasks.values()}.values())
     trains = any(row.recipe for row in table.rows)
     found = {name: read_tiles(source, out, exclude) for name, source in sources.items() if trains}
     unlabelled: ImageSet | dict[str, ImageSet] | None = found.get("") or found or None
-    notes = [f"{data.name}: {data}." for data in labelled.values()]
+    notes = list(dict.fromkeys(f"{data.name}: {data}." for data in sets))
     notes += [f"tiles {name} for pre-training: {images}.".replace("  ", " ") for name, images in found.items()]
-    notes += check_overlap(list(found.values()), list(labelled.values()), allow=allow_overlap)
-    grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), out)
+    notes += dict.fromkeys(check_overlap(list(found.values()), sets, allow=allow_overlap))
+    grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), out, of_tasks)
     notes += [f"Left out: {line}." for line in grid.skipped]
 
     console = open_console(sys.stderr, highlight=False, soft_wrap=True)
@@ -154,6 +152,34 @@ def benchmark_table(
             f"same command again ({written} has the other results)"
         )
     return written
+
+
+def read_tasks(
+    table: TableConfig, folders: Mapping[str, str], cache: Path, orientation: Literal["stored", "viewed"] | None
+) -> dict[str, LabelledSet]:
+    """Name of a task -> its labelled set, which tasks share if they read the same data in the same way.
+
+    Args:
+        table: the table.
+        folders: name of a labelled set -> its folder; tasks on other sets are left out.
+        cache: the folder in which digests of files are kept.
+        orientation: the pixels that outlines describe.
+
+    Raises:
+        UserError: a set is invalid.
+    """
+    known: dict[str, LabelledSet] = {}
+    found = {}
+    for task in table.tasks:
+        step = STEPS[task.verb]
+        if task.data not in folders or step.read is None:
+            continue
+        options = {name: task.options[name] for name in sorted(step.read_options) if name in task.options}
+        key = f"{task.data} {step.read.__qualname__} {options}"
+        if key not in known:
+            known[key] = step.read(task.data, folders[task.data], cache, orientation, options)
+        found[task.name] = known[key]
+    return found
 
 
 def _check_same_table(out: Path, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from densepath.benchmark.labelled_sets import LabelledSet, read_classes, read_plain
+from densepath.benchmark.labelled_sets import CLASS_OPTIONS, LabelledSet, read_classes, read_plain
 from densepath.benchmark.steps.step import Options, Step, with_defaults
 from densepath.runs.checkpoints import CHECKPOINTS
 from densepath.transfer.classify.config import ClassifyConfig
@@ -31,6 +31,7 @@ CLASSIFY = Step(
     metrics=("accuracy", "balanced_accuracy", "macro_auc", "macro_ap", "macro_f1"),
     families=("auc_", "ap_"),
     read=read_classes,
+    read_options=CLASS_OPTIONS,
     images=_images,
     recipes="classify",
     own=("labels", "test_data", "test_labels", "seeds"),

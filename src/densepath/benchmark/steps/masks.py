@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from densepath.benchmark.labelled_sets import LabelledSet
-from densepath.benchmark.mask_sets import read_masks
+from densepath.benchmark.mask_sets import MASK_OPTIONS, read_masks
 from densepath.benchmark.steps.step import Options, Step, with_defaults
 from densepath.runs.checkpoints import CHECKPOINTS
 from densepath.transfer.classify.splits import FOLDS
@@ -31,6 +31,7 @@ SEGMENT = Step(
     metrics=("mean_dice", "mean_iou", "pooled_iou", "mean_hd95"),
     families=("dice_", "iou_", "hd95_"),
     read=read_masks,
+    read_options=MASK_OPTIONS,
     images=_images,
     recipes="segment",
     own=("labels", "test_data", "test_labels", "seeds", "decoder"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.analysis.show_tokens import show_tokens
-from densepath.benchmark.labelled_sets import LabelledSet, read_slides, read_tiled
+from densepath.benchmark.labelled_sets import SLIDE_OPTIONS, LabelledSet, read_slides, read_tiled
 from densepath.benchmark.steps.step import RUN, TRANSFER, Options, Step, as_words, with_defaults
 from densepath.transfer.embed.embed import embed
 from densepath.transfer.mil.config import MilConfig
@@ -48,6 +48,7 @@ EMBED = _Embed(
     "embed",
     embed,
     read=read_slides,
+    read_options=SLIDE_OPTIONS,
     images=lambda options, data: data.tiles or len(data.test.names),
     own=("mpp", "tile_size", "mpp_table", "default_mpp", "shard"),
     resumes=False,  # the same command continues
@@ -59,6 +60,7 @@ MIL = Step(
     metrics=("accuracy", "balanced_accuracy", "macro_auc", "macro_ap", "macro_f1", "r2", "pearson", "concordance"),
     families=("auc_", "ap_"),
     read=read_slides,
+    read_options=SLIDE_OPTIONS,
     images=_bags,
     own=("table", "slides"),
     source="features",

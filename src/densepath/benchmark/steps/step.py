@@ -36,6 +36,7 @@ class Step:
         metrics: the scores that it gives.
         families: prefixes of further scores, one for each class: "auc_" for auc_tumor.
         read: reads the data that it is evaluated on; None if it has no data of its own.
+        read_options: the options of a task that ``read`` uses.
         images: number of images (of ``mil``: bags) that go through the network for some options and data.
         recipes: the verb whose recipes it takes; None without recipes. The options are then given in a file.
         own: further options that the table sets: the table of labels.
@@ -55,6 +56,7 @@ class Step:
     metrics: tuple[str, ...] = ()
     families: tuple[str, ...] = ()
     read: Reader | None = None
+    read_options: Collection[str] = ()
     images: Callable[[Options, LabelledSet], int] = lambda options, data: len(data.test.names)
     recipes: str | None = None
     own: Collection[str] = ()
