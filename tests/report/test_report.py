@@ -18,7 +18,7 @@ from PIL import Image
 from densepath.benchmark.statistics import Comparison
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
-from densepath.report.comparison import _difference, _score_table
+from densepath.report.comparison import _difference, _key, _score_table
 from densepath.report.embedding import read_embedding
 from densepath.report.runs import Run, Score, read_run, read_scores
 from densepath.report.slide_layers import slide_layers
@@ -168,6 +168,21 @@ def test_detectors_of_each_pretraining_are_a_group(make_pretraining: Make, tmp_p
     assert [row[1] for row in rows] == ["3", "3", "3"]
     assert ["random" in rows[0][0], "moco" in rows[1][0], "concl" in rows[2][0]] == [True] * 3
     assert "same options and seed" not in page.text
+
+
+def test_weights_are_told_apart_without_their_seed(
+    make_pretraining: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make_pretraining())  # the options of a run that made none of the weights
+    for seed in range(2):
+        make_pretraining(f"moco/{seed}", config={"seed": seed})
+    folders = [f"{tmp_path}/moco/{seed}" for seed in range(2)]
+    keys = [
+        _key({"weights": f"{folder}{file}"}) for file in ("", "/exported/epoch_5.safetensors") for folder in folders
+    ]
+    keys += [_key({"weights": f"{folder}/exported/backbone.safetensors"}) for folder in folders]
+    keys += [_key({"weights": name}) for name in ("random", "a/b.pth", "moco_v2/run1", "moco_v3/run1", "moco_v3/run2")]
+    assert [keys.index(key) for key in keys] == [0, 0, 2, 2, 0, 0, 6, 7, 8, 9, 9]
 
 
 def test_runs_with_the_same_options_and_seed_are_not_tested(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from densepath.report.curves import columns_of, draw_curves
 from densepath.report.runs import Run, Score
 from densepath.report.values import MISSING, flat, text
 from densepath.runs.folder import read_config
+from densepath.training.export import EXPORTED
 
 _MOST_CURVES = 16  # lines in a chart
 _MOST_CHARTS = 8
@@ -143,21 +144,21 @@ def _difference(found: Comparison | None) -> str:
 def _key(config: Mapping[str, Any], depth: int = 5) -> str:
     """What a run computes, without its seed and those of the runs that made its initial weights."""
     options = {name: value for name, value in flat(config).items() if name not in {*_WHERE, "seed", "weights"}}
-    weights = config.get("weights")
-    parent = _parent(Path(weights)) if isinstance(weights, str) and depth else None
-    made = _without_seed(text(weights)) if parent is None else _key(parent, depth - 1)
+    weights = str(config.get("weights"))
+    folder, file = _source(Path(weights))
+    try:
+        parent = read_config(folder) if depth and weights != "random" else None
+    except (UserError, OSError, ValueError):
+        parent = None
+    made = [_without_seed(weights)] if not parent else [_key(parent, depth - 1), file]
     return json.dumps([options, made], sort_keys=True, default=str)
 
 
-def _parent(weights: Path) -> dict[str, Any] | None:
-    """The options of the run that made weights: of its folder, or of a file in its ``exported``; None if unknown."""
-    for folder in (weights, weights.parent.parent):
-        try:
-            if config := read_config(folder):
-                return config
-        except (UserError, OSError, ValueError):
-            continue
-    return None
+def _source(weights: Path) -> tuple[Path, str]:
+    """The folder of the run that made weights, and the file in it, which is named if it is not the final backbone."""
+    if weights.parent.name not in ("exported", "checkpoints"):
+        return weights, ""
+    return weights.parent.parent, "" if weights.name == EXPORTED.name else weights.name
 
 
 def _without_seed(path: str) -> str:
