@@ -112,7 +112,8 @@ def test_a_full_or_read_only_disk_is_reported_and_keeps_its_files(crashes):
     for state, reason in (("full", "No space left on device"), ("closed", "Read-only file system")):
         for verb, name in FULL.items():
             code, line = story[f"{state} {verb}"]
-            named = f"{folder}/{name}" in line and "use another path" in line
+            remedy = "free disk space" if state == "full" else "use another path"
+            named = f"{folder}/{name}" in line and remedy in line
             unmade = f"the folder {(folder / name).parent} cannot be created" in line
             assert code == 2 and reason in line and (named or unmade), line
     assert story["full left"] == []
