@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from densepath.sources import workers
-from densepath.sources.workers import end_workers, from_worker, out_of_worker, outlive_signals
+from densepath.sources.workers import end_workers, from_worker, out_of_worker, outlive_signals, start_workers
 
 Usage = namedtuple("Usage", "total used free")
 Named = namedtuple("Named", "where sizes")
@@ -52,10 +52,12 @@ def test_a_result_is_the_same_with_and_without_shared_memory(monkeypatch, capsys
     assert told.count("free in /dev/shm, so images are copied from worker processes") == (free < 2**30)
 
 
-def test_torch_does_not_report_the_workers_that_were_ended():
-    loader = iter(DataLoader(Results(), batch_size=None, num_workers=1))  # here it handles SIGCHLD: the main thread
+@pytest.mark.parametrize("end", [end_workers, lambda loaders: loaders[0]._workers[0].kill()])
+def test_torch_does_not_report_in_the_main_thread_that_a_worker_ended(end):
+    # It handles SIGCHLD from here on, as this is the main thread
+    loader = start_workers(DataLoader(Results(), batch_size=None, num_workers=1), loaders := [])
     (worker,) = loader._workers
-    end_workers([loader])
+    end(loaders)
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet forgotten by the system
     signal.raise_signal(signal.SIGCHLD)
     del loader

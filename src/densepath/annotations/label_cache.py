@@ -28,7 +28,7 @@ from densepath.sources.corrupt import CorruptImage, CorruptLog
 from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.prefetch import ahead
 from densepath.sources.read_all import read_all
-from densepath.sources.workers import end_workers, outlive_signals, report_dead_workers
+from densepath.sources.workers import end_workers, outlive_signals, report_dead_workers, start_workers
 
 _VERSION = 3  # of the files' content
 _AHEAD = 1  # map: shards are written as soon as their maps are computed
@@ -185,9 +185,9 @@ def _labelled(
         generator=torch.Generator(),  # otherwise it would draw from the global one
     )
     with report_dead_workers(workers, "start again where more memory is free"):
-        loaders.append(iter(loader))
+        started = start_workers(loader, loaders)
         try:
-            for labels in loaders[-1]:
+            for labels in started:
                 if isinstance(labels, str):
                     raise UserError(labels)
                 yield labels

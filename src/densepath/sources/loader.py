@@ -20,7 +20,14 @@ from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.pixel_source import Gathered, PerBox, PerImage, PixelSource
 from densepath.sources.prefetch import ahead
-from densepath.sources.workers import end_workers, from_worker, out_of_worker, outlive_signals, report_dead_workers
+from densepath.sources.workers import (
+    end_workers,
+    from_worker,
+    out_of_worker,
+    outlive_signals,
+    report_dead_workers,
+    start_workers,
+)
 
 _AHEAD = 2  # batches
 _CHUNK = 32  # images that a worker decodes at a time: bounds the memory for any batch size
@@ -210,8 +217,7 @@ class ImageBatches:
             generator=torch.Generator(),  # otherwise it would draw from the global one
         )
         with report_dead_workers(self.workers, "use fewer workers, or pack the images first"):
-            loaders.append(iter(loader))
-            parts: Iterator[Gathered] = map(from_worker, loaders[-1])
+            parts: Iterator[Gathered] = map(from_worker, start_workers(loader, loaders))
             try:
                 while first := next(parts, None):
                     wanted = ordered.popleft()

@@ -101,17 +101,24 @@ def out_of_shared_memory(error: BaseException) -> str:
     )
 
 
-def end_workers(loaders: list[Any]) -> None:
-    """Kill the worker processes of ``DataLoader`` iterators: one that is stopped or waits for a disk would block the
-    exit of this process.
+def start_workers(loader: Any, loaders: list[Any]) -> Any:
+    """The iterator of a ``DataLoader``, whose worker processes start; it joins ``loaders``.
 
-    Torch forgets them first. Otherwise, where a ``DataLoader`` was once used in the main thread, torch's handler of
-    SIGCHLD would report these deaths there as an error, wherever the main thread is.
+    Torch forgets the processes. Otherwise, where a ``DataLoader`` was once used in the main thread, torch's handler of
+    SIGCHLD would report their deaths there as an error, wherever the main thread is. The iterator itself notices them.
+    """
+    loaders.append(started := iter(loader))
+    if getattr(started, "_worker_pids_set", False):
+        signal_handling._remove_worker_pids(id(started))
+        started._worker_pids_set = False
+    return started
+
+
+def end_workers(loaders: list[Any]) -> None:
+    """Kill the worker processes of iterators of :func:`start_workers`: one that is stopped or waits for a disk would
+    block the exit of this process.
     """
     for loader in loaders:
-        if getattr(loader, "_worker_pids_set", False):
-            signal_handling._remove_worker_pids(id(loader))
-            loader._worker_pids_set = False
         for worker in getattr(loader, "_workers", ()):
             worker.kill()
 

@@ -17,7 +17,14 @@ from densepath.core.errors import UserError
 from densepath.core.random import permute, uniform
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
-from densepath.sources.workers import end_workers, from_worker, out_of_worker, outlive_signals, report_dead_workers
+from densepath.sources.workers import (
+    end_workers,
+    from_worker,
+    out_of_worker,
+    outlive_signals,
+    report_dead_workers,
+    start_workers,
+)
 
 LONGEST = 1333  # pixels: the longer edge never exceeds it
 DIVISOR = 32  # the largest stride of the backbone
@@ -148,9 +155,9 @@ class TrainingBatches:
         )
         try:
             with report_dead_workers(self.workers, "use fewer workers"):
-                loaders.append(iter(loader))
+                started = start_workers(loader, loaders)
                 try:
-                    yield from map(from_worker, loaders[-1])
+                    yield from map(from_worker, started)
                 finally:
                     end_workers(loaders)  # they ignore the signal by which torch would end them
                     loaders.clear()
