@@ -1,20 +1,17 @@
-"""Training a classifier as a task of the training loop; it keeps the weights of its best epoch."""
+"""Training a classifier as a task of the training loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from densepath.sources.batch import ImageBatch
-from densepath.training.optimizers import Optimizer, build_updates
-from densepath.training.task import Task
-from densepath.training.updates import Updates
+from densepath.training.optimizers import Optimizer
+from densepath.transfer.best_epoch import BestEpochTask
 from densepath.transfer.classify.classifier import Classifier
 from densepath.transfer.classify.config import Choice
 from densepath.transfer.classify.label_scores import macro_auc
@@ -64,22 +61,18 @@ class Objective:
         return (losses * known).sum() / (targets.numel() * self.known)
 
 
-class ClassifyTask(Task):
-    """Trains a classifier, and keeps a copy of it from the epoch that was best on the validation images.
-
-    It never sees a test image.
+class ClassifyTask(BestEpochTask):
+    """Trains a classifier; the score of its epochs is the macro AUC.
 
     Args:
         model: the classifier.
         views: makes the training views.
         objective: the loss.
-        optimizer: the optimizer and its schedule.
-        total_steps, steps_per_epoch: of the run.
+        optimizer, total_steps, steps_per_epoch, patience: as for :class:`BestEpochTask`.
         freeze: train only the linear layer.
         validation: targets of the validation images.
         validate: the logits of the validation images.
         choose: what a better epoch has.
-        patience: epochs without a better one after which the run ends; 0 for never.
     """
 
     def __init__(
@@ -97,38 +90,11 @@ class ClassifyTask(Task):
         choose: Choice = "auc",
         patience: int = 0,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.freeze = freeze
-        if freeze:
-            model.encoder.requires_grad_(False)
-        self.chosen = deepcopy(self._trained).requires_grad_(False)
-        self._views, self._objective, self._optimizer = views, objective, optimizer
-        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
-        self._validation, self._validate, self._choose, self._patience = validation, validate, choose, patience
-        # Epochs done; of the weights that are kept: epoch from 1, 0 for none, macro AUC, and loss.
-        self.register_buffer("record", torch.zeros(4, dtype=torch.float64))
-        self.record: Tensor
-
-    @property
-    def _trained(self) -> nn.Module:
-        return self.model.head if self.freeze else self.model
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self.model.head.weight.device
-
-    def train(self, mode: bool = True) -> ClassifyTask:
-        """Frozen backbones stay in evaluation mode: their batch norms keep their statistics."""
-        super().train(mode)
-        self.chosen.eval()
-        if self.freeze:
-            self.model.encoder.eval()
-        return self
-
-    def updates(self) -> Updates:
-        return build_updates(self.model, self._optimizer, self._total_steps, self._steps_per_epoch)
+        frozen, kept, by_loss = model.encoder if freeze else None, model.head if freeze else model, choose == "loss"
+        length = total_steps, steps_per_epoch
+        super().__init__(model, optimizer, *length, frozen=frozen, kept=kept, by_loss=by_loss, patience=patience)
+        self._views, self._objective = views, objective
+        self._validation, self._validate = validation, validate
 
     def inputs(self, batch: ImageBatch) -> Batch:
         return self._views(batch.to(self.device))
@@ -140,31 +106,13 @@ class ClassifyTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Score the validation images after an epoch; the weights are kept if no earlier ones were better.
-
-        Of equal AUCs the lower loss decides.
-        """
+        """Score the validation images after an epoch; the weights are kept if no earlier ones were better."""
         read, logits = self._validate()
         targets = self._validation.take(read)
         loss = float(self._objective(logits, torch.from_numpy(targets.values).float()))
         score = macro_auc(targets, _probabilities(logits, targets.exclusive))
-        self.record[0] += 1
-        done, epoch, best, lowest = self.record.tolist()
-        better = (score, -loss) > (best, -lowest) if self._choose == "auc" else loss < lowest
-        if not epoch or better:
-            self.chosen.load_state_dict(self._trained.state_dict())
-            self.record[1:] = torch.tensor([done, score, loss])
+        self.keep_if_better(score, loss)
         return {"validation_loss": loss, "validation_auc": score}
-
-    def finished(self) -> bool:
-        done, epoch = self.record[:2].tolist()
-        return bool(self._patience and epoch and done - epoch >= self._patience)
-
-    def restore_chosen(self) -> dict[str, Any]:
-        """Give the model the weights that were kept, and return what is noted of them."""
-        self._trained.load_state_dict(self.chosen.state_dict())
-        _, epoch, score, loss = self.record.tolist()
-        return {"epoch": int(epoch), "score": score, "loss": loss}
 
 
 def _probabilities(logits: Tensor, exclusive: bool) -> Floats:

@@ -1,18 +1,15 @@
-"""Training a segmenter as a task of the training loop; it keeps the weights of its best epoch."""
+"""Training a segmenter as a task of the training loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from densepath.sources.batch import ImageBatch
-from densepath.training.optimizers import Optimizer, build_updates
-from densepath.training.task import Task
-from densepath.training.updates import Updates
+from densepath.training.optimizers import Optimizer
+from densepath.transfer.best_epoch import BestEpochTask
 from densepath.transfer.segment.config import Choice, Loss
 from densepath.transfer.segment.loss import segmentation_loss
 from densepath.transfer.segment.network import SegmentationNet
@@ -22,22 +19,17 @@ from densepath.transfer.segment.patches import PatchMaker
 Validate = Callable[[], tuple[float, float]]
 
 
-class SegmentTask(Task):
-    """Trains a segmenter, and keeps a copy of it from the epoch that was best on the validation images.
-
-    It never sees a test image.
+class SegmentTask(BestEpochTask):
+    """Trains a segmenter; the score of its epochs is the mean Dice.
 
     Args:
         model: the segmenter.
         patches: makes the training patches.
-        optimizer: the optimizer and its schedule.
-        total_steps, steps_per_epoch: of the run.
+        optimizer, total_steps, steps_per_epoch, every, patience: as for :class:`BestEpochTask`.
         loss: what is minimized.
         freeze: train only what follows the backbone.
         validate: scores the validation images.
-        every: epochs between two validations.
         choose: what a better epoch has.
-        patience: epochs without a better one after which the run ends; 0 for never.
     """
 
     def __init__(
@@ -55,34 +47,10 @@ class SegmentTask(Task):
         choose: Choice = "dice",
         patience: int = 0,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.freeze = freeze
-        if freeze:
-            model.backbone.requires_grad_(False)
-        self.chosen = deepcopy(model).requires_grad_(False)
-        self._patches, self._optimizer, self._loss = patches, optimizer, loss
-        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
-        self._validate, self._every, self._choose, self._patience = validate, every, choose, patience
-        # Epochs done; of the weights that are kept: epoch from 1, 0 for none, mean Dice in percent, and loss.
-        self.register_buffer("record", torch.zeros(4, dtype=torch.float64))
-        self.record: Tensor
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return next(self.model.parameters()).device
-
-    def train(self, mode: bool = True) -> SegmentTask:
-        """Frozen backbones stay in evaluation mode: their batch norms keep their statistics."""
-        super().train(mode)
-        self.chosen.eval()
-        if self.freeze:
-            self.model.backbone.eval()
-        return self
-
-    def updates(self) -> Updates:
-        return build_updates(self.model, self._optimizer, self._total_steps, self._steps_per_epoch)
+        frozen, by_loss = model.backbone if freeze else None, choose == "loss"
+        length = total_steps, steps_per_epoch
+        super().__init__(model, optimizer, *length, frozen=frozen, every=every, by_loss=by_loss, patience=patience)
+        self._patches, self._loss, self._validate = patches, loss, validate
 
     def inputs(self, batch: ImageBatch) -> tuple[Tensor, Tensor, float]:
         """Pixels, classes, and the epochs done before this batch."""
@@ -95,26 +63,7 @@ class SegmentTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Score the validation images; the weights are kept if no earlier ones were better.
-
-        Of equal Dice the lower loss decides.
-        """
+        """Score the validation images; the weights are kept if no earlier ones were better."""
         dice, loss = self._validate()
-        score = 100 * dice
-        self.record[0] += self._every
-        done, epoch, best, lowest = self.record.tolist()
-        better = (score, -loss) > (best, -lowest) if self._choose == "dice" else loss < lowest
-        if not epoch or better:
-            self.chosen.load_state_dict(self.model.state_dict())
-            self.record[1:] = torch.tensor([done, score, loss])
-        return {"validation_loss": loss, "validation_dice": score}
-
-    def finished(self) -> bool:
-        done, epoch = self.record[:2].tolist()
-        return bool(self._patience and epoch and done - epoch >= self._patience)
-
-    def restore_chosen(self) -> dict[str, Any]:
-        """Give the model the weights that were kept, and return what is noted of them."""
-        self.model.load_state_dict(self.chosen.state_dict())
-        _, epoch, score, loss = self.record.tolist()
-        return {"epoch": int(epoch), "score": score, "loss": loss}
+        self.keep_if_better(100 * dice, loss)
+        return {"validation_loss": loss, "validation_dice": 100 * dice}
