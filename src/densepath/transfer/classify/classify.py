@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,22 +14,18 @@ import numpy as np
 import torch
 
 from densepath.core.closing import command, say_end
-from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, first_few
-from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights, size_of_weights
 from densepath.runs.closing import draw_safely
 from densepath.runs.folder import open_run, read_config
-from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
-from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
+from densepath.training.hardware import Hardware
 from densepath.training.resolve import resolve
 from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes
 from densepath.transfer.classify.cohort import Pool, open_pool, read_pool, same_labels, still_there
@@ -37,13 +33,21 @@ from densepath.transfer.classify.config import FREE, ClassifyConfig
 from densepath.transfer.classify.label_scores import SHOWN
 from densepath.transfer.classify.pictures import PICTURES, draw_pictures
 from densepath.transfer.classify.results import METRICS, PREDICTIONS, SCORES, collect_answers, score, write_results
-from densepath.transfer.classify.splits import PARTS, Split, Study, divide, make_study
+from densepath.transfer.classify.splits import Split, Study, make_study
 from densepath.transfer.classify.training import Answers, answer, fit
 from densepath.transfer.embed.encoder import Encoder
+from densepath.transfer.trainings import (
+    SPLITS,
+    Trainings,
+    check_same,
+    hardware_of_run,
+    pixels_of_run,
+    sizes_of,
+    warn_of_unknown_patients,
+    write_splits,
+)
 from densepath.version import __version__
 
-SPLITS = "splits.json"
-_STUDY = "study.txt"  # the digest of what is learned from
 _SIDE = 224  # pixels
 _SAMPLED = 16  # images whose size and µm per pixel are read
 _SAME_MPP = 1.03
@@ -60,23 +64,14 @@ def run(config: ClassifyConfig) -> Result:
     old = read_config(out) if config.resume else None
     if old is not None and not old.keys() >= {"freeze", "precision", "pixels"}:
         raise UserError(f"{out} holds another kind of run; name another folder")
-    precision = old["precision"] if old is not None and config.precision == "auto" else config.precision
-    hardware = choose_hardware(config.devices, precision)
-    keep_freed_memory(hardware)
+    hardware = hardware_of_run(old, config.devices, config.precision)
     study = _read_study(config)
     pools = [study.train] if study.test is study.train else [study.train, study.test]
     spec = pixels_of_run(config.weights, study.train.images, None if old is None else old["pixels"])
     for pool in pools:
         pool.images.spec = spec
     notes = _notes(config, study, spec)
-    seeds = [config.seed + number for number in range(config.seeds)]
-    splits = {seed: divide(study, config.folds, config.validation, config.fraction, seed) for seed in seeds}
-    trainings = [(seed, number) for seed in seeds for number in range(len(splits[seed]))]
-    if hardware.world_size > 1 and len(trainings) > 1:
-        raise UserError(
-            f"{len(trainings)} trainings (folds and seeds) run one after the other on one device; leave --devices out, "
-            "or give --seeds 1 --folds 0"
-        )
+    trainings = Trainings.of(config, study, hardware)
     backbone, size = notes.backbone, notes.view_size
     record = replace(
         config, precision=hardware.precision, backbone=backbone, view_size=size[0] if len(set(size)) == 1 else size
@@ -87,18 +82,16 @@ def run(config: ClassifyConfig) -> Result:
     kept["defaults"] = ClassifyConfig(data="", out="").record()
     with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
         if first:
-            _say_start(study, notes, splits[seeds[0]], config)
+            _say_start(study, notes, trainings.splits[config.seed], config)
             check_same(out, study)
-            write_splits(out / SPLITS, study, splits)
+            write_splits(out / SPLITS, study, trainings.splits)
         opened = _opened(study, config, hardware)
-        names = [training_name(seed, number, len(seeds), len(splits[seed])) for seed, number in trainings]
         answers: list[Answers] = []
         tests: list[Pool] = []
-        for (seed, number), name in zip(trainings, names, strict=True):
-            split, folder = splits[seed][number], out / name if name else out
+        for seed, split, name in trainings.each:
+            folder = out / name if name else out
             if name:
-                sizes = ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS)
-                say(f"densepath: {name}: {sizes} images")
+                say(f"densepath: {name}: {sizes_of(split)}")
             left = [still_there(study.train, opened.train, part) for part in (split.train, split.validation)]
             parts = opened.train.take(left[0]), opened.train.take(left[1])
             fit(config, notes, parts, folder, seed, hardware)
@@ -106,7 +99,7 @@ def run(config: ClassifyConfig) -> Result:
                 return Result(out)
             tests.append(opened.test.take(still_there(study.test, opened.test, split.test)))
             answers.append(answer(folder, tests[-1], hardware))
-        return _finish(config, tests, answers, names, watch)
+        return _finish(config, tests, answers, trainings.names, watch)
 
 
 def _read_study(config: ClassifyConfig) -> Study:
@@ -119,11 +112,7 @@ def _read_study(config: ClassifyConfig) -> Study:
         found = read_pool(config, images, config.test_data, labels, whole=False)
         test = same_labels(pool, found, 0.0 if config.separator else np.nan)
     study = make_study(pool, test)
-    if not (study.train.by_patient and study.test.by_patient):
-        say(
-            "densepath: warning: the patients are unknown, so images of one may be in training and test, which makes "
-            "scores too high; name them with --patient or --patient_regex"
-        )
+    warn_of_unknown_patients(study)
     return study
 
 
@@ -132,25 +121,6 @@ def _opened(study: Study, config: ClassifyConfig, hardware: Hardware) -> Study:
     train = open_pool(study.train, config, hardware.device)
     test = train if study.test is study.train else open_pool(study.test, config, hardware.device)
     return replace(study, train=train, test=test)
-
-
-def pixels_of_run(weights: str | Path, images: PixelSource, recorded: Mapping[str, Any] | None) -> PixelSpec:
-    """The specification of the pixels: of the resumed run, or else of the weights, with the window of the images."""
-    if recorded is not None:
-        return PixelSpec.from_record(recorded)
-    other = images.spec.ndim != 2 or images.spec.channels not in (1, 3)
-    spec = pixels_of_weights(weights, images.spec if other else None)
-    if weights == "random" and not other:
-        spec = images.spec
-    if not isinstance(images, ImageFiles) and images.spec.channels != spec.channels:  # only files are converted
-        raise UserError(
-            f"the images have {images.spec.channels} channels and the weights take {spec.channels}; give image files "
-            "instead of a packed store, or other weights"
-        )
-    bits = {torch.uint8: 8, torch.uint16: 16}.get(images.dtype)
-    if bits not in (None, 8 if spec.image_dtype is np.uint8 else 16):
-        spec = spec.override(window=images.spec.window)
-    return spec
 
 
 def _notes(config: ClassifyConfig, study: Study, spec: PixelSpec) -> ClassifierNotes:
@@ -193,48 +163,7 @@ def _say_start(study: Study, notes: ClassifierNotes, splits: Sequence[Split], co
     for name, pool in pools.items():
         say(f"densepath: {name if len(pools) > 1 else 'all'} images: {pool.describe()}")
     if len(splits) == 1:
-        sizes = ", ".join(f"{len(getattr(splits[0], part))} {part}" for part in PARTS)
-        say(f"densepath: {sizes} images")
-
-
-def check_same(out: Path, study: Study, digests: Sequence[str] = ()) -> None:
-    """Refuse to continue a run with other images or labels, or files of labels with other digests."""
-    facts: list[str | bytes] = [*digests]
-    for pool in (study.train, study.test):
-        facts += [*pool.names, *pool.owners, *pool.splits, *pool.targets.names, pool.targets.values.tobytes()]
-    path, digest = out / _STUDY, digest_of(facts)
-    if not path.is_file():
-        with atomic_write(path) as part:
-            part.write_text(f"{digest}\n")
-    elif path.read_text().strip() != digest:
-        raise UserError(f"the images or the labels of the run in {out} have changed; name another folder")
-
-
-def write_splits(path: Path, study: Study, splits: dict[int, list[Split]]) -> None:
-    import json
-
-    def names(pool: Pool, positions: Any) -> list[str]:
-        return [pool.names[p] for p in positions]
-
-    record = {
-        f"seed_{seed}": [
-            {
-                "train": names(study.train, split.train),
-                "validation": names(study.train, split.validation),
-                "test": names(study.test, split.test),
-            }
-            for split in own
-        ]
-        for seed, own in splits.items()
-    }
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def training_name(seed: int, fold: int, seeds: int, folds: int) -> str:
-    """The folder of a training below that of the run; "" for the only one."""
-    parts = [f"seed_{seed}"] * (seeds > 1) + [f"fold_{fold}"] * (folds > 1)
-    return "/".join(parts)
+        say(f"densepath: {sizes_of(splits[0])}")
 
 
 def _finish(

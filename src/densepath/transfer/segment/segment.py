@@ -21,19 +21,26 @@ from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.folder import open_run, read_config
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.volumes.store import VolumeStore
-from densepath.training.hardware import choose_hardware, keep_freed_memory
 from densepath.training.resolve import resolve
-from densepath.transfer.classify.classify import check_same, pixels_of_run, training_name, write_splits
 from densepath.transfer.classify.cohort import still_there
-from densepath.transfer.classify.splits import PARTS, Split, Study, divide, make_study
+from densepath.transfer.classify.splits import Split, Study, make_study
 from densepath.transfer.segment.cohort import Cases, read_cases
 from densepath.transfer.segment.config import FREE, SegmentConfig
 from densepath.transfer.segment.results import CASES, METRICS, SCORES, SHOWN, Outcome, describe, score, write_results
 from densepath.transfer.segment.segmenter import SAME_SPACING, SEGMENTER_FILE, SegmenterNotes
 from densepath.transfer.segment.training import PICTURES, Answers, answer, fit
+from densepath.transfer.trainings import (
+    SPLITS,
+    Trainings,
+    check_same,
+    hardware_of_run,
+    pixels_of_run,
+    sizes_of,
+    warn_of_unknown_patients,
+    write_splits,
+)
 from densepath.version import __version__
 
-SPLITS = "splits.json"
 _SIDES = {2: 256, 3: 64}  # of patches, by dimensions
 _BACKBONE_3D = "resnet18_3d"
 
@@ -49,28 +56,15 @@ def run(config: SegmentConfig) -> Result:
     old = read_config(out) if config.resume else None
     if old is not None and not old.keys() >= {"head", "precision", "pixels"}:
         raise UserError(f"{out} holds another kind of run; name another folder")
-    precision = old["precision"] if old is not None and config.precision == "auto" else config.precision
-    hardware = choose_hardware(config.devices, precision)
-    keep_freed_memory(hardware)
+    hardware = hardware_of_run(old, config.devices, config.precision)
     cases, test = read_cases(config)
     study = make_study(cases.pool, None if test is None else test.pool)
-    if not (study.train.by_patient and study.test.by_patient):
-        say(
-            "densepath: warning: the patients are unknown, so images of one may be in training and test, which makes "
-            "scores too high; name them with --patient or --patient_regex"
-        )
+    warn_of_unknown_patients(study)
     spec = _pixels(config, cases.pool.images, None if old is None else old["pixels"])
     for part in [cases] if test is None else [cases, test]:
         part.pool.images.spec = spec
     notes = _notes(config, cases, spec)
-    seeds = [config.seed + number for number in range(config.seeds)]
-    splits = {seed: divide(study, config.folds, config.validation, config.fraction, seed) for seed in seeds}
-    trainings = [(seed, number) for seed in seeds for number in range(len(splits[seed]))]
-    if hardware.world_size > 1 and len(trainings) > 1:
-        raise UserError(
-            f"{len(trainings)} trainings (folds and seeds) run one after the other on one device; leave --devices out, "
-            "or give --seeds 1 --folds 0"
-        )
+    trainings = Trainings.of(config, study, hardware)
     size = notes.view_size
     record = replace(
         config,
@@ -84,18 +78,17 @@ def run(config: SegmentConfig) -> Result:
     kept["defaults"] = SegmentConfig(data="", out="").record()
     with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
         if first:
-            _say_start(study, cases, notes, splits[seeds[0]], config)
+            _say_start(study, cases, notes, trainings.splits[config.seed], config)
             check_same(out, study, [*cases.digests, *(() if test is None else test.digests)])
-            write_splits(out / SPLITS, study, splits)
+            write_splits(out / SPLITS, study, trainings.splits)
         opened = cases.opened(config, hardware.device)
         tested = opened if test is None else test.opened(config, hardware.device)
-        names = [training_name(seed, number, len(seeds), len(splits[seed])) for seed, number in trainings]
         answers: list[Answers] = []
         tests: list[Cases] = []
-        for (seed, number), name in zip(trainings, names, strict=True):
-            split, folder = splits[seed][number], out / name if name else out
+        for seed, split, name in trainings.each:
+            folder = out / name if name else out
             if name:
-                say(f"densepath: {name}: {_sizes(split)}")
+                say(f"densepath: {name}: {sizes_of(split)}")
             left = [still_there(cases.pool, opened.pool, part) for part in (split.train, split.validation)]
             parts = opened.take(left[0]), opened.take(left[1])
             fit(config, notes, parts, folder, seed, hardware)
@@ -103,7 +96,7 @@ def run(config: SegmentConfig) -> Result:
                 return Result(out)
             tests.append(tested.take(still_there(study.test, tested.pool, split.test)))
             answers.append(answer(folder, tests[-1], hardware, config.pictures))
-        return _finish(config, tests, answers, names, watch)
+        return _finish(config, tests, answers, trainings.names, watch)
 
 
 def _pixels(config: SegmentConfig, images: PixelSource, recorded: Any) -> PixelSpec:
@@ -149,10 +142,6 @@ def _spacing(images: PixelSource) -> tuple[float, ...] | None:
     return tuple(round(side, 6) for side in known.double().mean(0).tolist())
 
 
-def _sizes(split: Split) -> str:
-    return ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS) + " images"
-
-
 def _say_start(
     study: Study, cases: Cases, notes: SegmenterNotes, splits: Sequence[Split], config: SegmentConfig
 ) -> None:
@@ -169,7 +158,7 @@ def _say_start(
             "them with --spacing to train at one distance"
         )
     if len(splits) == 1:
-        say(f"densepath: {_sizes(splits[0])}")
+        say(f"densepath: {sizes_of(splits[0])}")
 
 
 def _finish(

@@ -1,0 +1,149 @@
+"""The trainings of a study, one for each fold and seed, as classifiers and segmenters have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densepath.core.digests import digest_of
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.core.streams import say
+from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
+from densepath.transfer.classify.cohort import Pool
+from densepath.transfer.classify.config import ClassifyConfig
+from densepath.transfer.classify.splits import PARTS, Split, Study, divide
+from densepath.transfer.segment.config import SegmentConfig
+
+SPLITS = "splits.json"
+_STUDY = "study.txt"  # the digest of what is learned from
+
+
+@dataclass(frozen=True, eq=False)
+class Trainings:
+    """What is trained, one after the other.
+
+    Args:
+        each: the seed of each training, its parts, and its folder below that of the run, "" for the only one.
+        splits: the parts of all trainings, by seed.
+    """
+
+    each: list[tuple[int, Split, str]]
+    splits: dict[int, list[Split]]
+
+    @classmethod
+    def of(cls, config: ClassifyConfig | SegmentConfig, study: Study, hardware: Hardware) -> Trainings:
+        """Divide a study.
+
+        Raises:
+            UserError: it cannot be divided, or several trainings are to run on several devices.
+        """
+        seeds = [config.seed + number for number in range(config.seeds)]
+        splits = {seed: divide(study, config.folds, config.validation, config.fraction, seed) for seed in seeds}
+        each = [
+            (seed, split, training_name(seed, number, len(seeds), len(splits[seed])))
+            for seed in seeds
+            for number, split in enumerate(splits[seed])
+        ]
+        if hardware.world_size > 1 and len(each) > 1:
+            raise UserError(
+                f"{len(each)} trainings (folds and seeds) run one after the other on one device; leave --devices out, "
+                "or give --seeds 1 --folds 0"
+            )
+        return cls(each, splits)
+
+    @property
+    def names(self) -> list[str]:
+        """The folders of the trainings."""
+        return [name for *_, name in self.each]
+
+
+def hardware_of_run(old: Mapping[str, Any] | None, devices: int | str, precision: Precision) -> Hardware:
+    """Where a run computes: as the options say, in the precision of the record ``old`` if it is resumed."""
+    if old is not None and precision == "auto":
+        precision = old["precision"]
+    hardware = choose_hardware(devices, precision)
+    keep_freed_memory(hardware)
+    return hardware
+
+
+def warn_of_unknown_patients(study: Study) -> None:
+    """Say that images of a patient may be on both sides of a split."""
+    if not (study.train.by_patient and study.test.by_patient):
+        say(
+            "densepath: warning: the patients are unknown, so images of one may be in training and test, which makes "
+            "scores too high; name them with --patient or --patient_regex"
+        )
+
+
+def sizes_of(split: Split) -> str:
+    """How many images each part has, in words."""
+    return ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS) + " images"
+
+
+def pixels_of_run(weights: str | Path, images: PixelSource, recorded: Mapping[str, Any] | None) -> PixelSpec:
+    """The specification of the pixels: of the resumed run, or else of the weights, with the window of the images."""
+    if recorded is not None:
+        return PixelSpec.from_record(recorded)
+    other = images.spec.ndim != 2 or images.spec.channels not in (1, 3)
+    spec = pixels_of_weights(weights, images.spec if other else None)
+    if weights == "random" and not other:
+        spec = images.spec
+    if not isinstance(images, ImageFiles) and images.spec.channels != spec.channels:  # only files are converted
+        raise UserError(
+            f"the images have {images.spec.channels} channels and the weights take {spec.channels}; give image files "
+            "instead of a packed store, or other weights"
+        )
+    bits = {torch.uint8: 8, torch.uint16: 16}.get(images.dtype)
+    if bits not in (None, 8 if spec.image_dtype is np.uint8 else 16):
+        spec = spec.override(window=images.spec.window)
+    return spec
+
+
+def check_same(out: Path, study: Study, digests: Sequence[str] = ()) -> None:
+    """Refuse to continue a run with other images or labels, or files of labels with other digests."""
+    facts: list[str | bytes] = [*digests]
+    for pool in (study.train, study.test):
+        facts += [*pool.names, *pool.owners, *pool.splits, *pool.targets.names, pool.targets.values.tobytes()]
+    path, digest = out / _STUDY, digest_of(facts)
+    if not path.is_file():
+        with atomic_write(path) as part:
+            part.write_text(f"{digest}\n")
+    elif path.read_text().strip() != digest:
+        raise UserError(f"the images or the labels of the run in {out} have changed; name another folder")
+
+
+def write_splits(path: Path, study: Study, splits: Mapping[int, Sequence[Split]]) -> None:
+    """Write the names of the images in each part of each training."""
+
+    def names(pool: Pool, positions: Any) -> list[str]:
+        return [pool.names[p] for p in positions]
+
+    record = {
+        f"seed_{seed}": [
+            {
+                "train": names(study.train, split.train),
+                "validation": names(study.train, split.validation),
+                "test": names(study.test, split.test),
+            }
+            for split in own
+        ]
+        for seed, own in splits.items()
+    }
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def training_name(seed: int, fold: int, seeds: int, folds: int) -> str:
+    """The folder of a training below that of the run; "" for the only one."""
+    parts = [f"seed_{seed}"] * (seeds > 1) + [f"fold_{fold}"] * (folds > 1)
+    return "/".join(parts)
