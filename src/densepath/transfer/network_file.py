@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.nets.weights.backbone_weights import write_tensors
 from densepath.nets.weights.checks import require_numbers_in
 
 
@@ -28,6 +31,30 @@ N = TypeVar("N", bound=Notes)
 def network_path(run: str | Path, file: Path) -> Path:
     """The file of a network, given by it or by the folder of its run, in which it is ``file``."""
     return Path(run) / file if Path(run).is_dir() else Path(run)
+
+
+def save_network(path: Path, key: str, model: nn.Module, notes: Any) -> None:
+    """Write a network of pixels as a safetensors file.
+
+    Args:
+        path: of the file.
+        key: of its notes in the metadata.
+        model: the network.
+        notes: a dataclass with ``backbone`` and ``pixels``, which are also written as those of backbones.
+    """
+    with atomic_write(path) as part:
+        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        known = {name: json.dumps(value) for name, value in notes.pixels.items()}
+        write_tensors(state, part, known | {"format": "pt", "backbone": notes.backbone, key: json.dumps(asdict(notes))})
+
+
+def holds_network(path: Path, key: str) -> bool:
+    """Whether a file holds a network whose notes have this key."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return key in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def read_network(path: Path, key: str, what: str, verb: str, notes_from: Callable[[Any], N]) -> tuple[Any, N]:

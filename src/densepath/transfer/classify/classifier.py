@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from densepath.core.files import atomic_write
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weights.backbone_weights import write_tensors
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.embed.encoder import Encoder, Pool
-from densepath.transfer.network_file import network_path, read_network
+from densepath.transfer.network_file import holds_network, network_path, read_network, save_network
 from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
@@ -123,11 +119,7 @@ class Readout(nn.Module):
 
 def save_classifier(path: Path, model: Classifier, notes: ClassifierNotes) -> None:
     """Write a safetensors file."""
-    with atomic_write(path) as part:
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        known = {name: json.dumps(value) for name, value in notes.pixels.items()}  # as those of backbones
-        known |= {"format": "pt", "backbone": notes.backbone, KEY: json.dumps(asdict(notes))}
-        write_tensors(state, part, known)
+    save_network(path, KEY, model, notes)
 
 
 def classifier_path(run: str | Path) -> Path:
@@ -137,12 +129,7 @@ def classifier_path(run: str | Path) -> Path:
 
 def is_classifier(run: str | Path) -> bool:
     """Whether a run, or a file, holds a classifier."""
-    path = classifier_path(run)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
+    return holds_network(classifier_path(run), KEY)
 
 
 def read_classifier(path: Path) -> tuple[Classifier, ClassifierNotes]:

@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from densepath.core.errors import UserError
-from densepath.sources.conversion import as_pixels
-from densepath.sources.decode import read_image
 from densepath.sources.image_files import MAX_SIDE
 from densepath.transfer.classify.classifier import Readout, classifier_path, read_classifier
+from densepath.transfer.stored_pixels import stored_pixels
 
 
 class TrainedClassifier:
@@ -47,19 +45,7 @@ class TrainedClassifier:
             UserError: it does not fit the classifier.
             CorruptImage: the file cannot be read.
         """
-        spec = self.notes.spec
-        if isinstance(image, str | Path):
-            image = read_image(str(image), MAX_SIDE, spec.channels, spec.image_dtype)
-        pixels = np.asarray(image)
-        if pixels.ndim == spec.ndim:
-            pixels = pixels[..., None]
-        if spec.ndim == 2 and pixels.ndim == 3 and {pixels.shape[2], spec.channels} <= {1, 3}:
-            pixels = as_pixels(pixels, spec.channels, pixels.dtype)
-        if pixels.ndim != spec.ndim + 1 or pixels.shape[-1] != spec.channels:
-            raise UserError(
-                f"an image of the shape {pixels.shape} does not fit a classifier of images with {spec.ndim} dimensions "
-                f"and {spec.channels} channels"
-            )
+        pixels = stored_pixels(image, self.notes.spec, MAX_SIDE, "classifier")
         found = self._readout(torch.from_numpy(np.ascontiguousarray(pixels))[None].to(self._device))[0]
         return dict(zip(self.labels, found.tolist(), strict=True))
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import to_group_norm
-from densepath.nets.weights.backbone_weights import write_tensors
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.hardware import Hardware
-from densepath.transfer.network_file import network_path, read_network
+from densepath.transfer.network_file import holds_network, network_path, read_network, save_network
 from densepath.transfer.segment.config import Head, Norm
 from densepath.transfer.segment.legend import Legend
 from densepath.transfer.segment.network import SegmentationNet
@@ -96,11 +92,7 @@ class SegmenterNotes:
 
 def save_segmenter(path: Path, model: SegmentationNet, notes: SegmenterNotes) -> None:
     """Write a safetensors file."""
-    with atomic_write(path) as part:
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        known = {name: json.dumps(value) for name, value in notes.pixels.items()}  # as those of backbones
-        known |= {"format": "pt", "backbone": notes.backbone, KEY: json.dumps(asdict(notes))}
-        write_tensors(state, part, known)
+    save_network(path, KEY, model, notes)
 
 
 def segmenter_path(run: str | Path) -> Path:
@@ -110,11 +102,7 @@ def segmenter_path(run: str | Path) -> Path:
 
 def is_segmenter(run: str | Path) -> bool:
     """Whether a run, or a file, holds a segmenter."""
-    try:
-        with safe_open(segmenter_path(run), framework="pt") as file:
-            return KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
+    return holds_network(segmenter_path(run), KEY)
 
 
 def read_segmenter(path: Path) -> tuple[SegmentationNet, SegmenterNotes]:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError
-from densepath.sources.conversion import as_pixels
-from densepath.sources.decode import read_image
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.segment.cohort import MAX_SIDE
 from densepath.transfer.segment.segmenter import read_segmenter, segmenter_path
+from densepath.transfer.stored_pixels import stored_pixels
 
 
 class TrainedSegmenter:
@@ -47,20 +45,9 @@ class TrainedSegmenter:
             CorruptImage: the file cannot be read.
         """
         spec = self.notes.spec
-        if isinstance(image, str | Path):
-            if spec.ndim != 2:
-                raise UserError("files of volumes are segmented by densepath predict; give an array")
-            image = read_image(str(image), MAX_SIDE, spec.channels, spec.image_dtype)
-        pixels = np.asarray(image)
-        if pixels.ndim == spec.ndim:
-            pixels = pixels[..., None]
-        if spec.ndim == 2 and pixels.ndim == 3 and {pixels.shape[2], spec.channels} <= {1, 3}:
-            pixels = as_pixels(pixels, spec.channels, pixels.dtype)
-        if pixels.ndim != spec.ndim + 1 or pixels.shape[-1] != spec.channels:
-            raise UserError(
-                f"an image of the shape {pixels.shape} does not fit a segmenter of images with {spec.ndim} dimensions "
-                f"and {spec.channels} channels"
-            )
+        if isinstance(image, str | Path) and spec.ndim != 2:
+            raise UserError("files of volumes are segmented by densepath predict; give an array")
+        pixels = stored_pixels(image, spec, MAX_SIDE, "segmenter")
         sliding = self.notes.sliding(self._model, self._hardware, window, overlap)
         return self.notes.legend.values_of(sliding.classes(pixels))
 
