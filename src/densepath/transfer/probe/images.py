@@ -18,9 +18,9 @@ from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.core.errors import UserError, first_few
 from densepath.core.streams import say
 from densepath.core.system import with_progress
-from densepath.training.hardware import choose_hardware, keep_freed_memory
-from densepath.transfer.embed.encode import batches_of, collect, encode
-from densepath.transfer.embed.encoder import Pool, input_size, load_encoder
+from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
+from densepath.transfer.embed.encode import Encodes, batches_of, collect, encode
+from densepath.transfer.embed.encoder import Encoder, Pool, input_size, load_encoder
 from densepath.transfer.embed.feature_file import Features, read_features
 from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.probe.classifiers import Fitted, logistic_regression, nearest_neighbors
@@ -199,6 +199,33 @@ def _share(train: Integers, images: Labelled, fraction: float, seed: int) -> Int
     return chosen
 
 
+def encode_all(
+    encodes: Encodes, encoder: Encoder, inputs: Inputs, hardware: Hardware
+) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """Positions (N,) and vectors (N, D) of the readable images; the damaged ones are reported.
+
+    Args:
+        encodes: makes the vectors with ``encoder``, or is it.
+        encoder: moved to the hardware.
+        inputs: the images.
+        hardware: where to compute, in float32.
+
+    Raises:
+        UserError: no image can be read.
+    """
+    keep_freed_memory(hardware)
+    hardware.lay_out(encoder)
+    encoder.to(hardware.device)
+    batches = batches_of(range(len(inputs)), _BATCH)
+    parts = with_progress(encode(encodes, inputs, batches, hardware.device), len(batches), "embedding")
+    positions, values, damaged = collect(parts)
+    if not positions:
+        raise UserError(f"none of {len(inputs)} images can be read; check the files ({damaged[0]})")
+    if damaged:
+        say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
+    return positions, values
+
+
 def features_of(data: str | Path, encoding: Encoding) -> Features:
     """The features of all readable images of a source, in memory; in float32, for scores that do not depend on the
     hardware.
@@ -215,16 +242,7 @@ def features_of(data: str | Path, encoding: Encoding) -> Features:
     )
     inputs = Inputs(source, data, encoder.spec, input_size(encoder, encoding.size))
     say(f"densepath: {line}; {len(inputs)} images, {encoder.dim} numbers each")
-    keep_freed_memory(hardware)
-    hardware.lay_out(encoder)
-    encoder.to(hardware.device)
-    batches = batches_of(range(len(inputs)), _BATCH)
-    parts = with_progress(encode(encoder, inputs, batches, hardware.device), len(batches), "embedding")
-    positions, values, damaged = collect(parts)
-    if not positions:
-        raise UserError(f"none of {len(inputs)} images can be read; check the files ({damaged[0]})")
-    if damaged:
-        say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
+    positions, values = encode_all(encoder, encoder, inputs, hardware)
     notes = {"weights": str(encoding.weights), "data": str(data), **encoder.notes(), "size": inputs.size}
     return Features([inputs.names[position] for position in positions], values, notes)
 

@@ -13,18 +13,16 @@ from torch import Tensor
 
 from densepath.annotations.classes import Classes, read_column, table_columns
 from densepath.annotations.patients import owners_by_name, patient_in_name
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError
 from densepath.core.random import uniform
 from densepath.core.streams import say
-from densepath.core.system import with_progress
 from densepath.sources.listing import LIST_SUFFIXES
 from densepath.sources.pixel_source import AllNames
-from densepath.training.hardware import choose_hardware, keep_freed_memory
-from densepath.transfer.embed.encode import batches_of, collect, encode
+from densepath.training.hardware import choose_hardware
 from densepath.transfer.embed.encoder import Encoder, input_size, load_encoder
 from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.probe.folds import SPLITS, given_split
-from densepath.transfer.probe.images import Encoding, ImageProbe, probe_labelled
+from densepath.transfer.probe.images import Encoding, ImageProbe, encode_all, probe_labelled
 from densepath.transfer.probe.labelled import Labelled, Listed
 
 Task = Literal["rotation", "patch_position"]
@@ -136,16 +134,7 @@ def probe_task(
     inputs = Inputs(source, data, encoder.spec, size)
     views: Rotations | PatchPairs = Rotations(encoder) if task == "rotation" else PatchPairs(encoder, encoding.seed)
     say(f"densepath: {line}; {len(inputs)} images of {size} px, {len(views.classes)} classes")
-    keep_freed_memory(hardware)
-    hardware.lay_out(encoder)
-    encoder.to(hardware.device)
-    batches = batches_of(range(len(inputs)), _BATCH)
-    parts = with_progress(encode(views, inputs, batches, hardware.device), len(batches), "embedding")
-    positions, values, damaged = collect(parts)
-    if not positions:
-        raise UserError(f"none of {len(inputs)} images can be read; check the files ({damaged[0]})")
-    if damaged:
-        say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
+    positions, values = encode_all(views, encoder, inputs, hardware)
     paths = list(AllNames(source))
     images = _rows(
         [paths[p] for p in positions], [inputs.names[p] for p in positions], values, views, data, patient_regex
