@@ -71,6 +71,10 @@ class BestEpochTask(Task):
     def updates(self) -> Updates:
         return build_updates(self.model, self._optimizer, self._total_steps, self._steps_per_epoch)
 
+    def evaluate(self) -> dict[str, float]:
+        """Score the validation images, call :meth:`keep_if_better`, and return what is logged."""
+        raise NotImplementedError
+
     def keep_if_better(self, score: float, loss: float) -> None:
         """Note the score (in percent) and the loss of the validation images; keep the weights if none were better."""
         self.record[0] += self._every

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from densepath.annotations.classes import FOLDERS
-from densepath.annotations.fraction import check_fraction
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
-from densepath.core.random import check_seed
 from densepath.sources.open import Cache
 from densepath.training.hardware import Precision
-from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
 from densepath.transfer.embed.encoder import Pool
+from densepath.transfer.training_options import check_training
 from densepath.views.augment import Augment
 
 Uncertain = Literal["ignore", "zeros", "ones"]
 ClassWeights = Literal["none", "balanced"]
+Unmatched = Literal["refuse", "skip"]
 Choice = Literal["auc", "loss"]
 # Options that may change when a run is resumed, because they do not change the result.
 FREE = (
     *("data", "test_data", "labels", "test_labels", "out", "workers", "cache", "devices", "resume"),
     *("log_every", "save_every_steps", "save_every_minutes"),
 )
-_MOST = 10**6  # epochs
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class ClassifyConfig:
     targets: tuple[str, ...] = ()
     separator: str | None = None
     uncertain: Uncertain = "ignore"
-    unmatched: Literal["refuse", "skip"] = "refuse"
+    unmatched: Unmatched = "refuse"
     exclude: tuple[str, ...] = ()
     patient: str | None = None
     patient_regex: str | None = None
@@ -146,37 +144,12 @@ class ClassifyConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        check_fraction(self.fraction)
-        Intervals(self.log_every, self.save_every_steps, self.save_every_minutes)
-        for name, kind in (
-            ("uncertain", Uncertain),
-            ("class_weights", ClassWeights),
-            ("choose", Choice),
-            ("unmatched", Literal["refuse", "skip"]),
-        ):
-            if (given := getattr(self, name)) not in (known := get_args(kind)):
-                raise UserError(f"{name} is {given!r}; give {', '.join(known[:-1])} or {known[-1]}")
-        for name, least in (("seeds", 1), ("batch_size", 1), ("patience", 0), ("epochs", 1)):
-            if not least <= getattr(self, name) <= _MOST:
-                raise UserError(f"{name} is {getattr(self, name)}; give {least} or more, up to {_MOST:,}")
-        if self.folds is not None and (self.folds < 0 or self.folds == 1):
-            raise UserError(f"folds is {self.folds}; give 2 or more, or 0 for a single training")
-        if not 0 < self.validation < 1:
-            raise UserError(f"validation is {self.validation}; give a share between 0 and 1")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
+        choices = {"uncertain": Uncertain, "class_weights": ClassWeights, "choose": Choice, "unmatched": Unmatched}
+        check_training(self, choices, {})
         if self.targets and (self.target is not None or self.separator is not None):
             raise UserError("--targets names columns of 0 and 1, --target one column of classes; give one of them")
         if str(self.labels) == FOLDERS and (self.targets or self.target or self.separator):
             raise UserError("--target and --targets name columns of a table; give the table with --labels")
-        if self.patient is not None and self.patient_regex is not None:
-            raise UserError("--patient and --patient_regex both name the patients; give one of them")
-        if self.test_labels is not None and self.test_data is None:
-            raise UserError("--test_labels are those of --test_data; give both")
-        sides = (self.view_size,) if isinstance(self.view_size, int) else self.view_size or (1,)
-        if min(sides) < 1:
-            raise UserError(f"view_size is {self.view_size}; give a number of pixels, or one for each axis")
 
     def record(self) -> dict[str, Any]:
         """The options in the plain types of YAML; ``resume`` is not among them."""

@@ -23,12 +23,8 @@ from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.fingerprint import fingerprint
-from densepath.sources.loader import ImageBatches
 from densepath.sources.pixel_source import PixelSource
-from densepath.training.hardware import Hardware, choose_workers
-from densepath.training.intervals import Intervals
-from densepath.training.loop import train
+from densepath.training.hardware import Hardware
 from densepath.transfer.classify.classifier import (
     CLASSIFIER_FILE,
     ClassifierNotes,
@@ -40,6 +36,7 @@ from densepath.transfer.classify.cohort import Pool
 from densepath.transfer.classify.config import FREE, ClassifyConfig
 from densepath.transfer.classify.task import TARGET, VIEW, ClassifyTask, Objective
 from densepath.transfer.embed.encode import batches_of, collect, encode
+from densepath.transfer.one_training import batches_of_training, train_best
 from densepath.transfer.probe.metrics import Floats, Integers
 from densepath.views.maker import ViewMaker
 
@@ -92,20 +89,8 @@ def fit(
                 say(f"densepath: {line}")
     if hardware.world_size > 1 and not config.freeze:
         synchronize_batch_norm(model)
-    together = min(config.batch_size, len(images) // hardware.world_size * hardware.world_size)
     views = ViewMaker({VIEW: config.augment.random_view()}, notes.view_size, seed, notes.spec, hardware.memory_format)
-    batches = ImageBatches(
-        images.images,
-        batch_size=together // hardware.world_size,
-        seed=seed,
-        epochs=config.epochs,
-        rank=hardware.rank,
-        world_size=hardware.world_size,
-        workers=choose_workers(hardware) if config.workers is None else config.workers,
-        device=hardware.device,
-        draw=views.draw,
-        extras={TARGET: images},
-    )
+    batches = batches_of_training(config, images.images, hardware, seed, views.draw, {TARGET: images})
     task = ClassifyTask(
         model,
         views,
@@ -119,31 +104,10 @@ def fit(
         choose=config.choose,
         patience=config.patience,
     )
-    facts: dict[str, int | str] = {
-        "images": len(images),
-        "steps": batches.total_steps,
-        "processes": hardware.world_size,
-        "annotations": digest_of([*notes.labels, *(p.targets.values.tobytes() for p in parts), *validation.names]),
-        **fingerprint(images.images),
-    }
-    train(
-        task,
-        batches,
-        out,
-        hardware=hardware,
-        intervals=Intervals(
-            config.log_every, config.save_every_steps, config.save_every_minutes, batches.steps_per_epoch
-        ),
-        config=config.record(),
-        facts=facts,
-        free=FREE,
-        seed=seed,
-        resume=True,
-        evaluate=task.evaluate,
-        name=out.name,
-    )
+    annotations = digest_of([*notes.labels, *(p.targets.values.tobytes() for p in parts), *validation.names])
+    kept = train_best(task, batches, out, config, FREE, hardware, seed, annotations=annotations)
     if hardware.rank == 0:
-        notes = replace(notes, **task.restore_chosen())
+        notes = replace(notes, **kept)
         save_classifier(out / CLASSIFIER_FILE, plain_batch_norm(model), notes)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 

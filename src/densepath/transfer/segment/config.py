@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from densepath.annotations.fraction import check_fraction
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
-from densepath.core.random import check_seed
 from densepath.sources.open import Cache
 from densepath.training.hardware import Precision
-from densepath.training.intervals import Intervals
 from densepath.transfer.classify.config import FineTuning
+from densepath.transfer.training_options import check_training
 from densepath.views.appearance import check_range
 from densepath.views.augment import Augment
 from densepath.views.crops import Pose, Window
@@ -29,7 +27,6 @@ FREE = (
     *("data", "test_data", "labels", "test_labels", "out", "workers", "cache", "devices", "resume", "pictures"),
     *("log_every", "save_every_steps", "save_every_minutes"),
 )
-_MOST = 10**6  # epochs
 
 
 @dataclass(frozen=True)
@@ -201,40 +198,19 @@ class SegmentConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        check_fraction(self.fraction)
-        Intervals(self.log_every, self.save_every_steps, self.save_every_minutes)
-        for name, kind in (("head", Head), ("loss", Loss), ("norm", Norm), ("choose", Choice)):
-            if (given := getattr(self, name)) not in (known := get_args(kind)):
-                raise UserError(f"{name} is {given!r}; give {', '.join(known[:-1])} or {known[-1]}")
-        ranges = {"seeds": 1, "batch_size": 1, "patience": 0, "epochs": 1, "validate_every": 1, "pictures": 0}
-        for name, least in ranges.items():
-            if not least <= getattr(self, name) <= _MOST:
-                raise UserError(f"{name} is {getattr(self, name)}; give {least} or more, up to {_MOST:,}")
+        choices = {"head": Head, "loss": Loss, "norm": Norm, "choose": Choice}
+        check_training(self, choices, {"validate_every": 1, "pictures": 0})
         if self.epochs % self.validate_every:
             raise UserError(
                 f"validate_every is {self.validate_every}, and {self.epochs} epochs are not a multiple of it, so that "
                 "the last could never be chosen; change one of them"
             )
-        if self.folds is not None and (self.folds < 0 or self.folds == 1):
-            raise UserError(f"folds is {self.folds}; give 2 or more, or 0 for a single training")
-        if not 0 < self.validation < 1:
-            raise UserError(f"validation is {self.validation}; give a share between 0 and 1")
         if not 0 <= self.oversample <= 1:
             raise UserError(f"oversample is {self.oversample}; give a share from 0 to 1")
         if not 0 <= self.overlap < 1:
             raise UserError(f"overlap is {self.overlap}; give a share from 0 to below 1")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
         if self.objects is not None and self.classes:
             raise UserError("--classes names the class of each value, --objects one for all; give one of them")
-        if self.patient is not None and self.patient_regex is not None:
-            raise UserError("--patient and --patient_regex both name the patients; give one of them")
-        if self.test_labels is not None and self.test_data is None:
-            raise UserError("--test_labels are those of --test_data; give both")
-        sides = (self.view_size,) if isinstance(self.view_size, int) else self.view_size or (1,)
-        if min(sides) < 1:
-            raise UserError(f"view_size is {self.view_size}; give a number of pixels, or one for each axis")
 
     def record(self) -> dict[str, Any]:
         """The options in the plain types of YAML; ``resume`` is not among them."""

@@ -27,12 +27,9 @@ from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import draw_safely
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.fingerprint import fingerprint
-from densepath.sources.loader import ImageBatches
-from densepath.training.hardware import Hardware, choose_workers
-from densepath.training.intervals import Intervals
-from densepath.training.loop import train
+from densepath.training.hardware import Hardware
 from densepath.transfer.classify.training import Stored
+from densepath.transfer.one_training import batches_of_training, train_best
 from densepath.transfer.probe.metrics import Integers
 from densepath.transfer.segment.case_scores import dice, score_case
 from densepath.transfer.segment.cohort import Cases
@@ -98,22 +95,10 @@ def fit(
         to_group_norm(model)
     elif hardware.world_size > 1:
         synchronize_batch_norm(model)
-    together = min(config.batch_size, len(cases) // hardware.world_size * hardware.world_size)
     patches = PatchMaker(
         config.augment, notes.view_size, seed, notes.spec, cases.truth, config.oversample, hardware.memory_format
     )
-    batches = ImageBatches(
-        cases.pool.images,
-        batch_size=together // hardware.world_size,
-        seed=seed,
-        epochs=config.epochs,
-        rank=hardware.rank,
-        world_size=hardware.world_size,
-        workers=choose_workers(hardware) if config.workers is None else config.workers,
-        device=hardware.device,
-        draw=patches.draw,
-        extras={TRUTH: cases.truth},
-    )
+    batches = batches_of_training(config, cases.pool.images, hardware, seed, patches.draw, {TRUTH: cases.truth})
     task = SegmentTask(
         model,
         patches,
@@ -127,30 +112,12 @@ def fit(
         choose=config.choose,
         patience=config.patience,
     )
-    facts: dict[str, int | str] = {
-        "images": len(cases),
-        "steps": batches.total_steps,
-        "processes": hardware.world_size,
-        "annotations": digest_of([*notes.legend.names, *map(str, notes.legend.values), *validation.pool.names]),
-        **fingerprint(cases.pool.images),
-    }
-    every = batches.steps_per_epoch * config.validate_every
-    train(
-        task,
-        batches,
-        out,
-        hardware=hardware,
-        intervals=Intervals(config.log_every, config.save_every_steps, config.save_every_minutes, every),
-        config=config.record(),
-        facts=facts,
-        free=FREE,
-        seed=seed,
-        resume=True,
-        evaluate=task.evaluate,
-        name=out.name,
+    annotations = digest_of([*notes.legend.names, *map(str, notes.legend.values), *validation.pool.names])
+    kept = train_best(
+        task, batches, out, config, FREE, hardware, seed, annotations=annotations, every=config.validate_every
     )
     if hardware.rank == 0:
-        notes = replace(notes, **task.restore_chosen())
+        notes = replace(notes, **kept)
         save_segmenter(out / SEGMENTER_FILE, plain_batch_norm(model), notes)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
