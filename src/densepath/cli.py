@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from densepath.command import Command
+from densepath.core import system
 from densepath.core.errors import UserError
 from densepath.core.signals import unwinding_on_signals
 from densepath.core.stopwatch import Stopwatch
@@ -294,6 +295,7 @@ def _run(argv: list[str]) -> None:
         print(command.configuration(words), end="")
     else:
         watch = Stopwatch()
+        system.is_command = True
         _report(name, command.run(words), watch)
 
 

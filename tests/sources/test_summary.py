@@ -61,7 +61,7 @@ def test_large_images_that_are_reduced_are_reported(tmp_path: Path) -> None:
     tissue(tmp_path / "small.png", (120, 160))
     line, reduced = lines(tmp_path, max_side=400)
     assert "40-280 px" in line
-    assert reduced.startswith(f"1 images are larger than 400 px and reduced, e.g. {tmp_path}/large.png; cut them")
+    assert reduced.startswith(f"1 image is larger than 400 px and reduced, e.g. {tmp_path}/large.png; cut them")
 
 
 @pytest.mark.parametrize(("size", "warned"), [((20, 300), True), ((40, 50), True), ((64, 64), False)])

@@ -257,7 +257,7 @@ def test_a_large_tiff_with_a_codec_of_imagecodecs_names_it(tmp_path: Path, monke
         ({"pictures": -1}, "pictures is -1"),
         ({"run": "nothing"}, "no trained detector"),
         ({"data": "nothing"}, "does not exist"),
-        ({"data": "broken"}, "none of 1 images can be read"),
+        ({"data": "broken"}, "none of 1 image can be read"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], says: str, detector: Path, tmp_path: Path) -> None:

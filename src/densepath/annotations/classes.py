@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.csv_files import delimiter_of
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.spelling import composed
 from densepath.sources.pixel_source import AllNames, Named
 
@@ -52,7 +52,7 @@ class Classes:
         """The classes and their numbers of images, in one line."""
         counts = torch.bincount(self.labels, minlength=len(self.names)).tolist()
         shown = [f"{name} ({count})" for name, count in zip(self.names, counts, strict=True)]
-        return f"{len(shown)} classes: {first_few(shown, _SHOWN)}"
+        return f"{counted(len(shown), 'class', 'classes')}: {first_few(shown, _SHOWN)}"
 
 
 def read_classes(images: Named, labels: str, root: str | Path | None = None, column: str | None = None) -> Classes:

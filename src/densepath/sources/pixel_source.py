@@ -122,6 +122,16 @@ class PixelSpec:
         mean, std = self._statistics(colors)
         return colors.sub_(mean).div_(std)
 
+    def network_input(self, stored: Tensor) -> Tensor:
+        """What a network sees of stored pixels: (B, *spatial, C) of any dtype -> (B, C, *spatial) float32."""
+        if stored.dtype != torch.uint8 or self.window != (0.0, _MOST_OF_8_BITS):
+            return self.normalize(self.apply_window(stored.movedim(-1, 1).to(torch.float32, copy=True)))
+        # All values are in the window: one multiplication and addition, over whole rows, which a CPU vectorizes.
+        mean, std = torch.tensor((self.mean, self.std)).repeat(1, stored.shape[-2]).to(stored.device, non_blocking=True)
+        rows = stored.reshape(-1, len(mean)).to(torch.float32)
+        torch.addcmul(-mean / std, rows, 1 / (std * _MOST_OF_8_BITS), out=rows)
+        return rows.view(stored.shape).movedim(-1, 1)
+
     def restore(self, pixels: Tensor) -> Tensor:
         """The values in [0, 1] of normalized pixels (B, C, *spatial)."""
         mean, std = self._statistics(pixels)
