@@ -32,6 +32,7 @@ _DIGESTS = {
     "annotations": "the annotations are not those that the run in {out} was started with",
     "cells": "the cells are not those that the run in {out} was started with",
 }
+_BY_IMAGE = " (--fraction chooses patients where any are known; up to version 0.1 it chose images)"
 
 
 class Saver:
@@ -172,9 +173,8 @@ def _check_facts(
         if name in _DIGESTS:
             kinds = {str(value).partition(" ")[0] for value in (then.get(name), fact) if " " in str(value)}
             if name in then and then[name] != fact and len(kinds) < 2:  # files cannot be compared with packed images
-                raise UserError(
-                    f"{_DIGESTS[name].format(out=out)}; restore them, or start another run: --weights {out} --out OTHER"
-                )
+                text = _DIGESTS[name].format(out=out) + (_BY_IMAGE if config.get("fraction", 1) < 1 else "")
+                raise UserError(f"{text}; restore them, or start another run: --weights {out} --out OTHER")
         elif then.get(name) != fact:
             longer = train_longer(out, config) if name == "steps" else "name another folder"
             raise UserError(

@@ -197,10 +197,13 @@ def _gather(job: Job, names: Sequence[str], table: Table, part: Shard | None, wa
         say(f"densepath: the tiles of {counted(len(off), 'slide')} are not on the file's own tiles ({shown})")
     problems = f", {counts['problems']} with problems" if counts["problems"] else ""
     files = {"slides": job.out / SLIDES, "tiles": made, "pictures": job.out / SHEET}
-    following = (command("pretrain", "--config", "concl_small", "--data", job.out, "--out", f"{job.out}_run"),)
-    say_end(
-        watch, f"{counted(counts['tiles'], 'tile')} of {counted(counts['slides'], 'slide')}{problems}", files, following
+    following = (
+        command("pretrain", "--config", "concl_small", "--data", job.out, "--out", f"{job.out}_run"),
+        command("embed", "--data", job.out, "--weights", "WEIGHTS", "--out", f"{job.out}_features"),
+        command("cells", "--data", job.out, "--out", f"{job.out}_cells"),
     )
+    of = counted(counts["slides"], "slide")
+    say_end(watch, f"{counted(counts['tiles'], 'tile')} of {of}{problems}", files, following)
     return Result(job.out, counts, {"contact_sheet": job.out / SHEET, **files}, following)
 
 
