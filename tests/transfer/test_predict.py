@@ -23,9 +23,10 @@ from densepath.core.errors import UserError
 from densepath.core.output_names import output_names
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
-from densepath.sources.image_reader import ImageFile, TiffParts, open_file
+from densepath.sources.image_reader import ImageFile, open_file
 from densepath.sources.packing import write_store
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.tiff_parts import TiffParts
 from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.instances import decode_mask
@@ -169,7 +170,7 @@ def test_parts_of_a_large_tiff_are_those_of_the_whole(
     whole = read_image(path)
     assert isinstance(open_file(path), ImageFile)
     monkeypatch.setattr("densepath.sources.image_reader._IN_PARTS", 0)
-    monkeypatch.setattr("densepath.sources.image_reader._KEPT", 4000)
+    monkeypatch.setattr("densepath.sources.tiff_parts._KEPT", 4000)
     reader = open_file(path)
     assert isinstance(reader, TiffParts) and reader.size == (90, 130)
     for _ in range(10):

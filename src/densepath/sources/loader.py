@@ -18,7 +18,8 @@ from densepath.core.errors import UserError
 from densepath.core.random import permute, permute_blocks
 from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
-from densepath.sources.pixel_source import Gathered, PerBox, PerImage, PixelSource
+from densepath.sources.per_image import PerBox, PerImage
+from densepath.sources.pixel_source import Gathered, PixelSource
 from densepath.sources.prefetch import ahead
 from densepath.sources.workers import (
     end_workers,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -296,32 +296,3 @@ class AllNames:
 
     def __iter__(self) -> Iterator[str]:
         return map(self._images.names, range(len(self._images)))
-
-
-class PerImage(Protocol):
-    """Annotations of each image of a source: its class, its label map, its cells."""
-
-    def __len__(self) -> int:
-        """The number of images, equal to that of the source."""
-        ...
-
-    def gather(self, index: Tensor, pin: bool = False) -> Tensor:
-        """The annotations of the images at the positions ``index`` (B,) int64: (B, ...), on the CPU.
-
-        Args:
-            index: positions in the source, on the CPU.
-            pin: into page-locked memory, from where a GPU fetches it while other work runs.
-        """
-        ...
-
-
-@runtime_checkable
-class PerBox(Protocol):
-    """Annotations of the pixels of each image, read in the same boxes as these."""
-
-    def gather_boxes(self, index: Tensor, boxes: Tensor | None, pin: bool = False) -> Tensor:
-        """The annotations of the images at the positions ``index`` (B,), or of boxes (B, 2, d) of them: (B, *canvas).
-
-        Arguments as for :meth:`PixelSource.gather`.
-        """
-        ...

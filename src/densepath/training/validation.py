@@ -21,7 +21,8 @@ from densepath.nets.weights import save_backbone
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.packed import PackedTiles
-from densepath.sources.pixel_source import AllNames, PerImage, PixelSource
+from densepath.sources.per_image import PerImage
+from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.volumes.store import VolumeStore
 from densepath.views.maker import ViewMaker
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densepath.annotations.classes import FOLDERS, match_columns, table_columns
+from densepath.annotations.classes import FOLDERS, match_columns
+from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import owners_of_volumes
 from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densepath.annotations.classes import Classes, read_column, table_columns
+from densepath.annotations.classes import Classes, read_column
+from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import owners_by_name, patient_in_name
 from densepath.core.errors import UserError, counted
 from densepath.core.random import uniform
