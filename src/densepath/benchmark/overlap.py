@@ -61,7 +61,8 @@ def _report(seen: ImageSet, test: ImageSet, which: str) -> Iterator[str]:
         images = sum(len(names) for names in patients.values())
         shown = ", ".join(list(patients)[:_MAX_SHOWN]) + (", ..." if len(patients) > _MAX_SHOWN else "")
         share = f"{images} of {len(test.names)} test images"
-        yield f"{counted(len(patients), 'patient')} ({shown}), with {share}, also among {which}"
+        shown = f"({shown}), with {share},"
+        yield f"{counted(len(patients), f'patient {shown} is', f'patients {shown} are')} also among {which}"
 
 
 def shared_slides(seen: ImageSet, test: ImageSet) -> list[str]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
-from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
+from densepath.nets.running_statistics import gather_statistics, name_statistics, set_statistics
 from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.folder import changed_options, train_longer

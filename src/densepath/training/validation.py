@@ -16,7 +16,8 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import ordered_by_seed
 from densepath.methods.base import Method
-from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
+from densepath.nets.norms import plain_batch_norm
+from densepath.nets.running_statistics import gather_statistics, set_statistics
 from densepath.nets.weights import save_backbone
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches

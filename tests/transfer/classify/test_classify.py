@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.runs.signals import Interrupted
@@ -26,6 +25,7 @@ from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.trained import load_classifier
+from densepath.verbs import VERBS
 
 from .conftest import write_images, write_table
 

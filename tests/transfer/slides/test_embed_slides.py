@@ -16,7 +16,7 @@ from disks import Disk, paint, write_levels
 import densepath
 from densepath.core.errors import UserError
 from densepath.nets.backbones.timm_backbone import build_backbone
-from densepath.nets.weights.backbone_weights import save_backbone
+from densepath.nets.weights.saving import save_backbone
 from densepath.nets.weights.trained_on import slide_notes
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.coords import read_coords
