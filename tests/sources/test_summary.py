@@ -41,11 +41,9 @@ def test_one_line_says_what_is_read(tmp_path: Path) -> None:
     tissue(tmp_path / "b" / "c" / "x.png", (77, 60))
     (tmp_path / "notes.csv").write_text("x")
     (tmp_path / "a" / "slide.svs").write_text("x")
-    assert lines(tmp_path) == [
-        "4 images in 2 folders, 40-77 px, kept in memory; passed over: 1 .svs files, 1 .csv files"
-    ]
+    assert lines(tmp_path) == ["4 images in 2 folders, 40-77 px, kept in memory; passed over: 1 .svs file, 1 .csv file"]
     assert lines(tmp_path, exclude=["b"]) == [
-        "3 images in 1 folder, 40-50 px, kept in memory; passed over: 1 excluded files, 1 .svs files, 1 .csv files"
+        "3 images in 1 folder, 40-50 px, kept in memory; passed over: 1 excluded file, 1 .svs file, 1 .csv file"
     ]
     files = open_images(tmp_path / "a", cache="none")
     assert isinstance(files, ImageFiles)
