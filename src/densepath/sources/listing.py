@@ -34,8 +34,8 @@ class Passed:
     """What was passed over while images were listed.
 
     Args:
-        kinds: number of other files by suffix, of broken links, of pipes and the like, of links to folders that are read already, and of
-            folders that hold a run of densepath.
+        kinds: number of other files by suffix, of broken links, of pipes and the like, of links to folders that are
+            read already, and of folders that hold a run of densepath.
         excluded: number of images that match an excluded pattern.
         read: number of folders and images that were read so far.
         unused: the patterns that match no image.
