@@ -279,7 +279,9 @@ def test_output_names_are_distinct_and_stay_in_the_folder() -> None:
     assert output_names(list(map(Path, names))) == expected
 
 
-def test_results_of_other_images_are_not_reported(detector: Path, tmp_path: Path) -> None:
+def test_results_of_other_images_are_not_reported(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An image that was replaced is predicted again, and a new one moves no ids."""
     images(tmp_path / "data", 2)
     out = predict(detector, data=tmp_path / "data", out=tmp_path / "out", **ALL)
@@ -292,6 +294,13 @@ def test_results_of_other_images_are_not_reported(detector: Path, tmp_path: Path
     names = [Path(each["file_name"]).name for each in json.loads((out / "images.json").read_text())["images"]]
     assert names == ["0.png", "00.png", "1.png"]
     assert [each | {"image_id": 3} for each in first] == [each for each in results_of(out) if each["image_id"] == 3]
+    (tmp_path / "data" / "00.png").unlink()
+    predict(detector, data=tmp_path / "data", out=out, **ALL)
+    assert "keeps files of 1 image that is not in the data: 00" in capsys.readouterr().err
+    (tmp_path / "data").rename(tmp_path / "gone")
+    images(tmp_path / "data" / "others", 1)
+    with pytest.raises(UserError, match=r"holds results of other images \(0, 00, 1\)"):
+        predict(detector, data=tmp_path / "data", out=out, **ALL)
 
 
 def test_a_list_with_dots_writes_nothing_outside(detector: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from densepath.transfer.detection.prediction_files import (
 )
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.score_inputs import LABELS
-from densepath.transfer.predict_records import gather, record_of, source_of
+from densepath.transfer.predict_records import gather, record_of, refuse_others, source_of
 
 _AHEAD = 2  # images
 
@@ -65,6 +65,7 @@ def predict_images(
         UserError: no image can be read.
     """
     stems = output_names(readers.paths())
+    refuse_others(out, stems)
     drawn = _drawn(len(readers), pictures)
     left = [
         position
