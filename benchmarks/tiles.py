@@ -17,7 +17,7 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.listing import find_images
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import pack
-from densepath.sources.pixel_source import PerImage
+from densepath.sources.per_image import PerImage
 from densepath.synthetic.tissue import write_tiles
 
 

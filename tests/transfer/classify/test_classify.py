@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.runs.signals import Interrupted
@@ -26,6 +25,7 @@ from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.trained import load_classifier
+from densepath.verbs import VERBS
 
 from .conftest import write_images, write_table
 
@@ -168,8 +168,8 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     refused("all images are of one class in .*, a;", [[f, "a", p] for f, _, p in table])
     refused("fewer than the 7 folds; use --folds 6", folds=7)
     refused("whose label in .* is empty or NaN: a/P00_0.png", [[table[0][0], "NaN", "P00"], *table[1:]])
-    refused("1 images without a label in .*: a/P00_0.png; .*--unmatched skip", table[1:])
-    refused("1 labels of unknown images in .*: line 26", [*table, ["new.png", "a", "P9"]])
+    refused("1 image without a label in .*: a/P00_0.png; .*--unmatched skip", table[1:])
+    refused("1 label of an unknown image in .*: line 26", [*table, ["new.png", "a", "P9"]])
     refused("images without a patient in .*: a/P00_0.png", [[*table[0][:2], ""], *table[1:]])
     refused("has no column sex", target="sex")
     refused("labels in .* that are not 0, 1, -1 or empty: a/P00_0.png \\(label 'a'\\)", targets=("label",))

@@ -44,8 +44,8 @@ def test_the_table_of_clam_and_what_does_not_match(tmp_path: Path, capfd: Any) -
     assert found(cohort) == {"a": ("x", ("s1", "s2")), "b": ("y", ("s3",))}
     assert cohort.by_patient == f"case_id in {listed}" and cohort.target == "label"
     err = capfd.readouterr().err
-    assert "1 slides of the table have no features and are left out: s4" in err
-    assert "1 files of features have no row in the table: s9" in err
+    assert "left out: 1 slide of the table without features: s4" in err
+    assert "not in the table: 1 file of features: s9" in err
     single = read_cohort(data, listed, Columns(), grouping="single")
     assert single.cases == ["s1", "s2", "s3"] and single.owners.tolist() == [0, 0, 1]
 

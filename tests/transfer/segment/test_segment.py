@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.runs.signals import Interrupted
@@ -32,6 +31,7 @@ from densepath.transfer.segment.config import SegmentConfig
 from densepath.transfer.segment.segmenter import read_segmenter
 from densepath.transfer.segment.task import SegmentTask
 from densepath.transfer.segment.trained import load_segmenter
+from densepath.verbs import VERBS
 
 from .conftest import write_images, write_store
 

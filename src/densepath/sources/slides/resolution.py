@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 from xml.etree import ElementTree
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.spelling import composed
 
 PLAUSIBLE = (0.02, 100.0)  # µm per pixel of the largest level of a slide
@@ -138,7 +138,7 @@ class MppTable:
         others = [name for name in self._given if name not in known]
         if not others:
             return ""
-        return f"{self.path} names {len(others)} slides that are not in the data: {first_few(others)}; correct it"
+        return f"{self.path} names {counted(len(others), 'slide')} not in the data: {first_few(others)}; correct it"
 
 
 def _spellings(slide: str | Path) -> list[str]:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densepath.annotations.classes import FOLDERS, match_columns, table_columns
+from densepath.annotations.classes import FOLDERS, match_columns
+from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import owners_of_volumes
-from densepath.core.errors import first_few, refuse
+from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below
 from densepath.core.streams import say
 from densepath.sources.image_files import ImageFiles
@@ -78,9 +79,9 @@ class Pool:
 
     def describe(self) -> str:
         """The images in a line."""
-        patients = f" of {len(set(self.owners))} patients" if self.by_patient else ""
+        patients = f" of {counted(len(set(self.owners)), 'patient')}" if self.by_patient else ""
         shown = [f"{n} ({count})" for n, count in zip(self.targets.names, self.targets.counts(), strict=True)]
-        return f"{len(self)} images{patients}: {first_few(shown, _SHOWN)}"
+        return f"{counted(len(self), 'image')}{patients}: {first_few(shown, _SHOWN)}"
 
 
 def read_pool(

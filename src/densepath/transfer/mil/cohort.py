@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.streams import say
 from densepath.transfer.mil.feature_files import Names, check_one_file_each, find_features, slide_name
 from densepath.transfer.mil.slide_table import FOLDERS, Columns, Row, merge_classes, read_slide_table
@@ -62,7 +62,7 @@ class Cohort:
     def describe(self) -> str:
         """The cases in a line."""
         count = sum(map(len, self.slides))
-        line = f"{len(self.patients)} patients, {count} slides"
+        line = f"{counted(len(self.patients), 'patient')}, {counted(count, 'slide')}"
         if self.classes:
             counts = np.bincount(self.labels, minlength=len(self.classes))
             line += "; " + ", ".join(f"{name} {n}" for name, n in zip(self.classes, counts, strict=True))
@@ -107,10 +107,12 @@ def read_cohort(
     there = [(row, name) for row, name in zip(rows, names, strict=True) if name is not None]
     check_one_file_each([found[name] for _, name in there], [row.slide for row, _ in there])
     if missing:
-        say(f"densepath: {len(missing)} slides of the table have no features and are left out: {first_few(missing)}")
+        say(
+            f"densepath: left out: {counted(len(missing), 'slide')} of the table without features: {first_few(missing)}"
+        )
     used = {slide_name(name) for _, name in there}
     if unused := [name for name in found if name not in used]:
-        say(f"densepath: {len(unused)} files of features have no row in the table: {first_few(unused)}")
+        say(f"densepath: not in the table: {counted(len(unused), 'file')} of features: {first_few(unused)}")
     if not listed.by_patient:
         say(
             "densepath: warning: the patients are unknown, so slides of one may be in training and test, which makes "

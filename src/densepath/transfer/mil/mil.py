@@ -12,7 +12,7 @@ import numpy as np
 
 from densepath.core.closing import say_end
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
@@ -90,7 +90,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         store.record.write(out)
         _check_leaks(cohort, splits, store.pretraining)
         if "hipt" in names and store.longest > _LONG:
-            say(f"densepath: hipt takes long: it compares all pairs of a bag's {store.longest} tiles")
+            say(f"densepath: hipt takes long: it compares all pairs of a bag's {counted(store.longest, 'tile')}")
         keep_freed_memory(hardware)
         models = {name: _run(config, name, cohort, splits, store, hardware) for name in names}
         return _finish(config, models, watch)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from densepath.annotations.classes import Classes
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
@@ -222,7 +222,10 @@ def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str, own
     if unknown:
         say(f"densepath: {len(unknown)} names in {source} are not in this study: {first_few(sorted(unknown))}")
     if left := [case for position, case in enumerate(cohort.cases) if position not in placed]:
-        say(f"densepath: {len(left)} cases are in no part of {source} and are left out: {first_few(left)}")
+        say(
+            f"densepath: {counted(len(left), 'case is', 'cases are')} in no part of {source} and are "
+            f"left out: {first_few(left)}"
+        )
     return splits
 
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densepath.annotations.classes import Classes, read_column, table_columns
+from densepath.annotations.classes import Classes, read_column
+from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import owners_by_name, patient_in_name
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.random import uniform
 from densepath.core.streams import say
 from densepath.sources.listing import LIST_SUFFIXES
@@ -133,7 +134,10 @@ def probe_task(
         raise UserError(f"images of {size} px cannot be divided into {GRID} x {GRID} patches; give a larger --size")
     inputs = Inputs(source, data, encoder.spec, size)
     views: Rotations | PatchPairs = Rotations(encoder) if task == "rotation" else PatchPairs(encoder, encoding.seed)
-    say(f"densepath: {line}; {len(inputs)} images of {size} px, {len(views.classes)} classes")
+    say(
+        f"densepath: {line}; {counted(len(inputs), 'image')} of {size} px, "
+        f"{counted(len(views.classes), 'class', 'classes')}"
+    )
     positions, values = encode_all(views, encoder, inputs, hardware)
     paths = list(AllNames(source))
     images = _rows(
