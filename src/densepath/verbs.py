@@ -83,6 +83,9 @@ VERBS = {
     "data mhist": Verb("datasets.mhist:convert_mhist", "MHIST as published -> a list with classes", ("source", "dest")),
     "data msd": _store("msd", "convert_msd", "a task of the Medical Segmentation Decathlon"),
     "data nct": Verb("datasets.nct:convert_nct", "NCT-CRC-HE-100K as published -> lists of files", ("source", "dest")),
+    "data nodules": _store(
+        "nodules", "convert_nodules", "crops around LUNA16's candidates, with labels", "nodules:NodulesConversion"
+    ),
     "data nnunet": _store("nnunet", "convert_nnunet", "nnU-Net's raw layout"),
     "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
     "data pcam": Verb(
