@@ -16,8 +16,7 @@ from densepath.report.common import pretty
 from densepath.report.curves import columns_of, draw_curves
 from densepath.report.runs import Run, Score
 from densepath.report.values import MISSING, flat, text
-from densepath.runs.folder import read_config
-from densepath.training.export import EXPORTED
+from densepath.runs.folder import EXPORTED, read_config
 
 MOST_CURVES = 16  # lines in a chart
 MOST_CHARTS = 8
