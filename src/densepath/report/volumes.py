@@ -15,7 +15,7 @@ from densepath.report.blocks import Picture, Slider
 from densepath.report.embedded import encode
 from densepath.report.paths import inside
 from densepath.transfer.segment.overlays import side_by_side
-from densepath.transfer.segment.volume_slices import read_slices
+from densepath.transfer.segment.volume_slices import Slices, read_slices
 
 _AXES = ("axial", "coronal", "sagittal")  # the slices along z, y and x
 _SLICES, _SIDE = 24, 520  # frames of a slider, and pixels of their longer side
@@ -38,20 +38,19 @@ def _read(file: Path, changed: int, name: str) -> Sequence[Slider]:
     for axis, plane in enumerate(_AXES):
         length = found.image.shape[axis]
         frames = []
-        for k in evenly_spaced(min(_SLICES, length), length):
+        for k in evenly_spaced(_SLICES, length):
             maps = [np.take(each, k, axis)[::-1] for each in found.maps.values()]
             grey: npt.NDArray[np.uint8] = np.take(found.image, k, axis)[::-1, :, None].repeat(3, 2)
             sheet = side_by_side(grey, maps, found.background)
-            frames.append(Picture(encode(sheet, _SIDE), f"slice {k + 1} of {length}"))
-        made.append(Slider(f"{name}, {plane}: {titles}", frames, _start(found.maps, axis, length), wide=False))
+            number, count = k * found.step[axis] + 1, length * found.step[axis]
+            frames.append(Picture(encode(sheet, _SIDE), f"slice {number} of {count}"))
+        made.append(Slider(f"{name}, {plane}: {titles}", frames, _start(found, axis), wide=False))
     return made
 
 
-def _start(maps: dict[str, npt.NDArray[np.uint8]], axis: int, length: int) -> int:
+def _start(found: Slices, axis: int) -> int:
     """The frame with the largest structure."""
-    first = next(iter(maps.values()))
-    values, counts = np.unique(first, return_counts=True)
-    marked = first != values[counts.argmax()]
+    marked = next(iter(found.maps.values())) != found.background
     sizes = marked.sum(tuple(a for a in range(3) if a != axis))
-    shown = list(evenly_spaced(min(_SLICES, length), length))
+    shown = evenly_spaced(_SLICES, len(sizes))
     return int(np.argmax(sizes[shown])) if marked.any() else len(shown) // 2
