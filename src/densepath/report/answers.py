@@ -17,7 +17,7 @@ from densepath.report.answer_charts import answer_charts, confusion_chart
 from densepath.report.blocks import Block, Facts, Gallery, Note, Section, Table
 from densepath.report.common import curve_section, ending, gallery, options, pictures_below, pretty, score_cards
 from densepath.report.embedded import below, picture
-from densepath.report.paths import own_file, where
+from densepath.report.paths import inside, own_file, where
 from densepath.report.runs import Kind, Run, read_scores
 from densepath.report.slides import slide_blocks
 from densepath.report.values import MISSING
@@ -94,7 +94,9 @@ class Answers:
 
 def _of_models(run: Run, most: int) -> list[Section]:
     """A run of ``mil``, which may have trained all models, each in a folder of its own."""
-    folders = [] if run.scores else sorted(path.parent for path in run.path.glob("*/scores.json"))
+    folders = (
+        [] if run.scores else sorted(path.parent for path in run.path.glob("*/scores.json") if inside(path, run.path))
+    )
     if not folders:
         return _sections(run, most)
     share = most // len(folders)

@@ -42,8 +42,8 @@ def _read(file: Path, changed: int, name: str) -> Sequence[Slider]:
             maps = [np.take(each, k, axis)[::-1] for each in found.maps.values()]
             grey: npt.NDArray[np.uint8] = np.take(found.image, k, axis)[::-1, :, None].repeat(3, 2)
             sheet = side_by_side(grey, maps, found.background)
-            number, count = k * found.step[axis] + 1, length * found.step[axis]
-            frames.append(Picture(encode(sheet, _SIDE), f"slice {number} of {count}"))
+            number = k * -(-found.size[axis] // length) + 1
+            frames.append(Picture(encode(sheet, _SIDE), f"slice {number} of {found.size[axis]}"))
         made.append(Slider(f"{name}, {plane}: {titles}", frames, _start(found, axis), wide=False))
     return made
 

@@ -26,24 +26,23 @@ class Slices:
         image: (D, H, W) uint8.
         maps: title -> (D, H, W) classes: the truth, if it is known, and the prediction.
         background: the class that is not drawn.
-        step: every which slice of the volume these are, along each axis.
+        size: of the volume, of which these are every n-th slice along each axis.
     """
 
     image: npt.NDArray[np.uint8]
     maps: dict[str, ClassMap]
     background: int
-    step: tuple[int, int, int] = (1, 1, 1)
+    size: tuple[int, ...]
 
 
 def write_slices(path: Path, image: npt.NDArray[np.uint8], maps: dict[str, ClassMap], background: int) -> None:
     """Write a volume (D, H, W, C) with its classes, reduced to at most 128 voxels along each axis."""
-    step = [-(-side // _SIDE) for side in image.shape[:3]]
-    every = tuple(slice(None, None, each) for each in step)
+    size = np.array(image.shape[:3])
+    every = tuple(slice(None, None, -(-side // _SIDE)) for side in size.tolist())
     arrays = {title: each[every].astype(np.uint8) for title, each in maps.items()}
+    notes = {"background": np.int64(background), "size": size}
     with atomic_write(path) as part, part.open("wb") as file:
-        np.savez_compressed(
-            file, image=image[every][..., 0], background=np.int64(background), step=np.array(step), **arrays
-        )
+        np.savez_compressed(file, image=image[every][..., 0], **notes, **arrays)
 
 
 def read_slices(path: Path) -> Slices:
@@ -58,9 +57,9 @@ def read_slices(path: Path) -> Slices:
                 raise ValueError("it is too large")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        image, background, step = arrays.pop("image"), int(arrays.pop("background")), arrays.pop("step").tolist()
+        image, background, size = arrays.pop("image"), int(arrays.pop("background")), arrays.pop("size").tolist()
         if image.ndim != 3 or any(each.shape != image.shape or each.dtype != np.uint8 for each in arrays.values()):
             raise ValueError("other arrays")
-        return Slices(image.astype(np.uint8, copy=False), arrays, background, (step[0], step[1], step[2]))
+        return Slices(image.astype(np.uint8, copy=False), arrays, background, tuple(size))
     except Exception as error:  # whatever NumPy and zipfile raise for a damaged file
         raise UserError(f"the slices {path} cannot be read ({error})") from None
