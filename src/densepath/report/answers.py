@@ -94,9 +94,8 @@ class Answers:
 
 def _of_models(run: Run, most: int) -> list[Section]:
     """A run of ``mil``, which may have trained all models, each in a folder of its own."""
-    folders = (
-        [] if run.scores else sorted(path.parent for path in run.path.glob("*/scores.json") if inside(path, run.path))
-    )
+    scores = [] if run.scores else sorted(run.path.glob("*/scores.json"))
+    folders = [path.parent for path in scores if inside(path, run.path)]
     if not folders:
         return _sections(run, most)
     share = most // len(folders)
