@@ -182,6 +182,7 @@ NEXT = {
     "data chexpert": "densepath classify --config chestxray14 --data {0} --labels {0} --targets Edema Consolidation "
     "--weights RUN --out chexpert_run",
     "data mhist": "densepath classify --config mhist --data {0} --labels {0} --weights RUN --out mhist_run",
+    "data nodules": "densepath classify --data {0} --labels {0}/labels.csv --weights RUN --out {0}_run",
     "data pcam": "densepath classify --data {0}/images.safetensors --labels {0}/labels.csv --out {0}_run",
     "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
