@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.core.csv_files import delimiter_of
+from densepath.core.csv_files import delimiter_of, encoding_of
 from densepath.core.errors import UserError, first_few
 from densepath.core.spelling import composed
 from densepath.sources.pixel_source import AllNames, Named
@@ -165,7 +165,7 @@ def table_columns(path: str) -> list[str]:
         UserError: it cannot be read.
     """
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
             heads = _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
     except (OSError, ValueError, csv.Error) as error:
         why = error.strerror if isinstance(error, OSError) else error
@@ -226,7 +226,7 @@ def _read_table(path: str, columns: Sequence[str], empty: bool = False) -> _Tabl
     keys, labels, lines = array("q"), array("i"), array("q")
     depths: set[int] = set()
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
             for line, name, label in _rows(file, path, columns, empty):
                 parts = _parts(os.path.normpath(name))
                 depths.add(len(parts))
