@@ -63,7 +63,7 @@ def draw_case(
         rows = [[row[0] for row in rows]]
     texts = ["prediction"] if truth is None else ["truth", "prediction"]
     if pixels.ndim == 4:
-        write_slices(folder / f"{name}{SUFFIX}", grey, dict(zip(texts, maps, strict=True)), background)
+        write_slices(folder / f"{name}{SUFFIX}", grey, dict(zip(texts, maps, strict=True)), background, spacing)
     scores = [f"{name} {share:.2f}" for name, share in zip(legend.scored, shares, strict=False) if np.isfinite(share)]
     caption = " | ".join(texts) + ("" if not scores else f"; Dice: {', '.join(scores[:6])}")
     sheet = _sheet(rows, caption, legend)
