@@ -239,7 +239,7 @@ def _embed_all(
     also = f"; {counted(len(failed), 'slide')} passed over: {first_few(failed)}" if failed else ""
     left = len(slides) - len(found) - len(failed)
     also += left_to_others(left, len(slides))
-    also = (f", {counts['damaged']} damaged tiles passed over" if counts["damaged"] else "") + also
+    also = (f", {counted(counts['damaged'], 'damaged tile')} passed over" if counts["damaged"] else "") + also
     where = features_path(out, features, "x").parent
     say(f"densepath: features of {counts['tiles']} tiles of {counted(len(found), 'slide')} are in {where}{also}")
     return {"slides": len(found), **counts, "dim": work.encoder.dim, "failed": len(failed), "left": left}
