@@ -30,7 +30,7 @@ def test_results_come_in_order_and_errors_at_their_position():
 def test_few_items_are_taken_ahead(ahead, most):
     taken = []
     items = (taken.append(n) or n for n in range(1000))
-    results = in_threads(lambda item: item, items, threads=2, what="numbers", ahead=ahead)
+    results = in_threads(lambda item: item, items, threads=2, what="numbers", ahead=lambda: ahead)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert ahead <= len(taken) <= most
     before = threading.active_count()
