@@ -83,6 +83,9 @@ VERBS = {
     "data mhist": Verb("datasets.mhist:convert_mhist", "MHIST as published -> a list with classes", ("source", "dest")),
     "data msd": _store("msd", "convert_msd", "a task of the Medical Segmentation Decathlon"),
     "data nct": Verb("datasets.nct:convert_nct", "NCT-CRC-HE-100K as published -> lists of files", ("source", "dest")),
+    "data nodules": _store(
+        "nodules", "convert_nodules", "crops around LUNA16's candidates, with labels", "nodules:NodulesConversion"
+    ),
     "data nnunet": _store("nnunet", "convert_nnunet", "nnU-Net's raw layout"),
     "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
     "data pcam": Verb(
@@ -179,6 +182,7 @@ NEXT = {
     "data chexpert": "densepath classify --config chestxray14 --data {0} --labels {0} --targets Edema Consolidation "
     "--weights RUN --out chexpert_run",
     "data mhist": "densepath classify --config mhist --data {0} --labels {0} --weights RUN --out mhist_run",
+    "data nodules": "densepath classify --data {0} --labels {0}/labels.csv --weights RUN --out {0}_run",
     "data pcam": "densepath classify --data {0}/images.safetensors --labels {0}/labels.csv --out {0}_run",
     "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.csv_files import delimiter_of
+from densepath.core.csv_files import delimiter_of, encoding_of
 from densepath.core.errors import UserError
 from densepath.core.spelling import composed
 
@@ -65,7 +65,7 @@ def table_columns(path: str) -> list[str]:
         UserError: it cannot be read.
     """
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
             heads = _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
     except (OSError, ValueError, csv.Error) as error:
         why = error.strerror if isinstance(error, OSError) else error
@@ -83,7 +83,7 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False) -> Table:
     keys, labels, lines = array("q"), array("i"), array("q")
     depths: set[int] = set()
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
             for line, name, label in _rows(file, path, columns, empty):
                 parts = parts_of(os.path.normpath(name))
                 depths.add(len(parts))

@@ -71,6 +71,7 @@ def record_session(out: Path, step: int, device: torch.device, processes: int, d
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "step": step,
         "command": command_line(),
+        "folder": str(Path.cwd()),  # where relative paths of the command start
         "machine": f"{platform.node()}, {platform.platform()}, {cores()} CPU cores",
         "devices": f"{processes} x {torch.cuda.get_device_name(device) if gpu else device.type}",
         "versions": {

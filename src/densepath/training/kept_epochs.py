@@ -14,7 +14,8 @@ from densepath.nets.norms import plain_batch_norm
 from densepath.nets.running_statistics import gather_statistics, set_statistics
 from densepath.nets.weights import save_backbone
 from densepath.nets.weights.trained_on import slides_of_run
-from densepath.training.export import EXPORTED, describe_run
+from densepath.runs.folder import EXPORTED
+from densepath.training.export import describe_run
 
 _NAME = "backbone_epoch_"
 

@@ -19,6 +19,7 @@ from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint
 from densepath.runs.folder import changed_options, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.random_state import random_state, seed_generators, set_random_state
+from densepath.training.sharding import collect, divide_state
 from densepath.training.task import Task
 from densepath.training.threads import keep_threads
 from densepath.training.updates import Updates
@@ -91,7 +92,7 @@ class Saver:
         self._updates = updates
         if self._state:
             (optimizer,), (schedule,) = self._state["optimizers"], self._state["schedules"]
-            updates.optimizer.load_state_dict(optimizer)
+            updates.optimizer.load_state_dict(divide_state(optimizer, updates.optimizer))
             updates.schedule.load_state_dict(schedule)
             if world_size() > 1 and len(self._state.get("statistics", ())) == world_size():
                 set_statistics(self._task, self._state["statistics"][rank()])
@@ -116,15 +117,15 @@ class Saver:
             states *= world_size()
             dist.all_gather_object(states, random_state())
         statistics = gather_statistics(self._task)
+        weights, optimizer = (collect(part.state_dict()) for part in (self._task, self._updates.optimizer))
         if rank() == 0:
-            weights = self._task.state_dict()
             weights.update(name_statistics(self._task, statistics.mean(0)))
             state = {
                 "step": step,
                 **self._notes,
                 "state_dict": weights,
                 "statistics": statistics,  # of each process
-                "optimizers": [self._updates.optimizer.state_dict()],
+                "optimizers": [optimizer],
                 "schedules": [self._updates.schedule.state_dict()],
                 "random": states,
                 "threads": torch.get_num_threads(),

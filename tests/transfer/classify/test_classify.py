@@ -88,6 +88,27 @@ def test_smaller_fractions_are_parts_of_larger_ones(data: Path, classify: Classi
     assert used[0] < used[1] and len(used[1]) < 24
 
 
+def test_only_listed_images_are_trained_on(data: Path, classify: Classify, tmp_path: Path) -> None:
+    test = write_images(tmp_path / "test", patients=2, each=1, seed=1, letter="Q")
+    given = {"test_data": test / "images", "epochs": 1, "patient_regex": r"([PQ]\d+)_", "freeze": True}
+    paths = sorted(str(path) for path in (data / "images").glob("*/P?[0-3]_*.png"))
+    for number, lines in enumerate((paths, [f"P{k}{p}" for k in range(2) for p in range(4)])):
+        (tmp_path / "left.txt").write_text("\n".join(["", *lines, "elsewhere.png"]))
+        out = tmp_path / f"run{number}"
+        classify(data=data / "images", out=out, train_images=tmp_path / "left.txt", **given)
+        (split,) = json.loads((out / "splits.json").read_text())["seed_0"]
+        used = {*split["train"], *split["validation"]}
+        assert used == {str(Path(path).relative_to(data / "images")) for path in paths}
+        assert len(split["test"]) == 4
+    (tmp_path / "left.txt").write_text("elsewhere.png")
+    with pytest.raises(UserError, match=r"none of the training images is in .*left\.txt"):
+        classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt", **given)
+    with pytest.raises(UserError, match="--train_images needs official test images"):
+        classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "absent.txt", **given)
+
+
 def test_several_labels_with_unknown_ones(data: Path, classify: Classify, tmp_path: Path) -> None:
     listed = list(enumerate(rows(data / "labels.csv")))
     table = [[r["file"], int(r["label"] == "a"), "" if i % 5 == 0 else i % 2, r["patient"]] for i, r in listed]

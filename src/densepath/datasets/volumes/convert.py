@@ -20,7 +20,7 @@ from densepath.core.streams import say, write_line
 from densepath.core.system import available_memory, usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.core.work_folder import work_folder
-from densepath.datasets.volumes.conversion import Case, Contents, Conversion, check_names
+from densepath.datasets.volumes.conversion import Case, Contents, Conversion, check_names, with_test
 from densepath.datasets.volumes.suspects import AIR, warnings_of
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import matches_any
@@ -56,6 +56,8 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
         raise UserError(f"--exclude leaves out all volumes of {how.source}; narrow it")
     if how.patient_regex is not None:
         kept = [replace(case, patient=patient_in_name(case.name, how.patient_regex)) for case in kept]
+    if how.test_share is not None:
+        kept = with_test(kept, how.test_share)
     kept.sort(key=lambda case: case.name)
     check_names(kept, how.source)
     _check_channels({case.name: count for case in kept if case.count is not None and (count := case.count())})
@@ -63,7 +65,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
     others = {k: v for k, v in asdict(how).items() if k not in ("source", "dest", "exclude")}
     _check_source(dest, {case.name for case in cases}, how)
     record = {"command": f"data {contents.layout}", **others}
-    with work_folder(dest, record, log="convert.log", free=("patient_regex", "window")):
+    with work_folder(dest, record, log="convert.log", free=("patient_regex", "window", "test_share")):
         (dest / VOLUMES).mkdir(exist_ok=True)
         remove_remains(dest / VOLUMES, shared=True)
         headers: dict[str, Header] = {}

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 from xml.etree import ElementTree
 
+from densepath.core.csv_files import encoding_of
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.spelling import composed
 
@@ -85,7 +86,7 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
         UserError: it cannot be read, or a row is invalid.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding=encoding_of(path)) as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(

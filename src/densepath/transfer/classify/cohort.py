@@ -18,6 +18,7 @@ from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import owners_of_volumes
 from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below
+from densepath.core.spelling import several_spellings
 from densepath.core.streams import say
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import cache_images
@@ -127,6 +128,10 @@ def read_pool(
     owners, source = owners_of(names, listed, how, table, data, partial(_patients_in, names))
     if volumes and not source:
         owners, source = owners_of_volumes(volumes, data)
+    if source:
+        refuse(
+            several_spellings(set(owners)), "patients that differ in capitals, spaces or zeros", "spell each one way"
+        )
     if isinstance(images, ImageFiles):
         return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])
     return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])

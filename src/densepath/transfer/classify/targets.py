@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from densepath.annotations.classes import match_columns
 from densepath.core.errors import UserError, counted, first_few, refuse
+from densepath.core.spelling import several_spellings
 from densepath.core.streams import say
 from densepath.sources.pixel_source import Named
 from densepath.transfer.classify.config import ClassifyConfig
@@ -139,6 +140,9 @@ def _classes(
             f"all images are of one class in {source}, {used[0]}; give the folder that contains a folder for each "
             "class, or a table of two or more classes with --labels"
         )
+    refuse(
+        several_spellings(used), f"classes in {source} that differ in capitals, spaces or zeros", "spell each one way"
+    )
     number = {name: place for place, name in enumerate(used)}
     return Targets(tuple(used), np.array([number.get(text, 0) for text in texts], np.float64)[:, None], True)
 

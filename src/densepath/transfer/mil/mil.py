@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -104,7 +105,7 @@ class _Store:
         extractor, record: what made the features.
         longest: tiles of the largest bag.
         pretraining: the slides that the extractor was trained on.
-        digest: of cases, targets and features, of which the first tile of each slide is looked at.
+        digest: of cases, targets and features.
     """
 
     def __init__(self, cohort: Cohort, averaged: bool) -> None:
@@ -114,7 +115,8 @@ class _Store:
 
         def see(slide: SlideFeatures) -> None:
             self.pretraining.add(slide.notes)
-            facts.extend((extractor_of(slide), str(slide.features.shape), slide.features[:1].tobytes()))
+            features = np.ascontiguousarray(slide.features)
+            facts.extend((extractor_of(slide), str(features.shape), f"{crc32(features):08x}"))
 
         if averaged:
             pairs: list[tuple[str, tuple[Path, ...]]] = [

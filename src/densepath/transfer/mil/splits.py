@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from densepath.annotations.classes import Classes
+from densepath.core.csv_files import encoding_of
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
@@ -187,7 +188,7 @@ def _clam_lists(folder: Path) -> list[list[list[str]]]:
         raise UserError(f"{folder} has no splits_0.csv, splits_1.csv, ... as CLAM writes them; name another folder")
     lists = []
     for _, file in files:
-        with open(file, encoding="utf-8-sig", newline="") as opened:
+        with open(file, encoding=encoding_of(file), newline="") as opened:
             rows = list(csv.DictReader(opened))
         if not rows or not {"train", "test"} <= set(rows[0]):
             raise UserError(f"{file} has no columns train, val and test; use files as CLAM writes them")

@@ -162,7 +162,7 @@ def _rows(
     else:
         owners, source = owners_by_name(data, paths)
     patient_names, patients = np.unique(owners, return_inverse=True)
-    test = _split(paths, names, data)
+    test = official_test(paths, names, data)
     labels = torch.arange(len(classes), dtype=torch.int32).repeat(count)
     return Labelled(
         [f"{name}#{kind}" for name in names for kind in classes],
@@ -175,8 +175,8 @@ def _rows(
     )
 
 
-def _split(paths: list[str], names: list[str], data: str | Path) -> npt.NDArray[np.bool_] | None:
-    """(N,) which images are test images, if the data name any."""
+def official_test(paths: list[str], names: list[str], data: str | Path) -> npt.NDArray[np.bool_] | None:
+    """(N,) which images are test images, if the data name any: their paths, and their names below the data."""
     if str(data).lower().endswith(LIST_SUFFIXES) and "split" in table_columns(str(data)):
         return given_split(read_column(Listed(paths), str(data), "split"), str(data))
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
