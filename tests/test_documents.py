@@ -11,9 +11,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from densepath.cli import VERBS, main
+from densepath.cli import main
 from densepath.methods import METHODS
 from densepath.synthetic.tissue import write_tiles
+from densepath.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

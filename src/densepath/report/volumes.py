@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from densepath.core.errors import UserError
+from densepath.core.slices import size_in_mm, slice_of
 from densepath.core.spacing import evenly_spaced
 from densepath.report.blocks import Picture, Slider
 from densepath.report.embedded import encode
@@ -35,13 +35,15 @@ def volume_sliders(file: Path, within: Path, name: str) -> list[Slider]:
 def _read(file: Path, changed: int, name: str) -> Sequence[Slider]:
     found = read_slices(file)
     titles, made = ", ".join(found.maps), []
+    longest = max(side * step for side, step in zip(found.image.shape, found.spacing, strict=True))
+    scale = min(1 / min(found.spacing), _SIDE / longest)
     for axis, plane in enumerate(_AXES):
         length = found.image.shape[axis]
+        size = size_in_mm(found.image.shape, found.spacing, axis, scale)
         frames = []
         for k in evenly_spaced(_SLICES, length):
-            maps = [np.take(each, k, axis)[::-1] for each in found.maps.values()]
-            grey: npt.NDArray[np.uint8] = np.take(found.image, k, axis)[::-1, :, None].repeat(3, 2)
-            sheet = side_by_side(grey, maps, found.background)
+            image, *maps = (slice_of(each, axis, k, size) for each in (found.image, *found.maps.values()))
+            sheet = side_by_side(image[..., None].repeat(3, 2), maps, found.background)
             number = k * -(-found.size[axis] // length) + 1
             frames.append(Picture(encode(sheet, _SIDE), f"slice {number} of {found.size[axis]}"))
         made.append(Slider(f"{name}, {plane}: {titles}", frames, _start(found, axis), wide=False))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from densepath.core.errors import counted
 from densepath.core.streams import say
 from densepath.core.system import cores
 from densepath.runs.folder import SESSIONS, train_longer
@@ -48,7 +49,7 @@ def begin_session(
     """
     if step >= total:
         more = f"; {train_longer(out, config)}" if config else ""
-        say(f"densepath: the run in {out} is complete ({step} steps){more}")
+        say(f"densepath: the run in {out} is complete ({counted(step, 'step')}){more}")
         return
     if step:
         say(f"densepath: resuming {out} at step {step} of {total}")

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from densepath.core.files import atomic_write
 from densepath.core.fonts import font
+from densepath.core.slices import AXIAL, CORONAL, SAGITTAL, size_in_mm, slice_of
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
 from densepath.transfer.segment.volume_slices import SUFFIX, write_slices
@@ -36,6 +37,7 @@ def draw_case(
     truth: ClassMap | None,
     legend: Legend,
     shares: Sequence[float] | npt.NDArray[np.float64] = (),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Path:
     """Draw an image, or three slices of a volume, with the truth, if it is known, and with the prediction.
 
@@ -48,19 +50,20 @@ def draw_case(
         found, truth: (*size) classes.
         legend: of the classes.
         shares: the Dice of each scored region.
+        spacing: of a volume, mm between voxels along its axes S, A and R.
 
     Returns:
         The file.
     """
     maps = [found] if truth is None else [truth, found]
     background, grey = legend.background, _grey(pixels, spec)
-    planes = _planes(grey, maps, background)
+    planes = _planes(grey, maps, background, spacing)
     rows = [[_colored(image, own[number], background) for image, own in planes] for number in range(len(maps))]
     if pixels.ndim == 3:  # an image: truth and prediction side by side
         rows = [[row[0] for row in rows]]
     texts = ["prediction"] if truth is None else ["truth", "prediction"]
     if pixels.ndim == 4:
-        write_slices(folder / f"{name}{SUFFIX}", grey, dict(zip(texts, maps, strict=True)), background)
+        write_slices(folder / f"{name}{SUFFIX}", grey, dict(zip(texts, maps, strict=True)), background, spacing)
     scores = [f"{name} {share:.2f}" for name, share in zip(legend.scored, shares, strict=False) if np.isfinite(share)]
     caption = " | ".join(texts) + ("" if not scores else f"; Dice: {', '.join(scores[:6])}")
     sheet = _sheet(rows, caption, legend)
@@ -71,13 +74,6 @@ def draw_case(
     return path
 
 
-def _grey(pixels: npt.NDArray[Any], spec: PixelSpec) -> npt.NDArray[np.uint8]:
-    """Stored pixels (*size, C) as (*size, 3) of a picture."""
-    low, high = spec.window
-    grey = np.clip((pixels.astype(np.float32) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
-    return grey if grey.shape[-1] == 3 else np.repeat(grey[..., :1], 3, axis=-1)
-
-
 def side_by_side(image: npt.NDArray[np.uint8], maps: Sequence[ClassMap], background: int) -> Image.Image:
     """A plane (H, W, 3) once for each of its classes (H, W)."""
     parts = [np.asarray(_colored(image, classes, background)) for classes in maps]
@@ -85,8 +81,8 @@ def side_by_side(image: npt.NDArray[np.uint8], maps: Sequence[ClassMap], backgro
     return Image.fromarray(np.hstack([piece for part in parts for piece in (part, gap)][:-1]))
 
 
-def _planes(grey: npt.NDArray[np.uint8], maps: Sequence[ClassMap], background: int) -> Planes:
-    """RGB planes with the classes in them: of a volume those through the middle of the largest structure."""
+def _planes(grey: npt.NDArray[np.uint8], maps: Sequence[ClassMap], background: int, spacing: Sequence[float]) -> Planes:
+    """RGB planes with the classes in them: of a volume those through the middle of the largest structure, in mm."""
     if grey.ndim == 3:
         return [(grey, list(maps))]
     marked = (maps[0] != background) & (maps[0] != IGNORED)
@@ -94,12 +90,22 @@ def _planes(grey: npt.NDArray[np.uint8], maps: Sequence[ClassMap], background: i
         int(np.argmax(marked.sum(tuple(a for a in range(3) if a != axis)))) if marked.any() else marked.shape[axis] // 2
         for axis in range(3)
     ]
+    shape = grey.shape[:3]
+    longest = max(side * step for side, step in zip(shape, spacing, strict=True))
+    scale = min(_SIDE, max(_SIDE // 2, *shape)) / longest
     planes: Planes = []
-    for axis in range(3):
-        cut = tuple(center[axis] if a == axis else slice(None) for a in range(3))
-        # Up in the picture is superior, or anterior in the axial slice; right is right, or anterior in the sagittal one
-        planes.append((grey[cut][::-1], [each[cut][::-1] for each in maps]))
+    for axis in (AXIAL, CORONAL, SAGITTAL):
+        size = size_in_mm(shape, spacing, axis, scale)
+        image, *own = (slice_of(each, axis, center[axis], size) for each in (grey, *maps))
+        planes.append((image, own))
     return planes
+
+
+def _grey(pixels: npt.NDArray[Any], spec: PixelSpec) -> npt.NDArray[np.uint8]:
+    """Stored pixels (*size, C) as (*size, 3) of a picture; of channels other than colors the first."""
+    low, high = spec.window
+    grey = np.clip((pixels.astype(np.float32) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    return grey if grey.shape[-1] == 3 else np.repeat(grey[..., :1], 3, axis=-1)
 
 
 def _colored(image: npt.NDArray[np.uint8], classes: ClassMap, background: int) -> Image.Image:
