@@ -26,7 +26,18 @@ import torch
 import yaml
 
 from benchmarks.bare import bare_step, encode_all
-from benchmarks.measure import Parts, in_turns, isolated, parser, peak_memory, ratio, report, shown, synchronizations
+from benchmarks.measure import (
+    Parts,
+    in_turns,
+    isolated,
+    measure_cpu_time,
+    parser,
+    peak_memory,
+    ratio,
+    report,
+    shown,
+    synchronizations,
+)
 from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import RandomCells, batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
@@ -219,6 +230,8 @@ def measure(step: Step, batch_size: int, repeats: int, calls: int = 1) -> dict[s
 
 
 def _hardware(asked: Any) -> Hardware:
+    if asked.cpu_time:
+        measure_cpu_time()
     hardware = choose_hardware(asked.device, asked.precision)
     keep_freed_memory(hardware)
     return hardware
@@ -291,6 +304,7 @@ def options(description: str) -> argparse.ArgumentParser:
     made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--device", default="auto")
     made.add_argument("--compile", action="store_true", help="compile the backbones by torch.compile")
+    made.add_argument("--cpu_time", action="store_true", help="measure the time of the CPU, on a busy machine")
     made.add_argument("--precision", default="auto", choices=("auto", "32", "bf16-mixed"))
     return made
 

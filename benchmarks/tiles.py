@@ -16,7 +16,8 @@ from densepath.core.random import uniform
 from densepath.sources.batch import ImageBatch
 from densepath.sources.listing import find_images
 from densepath.sources.packing import pack
-from densepath.sources.pixel_source import PerImage, PixelSource
+from densepath.sources.per_image import PerImage
+from densepath.sources.pixel_source import PixelSource
 from densepath.synthetic.tissue import write_tiles
 
 

@@ -337,7 +337,7 @@ def test_check_reports_and_draws_a_store(tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert check_data(store, tmp_path / "sheet.png") == tmp_path / "sheet.png"
     lines = capsys.readouterr().out.splitlines()
-    assert "test: 1 volumes of 1 patients, 0 with labels" in lines
+    assert "test: 1 volume of 1 patient, 0 with labels" in lines
     assert "train: 3 volumes of 3 patients, 3 with labels" in lines
     assert "patients in test and train: 1: BraTS-GLI-00001; scores are too high" in lines
     (one,) = [line.split() for line in lines if line.startswith("1 necrotic core")]
@@ -422,7 +422,7 @@ def test_an_outlier_that_takes_up_the_range_is_reported(tmp_path: Path, capsys: 
     values = RNG.random((9, 9, 9)).astype(np.float32)
     files = {"plain.nii": nifti(values), "hot.nii": nifti(np.where(values == values[0, 0, 0], np.float32(1e6), values))}
     convert_folder(FolderConversion(fill(tmp_path / "in", files), tmp_path / "S"))
-    assert "1 volumes have outliers: 99% of their values lie within fewer than 256" in capsys.readouterr().err
+    assert "1 volume has outliers: 99% of their values lie within fewer than 256" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "."])

@@ -120,7 +120,8 @@ def benchmark_table(
     of_tasks = read_tasks(table, folders, out, orientation)
     labelled = {task.data: of_tasks[task.name] for task in table.tasks if task.name in of_tasks}
     sets = list({id(data): data for data in of_tasks.values()}.values())
-    trains = any(row.recipe for row in table.rows)
+    shares = any(task.pretrain.get("fraction", 1.0) < 1 for task in table.tasks)
+    trains = shares or any(row.recipe for row in table.rows)
     found = {name: read_tiles(source, out, exclude) for name, source in sources.items() if trains}
     unlabelled: ImageSet | dict[str, ImageSet] | None = found.get("") or found or None
     notes = list(dict.fromkeys(f"{data.name}: {data}." for data in sets))

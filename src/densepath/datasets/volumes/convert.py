@@ -14,7 +14,7 @@ import numpy as np
 
 from densepath.annotations.patients import patient_in_name
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.streams import say, write_line
 from densepath.core.system import available_memory, usable_cores, with_progress
@@ -79,7 +79,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
             else:
                 headers[case.name] = made
         if not headers:
-            raise UserError(f"none of the {len(kept)} volumes can be read: {first_few([*damaged.values()])}")
+            raise UserError(f"none of the {counted(len(kept), 'volume')} can be read: {first_few([*damaged.values()])}")
         index = _index([case for case in kept if case.name in headers], headers, contents, how)
         with atomic_write(dest / INDEX) as part:
             part.write_text(json.dumps(index))
@@ -194,20 +194,24 @@ def _index(cases: Sequence[Case], headers: Mapping[str, Header], contents: Conte
 def _report(index: Header, damaged: Sequence[str]) -> None:
     rows, window = index["volumes"], index["window"]
     patients = {row["patient"] for row in rows}
-    of = f" of {len(patients)} patients" if None not in patients else ""
+    of = f" of {counted(len(patients), 'patient')}" if None not in patients else ""
     labelled = sum(row["labels"] is not None for row in rows)
     shown = "each volume's own" if window == "volume" else f"{window[0]:g} to {window[1]:g}"
-    write_line(f"{len(rows)} volumes{of}, {labelled} with labels; window: {shown}", sys.stdout)
+    write_line(f"{counted(len(rows), 'volume')}{of}, {labelled} with labels; window: {shown}", sys.stdout)
     noted = defaultdict(list)
     for row in rows:
         for note in row["notes"]:
             noted[note].append(row["name"])
     for note, names in noted.items():
-        say(f"densepath: warning: {len(names)} volumes have {note}: {one_line(first_few(names))}")
+        say(
+            f"densepath: warning: {counted(len(names), 'volume has', 'volumes have')} {note}: "
+            f"{one_line(first_few(names))}"
+        )
     for warning in warnings_of(rows, window):
         say(f"densepath: warning: {warning}")
     if damaged:
         say(
-            f"densepath: warning: {len(damaged)} volumes were left out; replace them and start again to add them: "
+            f"densepath: warning: {counted(len(damaged), 'volume was', 'volumes were')} left out; "
+            "replace them and start again to add them: "
             f"{one_line(first_few(damaged, _SHOWN))}"
         )

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
+from densepath.core.errors import counted
 from densepath.core.files import atomic_write
 from densepath.core.slices import AXIAL, CORONAL, SAGITTAL, size_in_mm, slice_of
 from densepath.core.spacing import evenly_spaced
@@ -41,7 +42,7 @@ def draw_volumes(store: VolumeStore, splits: Mapping[str, Sequence[int]], path: 
         chosen = [positions[k] for k in evenly_spaced(count, len(positions))]
         panels = [panel for position in chosen if (panel := _panel(store, position)) is not None]
         starts = range(0, len(panels), _COLUMNS)
-        heading = f"{split}: {len(positions)} volumes (D x H x W); axial, coronal, sagittal"
+        heading = f"{split}: {counted(len(positions), 'volume')} (D x H x W); axial, coronal, sagittal"
         rows += [(heading if start == 0 else "", panels[start : start + _COLUMNS]) for start in starts]
     with atomic_write(path) as part:
         compose_sheet(rows, _WIDTH).save(part, format="PNG")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.sources.batch import new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
@@ -102,7 +102,10 @@ class VolumeStore:
         """The number of volumes, and the ranges of their sizes and spacings."""
         sides = [_range(side) for side in self._sizes.T.tolist()]
         steps = [_range([round(step, 3) for step in axis]) for axis in self._spacing.T.tolist()]
-        return f"{len(self)} volumes of {' x '.join(sides)} voxels (D x H x W), {' x '.join(steps)} mm, in a store"
+        return (
+            f"{counted(len(self), 'volume')} of {' x '.join(sides)} voxels (D x H x W), {' x '.join(steps)} "
+            "mm, in a store"
+        )
 
     def take(self, positions: Tensor) -> VolumeStore:
         """The store with only the volumes at some positions (K,)."""
