@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from densepath.datasets.volumes.msd import convert_msd as convert_msd
     from densepath.datasets.volumes.nnunet import convert_nnunet as convert_nnunet
     from densepath.datasets.volumes.nodules import convert_nodules as convert_nodules
-    from densepath.datasets.volumes.nodules import convert_nodules as convert_nodules
     from densepath.demonstration import demo as demo
     from densepath.report.verb import write_report as write_report
     from densepath.sources.packing import pack as pack
@@ -112,7 +111,6 @@ _HOME = {
     "convert_nodules": "densepath.datasets.volumes.nodules",
     "convert_msd": "densepath.datasets.volumes.msd",
     "convert_nnunet": "densepath.datasets.volumes.nnunet",
-    "convert_nodules": "densepath.datasets.volumes.nodules",
     "demo": "densepath.demonstration",
     "classify": "densepath.api",
     "detect": "densepath.api",
