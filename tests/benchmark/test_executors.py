@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +64,25 @@ def test_a_cancelled_job_ends_its_command_once(tmp_path, number):
     assert (tmp_path / "saved").read_text() == "x"
 
 
+def test_a_job_holds_its_folder_when_its_submitter_has_ended(tmp_path):
+    folder = RunFolder(tmp_path, _probe("probe"))
+    folder.path.mkdir()
+    wait = (
+        "import sys, time\nopen('ready', 'w').close()\nwhile not __import__('os').path.exists('end'): time.sleep(0.02)"
+    )
+    command = [sys.executable, "-S", "-c", wait]
+    job = threading.Thread(target=_execute, args=(command, folder.path))
+    job.start()
+    while not (folder.path / "ready").exists():
+        time.sleep(0.02)
+    assert folder.lock() is None
+    (folder.path / "end").touch()
+    job.join()
+    lock = folder.lock()
+    assert lock is not None
+    os.close(lock)
+
+
 def test_mistakes_are_lines(tmp_path):
     with pytest.raises(UserError, match="NAME=VALUE"):
         make_submit("debug", tmp_path, ["gpus"])
@@ -74,6 +95,12 @@ def test_mistakes_are_lines(tmp_path):
     with pytest.raises(UserError, match="number of jobs"):
         job_slots("cuda:0", "slurm")
     assert [slot.name for slot in job_slots("auto", "slurm")] == [f"slurm:{number}" for number in range(4)]
+
+
+def _execute(command: list[str], folder: Path) -> None:
+    """In a process, as jobs are: only the main thread may handle signals."""
+    call = f"execute({command!r}, {str(folder)!r}, 'log', {{}})"
+    subprocess.run([sys.executable, "-c", f"from densepath.benchmark.executors import execute; {call}"], check=True)
 
 
 def _probe(name: str, parent: Run | None = None) -> Run:

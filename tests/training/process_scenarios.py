@@ -29,6 +29,7 @@ from densepath.methods import PCLV2
 from densepath.runs import checkpoints
 from densepath.synthetic.slide import write_slide
 from densepath.training.intervals import Intervals
+from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
 from densepath.training.pretrain_task import PretrainTask
 from densepath.views.augment import Augment
@@ -296,6 +297,42 @@ def processes(folder):
     ]
 
 
+VIT = "vit_tiny_patch16_224(class_token=False, global_pool='avg', fc_norm=False, depth=2, embed_dim=24, num_heads=3)"
+DINO = {"prototypes": 33, "hidden_dim": 16, "dim": 8, "local_crops": 2, "local_size": 0.5, "momentum": 0.9}
+
+
+def sharded(folder):
+    """DINO in one process, and in two with DDP and with FSDP, which is also stopped and resumed."""
+    adamw = Optimizer(name="adamw", lr=1e-3, clip_norm=0.3, clip="tensor", freeze=("heads.*.prototypes.*",))
+
+    def run(out, disturb=lambda: None, **options):
+        in_float64()
+        disturb()
+        given = {
+            "data": folder / "tiles",
+            "out": folder / out,
+            "method": "dino",
+            "method_options": DINO,
+            "backbone": VIT,
+        }
+        given |= {"max_steps": 6, "batch_size": 8, "accumulate": 2, "view_size": 64, "log_every": 1, "precision": "32"}
+        given |= {"save_every_steps": 2, "keep_every": 1, "picture_every": 0, "optimizer": adamw, "resume": True}
+        pretrain(**{**given, "augment": Augment(blur=0), **options})
+
+    def stop():
+        if os.environ["RANK"] == "1":
+            in_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    return [
+        ended(fork(lambda: run("one"))),
+        two(lambda: run("ddp")),
+        two(lambda: run("fsdp", strategy="fsdp")),
+        two(lambda: run("cut", stop, strategy="fsdp")),
+        two(lambda: run("cut", strategy="fsdp")),
+    ]
+
+
 if __name__ == "__main__":
     where = Path(sys.argv[2])
-    print(json.dumps({"killed": killed, "processes": processes, "slides": slides}[sys.argv[1]](where)))
+    scenarios = {"killed": killed, "processes": processes, "slides": slides, "sharded": sharded}
+    print(json.dumps(scenarios[sys.argv[1]](where)))

@@ -19,7 +19,7 @@ from densepath.core.sinkhorn import sinkhorn
 Centering = Literal["mean", "sinkhorn"]
 
 # Scores that exist at a time: a matrix of all of them would be the largest tensor of a step by far.
-_CPU_SCORES, _GPU_SCORES = 2**22, 2**26
+_CPU_SCORES, _GPU_SCORES = 2**24, 2**26
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,11 @@ class Targets:
     center: Tensor
     temperature: float
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """The distributions (n, K) of rows (n,)."""
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """The distributions (n, K) of n rows."""
         return self.logs(self.queries[rows]).exp_()
 
     def logs(self, queries: Tensor) -> Tensor:
@@ -251,29 +254,31 @@ class _SoftCrossEntropy(torch.autograd.Function):
         ctx.dtypes = students.dtype, prototypes.dtype
         needed = ctx.needs_input_grad[:2]
         with torch.autocast(device, enabled=False):
-            queries, keys = (students.to(wide) / temperature).to(narrow), prototypes.to(narrow)
-            weights = weights.to(wide)
-            of_students = queries.new_empty(queries.shape, dtype=wide) if needed[0] else None
-            of_prototypes = keys.new_zeros(keys.shape, dtype=wide) if needed[1] else None
-            loss = queries.new_zeros((), dtype=wide)
-            size = _rows_at_a_time(keys)
-            parts = weights.split(size)
-            columns = [[True] * rows.shape[1]] * len(parts)
-            if isinstance(targets, Targets):  # worth waiting for a GPU, to compute no distribution of weight 0
-                columns = torch.stack([part.any(0) for part in parts]).tolist()
-            for number, part in enumerate(parts):
-                here = slice(number * size, number * size + len(part))
-                target = _mixed(targets, rows[here], part, columns[number])
-                logs = (queries[here] @ keys.T).to(wide).log_softmax(1)
-                loss -= (target * logs).sum()
-                # The gradient of the scores: (sum of weights) * softmax - target.
-                gradient = logs.exp_().mul_(part.sum(1, keepdim=True)).sub_(target).to(narrow)
-                if of_students is not None:
-                    of_students[here] = (gradient @ keys).to(wide) / temperature
-                if of_prototypes is not None:
-                    product = gradient.T @ queries[here]
-                    of_prototypes += product
-        ctx.save_for_backward(of_students, of_prototypes)
+            scaled, keys, weights = students.to(wide) / temperature, prototypes.to(narrow), weights.to(wide)
+            # What a target has in common with all its students needs no sum of targets for each student.
+            pairs = (weights.unsqueeze(2) * scaled.unsqueeze(1)).flatten(0, 1)
+            pulls = scaled.new_zeros(len(targets), scaled.shape[1]).index_add_(0, rows.flatten(), pairs)
+            shares = weights.sum(1, keepdim=True)
+            of_prototypes = _Sum()
+            means = torch.empty_like(pulls)
+            for here in _parts(len(targets), keys):
+                target = targets[here].to(narrow)
+                means[here] = (target @ keys).to(wide)
+                if needed[1]:
+                    of_prototypes.add(target.T @ pulls[here].neg().to(narrow))
+            loss = -(pulls * means).sum()
+            of_students = (weights.unsqueeze(2) * means[rows]).sum(1).neg_()
+            for here in _parts(len(scaled), keys):
+                scores = (scaled[here].to(narrow) @ keys.T).to(wide)
+                most, at = scores.max(1, keepdim=True)
+                scores = scores.softmax(1)
+                loss += (shares[here] * (most - scores.gather(1, at).log())).sum()  # their log-sum-exp
+                learned = scores.to(narrow)
+                of_students[here] += shares[here] * (learned @ keys).to(wide)
+                if needed[1]:
+                    of_prototypes.add(learned.T @ (shares[here] * scaled[here]).to(narrow))
+            of_students /= temperature
+        ctx.save_for_backward(of_students, of_prototypes.total if needed[1] else None)
         return loss
 
     @staticmethod
@@ -283,13 +288,22 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return *found, None, None, None, None
 
 
-def _mixed(targets: Tensor | Targets, rows: Tensor, weights: Tensor, columns: list[bool]) -> Tensor:
-    """The weighted sums (n, K) of the targets of those columns of rows (n, Q) that do not all have a weight of 0."""
-    first, *others = [column for column, kept in enumerate(columns) if kept] or [0]
-    mixed = targets[rows[:, first]] * weights[:, first : first + 1]
-    for column in others:
-        mixed.addcmul_(targets[rows[:, column]], weights[:, column : column + 1])
-    return mixed
+class _Sum:
+    """A sum of matrices in float32 or more."""
+
+    total: Tensor | None = None
+
+    def add(self, part: Tensor) -> None:
+        if self.total is None:
+            self.total = full_precision(part)
+        else:
+            self.total += part
+
+
+def _parts(count: int, keys: Tensor) -> list[slice]:
+    """The rows, divided so that their scores fit in memory."""
+    size = _rows_at_a_time(keys)
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _rows_at_a_time(keys: Tensor) -> int:

@@ -39,6 +39,11 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def local(x: Tensor) -> Tensor:
+    """This process's part of a tensor that is sharded over the processes; any other tensor as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
     """The rows of all processes, in the order of their ranks. The shapes must be equal; no gradient flows."""

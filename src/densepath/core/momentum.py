@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from densepath.core.distributed import local
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -29,7 +31,10 @@ class Momentum(nn.Module, Generic[Network]):
 
     @torch.no_grad()
     def update(self, source: Network, momentum: float) -> None:
-        """slow = momentum * slow + (1 - momentum) * fast, in one fused operation over all parameters."""
-        slow: list[Tensor] = list(self.network.parameters())
-        fast = [parameter.detach() for parameter in source.parameters()]
+        """slow = momentum * slow + (1 - momentum) * fast, in one fused operation over all parameters.
+
+        If both are sharded over processes, they are so in the same way, and each process updates its own part.
+        """
+        slow: list[Tensor] = [local(parameter) for parameter in self.network.parameters()]
+        fast = [local(parameter.detach()) for parameter in source.parameters()]
         torch._foreach_lerp_(slow, fast, 1.0 - momentum)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,8 @@ class PretrainConfig:
         batch_norm_group: divide the images of a process into groups of this size that share their batch statistics; 0
             for one group. With groups a run is the same on any number of processes, up to rounding.
         view_size: side of the views in pixels, or their size along each axis: height and width, of volumes depth first.
+        early_view_sizes: sizes of the views in the first parts of the run, which then takes less time, as pairs of the
+            share of the run at which a size ends, and the size: [[0.3, 64], [0.6, 96]]. Then ``view_size``.
         augment: augmentation of the views; by default as the method declares it.
         optimizer: the optimizer and its schedule.
         workers: processes that decode images, per device; default: chosen automatically.
@@ -94,6 +97,8 @@ class PretrainConfig:
         window: the two stored values that become 0 and 1; default: the range of 8 bits, and for 16-bit images the
             range of the bits that a sample of them uses.
         devices: "auto" (one GPU, or the CPU), a number of processes, "cpu" or "cpu:N".
+        strategy: "ddp": each process has all weights. "fsdp" divides the weights of vision transformers, of their
+            momentum copies, and the states of the optimizer among the processes, for networks from ViT-L on.
         precision: "auto", "32" or "bf16-mixed".
         channels_last: memory layout of the convolutions.
         deterministic: use only GPU algorithms that give the same bits each time, which are slower. torch warns if it
@@ -145,6 +150,7 @@ class PretrainConfig:
     batch_norm: Literal["auto", "per_process", "synchronized"] = "auto"
     batch_norm_group: int = 0
     view_size: int | tuple[int, ...] = 224
+    early_view_sizes: tuple[tuple[float, int | tuple[int, ...]], ...] = ()
     augment: Augment | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
     workers: int | None = None
@@ -153,6 +159,7 @@ class PretrainConfig:
     std: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
     devices: int | str = "auto"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["auto", "32", "bf16-mixed"] = "auto"
     channels_last: bool = True
     deterministic: bool = False
@@ -174,6 +181,9 @@ class PretrainConfig:
             object.__setattr__(self, "view_size", self.view_size[0])  # frozen; the command line gives lists
         if self.shortest_side < 1:
             raise UserError(f"view_size is {self.view_size}; give a number of pixels, or one for each axis")
+        shares = [0.0, *(share for share, _ in self.early_view_sizes), 1.0]
+        if any(not before < after for before, after in pairwise(shares)):
+            raise UserError(f"early_view_sizes end at the shares {shares[1:-1]}; give rising shares between 0 and 1")
         if self.mpp is not None and not 0 < self.mpp < math.inf:
             raise UserError(f"mpp is {self.mpp}; give µm per pixel, such as 0.5")
         if self.tile_size < 1:

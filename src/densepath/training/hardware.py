@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
 
 Precision = Literal["auto", "32", "bf16-mixed"]
+Strategy = Literal["ddp", "fsdp"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
@@ -37,6 +38,7 @@ class Hardware:
         channels_last: whether weights and pixels are stored channels last: faster for convolutions in bfloat16.
         deterministic: whether a GPU uses only algorithms that give the same bits each time. A CPU always does.
         environment: the launcher of the processes.
+        strategy: "ddp": each process has all weights, or "fsdp": they are divided among the processes.
     """
 
     kind: Literal["cuda", "cpu"]
@@ -48,6 +50,7 @@ class Hardware:
     channels_last: bool
     deterministic: bool
     environment: ClusterEnvironment
+    strategy: Strategy = "ddp"
 
     @property
     def world_size(self) -> int:
@@ -75,6 +78,7 @@ def choose_hardware(
     precision: Precision = "auto",
     channels_last: bool = True,
     deterministic: bool = False,
+    strategy: Strategy = "ddp",
 ) -> Hardware:
     """Choose the hardware of a run.
 
@@ -82,11 +86,13 @@ def choose_hardware(
         devices: "auto" (one GPU, or else the CPU), N (processes on as many GPUs, or on the CPU), "cpu" or "cpu:N".
             Under torchrun and SLURM their own settings give the number of processes.
         precision: "auto" uses bfloat16 if the hardware supports it natively.
-        channels_last, deterministic: see :class:`Hardware`.
+        channels_last, deterministic, strategy: see :class:`Hardware`.
 
     Raises:
         UserError: there are fewer GPUs than requested, or a value is invalid.
     """
+    if strategy not in ("ddp", "fsdp"):
+        raise UserError(f"strategy is {strategy!r}; use ddp or fsdp")
     kind, count = _parse_devices(devices)
     environment, nodes, started = _find_launcher()
     if started:
@@ -109,6 +115,7 @@ def choose_hardware(
         channels_last=channels_last,
         deterministic=deterministic,
         environment=environment,
+        strategy=strategy,
     )
 
 
@@ -131,6 +138,17 @@ def choose_workers(hardware: Hardware) -> int:
     share = cores() // hardware.devices
     # On a CPU the training itself needs the cores; with a GPU only decoding does.
     return min(share // 4, 2) if hardware.kind == "cpu" else max(1, min(share - 1, 16))
+
+
+def divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
+    """Number of images in one batch of one process."""
+    parts = processes * accumulate
+    if accumulate < 1 or batch_size < 1 or batch_size % parts:
+        raise UserError(
+            f"batch_size {batch_size} cannot be divided among {processes} processes with accumulate {accumulate}; "
+            f"make it a multiple of {max(parts, 1)}"
+        )
+    return batch_size // parts
 
 
 def keep_freed_memory(hardware: Hardware) -> None:
@@ -168,14 +186,14 @@ def _check_gpus(kind: str, count: int) -> None:
 
 def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
     """The launcher, the number of machines, and the processes that it started on each (0: this package starts them)."""
-    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+    from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     from densepath.training.slurm import Slurm
 
     if TorchElasticEnvironment.detect():
         here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         return TorchElasticEnvironment(), world // here, here
-    if SLURMEnvironment.detect():
+    if Slurm.detect():
         world = slurm_tasks()
         if world > 1:
             nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1")))

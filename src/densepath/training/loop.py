@@ -25,6 +25,7 @@ from densepath.training.random_state import untouched_generators
 from densepath.training.recorder import Recorder
 from densepath.training.run_control import RunControl
 from densepath.training.saver import Saver
+from densepath.training.sharding import unshard, whole
 from densepath.training.task import Batches, Task
 
 Evaluate = Callable[[], Mapping[str, float]]
@@ -112,8 +113,9 @@ def train(
         fabric = join_processes(hardware, equal_shapes)
         watchdog.joined()
 
-        hardware.lay_out(task)
-        task.to(fabric.device)
+        if hardware.strategy == "ddp":
+            hardware.lay_out(task)
+            task.to(fabric.device)
         model = fabric.strategy.setup_module(task)  # Fabric's own wrapper would copy each batch
         updates = task.updates()
         saver.restore(updates)
@@ -153,19 +155,19 @@ def train(
             row = {**meter.collect(), "lr": lr} if logs else {}
             ended = best = False
             if evaluate and due(done, intervals.evaluate_every):
-                with meter.paused(), untouched_generators(), preserve_mode(task):
+                with meter.paused(), untouched_generators(), preserve_mode(task), whole(task):
                     row |= evaluate()
                 ended, best = task.finished(), task.is_best()
                 if (ended or best) and not saves:
                     require_finite(task, meter, out, weights=True)
             recorder.write(done, row)
             recorder.warn(task.warnings(row, done == total) if logs else [])
-            if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
-                with meter.paused(), untouched_generators():
-                    for path in draw(done):
+            if draw and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
+                with meter.paused(), untouched_generators(), whole(task):
+                    for path in draw(done) if first else ():
                         recorder.picture(done, path)
             if keep and due(done, intervals.keep_every):
-                with meter.paused():
+                with meter.paused(), whole(task):
                     keep(done)
             if saves or ended or best:
                 with meter.paused():
@@ -176,5 +178,6 @@ def train(
                 break
             if stop:
                 raise Interrupted(stop)
+    unshard(task)
     task.cpu()
     return total

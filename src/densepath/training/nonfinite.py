@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from densepath.core.distributed import rank, world_size
+from densepath.core.distributed import local, rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
@@ -22,8 +22,8 @@ Place = tuple[int, list[int]]  # a step, and the images of its batch
 
 @torch.no_grad()
 def all_finite(module: nn.Module) -> bool:
-    """Whether all weights are finite numbers; waits for the device."""
-    return bool(torch.stack([weight.isfinite().all() for weight in module.parameters()]).all())
+    """Whether all weights of this process are finite numbers; waits for the device."""
+    return bool(torch.stack([local(weight).isfinite().all() for weight in module.parameters()]).all())
 
 
 def first_of_all(mine: Place | None) -> Place | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights import load_weights, pixel_notes
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
-from densepath.runs.folder import VIEWS, check_run, open_run, read_config
+from densepath.runs.folder import EXPORTED, VIEWS, check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.batch import ImageBatch
 from densepath.sources.fingerprint import fingerprint
@@ -37,9 +38,9 @@ from densepath.sources.restrict import take
 from densepath.sources.summary import summarize
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
-from densepath.training.export import EXPORTED, export_backbone, export_parts
+from densepath.training.export import export_backbone, export_parts
 from densepath.training.feature_pass import FeaturePass
-from densepath.training.hardware import choose_hardware, choose_workers
+from densepath.training.hardware import choose_hardware, choose_workers, divide_batch
 from densepath.training.inputs import check_inputs, digests_of, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.kept_epochs import KeptEpochs, exported_now, kept_epochs
@@ -47,13 +48,14 @@ from densepath.training.learned_images import DrawLearned, LearnedImages
 from densepath.training.loop import DrawStep, train
 from densepath.training.model_card import recorded_scores
 from densepath.training.next_steps import after_pretraining
-from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain_task import PretrainTask
 from densepath.training.random_state import untouched_generators
 from densepath.training.recipes import all_options, find_method, name_of
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
 from densepath.training.run_images import choose_pixels, find_images, record_slides, with_tiles
+from densepath.training.sharding import require_shardable
+from densepath.training.start_lines import color_note, report_start
 from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, hold_out_images, write_list
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
@@ -131,8 +133,8 @@ def run(
     precision = config.precision
     if old is not None and precision == "auto":
         precision = old.get("precision", precision)  # as on the hardware where the run was started
-    hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic)
-    batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
+    hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic, config.strategy)
+    batch = divide_batch(config.batch_size, hardware.world_size, accumulate)
 
     images, left = find_images(config)
     images.spec = choose_pixels(images, old, config)
@@ -164,10 +166,15 @@ def run(
         with torch.random.fork_rng(devices=[]):  # a resumed run draws the same numbers without it
             method.initialize()
     norm = share_statistics(method, config.batch_norm, config.batch_norm_group, together, hardware.world_size)
+    if config.strategy == "fsdp":
+        require_shardable(method, config.optimizer.name, hardware.world_size)
     check_inputs(method, config)
     declared, without = without_color(method.views(config.augment), method.views(), images.spec)
-    sizes = view_sizes(declared, config.view_size, images.spec.ndim)
-    method.check(sizes, together, hardware.world_size)
+    smallest = math.inf
+    for size in (*(size for _, size in config.early_view_sizes), config.view_size):
+        sizes = view_sizes(declared, size, images.spec.ndim)
+        method.check(sizes, together, hardware.world_size)
+        smallest = min(smallest, *(min(sides) for sides in sizes.values()))
     seen = {name: view for name, view in declared.items() if name not in method.unused_views}
     views = ViewMaker(seen, config.view_size, config.seed, images.spec, hardware.memory_format)
     name = config.backbone if isinstance(config.backbone, str) else network.name
@@ -183,7 +190,7 @@ def run(
 
     files = images if isinstance(images, ImageFiles) else None
     images = cache_images(images, config.cache, hardware.device)
-    check_size(images, min(min(size) for size in sizes.values()) // 2)
+    check_size(images, int(smallest) // 2)
     inputs = make_inputs(method, config, images if parts is None else whole)
     known |= digests_of(inputs)
     found = method.prepare(images, inputs)
@@ -200,15 +207,18 @@ def run(
         world_size=hardware.world_size,
         workers=choose_workers(hardware) if config.workers is None else config.workers,
         device=hardware.device,
-        draw=views.draw,
         extras=extras,
         shuffle=config.shuffle,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     method.check_length(steps / steps_per_epoch)
+    # The first batch of a step, in epochs as the batches have it.
+    early = [(round(share * steps) * accumulate / batches.steps_per_epoch, at) for share, at in config.early_view_sizes]
+    growing = ViewMaker(seen, config.view_size, config.seed, images.spec, hardware.memory_format, early)
+    batches.draw = growing.draw
     feature_pass = FeaturePass(batches, config.view_size, hardware.memory_format, method.feature_view)
     patience = None if held is None else Patience(config.patience)
-    task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, feature_pass, patience)
+    task = PretrainTask(method, growing, config.optimizer, steps, steps_per_epoch, feature_pass, patience)
     evaluate: Callable[[], Mapping[str, float]] | None = None
     if held is not None and patience is not None:
         metadata = {"method": str(record["method"]), **pixel_notes(images.spec)}
@@ -237,8 +247,8 @@ def run(
                     part.write_text("".join(f"{line}\n" for line in tensors), errors="surrogateescape")
             slides = record_slides(out, images, config.weights if fresh else "random")
             read = summarize(images, files) if fresh else []
-            notes = (*read, loaded, _color_note(without), found)
-            _report_start(notes, config.optimizer, steps, steps_per_epoch)
+            notes = (*read, loaded, color_note(without), found)
+            report_start(notes, config.optimizer, steps, steps_per_epoch)
             if draw_views is not None and not (out / VIEWS).exists():
                 draw_safely(partial(_draw_views, draw_views, images, views, out / VIEWS))
         done = train(
@@ -256,6 +266,7 @@ def run(
             accumulate=accumulate,
             seed=config.seed,
             resume=resume,
+            equal_shapes=not early,
             loggers=config.loggers,
             evaluate=evaluate,
             keep=KeptEpochs(method, out, record, config.keep_every, keep_steps) if keep_steps else None,
@@ -278,35 +289,6 @@ def _draw_views(draw: DrawViews, images: PixelSource, views: ViewMaker, path: Pa
     with untouched_generators():  # a loader draws a seed
         batch = first_images(images, _VIEWED if images.spec.ndim == 2 else 1, views.seed)  # whole volumes are large
         return draw(batch, views(batch), path, images.spec)
-
-
-def _report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int, steps_per_epoch: float) -> None:
-    """Print the initial weights, what was found in the images, and whether the warm-up is shortened; a line each."""
-    cut = optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch
-    warmup = f"the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run and shortened to that"
-    for line in (*lines, warmup if cut else None):
-        if line:
-            say(f"densepath: {line}")
-
-
-def _color_note(without: Sequence[str]) -> str | None:
-    """A line on the operations that need colors, if the images have none."""
-    return (
-        f"the images have no colors; color operations are reduced or left out: {', '.join(without)}"
-        if without
-        else None
-    )
-
-
-def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
-    """Number of images in one batch of one process."""
-    parts = processes * accumulate
-    if accumulate < 1 or batch_size < 1 or batch_size % parts:
-        raise UserError(
-            f"batch_size {batch_size} cannot be divided among {processes} processes with accumulate {accumulate}; "
-            f"make it a multiple of {max(parts, 1)}"
-        )
-    return batch_size // parts
 
 
 def _probe(probe: Probe, method: Method, data: Path, spec: PixelSpec) -> dict[str, float]:

@@ -11,6 +11,7 @@ from densepath.methods.base import Method
 from densepath.sources.batch import ImageBatch
 from densepath.training.feature_pass import FeaturePass
 from densepath.training.optimizers import Optimizer, build_updates
+from densepath.training.sharding import whole
 from densepath.training.task import LongWork, Task
 from densepath.training.updates import Updates
 from densepath.training.validation import Patience
@@ -63,7 +64,7 @@ class PretrainTask(Task):
 
     def before_step(self, inputs: Batch, long_work: LongWork) -> None:
         if self.feature_pass is not None and self.method.wants_features(inputs):
-            with long_work() as heartbeat:
+            with long_work() as heartbeat, whole(self):
                 self.method.on_features(self.feature_pass(self.method, self.device, heartbeat), inputs, heartbeat)
         self.method.before_step(inputs)
 

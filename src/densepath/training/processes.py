@@ -18,6 +18,7 @@ from torch import nn
 from densepath.core.distributed import world_size
 from densepath.runs.watchdog import PARENT
 from densepath.training.hardware import Hardware
+from densepath.training.sharding import shard
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -66,14 +67,15 @@ def other_processes(hardware: Hardware) -> Iterator[Sequence[subprocess.Popen[by
 def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
     """Join the processes into a group, and set up Fabric.
 
-    Several processes average their gradients and keep their own batch statistics.
+    Several processes average their gradients and keep their own batch statistics. Fabric then sets up a task as
+    ``hardware.strategy`` says.
 
     Args:
         hardware: the hardware to compute on.
         equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
     """
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 
     for part in ("fabric", "pytorch"):  # Lightning's trainer, which is not used here, configures the logging of both
         logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
@@ -82,7 +84,14 @@ def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.backends.cudnn.benchmark = hardware.kind == "cuda" and equal_shapes and not hardware.deterministic
     strategy: Any = "auto"
-    if hardware.world_size > 1:
+    if hardware.strategy == "fsdp":
+        strategy = ModelParallelStrategy(
+            lambda task, mesh: shard(task, mesh["data_parallel"]),
+            data_parallel_size=hardware.world_size,
+            tensor_parallel_size=1,
+            timeout=_TIMEOUT,
+        )
+    elif hardware.world_size > 1:
         strategy = DDPStrategy(
             timeout=_TIMEOUT, find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
@@ -100,10 +109,13 @@ def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
 
 @contextmanager
 def without_sync(model: nn.Module, skip: bool) -> Iterator[None]:
-    """If ``skip``, gradients are not averaged over the processes: for all batches of a step but the last."""
+    """If ``skip``, gradients are not averaged over the processes: for all batches of a step but the last.
+
+    Sharded ones always are, because each process keeps only its part of them.
+    """
     context: AbstractContextManager[Any] = nullcontext()
-    if skip and world_size() > 1:
-        context = model.no_sync()  # type: ignore[operator]  # of DistributedDataParallel
+    if skip and world_size() > 1 and hasattr(model, "no_sync"):  # of DistributedDataParallel
+        context = model.no_sync()
     with context:
         yield
 

@@ -111,8 +111,9 @@ class RunControl:
 
         with self._meter.paused():
             # NaN and Inf are reported by the next step.
-            if self._finished is not None and self._saver.saved != self._finished and all_finite(self._task):
-                self._saver.save(self._finished)
+            new = self._finished is not None and self._saver.saved != self._finished
+            if new and not agree(self._device, int(not all_finite(self._task)))[0]:
+                self._saver.save(self._finished or 0)
             yield heartbeat
 
     def while_waiting(self, what: str, waited: float) -> None:

@@ -13,12 +13,13 @@ import torch.distributed as dist
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
-from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
+from densepath.nets.running_statistics import gather_statistics, name_statistics, set_statistics
 from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.folder import changed_options, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.random_state import random_state, seed_generators, set_random_state
+from densepath.training.sharding import collect, divide_state
 from densepath.training.task import Task
 from densepath.training.threads import keep_threads
 from densepath.training.updates import Updates
@@ -32,6 +33,7 @@ _DIGESTS = {
     "annotations": "the annotations are not those that the run in {out} was started with",
     "cells": "the cells are not those that the run in {out} was started with",
 }
+_BY_IMAGE = " (--fraction chooses patients where any are known; up to version 0.1 it chose images)"
 
 
 class Saver:
@@ -90,7 +92,7 @@ class Saver:
         self._updates = updates
         if self._state:
             (optimizer,), (schedule,) = self._state["optimizers"], self._state["schedules"]
-            updates.optimizer.load_state_dict(optimizer)
+            updates.optimizer.load_state_dict(divide_state(optimizer, updates.optimizer))
             updates.schedule.load_state_dict(schedule)
             if world_size() > 1 and len(self._state.get("statistics", ())) == world_size():
                 set_statistics(self._task, self._state["statistics"][rank()])
@@ -115,15 +117,15 @@ class Saver:
             states *= world_size()
             dist.all_gather_object(states, random_state())
         statistics = gather_statistics(self._task)
+        weights, optimizer = (collect(part.state_dict()) for part in (self._task, self._updates.optimizer))
         if rank() == 0:
-            weights = self._task.state_dict()
             weights.update(name_statistics(self._task, statistics.mean(0)))
             state = {
                 "step": step,
                 **self._notes,
                 "state_dict": weights,
                 "statistics": statistics,  # of each process
-                "optimizers": [self._updates.optimizer.state_dict()],
+                "optimizers": [optimizer],
                 "schedules": [self._updates.schedule.state_dict()],
                 "random": states,
                 "threads": torch.get_num_threads(),
@@ -172,9 +174,8 @@ def _check_facts(
         if name in _DIGESTS:
             kinds = {str(value).partition(" ")[0] for value in (then.get(name), fact) if " " in str(value)}
             if name in then and then[name] != fact and len(kinds) < 2:  # files cannot be compared with packed images
-                raise UserError(
-                    f"{_DIGESTS[name].format(out=out)}; restore them, or start another run: --weights {out} --out OTHER"
-                )
+                text = _DIGESTS[name].format(out=out) + (_BY_IMAGE if config.get("fraction", 1) < 1 else "")
+                raise UserError(f"{text}; restore them, or start another run: --weights {out} --out OTHER")
         elif then.get(name) != fact:
             longer = train_longer(out, config) if name == "steps" else "name another folder"
             raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from densepath.core.system import slurm_tasks
@@ -13,6 +15,14 @@ class Slurm(SLURMEnvironment):
     def __init__(self) -> None:
         # Without Lightning's own re-queueing: the run saves itself on SIGTERM and continues with --resume.
         super().__init__(auto_requeue=False)
+
+    @staticmethod
+    def detect() -> bool:
+        """Whether this process belongs to a job of SLURM that is not interactive.
+
+        Lightning's function also warns on every machine that has ``srun``.
+        """
+        return "SLURM_NTASKS" in os.environ and SLURMEnvironment.job_name() not in ("bash", "interactive")
 
     @staticmethod
     def _validate_srun_variables() -> None:

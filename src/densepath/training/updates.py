@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LRScheduler
 
+from densepath.core.distributed import local, total
+
 _SMALL = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
@@ -67,6 +69,13 @@ def clip_each(gradients: list[Tensor], largest: float) -> None:
 
     Source: DINO (Caron et al., ICCV 2021), its released code.
     """
-    norms = torch._foreach_norm(gradients)
-    factors = [(largest / (norm + _SMALL)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(gradients, factors)
+    parts = [local(gradient) for gradient in gradients]
+    norms = torch.stack(torch._foreach_norm(parts))
+    if parts and parts[0] is not gradients[0]:  # sharded
+        norms = total(norms.square()).sqrt()
+    factors = (largest / (norms + _SMALL)).clamp(max=1.0)
+    if factors.device.type == "cpu":  # where reading them costs less than to multiply by 1
+        changed = (factors < 1).nonzero().flatten().tolist()
+        parts, factors = [parts[number] for number in changed], factors[changed]
+    if parts:
+        torch._foreach_mul_(parts, list(factors.unbind()))

@@ -31,6 +31,7 @@ class ViewMaker:
         seed: the run's seed. A view is a function of (seed, epoch, image, position of the view in ``views``).
         spec: the meaning of the pixels' values, and their normalization.
         memory_format: memory format of the views, as the networks prefer it; for volumes, its 3D counterpart.
+        early: pairs of epochs and a size, in ascending order: the size of the views before so many epochs are done.
 
     Raises:
         UserError: these views cannot be made of these images.
@@ -43,6 +44,7 @@ class ViewMaker:
         seed: int,
         spec: PixelSpec | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
+        early: Sequence[tuple[float, int | Sequence[int]]] = (),
     ) -> None:
         self.views = dict(views)
         self.size = size
@@ -51,7 +53,9 @@ class ViewMaker:
         if self.spec.ndim == 3 and memory_format == torch.channels_last:
             memory_format = torch.channels_last_3d
         self.memory_format = memory_format
-        check_views(self.views, self.spec, size)
+        self.early = tuple(early)
+        for each in (size, *(size for _, size in self.early)):
+            check_views(self.views, self.spec, each)
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """The sizes of the views in pixels, by name."""
@@ -64,9 +68,10 @@ class ViewMaker:
             index: (B,) int64, the images' positions in their source, on the CPU.
             sizes: (B, d) int64, their sizes in pixels, in the order of the tensor's axes.
             spacing: (B, d) the distance of neighboring pixels along each axis; None where unknown.
-            epoch: epochs done so far; its fraction is ignored.
+            epoch: epochs done so far; random numbers ignore its fraction.
         """
-        return plan_views(self.views, self.size, self.seed, int(epoch), index, sizes, spacing)
+        size = next((size for until, size in self.early if epoch < until), self.size)
+        return plan_views(self.views, size, self.seed, int(epoch), index, sizes, spacing)
 
     def __call__(self, images: ImageBatch) -> Batch:
         """The views of images: as planned, if the batch has a plan, else drawn now."""

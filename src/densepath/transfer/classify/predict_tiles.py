@@ -12,7 +12,7 @@ import numpy as np
 
 from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.locks import shared_work
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
@@ -104,7 +104,7 @@ def predict_tiles(
         rows = [{"slide": n, "path": s.path, **found.get(n, {"problem": UNFINISHED})} for n, s in slides.items()]
         write_rows(out / SLIDES, columns, rows)
     counts, line = shared.summary(found)
-    say(f"densepath: {counts['slides'] - counts['damaged'] - counts['left']} slides{line}")
+    say(f"densepath: {counted(counts['slides'] - counts['damaged'] - counts['left'], 'slide')}{line}")
     if not counts["left"]:
         say_end(watch, "", {"slides": out / SLIDES, "tiles": out / "tiles", "heat maps": out / "heat_maps"})
     pictures = sorted((out / "heat_maps").rglob("*.png")) if (out / "heat_maps").exists() else []
@@ -123,7 +123,9 @@ def _predict_slide(
     parts = encode(readout, Stored(SlideTiles([tiling])), batches, hardware.device, hardware.precision == "bf16-mixed")
     positions, chances, damaged = collect(with_progress(parts, len(batches), f"batches of {slide.name}"))
     if not positions:
-        raise CorruptImage(slide.path, f"none of {len(tiling)} tiles can be read ({damaged[0] if damaged else ''})")
+        raise CorruptImage(
+            slide.path, f"none of {counted(len(tiling), 'tile')} can be read ({damaged[0] if damaged else ''})"
+        )
     corners, boxes = tiling.corners[positions], tiling.boxes_um(positions)
     answers = rows_of(notes.labels, notes.exclusive, chances)
     rows = [

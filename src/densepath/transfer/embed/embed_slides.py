@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import remove_abandoned
 from densepath.core.shared_work import Shard
 from densepath.core.system import with_progress
@@ -234,9 +234,9 @@ def _embed_all(
     counts, line = shared.summary(found)
     done = [facts for facts in found.values() if "problem" not in facts]
     tiles, damaged = (sum(facts[key] for facts in done) for key in ("tiles", "damaged"))
-    also = f", {damaged} damaged tiles passed over" if damaged else ""
+    also = f", {counted(damaged, 'damaged tile')} passed over" if damaged else ""
     where = features_path(out, features, "x").parent
-    say(f"densepath: features of {tiles} tiles of {len(done)} slides are in {where}{also}{line}")
+    say(f"densepath: features of {tiles} tiles of {counted(len(done), 'slide')} are in {where}{also}{line}")
     made = {"slides": len(done), "tiles": tiles, "damaged": damaged, "dim": work.encoder.dim}
     return made | {"failed": counts["damaged"], "left": counts["left"]}
 
@@ -262,7 +262,7 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> dict[
                 file.add(part.positions, part.features)
                 damaged += part.damaged
         if len(damaged) == len(tiling):
-            raise CorruptImage(slide.path, f"none of {len(tiling)} tiles can be read ({damaged[0]})")
+            raise CorruptImage(slide.path, f"none of {counted(len(tiling), 'tile')} can be read ({damaged[0]})")
         counts = {"tiles": len(tiling) - len(damaged), "damaged": len(damaged)}
         file.notes |= {**counts, "damaged_tiles": damaged[:100]}
     if damaged:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 from densepath.annotations.patients import patients_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.sources.listing import walk
 from densepath.sources.tiles.tile import tile
@@ -77,12 +78,14 @@ def slides_in_files(data: str | Path) -> list[NewSlide] | None:
         found = {slide_name(path.name): path}
     elif path.suffix.lower() in SUFFIXES and not path.is_dir():
         raise UserError(f"{data} is not a file; give a folder of files of features, or one of them")
+    elif not path.exists() and not has_magic(str(data)):
+        raise UserError(f"{data} does not exist; give slides, a folder of densepath tile, or files of features")
     elif is_tile_folder(data) or not path.is_dir() or not walk(data, SUFFIXES):
         return None
     else:
         found = find_features(data)
     owners = patients_of(data, [str(file) for file in found.values()])
-    say(f"densepath: the features of {len(found)} slides are taken from {data}")
+    say(f"densepath: the features of {counted(len(found), 'slide')} are taken from {data}")
     return [NewSlide(name, _patient(name, owners.get(str(file))), file) for name, file in found.items()]
 
 

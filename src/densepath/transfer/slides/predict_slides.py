@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, remove_abandoned
 from densepath.core.locks import shared_work
 from densepath.core.shared_work import LOCKS, Shard
@@ -122,7 +122,7 @@ def predict_slides(
         objects = _write_tables(out, slides, found)
     counts, line = shared.summary(found)
     done = counts["slides"] - counts["damaged"] - counts["left"]
-    say(f"densepath: {objects} objects in {done} slides{line}")
+    say(f"densepath: {counted(objects, 'object')} in {counted(done, 'slide')}{line}")
     return counts | {"objects": objects}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.failures import describe_failure
 from densepath.core.files import atomic_write, writing
 from densepath.core.shared_work import Shard, claimed, same_input
@@ -66,7 +66,7 @@ class SlideWork:
             UserError: as for :func:`attempt`, or another process does other slides.
         """
         names = list(self.identities)
-        say(f"densepath: {len(names)} slides, {sum(map(is_done, names))} done before{also}")
+        say(f"densepath: {counted(len(names), 'slide')}, {sum(map(is_done, names))} done before{also}")
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
             for name in mine:
                 facts = attempt(name, self.out, work)
@@ -87,10 +87,10 @@ class SlideWork:
         count, left = len(self.identities), len(self.identities) - len(found)
         problems = [f"{name}: {facts['problem']}" for name, facts in found.items() if "problem" in facts]
         if len(problems) == count:
-            raise UserError(f"none of {count} slides can be read ({problems[0]})")
-        line = f"; {len(problems)} slides passed over: {first_few(problems)}" if problems else ""
+            raise UserError(f"none of {counted(count, 'slide')} can be read ({problems[0]})")
+        line = f"; {counted(len(problems), 'slide')} passed over: {first_few(problems)}" if problems else ""
         if left:
-            line += f"; this process is done, {left} of {count} slides are left to other processes"
+            line += f"; this process is done, {left} of {counted(count, 'slide')} left to other processes"
         return {"slides": count, "damaged": len(problems), "left": left}, line
 
 

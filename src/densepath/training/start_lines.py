@@ -1,0 +1,26 @@
+"""Lines that a pre-training run prints when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densepath.runs.progress import say
+from densepath.training.optimizers import Optimizer
+
+
+def report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int, steps_per_epoch: float) -> None:
+    """Print the initial weights, what was found in the images, and whether the warm-up is shortened; a line each."""
+    cut = optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch
+    warmup = f"the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run and shortened to that"
+    for line in (*lines, warmup if cut else None):
+        if line:
+            say(f"densepath: {line}")
+
+
+def color_note(without: Sequence[str]) -> str | None:
+    """A line on the operations that need colors, if the images have none."""
+    return (
+        f"the images have no colors; color operations are reduced or left out: {', '.join(without)}"
+        if without
+        else None
+    )
