@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,39 +12,30 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 Stain = npt.NDArray[np.float32]
-Places = npt.NDArray[np.int64]
 
 MPP = 0.5  # µm per pixel, at which cells are found
 REACH = 40.0  # µm: what is farther away from a cell does not change it (a multiple of _COARSE pixels)
 _AS_IS = 0.03  # pixels whose size differs by less from MPP are not resampled
 
-# Fixed on six images of MoNuSeg, see benchmarks/cells.py. Lengths in µm.
+# Fixed on six images of MoNuSeg, see benchmarks/cells.py. Lengths in µm, areas in µm², contrasts in units of Stain's.
 _SMOOTH = 0.25
 _AROUND = 8.0  # standard deviation of the surroundings whose mean a nucleus exceeds
 _LOCAL = 0.6  # weight of that mean in the threshold; the rest is the threshold of the whole image
 _WIDTH = 2.0  # contrasts over which a pixel turns from background to nucleus
-_EDGE = 0.5  # standard deviation of the gradient
-_STEEP = 0.06, 0.25  # gradients per pixel that count as a full edge, in hematoxylin and in red
-_RADII = np.arange(1.5, 7.01, 0.5)  # of nuclei
-_DIRECTIONS = np.arange(12) * np.pi / 6
-_SCALES = 1.6, 2.3, 3.3  # standard deviations of Laplacians of a Gaussian
-_BLOB, _BAND = 0.06, 0.5  # least responses of candidates
-_APART = 3.5  # of two candidates that are closer, the less likely one is dropped
+_OPENING = 0.5
+_HOLE = 20.0  # area of the largest hole that is filled: vesicular nuclei are pale inside
+_ROUND = 0.6  # weight of the distance from the border, which separates nuclei that touch
+_RADIUS = 3.0
+_SCALE = 1.9  # standard deviation of the Laplacian of a Gaussian
+_APART = 1.0  # of two centers that are closer, only one counts
+_RESPONSE = 0.12  # of the Laplacian, normalized by its scale
+_SMALLEST = 9.0  # area of a nucleus
+_SUREST = 0.58  # least mean of the soft mask over a nucleus: fainter regions are cytoplasm
 _TISSUE = 0.12  # mean optical density above which there is tissue
 _INK = 1.6  # times the density of green: hematoxylin absorbs red and green alike, ink red
 _FAINTEST = 0.1  # contrast, in optical density of hematoxylin: less is noise
 _COARSE = 8  # pixels, for the mean of the surroundings
 _BINS = 256
-_LIKELY = 0.36  # probability of a nucleus
-# Of the bands of hematoxylin and of red, of the density, and of the edges in both (see _edges).
-_WEIGHTS = np.array(
-    [
-        *(4.79, 2.1, -0.174),
-        *(3.11, -10.9, -4.09, -0.112, -0.288, -0.441, 1.35, 1.38, -0.181),
-        *(6.58, 1.44, 2.32, 0.147, -0.567, -0.0177, -1.4, 0.444, 0.497),
-    ]
-)
-_BIAS = -9.625
 
 
 @dataclass(frozen=True)
@@ -55,38 +45,32 @@ class StainLevels:
     Args:
         threshold: the density that separates nuclei from the rest (Otsu's, of pixels with tissue).
         contrast: the difference of the mean densities on both sides.
-        red: the standard deviation of the optical density of red.
     """
 
     threshold: float
     contrast: float
-    red: float
 
     @classmethod
     def of(cls, images: Sequence[Pixels]) -> StainLevels | None:
         """The levels of one or several images (H, W, 3) together; None if they show no tissue."""
         from skimage.filters import threshold_otsu
 
-        stained = [(hematoxylin(image), _red(image), _density(image) > _TISSUE) for image in images]
-        none = np.zeros(0, np.float32)
-        values = np.concatenate([none, *(stain[tissue] for stain, _, tissue in stained)])
-        reds = np.concatenate([none, *(red[tissue] for _, red, tissue in stained)])
+        stained = [(hematoxylin(image), _density(image) > _TISSUE) for image in images]
+        values = np.concatenate([stain[tissue] for stain, tissue in stained]) if stained else np.zeros(0, np.float32)
         if len(values) < 2 or values.min() == values.max():
             return None
         threshold = float(threshold_otsu(values, nbins=_BINS))
         above = values > threshold
-        contrast = values[above].mean(dtype=np.float64) - values[~above].mean(dtype=np.float64)
-        return cls(threshold, float(contrast), max(float(reds.std(dtype=np.float64)), 0.01))
+        return cls(threshold, float(values[above].mean(dtype=np.float64) - values[~above].mean(dtype=np.float64)))
 
 
 def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) -> npt.NDArray[np.float32]:
-    """Find the nuclei of stained tissue: places that edges surround, which a logistic function takes for nuclei.
+    """Find the nuclei of stained tissue: centers of blobs of hematoxylin, refined to those of their regions.
 
     1. The image is resampled to :data:`MPP`; color deconvolution gives hematoxylin.
-    2. Hematoxylin and red are compared with the means of their surroundings.
-    3. Candidates are maxima of Laplacians of a Gaussian, and of a sliding band filter.
-    4. A logistic function of their edges in twelve directions gives their probability.
-    5. Of candidates that are close to each other, the most likely one is a nucleus.
+    2. A soft mask of nuclei: how far a pixel exceeds a threshold, mostly the mean of its surroundings.
+    3. Maxima of the Laplacian of a Gaussian of the mask, blended with the distance from its border, are nuclei.
+    4. A watershed of that response gives each nucleus its region, of which the point is the weighted center.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -96,58 +80,26 @@ def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) ->
     Returns:
         (N, 2): x, y in pixels of the image, from the upper left corner of its upper left pixel.
 
-    Source: Ruifrok and Johnston, 2001 (color deconvolution); Lindeberg, 1998 (blobs in scale space); Pereira et al.,
-    2007 (sliding band filter).
+    Source: Ruifrok and Johnston, 2001 (color deconvolution); Lindeberg, 1998 (blobs in scale space).
     """
+    from scipy import ndimage
+    from skimage.segmentation import watershed
+
     height, width = pixels.shape[:2]
     image = at_mpp(pixels, mpp)
     levels = levels or StainLevels.of([image])
     if levels is None or levels.contrast < _FAINTEST:
         return np.zeros((0, 2), np.float32)
-    points, features = candidates(image, levels)
-    kept = most_likely(points, features @ _WEIGHTS + _BIAS)
+    soft, mask = _soft_mask(image, levels)
+    distance = ndimage.distance_transform_edt(mask).astype(np.float32) * np.float32(MPP / _RADIUS)
+    shape = (1 - _ROUND) * soft + _ROUND * np.minimum(distance, 1)
+    response = _laplacian(shape, _SCALE / MPP)
+    peaks = (response == ndimage.maximum_filter(response, footprint=_disk(_APART / MPP))) & (response > _RESPONSE)
+    seeds, count = ndimage.label(peaks & mask, np.ones((3, 3)))  # neighbors of equal response are one
+    regions = watershed(-response, seeds, mask=mask)
+    points, areas, means = _centers(regions, soft, count)
+    kept = points[(areas * MPP**2 >= _SMALLEST) & (means >= _SUREST)]
     return (kept * (width / image.shape[1], height / image.shape[0])).astype(np.float32)
-
-
-def candidates(image: Pixels, levels: StainLevels) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Places that may be nuclei.
-
-    Args:
-        image: (H, W, 3) at :data:`MPP`.
-        levels: of its slide.
-
-    Returns:
-        (N, 2): x, y in pixels, and (N, 21) what is known of each.
-    """
-    from scipy import ndimage
-
-    stain, red, density = hematoxylin(image), _red(image), _density(image)
-    tissue = density > _TISSUE
-    level = (1 - _LOCAL) * levels.threshold + _LOCAL * _surroundings(stain, tissue, levels.threshold)
-    soft = np.clip(_smooth((stain - level) / levels.contrast, _SMOOTH) / _WIDTH + 0.5, 0, 1)
-    redder = np.clip((red - _surroundings(red, tissue, 0)) / levels.red, -2, 2.5)
-    slopes = [np.gradient(_smooth(each, _EDGE)) for each in (soft, redder)]
-    bands = [_band(*slope, steep) for slope, steep in zip(slopes, _STEEP, strict=True)]
-    blobs = [_laplacian(soft, scale / MPP) for scale in _SCALES]
-    peaks = [(_smooth(bands[0] + bands[1], _EDGE), _BAND), *((blob, _BLOB) for blob in blobs)]
-    y, x = np.nonzero(np.any([(ndimage.maximum_filter(p, 5) == p) & (p > least) for p, least in peaks], axis=0))
-    maps = [*bands, _smooth(density, 1.6)]
-    edges = [each for slope, steep in zip(slopes, _STEEP, strict=True) for each in _edges(x, y, *slope, steep)]
-    features = [*(each[y, x] for each in maps), *edges]
-    return np.stack([x, y], axis=1) + 0.5, np.stack(features, axis=1).astype(np.float64)
-
-
-def most_likely(points: npt.NDArray[Any], logits: npt.NDArray[Any], least: float = _LIKELY) -> npt.NDArray[Any]:
-    """The points (N, 2) of some probability, without those that lie close to a more likely one."""
-    from scipy.spatial import cKDTree
-
-    order = np.argsort(-logits, kind="stable")
-    points = points[order[logits[order] > np.log(least / (1 - least))]]
-    dropped = np.zeros(len(points), np.bool_)
-    for number, near in enumerate(cKDTree(points).query_ball_point(points, _APART / MPP) if len(points) else ()):
-        if not dropped[number]:
-            dropped[[other for other in near if other > number]] = True
-    return points[~dropped]
 
 
 def at_mpp(pixels: Pixels, mpp: float) -> Pixels:
@@ -168,53 +120,22 @@ def hematoxylin(pixels: Pixels) -> Stain:
     return np.where(ink, 0, np.maximum(stain, 0))
 
 
-def _band(down: Stain, across: Stain, steep: float) -> Stain:
-    """Sliding band filter: the steepest descent at any radius, as a mean over directions, from -1 to 1."""
-    edge = np.hypot(across, down)
-    share = np.minimum(edge, steep) / steep / np.maximum(edge, 1e-6)
-    most = int(_RADII[-1] / MPP) + 1
-    (height, width), total = down.shape, np.zeros_like(down)
-    y, x = np.pad(down * share, most), np.pad(across * share, most)
-    for angle in _DIRECTIONS:
-        descent, best = -(x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))), np.full_like(down, -1)
-        for row, column in _offsets(angle):
-            part = descent[most + row : most + row + height, most + column : most + column + width]
-            np.maximum(best, part, out=best)
-        total += best
-    return total / len(_DIRECTIONS)
-
-
-def _offsets(angle: float) -> Iterator[tuple[int, int]]:
-    """The pixels, down and across, along a direction."""
-    for radius in _RADII / MPP:
-        yield round(radius * np.sin(angle)), round(radius * np.cos(angle))
-
-
-def _edges(x: Places, y: Places, down: Stain, across: Stain, steep: float) -> list[Stain]:
-    """How clear and how round the edges around each of N places are: numbers (N,)."""
-    descents = []
-    for angle in _DIRECTIONS:
-        at = [_at(x + column, y + row, down) for row, column in _offsets(angle)]
-        descents.append([-(across.flat[k] * np.cos(angle) + down.flat[k] * np.sin(angle)) for k in at])
-    descent = np.array(descents)  # (directions, radii, N)
-    best, radius = np.minimum(descent.max(1), 2 * steep), _RADII[descent.argmax(1)]
-    half, ordered = len(_DIRECTIONS) // 2, np.sort(best, 0)
-    opposite = np.abs(radius[:half] - radius[half:]).mean(0)
-    clear = [(descent[:, number] > steep / 3).mean(0) for number in (1, 3, 5)]
-    return [best.mean(0), ordered[1], ordered[3], radius.mean(0), radius.std(0), opposite, *clear]
-
-
-def _at(x: Places, y: Places, image: Stain) -> Places:
-    """Positions in a flat image, of the nearest pixels inside it."""
-    height, width = image.shape
-    return np.clip(y, 0, height - 1) * width + np.clip(x, 0, width - 1)
-
-
-def _smooth(image: Stain, scale: float) -> Stain:
+def _soft_mask(image: Pixels, levels: StainLevels) -> tuple[Stain, npt.NDArray[np.bool_]]:
+    """How surely each pixel belongs to a nucleus, from 0 to 1, and the pixels that do."""
     from scipy import ndimage
 
-    found: Stain = ndimage.gaussian_filter(image, scale / MPP, mode="nearest", truncate=3)
-    return found
+    stain = hematoxylin(image)
+    around = _surroundings(stain, _density(image) > _TISSUE, levels.threshold)
+    level = (1 - _LOCAL) * levels.threshold + _LOCAL * around
+    excess = (ndimage.gaussian_filter(stain, _SMOOTH / MPP) - level) / levels.contrast
+    mask = excess > 0
+    holes, count = ndimage.label(~mask)
+    areas = np.bincount(holes.ravel(), minlength=count + 1)
+    small = areas * MPP**2 < _HOLE
+    small[0] = False
+    mask |= small[holes]
+    mask = ndimage.binary_opening(mask, _disk(max(1.0, _OPENING / MPP)))
+    return np.clip(excess / _WIDTH + 0.5, 0, 1), mask
 
 
 def _laplacian(shape: Stain, scale: float) -> Stain:
@@ -244,9 +165,16 @@ def _surroundings(stain: Stain, tissue: npt.NDArray[np.bool_], otherwise: float)
     return np.asarray(wide)[:height, :width]
 
 
-def _red(pixels: Pixels) -> Stain:
-    """(H, W) the optical density of red, which hematoxylin absorbs most."""
-    return _logarithms()[pixels[..., 0]]
+def _centers(
+    regions: npt.NDArray[np.int32], weights: Stain, count: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The weighted centers (N, 2) x, y of regions 1 to N in pixels, their areas, and their mean weights."""
+    y, x = np.nonzero(regions)
+    label, weight = regions[y, x] - 1, weights[y, x] + 1e-6
+    total = np.maximum(np.bincount(label, weight, minlength=count), 1e-6)
+    centers = [np.bincount(label, weight * (axis + 0.5), minlength=count) / total for axis in (x, y)]
+    areas = np.bincount(label, minlength=count)
+    return np.stack(centers, axis=1), areas, total / np.maximum(areas, 1)
 
 
 def _density(pixels: Pixels) -> Stain:
@@ -267,3 +195,8 @@ def _tables() -> Stain:
     from skimage.color import hed_from_rgb
 
     return (hed_from_rgb[:, :1] * _logarithms()).astype(np.float32)
+
+
+def _disk(radius: float) -> npt.NDArray[np.bool_]:
+    side = np.arange(-int(radius), int(radius) + 1)
+    return np.hypot(side[:, None], side) <= radius + 0.01
