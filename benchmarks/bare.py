@@ -73,7 +73,7 @@ def encode_all(model: Any, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Ten
 def _simclr(method: Any, views: Batch) -> None:
     """Both views forward and backward, in one batch."""
     pixels = torch.cat((views["first"].pixels, views["second"].pixels))
-    _backward(method, method.head(method.backbone(pixels)[method.backbone.deepest].mean((2, 3))))
+    _backward(method, method.head(_pooled(method.backbone(pixels)[method.backbone.deepest])))
 
 
 def _byol(method: Any, views: Batch) -> None:
@@ -84,15 +84,15 @@ def _byol(method: Any, views: Batch) -> None:
         features = method.backbone(pixels)[method.backbone.deepest]
         predictions.append(method.predictor(method.projector(features.mean((2, 3)))))
         with torch.no_grad():
-            method.target_projector(method.target_backbone(pixels)[method.backbone.deepest].mean((2, 3)))
+            method.target_projector(_pooled(method.target_backbone(pixels)[method.backbone.deepest]))
     _backward(method, *predictions)
 
 
 def _moco_v2(method: Any, views: Batch) -> None:
     """Query forward and backward, key forward."""
-    query = method.head(method.backbone(views["query"].pixels)[method.backbone.deepest].mean((2, 3)))
+    query = method.head(_pooled(method.backbone(views["query"].pixels)[method.backbone.deepest]))
     with torch.no_grad():
-        method.key_head(method.key_backbone(views["key"].pixels)[method.backbone.deepest].mean((2, 3)))
+        method.key_head(_pooled(method.key_backbone(views["key"].pixels)[method.backbone.deepest]))
     _backward(method, query)
 
 
@@ -117,7 +117,7 @@ def _densecl(method: Any, views: Batch) -> None:
 
 def _supervised(method: Any, views: Batch) -> None:
     """The view forward and backward."""
-    _backward(method, method.classifier(method.backbone(views["image"].pixels)[method.backbone.deepest].mean((2, 3))))
+    _backward(method, method.classifier(_pooled(method.backbone(views["image"].pixels)[method.backbone.deepest])))
 
 
 def _spark(method: Any, views: Batch) -> None:
@@ -221,19 +221,19 @@ def _pcrl(method: Any, views: Batch) -> None:
     own, deepest = method.backbone(first), method.backbone.deepest
     with torch.no_grad():
         other = method.key_backbone(second)
-        method.key_projector(other[deepest].mean((2, 3)))
+        method.key_projector(_pooled(other[deepest]))
     hybrid = {stage: own[stage] + other[stage] for stage in own}
     pixels = [method.head(method.decoder(maps, first.shape[2:])) for maps in (own, other, hybrid)]
-    _backward(method, method.projector(own[deepest].mean((2, 3))), *pixels)
+    _backward(method, method.projector(_pooled(own[deepest])), *pixels)
 
 
 def _c2l(method: Any, views: Batch) -> None:
     """Both views and their mixtures: one forward and backward, the other forward."""
     embeddings = []
     for _ in range(2):
-        embeddings.append(method.head(method.backbone(views["first"].pixels)[method.backbone.deepest].mean((2, 3))))
+        embeddings.append(method.head(_pooled(method.backbone(views["first"].pixels)[method.backbone.deepest])))
         with torch.no_grad():
-            method.key_head(method.key_backbone(views["second"].pixels)[method.backbone.deepest].mean((2, 3)))
+            method.key_head(_pooled(method.key_backbone(views["second"].pixels)[method.backbone.deepest]))
     _backward(method, *embeddings)
 
 
@@ -244,9 +244,9 @@ def _pcrl_released(method: Any, views: Batch) -> None:
         own = method.backbone(views["first"].pixels)
         with torch.no_grad():
             other = method.key_backbone(views["second"].pixels)
-            method.key_head(other[method.backbone.deepest].mean((2, 3)))
+            method.key_head(_pooled(other[method.backbone.deepest]))
         hybrid = {stage: own[stage] + other[stage] for stage in own}
-        outputs.append(method.head(own[method.backbone.deepest].mean((2, 3))))
+        outputs.append(method.head(_pooled(own[method.backbone.deepest])))
         outputs += [method.pixels(method.decoder(maps, size)) for maps in (own, hybrid)]
     _backward(method, *outputs)
 
@@ -282,7 +282,7 @@ def _swav(method: Any, views: Batch) -> None:
     """Crops of each size forward and backward."""
     together = torch.cat((views["first"].pixels, views["second"].pixels))
     sizes = [together, *(views[name].pixels for name in ("local",) if name in views.views)]
-    pooled = torch.cat([method.backbone(x)[method.backbone.deepest].mean((2, 3)) for x in sizes])
+    pooled = torch.cat([_pooled(method.backbone(x)[method.backbone.deepest]) for x in sizes])
     _backward(method, method.projector(pooled) @ method.prototypes().T)
 
 
@@ -321,6 +321,11 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     CPC: _cpc,
     SwAV: _swav,
 }
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """(B, C, *spatial) as (B, C)."""
+    return features.mean(tuple(range(2, features.ndim)))
 
 
 def _backward(method: nn.Module, *outputs: Tensor) -> None:

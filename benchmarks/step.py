@@ -13,8 +13,9 @@ import argparse
 import os
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -43,8 +44,9 @@ from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
 from densepath.methods import concl, conv_mim, densecl
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.sources.packed import PackedTiles
+from densepath.sources.loader import ImageBatches
 from densepath.sources.packing import open_store
+from densepath.sources.pixel_source import PixelSource
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import PretrainConfig
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
@@ -53,7 +55,7 @@ from densepath.training.meter import Meter
 from densepath.training.pretrain_task import PretrainTask
 from densepath.training.recipes import find_method
 from densepath.training.resolve import resolve
-from densepath.views.declarations import view_sizes
+from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -66,7 +68,7 @@ class Step:
     Args:
         recipe: name of a recipe.
         images: the images of the batches.
-        size, batch_size: as in ``densepath pretrain``.
+        size, batch_size: as in ``densepath pretrain``; of volumes, batches hold the boxes that their views need.
         backbone: as there; None for that of the recipe.
         hardware: the device and its precision.
         given: options of the method that its recipe does not set.
@@ -76,8 +78,8 @@ class Step:
     def __init__(
         self,
         recipe: str,
-        images: PackedTiles,
-        size: int,
+        images: PixelSource,
+        size: int | Sequence[int],
         batch_size: int,
         backbone: str | None,
         hardware: Hardware,
@@ -91,22 +93,27 @@ class Step:
         run |= {name: options.pop(name) for name in ("teacher", "teacher_weights", "tokenizer") if name in options}
         config = resolve(PretrainConfig, recipe, {**run, "method_options": options})
         group = config.batch_norm_group
-        network = build_backbone(str(backbone or config.backbone))
+        network = build_backbone(str(backbone or config.backbone), images.spec.channels)
         method = find_method(config.method)(network, **config.method_options)
         # A recipe's groups are for its own batch.
         share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
-        declared = method.views(config.augment)
-        method.check(view_sizes(declared, size, 2), batch_size)
+        declared, _ = without_color(method.views(config.augment), method.views(), images.spec)
+        method.check(view_sizes(declared, size, images.spec.ndim), batch_size)
         needs = method.needs()
         method.prepare(images, {"cells": RandomCells()} if "cells" in needs else make_inputs(method, config, images))
-        views = ViewMaker(declared, size, seed=0, memory_format=hardware.memory_format)
+        views = ViewMaker(declared, size, seed=0, spec=images.spec, memory_format=hardware.memory_format)
         self.task = PretrainTask(method, views, config.optimizer, 1000, 100.0)
-        self.task.to(self.device, memory_format=hardware.memory_format)
+        self.task.to(self.device)
+        hardware.lay_out(self.task)
         self.updates = self.task.updates()
         for module in self.task.modules():
             if compiled and isinstance(module, Backbone):
                 module.compile()
-        self.batches = [batch_of(images, batch_size, step, self.device, method.extras) for step in range(4)]
+        if images.reads_boxes:
+            drawn = ImageBatches(images, batch_size, seed=0, max_steps=4, draw=views.draw, extras=method.extras)
+            self.batches = [replace(batch, progress=0.5).to(self.device) for batch in drawn]
+        else:
+            self.batches = [batch_of(images, batch_size, step, self.device, method.extras) for step in range(4)]
         self.meter: Meter[Any] = Meter()
         self._done = 0
 

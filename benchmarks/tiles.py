@@ -15,9 +15,9 @@ from PIL import Image
 from densepath.core.random import uniform
 from densepath.sources.batch import ImageBatch
 from densepath.sources.listing import find_images
-from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import pack
-from densepath.sources.pixel_source import PerImage
+from densepath.sources.per_image import PerImage
+from densepath.sources.pixel_source import PixelSource
 from densepath.synthetic.tissue import write_tiles
 
 
@@ -62,7 +62,7 @@ class RandomCells:
 
 
 def batch_of(
-    images: PackedTiles,
+    images: PixelSource,
     batch_size: int,
     step: int,
     device: torch.device,

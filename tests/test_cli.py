@@ -17,13 +17,14 @@ from PIL import Image
 
 import densepath
 from densepath import cli
-from densepath.cli import VERBS, main
+from densepath.cli import main
 from densepath.methods import METHODS
 from densepath.synthetic.tissue import write_tissue
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe, recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS
+from densepath.verbs import VERBS
 from densepath.views.augment import Augment
 
 SIZE = 64

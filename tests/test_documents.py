@@ -11,12 +11,14 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from densepath.cli import VERBS, main
+from densepath.cli import main
 from densepath.methods import METHODS
 from densepath.synthetic.tissue import write_tiles
+from densepath.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+METHOD_PAGES = sorted(page for page in (ROOT / "docs" / "methods").glob("*.md") if page.name != "README.md")
 _FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
@@ -102,7 +104,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_between_the_pages_are_valid(page: Path) -> None:
     for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]*))?\)", page.read_text()):
         linked = page.parent / target if target else page
@@ -110,9 +112,15 @@ def test_links_between_the_pages_are_valid(page: Path) -> None:
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
-def test_every_page_is_in_the_index() -> None:
-    index = (ROOT / "docs" / "README.md").read_text()
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index] == ["README.md"]
+@pytest.mark.parametrize(("index", "folders"), [("README.md", (".", "how_to")), ("methods/README.md", (".",))])
+def test_every_page_is_in_the_index_and_on_the_site(index: str, folders: tuple[str, ...]) -> None:
+    page = ROOT / "docs" / index
+    found = {
+        path.relative_to(page.parent).as_posix() for folder in folders for path in (page.parent / folder).glob("*.md")
+    }
+    assert [name for name in sorted(found) if f"({name})" not in page.read_text()] == ["README.md"]
+    places = {(page.parent / name).relative_to(ROOT / "docs").as_posix() for name in found}
+    assert places <= set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
 
 
 def test_programs_and_extras_that_the_pages_name_exist() -> None:
@@ -128,7 +136,23 @@ def test_programs_and_extras_that_the_pages_name_exist() -> None:
         assert (ROOT / file).exists(), file
 
 
-def test_every_method_is_described() -> None:
-    page = (ROOT / "docs" / "methods.md").read_text()
-    table = page[: page.index("**Which one?**")]
+def test_every_method_has_a_page() -> None:
+    index = (ROOT / "docs" / "methods" / "README.md").read_text()
+    table = index[: index.index("**Which one?**")]
     assert [name for name in METHODS if f"`{name}`" not in table] == []
+    text = "".join(page.read_text() for page in METHOD_PAGES)
+    recipes = {path.stem for path in (ROOT / "src" / "densepath" / "recipes").glob("*.yaml")}
+    unknown = {name for name in recipes if f"`{name}`" not in text and f"`{name.removesuffix('_small')}`" not in text}
+    assert unknown == set()
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_a_page_on_a_method_is_complete(page: Path) -> None:
+    text = page.read_text()
+    for row in ("recipes", "views", "cost per image", "needs", "use it", "source"):
+        assert f"\n| {row} | " in text, row
+    assert "\n```\n" in text or page.stem == "hipt"  # its equation
+    assert "## Differences from the paper and the released code" in text
+    pictures = [page.parent / name for name in re.findall(r"!\[.+\]\((.+\.png)\)", text)]
+    assert any(picture.parent.name == "methods" for picture in pictures)
+    assert all(picture.stat().st_size < 150_000 for picture in pictures)

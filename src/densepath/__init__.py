@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from densepath.datasets.volumes.luna import convert_luna as convert_luna
     from densepath.datasets.volumes.msd import convert_msd as convert_msd
     from densepath.datasets.volumes.nnunet import convert_nnunet as convert_nnunet
+    from densepath.datasets.volumes.nodules import convert_nodules as convert_nodules
     from densepath.demonstration import demo as demo
     from densepath.report.verb import write_report as write_report
     from densepath.sources.packing import pack as pack
@@ -107,6 +108,7 @@ _HOME = {
     "convert_folder": "densepath.datasets.volumes.folder",
     "convert_lits": "densepath.datasets.volumes.lits",
     "convert_luna": "densepath.datasets.volumes.luna",
+    "convert_nodules": "densepath.datasets.volumes.nodules",
     "convert_msd": "densepath.datasets.volumes.msd",
     "convert_nnunet": "densepath.datasets.volumes.nnunet",
     "demo": "densepath.demonstration",

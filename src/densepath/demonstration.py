@@ -57,7 +57,7 @@ _FOLDERS = (*_OF_TISSUE, *FOLDERS)
 _TILE, _IMAGE = 128, 256  # pixels
 _SHOWN = 160  # pixels: input size of the detector
 _BATCH = 64
-_QUICK = 0.15  # scale of a quick demo
+_QUICK = 0.1  # scale of a quick demo
 _FAST = 0.03  # seconds per tile; machines that draw tiles faster finish all steps within eight minutes
 _BACKBONE = "regnetx_002"  # trains six times as fast as ResNet-18 on a CPU
 _TITLES = {"random": "random weights", "pretrained": "pre-trained weights"}
@@ -92,7 +92,7 @@ def demo(
         seed: seed of the tissue, the weights and the training.
         scale: factor of the numbers of images and steps; smaller is faster and shows less. Default: 1, and on slow
             machines down to 0.6 of the steps.
-        quick: a scale of 0.15, in about two minutes: it shows the pipeline, but scores mean little.
+        quick: a scale of 0.1, in at most two minutes: it shows the pipeline, but scores mean little.
         open: open the report in a browser.
 
     Raises:
@@ -129,7 +129,7 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
         )
         real = _real_tile(out / "real", console)
     with _part(console, "2/9  pre-training: ConCL on the tiles"):
-        run = _pretrain(out, seed, _share(450, of_steps, 4), min(_BATCH, tiles))
+        run = _pretrain(out, seed, _share(350, of_steps, 4), min(_BATCH, tiles))
         weights: dict[str, str | Path] = {"random": "random", "pretrained": run}
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
     with _part(console, "3/9  probe: a linear pixel classifier on frozen features"):
@@ -140,7 +140,7 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.1f}")
     for number, (name, source) in enumerate(weights.items(), 4):
         with _part(console, f"{number}/9  detector from {name} weights"):
-            results[name]["detect"] = _detect(out, name, source, seed, _share(260, of_steps, 3))
+            results[name]["detect"] = _detect(out, name, source, seed, _share(200, of_steps, 3))
     with _part(console, "6/9  predict: the detector on images, and pictures"):
         predictions = predict(out / "detector_pretrained", data=out / "tissue" / "test", out=out / "predictions")
         _draw(out, real, seed)

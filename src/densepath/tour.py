@@ -42,7 +42,7 @@ def pretrain_on_slide(out: Path, console: Console, seed: int, steps: int) -> lis
     except UserError as error:
         console.print(f"continuing without slides: {error}", markup=False)
         return []
-    return [out / "dirl", out / "slide_tiles"]
+    return [out / "dirl", out / "slide_tiles", out / "slide_cells"]
 
 
 def pretrain_on_volumes(out: Path, console: Console, seed: int, steps: int) -> list[Path]:

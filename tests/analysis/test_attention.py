@@ -114,7 +114,7 @@ def write_images(folder: Path) -> None:
 def test_the_table_has_all_heads_and_weights(tmp_path: Path, capsys: Any) -> None:
     write_images(tmp_path / "images")
     torch.manual_seed(0)
-    from densepath.nets.weights.backbone_weights import save_backbone
+    from densepath.nets.weights.saving import save_backbone
 
     save_backbone(tmp_path / "sharp.safetensors", small("test_vit"))
     weights = ["random", str(tmp_path / "sharp.safetensors")]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy.ndimage import label
@@ -24,7 +25,7 @@ from densepath.analysis.pictures import (
 )
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
-from densepath.core.affine import from_box
+from densepath.core.affine import from_box, identity
 from densepath.core.errors import UserError
 from densepath.runs.metrics import MetricsFile
 from densepath.sources.batch import ImageBatch
@@ -124,6 +125,27 @@ def test_volumes_are_drawn_by_their_middle_slices(tmp_path: Path) -> None:
     for left in (0, picture.shape[1] // 2):
         part = picture[middle, left : left + picture.shape[1] // 2]
         assert part[len(part) // 2] > 250 and (part < 5).sum() > 0.2 * len(part)
+
+
+def test_pictures_of_volumes_are_upright_and_in_mm(tmp_path: Path) -> None:
+    """The anterior side is on top, the patient's right on the left, and 40 rows of 2 mm are as long as 80 of 1 mm."""
+    spec = PixelSpec(3, 1, (0.0, 1.0), (0.0,), (1.0,))
+    volume = torch.zeros(1, 4, 40, 80, 1)
+    volume[0, :, 25:, 50:] = 1  # anterior, and on the right
+    images = ImageBatch(volume, torch.tensor([[4, 40, 80]]), torch.tensor([0]), spacing=torch.tensor([[3.0, 2.0, 1.0]]))
+    whole = View(F.interpolate(volume.movedim(-1, 1), (4, 32, 32)), identity(1, 3))
+    batch = Batch({"a": whole}, images.index, 0, 0, 0, 0)
+    shown = colors_of(batch["a"].pixels[0], spec)
+    assert shown[2, 2].min() > 0.9 and max(shown[2, -2].max(), shown[-2, 2].max()) < 0.1
+    picture = np.asarray(Image.open(draw_views(images, batch, tmp_path / "views.png", spec)).convert("RGB"), dtype=int)
+    dark = (picture.max(axis=2) < 8) & (np.cumsum(np.ones_like(picture[..., 0]), axis=0) > 40)  # below the titles
+    for half in np.array_split(dark, 2, axis=1):  # the image, then the view: an L that is dark below and on the right
+        rows, columns = np.nonzero(half)
+        down, across = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert 0.9 < down / across < 1.1
+        inner = half[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert inner[-down // 4 :].mean() > 0.8 and inner[:, -across // 4 :].mean() > 0.6
+        assert inner[: down // 4, : across // 4].mean() < 0.2
 
 
 def test_more_views_than_colors_of_outlines_are_drawn(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -82,6 +84,25 @@ def test_a_job_that_slurm_no_longer_has_is_a_failure(tmp_path, monkeypatch):
     assert found == [None, None, None, None, 1]
 
 
+def test_a_job_holds_its_folder_when_its_submitter_has_ended(tmp_path):
+    folder = RunFolder(tmp_path, _probe("probe"))
+    folder.path.mkdir()
+    wait = (
+        "import sys, time\nopen('ready', 'w').close()\nwhile not __import__('os').path.exists('end'): time.sleep(0.02)"
+    )
+    command = [sys.executable, "-S", "-c", wait]
+    job = threading.Thread(target=_execute, args=(command, folder.path))
+    job.start()
+    while not (folder.path / "ready").exists():
+        time.sleep(0.02)
+    assert folder.lock() is None
+    (folder.path / "end").touch()
+    job.join()
+    lock = folder.lock()
+    assert lock is not None
+    os.close(lock)
+
+
 def test_mistakes_are_lines(tmp_path):
     with pytest.raises(UserError, match="NAME=VALUE"):
         make_submit("debug", tmp_path, ["gpus"])
@@ -94,6 +115,12 @@ def test_mistakes_are_lines(tmp_path):
     with pytest.raises(UserError, match="number of jobs"):
         job_slots("cuda:0", "slurm")
     assert [slot.name for slot in job_slots("auto", "slurm")] == [f"slurm:{number}" for number in range(4)]
+
+
+def _execute(command: list[str], folder: Path) -> None:
+    """In a process, as jobs are: only the main thread may handle signals."""
+    call = f"execute({command!r}, {str(folder)!r}, 'log', {{}})"
+    subprocess.run([sys.executable, "-c", f"from densepath.benchmark.executors import execute; {call}"], check=True)
 
 
 def _probe(name: str, parent: Run | None = None) -> Run:

@@ -78,7 +78,7 @@ def test_patients_are_compared_if_both_sets_have_a_manifest(data, tmp_path):
     patients = ["patient 1", "patient 1", *["patient 7"] * (len(tiles) - 2)]
     lines = "".join(f"tiles/{name},{patient}\n" for name, patient in zip(tiles, patients, strict=True))
     (tmp_path / "source" / "manifest.csv").write_text("file,Patient\n" + lines)
-    with pytest.raises(UserError, match=r"1 patients \(patient 1\), with 1 of 2 test images, are also among the tiles"):
+    with pytest.raises(UserError, match=r"1 patient \(patient 1\), with 1 of 2 test images, is also among the tiles"):
         check(tmp_path, "source/tiles")
     assert len(check(tmp_path, "source/tiles", allow=True)) == 1
 
@@ -150,7 +150,7 @@ def test_volumes_are_compared_by_voxels_and_patients(tmp_path):
         return read_tiles(convert_folder(converted), tmp_path)
 
     seen = store("seen", 0, "a")
-    assert str(seen).startswith("1 volumes")
+    assert str(seen).startswith("1 volume")
     for name, number, case, found in (("x", 0, "b", True), ("y", 1, "a", True), ("z", 2, "c", False)):
         test = store(name, number, case)
         labelled = LabelledSet(name, store(f"{name}_train", 9, "d"), test, "")

@@ -131,7 +131,7 @@ def test_a_list_of_labelled_images(tmp_path: Path, capsys: pytest.CaptureFixture
         "train: 5 images of 3 patients, 96 x 64 px",
         "test: 3 images of 2 patients, 96 x 64 px",
         "nearly uniform images (all black, or all of one value): 1: 0.png",
-        "warning: 1 images have three channels, the others one: 2.png",
+        "warning: 1 image has three channels, the others one: 2.png",
         "identical files: 1: 1.png = 7.png",
         "patients in train and test: 1: P2; scores are too high",
         "identical files in train and test: 1: 7.png is 1.png",

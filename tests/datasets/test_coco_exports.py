@@ -95,7 +95,7 @@ def test_roboflow_keeps_its_splits_and_drops_its_project(tmp_path: Path, capsys:
     for split, seed in (("train", 0), ("val", 1), ("test", 2)):
         check(splits[split], [seed])
     out, err = capsys.readouterr()
-    assert "train: 1 images, 2 objects (1 Gland, 1 Lumen)\nval: 1 images," in out
+    assert "train: 1 image, 2 objects (1 Gland, 1 Lumen)\nval: 1 image," in out
     assert "no object of project; left out of the categories" in err
 
 

@@ -300,7 +300,7 @@ def test_validation_images_and_patients_of_a_manifest(tmp_path: Path, capsys: py
     assert sorted(path.name for path in dest.iterdir()) == ["annotations", "manifest.csv", "test", "train", "val"]
     parts = [{int(stem) // 2 for stem in stems(dest, split)} for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [2, 1, 1] and sum(map(len, parts)) == len(set().union(*parts))
-    assert "train: " in (out := capsys.readouterr().out) and out.count(" of 1 patients") == 2
+    assert "train: " in (out := capsys.readouterr().out) and out.count(" of 1 patient") == 2
     for split in ("train", "val", "test"):
         for name in stems(dest, split):
             for kind in ("images", "labels"):

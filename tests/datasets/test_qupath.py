@@ -141,7 +141,7 @@ def test_cells_or_their_nuclei(tmp_path: Path, capsys: pytest.CaptureFixture[str
     nuclei = convert_qupath(source, tmp_path / "n", objects=["cell"], outline="nucleus", category="n", test_share=0.5)
     found = masks(nuclei)["b"]
     assert [mask.sum() for mask in found[0]] == [32] and found[1] == ["n"]  # a circle: 36 pi / 4 is 28
-    assert "2 cells without a nucleus are left out" in capsys.readouterr().err
+    assert "2 cells without a nucleus left out" in capsys.readouterr().err
     regions = masks(convert_qupath(source, tmp_path / "r", objects=["annotation"], test_share=0.5))
     assert regions["a"][1] == ["Region"]
 
@@ -152,7 +152,7 @@ def test_names_splits_and_what_is_left_out(tmp_path: Path, capsys: pytest.Captur
     Image.new("RGB", (9, 9)).save(tmp_path / "in/train/other.png")
     dest = convert_qupath(tmp_path / "in", tmp_path / "out", categories=["Tumor=tumor"])
     assert open_split(dest, "test").category_names == ["tumor"]
-    assert "1 images without a GeoJSON file are left out" in capsys.readouterr().err
+    assert "left out: 1 image without a GeoJSON file" in capsys.readouterr().err
     (tmp_path / "in/train/lost.geojson").write_text("[]")
     with pytest.raises(UserError, match=r"without an image of the same name in .*: train/lost\.geojson"):
         convert_qupath(tmp_path / "in", tmp_path / "no")

@@ -337,7 +337,7 @@ def test_check_reports_and_draws_a_store(tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert check_data(store, tmp_path / "sheet.png") == tmp_path / "sheet.png"
     lines = capsys.readouterr().out.splitlines()
-    assert "test: 1 volumes of 1 patients, 0 with labels" in lines
+    assert "test: 1 volume of 1 patient, 0 with labels" in lines
     assert "train: 3 volumes of 3 patients, 3 with labels" in lines
     assert "patients in test and train: 1: BraTS-GLI-00001; scores are too high" in lines
     (one,) = [line.split() for line in lines if line.startswith("1 necrotic core")]
@@ -422,7 +422,7 @@ def test_an_outlier_that_takes_up_the_range_is_reported(tmp_path: Path, capsys: 
     values = RNG.random((9, 9, 9)).astype(np.float32)
     files = {"plain.nii": nifti(values), "hot.nii": nifti(np.where(values == values[0, 0, 0], np.float32(1e6), values))}
     convert_folder(FolderConversion(fill(tmp_path / "in", files), tmp_path / "S"))
-    assert "1 volumes have outliers: 99% of their values lie within fewer than 256" in capsys.readouterr().err
+    assert "1 volume has outliers: 99% of their values lie within fewer than 256" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "."])
@@ -449,3 +449,28 @@ def test_few_volumes_are_in_memory_where_they_are_large(tmp_path: Path, monkeypa
         monkeypatch.setattr(convert_, "available_memory", lambda memory=memory: memory)
         convert_folder(FolderConversion(source, tmp_path / f"S{number}"))
     assert used == [4, 2, 1]
+
+
+def test_a_share_of_the_patients_becomes_the_test(tmp_path: Path) -> None:
+    names = [f"p{n:02d}_{visit}" for n in range(8) for visit in "ab"]
+    files = {f"images/{name}.nii": nifti(MR + k) for k, name in enumerate(names)}
+    files |= {f"labels/{name}.nii": nifti(LABELS) for name in names if name != "p03_b"}
+    how = FolderConversion(
+        fill(tmp_path / "in", files), tmp_path / "S", patient_regex=r"^(p\d+)", images="images", labels="labels"
+    )
+    store = open_volumes(convert_folder(replace(how, test_share=0.25)))
+    assert splits(store) == {"train": 12, "test": 4}
+    of_test = {row["patient"] for row in store.rows if row["split"] == "test"}
+    assert len(of_test) == 2 and of_test.isdisjoint(row["patient"] for row in store.rows if row["split"] == "train")
+    assert {row["patient"] for row in open_volumes(tmp_path / "S", ["test"]).rows} == {
+        f"p{n:02d}" for n in range(8)
+    } - of_test
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "S/volumes").iterdir()}
+    more = open_volumes(convert_folder(replace(how, test_share=0.5)))  # divided in another way, and not written again
+    assert of_test < {row["patient"] for row in more.rows if row["split"] == "test"} and splits(more)["test"] == 8
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+    with pytest.raises(UserError, match="number between 0 and 1"):
+        replace(how, test_share=1.0)
+    lits = fill(tmp_path / "one", {"volume-0.nii": nifti(CT), "segmentation-0.nii": nifti(LABELS)})
+    with pytest.raises(UserError, match="at least two patients; there are 1"):
+        convert_lits(Conversion(lits, tmp_path / "L", test_share=0.5))

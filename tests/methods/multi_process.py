@@ -55,7 +55,7 @@ from densepath.methods import (
 from densepath.nets.backbones import build_backbone
 from densepath.nets.decoders import build as decoders
 from densepath.nets.decoders.unet import UNetDecoder
-from densepath.nets.norms import gather_statistics, set_statistics
+from densepath.nets.running_statistics import gather_statistics, set_statistics
 from densepath.sources.batch import ImageBatch
 from densepath.sources.image_files import ImageFiles
 from densepath.synthetic.volumes import SyntheticVolumes

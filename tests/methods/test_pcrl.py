@@ -12,6 +12,7 @@ from densepath.core.fixed_nce import FixedNCE
 from densepath.core.mixing import beta
 from densepath.methods import C2L, PCRL, PCRLReleased
 from densepath.nets.transformation_attention import TransformationAttention
+from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.turns import indicator
 
@@ -224,6 +225,30 @@ def test_the_released_losses_are_the_equations(make, images, kind):
                 made = method.pixels(method.decoder(both, (64, 64)))
                 total += float((made - share * x - (1 - share) * y).square().mean()) / 4
     assert losses.total.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_chance_is_the_least_loss_of_keys_that_are_all_the_same(make):
+    count = 96
+    same = F.normalize(torch.ones(1, 128), dim=1)
+    method = make(PCRL, "test_resnet", queue_size=count)
+    expected = F.cross_entropy(torch.zeros(1, count + 1), torch.zeros(1, dtype=torch.long))
+    assert method.chance()["instance_loss"] == pytest.approx(expected.item(), rel=1e-6)
+    other = make(C2L, "test_resnet", queue_size=count)
+    losses = []
+    for scale in torch.linspace(-2, 2, 401).exp():  # the scores of all keys change together
+        other.nce.scale.fill_(scale * math.exp(1 / other.nce.temperature))
+        losses.append(other.nce(same, same, same.expand(count, -1)).item())
+    assert other.chance()["instance_loss"] == pytest.approx(min(losses), rel=1e-4)
+    assert 0 < losses.index(min(losses)) < 400
+
+
+def test_painting_is_optional(make, images):
+    augment = Augment(jitter=0.0, grayscale=0.0, blur=0.0)
+    for share in (0.0, 1.0):
+        seen = make(PCRL, "test_resnet", painting=share).views(augment)
+        batch = ViewMaker({name: seen[name] for name in ("first", "first_clean")}, 64, seed=0)(images)
+        changed = (batch["first"].pixels != batch["first_clean"].pixels).flatten(1).any(1)
+        assert changed.tolist() == [share > 0] * 4
 
 
 def test_options_that_do_not_fit_are_refused(make):

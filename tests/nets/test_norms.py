@@ -9,16 +9,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import (
-    gather_statistics,
     group_batch_norm,
-    name_statistics,
     normalize_rows,
     normalized_together,
     plain_batch_norm,
     set_batch_norm,
-    set_statistics,
     synchronize_batch_norm,
 )
+from densepath.nets.running_statistics import gather_statistics, name_statistics, set_statistics
 
 
 def layer(**options):

@@ -152,7 +152,7 @@ def test_a_failed_write_leaves_the_old_file(
         Path(file).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("densepath.nets.weights.backbone_weights.save_file", half)
+    monkeypatch.setattr("densepath.nets.weights.saving.save_file", half)
     with pytest.raises(OSError, match="no space left"):
         save_backbone(path, resnet18)
     assert path.read_bytes() == before

@@ -14,6 +14,7 @@ import yaml
 from densepath.report.answers import read_answers
 from densepath.report.embedded import below
 from densepath.report.verb import write_report
+from densepath.transfer.segment.volume_slices import read_slices, write_slices
 from tests.report.conftest import save_picture
 from tests.report.test_report import Page
 
@@ -124,3 +125,34 @@ def test_a_segmenter_shows_dice_failures_and_its_worst_images(tmp_path: Path) ->
     boxes = next(each["data"] for each in page.data if each["data"][0]["type"] == "box")
     assert [(box["name"], box["y"]) for box in boxes] == [("liver", [90.0, 40.0]), ("&lt;i&gt;", [80.0])]
     assert [each["alt"] for each in page.of("img") if each["alt"]] == ["p2: Dice 40.0", "p1: Dice 85.0"]
+
+
+def test_a_segmented_volume_has_three_sliders_of_bounded_size(tmp_path: Path) -> None:
+    shape = (40, 300, 30)
+    truth = np.zeros(shape, np.uint8)
+    truth[30, 200:210, 5:20] = 2
+    image = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    run = tmp_path / "run"
+    save_picture(run / "fold_0" / "pictures" / "v1.png")
+    write_slices(run / "fold_0" / "pictures" / "v1.npz", image, {"truth": truth, "prediction": truth * 0}, 0)
+    kept = read_slices(run / "fold_0" / "pictures" / "v1.npz")
+    assert kept.image.shape == (40, 100, 30) and list(kept.maps) == ["truth", "prediction"]
+    np.testing.assert_array_equal(kept.maps["truth"], truth[:, ::3])
+    options = {"data": "scans", "labels": "masks", "freeze": False, "oversample": 0.3, "head": "unet", "model": None}
+    (run / "config.yaml").write_text(yaml.safe_dump(options))
+    write_table(run / "cases.csv", ["image", "region", "dice"], [["v1", "liver", 90.0]])
+    write_report([str(run)], out=tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    sliders = [each for each in page.of("input") if each.get("type") == "range"]
+    assert [each["aria-label"] for each in sliders] == [
+        f"v1, {plane}: truth, prediction" for plane in ("axial", "coronal", "sagittal")
+    ]
+    captions = [json.loads(each["data-captions"] or "") for each in sliders]
+    assert [len(own) for own in captions] == [24, 24, 24]
+    assert captions[0][0] == "slice 1 of 40" and captions[1][-1] == "slice 298 of 300"
+    started = [own[int(each["value"] or 0)] for own, each in zip(captions, sliders, strict=True)]
+    assert abs(int(started[0].split()[1]) - 31) <= 2  # where the largest structure is
+    assert (tmp_path / "page.html").stat().st_size < 8e6
+    (run / "fold_0" / "pictures" / "v1.npz").write_bytes(b"PK broken")
+    write_report([str(run)], out=tmp_path / "page.html")
+    assert [each["alt"] for each in Page(tmp_path / "page.html").of("img") if each["alt"]] == ["v1: Dice 90.0"]

@@ -1,36 +1,29 @@
-"""A page in a real browser: Chromium of the distribution, driven by Playwright; skipped where one is missing."""
+"""A page in a real browser: Chromium of the distribution, by Playwright or Selenium; skipped where both are missing."""
 
 from __future__ import annotations
 
 import io
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from densepath.report.verb import write_report
+from tests.report.browsers import CHROMIUM, Browser, drivers
 from tests.report.conftest import Make
 
 pytest.importorskip("plotly")
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-_PATIENCE = 180_000  # ms, for machines that do much else
+_MISSING = "Chromium" if CHROMIUM is None else "Playwright, or Selenium with chromedriver,"
+_SKIPPED = pytest.param(None, marks=pytest.mark.skip(reason=f"{_MISSING} is not installed"), id="none")
 EVIL = "<script>alert(1)<script><img src=x onerror=alert(2)>"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
-    with playwright.sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+@pytest.fixture(scope="module", params=list(drivers()) or [_SKIPPED])
+def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
+    with drivers()[request.param]() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -50,60 +43,78 @@ def page_file(make_pretraining: Make, make_detector: Make, tmp_path: Path) -> Pa
     return out
 
 
-def test_a_page_works_without_errors(browser: Any, page_file: Path) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 800}, offline=True)
-    context.set_default_timeout(_PATIENCE)
-    page = context.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    page.goto(page_file.as_uri())
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # a phone shows its whole width
-    page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
-
-    slider = page.locator("figure.slider input")
-    assert slider.input_value() == "1"
-    slider.press("ArrowLeft")  # by keyboard
-    assert page.locator("figure.slider output").inner_text() == "step 10"
-    assert page.locator("figure.slider img:not([hidden])").count() == 1
-
-    counts = page.locator("figure.detections > label output")
-    assert counts.inner_text() == "0.50: 1 correct, 1 false, 1 missed"
-    threshold = page.locator("figure.detections input")
-    for value, text in (("0.8", "0.80: 1 correct, 0 false, 1 missed"), ("0.95", "0.95: 0 correct, 0 false, 2 missed")):
-        threshold.fill(value)
-        assert counts.inner_text() == text
-
-    plot = page.locator("figure.embedding .plot")
-    plot.scroll_into_view_if_needed()
-    page.wait_for_selector("figure.embedding .point")
-    place = page.locator("figure.embedding .point").nth(2).bounding_box()
-    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2, steps=5)
-    page.wait_for_selector("#tip:not([hidden])")
-    assert page.locator("#tip p").inner_text().startswith(EVIL)
-    assert (page.locator("#tip img").get_attribute("src") or "").startswith("data:image/webp")
-
-    heads = page.locator("tr.sort button")
-    colors = [page.evaluate("getComputedStyle(document.body).backgroundColor")]
-    page.emulate_media(color_scheme="dark")
-    colors.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-    assert colors[0] != colors[1] and heads.count() == 0
-    assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0
-    assert said == []
-    context.close()
+def text(browser: Browser, selector: str) -> str:
+    return str(browser.run(f"document.querySelector({selector!r}).textContent"))
 
 
-def test_a_table_is_sorted_by_a_column(browser: Any, make_pretraining: Make, tmp_path: Path) -> None:
+def test_a_page_works_without_errors(browser: Browser, page_file: Path) -> None:
+    browser.open(page_file, 390, 800)
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")  # a phone shows its whole width
+    browser.run("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+
+    browser.run("document.querySelector('figure.slider input').focus()")
+    assert text(browser, "figure.slider output") == "step 20"
+    browser.press("ArrowLeft")
+    assert text(browser, "figure.slider output") == "step 10"
+    assert browser.run("document.querySelectorAll('figure.slider img:not([hidden])').length") == 1
+
+    counts = "figure.detections > label output"
+    for value, expected in (
+        ("0.5", "0.50: 1 correct, 1 false, 1 missed"),
+        ("0.8", "0.80: 1 correct, 0 false, 1 missed"),
+        ("0.95", "0.95: 0 correct, 0 false, 2 missed"),
+    ):
+        browser.run(
+            "((input) => { input.value = " + value + "; input.dispatchEvent(new Event('input')); })"
+            "(document.querySelector('figure.detections input'))"
+        )
+        assert text(browser, counts) == expected
+
+    browser.run("document.querySelector('figure.embedding').scrollIntoView({behavior: 'instant', block: 'center'})")
+    browser.wait("document.querySelectorAll('figure.embedding .point').length == 6")
+    x, y = browser.run(
+        "((box) => [box.x + box.width / 2, box.y + box.height / 2])"
+        "(document.querySelectorAll('figure.embedding .point')[2].getBoundingClientRect())"
+    )
+    browser.point(x, y)
+    browser.wait("!document.querySelector('#tip').hidden")
+    assert text(browser, "#tip p").startswith(EVIL)
+    assert browser.run("document.querySelector('#tip img').src").startswith("data:image/webp")
+
+    color = "getComputedStyle(document.body).backgroundColor"
+    light = browser.run(color)
+    browser.dark()
+    browser.wait(f"{color} != {light!r}")
+    assert browser.run("document.querySelectorAll('img[src=x]').length") == 0
+    assert browser.said() == []
+
+
+def test_everything_is_reached_by_keyboard_in_order(browser: Browser, page_file: Path) -> None:
+    browser.open(page_file)
+    browser.run("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    wanted = browser.run("document.querySelectorAll('summary, input, button').length")
+    reached, first = [], ""
+    for _ in range(200):
+        browser.press("Tab")
+        here = browser.run("document.activeElement.outerHTML.slice(0, 80)")
+        first = first or here
+        reached.append(browser.run("document.activeElement.tagName"))
+        if len(reached) > 1 and (here == first or reached[-1] == "BODY"):
+            break
+    assert "Skip to the content" in first
+    assert sum(tag in ("SUMMARY", "INPUT", "BUTTON") for tag in reached) == wanted
+    outline = browser.run("(document.querySelector('a.skip').focus(), getComputedStyle(document.activeElement).left)")
+    assert not outline.startswith("-")  # it is seen when it has the focus
+
+
+def test_a_table_is_sorted_by_a_column(browser: Browser, make_pretraining: Make, tmp_path: Path) -> None:
     for name, level in (("a", 0.5), ("b", 1.5), ("c", 1.0)):
         make_pretraining(name, level=level)
     write_report([str(tmp_path)], out=tmp_path / "page.html")
-    page = browser.new_page()
-    page.set_default_timeout(_PATIENCE)
-    page.goto((tmp_path / "page.html").as_uri())
+    browser.open(tmp_path / "page.html")
     first = "[...document.querySelector('table').tBodies[0].rows].map((row) => row.cells[0].textContent)"
-    assert page.evaluate(first) == ["b", "c", "a"]
-    page.locator("tr.sort button", has_text="loss").first.click()
-    page.locator("tr.sort button", has_text="loss").first.click()
-    assert page.evaluate(first) == ["a", "c", "b"]
-    page.close()
+    assert browser.run(first) == ["b", "c", "a"]
+    browser.run("[...document.querySelectorAll('tr.sort button')].find((b) => b.textContent == 'loss').focus()")
+    browser.press("Enter")
+    browser.press("Enter")
+    assert browser.run(first) == ["a", "c", "b"]

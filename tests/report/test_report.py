@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from densepath.annotations.cells.cell_files import Cells, cell_path, write_cell_rows, write_cells
 from densepath.benchmark.statistics import Comparison
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
@@ -350,10 +351,33 @@ def test_a_slide_has_its_tissue_and_tiles_as_layers(tmp_path: Path) -> None:
     names = {each.get("alt") for each in page.of("img")}
     assert {"s<b>", "tissue", "tiles"} <= names
     assert {"opacity of tissue", "opacity of tiles"} <= {each.get("aria-label") for each in page.of("input")}
-    (block,) = slide_layers(tmp_path / "tiles", 9)
+    ((block,), lines) = slide_layers(read_run(tmp_path / "tiles"), 9)
+    assert lines == []
     found = block.layers["tiles"]
     drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(found.uri.split(",")[1]))).convert("RGBA"))
     assert drawn.shape[:2] == (512, 768) and 0.005 < (drawn[..., 3] > 128).mean() < 0.2
+
+
+def test_the_cells_of_a_slide_are_layers_above_its_tiles(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    write_slide(tmp_path / "slides" / "s.tif", size=(512, 768))
+    tile(data=tmp_path / "slides", out=tmp_path / "tiles", mpp=0.5, size=128, workers=0)
+    cells = Cells.of([(100, 50), (101, 50), (300, 200)], (512, 768), ["<i>", "<i>", "b"])
+    (folder := tmp_path / "cells").mkdir()
+    write_cells(cell_path(folder, "s"), cells)
+    row = {"slide": "s", "path": str(tmp_path / "slides" / "s.tif"), "mpp": 0.5, "cells": 3, "problem": ""}
+    write_cell_rows(folder, [row])
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": str(tmp_path / "tiles"), "source": "blobs"}))
+    ((block,), _) = slide_layers(read_run(folder), 9)
+    assert list(block.layers) == ["<i> (2)", "b (1)", "tissue", "tiles"]
+    drawn = np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(block.layers["b (1)"].uri.split(",")[1]))).convert("RGBA")
+    )
+    y, x = np.nonzero(drawn[..., 3] > 128)
+    assert (y.mean(), x.mean()) == pytest.approx((200.5, 300.5), abs=1)
+    assert {"opacity of <i> (2)", "opacity of tiles"} <= {
+        each.get("aria-label") for each in page_of(folder).of("input")
+    }
 
 
 @pytest.mark.parametrize("name", ["report.txt", "report"])

@@ -3,13 +3,13 @@
 import pytest
 import yaml
 
-from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.runs.folder import read_config
 from densepath.runs.old_options import refuse_moved, rename_options, rename_record
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe
 from densepath.training.resolve import resolve
+from densepath.verbs import VERBS
 
 
 @pytest.mark.parametrize(

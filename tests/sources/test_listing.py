@@ -66,9 +66,10 @@ def test_links_that_lead_nowhere_are_passed_over(tmp_path: Path) -> None:
     for name in ("loop.png", "loop"):
         os.symlink(name, tmp_path / name)
     os.symlink("gone.png", tmp_path / "broken.png")
+    os.mkfifo(tmp_path / "pipe.png")
     passed = Passed()
     assert [os.path.basename(name) for name in list_images(tmp_path, passed=passed)] == ["a.png"]
-    assert passed.describe() == "2 .csv files, 2 broken links, 2 other files"
+    assert passed.describe() == "2 .csv files, 2 broken links, 2 other files, 1 special file"
 
 
 def test_a_folder_of_any_depth_is_searched(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_caching_ends_when_more_than_one_in_a_hundred_is_corrupt(tmp_path: Path,
 def test_source_without_one_readable_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"broken")
     for source in (lambda: open_images(tmp_path), lambda: check_size(open_images(tmp_path, cache="none"), 32)):
-        with pytest.raises(UserError, match=r"none of 1 images can be read.*a\.png"):
+        with pytest.raises(UserError, match=r"none of 1 image can be read.*a\.png"):
             source()
 
 

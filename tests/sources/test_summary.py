@@ -41,11 +41,9 @@ def test_one_line_says_what_is_read(tmp_path: Path) -> None:
     tissue(tmp_path / "b" / "c" / "x.png", (77, 60))
     (tmp_path / "notes.csv").write_text("x")
     (tmp_path / "a" / "slide.svs").write_text("x")
-    assert lines(tmp_path) == [
-        "4 images in 2 folders, 40-77 px, kept in memory; passed over: 1 .svs files, 1 .csv files"
-    ]
+    assert lines(tmp_path) == ["4 images in 2 folders, 40-77 px, kept in memory; passed over: 1 .svs file, 1 .csv file"]
     assert lines(tmp_path, exclude=["b"]) == [
-        "3 images in 1 folder, 40-50 px, kept in memory; passed over: 1 excluded files, 1 .svs files, 1 .csv files"
+        "3 images in 1 folder, 40-50 px, kept in memory; passed over: 1 excluded file, 1 .svs file, 1 .csv file"
     ]
     files = open_images(tmp_path / "a", cache="none")
     assert isinstance(files, ImageFiles)
@@ -61,7 +59,7 @@ def test_large_images_that_are_reduced_are_reported(tmp_path: Path) -> None:
     tissue(tmp_path / "small.png", (120, 160))
     line, reduced = lines(tmp_path, max_side=400)
     assert "40-280 px" in line
-    assert reduced.startswith(f"1 images are larger than 400 px and reduced, e.g. {tmp_path}/large.png; cut them")
+    assert reduced.startswith(f"1 image is larger than 400 px and reduced, e.g. {tmp_path}/large.png; cut them")
 
 
 @pytest.mark.parametrize(("size", "warned"), [((20, 300), True), ((40, 50), True), ((64, 64), False)])

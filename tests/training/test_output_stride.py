@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.choose import choose_backbone
-from densepath.training.export import EXPORTED
+from densepath.runs.folder import EXPORTED
 from densepath.training.load_run import load_run
 from densepath.training.pretrain import pretrain
 

@@ -12,6 +12,7 @@ import torch
 
 from densepath.core import system
 from densepath.training import threads
+from densepath.training.hardware import choose_device, choose_hardware
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     for module in (system, threads):
         monkeypatch.setattr(module, "cores", lambda: 8)
+    monkeypatch.setattr(system, "is_command", True)
     threads.use_idle_cores.cache_clear()
     yield lambda idle: (monkeypatch.setattr(threads, "idle_cores", lambda: idle), set_to)[1]
     threads.use_idle_cores.cache_clear()
@@ -53,6 +55,14 @@ def test_the_number_is_not_chosen_again_nor_against_the_user(machine, monkeypatc
     assert set_to == [8, 3]
 
 
+def test_a_notebook_keeps_its_threads(machine, monkeypatch):
+    set_to = machine(3.0)
+    monkeypatch.setattr(system, "is_command", False)
+    choose_hardware("cpu", "32")
+    choose_device("cpu")
+    assert set_to == [8]
+
+
 def test_a_resumed_run_keeps_its_threads_as_far_as_there_are_cores(machine):
     set_to = machine(8.0)
     for kept in (2, None, 64):
@@ -73,9 +83,34 @@ def test_a_busy_core_is_not_idle():
         os.sched_setaffinity(0, before)
 
 
+@pytest.mark.parametrize("own", ["0::/job/step", "3:memory:/job/step\n2:cpu,cpuacct:/job/step"])
+def test_limits_of_the_groups_above_count_too(monkeypatch, tmp_path, own):
+    monkeypatch.setattr(system.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(system, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(system, "_OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text(own)
+    free = system.available_memory()
+    two = own.startswith("0")
+    cpu, memory = (tmp_path / ("" if two else name) / "job" for name in ("cpu", "memory"))
+    for group in (cpu, cpu / "step", memory, memory / "step"):
+        group.mkdir(parents=True, exist_ok=True)
+    quotas = {"cpu.max": "300000 100000"} if two else {"cpu.cfs_quota_us": "300000", "cpu.cfs_period_us": "100000"}
+    none = {"cpu.max": "max 100000"} if two else {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}
+    names = ("memory.max", "memory.current") if two else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for group, texts in (
+        (cpu, quotas),
+        (cpu / "step", none),
+        (memory, dict(zip(names, ("5000", "3000"), strict=True))),
+    ):
+        for name, text in (texts | {"memory.stat": "inactive_file 1000\n"}).items():
+            (group / name).write_text(text)
+    assert system.cores() == 3
+    assert free > 3000 and system.available_memory() == 3000
+
+
 def test_cores_are_limited_by_a_quota_and_idle_ones_come_from_the_systems_ticks(monkeypatch, tmp_path):
     monkeypatch.setattr(system.os, "sched_getaffinity", lambda pid: set(range(4)))
-    monkeypatch.setattr(system, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(system, "_CONTROL_GROUPS", tmp_path)
     for text, expected in (("max 100000", 4), ("250000 100000", 2), ("20000 100000", 1), ("broken", 4)):
         (tmp_path / "cpu.max").write_text(text)
         assert system.cores() == expected

@@ -15,6 +15,7 @@ from densepath.sources.open import find_source
 from densepath.sources.packing import pack
 from densepath.sources.pixel_source import AllNames
 from densepath.sources.restrict import take
+from densepath.training import run_images
 from densepath.training.config import PretrainConfig
 from densepath.training.pretrain import pretrain
 from densepath.training.run_images import find_images
@@ -115,7 +116,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, tiles):
         pretrain(**{**options, "val_share": 1.0})
 
 
-def test_a_fraction_is_by_patient_and_its_complement_is_a_list(tmp_path, tiles):
+def test_a_fraction_is_by_patient_and_its_complement_is_a_list(tmp_path, tiles, monkeypatch):
     """The paper's 9:1 to 6:4: what a run does not learn from is left for fine-tuning."""
     paths = [str(path) for path in sorted(tiles.rglob("*.png"))]
     table = tmp_path / "labels.csv"
@@ -133,6 +134,10 @@ def test_a_fraction_is_by_patient_and_its_complement_is_a_list(tmp_path, tiles):
     folder = pretrain(**options, fraction=0.6, out=tmp_path / "run")
     lists = [set((folder / name).read_text().splitlines()) for name in ("images.txt", "other_images.txt")]
     assert lists == [seen[1], {*paths} - seen[1]]
+    # As version 0.1 chose them: such a run cannot be resumed, and the line says why.
+    monkeypatch.setattr(run_images, "owners_of", lambda images, data: [*AllNames(images)])
+    with pytest.raises(UserError, match=r"chooses patients where any are known; up to version 0\.1 it chose images"):
+        pretrain(**options, fraction=0.6, out=tmp_path / "run", resume=True)
 
 
 def test_stores_and_inputs_are_divided_like_files(tmp_path, tiles):

@@ -23,9 +23,10 @@ from densepath.core.errors import UserError
 from densepath.core.output_names import output_names
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
-from densepath.sources.image_reader import ImageFile, TiffParts, open_file
+from densepath.sources.image_reader import ImageFile, open_file
 from densepath.sources.packing import write_store
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.tiff_parts import TiffParts
 from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.instances import decode_mask
@@ -169,7 +170,7 @@ def test_parts_of_a_large_tiff_are_those_of_the_whole(
     whole = read_image(path)
     assert isinstance(open_file(path), ImageFile)
     monkeypatch.setattr("densepath.sources.image_reader._IN_PARTS", 0)
-    monkeypatch.setattr("densepath.sources.image_reader._KEPT", 4000)
+    monkeypatch.setattr("densepath.sources.tiff_parts._KEPT", 4000)
     reader = open_file(path)
     assert isinstance(reader, TiffParts) and reader.size == (90, 130)
     for _ in range(10):
@@ -257,7 +258,7 @@ def test_a_large_tiff_with_a_codec_of_imagecodecs_names_it(tmp_path: Path, monke
         ({"pictures": -1}, "pictures is -1"),
         ({"run": "nothing"}, "no trained detector"),
         ({"data": "nothing"}, "does not exist"),
-        ({"data": "broken"}, "none of 1 images can be read"),
+        ({"data": "broken"}, "none of 1 image can be read"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], says: str, detector: Path, tmp_path: Path) -> None:
@@ -278,7 +279,9 @@ def test_output_names_are_distinct_and_stay_in_the_folder() -> None:
     assert output_names(list(map(Path, names))) == expected
 
 
-def test_results_of_other_images_are_not_reported(detector: Path, tmp_path: Path) -> None:
+def test_results_of_other_images_are_not_reported(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An image that was replaced is predicted again, and a new one moves no ids."""
     images(tmp_path / "data", 2)
     out = predict(detector, data=tmp_path / "data", out=tmp_path / "out", **ALL)
@@ -291,6 +294,13 @@ def test_results_of_other_images_are_not_reported(detector: Path, tmp_path: Path
     names = [Path(each["file_name"]).name for each in json.loads((out / "images.json").read_text())["images"]]
     assert names == ["0.png", "00.png", "1.png"]
     assert [each | {"image_id": 3} for each in first] == [each for each in results_of(out) if each["image_id"] == 3]
+    (tmp_path / "data" / "00.png").unlink()
+    predict(detector, data=tmp_path / "data", out=out, **ALL)
+    assert "keeps files of 1 image that is not in the data: 00" in capsys.readouterr().err
+    (tmp_path / "data").rename(tmp_path / "gone")
+    images(tmp_path / "data" / "others", 1)
+    with pytest.raises(UserError, match=r"holds results of other images \(0, 00, 1\)"):
+        predict(detector, data=tmp_path / "data", out=out, **ALL)
 
 
 def test_a_list_with_dots_writes_nothing_outside(detector: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Operations on the cubes of a view, elastic deformation and shared places, against plain loops."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from densepath.core.affine import bounds
+from densepath.methods import SemanticGenesis
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.crops import Pattern
 from densepath.views.cubes import PatchJitter, ShuffledCubes, divide, join, rotations
@@ -120,11 +122,15 @@ def test_places_are_the_same_share_of_all_images():
     index = torch.arange(count)
     low, high = bounds(maker.draw(index, sizes, epoch=1.5).views["image"].map)
     shown = (torch.tensor([64.0, 64.0, 32.0]) / sizes.flip(-1)).clamp(max=1)  # at most four times the view
-    torch.testing.assert_close(low, -shown)
-    torch.testing.assert_close(high, shown)
-    large = torch.tensor([[300, 512, 60]])  # of which only the middle is read
-    shown = maker.draw(torch.tensor([0]), large, epoch=0.0).views["image"].map
+    torch.testing.assert_close(high - low, 2 * shown)
+    centers = (low + high)[::3, 0] / 2 / (1 - shown[0, 0])  # of the largest images along x, relative to their room
+    assert centers.min() < -0.9 and centers.max() > 0.9 and abs(float(centers.mean())) < 0.2
+    assert low.min() >= -1 - 1e-6 and high.max() <= 1 + 1e-6
+    large = torch.tensor([[300, 512, 60]])  # of which features are those of the middle
+    middle = replace(SemanticGenesis.feature_view, crop=replace(SemanticGenesis.feature_view.crop, count=3))
+    shown = ViewMaker({"image": middle}, (8, 16, 16), 0, spec).draw(torch.tensor([0]), large).views["image"].map
     torch.testing.assert_close(shown[0, [0, 1, 2], [0, 1, 2]], torch.tensor([1.0, 64 / 512, 32 / 300]))
+    torch.testing.assert_close(shown[0, :, 3], torch.zeros(3))
     draw = Draw(0, 2, index, torch.zeros_like(index))
     places = pattern_numbers(3, draw)
     low, high = (

@@ -32,6 +32,7 @@ from densepath.analysis.panels import (
 from densepath.annotations.coco import CocoImages
 from densepath.core.affine import apply, identity, onto_boxes, warp_points
 from densepath.core.resampling import sample
+from densepath.core.slices import upright
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import objects_of
@@ -48,9 +49,10 @@ _SHOWN_SCORE = 0.5  # detections with a lower score are not drawn
 def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSpec = _RGB) -> Path:
     """Draw each image with the outlines of its views, and the views next to it.
 
-    A dot marks the upper left corner of each view, so that flips and rotations are visible. Numbers mark four points of
-    the first view in all views that show them. Several crops of one view share a panel, without numbers. Of volumes,
-    the middle slices are drawn, without numbers, and the outlines are those of the views' middle slices.
+    A dot marks one corner of each view, so that flips and rotations are visible. Numbers mark four points of the first
+    view in all views that show them. Several crops of one view share a panel, without numbers. Of volumes, the middle
+    axial slices are drawn, with the anterior side on top and in mm, without numbers, and the outlines are those of the
+    views' middle slices.
 
     Args:
         images: the images that the views were made from.
@@ -64,18 +66,28 @@ def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSp
         image = images.pixels[row, depth[0] // 2] if depth else images.pixels[row]
         if images.extent is not None:
             image = _tile(images, row)
-        show(axes[0], _image_colors(image[:height, :width], spec))
+        colors = _image_colors(image[:height, :width], spec)
+        show(axes[0], upright(colors) if depth else colors)
+        sides = torch.tensor([width, height], dtype=torch.float32)
+        if depth and images.spacing is not None:
+            sides *= images.spacing[row, 1:].flip(0)
+            axes[0].set_aspect(float(sides[1] / height / (sides[0] / width)))
         first = next(iter(batch.views.values()))
         # The first view is drawn last: it lies on top.
         for view, color, panel in reversed(list(zip(batch.views.values(), cycle(LINES), axes[1:], strict=False))):
             crops = range(row, len(view.pixels), len(batch))
             show(panel, _mosaic([colors_of(view.pixels[crop], spec) for crop in crops]))
             frame(panel, color)
-            side = view.pixels.shape[-1]
-            panel.plot(side * 0.04, side * 0.04, "o", color=color, ms=5, mec="white", mew=0.8)
+            down, across = view.pixels.shape[-2:]
+            at = 0.96 if depth else 0.04
+            panel.plot(across * at, down * at, "o", color=color, ms=5, mec="white", mew=0.8)
+            if depth:
+                x, y = (view.map[row, :2, :2] * sides.unsqueeze(1)).norm(dim=0).tolist()
+                panel.set_aspect(y / down / (x / across))
             for crop in crops:
                 corners = F.pad(_CORNERS, (0, len(depth))).unsqueeze(0)
-                corners = (apply(view.map[crop : crop + 1], corners)[0, :, :2] + 1) / 2 * torch.tensor([width, height])
+                corners = apply(view.map[crop : crop + 1], corners)[0, :, :2]
+                corners = (1 + (-corners if depth else corners)) / 2 * torch.tensor([width, height])
                 _outline(axes[0], corners.numpy(), color)
             if not depth and len(batch.views) > 1 and len(view.pixels) == len(first.pixels) == len(batch):
                 moved, inside = warp_points(_POINTS[None], first.map[row : row + 1], view.map[row : row + 1])
@@ -131,11 +143,12 @@ def _shown_channels(pixels: Tensor) -> Tensor:
 def colors_of(pixels: Tensor, spec: PixelSpec = _RGB) -> np.ndarray:
     """The colors (H, W, 3) in [0, 1] of pixels (C, *spatial) that were normalized as ``spec`` says.
 
-    Of volumes, those of the middle slice; of other pixels than RGB, the grey of the first channel.
+    Of volumes, those of the middle axial slice, upright; of other pixels than RGB, the grey of the first channel.
     """
-    pixels = pixels if pixels.ndim == 3 else pixels[:, pixels.shape[1] // 2]
-    colors = _shown_channels(spec.restore(pixels.detach().float().cpu().unsqueeze(0))[0])
-    return colors.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    flat = pixels if pixels.ndim == 3 else pixels[:, pixels.shape[1] // 2]
+    colors = _shown_channels(spec.restore(flat.detach().float().cpu().unsqueeze(0))[0])
+    made = colors.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    return made if pixels.ndim == 3 else upright(made)
 
 
 def draw_concepts(

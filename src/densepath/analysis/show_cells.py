@@ -14,7 +14,7 @@ from densepath.analysis.cell_share import ShareTable, cellular_shares, draw_shar
 from densepath.analysis.panels import INK, OBJECTS, PanelGrid, picture_file, save, show
 from densepath.annotations.cells.cell_files import cell_path, read_cells
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
-from densepath.core.errors import UserError, one_line
+from densepath.core.errors import UserError, counted, one_line
 from densepath.core.random import check_seed
 from densepath.core.streams import say
 from densepath.sources.open import find_source
@@ -89,14 +89,14 @@ def show_cells(
         panel = next(axes)
         show(panel, overview.pixels)
         _dots(panel, places, found.classes[::step], 0.6, ("#0047ff", *OBJECTS[1:]))
-        _label(panel, f"{one_line(tiling.name)}: {len(found):,} cells")
+        _label(panel, f"{one_line(tiling.name)}: {counted(len(found), 'cell')}")
     for position in chosen:
         pixels = images.spec.to_rgb(images.read(position))
         own = points.of(position)
         panel = next(axes)
         show(panel, pixels)
         _dots(panel, (own[:, :2] + 1) / 2 * pixels.shape[1::-1], own[:, 2], 9.0, OBJECTS)
-        _label(panel, f"{len(own)} cells")
+        _label(panel, counted(len(own), "cell"))
     return {"cells": points.count, "picture": save(grid.figure, out)}
 
 

@@ -15,7 +15,7 @@ from densepath.analysis.panels import picture_file
 from densepath.analysis.short_names import short_names
 from densepath.annotations.coco import open_split
 from densepath.annotations.splits import fit_window
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.fonts import font
 from densepath.core.spacing import evenly_spaced
@@ -100,7 +100,7 @@ def _row(image: npt.NDArray[np.uint8], name: str, truth: LabelMap, found: Sequen
     small = _resized(image)
     true_small = _resized(truth)
     colors = color_numbers(neighbors(true_small))
-    panels = [(_drawn(small, true_small, colors), f"{name}: {int(truth.max())} objects")]
+    panels = [(_drawn(small, true_small, colors), f"{name}: {counted(int(truth.max()), 'object')}")]
     for labels in found:
         overlap = find_overlap(truth, labels)
         best = overlap.best(1, overlap.pixels)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.core.csv_files import delimiter_of
-from densepath.core.errors import UserError, first_few
-from densepath.core.spelling import composed
+from densepath.annotations.label_table import LABEL, Table, key_of, known_columns, parts_of, read_table
+from densepath.core.errors import UserError, counted, first_few
 from densepath.sources.pixel_source import AllNames, Named
 
 FOLDERS = "folders"
-_LABEL = "label"
-# Columns of files, the first that exists
-_FILE = ("file", "file_name", "filename", "path", "image", "name", "image_name", "image_index")
 _SHOWN = 12  # classes in a line
 
 
@@ -52,7 +44,7 @@ class Classes:
         """The classes and their numbers of images, in one line."""
         counts = torch.bincount(self.labels, minlength=len(self.names)).tolist()
         shown = [f"{name} ({count})" for name, count in zip(self.names, counts, strict=True)]
-        return f"{len(shown)} classes: {first_few(shown, _SHOWN)}"
+        return f"{counted(len(shown), 'class', 'classes')}: {first_few(shown, _SHOWN)}"
 
 
 def read_classes(images: Named, labels: str, root: str | Path | None = None, column: str | None = None) -> Classes:
@@ -79,7 +71,7 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
     if labels == FOLDERS:
         names, found = _by_folder(images, root)
     else:
-        names, found = _by_table(images, labels, _LABEL if column is None else _known_columns(labels, [column])[0])
+        names, found = _by_table(images, labels, LABEL if column is None else known_columns(labels, [column])[0])
     used, inverse = np.unique(found, return_inverse=True)
     present = [names[number] for number in used]
     if len(present) < 2:
@@ -112,7 +104,7 @@ def read_column(images: Named, path: str, column: str) -> list[str]:
     Raises:
         UserError: as there, or the column is missing.
     """
-    (name,) = _known_columns(path, [column])
+    (name,) = known_columns(path, [column])
     values, index = _by_table(images, path, name)
     return [values[number] for number in index]
 
@@ -138,44 +130,16 @@ def match_columns(images: Named, path: str, columns: Sequence[str]) -> Matched:
     Raises:
         UserError: as there, or a column is missing.
     """
-    table = _read_table(path, _known_columns(path, columns), empty=True)
+    table = read_table(path, known_columns(path, columns), empty=True)
     row = _rows_of(images, path, table)
     unused = np.setdiff1d(np.arange(len(table.keys)), row)
     values = [None if number < 0 else table.names[table.labels[number]] for number in row]
     return Matched(values, sorted(table.lines[unused].tolist()))
 
 
-def _known_columns(path: str, columns: Sequence[str]) -> list[str]:
-    """Columns as ``_heads`` spells them; "label" may stand for another that names labels."""
-    known = table_columns(path)
-    for column in columns:
-        if column == _LABEL and (not known or _place(known, _LABEL) is not None):
-            continue
-        if _heads([column])[0] not in known:
-            raise UserError(
-                f"{path} has no column {column}; its header names {', '.join(known) or 'none'}: name one of these"
-            )
-    return _heads(list(columns))
-
-
-def table_columns(path: str) -> list[str]:
-    """The columns of a table of labels, as ``_heads`` spells them; none if its first line is not a header.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            heads = _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
-    except (OSError, ValueError, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
-    return heads if _places(heads, [_LABEL]) or any(name in heads for name in _FILE) else []
-
-
-def _by_table(images: Named, path: str, column: str = _LABEL) -> tuple[list[str], npt.NDArray[np.int32]]:
+def _by_table(images: Named, path: str, column: str = LABEL) -> tuple[list[str], npt.NDArray[np.int32]]:
     """The labels of a table, and (N,) the index of each image's label."""
-    table = _read_table(path, [column])
+    table = read_table(path, [column])
     row = _rows_of(images, path, table)
     if (row < 0).any():
         first = images.names(int((row < 0).argmax()))
@@ -185,13 +149,13 @@ def _by_table(images: Named, path: str, column: str = _LABEL) -> tuple[list[str]
     return [name for (name,) in table.names], table.labels[row]
 
 
-def _rows_of(images: Named, path: str, table: _Table) -> npt.NDArray[np.int64]:
+def _rows_of(images: Named, path: str, table: Table) -> npt.NDArray[np.int64]:
     """(N,) the row of each image in a table; -1 without one."""
     row = np.full(len(images), -1, np.int64)
     for depth in table.depths:
         paths = (os.path.abspath(images.names(position)) for position in range(len(images)))
-        tails = (_parts(path)[-depth:] for path in paths)
-        keys = np.fromiter((_key(tail) if len(tail) == depth else 0 for tail in tails), np.int64, len(images))
+        tails = (parts_of(path)[-depth:] for path in paths)
+        keys = np.fromiter((key_of(tail) if len(tail) == depth else 0 for tail in tails), np.int64, len(images))
         candidate = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
         row = np.where((row < 0) & (table.keys[candidate] == keys), candidate, row)
     times = np.bincount(row[row >= 0], minlength=1)
@@ -200,108 +164,3 @@ def _rows_of(images: Named, path: str, table: _Table) -> npt.NDArray[np.int64]:
         line = table.lines[times.argmax()]
         raise UserError(f"line {line} of {path} may mean {one} or {other}; give paths relative to the images' folder")
     return row
-
-
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """A table's lines in the order of their keys.
-
-    Args:
-        names: the labels: texts of the columns.
-        keys: (L,) int64, checksums of the files' paths.
-        labels: (L,) int32, indices into ``names``.
-        lines: (L,) int64, line numbers in the file.
-        depths: the numbers of parts of the paths, the largest first.
-    """
-
-    names: list[tuple[str, ...]]
-    keys: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int32]
-    lines: npt.NDArray[np.int64]
-    depths: list[int]
-
-
-def _read_table(path: str, columns: Sequence[str], empty: bool = False) -> _Table:
-    numbers: dict[tuple[str, ...], int] = {}
-    keys, labels, lines = array("q"), array("i"), array("q")
-    depths: set[int] = set()
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for line, name, label in _rows(file, path, columns, empty):
-                parts = _parts(os.path.normpath(name))
-                depths.add(len(parts))
-                keys.append(_key(parts))
-                labels.append(numbers.setdefault(label, len(numbers)))
-                lines.append(line)
-    except (OSError, ValueError) as error:  # the latter for a path with a null byte
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
-    except csv.Error as error:
-        raise UserError(f"{path} is not a table of labels ({error}); give lines of file,label") from error
-    if not keys:
-        raise UserError(f"the table of labels {path} is empty; give lines of file,label")
-    order = np.frombuffer(keys, np.int64).argsort(kind="stable")
-    key, label_of, line_of = (np.frombuffer(column, column.typecode)[order] for column in (keys, labels, lines))
-    again = key[1:] == key[:-1]
-    contrary = again & (label_of[1:] != label_of[:-1])
-    if contrary.any():
-        one, other = line_of[int(contrary.argmax()) :][:2]
-        raise UserError(f"lines {one} and {other} of {path} give one file two {columns[0]}s; keep one of them")
-    kept = np.append(True, ~again)
-    return _Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True))
-
-
-def _rows(file: Any, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """The number of each line, and the file and the texts of columns in it; with ``empty``, they may be empty."""
-    reader = csv.reader(file, delimiter=_delimiter(file))
-    places, width = [0, 1], 2
-    for row in reader:
-        heads = _heads(row)
-        if reader.line_num == 1 and (found := _places(heads, columns)):
-            places, width = found, len(row)
-        elif any(heads):
-            name, *texts = (row[place].strip() if len(row) == width else "" for place in places)
-            if not name or not (empty or all(texts)):
-                raise UserError(
-                    f"line {reader.line_num} of {path} is not a file and its {columns[0]}; give lines of "
-                    f"file,{columns[0]}, or a header that names these columns"
-                )
-            yield reader.line_num, name, tuple(texts)
-
-
-def _delimiter(file: Any) -> str:
-    found = delimiter_of(file.readline())
-    file.seek(0)
-    return found
-
-
-def _heads(row: list[str]) -> list[str]:
-    """Names of columns as they are compared: ``Patient ID`` is ``patient_id``."""
-    return [field.strip().lower().replace(" ", "_") for field in row]
-
-
-def _places(heads: list[str], columns: Sequence[str]) -> list[int] | None:
-    """The places of the file and of other columns in a header; None if it is not a header with these."""
-    file = next((heads.index(name) for name in _FILE if name in heads), None)
-    found = [_place(heads, column) for column in columns]
-    places = [place for place in found if place is not None]
-    return [file, *places] if file is not None and len(places) == len(found) else None
-
-
-def _place(heads: list[str], column: str) -> int | None:
-    """The place of a column in a header; None if there is none, or several."""
-    named = [place for place, head in enumerate(heads) if head == column]
-    if column == _LABEL and not named:
-        named = [place for place, head in enumerate(heads) if head == "class"]
-        named = named or [place for place, head in enumerate(heads) if head.startswith(_LABEL)]
-    return named[0] if len(named) == 1 else None
-
-
-def _parts(path: str) -> list[bytes]:
-    """The parts of a path, in one Unicode normalization: macOS writes another one than Linux."""
-    return os.fsencode(composed(path)).split(b"/")
-
-
-def _key(parts: list[bytes]) -> int:
-    """A checksum of a path, 8 bytes: among a million paths, the probability of a collision is 3e-8."""
-    return int.from_bytes(blake2b(b"/".join(parts), digest_size=8).digest(), "little", signed=True)

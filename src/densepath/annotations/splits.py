@@ -10,13 +10,13 @@ import numpy as np
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.digests import digest_of_file
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.listing import SUFFIXES, Passed, list_images
 from densepath.sources.pixel_source import PixelSpec
-from densepath.sources.summary import counted, size_range
+from densepath.sources.summary import size_range
 
 _SAMPLE = 32  # images that are decoded
 

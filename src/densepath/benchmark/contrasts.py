@@ -72,17 +72,23 @@ def _shown(estimate: Estimate) -> str:
 
 
 def _agreements(results: Results) -> Iterator[str]:
-    """The correlation of two tasks' first metrics over all runs that have both."""
+    """The correlation of two tasks' first metrics over the rows: runs of a row differ in the seed only.
+
+    A row's seeds are one point, their mean, as they are not independent of each other. A seed counts if both tasks
+    have it.
+    """
     tasks = {task.name: task for part in results.parts().values() for task, _ in part}
     for one, other in combinations(tasks.values(), 2):
-        pairs = []
+        means, runs = [], 0
         for row in results.rows():
             x, y = (results.entries[row.name, task.name, task.metrics[0]].values for task in (one, other))
-            pairs += [(x[seed], y[seed]) for seed in sorted(x.keys() & y.keys())]
-        if len(pairs) > 2 and np.ptp(pairs, axis=0).min() > 0:
-            a, b = np.array(pairs).T
+            if shared := sorted(x.keys() & y.keys()):
+                means.append([np.mean([scores[seed] for seed in shared]) for scores in (x, y)])
+                runs += len(shared)
+        if len(means) > 2 and np.ptp(means, axis=0).min() > 0:
+            a, b = np.array(means).T
             yield (
                 f"Correlation of {column_name(one, one.metrics[0])} and {column_name(other, other.metrics[0])} over "
-                f"{len(pairs)} runs: {stats.pearsonr(a, b).statistic:.2f}; of their ranks: "
+                f"{len(means)} rows (means of {runs} runs): {stats.pearsonr(a, b).statistic:.2f}; of their ranks: "
                 f"{stats.spearmanr(a, b).statistic:.2f}."
             )

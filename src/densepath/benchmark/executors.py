@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from densepath.benchmark.run_folder import lock_for_job
 from densepath.core.errors import UserError
 
 EXECUTORS = ("local", "slurm", "debug")
@@ -119,8 +120,10 @@ def execute(command: Sequence[str], cwd: str, log: str, environment: Mapping[str
     """Run a command in a folder, where the job has been started; its exit code.
 
     An interrupt (submitit's local executor) and SIGUSR2 (a time limit) end the command by SIGTERM, so that it saves its
-    state. SIGTERM does too, but SLURM sends it to the command itself, and a second one would end it at once.
+    state. SIGTERM does too, but SLURM sends it to the command itself, and a second one would end it at once. The folder
+    stays locked until the command has ended, whatever becomes of the process that submitted the job.
     """
+    lock = lock_for_job(Path(cwd))
     ended: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
@@ -143,6 +146,7 @@ def execute(command: Sequence[str], cwd: str, log: str, environment: Mapping[str
                 stderr=text,
                 env={**os.environ, **environment},
                 start_new_session=True,
+                pass_fds=(lock,),
             )
         for number in before:  # the command ignores SIGUSR2, which SLURM sends to it, too
             signal.signal(number, end)
@@ -153,3 +157,4 @@ def execute(command: Sequence[str], cwd: str, log: str, environment: Mapping[str
                 os.killpg(process.pid, signal.SIGKILL)  # with what it started
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(lock)

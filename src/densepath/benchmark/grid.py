@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -16,6 +17,7 @@ from densepath.benchmark.config import TableConfig
 from densepath.benchmark.entries import Row, Task
 from densepath.benchmark.identity import SHOWN_DIGITS, ImageSet, code_digest, digest_of_given, digest_of_weights
 from densepath.benchmark.labelled_sets import LabelledSet
+from densepath.benchmark.shares import LEFT_IMAGES, write_left_images
 from densepath.benchmark.steps import STEPS, Step
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
@@ -23,6 +25,7 @@ from densepath.core.plain import plain
 from densepath.nets.backbones.transformers import is_transformer
 from densepath.training.config import DEFAULT_EPOCHS
 from densepath.training.recipes import all_options
+from densepath.training.resolve import merged, nested
 from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
 
 
@@ -168,6 +171,7 @@ class _Maker:
         self.table, self.row, self.task, self.data, self.cache = table, row, task, data, cache
         self.tiles = tiles.get(task.tiles) if isinstance(tiles, Mapping) else tiles
         self.given = {name: given.get(f"{task.tiles}.{name}", given.get(name)) for name in row.needs}
+        self.share = task.pretrain.get("fraction", 1.0) if STEPS[task.verb].has(LEFT_IMAGES) else 1.0
         self.lacking = self._lacking(isinstance(tiles, Mapping))
         self.options: dict[str, Any] | None = None
         if row.recipe is not None and not self.lacking:
@@ -180,17 +184,20 @@ class _Maker:
             words = " ".join(f"{name}=..." for name in missing)
             what = f"no row {self.row.name!r}" + (f" on {self.task.tiles}" if several else "")
             return f"{what}: it needs {' and '.join(missing)} (--given {words})"
-        if self.row.recipe is not None and self.tiles is None:
+        if self.tiles is None and (self.row.recipe is not None or self.share < 1):
             name = f" {self.task.tiles}=FOLDER" if several else ""
-            return f"no row {self.row.name!r}: it pre-trains, so it needs --tiles{name}"
+            why = "it pre-trains" if self.row.recipe is not None else "it is trained on what pre-training leaves out"
+            return f"no row {self.row.name!r}: {why}, so it needs --tiles{name}"
         return ""
 
     def add(self, seed: int, grid: Grid) -> Run:
         """Add the runs for a seed, each of which uses the one before it; the last one gives the scores."""
-        parent = None
+        parent, lists = None, {}
+        before = seed if self.table.pretrain_seed is None else self.table.pretrain_seed
         if self.options is not None:
-            shared = self.table.pretrain_seed
-            parent = grid.add(self._pretraining(self.options, seed if shared is None else shared))
+            parent = grid.add(self._pretraining(self.options, before))
+        if self.share < 1 and self.tiles is not None:
+            lists[LEFT_IMAGES] = str(write_left_images(self.tiles, self.share, before, self.cache))
         step = STEPS["sam" if self.row.sam is not None else self.task.verb]
         if step.source == "features":
             options = {**self.task.embed, **self.row.steps.get("embed", {}), "backbone": self.row.backbone}
@@ -205,7 +212,7 @@ class _Maker:
         if self.data.orientation is not None:
             options["orientation"] = self.data.orientation
         seed = seed if step.draws else 0  # one run serves all seeds
-        return grid.add(self._transfer(step, options, seed, parent))
+        return grid.add(self._transfer(step, options, seed, parent, lists))
 
     def _pretraining(self, options: Mapping[str, Any], seed: int) -> Run:
         row, tiles = self.row, self.tiles
@@ -216,7 +223,7 @@ class _Maker:
         method = str(options.get("method", step.default("method")))
         resolved["method_options"] = all_options(method, resolved.get("method_options"))
         for name, place in row.needs.items():
-            _put(resolved, place, digest_of_given(self.given[name], self.cache))
+            resolved = merged(resolved, nested({place: digest_of_given(self.given[name], self.cache)}))
         batch = options.get("batch_size", step.default("batch_size"))
         if options.get("max_steps") is not None:
             images = options["max_steps"] * batch
@@ -236,12 +243,20 @@ class _Maker:
             rate=row.rate or self.table.rates.get("pretrain"),
         )
 
-    def _transfer(self, step: Step, options: Mapping[str, Any], seed: int, parent: Run | None) -> Run:
+    def _transfer(
+        self,
+        step: Step,
+        options: Mapping[str, Any],
+        seed: int,
+        parent: Run | None,
+        lists: Mapping[str, str] = MappingProxyType({}),
+    ) -> Run:
         row, data = self.row, self.data
         weights = None if parent else str(row.weights)
         digest = digest_of_weights if row.sam is None else digest_of_given  # the whole folder of a model counts
         source = parent.digest if parent else digest(str(weights), self.cache)
         origin = Path(str(row.recipe or row.weights)).stem
+        digests = {name: digest_of_given(path, self.cache) for name, path in lists.items()}
         own = row.rate if step.verb == "sam" else self.task.rate if step.verb == self.task.verb else None
         return Run(
             verb=step.verb,
@@ -251,10 +266,10 @@ class _Maker:
             options=options,
             weights=_absolute(weights) if weights else None,
             parent=parent,
-            identity=_identity(step, options, seed, data.digest) | {"weights": source},
-            images=step.images(options, data),
+            identity=_identity(step, options, seed, data.digest) | {"weights": source} | digests,
+            images=step.images({**options, "fraction": 1 - self.share} if lists else options, data),
             rate=own or self.table.rates.get(step.verb),
-            inputs={name: path for name, path in data.inputs.items() if step.has(name)},
+            inputs={name: path for name, path in data.inputs.items() if step.has(name)} | lists,
         )
 
 
@@ -272,15 +287,6 @@ def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str) -> d
     """What a result depends on. An option that is set to its default does not make a different run."""
     changed = {name: value for name, value in plain(options).items() if value != plain(step.default(name))}
     return {"verb": step.verb, "options": changed, "seed": seed, "data": data, "code": code_digest(step.code)}
-
-
-def _put(options: dict[str, Any], place: str, value: Any) -> None:
-    """Set a dotted option."""
-    *parts, last = place.split(".")
-    for part in parts:
-        options[part] = dict(options.get(part) or {})
-        options = options[part]
-    options[last] = value
 
 
 def _absolute(value: Any) -> str:

@@ -21,6 +21,7 @@ from densepath.core.errors import UserError
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.nets.weights import weights_file
+from densepath.runs.folder import EXPORTED
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.listing import list_images, walk
@@ -29,7 +30,6 @@ from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.tiles.slide_tiles import read_tiles as read_tiles_of_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.sources.volumes.store import VolumeStore, is_volume_store, open_volumes
-from densepath.training.export import EXPORTED
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
 

@@ -25,6 +25,7 @@ from densepath.benchmark.identity import (
 )
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
+from densepath.core.output_names import names_below
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.listing import list_images
 from densepath.sources.open import find_source
@@ -38,6 +39,7 @@ from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import make_study
 from densepath.transfer.mil.config import MilConfig
 from densepath.transfer.mil.slide_table import read_slide_table
+from densepath.transfer.probe.tasks import official_test
 
 LABELS = "labels.csv"
 _TEST = ("test", "testing")
@@ -151,10 +153,15 @@ def read_plain(
     """
     data = Path(folder) / LABELS if (Path(folder) / LABELS).is_file() else Path(folder)
     source = str(data.absolute())
-    images = image_set(source, list(list_images(source)), cache)
-    return LabelledSet(
-        name, images, images, digest_of([images.digest, digest_of_given(source, cache)]), None, source, {}, True
-    )
+    paths = list(list_images(source))
+    images = image_set(source, paths, cache)
+    tested = official_test(paths, names_below(paths, source), source)
+    sides = [images, images]
+    if tested is not None:
+        parts = ([path for path, test in zip(paths, tested, strict=True) if test == side] for side in (False, True))
+        sides = [image_set(source, part, cache) for part in parts]
+    digest = digest_of([images.digest, digest_of_given(source, cache)])
+    return LabelledSet(name, sides[0], sides[1], digest, None, source, {}, tested is None)
 
 
 def images_of(pool: Pool, places: Any, data: str, cache: Path) -> ImageSet:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from densepath.annotations.patients import comparable_owners
 from densepath.benchmark.identity import ImageSet
 from densepath.benchmark.labelled_sets import LabelledSet
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.transfer.mil.feature_files import slide_name
 
 _MAX_SHOWN = 3
@@ -61,7 +61,8 @@ def _report(seen: ImageSet, test: ImageSet, which: str) -> Iterator[str]:
         images = sum(len(names) for names in patients.values())
         shown = ", ".join(list(patients)[:_MAX_SHOWN]) + (", ..." if len(patients) > _MAX_SHOWN else "")
         share = f"{images} of {len(test.names)} test images"
-        yield f"{len(patients)} patients ({shown}), with {share}, are also among {which}"
+        shown = f"({shown}), with {share},"
+        yield f"{counted(len(patients), f'patient {shown} is', f'patients {shown} are')} also among {which}"
 
 
 def shared_slides(seen: ImageSet, test: ImageSet) -> list[str]:

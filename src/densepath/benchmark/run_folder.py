@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,7 +29,8 @@ from densepath.core.streams import say
 from densepath.version import __version__
 
 NOTES, LOG = "run.json", "log.txt"
-_LOCK = ".lock"
+_LOCK, _JOB_LOCK = ".lock", ".job_lock"
+_POLL = 1.0  # seconds between two attempts to lock the folder for a job
 
 
 class RunFolder:
@@ -69,22 +71,17 @@ class RunFolder:
         return in_percent(result, notes) if self.run.step.metrics else result
 
     def lock(self) -> int | None:
-        """Lock the folder for this process and those that inherit the descriptor; None if another process holds it.
+        """Lock the folder for this process and those that inherit the descriptor; None if another process holds it, or
+        a job that another process has submitted runs in it.
 
         The system releases the lock when the last of these processes has ended, however it ends.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                say(f"densepath: the file system of {self.root} has no locks; do not start this table twice")
-                return descriptor
-            os.close(descriptor)
-            if not isinstance(error, BlockingIOError):
-                raise
-            return None
+        descriptor = _locked(self.path / _LOCK)
+        if descriptor is not None and (self.path / _JOB_LOCK).exists():
+            job = _locked(self.path / _JOB_LOCK)
+            os.close(descriptor if job is None else job)
+            return None if job is None else descriptor
         return descriptor
 
     def newest_change(self) -> int:
@@ -178,6 +175,30 @@ class RunFolder:
     def _write(self, notes: Mapping[str, Any]) -> None:
         with atomic_write(self.path / NOTES) as part:
             part.write_text(json.dumps(notes, indent=2) + "\n")
+
+
+def lock_for_job(folder: Path) -> int:
+    """Lock a run's folder for a job and its command, which inherits the descriptor. A job that was submitted twice
+    waits here for the other one: the process that submits a job may end long before the job does."""
+    while (descriptor := _locked(folder / _JOB_LOCK)) is None:
+        time.sleep(_POLL)
+    return descriptor
+
+
+def _locked(path: Path) -> int | None:
+    """The descriptor of a lock file, once it is locked; None if another process has locked it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            say(f"densepath: the file system of {path.parent} has no locks; do not start this table twice")
+            return descriptor
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
 
 
 def _now() -> str:

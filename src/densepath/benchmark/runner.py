@@ -15,7 +15,7 @@ from densepath.benchmark.devices import Device
 from densepath.benchmark.executors import SubmittedJob
 from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import LOG, RunFolder
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.stopwatch import clock
 from densepath.core.waiting import Stuck, Wait
 from densepath.runs.progress import say
@@ -194,8 +194,10 @@ class Runner:
     def _stop(self, signum: int) -> None:
         """Forward a signal, and wait until all runs have saved their state."""
         if self._jobs:
-            runs = f"{len(self._jobs)} run{'s' * (len(self._jobs) != 1)}"
-            say(f"densepath: stopping {runs} and saving their state; signal again to stop immediately")
+            say(
+                f"densepath: stopping {counted(len(self._jobs), 'run')} and saving their state; signal "
+                "again to stop immediately"
+            )
         for job in self._jobs:
             job.stop(signal.SIGTERM)
         while self._jobs:

@@ -70,7 +70,7 @@ def benchmark_table(
             "figure1" of ConCL; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and "conv_mim_figure5" of
             Conv-MIM; "dirl_table1" to "dirl_table10" and "dirl_figure6" of DiRL; "pcrl_table1" to "pcrl_table3",
             "pcrl_figure4a" and "pcrl_figure4b" of PCRL; the small "glas_small" (a GPU), "glas_probe", "why_concl",
-            "budgets", "few_labels" and "dirl_small" (a CPU); or a YAML file.
+            "budgets", "few_labels", "dirl_small" and "volumes_small" (a CPU); or a YAML file.
         out: the folder of the table; one folder per table. An edited YAML file of the same name can reuse it.
         data: the labelled sets as NAME=FOLDER, with the table's names; only FOLDER if the table has one set. Tasks on
             sets that are not given are left out. A folder is that of ``densepath data`` for outlined objects, holds
@@ -120,7 +120,8 @@ def benchmark_table(
     of_tasks = read_tasks(table, folders, out, orientation)
     labelled = {task.data: of_tasks[task.name] for task in table.tasks if task.name in of_tasks}
     sets = list({id(data): data for data in of_tasks.values()}.values())
-    trains = any(row.recipe for row in table.rows)
+    shares = any(task.pretrain.get("fraction", 1.0) < 1 for task in table.tasks)
+    trains = shares or any(row.recipe for row in table.rows)
     found = {name: read_tiles(source, out, exclude) for name, source in sources.items() if trains}
     unlabelled: ImageSet | dict[str, ImageSet] | None = found.get("") or found or None
     notes = list(dict.fromkeys(f"{data.name}: {data}." for data in sets))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,14 @@ from densepath.core.files import atomic_write
 def delimiter_of(line: str) -> str:
     """What separates the fields of a table, by its first line: tabs, semicolons (as of Excel in Europe) or commas."""
     return max("\t;,", key=line.count) if any(mark in line for mark in "\t;") else ","
+
+
+def encoding_of(path: str | Path) -> str:
+    """How the text of a user's file is encoded: UTF-8, or UTF-16 as in Excel's "Unicode text"."""
+    if not os.path.isfile(path):  # a pipe can be read only once
+        return "utf-8-sig"
+    with open(path, "rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def read_rows(path: Path, remedy: str) -> list[dict[str, str]]:

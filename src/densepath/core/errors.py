@@ -1,4 +1,4 @@
-"""The exception that the command line prints as one line for its user."""
+"""The exception that the command line prints as one line for its user, and the words of such lines."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def first_few(names: Sequence[str], count: int = 3, separator: str = ", ") -> st
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return separator.join(names[:count]) + more
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things: "1 image", "2 images"; ``many`` where it is not ``one`` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def refuse(cases: Sequence[str], what: str, remedy: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,3 +45,8 @@ class FixedNCE(nn.Module):
                 self.scale.copy_(torch.where(self.scale > 0, self.scale, mean(scores.exp().mean())))
             logits = scores - self.scale.log().to(scores.dtype) - torch.log(torch.tensor(len(negatives)))
             return (F.softplus(-logits[:, 0]) + F.softplus(logits[:, 1:]).sum(1)).mean()
+
+    @staticmethod
+    def chance(negatives: int) -> float:
+        """The least L of scores that are equal for all keys: all probabilities are then 1 / (M + 1)."""
+        return math.log1p(negatives) + negatives * math.log1p(1 / negatives)

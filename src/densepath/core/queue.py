@@ -42,6 +42,14 @@ class Queue(nn.Module):
         """(size, dim): the rows themselves, not a copy; they change only in :meth:`after_step`."""
         return self.rows[: self.size]
 
+    def check_size(self, rows: int) -> None:
+        """Check that the rows of a step fit. Raises UserError."""
+        if self.size < rows:
+            raise UserError(
+                f"a queue of {self.size} keys is smaller than the {rows} of a batch; use --method.queue_size {rows} "
+                "or more"
+            )
+
     @torch.no_grad()
     def enqueue(self, rows: Tensor, mask: Tensor | None = None) -> None:
         """Collect the rows of all processes, ordered by rank; they replace the oldest ones after the step.

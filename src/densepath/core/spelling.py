@@ -1,10 +1,28 @@
-"""One spelling for texts that look the same."""
+"""One spelling for texts that look the same, or that spreadsheets change."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Iterable
+
+_WHOLE = re.compile(r"0*(\d+)(?:\.0+)?")
 
 
 def composed(text: str) -> str:
     """A text with composed letters: macOS writes those with accents in names of files as two characters."""
     return unicodedata.normalize("NFC", text)
+
+
+def several_spellings(names: Iterable[str]) -> list[str]:
+    """Names that other ones differ from in capitals, spaces, the form of letters or the zeros of numbers (7, 007, 7.0).
+
+    Returns:
+        The names, sorted; none if each has one spelling.
+    """
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        plain = " ".join(composed(name).casefold().split())
+        whole = _WHOLE.fullmatch(plain)
+        groups.setdefault(whole[1] if whole else plain, set()).add(name)
+    return sorted(name for group in groups.values() if len(group) > 1 for name in group)

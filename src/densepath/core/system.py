@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -17,8 +18,12 @@ from densepath.core.streams import is_animated, open_console, say
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_LINES = 30.0
-_CONTROL_GROUP = Path("/sys/fs/cgroup")
+_CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _STATISTICS = Path("/proc/stat")
+
+# Whether this process is a command of this package. In others, such as notebooks, settings of the whole process are
+# their own.
+is_command = False
 
 
 def available_memory() -> int:
@@ -28,13 +33,48 @@ def available_memory() -> int:
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return min([available, *map(_memory_left, _control_groups("memory"))])
+
+
+def _control_groups(controller: str) -> list[Path]:
+    """The folders of the control groups that may limit this process: its own and those above it, of version 1 and 2."""
     try:
-        limit = int((_CONTROL_GROUP / "memory.max").read_text())  # "max" where there is none
-        used = int((_CONTROL_GROUP / "memory.current").read_text())
-        counters = dict(line.split() for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines())
+        lines = [line.split(":", 2) for line in _OWN_GROUPS.read_text().splitlines()]
+    except OSError:
+        lines = []
+    found = [_CONTROL_GROUPS, _CONTROL_GROUPS / controller]  # in a container its own group looks like the root
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if not controllers or controller in controllers.split(","):
+            root = _CONTROL_GROUPS / controller if controllers else _CONTROL_GROUPS  # version 2 names none
+            below = Path(path.lstrip("/"))
+            found += [root / part for part in (below, *below.parents)] if ".." not in below.parts else []
+    return list(dict.fromkeys(found))
+
+
+def _memory_left(group: Path) -> int:
+    """Bytes that a control group may still allocate; 2**63 without a limit."""
+    try:
+        first = group / "memory.max"
+        names = (
+            ("memory.max", "memory.current") if first.exists() else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
+        limit, used = (int((group / name).read_text()) for name in names)  # "max" where there is none
+        counters = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
-        return available
-    return min(available, limit - used + int(counters.get("inactive_file", 0)))
+        return 2**63
+    return limit - used + int(counters.get("total_inactive_file", counters.get("inactive_file", 0)))
+
+
+def _quota(group: Path) -> float:
+    """The cores that a control group may keep busy; infinite without a limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = map(int, (group / "cpu.max").read_text().split())  # "max" where there is none
+        else:
+            quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    except (OSError, ValueError):
+        return math.inf
+    return quota / period if quota > 0 and period > 0 else math.inf  # version 1: -1 where there is none
 
 
 def slurm_tasks() -> int:
@@ -62,11 +102,8 @@ def processes_on_node() -> int:
 def cores() -> int:
     """The processor cores that the processes of this run may use on this machine: by affinity, and by a quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = map(int, (_CONTROL_GROUP / "cpu.max").read_text().split())
-    except (OSError, ValueError):  # not Linux, or "max": no quota
-        return count
-    return max(1, min(count, round(quota / period)))
+    quota = min(map(_quota, _control_groups("cpu")))
+    return max(1, min(count, round(quota))) if math.isfinite(quota) else count
 
 
 def idle_cores(seconds: float = 0.2) -> float:

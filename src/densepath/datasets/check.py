@@ -16,7 +16,7 @@ from densepath.annotations.coco_boxes import corners_of
 from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.patients import patients_of
 from densepath.annotations.splits import identical_images
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import write_line
 from densepath.datasets.check_list import check_list
 from densepath.datasets.contact_sheet import draw_sheet
@@ -104,13 +104,14 @@ def _counts(splits: Splits, patients: Mapping[str, dict[str, str]]) -> list[str]
         known = patients[split]
         sizes = np.array([images.size(place) for place in range(len(images))])
         extent = f"{_range(sizes[:, 1])} x {_range(sizes[:, 0])} px"
-        of = f" of {len(set(known.values()))} patients" if known else ""
+        of = f" of {counted(len(set(known.values())), 'patient')}" if known else ""
         unknown = f" ({len(images) - len(known)} without a known patient)" if known and len(known) < len(images) else ""
         empty = sum(not len(images.annotations_of(place)) for place in range(len(images)))
         crowds = f", {images.crowds:,} crowds" if images.crowds else ""
         lines.append(
-            f"{split}: {len(images):,} images{of}{unknown}, {extent}, {images.objects:,} objects{crowds}; "
-            f"{empty:,} images without an object"
+            f"{split}: {counted(len(images), 'image')}{of}{unknown}, {extent}, "
+            f"{counted(images.objects, 'object')}{crowds}; "
+            f"{counted(empty, 'image')} without an object"
         )
     counts: dict[str, Counter[str]] = {split: Counter() for split in splits}
     for split, images in splits.items():

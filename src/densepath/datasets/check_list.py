@@ -14,7 +14,7 @@ from PIL import Image
 from densepath.annotations.patients import owners_by_name, patient_in_name
 from densepath.core.csv_files import read_rows
 from densepath.core.digests import digest_of_file
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import write_line
@@ -76,11 +76,11 @@ def _counts(splits: Splits, patients: Sequence[str], headers: Sequence[Header]) 
     for split, positions in splits.items():
         known = {patients[p] for p in positions} - {""}
         unknown = sum(not patients[p] for p in positions)
-        of = f" of {len(known)} patients" if known else ", patients unknown"
+        of = f" of {counted(len(known), 'patient')}" if known else ", patients unknown"
         of += f" ({unknown} without a known patient)" if known and unknown else ""
         sizes = [[getattr(headers[p], side) for p in positions] for side in ("width", "height")]
         across = " x ".join(f"{min(s)}" if min(s) == max(s) else f"{min(s)}-{max(s)}" for s in sizes)
-        yield f"{split}: {len(positions):,} images{of}, {across} px"
+        yield f"{split}: {counted(len(positions), 'image')}{of}, {across} px"
 
 
 def _looks(paths: Sequence[Path], headers: Sequence[Header], small: Thumbnails) -> Iterator[str]:
@@ -88,19 +88,22 @@ def _looks(paths: Sequence[Path], headers: Sequence[Header], small: Thumbnails) 
     flat = [paths[int(p)].name for p in np.flatnonzero(~small.any(axis=(1, 2)))]
     yield f"nearly uniform images (all black, or all of one value): {len(flat)}{': ' * bool(flat)}{first_few(flat)}"
     if thin := [paths[p].name for p, header in enumerate(headers) if min(header.height, header.width) < _LEAST]:
-        yield f"warning: {len(thin)} images have a single row or column: {first_few(thin)}"
+        yield f"warning: {counted(len(thin), 'image has', 'images have')} a single row or column: {first_few(thin)}"
     grey = Counter(header.grey for header in headers)
     if len(grey) > 1:
         rare = grey[True] < grey[False]
         found = [paths[p].name for p, header in enumerate(headers) if header.grey == rare]
         kinds = ("grey", "colors") if rare else ("three channels", "one")
-        yield f"warning: {len(found)} images have {kinds[0]}, the others {kinds[1]}: {first_few(found)}"
+        yield (
+            f"warning: {counted(len(found), 'image has', 'images have')} {kinds[0]}, the others {kinds[1]}: "
+            f"{first_few(found)}"
+        )
 
 
 def _twice(paths: Sequence[Path]) -> Iterator[str]:
     count = Counter(paths)
     if again := [str(path) for path, number in count.items() if number > 1]:
-        yield f"warning: {len(again)} images are listed several times: {first_few(again)}"
+        yield f"warning: {counted(len(again), 'image is', 'images are')} listed several times: {first_few(again)}"
 
 
 def _shared(paths: Sequence[Path], splits: Splits, patients: Sequence[str], small: Thumbnails) -> Iterator[str]:
@@ -144,7 +147,7 @@ def _draw(paths: Sequence[Path], splits: Splits, out: Path, count: int) -> Path:
             picture.thumbnail((_SIDE, _SIDE))
             panels.append((picture, short_name(path.name)))
         for start in range(0, len(panels), _COLUMNS):
-            heading = f"{split}: {len(positions):,} images" if start == 0 else ""
+            heading = f"{split}: {counted(len(positions), 'image')}" if start == 0 else ""
             rows.append((heading, panels[start : start + _COLUMNS]))
     with atomic_write(out) as part:
         compose_sheet(rows, _SIDE).save(part, format="PNG")

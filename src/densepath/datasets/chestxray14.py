@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from densepath.core.csv_files import read_rows
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.streams import say
 from densepath.datasets.labelled_lists import Labelled, find_place, write_list
@@ -71,9 +71,9 @@ def convert_chestxray14(
     listed = [row for row in rows if row[_NAME] in splits]
     if len(listed) < len(rows):
         left = [row[_NAME] for row in rows if row[_NAME] not in splits]
-        say(f"densepath: {len(left)} images of {table.name} are in no list and left out: {first_few(left)}")
+        say(f"densepath: left out: {counted(len(left), 'image')} of {table.name} that no list names: {first_few(left)}")
     lost = sorted(splits.keys() - {row[_NAME] for row in rows})
-    refuse(lost, f"{len(lost)} images of the lists are not in {table}", "give the lists of these images")
+    refuse(lost, f"the lists name {counted(len(lost), 'image')} not in {table}", "give the lists of these images")
     places = _files(table.parent)
     images = [
         Labelled(

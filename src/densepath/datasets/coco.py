@@ -106,7 +106,7 @@ def convert_coco(
     kept = _used([name for old in dict.fromkeys(names) if (name := renaming(old))], samples, source)
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
     parts, patients = split_samples(with_patients(_named(samples), images or source), how, source)
-    write_samples(dest, parts, kept, "objects", orientation, patients)
+    write_samples(dest, parts, kept, "object", orientation, patients)
     return dest
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from densepath.annotations.coco import CocoImages
+from densepath.core.errors import counted
 from densepath.core.files import atomic_write
 from densepath.core.fonts import font
 from densepath.core.spacing import evenly_spaced
@@ -33,7 +34,7 @@ def draw_sheet(splits: Mapping[str, CocoImages], path: Path, count: int) -> Path
     rows: list[tuple[str, list[tuple[Image.Image, str]]]] = []
     for split, images in splits.items():
         panels = [_panel(images, place) for place in evenly_spaced(count, len(images))]
-        heading = f"{split}: {images.objects:,} objects in {len(images):,} images"
+        heading = f"{split}: {counted(images.objects, 'object')} in {counted(len(images), 'image')}"
         starts = range(0, len(panels), _COLUMNS)
         rows += [(heading if start == 0 else "", panels[start : start + _COLUMNS]) for start in starts]
     with atomic_write(path) as part:

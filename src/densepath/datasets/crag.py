@@ -55,7 +55,7 @@ def convert_crag(
                 sample for split, found in folders.items() for sample in _pairs(found[0], split, exclude, orientation)
             ]
             splits, patients = split_samples(with_patients(samples, root), Splitting(), source)
-            CRAG.report(write_samples(dest, splits, ["gland"], "glands", orientation, patients, CRAG.mpp))
+            CRAG.report(write_samples(dest, splits, ["gland"], "gland", orientation, patients, CRAG.mpp))
             return dest
     raise UserError(
         f"{source} does not hold train/Images with train/Annotation and valid/Images with valid/Annotation, as CRAG is "

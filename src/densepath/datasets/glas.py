@@ -57,7 +57,7 @@ def convert_glas(
         if not any(sample.split == split for sample in samples):
             raise UserError(f"{source} holds no {split} image; add images whose names start with {split}")
     splits, patients = split_samples(samples, Splitting(), source)
-    GLAS.report(write_samples(dest, splits, ["gland"], "glands", orientation, patients, GLAS.mpp))
+    GLAS.report(write_samples(dest, splits, ["gland"], "gland", orientation, patients, GLAS.mpp))
     return dest
 
 

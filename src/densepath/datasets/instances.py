@@ -86,7 +86,7 @@ def convert_instances(
         samples = pairs(source / images, source / labels)
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
     parts, patients = split_samples(with_patients(samples, source), how, source)
-    write_samples(dest, parts, [category], "objects", orientation, patients)
+    write_samples(dest, parts, [category], "object", orientation, patients)
     return dest
 
 

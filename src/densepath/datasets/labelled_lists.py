@@ -11,7 +11,7 @@ from pathlib import Path
 
 from densepath.core.csv_files import write_rows
 from densepath.core.digests import digest_of_file
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write
 from densepath.core.streams import say, write_line
 from densepath.core.system import usable_cores, with_progress
@@ -61,7 +61,7 @@ def write_list(dest: Path, images: Sequence[Labelled], published: Published, lis
     twice = [str(file) for file, count in Counter(image.file for image in images).items() if count > 1]
     refuse(twice, f"images that {listing} lists twice", "keep one line for each")
     missing = [str(image.file) for image in images if not image.file.is_file()]
-    refuse(missing, f"{len(missing)} images that {listing} lists do not exist", "restore them, or correct the list")
+    refuse(missing, f"{listing} lists {counted(len(missing), 'missing image')}", "restore them, or correct the list")
     files = [image.file for image in images]
     _check_sizes(files, side)
     report_duplicates(files, [image.split for image in images])
@@ -80,7 +80,7 @@ def write_list(dest: Path, images: Sequence[Labelled], published: Published, lis
         classes = classes or Counter(image.label for image in own)
         counts = ", ".join(f"{count} {name}" for name, count in sorted(classes.items()))
         of = f" of {len({image.patient for image in own})} patients" if named else ""
-        write_line(f"{split}: {found[split]} images{of}, {counts}", sys.stdout)
+        write_line(f"{split}: {counted(found[split], 'image')}{of}, {counts}", sys.stdout)
     published.report(found)
     return dest / LIST
 

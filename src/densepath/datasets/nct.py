@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed, shuffled
 from densepath.core.streams import say, write_line
@@ -82,7 +82,9 @@ def convert_nct(
                 csv.writer(file, lineterminator="\n").writerows([("file", "label"), *rows])
     for name, paths in lists.items():
         classes = Counter(path.relative_to(root).parts[0] for path in paths)
-        write_line(f"{name}: {len(paths)} images, {', '.join(f'{classes[c]} {c}' for c in NCT_CLASSES)}", sys.stdout)
+        write_line(
+            f"{name}: {counted(len(paths), 'image')}, {', '.join(f'{classes[c]} {c}' for c in NCT_CLASSES)}", sys.stdout
+        )
     NCT.report({"tissue": len(files)})
     if (share, len(files)) == (0.8, NCT.images["tissue"]):
         say(f"densepath: the list of ConCL has {', '.join(f'{count} {name}' for name, count in _CONCL.items())}")

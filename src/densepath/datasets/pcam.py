@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.csv_files import write_rows
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.streams import write_line
 from densepath.core.system import with_progress
@@ -82,7 +82,9 @@ def convert_pcam(source: str | Path, dest: str | Path) -> Path:
         own = [row for row in rows if row["split"] == split]
         tumours = sum(row["label"] == _CLASSES[1] for row in own)
         of = f" of {len({row['patient'] for row in own})} slides" if named else ""
-        write_line(f"{split}: {len(own)} images{of}, {len(own) - tumours} normal, {tumours} tumour", sys.stdout)
+        write_line(
+            f"{split}: {counted(len(own), 'image')}{of}, {len(own) - tumours} normal, {tumours} tumour", sys.stdout
+        )
     PCAM.report(found)
     return dest
 
@@ -101,7 +103,7 @@ def _open(root: Path, split: str, stack: ExitStack, near: Path) -> tuple[Any, np
     with meta.open(newline="", encoding="utf-8-sig") as file:
         slides = [row.get("wsi") or "" for row in csv.DictReader(file)]
     if len(slides) != len(pixels) or not all(slides):
-        raise UserError(f"{meta} does not name a slide for each of {len(pixels)} images; download it again")
+        raise UserError(f"{meta} does not name a slide for each of {counted(len(pixels), 'image')}; download it again")
     return pixels, classes, slides
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.left_out import LeftOut
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.geojson import TYPES, Feature, is_area, read_features
 from densepath.core.streams import say
@@ -103,7 +103,7 @@ def convert_qupath(
     ]
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
     parts, patients = split_samples(with_patients(samples, folder), how, source)
-    write_samples(dest, parts, names, "objects", orientation, patients)
+    write_samples(dest, parts, names, "object", orientation, patients)
     return dest
 
 
@@ -135,7 +135,7 @@ def _match(paths: Sequence[Path], source: Path, folder: Path, exclude: Sequence[
     times = Counter(image_of.values())
     refuse([str(p) for p, n in times.items() if n > 1], "images with several GeoJSON files", "keep one of each")
     if without := [str(path) for path in images if path not in times]:
-        say(f"densepath: {len(without)} images without a GeoJSON file are left out: {first_few(without)}")
+        say(f"densepath: left out: {counted(len(without), 'image')} without a GeoJSON file: {first_few(without)}")
     kept = set(without_excluded(times, folder, exclude)) if exclude else set(times)
     return {path: image for path, image in image_of.items() if image in kept}
 
@@ -195,5 +195,5 @@ def _draw(
                 left_out.add(count, str(error), f"{path.name} {feature.name}")
     left_out.settle(str(source), count, "correct them; coordinates are pixels of the image")
     if bare:
-        say(f"densepath: {source}: {bare:,} cells without a nucleus are left out")
+        say(f"densepath: {source}: {counted(bare, 'cell')} without a nucleus left out")
     return drawn

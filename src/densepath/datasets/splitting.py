@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from densepath.annotations.patients import patient_in_name
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.random import ordered_by_seed
 from densepath.core.streams import say
 from densepath.datasets.find_files import FileIndex
@@ -82,7 +82,8 @@ def split_samples(
     shared = sorted(o for o in set(owners) if sum(o in found for found in patients.values()) > 1)
     if shared:
         say(
-            f"densepath: warning: {len(shared)} patients have images in several splits, so scores are too high: "
+            f"densepath: warning: {counted(len(shared), 'patient has', 'patients have')} images in "
+            "several splits, so scores are too high: "
             f"{first_few(shared)}"
         )
     return splits, {split: len(found) for split, found in patients.items()} if all(s.patient for s in samples) else None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.coco_writing import Outlined, write_coco
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.streams import write_line
 from densepath.core.system import with_progress
 from densepath.datasets.samples import Sample
@@ -26,7 +26,7 @@ def write_samples(
     dest: Path,
     splits: Mapping[str, Sequence[Sample]],
     categories: Sequence[str],
-    plural: str,
+    what: str,
     orientation: Orientation | None = None,
     patients: Mapping[str, int] | None = None,
     mpp: float | None = None,
@@ -39,7 +39,7 @@ def write_samples(
         dest: a new folder.
         splits: the samples of each split.
         categories: the names of the categories.
-        plural: name of several objects in the printed lines.
+        what: name of an object in the printed lines.
         orientation: with "viewed", images are turned by their tags.
         patients: number of patients of each split, to print.
         mpp: µm per pixel of all images, if known.
@@ -54,12 +54,14 @@ def write_samples(
     done = {split: _outlined(samples, orientation, tallies[split]) for split, samples in splits.items()}
     counts = write_coco(dest, done, categories, mpp)
     for split, (images, instances) in counts.items():
-        of = f" of {patients[split]} patients" if patients else ""
+        of = f" of {counted(patients[split], 'patient')}" if patients else ""
         crowds, kinds = tallies[split].pop("", 0), tallies[split]
         each = ", ".join(f"{kinds[name]} {name}" for name in categories if kinds[name])
         more = f" ({each})" if len(categories) > 1 and each else ""
         passed = f", {crowds} crowds" if crowds else ""
-        write_line(f"{split}: {images} images{of}, {instances - crowds} {plural}{more}{passed}", sys.stdout)
+        write_line(
+            f"{split}: {counted(images, 'image')}{of}, {counted(instances - crowds, what)}{more}{passed}", sys.stdout
+        )
     return {split: images for split, (images, _) in counts.items()}
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from densepath.methods.needs import Need
 from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
-from densepath.sources.pixel_source import PerImage, PixelSource
+from densepath.sources.per_image import PerImage
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment
 from densepath.views.declarations import Center, Declaration
 from densepath.views.view import Batch

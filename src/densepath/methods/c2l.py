@@ -151,11 +151,11 @@ class C2L(Method):
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
-        if self.queue.size < _CALLS * batch_size:
-            raise UserError(
-                f"a queue of {self.queue.size} keys is smaller than the {_CALLS * batch_size} of a batch; use "
-                f"--method.queue_size {_CALLS * batch_size} or more"
-            )
+        self.queue.check_size(_CALLS * batch_size)
+
+    def chance(self) -> Mapping[str, float]:
+        """The least loss with scores that do not depend on the images."""
+        return {"instance_loss": self.nce.chance(self.queue.size)}
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         return [*super().warnings(row, last), *self.alarm(row)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -75,11 +76,11 @@ class PCRL(Method):
         predict_turns: also predict the quarter turns of a turned view (RotNet), with the weight of a reconstruction.
         shuffle: whether keys are shuffled as in MoCo.
         standardize: whether embeddings are standardized over the batch, as in :class:`MoCoV2`.
-        contrast: whether maps are contrasted "after" the attention, as in the paper, or "before" it, as in the released
-            code. After it, embeddings tell first of all how the target is turned, which differs between the two views.
-        windows: sizes in pixels, in the order of the tensor's axes: the crops are then pairs of windows of one of these
-            sizes, resized to the views, as in volumes.
+        contrast: whether maps are contrasted "after" the attention (paper) or "before" it (released code). After it,
+            embeddings tell first of all how the target is turned, which differs between the two views.
+        windows: sizes in pixels, in the tensor's order: the crops are pairs of windows of one of these sizes, resized.
         min_iou: the least intersection over union of such a pair.
+        painting: probability that a view is painted; of these, 4 of 5 outside of blocks.
         sigmoid: whether a sigmoid follows the predicted pixels, which then are in [0, 1]: for mean 0 and std 1.
 
     Source: Zhou et al., ICCV 2021. The released code differs in many ways: see :class:`PCRLReleased`.
@@ -103,6 +104,7 @@ class PCRL(Method):
         contrast: Literal["after", "before"] = "after",
         windows: tuple[tuple[int, ...], ...] = (),
         min_iou: float = 0.2,
+        painting: float = 0.9,
         sigmoid: bool = False,
     ) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ class PCRL(Method):
         self.targets, self.alpha = targets, alpha
         self.alarm = CollapseAlarm()
         self.sigmoid = sigmoid
-        views = partial(self.views, targets=targets, windows=windows, min_iou=min_iou)
+        views = partial(self.views, targets=targets, windows=windows, min_iou=min_iou, painting=painting)
         self.views = views  # type: ignore[method-assign]
         clean = ("first_clean", "second_clean", "first_target", "second_target")
         self.unused_views = (
@@ -147,10 +149,11 @@ class PCRL(Method):
         targets: Targets = "turns",
         windows: tuple[tuple[int, ...], ...] = (),
         min_iou: float = 0.2,
+        painting: float = 0.9,
     ) -> dict[str, Declaration]:
         """Two corrupted crops, the same crops without corruption, and the targets: flips and turns of these."""
         view = (augment or Augment(jitter=0.0, grayscale=0.0)).random_view()
-        view = replace(view, appearance=(Painting(), *view.appearance))
+        view = replace(view, appearance=(Painting(painting), *view.appearance))
         first, second = (view, view) if not windows else window_views(view, windows, min_iou)
         flips, turn = ((0.5,) * 3 if targets in ("turns", "flips") else _SAME), targets == "turns"
         return {
@@ -289,11 +292,10 @@ class PCRL(Method):
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
-        if self.queue.size < _STEP * batch_size:
-            raise UserError(
-                f"a queue of {self.queue.size} keys is too small: PCRL adds three keys of each of {batch_size} images "
-                f"in a step; use --method.queue_size {_STEP * batch_size} or more"
-            )
+        self.queue.check_size(_STEP * batch_size)
+
+    def chance(self) -> Mapping[str, float]:
+        return {"instance_loss": math.log(self.queue.size + 1)}
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         return [*super().warnings(row, last), *self.alarm(row)]

@@ -40,9 +40,9 @@ _HIDDEN = 2  # channels of the classifier's convolution, relative to those of th
 class SemanticGenesis(ModelGenesis):
     """Self-discovery, self-classification and self-restoration.
 
-    1. Discovery: an autoencoder A, a network of its own, learns whole images (of large ones the middle),
+    1. Discovery: an autoencoder A, a network of its own, learns whole images (of large ones a part anywhere),
        L = mean (A(x) - x)**2. Class c of C is a place, at random but the same in all images, in the images that are the
-       nearest to a random one by the pooled deepest maps of A.
+       nearest to a random one by the pooled deepest maps of A (of large images those of the middle).
     2. Classification: L = CE(h(f(x')), c) for a corrupted window x' at the place of c.
     3. Restoration as well: L = mean (D(f(x')) - x)**2 + w CE.
 
@@ -69,7 +69,7 @@ class SemanticGenesis(ModelGenesis):
         Elastic(),
         OneOf((LocalShuffle(1.0, windows=5), Bezier(1.0), Painting(1.0, 1.0, blocks=1), Painting(1.0, 0.0, blocks=1))),
     )
-    feature_view = RandomView(Pattern(count=1, whole_epochs=2**31, flip=()))  # what the autoencoder sees
+    feature_view = RandomView(Pattern(count=1, whole_epochs=2**31, middle=True, flip=()))  # what the autoencoder sees
     phases = True
     members: Tensor
 

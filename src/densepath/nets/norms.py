@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from densepath.core.distributed import gather, total, world_size
+from densepath.core.distributed import total, world_size
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
+from densepath.nets.running_statistics import running_statistics
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -137,13 +138,8 @@ def _kinds() -> tuple[dict[type, type], dict[type, type]]:
 
     plain: tuple[type, ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
     ghost = (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d)
-    synchronized = (
-        SynchronizedBatchNorm1d,
-        SynchronizedBatchNorm2d,
-        SynchronizedBatchNorm3d,
-        SynchronizedBatchNormAct2d,
-    )
-    return dict(zip(plain, ghost, strict=True)), dict(zip(plain, synchronized, strict=True))
+    synced = (SynchronizedBatchNorm1d, SynchronizedBatchNorm2d, SynchronizedBatchNorm3d, SynchronizedBatchNormAct2d)
+    return dict(zip(plain, ghost, strict=True)), dict(zip(plain, synced, strict=True))
 
 
 def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -269,32 +265,6 @@ def plain_batch_norm(network: Network) -> Network:
     for module in copied.modules():
         module.__class__ = plain.get(type(module), type(module))
     return copied
-
-
-def running_statistics(network: nn.Module) -> dict[str, Tensor]:
-    """The running means and variances of all batch norms, by their names in the state dict."""
-    return {name: buffer for name, buffer in network.named_buffers() if name.endswith(("running_mean", "running_var"))}
-
-
-@torch.no_grad()
-def gather_statistics(network: nn.Module) -> Tensor:
-    """The running statistics of every process, (processes, numbers). All processes call this."""
-    buffers = [buffer.flatten() for buffer in running_statistics(network).values()]
-    return gather(torch.cat(buffers).unsqueeze(0)) if buffers else torch.zeros(world_size(), 0)
-
-
-def name_statistics(network: nn.Module, numbers: Tensor) -> dict[str, Tensor]:
-    """The statistics in (numbers,), one row of :func:`gather_statistics`, by their names in the state dict."""
-    buffers = running_statistics(network)
-    parts = numbers.split([buffer.numel() for buffer in buffers.values()])
-    return {name: part.view_as(buffer) for (name, buffer), part in zip(buffers.items(), parts, strict=True)}
-
-
-@torch.no_grad()
-def set_statistics(network: nn.Module, numbers: Tensor) -> None:
-    """Give a network the running statistics of one row of :func:`gather_statistics`."""
-    for name, value in name_statistics(network, numbers).items():
-        network.get_buffer(name).copy_(value)
 
 
 def _convert(network: nn.Module, kinds: dict[Any, Any]) -> list[Any]:

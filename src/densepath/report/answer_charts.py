@@ -36,12 +36,13 @@ def answer_charts(ranked: Sequence[Ranked]) -> list[Chart]:
             line["marker"] = {"size": (6 + 20 * np.sqrt(counts / counts.sum())).round(1).tolist()}
             line["text"] = [f"{count:,} images" for count in counts.tolist()]
             calibration_lines.append(line)
+    some = f", the first {_MOST} of {len(ranked)} classes" if len(ranked) > _MOST else ""
     diagonal = {**_line("", np.array([0.0, 1.0]), np.array([0.0, 1.0]), -1), "hoverinfo": "skip", "showlegend": False}
     diagonal["line"] = {"width": 1, "dash": "dash"}
     return [
-        _square("ROC", [diagonal, *roc_lines], "false positive rate", "true positive rate"),
-        _square("Precision over recall", recall_lines, "recall", "precision"),
-        _square("Calibration", [diagonal, *calibration_lines], "predicted probability", "share of images"),
+        _square(f"ROC{some}", [diagonal, *roc_lines], "false positive rate", "true positive rate"),
+        _square(f"Precision over recall{some}", recall_lines, "recall", "precision"),
+        _square(f"Calibration{some}", [diagonal, *calibration_lines], "predicted probability", "share of images"),
     ]
 
 

@@ -17,6 +17,7 @@ from densepath.report.answer_charts import answer_charts, confusion_chart
 from densepath.report.blocks import Block, Facts, Gallery, Note, Section, Table
 from densepath.report.common import curve_section, ending, gallery, options, pictures_below, pretty, score_cards
 from densepath.report.embedded import below, picture
+from densepath.report.paths import inside, own_file, where
 from densepath.report.runs import Kind, Run, read_scores
 from densepath.report.slides import slide_blocks
 from densepath.report.values import MISSING
@@ -93,7 +94,8 @@ class Answers:
 
 def _of_models(run: Run, most: int) -> list[Section]:
     """A run of ``mil``, which may have trained all models, each in a folder of its own."""
-    folders = [] if run.scores else sorted(path.parent for path in run.path.glob("*/scores.json"))
+    scores = [] if run.scores else sorted(run.path.glob("*/scores.json"))
+    folders = [path.parent for path in scores if inside(path, run.path)]
     if not folders:
         return _sections(run, most)
     share = most // len(folders)
@@ -113,10 +115,10 @@ def _sections(run: Run, most: int) -> list[Section]:
     if found is not None:
         made.append(Section("Answers", _charts(run, found, most)))
     else:
-        drawn = gallery("Pictures", pictures_below(run.path), most) if most and run.path.is_dir() else []
+        drawn = gallery("Pictures", pictures_below(run.path), run.path, most) if most and run.path.is_dir() else []
         blocks += [Note(problem, warning=True)] * bool(problem)
         made += [Section("Answers", drawn)] if drawn else []
-    if slides := slide_blocks(run.path, most):
+    if slides := slide_blocks(run, most):
         made.append(Section("Slides", slides))
     return [*made, *curve_section(run, most), *ending(run)]
 
@@ -133,15 +135,21 @@ def _charts(run: Run, found: Answers, most: int) -> list[Block]:
     blocks: list[Block] = [*answer_charts(found.ranked())]
     if found.exclusive:
         blocks.append(confusion_chart(found.confusion(), found.classes))
-        folder, shown = Path(str(run.config.get("data", ""))), []
+        folder, shown = run.data.parent if run.data.is_file() else run.data, []
         rows = []
         for k, line in found.worst():
             rows.append([found.names[k], line])
             path = below(folder, found.names[k]) if most else None
-            if path and (thumbnail := picture(path, f"{found.names[k]}: {line}", 320)):
+            if path and (thumbnail := picture(path, folder, f"{found.names[k]}: {line}", 320)):
                 shown.append(thumbnail)
         title = "The images whose class got the lowest probability"
-        blocks.append(Gallery(title, shown) if shown else Table(["image", "class"], rows, caption=title))
+        missing = len(rows) - len(shown)
+        if shown:
+            title += f"; {missing} of them are not found in {folder}" if missing else ""
+            blocks.append(Gallery(title, shown))
+        else:
+            unknown = where(run.config, run.sessions) if most else ""
+            blocks.append(Table(["image", "class"], rows, caption=f"{title}.{unknown}"))
     return blocks
 
 
@@ -151,6 +159,7 @@ def _read(run: Run) -> tuple[Answers | None, str]:
     for path in tables:
         if path.is_file():
             try:
+                own_file(path.parent, path.name)
                 if path.stat().st_size > _LARGEST:
                     raise ValueError("it is too large")
                 return read_answers(path), ""

@@ -111,11 +111,13 @@ class Slider(Block):
         title: what they show.
         frames: the pictures, in order; each caption says where in the order it stands.
         start: the number of the first one that is shown.
+        wide: whether it takes a row of its own.
     """
 
     title: str
     frames: Sequence[Picture]
     start: int = 0
+    wide: bool = True
 
 
 @dataclass(frozen=True)

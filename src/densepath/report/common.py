@@ -46,11 +46,11 @@ def curve_section(run: Run, most: int) -> list[Section]:
     return [Section("Curves", draw_curves({name: run.rows}, columns_of([run.rows]), coarse=not most))]
 
 
-def picture_sliders(folder: Path, most: int) -> list[Slider]:
-    """Pictures with the step in their names (``concepts_0000100.png``), a slider for each kind."""
+def picture_sliders(run: Path, most: int) -> list[Slider]:
+    """Pictures of a run with the step in their names (``concepts_0000100.png``), a slider for each kind."""
     kinds: dict[str, list[tuple[int, Path]]] = {}
     try:
-        for path in sorted(folder.iterdir()):
+        for path in sorted((run / PICTURES).iterdir()):
             if match := _STEP.fullmatch(path.name):
                 kinds.setdefault(match[1], []).append((int(match[2]), path))
     except OSError:
@@ -58,17 +58,22 @@ def picture_sliders(folder: Path, most: int) -> list[Slider]:
     sliders = []
     for kind, files in kinds.items():
         files.sort()
-        frames = [picture(path, f"step {step:,}") for step, path in evenly(files, most)]
+        frames = [picture(path, run, f"step {step:,}") for step, path in evenly(files, most)]
         if shown := [frame for frame in frames if frame is not None]:
-            sliders.append(Slider(pretty(kind), shown, len(shown) - 1))
+            sliders.append(Slider(f"{pretty(kind)}{some_of(len(shown), len(files))}", shown, len(shown) - 1))
     return sliders
 
 
-def gallery(title: str, files: Sequence[Path], most: int, side: int = 640) -> list[Gallery]:
-    """Pictures of a run, evenly spaced if there are many."""
-    found = [picture(path, path.stem, side) for path in evenly(list(files), most)]
+def gallery(title: str, files: Sequence[Path], within: Path, most: int, side: int = 640) -> list[Gallery]:
+    """Pictures of a run, evenly spaced if there are many; the title says so."""
+    found = [picture(path, within, path.stem, side) for path in evenly(list(files), most)]
     shown = [each for each in found if each is not None]
-    return [Gallery(title, shown)] if shown else []
+    return [Gallery(f"{title}{some_of(len(shown), len(files))}", shown)] if shown else []
+
+
+def some_of(shown: int, there: int) -> str:
+    """What a title says of pictures that are left out."""
+    return f" ({shown} of {there:,}, evenly spaced)" if shown < there else ""
 
 
 def pictures_below(folder: Path) -> list[Path]:
@@ -86,9 +91,9 @@ def evenly(items: Sequence[Any], most: int) -> list[Any]:
     return [items[round(k * (len(items) - 1) / max(most - 1, 1))] for k in range(most)]
 
 
-def figure(path: Path, caption: str) -> list[Picture]:
-    """A picture, if it is there."""
-    found = picture(path, caption)
+def figure(folder: Path, name: str | Path, caption: str) -> list[Picture]:
+    """A picture of a folder, if it is there."""
+    found = picture(folder / name, folder, caption)
     return [] if found is None else [found]
 
 

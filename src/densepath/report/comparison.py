@@ -16,13 +16,12 @@ from densepath.report.common import pretty
 from densepath.report.curves import columns_of, draw_curves
 from densepath.report.runs import Run, Score
 from densepath.report.values import MISSING, flat, text
-from densepath.runs.folder import read_config
-from densepath.training.export import EXPORTED
+from densepath.runs.folder import EXPORTED, read_config
 
-_MOST_CURVES = 16  # lines in a chart
-_MOST_CHARTS = 8
+MOST_CURVES = 16  # lines in a chart
+MOST_CHARTS = 8
 _MOST_SCORES = 12
-_MOST_OPTIONS = 40
+_MOST_OPTIONS, _MOST_COLUMNS = 40, 100
 _WHERE = {"out", "devices", "workers", "cache", "loggers", "resume", "log_every"}  # not what is computed
 _MAIN = (
     "mask_ap",
@@ -46,11 +45,13 @@ def compare_runs(runs: Mapping[str, Run]) -> list[Section]:
     sections = [Section("Scores", [_score_table(runs, scores), *_tests(runs, scores)])]
     with_rows = {name: run.rows for name, run in runs.items() if run.rows}
     if with_rows:
-        shown = dict(list(with_rows.items())[:_MOST_CURVES])
-        charts = draw_curves(shown, columns_of(list(shown.values()))[: 2 * _MOST_CHARTS])[:_MOST_CHARTS]
-        blocks: list[Block] = [*charts]
+        shown = dict(list(with_rows.items())[:MOST_CURVES])
+        charts = draw_curves(shown, columns_of(list(shown.values())))
+        blocks: list[Block] = [*charts[:MOST_CHARTS]]
         if len(with_rows) > len(shown):
             blocks.append(Note(f"The curves of the first {len(shown)} of {len(with_rows)} runs."))
+        if len(charts) > MOST_CHARTS:
+            blocks.append(Note(f"The first {MOST_CHARTS} of {len(charts)} measurements; each run's page has all."))
         sections.append(Section("Curves of all runs", blocks))
     sections.append(Section("Differences of their options", [_differences(runs)]))
     return sections
@@ -68,7 +69,8 @@ def _scores(run: Run) -> dict[str, Score]:
 def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> Table:
     known = dict.fromkeys(name for own in scores.values() for name in own)
     order = {name: place for place, name in enumerate(_MAIN)}
-    columns = sorted(known, key=lambda name: (name == "loss", order.get(name, len(_MAIN))))[:_MOST_SCORES]
+    columns = sorted(known, key=lambda name: (name == "loss", order.get(name, len(_MAIN))))
+    columns, others = columns[:_MOST_SCORES], len(columns[_MOST_SCORES:])
     main = columns[0] if columns else ""
     sign = 1 if main == "loss" else -1
 
@@ -82,6 +84,7 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
         texts = [f"{own[c].value:.4f}" if c == "loss" and c in own else str(own.get(c, MISSING)) for c in columns]
         rows.append([name, runs[name].state, text(runs[name].last.get("step", MISSING)), *texts])
     caption = f"Sorted by {pretty(main)}; in percent, with 95% intervals where they are known" if main else ""
+    caption += f"; {others} other scores are on the pages of the runs" if others else ""
     return Table(["run", "state", "step", *map(pretty, columns)], rows, caption=caption)
 
 
@@ -184,9 +187,15 @@ def _differences(runs: Mapping[str, Run]) -> Block:
     names = _differing(list(options.values()), _WHERE)
     if not names:
         return Note("The runs have the same options.")
-    rows = [[name, *(text(own.get(name, MISSING)) for own in options.values())] for name in names[:_MOST_OPTIONS]]
+    shown = dict(list(options.items())[:_MOST_COLUMNS])
+    rows = [[name, *(text(own.get(name, MISSING)) for own in shown.values())] for name in names[:_MOST_OPTIONS]]
     same = len({name for own in options.values() for name in own}) - len(names)
-    return Table(["option", *runs], rows, caption=f"{same} other options are the same in all runs")
+    caption = f"{same} other options are the same in all runs"
+    if len(rows) < len(names):
+        caption += f"; the first {len(rows)} of {len(names)} options that differ"
+    if len(shown) < len(runs):
+        caption += f"; the first {len(shown)} of {len(runs)} runs"
+    return Table(["option", *shown], rows, caption=caption)
 
 
 def _differing(options: Sequence[Mapping[str, object]], without: set[str]) -> list[str]:

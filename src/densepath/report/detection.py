@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,23 @@ from faster_coco_eval import mask as rle
 from skimage.measure import approximate_polygon
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.core.polygons import polygons_of
 from densepath.core.spacing import evenly_spaced
 from densepath.report.blocks import Block, Chart, Detections, Facts, Note, Outlined, Picture, Section
-from densepath.report.common import PICTURES, curve_section, ending, gallery, options, pictures_below, score_cards
+from densepath.report.common import (
+    PICTURES,
+    curve_section,
+    ending,
+    gallery,
+    options,
+    pictures_below,
+    score_cards,
+    some_of,
+)
 from densepath.report.embedded import encode_pixels
 from densepath.report.matching import Matched, match_image, precision_recall
+from densepath.report.paths import inside, own_file, where
 from densepath.report.runs import Kind, Run
 from densepath.report.values import plotly_text
 from densepath.transfer.detection.config import DETECTIONS, OBJECT_SCORE
@@ -54,13 +63,15 @@ def _found(run: Run, most: int) -> list[Section]:
     try:
         images, matched = _match(run)
     except (UserError, OSError, ValueError, LookupError, TypeError) as error:
-        drawn = gallery("Test images", pictures_below(run.path / PICTURES), most)
-        note = Note(f"The test images of the run cannot be read ({error}): the pictures of the run are shown.")
-        return [Section("Detections", [note, *drawn])] if drawn else []
+        drawn = gallery("Test images", pictures_below(run.path / PICTURES), run.path, most)
+        unknown = where(run.config, run.sessions)
+        note = Note(f"The test images of the run cannot be read ({error}): the pictures of the run are shown.{unknown}")
+        return [Section("Detections", [note, *drawn])]
     count = min(_MOST, max(2, most // 3))
     order = sorted(range(len(images)), key=lambda k: matched[k].f1(OBJECT_SCORE))
     some = evenly_spaced(count, len(images))
-    blocks: list[Block] = [_detections("Detections beside the true objects", some, images, matched)]
+    title = f"Detections beside the true objects{some_of(len(some), len(images))}"
+    blocks: list[Block] = [_detections(title, some, images, matched)]
     if len(images) > count:
         worst, best = order[:count], order[: -count - 1 : -1]
         blocks.append(_detections("The worst images, by F1 of their objects", worst, images, matched))
@@ -69,11 +80,14 @@ def _found(run: Run, most: int) -> list[Section]:
 
 
 def _match(run: Run) -> tuple[CocoImages, list[Matched]]:
-    path = run.path / PREDICTIONS
+    path = own_file(run.path, PREDICTIONS)
     if path.stat().st_size > _LARGEST:
         raise ValueError("there are too many detections")
     results: Sequence[Mapping[str, Any]] = json.loads(path.read_text())
-    images = open_split(Path(run.config["data"]), "test", outlines=False, orientation=run.config.get("orientation"))
+    images = open_split(run.data, "test", outlines=False, orientation=run.config.get("orientation"))
+    outside = [path.name for path in images.paths() if not inside(path, run.data)]
+    if outside:
+        raise UserError(f"files outside of {run.data} are not read: {first_few(outside)}")
     truth = images.coco_ground_truth()
     by_image: dict[int, tuple[list[Any], list[Any]]] = {image["id"]: ([], []) for image in truth["images"]}
     for annotation in truth["annotations"]:
@@ -126,7 +140,11 @@ def _outlined(images: CocoImages, position: int, matched: Matched) -> Outlined:
         for result, number in list(zip(matched.found, matched.match, strict=True))[:_MOST_OBJECTS]
         if number != -2
     ]
-    return Outlined(Picture(encode_pixels(pixels, _SIDE), str(sample["name"])), (width, height), truth, found)
+    name, there = str(sample["name"]), max(len(matched.truth), len(matched.found))
+    if there > _MOST_OBJECTS:
+        counts = f"{len(matched.truth):,} true objects and {len(matched.found):,} detections"
+        name += f" ({counts}, of which the first {_MOST_OBJECTS} are drawn)"
+    return Outlined(Picture(encode_pixels(pixels, _SIDE), name), (width, height), truth, found)
 
 
 def _path(instance: Mapping[str, Any]) -> str:

@@ -12,23 +12,27 @@ import numpy.typing as npt
 from PIL import Image
 
 from densepath.report.blocks import Picture
+from densepath.report.paths import inside
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _QUALITY = 80
 _MOST_PIXELS = 2**26  # of a picture that is read
 
 
-def picture(path: Path, caption: str = "", side: int = 1200) -> Picture | None:
-    """A picture of a run folder.
+def picture(path: Path, within: Path, caption: str = "", side: int = 1200) -> Picture | None:
+    """A picture of a run folder, or of a data set.
 
     Args:
         path: the file.
+        within: the folder out of which no link may lead.
         caption: the caption.
         side: the longest side in pixels to which it is reduced.
 
     Returns:
         The picture; None if there is no file, or none that can be shown.
     """
+    if not inside(path, within):
+        return None
     try:
         status = path.stat()
         uri = _read(path, status.st_mtime_ns, status.st_size, side)
@@ -38,8 +42,8 @@ def picture(path: Path, caption: str = "", side: int = 1200) -> Picture | None:
 
 
 def below(folder: Path, name: str) -> Path | None:
-    """A file that a table names, in a folder; None if the name leads out of it."""
-    return None if Path(name).is_absolute() or ".." in Path(name).parts else folder / name
+    """A file that a table names, in a folder; None if the name or a link leads out of it."""
+    return folder / name if not Path(name).is_absolute() and inside(folder / name, folder) else None
 
 
 @lru_cache(maxsize=1024)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from densepath.report.blocks import Embedding
 from densepath.report.embedded import encode_pixels
+from densepath.report.paths import own_file
 
 FEATURES = Path("pictures") / "features.npz"  # in a run folder: features (N, C), names, JPEG thumbnails
 _SIDE = 72  # pixels of a thumbnail
@@ -23,8 +24,8 @@ _MOST = 2000  # images
 
 def read_embedding(run: Path) -> Embedding | None:
     """The map of a run; None if it has saved no features."""
-    path = run / FEATURES
     try:
+        path = own_file(run, FEATURES)
         return _read(path, path.stat().st_mtime_ns)
     except Exception:  # whatever NumPy, zipfile and Pillow raise for a damaged file
         return None

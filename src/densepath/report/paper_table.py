@@ -8,6 +8,7 @@ from pathlib import Path
 from densepath.core.errors import UserError, one_line
 from densepath.report.blocks import Block, Facts, Note, Section, Table
 from densepath.report.common import figure
+from densepath.report.paths import own_file
 
 RECORD = "table.json"  # of densepath.benchmark.tables.to_record
 PICTURE = "curves.png"
@@ -19,7 +20,7 @@ def table_sections(folder: Path, most: int) -> tuple[str, list[Section]]:
     Raises:
         UserError: it is damaged.
     """
-    path = folder / RECORD
+    path = own_file(folder, RECORD)
     try:
         record = json.loads(path.read_text())
         baseline, parts = str(record["baseline"]), record["parts"]
@@ -31,7 +32,7 @@ def table_sections(folder: Path, most: int) -> tuple[str, list[Section]]:
         title, source = str(record["title"]), str(record["source"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(str(error))}); give the benchmark's command again") from None
-    drawn = figure(folder / PICTURE, "Scores against the length of pre-training") if most else []
+    drawn = figure(folder, PICTURE, "Scores against the length of pre-training") if most else []
     head: list[Block] = [Facts({"source": source, "baseline": baseline})]
     return title, [Section("Table", [*head, *drawn], parts=sections), Section("Notes", notes)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from densepath.report.blocks import Block, Cards, Facts, Section, Slider
-from densepath.report.common import PICTURES, curve_section, ending, figure, options, picture_sliders
+from densepath.report.common import curve_section, ending, figure, options, picture_sliders
 from densepath.report.embedding import read_embedding
 from densepath.report.runs import Kind, Run
 from densepath.report.values import MISSING, number
@@ -27,12 +27,10 @@ _OPTIONS = {
 
 def _sections(run: Run, most: int) -> list[Section]:
     made: list[Section] = [Section("Summary", [*_cards(run), Facts({"state": run.state, **options(run, _OPTIONS)})])]
-    views = (
-        figure(run.path / VIEWS, "Images, the outlines of their views, and the views as in training") if most else []
-    )
+    views = figure(run.path, VIEWS, "Images, the outlines of their views, and the views as in training") if most else []
     if views:
         made.append(Section("Views", views))
-    sliders: list[Slider] = picture_sliders(run.path / PICTURES, most)
+    sliders: list[Slider] = picture_sliders(run.path, most) if most else []
     if sliders:
         made.append(Section("What it has learned, over training", sliders))
     embedding = read_embedding(run.path) if most else None

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from densepath.core.errors import UserError, one_line
 from densepath.core.locks import refuse_held
 from densepath.core.scores import in_percent
 from densepath.report.blocks import Section
+from densepath.report.paths import own_file, recorded_data
 from densepath.report.values import MISSING
 from densepath.runs.folder import CONFIG, SESSIONS, TRAIN_LOG, read_config
 from densepath.runs.metrics import read_metrics
@@ -24,7 +26,9 @@ _NO_SCORES = {"seconds"}
 _FINAL = ("backbone", "detector", "classifier", "segmenter")  # files in exported, written at the end of a run
 MARKS = (CONFIG, "table.json", "run.json", "slides.csv")  # a folder with one of them is a result, not a folder of them
 _DEPTH = 3  # folders below the one that is given
-_MOST = 2000  # runs
+MOST = 2000  # runs
+_ROWS = 20_000  # measurements of a run; more are averaged
+_LARGEST = 2**28  # bytes of the measurements
 
 Row = Mapping[str, float]
 
@@ -74,6 +78,11 @@ class Run:
         return all(name in self.config for name in names)
 
     @property
+    def data(self) -> Path:
+        """The images that it used; a relative path starts where the run was started, if that is recorded."""
+        return recorded_data(self.config, self.sessions)
+
+    @property
     def last(self) -> Row:
         """The newest value of each measurement."""
         return {name: value for row in self.rows for name, value in row.items()}
@@ -105,7 +114,7 @@ def find_results(path: Path) -> list[Path]:
     found = list(_below(path, _DEPTH)) if path.is_dir() else [path]
     if not found:
         raise UserError(f"{path} holds no run; give the folder of a run, or a folder of such folders")
-    return found[:_MOST]
+    return found
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
@@ -126,17 +135,37 @@ def read_run(path: Path) -> Run:
     """Read what a result has in common with others.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or has a link that leads out of it.
     """
     if path.is_file():
         return Run(path, scores=read_scores(path))
+    for name in (CONFIG, METRICS, *SCORES, SESSIONS, TRAIN_LOG):
+        own_file(path, name)
     try:
         config = read_config(path) or {}
-        rows = read_metrics(path / METRICS)
+        if (path / METRICS).exists() and (path / METRICS).stat().st_size > _LARGEST:
+            raise ValueError(f"{METRICS} is larger than {_LARGEST // 2**20} MiB")
+        rows = averaged(read_metrics(path / METRICS), _ROWS)
         scores = next((read_scores(path / name) for name in SCORES if (path / name).is_file()), {})
         return Run(path, config, rows, scores, _sessions(path / SESSIONS), _state(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(str(error))})") from None
+
+
+def averaged(rows: Sequence[Row], most: int) -> Sequence[Row]:
+    """About ``most`` measurements: means of as many in a row, and the newest of each column as it is."""
+    if len(rows) <= most:
+        return rows
+    size = -(-len(rows) // most)
+    made: list[Row] = []
+    for start in range(0, len(rows), size):
+        values: dict[str, list[float]] = {}
+        for row in rows[start : start + size]:
+            for name, value in row.items():
+                values.setdefault(name, []).append(value)
+        made.append({name: float(np.mean(own)) for name, own in values.items()})
+    newest = sorted({name: number for number, row in enumerate(rows) for name in row}.values())
+    return [*made, *(rows[number] for number in dict.fromkeys(newest))]
 
 
 def read_scores(path: Path) -> dict[str, Score]:

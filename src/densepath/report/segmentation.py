@@ -11,11 +11,14 @@ import numpy as np
 
 from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError
-from densepath.report.blocks import Block, Chart, Facts, Gallery, Note, Section, Table
+from densepath.report.blocks import Block, Chart, Facts, Gallery, Note, Section, Slider, Table
 from densepath.report.common import PICTURES, curve_section, ending, options, score_cards
 from densepath.report.embedded import picture
+from densepath.report.paths import own_file
 from densepath.report.runs import Kind, Run
 from densepath.report.values import MISSING, number, plotly_text
+from densepath.report.volumes import MOST, volume_sliders
+from densepath.transfer.segment.volume_slices import SUFFIX
 
 _SCORES = ("mean_dice", "mean_iou", "pooled_iou", "mean_hd95")
 _OPTIONS = {
@@ -39,7 +42,7 @@ def _sections(run: Run, most: int) -> list[Section]:
     blocks.append(_score_table(run))
     made = [Section("Summary", blocks)]
     try:
-        rows = read_rows(run.path / "cases.csv", "make it again")
+        rows = read_rows(own_file(run.path, "cases.csv"), "make it again")
         cases = _dice(rows)
     except (UserError, LookupError, ValueError) as error:
         made.append(Section("Cases", [Note(f"The scores of the images are not shown: {error}", warning=True)]))
@@ -79,7 +82,8 @@ def _dice(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
 
 def _chart(rows: Sequence[Mapping[str, str]]) -> Chart:
     """The Dice of all images, as a box for each region."""
-    regions = list(dict.fromkeys(row["region"] for row in rows))[:_REGIONS]
+    known = list(dict.fromkeys(row["region"] for row in rows))
+    regions = known[:_REGIONS]
     traces = []
     for place, region in enumerate(regions):
         own = [row for row in rows if row["region"] == region and row["dice"]]
@@ -96,7 +100,8 @@ def _chart(rows: Sequence[Mapping[str, str]]) -> Chart:
             }
         )
     layout = {"yaxis": {"title": {"text": "Dice, percent"}, "range": [-2, 102]}, "showlegend": False}
-    return Chart("Dice of each image, by region", traces, layout, wide=True)
+    some = f" (the first {_REGIONS} of {len(known)})" if len(known) > _REGIONS else ""
+    return Chart(f"Dice of each image, by region{some}", traces, layout, wide=True)
 
 
 def _pictures(run: Path, cases: Mapping[str, float]) -> list[Section]:
@@ -109,12 +114,20 @@ def _pictures(run: Path, cases: Mapping[str, float]) -> list[Section]:
     order = sorted(own, key=lambda name: cases[name])
     blocks = []
     for title, names in (("The worst", order[:_MOST]), ("The best", order[::-1][:_MOST])):
-        found = [picture(own[name], f"{name}: Dice {cases[name]:.1f}", _SIDE) for name in names]
+        found = [picture(own[name], run, f"{name}: Dice {cases[name]:.1f}", _SIDE) for name in names]
         if shown := [each for each in found if each is not None]:
             blocks.append(Gallery(f"{title} of the drawn images: truth and prediction", shown))
         if len(order) <= _MOST:
             break
-    return [Section("Images", blocks)] if blocks else []
+    volumes = [each for name in order[: MOST - 1] + order[MOST - 1 :][-1:] for each in _slices(own[name], run, name)]
+    if volumes and len(order) > MOST:
+        blocks.insert(0, Note(f"Sliders through the {MOST - 1} worst and the best of {len(order)} drawn volumes."))
+    return [Section("Images", [*volumes, *blocks])] if blocks else []
+
+
+def _slices(picture: Path, run: Path, name: str) -> list[Slider]:
+    """The sliders of a volume, which is saved beside its picture."""
+    return volume_sliders(picture.with_name(f"{picture.stem}{SUFFIX}"), run, name)
 
 
 SEGMENTATION = Kind("segmenter", lambda run: run.has("labels", "oversample", "head"), _sections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,57 +12,130 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from densepath.core.errors import UserError
+from densepath.annotations.cells.cell_files import CELLS, cell_path, read_cell_rows, read_cells
+from densepath.core.errors import UserError, one_line
 from densepath.core.geojson import polygons_in
 from densepath.core.json_files import load_json
 from densepath.report.blocks import Layers, Picture
 from densepath.report.embedded import below, encode, encode_pixels
+from densepath.report.paths import inside, own_file, recorded_data
+from densepath.report.runs import Run
+from densepath.runs.folder import read_config
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.listing import SUFFIXES as IMAGES
+from densepath.sources.slides.find import SUFFIXES
 from densepath.sources.slides.open import open_slide
-from densepath.sources.tiles.tile_files import is_tile_folder, read_slide_rows, read_tile_folder
+from densepath.sources.tiles.tile_files import SLIDES, SlideTiling, is_tile_folder, read_slide_rows, read_tile_folder
 from densepath.transfer.slides.overview import SlidePicture, slide_picture
 
 _OUTLINES = {"tissue": "tissue", "objects": "geojson", "attention": "attention"}  # layer -> the folder of its GeoJSON
 _COLORS = {"tissue": (0, 140, 0), "tiles": (40, 60, 255), "objects": (220, 30, 30), "attention": (40, 60, 255)}
+_CLASS_COLORS = ((0, 70, 255), (255, 200, 0), (0, 200, 90), (220, 30, 160), (255, 110, 0), (0, 200, 220))
 _SIDE = 900  # pixels
+_MOST_CELLS, _MOST_CLASSES = 200_000, 6
 _LARGEST = 2**26  # bytes of a GeoJSON
 
 Rings = Sequence[npt.NDArray[np.float64]]  # (N, 2) x, y in pixels of level 0
 Shape = tuple[Rings, float | None]  # a polygon, and its value from 0 to 1
 
 
-def slide_layers(folder: Path, most: int) -> list[Layers]:
-    """Of at most ``most`` slides in a folder of ``tile`` or ``predict``, the slide and what was found as layers.
+def slide_layers(run: Run, most: int) -> tuple[list[Layers], list[str]]:
+    """Of at most ``most`` slides in a folder of ``tile``, ``cells`` or ``predict``, the slide and what was found.
 
-    Slides that cannot be opened any more are left out.
+    Returns:
+        The slides, and lines on those that are left out.
     """
+    folder = run.path
     try:
-        known = [row for row in read_slide_rows(folder) if row.get("path") and row.get("slide")]
+        own_file(folder, SLIDES), own_file(folder, CELLS)
+        of_cells = (folder / CELLS).is_file()
+        known = [row for row in (read_cell_rows if of_cells else read_slide_rows)(folder) if row["path"]]
+        place = run.data if of_cells else folder  # the tiles in which cells were found
         rows = [row for row in known if below(folder, row["slide"])][:most]
-        tilings = {each.name: each for each in read_tile_folder(folder)} if rows and is_tile_folder(folder) else {}
     except (UserError, OSError, LookupError):
-        return []
-    made = []
+        return [], []
+    tilings = _tilings(place, [row["slide"] for row in rows])
+    roots = [folder, *_recorded(run)]
+    made, lines = [], []
     for row in rows:
-        name = row["slide"]
-        shapes = {layer: _shapes(folder / place / f"{name}.geojson") for layer, place in _OUTLINES.items()}
+        name, path = row["slide"], _started(run, row["path"])
+        if not inside(path, *roots) or not path.name.lower().endswith((*SUFFIXES, *IMAGES)):
+            lines.append(f"{name}: {row['path']} is not an image in the run folder or its data, and is not read")
+            continue
+        try:
+            picture = slide_picture(open_slide(path), _SIDE)
+        except (UserError, CorruptImage, OSError) as error:
+            lines.append(f"{name}: the slide cannot be read ({one_line(str(error))})")
+            continue
+        shapes = {layer: _shapes(place, f"{part}/{name}.geojson") for layer, part in _OUTLINES.items()}
         if name in tilings:
             tiling = tilings[name]
             boxes = tiling.boxes_um() / np.tile(tiling.spacing, 2)
             shapes["tiles"] = [([_rectangle(*box)], None) for box in boxes.tolist()]
-        try:
-            picture = slide_picture(open_slide(row["path"]), _SIDE)
-        except (UserError, CorruptImage, OSError):
-            continue
-        layers = {layer: _drawn(picture, own, layer) for layer, own in shapes.items() if own}
+        layers = _cells(folder, name, picture) if of_cells else {}
+        layers |= {layer: _drawn(picture, own, layer) for layer, own in shapes.items() if own}
         if layers:
             made.append(Layers(name, Picture(encode_pixels(picture.pixels, _SIDE), name), layers))
-    return made
+    if len(known) > len(rows):
+        lines.insert(0, f"The first {len(rows)} of {len(known):,} slides are drawn.")
+    return made, lines
 
 
-def _shapes(path: Path) -> list[Shape]:
+def _tilings(folder: Path, names: Sequence[str]) -> dict[str, SlideTiling]:
+    """The tiles of slides in a folder of ``tile``, as far as it has some."""
+    if not names or not is_tile_folder(folder) or not all(inside(each, folder) for each in folder.glob("*/*.h5")):
+        return {}
+    try:
+        return {each.name: each for each in read_tile_folder(folder, names)}
+    except (UserError, OSError, LookupError):
+        return {}
+
+
+def _recorded(run: Run) -> list[Path]:
+    """The folders of the images of a run; those of a folder of tiles, if these are its data."""
+    data = run.data.parent if run.data.is_file() else run.data
+    if any(sign in str(data) for sign in "*?["):  # a pattern: what is before it
+        data = next(part for part in data.parents if not any(sign in str(part) for sign in "*?["))
+    found = [data] if run.config.get("data") else []
+    if found and is_tile_folder(data):
+        with suppress(UserError):
+            slides = Path(str((read_config(data) or {}).get("data") or data))
+            found.append(slides.parent if slides.is_file() else slides)
+    return found
+
+
+def _started(run: Run, path: str) -> Path:
+    """A path of a table, which may start where the run was started."""
+    return recorded_data({"data": path}, run.sessions)
+
+
+def _cells(folder: Path, name: str, picture: SlidePicture) -> dict[str, Picture]:
+    """The cells of a slide as dots in the color of their class: a layer for each class."""
+    try:
+        path = own_file(folder, cell_path(folder, name).relative_to(folder))
+        cells = read_cells(path)
+    except (UserError, OSError):
+        return {}
+    height, width = picture.pixels.shape[:2]
+    step = -(-max(len(cells), 1) // _MOST_CELLS)
+    places = (np.asarray(cells.points[::step])[:, ::-1] / picture.step).astype(np.int64)  # y, x in the picture
+    classes, found = np.asarray(cells.classes[::step]), {}
+    for number, label in enumerate(cells.class_names[:_MOST_CLASSES]):
+        own = places[classes == number]
+        canvas = np.zeros((height, width, 4), np.uint8)
+        for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):  # a dot of four pixels
+            y, x = np.clip(own[:, 0] + dy, 0, height - 1), np.clip(own[:, 1] + dx, 0, width - 1)
+            canvas[y, x] = (*_CLASS_COLORS[number % len(_CLASS_COLORS)], 255)
+        some = f", one of {step} drawn" if step > 1 else ""
+        title = f"{label} ({int((cells.classes == number).sum()):,}{some})"
+        found[title] = Picture(encode(Image.fromarray(canvas), _SIDE), title)
+    return found
+
+
+def _shapes(folder: Path, name: str) -> list[Shape]:
     """The polygons of a GeoJSON file of QuPath; with their attention, if they have one, relative to the highest."""
     try:
+        path = own_file(folder, name)
         if path.stat().st_size > _LARGEST:
             return []
         content = load_json(path, "GeoJSON")

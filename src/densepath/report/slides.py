@@ -6,10 +6,13 @@ from pathlib import Path
 
 from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError
-from densepath.report.blocks import Block, Facts, Section, Table
+from densepath.report.blocks import Block, Facts, Note, Section, Table
 from densepath.report.common import ending, gallery, options, pictures_below
+from densepath.report.paths import own_file
 from densepath.report.runs import Kind, Run
 from densepath.report.slide_layers import slide_layers
+from densepath.report.volumes import MOST, volume_sliders
+from densepath.transfer.segment.volume_slices import SUFFIX
 
 _FOLDERS = {
     "attention": "Attention",
@@ -22,28 +25,33 @@ _MOST_ROWS = 200
 _SIDE = 900  # pixels
 
 
-def slide_blocks(folder: Path, most: int) -> list[Block]:
+def slide_blocks(run: Run, most: int) -> list[Block]:
     """The pictures of slides in a folder."""
-    blocks: list[Block] = [*slide_layers(folder, most // 4)]
+    if not most:
+        return []
+    layers, lines = slide_layers(run, max(1, most // 4))
+    blocks: list[Block] = [*layers, *([Note(" ".join(lines))] if lines else [])]
     for name, title in _FOLDERS.items():
-        if most and (folder / name).is_dir():
-            blocks += gallery(title, pictures_below(folder / name), max(2, most // 2), _SIDE)
+        if (run.path / name).is_dir():
+            blocks += gallery(title, pictures_below(run.path / name), run.path, max(2, most // 2), _SIDE)
     return blocks
 
 
 def _sections(run: Run, most: int) -> list[Section]:
     made = [Section("Summary", [Facts(options(run, _OPTIONS))])]
-    if blocks := slide_blocks(run.path, most):
+    volumes = sorted((run.path / "pictures").rglob(f"*{SUFFIX}"))[:MOST] if most else []
+    sliders = [each for file in volumes for each in volume_sliders(file, run.path, file.stem)]
+    if blocks := [*sliders, *slide_blocks(run, most)]:
         made.append(Section("Pictures", blocks))
-    for name in ("slides.csv", "predictions.csv", "objects.csv"):
+    for name in ("slides.csv", "cells.csv", "predictions.csv", "objects.csv"):
         if (run.path / name).is_file():
-            made.append(Section(name, [_table(run.path / name)], folded=True))
+            made.append(Section(name, [_table(run.path, name)], folded=True))
     return [*made, *ending(run)]
 
 
-def _table(path: Path) -> Table:
+def _table(folder: Path, name: str) -> Table:
     try:
-        rows = read_rows(path, "make it again")
+        rows = read_rows(own_file(folder, name), "make it again")
     except UserError as error:
         return Table(["problem"], [[str(error)]])
     columns = [str(name) for name in rows[0]] if rows else []

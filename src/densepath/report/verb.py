@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from densepath.analysis.short_names import short_names
@@ -14,18 +15,19 @@ from densepath.core.result import Result
 from densepath.core.streams import say
 from densepath.report.answers import CLASSIFIER, MIL, PROBE
 from densepath.report.blocks import Block, Note, Section
-from densepath.report.comparison import compare_runs
+from densepath.report.comparison import MOST_CURVES, compare_runs
 from densepath.report.detection import DETECTION
 from densepath.report.paper_table import RECORD, table_sections
 from densepath.report.pretraining import PRETRAINING
 from densepath.report.render import write_page
-from densepath.report.runs import Kind, Run, find_results, read_run
+from densepath.report.runs import MOST, Kind, Run, averaged, find_results, read_run
 from densepath.report.segmentation import SEGMENTATION
 from densepath.report.slides import OUTPUT
 
 _KINDS = (PROBE, PRETRAINING, DETECTION, SEGMENTATION, CLASSIFIER, MIL, OUTPUT)
 _PICTURES = {1: 60, 4: 24, 10: 9}  # number of runs -> pictures of each; none of more runs
 _MOST_SHOWN = 40  # runs with a section of their own
+_FEW_ROWS = 400  # measurements of each of many runs
 
 
 def write_report(
@@ -63,26 +65,41 @@ def write_report(
         raise UserError(f"every is {every:g}; give a number of seconds above 0")
     for path in given:
         refuse_replacing(out, path)
-    opened = False
+    opened, said = False, set[str]()
     while True:
-        counts, running = _write(given, out, every if watch else None)
+        page, counts, running = _read(given, said)
+        try:
+            write_page(out, *page, reload=every if watch and running else None)
+        except UserError as error:  # such as a full disk
+            if not opened or not running:
+                raise
+            _say(str(error), said)
         if open and not opened:
             webbrowser.open(out.resolve().as_uri())
-            opened = True
+        opened = True
         if not (watch and running):
             return Result(out, counts, {"report": out})
         time.sleep(every)
 
 
-def _write(given: Sequence[Path], out: Path, every: float | None) -> tuple[dict[str, int], bool]:
-    """Write the page once; returns the numbers of runs, and whether one of them is in progress."""
+def _say(line: str, said: set[str]) -> None:
+    """Print a line once."""
+    if line not in said:
+        said.add(line)
+        say(f"densepath: {one_line(line)}")
+
+
+def _read(given: Sequence[Path], said: set[str]) -> tuple[tuple[str, str, list[Section]], dict[str, int], bool]:
+    """The title, subtitle and sections of the page, the numbers of runs, and whether one of them is in progress."""
     paths, problems = [], []
     for path in given:
         try:
             paths += find_results(path)
-        except UserError as error:
+        except (UserError, OSError) as error:
             problems.append(str(error))
-    paths, missing = list(dict.fromkeys(paths)), len(problems)
+    there = list(dict.fromkeys(paths))
+    paths, missing = there[:MOST], len(problems)
+    limits = [f"The first {MOST:,} of {len(there):,} results are shown."] if len(there) > MOST else []
     most = next((pictures for number, pictures in _PICTURES.items() if len(paths) <= number), 0)
     titles = short_names([str(path) for path in paths], "runs") if paths else []
     found: list[tuple[str, Kind, Run]] = []
@@ -97,34 +114,42 @@ def _write(given: Sequence[Path], out: Path, every: float | None) -> tuple[dict[
             kind = next((kind for kind in _KINDS if kind.fits(run)), None)
             if kind is None:
                 raise UserError(f"{path} is not a result of densepath")
-            if len(found) < _MOST_SHOWN:
+            curves = sum(bool(other.rows) for _, same, other in found if same is kind) < MOST_CURVES
+            if len(pages) < _MOST_SHOWN:
                 pages.append((title, kind.name, kind.sections(run, most)))
+            if len(paths) > max(_PICTURES):  # so that the measurements of thousands of runs fit into memory
+                run = replace(run, rows=averaged(run.rows, _FEW_ROWS) if curves else [run.last] * bool(run.rows))
             found.append((title, kind, run))
         except Exception as error:  # a damaged run must not cost the page of the others
             problems.append(str(error) if isinstance(error, UserError) else f"{path}: {type(error).__name__}: {error}")
     for problem in problems:
-        say(f"densepath: left out: {one_line(problem)}")
+        _say(f"left out: {problem}", said)
     if not pages:
         raise UserError(f"there is nothing to report: {first_few(problems)}")
+    if len(found) > len(pages):
+        limits.append(f"The first {len(pages)} of {len(found):,} runs have a page below; tables and tests have all.")
+    if not most:
+        limits.append(f"A page of more than {max(_PICTURES)} results has no pictures: name fewer to see theirs.")
     running = any(run.state == "in progress" for _, _, run in found)
-    sections = _arranged(pages, found, problems)
+    sections = _arranged(pages, found, problems, limits)
     title = pages[0][0] if len(pages) == 1 else f"{len(found) or len(pages)} results"
     subtitle = pages[0][1] if len(pages) == 1 else ", ".join(dict.fromkeys(kind for _, kind, _ in pages))
-    write_page(out, title, subtitle, sections, reload=every if running else None)
-    return {"runs": len(paths) + missing - len(problems), "left_out": len(problems)}, running
+    counts = {"runs": len(paths) + missing - len(problems), "left_out": len(problems)}
+    return (title, subtitle, sections), counts, running
 
 
 def _arranged(
     pages: Sequence[tuple[str, str, list[Section]]],
     found: Sequence[tuple[str, Kind, Run]],
     problems: Sequence[str],
+    limits: Sequence[str],
 ) -> list[Section]:
     """The sections of a page: those of the only run, or a comparison and a folded section for each run."""
     left: list[Block] = [Note(problem, warning=True) for problem in problems]
     last = [Section("Left out", left)] if left else []
     if len(pages) == 1:
         return [*pages[0][2], *last]
-    made = []
+    made = [Section("What is shown", [Note(" ".join(limits))])] if limits else []
     for kind in dict.fromkeys(kind for _, kind, _ in found):
         own = {title: run for title, other, run in found if other is kind}
         if len(own) > 1:

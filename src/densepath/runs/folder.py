@@ -22,6 +22,7 @@ from densepath.runs.old_options import rename_record
 CONFIG = "config.yaml"
 TRAIN_LOG = "train.log"
 SESSIONS = "sessions.yaml"  # where and how the run was computed
+EXPORTED = Path("exported") / "backbone.safetensors"  # of a run that is complete
 VIEWS, CURVES = "views.png", "curves.png"
 TILES = "tiles"  # the tiles of the slides that the run learns from, which may exist before it
 NOT_FINITE = "not_finite.json"  # the step and the images of a loss of NaN or Inf

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from densepath.core.errors import counted
 from densepath.core.streams import say
 from densepath.core.system import cores
 from densepath.runs.folder import SESSIONS, train_longer
@@ -48,7 +49,7 @@ def begin_session(
     """
     if step >= total:
         more = f"; {train_longer(out, config)}" if config else ""
-        say(f"densepath: the run in {out} is complete ({step} steps){more}")
+        say(f"densepath: the run in {out} is complete ({counted(step, 'step')}){more}")
         return
     if step:
         say(f"densepath: resuming {out} at step {step} of {total}")
@@ -70,6 +71,7 @@ def record_session(out: Path, step: int, device: torch.device, processes: int, d
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "step": step,
         "command": command_line(),
+        "folder": str(Path.cwd()),  # where relative paths of the command start
         "machine": f"{platform.node()}, {platform.platform()}, {cores()} CPU cores",
         "devices": f"{processes} x {torch.cuda.get_device_name(device) if gpu else device.type}",
         "versions": {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.digests import digest_of_files
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
@@ -117,7 +117,7 @@ class ImageFiles:
         """
         headers, last = (self.headers, None) if most == SAMPLE and self.headers else self._headers(most)
         if not headers:
-            raise UserError(f"none of {min(most, len(self))} images can be read; check the files ({last})")
+            raise UserError(f"none of {counted(min(most, len(self)), 'image')} can be read; check the files ({last})")
         return {position: (header.height, header.width) for position, header in headers.items()}
 
     def _headers(self, most: int) -> tuple[dict[int, Header], CorruptImage | None]:

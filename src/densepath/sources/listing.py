@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.spelling import composed
 from densepath.core.threads import in_threads
 from densepath.sources.lists import read_list
@@ -24,6 +24,8 @@ LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 _KINDS = "PNG, JPEG, TIFF, WebP, BMP or DICOM image"
 _SHOWN = 4  # kinds of files
 _RUNS = "folders of results"
+_AGAIN = "links to folders that are read already"
+_ONE = {_RUNS: "folder of results", _AGAIN: "link to a folder that is read already"}
 _CONFIG, _HEAD = "config.yaml", b"# densepath "  # the file that each run folder has, and how it begins
 
 
@@ -32,8 +34,8 @@ class Passed:
     """What was passed over while images were listed.
 
     Args:
-        kinds: number of other files by suffix, of broken links, of links to folders that are read already, and of
-            folders that hold a run of densepath.
+        kinds: number of other files by suffix, of broken links, of pipes and the like, of links to folders that are
+            read already, and of folders that hold a run of densepath.
         excluded: number of images that match an excluded pattern.
         read: number of folders and images that were read so far.
         unused: the patterns that match no image.
@@ -46,8 +48,8 @@ class Passed:
 
     def describe(self) -> str:
         """One phrase, empty if nothing was passed over."""
-        parts = [f"{count} {kind}" for kind, count in self.kinds.most_common()]
-        parts = [f"{self.excluded} excluded files"] * bool(self.excluded) + parts
+        parts = [counted(n, _ONE.get(kind, kind.removesuffix("s")), kind) for kind, n in self.kinds.most_common()]
+        parts = [counted(self.excluded, "excluded file")] * bool(self.excluded) + parts
         parts += [f"nothing by --exclude {pattern}" for pattern in self.unused]
         return first_few(parts, _SHOWN)
 
@@ -174,9 +176,9 @@ def _walk(folder: str | Path, suffixes: Sequence[str], passed: Passed, runs: boo
             elif _is(entry, os.DirEntry.is_file):
                 yield entry.path
             else:
-                passed.kinds["broken links"] += 1
+                passed.kinds["broken links" if entry.is_symlink() else "special files"] += 1
         elif (entry.is_symlink() and _is_read(entry.path, root)) or (identity := _identity(entry.path)) in read:
-            passed.kinds["links to folders that are read already"] += 1
+            passed.kinds[_AGAIN] += 1
         else:
             read.add(identity)
             enter(entry.path)

@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 
+from densepath.core.csv_files import encoding_of
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import existing
 
@@ -44,9 +45,7 @@ def read_list(path: str, suffixes: Sequence[str]) -> Iterator[str]:
 def _files(path: str, suffixes: Sequence[str], missing: list[str]) -> Iterator[str]:
     """The files; missing ones are added to ``missing`` instead."""
     folder, column, first = os.path.dirname(path), None, True
-    with open(path, "rb") as file:
-        encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    with open(path, encoding=encoding, errors="surrogateescape") as lines:
+    with open(path, encoding=encoding_of(path), errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             text = line.strip()
             if not text or text.startswith("#"):

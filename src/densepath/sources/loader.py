@@ -12,18 +12,19 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from densepath.core.errors import UserError
 from densepath.core.random import permute, permute_blocks
 from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
-from densepath.sources.pixel_source import Gathered, PerBox, PerImage, PixelSource
+from densepath.sources.per_image import PerBox, PerImage
+from densepath.sources.pixel_source import Gathered, PixelSource
 from densepath.sources.prefetch import ahead
 from densepath.sources.workers import (
+    InWorkers,
     end_workers,
     from_worker,
-    out_of_worker,
     outlive_signals,
     report_dead_workers,
     start_workers,
@@ -208,7 +209,7 @@ class ImageBatches:
                 yield from wanted.chunks()
 
         loader = DataLoader(
-            _Decoder(self.images),
+            InWorkers(self.images),
             batch_size=None,
             sampler=chunks(),
             num_workers=self.workers,
@@ -291,11 +292,3 @@ def _read_extra(extra: PerImage | PerBox, images: Gathered, pin: bool) -> Tensor
     if isinstance(extra, PerBox):
         return extra.gather_boxes(images.index, images.boxes, pin)
     return extra.gather(images.index, pin)
-
-
-class _Decoder(Dataset[Any]):
-    def __init__(self, images: PixelSource) -> None:
-        self.images = images
-
-    def __getitem__(self, chunk: tuple[Tensor, Tensor | None]) -> Any:
-        return out_of_worker(self.images.gather(*chunk))

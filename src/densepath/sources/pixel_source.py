@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +121,16 @@ class PixelSpec:
         """Subtract the mean, divide by the standard deviation. Overwrites and returns ``colors`` (B, C, *spatial)."""
         mean, std = self._statistics(colors)
         return colors.sub_(mean).div_(std)
+
+    def network_input(self, stored: Tensor) -> Tensor:
+        """What a network sees of stored pixels: (B, *spatial, C) of any dtype -> (B, C, *spatial) float32."""
+        if stored.dtype != torch.uint8 or self.window != (0.0, _MOST_OF_8_BITS):
+            return self.normalize(self.apply_window(stored.movedim(-1, 1).to(torch.float32, copy=True)))
+        # All values are in the window: one multiplication and addition, over whole rows, which a CPU vectorizes.
+        mean, std = torch.tensor((self.mean, self.std)).repeat(1, stored.shape[-2]).to(stored.device, non_blocking=True)
+        rows = stored.reshape(-1, len(mean)).to(torch.float32)
+        torch.addcmul(-mean / std, rows, 1 / (std * _MOST_OF_8_BITS), out=rows)
+        return rows.view(stored.shape).movedim(-1, 1)
 
     def restore(self, pixels: Tensor) -> Tensor:
         """The values in [0, 1] of normalized pixels (B, C, *spatial)."""
@@ -286,32 +296,3 @@ class AllNames:
 
     def __iter__(self) -> Iterator[str]:
         return map(self._images.names, range(len(self._images)))
-
-
-class PerImage(Protocol):
-    """Annotations of each image of a source: its class, its label map, its cells."""
-
-    def __len__(self) -> int:
-        """The number of images, equal to that of the source."""
-        ...
-
-    def gather(self, index: Tensor, pin: bool = False) -> Tensor:
-        """The annotations of the images at the positions ``index`` (B,) int64: (B, ...), on the CPU.
-
-        Args:
-            index: positions in the source, on the CPU.
-            pin: into page-locked memory, from where a GPU fetches it while other work runs.
-        """
-        ...
-
-
-@runtime_checkable
-class PerBox(Protocol):
-    """Annotations of the pixels of each image, read in the same boxes as these."""
-
-    def gather_boxes(self, index: Tensor, boxes: Tensor | None, pin: bool = False) -> Tensor:
-        """The annotations of the images at the positions ``index`` (B,), or of boxes (B, 2, d) of them: (B, *canvas).
-
-        Arguments as for :meth:`PixelSource.gather`.
-        """
-        ...

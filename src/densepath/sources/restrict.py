@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from densepath.core.csv_files import encoding_of
 from densepath.core.errors import UserError
 from densepath.core.random import ordered_by_seed, permute
 from densepath.sources.image_files import ImageFiles
@@ -87,7 +88,7 @@ def read_slide_list(path: str | Path) -> list[str]:
         UserError: it cannot be read, or has no names.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        with open(path, newline="", encoding=encoding_of(path), errors="surrogateescape") as file:
             lines = [line.strip() for line in file if line.strip()]
     except OSError as error:
         raise UserError(f"the list of slides {path} cannot be read ({error.strerror}); check the path") from error

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from densepath.core.errors import first_few
+from densepath.core.errors import counted, first_few
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.packed import PackedTiles
@@ -33,11 +33,14 @@ def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]
     """
     if isinstance(images, SlideTiles):
         slides = counted(len(images.tilings), "slide")
-        return [f"{len(images)} tiles of {images.size} px at {images.mpp:g} µm/px from {slides}, read from the slides"]
+        return [
+            f"{counted(len(images), 'tile')} of {images.size} px at {images.mpp:g} µm/px from {slides}, "
+            "read from the slides"
+        ]
     if isinstance(images, VolumeStore):
         return [images.describe()]
     folders = len({os.path.dirname(name) for name in AllNames(images)})
-    parts = [f"{len(images)} images in {counted(folders, 'folder')}"]
+    parts = [f"{counted(len(images), 'image')} in {counted(folders, 'folder')}"]
     if files is None and isinstance(images, PackedTiles):
         low, high = int(images.table.min()), int(images.table.max())
         return [", ".join([*parts, size_range(low, high), f"packed in {images.file}"])]
@@ -68,11 +71,6 @@ def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]
     return [line, *warnings]
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things."""
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
 def size_range(low: int, high: int) -> str:
     """Sizes in pixels."""
     return f"{low} px" if low == high else f"{low}-{high} px"
@@ -80,7 +78,7 @@ def size_range(low: int, high: int) -> str:
 
 def _share(count: int, files: ImageFiles) -> str:
     of = len(files.headers)
-    return f"{count} images are" if of == len(files) else f"{count} of {of} sampled images are"
+    return counted(count, "image is", "images are") if of == len(files) else f"{count} of {of} sampled images are"
 
 
 def _masks(files: ImageFiles) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.pixel_source import PixelSource
 
@@ -31,7 +31,7 @@ def percentile_window(images: PixelSource) -> tuple[float, float]:
             continue
         found.append(numbers[:: max(1, len(numbers) // _NUMBERS)])
     if not found:
-        raise UserError(f"none of {count} images can be read; check the files")
+        raise UserError(f"none of {counted(count, 'image')} can be read; check the files")
     low, high = (float(value) for value in np.percentile(np.concatenate(found), _PERCENTILES))
     if low == high:
         raise UserError(f"nearly all values of the images are {low:g}; give their range with --window")

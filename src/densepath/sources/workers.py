@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from densepath.core.errors import UserError
 from densepath.core.streams import say
+from densepath.sources.pixel_source import PixelSource
 
 T = TypeVar("T")
 
@@ -54,6 +55,16 @@ def out_of_worker(work: T) -> T | _Copied:
     except RuntimeError:  # it is full
         return _Copied(_map(work, Tensor, lambda tensor: _Copied(tensor.numpy().copy())))
     return work
+
+
+class InWorkers(Dataset[Any]):
+    """Gathers the images of a source in worker processes: positions and boxes -> what :func:`from_worker` takes."""
+
+    def __init__(self, images: PixelSource) -> None:
+        self.images = images
+
+    def __getitem__(self, chunk: tuple[Tensor, Tensor | None]) -> Any:
+        return out_of_worker(self.images.gather(*chunk))
 
 
 def from_worker(work: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from densepath.annotations.coco_writing import Outlined, write_coco
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed
 from densepath.core.streams import write_line
@@ -97,7 +97,7 @@ def write_tissue(
         if tiles:
             write_tiles(folder / "tiles", tiles, size, seed, microns_per_pixel=microns_per_pixel)
     for split, (images, instances) in counts.items():
-        write_line(f"{split}: {images} images, {instances} glands", sys.stdout)
+        write_line(f"{split}: {counted(images, 'image')}, {counted(instances, 'gland')}", sys.stdout)
     return dest
 
 

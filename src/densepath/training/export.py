@@ -25,7 +25,6 @@ from densepath.training.export_file import export_file
 from densepath.training.load_run import load_run, pixels_of
 from densepath.training.model_card import bare, recorded_scores, write_card
 
-EXPORTED = Path("exported") / "backbone.safetensors"
 _DETECTOR = Path("exported") / "detector.safetensors"
 Layout = Literal["timm", "torchvision", "detectron2", "models_genesis", "monai", "nnunet", "tensors"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from densepath.core.distributed import rank, total, world_size
 from densepath.methods.base import CENTER, Heartbeat, Method, no_heartbeat
-from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.nets.preserve_mode import preserve_mode
+from densepath.nets.running_statistics import gather_statistics, set_statistics
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.views.declarations import Declaration

@@ -10,10 +10,12 @@ from typing import Any
 from densepath.core.distributed import rank
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone
-from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
+from densepath.nets.norms import plain_batch_norm
+from densepath.nets.running_statistics import gather_statistics, set_statistics
 from densepath.nets.weights import save_backbone
 from densepath.nets.weights.trained_on import slides_of_run
-from densepath.training.export import EXPORTED, describe_run
+from densepath.runs.folder import EXPORTED
+from densepath.training.export import describe_run
 
 _NAME = "backbone_epoch_"
 

@@ -26,7 +26,7 @@ from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights import load_weights, pixel_notes
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
-from densepath.runs.folder import VIEWS, check_run, open_run, read_config
+from densepath.runs.folder import EXPORTED, VIEWS, check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.batch import ImageBatch
 from densepath.sources.fingerprint import fingerprint
@@ -38,7 +38,7 @@ from densepath.sources.restrict import take
 from densepath.sources.summary import summarize
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
-from densepath.training.export import EXPORTED, export_backbone, export_parts
+from densepath.training.export import export_backbone, export_parts
 from densepath.training.feature_pass import FeaturePass
 from densepath.training.hardware import choose_hardware, choose_workers, divide_batch
 from densepath.training.inputs import check_inputs, digests_of, make_inputs

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from densepath.annotations.fraction import choose_fraction
 from densepath.core.errors import UserError
@@ -43,14 +44,25 @@ def find_images(config: PretrainConfig) -> tuple[PixelSource, PixelSource | None
     owners = owners_of(images, data) if config.fraction < 1 else None
     if owners is None:
         return restrict(images, None, config.fraction, config.seed), None
-    if len(set(owners)) < len(owners):
-        chosen = torch.tensor(choose_fraction(owners, config.fraction, config.seed))
-    else:
-        chosen = share_of(len(images), config.fraction, config.seed)
-    others = torch.ones(len(images), dtype=torch.bool)
-    others[chosen] = False
-    left = others.nonzero().flatten()
+    chosen, left = divided(owners, config.fraction, config.seed)
     return take(images, chosen), take(images, left) if len(left) else None
+
+
+def divided(owners: Sequence[str], fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The positions of the images that a fraction keeps, and of those that it leaves out.
+
+    Args:
+        owners: the patient of each image, or a name of its own.
+        fraction: the share to keep.
+        seed: decides which.
+    """
+    if len(set(owners)) < len(owners):
+        chosen = torch.tensor(choose_fraction(owners, fraction, seed))
+    else:
+        chosen = share_of(len(owners), fraction, seed)
+    others = torch.ones(len(owners), dtype=torch.bool)
+    others[chosen] = False
+    return chosen, others.nonzero().flatten()
 
 
 def choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: PretrainConfig) -> PixelSpec:

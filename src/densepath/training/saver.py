@@ -13,7 +13,7 @@ import torch.distributed as dist
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
-from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
+from densepath.nets.running_statistics import gather_statistics, name_statistics, set_statistics
 from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.folder import changed_options, train_longer
@@ -33,6 +33,7 @@ _DIGESTS = {
     "annotations": "the annotations are not those that the run in {out} was started with",
     "cells": "the cells are not those that the run in {out} was started with",
 }
+_BY_IMAGE = " (--fraction chooses patients where any are known; up to version 0.1 it chose images)"
 
 
 class Saver:
@@ -173,9 +174,8 @@ def _check_facts(
         if name in _DIGESTS:
             kinds = {str(value).partition(" ")[0] for value in (then.get(name), fact) if " " in str(value)}
             if name in then and then[name] != fact and len(kinds) < 2:  # files cannot be compared with packed images
-                raise UserError(
-                    f"{_DIGESTS[name].format(out=out)}; restore them, or start another run: --weights {out} --out OTHER"
-                )
+                text = _DIGESTS[name].format(out=out) + (_BY_IMAGE if config.get("fraction", 1) < 1 else "")
+                raise UserError(f"{text}; restore them, or start another run: --weights {out} --out OTHER")
         elif then.get(name) != fact:
             longer = train_longer(out, config) if name == "steps" else "name another folder"
             raise UserError(

@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from densepath.core import system
 from densepath.core.streams import say
 from densepath.core.system import cores, first_on_node, idle_cores, processes_on_node, usable_cores
 
@@ -22,14 +23,15 @@ def use_idle_cores(processes: int = 1) -> None:
     other threads meanwhile wait at every barrier: with two threads beside six busy processes a run has a seventh of the
     speed of a single thread. The number is chosen once and not changed, as sums depend on it in their last bits.
 
-    OMP_NUM_THREADS, or a call of ``torch.set_num_threads`` before this one, fixes it instead.
+    OMP_NUM_THREADS, or a call of ``torch.set_num_threads`` before this one, fixes it instead. Only commands of this
+    package choose: in a notebook or a program of the user the number of threads is theirs.
 
     Args:
         processes: number of processes of this run on this machine, which share the cores.
     """
     together = max(processes, processes_on_node())
     most = max(1, min(torch.get_num_threads(), cores() // together))
-    if "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:
+    if not system.is_command or "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:
         return
     found = max(1, min(most, math.floor((idle_cores() + _ALMOST) / together)))
     if found < torch.get_num_threads():

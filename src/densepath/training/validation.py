@@ -16,12 +16,14 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import ordered_by_seed
 from densepath.methods.base import Method
-from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
+from densepath.nets.norms import plain_batch_norm
+from densepath.nets.running_statistics import gather_statistics, set_statistics
 from densepath.nets.weights import save_backbone
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.packed import PackedTiles
-from densepath.sources.pixel_source import AllNames, PerImage, PixelSource
+from densepath.sources.per_image import PerImage
+from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.volumes.store import VolumeStore
 from densepath.views.maker import ViewMaker
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.nets.weights.backbone_weights import write_tensors
 from densepath.nets.weights.checks import require_numbers_in
+from densepath.nets.weights.saving import write_tensors
 
 
 class Notes(Protocol):

@@ -8,7 +8,8 @@ from typing import Any
 
 from densepath.sources.fingerprint import fingerprint
 from densepath.sources.loader import DrawViews, ImageBatches
-from densepath.sources.pixel_source import PerBox, PerImage, PixelSource
+from densepath.sources.per_image import PerBox, PerImage
+from densepath.sources.pixel_source import PixelSource
 from densepath.training.hardware import Hardware, choose_workers
 from densepath.training.intervals import Intervals
 from densepath.training.loop import train

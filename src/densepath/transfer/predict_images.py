@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from densepath.annotations.coco_checks import Orientation
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below, output_names
 from densepath.core.spacing import evenly_spaced
@@ -32,7 +32,7 @@ from densepath.transfer.detection.prediction_files import (
 )
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.score_inputs import LABELS
-from densepath.transfer.predict_records import gather, record_of, source_of
+from densepath.transfer.predict_records import gather, record_of, refuse_others, source_of
 
 _AHEAD = 2  # images
 
@@ -65,6 +65,7 @@ def predict_images(
         UserError: no image can be read.
     """
     stems = output_names(readers.paths())
+    refuse_others(out, stems)
     drawn = _drawn(len(readers), pictures)
     left = [
         position
@@ -72,7 +73,7 @@ def predict_images(
         if source_of(record_of(out, stem)) != readers.identity(position)
         or (position in drawn and not (out / "pictures" / f"{stem}.png").exists())
     ]
-    say(f"densepath: {len(readers)} images, {len(readers) - len(left)} done before")
+    say(f"densepath: {counted(len(readers), 'image')}, {len(readers) - len(left)} done before")
     damaged: list[str] = []
 
     def finish(position: int, reader: ImageReader, found: Prediction) -> None:
@@ -103,10 +104,10 @@ def predict_images(
                 continue
             behind.submit(finish, position, reader, found)
     if len(damaged) == len(readers):
-        raise UserError(f"none of {len(readers)} images can be read; check the files ({damaged[0]})")
+        raise UserError(f"none of {counted(len(readers), 'image')} can be read; check the files ({damaged[0]})")
     count = gather(out, stems, readers, detector.notes)
     without = f", {len(damaged)} damaged images passed over" if damaged else ""
-    say(f"densepath: {count} objects in {len(readers) - len(damaged)} images{without}")
+    say(f"densepath: {counted(count, 'object')} in {counted(len(readers) - len(damaged), 'image')}{without}")
     counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
     return counts, {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.files import atomic_write
+from densepath.core.streams import say
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS
 from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS
@@ -30,6 +32,22 @@ class Images(Protocol):
 def record_of(out: Path, stem: str) -> Path:
     """The record of an image, by the stem of its files."""
     return out / _RECORDS / f"{stem}.json"
+
+
+def refuse_others(out: Path, stems: Sequence[str]) -> None:
+    """Say which results of an earlier call are of other images.
+
+    Raises:
+        UserError: all of them are.
+    """
+    records = out / _RECORDS
+    old = {str(path.relative_to(records).with_suffix("")) for path in records.rglob("*.json")}
+    gone = sorted(old.difference(stems))
+    if gone and len(gone) == len(old):
+        raise UserError(f"{out} holds results of other images ({one_line(first_few(gone))}); use another folder")
+    if gone:
+        files = counted(len(gone), "image that is", "images that are")
+        say(f"densepath: {out} keeps files of {files} not in the data: {one_line(first_few(gone))}")
 
 
 def source_of(record: Path) -> Any:

@@ -129,10 +129,12 @@ class Pattern(Pose):
     Args:
         count: number of places.
         whole_epochs: whole epochs at the start of the run in which views show whole images instead.
+        middle: whether images that are too large for that show their middle.
     """
 
     count: int
     whole_epochs: int = 0
+    middle: bool = False
 
 
 def pose_of(crop: Pose) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def pattern_numbers(count: int, draw: Draw) -> Tensor:
 def pattern_maps(pattern: Pattern, sizes: Tensor, size: Sequence[int], draw: Draw) -> Tensor:
     """The maps (N, d, d + 1) of windows at one of the places; before the first epoch of windows, of whole images.
 
-    Of images more than four times as large as the view along an axis, the middle: whole CTs would fill the memory.
+    Images more than four times as large as the view along an axis show a part of this size, as whole CTs would fill the
+    memory: anywhere, or the middle for features that are compared between images.
 
     A place is a point of the room that a window has in an image. A third of the windows are as large as the view; the
     others are resized and shifted along x and y, as in the released code.
@@ -41,7 +42,9 @@ def pattern_maps(pattern: Pattern, sizes: Tensor, size: Sequence[int], draw: Dra
     images = sizes.flip(-1).double()
     if draw.epoch < pattern.whole_epochs:
         shown = (_LARGEST * torch.tensor(list(reversed(size))) / images).clamp(max=1)
-        return from_box(-shown, shown).float()
+        place = 0.5 if pattern.middle else draw(Stream.PATTERN_PLACE)[:, :d].double()
+        center = (1 - shown) * (2 * place - 1)
+        return from_box(center - shown, center + shown).float()
     side = torch.minimum(torch.tensor([float(n) for n in reversed(size)]).double(), images)
     places = Draw(draw.seed, 0, torch.arange(pattern.count), torch.full((pattern.count,), _PLACES))
     place = places(Stream.PATTERN_PLACE)[pattern_numbers(pattern.count, draw), :d].double()

@@ -174,7 +174,7 @@ def test_images_whose_cells_failed_are_not_background(tmp_path: Path) -> None:
         UserError, match=r"has images whose cells could not be found: b; see its cells\.csv, correct them"
     ):
         CellPoints(ImageFiles(paths), folder)
-    assert CellPoints(ImageFiles(paths[:1]), folder).describe() == "1 cells, in 1 images"
+    assert CellPoints(ImageFiles(paths[:1]), folder).describe() == "1 cell, in 1 image"
 
 
 def test_more_classes_than_a_number_can_tell_are_refused_at_once(tmp_path: Path) -> None:

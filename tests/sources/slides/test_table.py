@@ -87,7 +87,7 @@ def test_each_problem_is_a_line_and_none_ends_the_list(
         "problem": "",
     }
     assert rows["levels.tiff"]["mpp"] == "0.23" and rows["levels.tiff"]["levels"] == "1"
-    assert "mpp.csv names 1 slides that are not in the data: gone.svs" in shown.out
+    assert "mpp.csv names 1 slide not in the data: gone.svs" in shown.out
     assert "11 slides, 10 with problems; passed over: 1 .png files" in shown.err
     good = next(line for line in shown.out.splitlines() if line.startswith("good.svs"))
     assert all(value in good for value in ("aperio", "517", "333", "1 4", "0.499", "JPEG", "tiles"))
@@ -99,7 +99,7 @@ def test_each_problem_is_a_line_and_none_ends_the_list(
 def test_only_unreadable_slides_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.svs").touch()
     assert main(["slides", "--data", str(tmp_path)]) == 2
-    assert "none of 1 slides can be read (empty.svs: the file is empty)" in capsys.readouterr().err
+    assert "none of 1 slide can be read (empty.svs: the file is empty)" in capsys.readouterr().err
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="contain no slide"):
         list_slides(data=tmp_path / "none")

@@ -283,7 +283,7 @@ def test_results_of_other_slides_are_not_mixed(
     (more / "a.tiff").unlink()
     capsys.readouterr()
     tile(data=more, out=out, **_ASKED)
-    assert f"keeps files of 1 slides that are not in {more}: a" in capsys.readouterr().err
+    assert f"keeps files of 1 slide not in {more}: a" in capsys.readouterr().err
     assert list(_rows(out)) == ["sub/b"]
 
 
@@ -332,7 +332,7 @@ def test_bad_slides_get_a_line_each(folder: Path, tmp_path: Path, capsys: pytest
     words = ["tile", "--data", str(folder), "--out", str(tmp_path / "t"), "--mpp", "1", "--size", "64"]
     assert main([*words, "--workers", "0", "--mpp_table", str(folder / "mpp.csv")]) == 0
     said = capsys.readouterr().err
-    assert "names 1 slides that are not in the data: other; correct it" in said
+    assert "names 1 slide not in the data: other; correct it" in said
     assert "5 slides, 0 done before; passed over: " in said and "1 .png files" in said
     expected = {
         "empty": "the file is empty",

@@ -78,7 +78,7 @@ def test_a_gap_is_refused_by_name_or_interpolated(write: Callable[..., Path]) ->
     values = np.broadcast_to(whole, (9, 5, 6)).astype(np.int16)
     keep = [0, 1, 2, 4, 5, 6, 7, 8]
     (series,), _ = find_series(write(places[keep], values[keep]))
-    with pytest.raises(CorruptImage, match=rf"{series.name}: 1 steps .* not 2\.5 mm, first 5 mm after slice 3 of 8"):
+    with pytest.raises(CorruptImage, match=rf"{series.name}: 1 step .* not 2\.5 mm, first 5 mm after slice 3 of 8"):
         read_series(series)
     volume = read_series(series, "resample")
     assert np.array_equal(volume.channels[0].values, values.transpose(2, 1, 0))  # linear along z
@@ -174,7 +174,7 @@ def test_a_damaged_slice_costs_its_series(write: Callable[..., Path]) -> None:
 
 def test_a_large_gap_is_named_as_such(write: Callable[..., Path]) -> None:
     (series,), _ = find_series(write([0, 2.5, 5, 7.5, 400, 402.5, 405]))
-    with pytest.raises(CorruptImage, match=r"1 steps .* not 2\.5 mm, first 392\.5 mm after slice 4 of 7"):
+    with pytest.raises(CorruptImage, match=r"1 step .* not 2\.5 mm, first 392\.5 mm after slice 4 of 7"):
         read_series(series)
 
 

@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.runs.signals import Interrupted
@@ -26,6 +25,7 @@ from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.trained import load_classifier
+from densepath.verbs import VERBS
 
 from .conftest import write_images, write_table
 
@@ -86,6 +86,27 @@ def test_smaller_fractions_are_parts_of_larger_ones(data: Path, classify: Classi
         (split,) = json.loads((out / "splits.json").read_text())["seed_0"]
         used.append({*split["train"], *split["validation"]})
     assert used[0] < used[1] and len(used[1]) < 24
+
+
+def test_only_listed_images_are_trained_on(data: Path, classify: Classify, tmp_path: Path) -> None:
+    test = write_images(tmp_path / "test", patients=2, each=1, seed=1, letter="Q")
+    given = {"test_data": test / "images", "epochs": 1, "patient_regex": r"([PQ]\d+)_", "freeze": True}
+    paths = sorted(str(path) for path in (data / "images").glob("*/P?[0-3]_*.png"))
+    for number, lines in enumerate((paths, [f"P{k}{p}" for k in range(2) for p in range(4)])):
+        (tmp_path / "left.txt").write_text("\n".join(["", *lines, "elsewhere.png"]))
+        out = tmp_path / f"run{number}"
+        classify(data=data / "images", out=out, train_images=tmp_path / "left.txt", **given)
+        (split,) = json.loads((out / "splits.json").read_text())["seed_0"]
+        used = {*split["train"], *split["validation"]}
+        assert used == {str(Path(path).relative_to(data / "images")) for path in paths}
+        assert len(split["test"]) == 4
+    (tmp_path / "left.txt").write_text("elsewhere.png")
+    with pytest.raises(UserError, match=r"none of the training images is in .*left\.txt"):
+        classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt", **given)
+    with pytest.raises(UserError, match="--train_images needs official test images"):
+        classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "absent.txt", **given)
 
 
 def test_several_labels_with_unknown_ones(data: Path, classify: Classify, tmp_path: Path) -> None:
@@ -168,8 +189,8 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     refused("all images are of one class in .*, a;", [[f, "a", p] for f, _, p in table])
     refused("fewer than the 7 folds; use --folds 6", folds=7)
     refused("whose label in .* is empty or NaN: a/P00_0.png", [[table[0][0], "NaN", "P00"], *table[1:]])
-    refused("1 images without a label in .*: a/P00_0.png; .*--unmatched skip", table[1:])
-    refused("1 labels of unknown images in .*: line 26", [*table, ["new.png", "a", "P9"]])
+    refused("1 image without a label in .*: a/P00_0.png; .*--unmatched skip", table[1:])
+    refused("1 label of an unknown image in .*: line 26", [*table, ["new.png", "a", "P9"]])
     refused("images without a patient in .*: a/P00_0.png", [[*table[0][:2], ""], *table[1:]])
     refused("has no column sex", target="sex")
     refused("labels in .* that are not 0, 1, -1 or empty: a/P00_0.png \\(label 'a'\\)", targets=("label",))

@@ -22,7 +22,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
-from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import save_backbone
@@ -41,6 +40,7 @@ from densepath.transfer.detection.object_metrics import OBJECT_METRICS
 from densepath.transfer.detection.samples import TrainingBatches
 from densepath.transfer.detection.solver import make_solver
 from densepath.transfer.probe.probe import probe
+from densepath.verbs import VERBS
 
 SMALL: dict[str, Any] = {
     "detector": "mask_rcnn_fpn_small",

@@ -271,7 +271,7 @@ def test_mistakes_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             embed(**asked)
         assert sorted(os.listdir(tmp_path)) == before
 
-    refused("none of 1 images can be read", data=tmp_path / "bad")
+    refused("none of 1 image can be read", data=tmp_path / "bad")
     refused("does not end in one of", out=tmp_path / "f.csv")
     refused("no class token", pool="cls")
     refused("no stage f9", stage=9)

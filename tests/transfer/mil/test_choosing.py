@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 
 from densepath.transfer.mil.choosing import choose_thresholds, macro_auc, predict_classes
 from densepath.transfer.mil.cohort import Cohort
-from densepath.transfer.mil.compare import mcnemar, paired_auc
+from densepath.transfer.mil.compare import holm, mcnemar, paired_auc
 from densepath.transfer.mil.number_scores import concordance, mean_concordance, number_scores
 from densepath.transfer.mil.objectives import Classification, Regression, Survival
 from densepath.transfer.mil.results import Outcome, scores_of, scores_of_folds, write_results
@@ -170,6 +170,7 @@ def test_paired_tests() -> None:
     first, second = np.array([1.0] * 9 + [0] * 3 + [1] * 5), np.array([0.0] * 9 + [1] * 3 + [1] * 5)
     assert mcnemar(first, second) == pytest.approx(binomtest(3, 12).pvalue)
     assert mcnemar(first, first) == 1
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
     tested = an_outcome(2, count=80)
     worse = replace(tested, values=np.random.default_rng(0).random(tested.values.shape))
     difference, low, high, p = paired_auc(tested, worse, 0)

@@ -44,10 +44,19 @@ def test_the_table_of_clam_and_what_does_not_match(tmp_path: Path, capfd: Any) -
     assert found(cohort) == {"a": ("x", ("s1", "s2")), "b": ("y", ("s3",))}
     assert cohort.by_patient == f"case_id in {listed}" and cohort.target == "label"
     err = capfd.readouterr().err
-    assert "1 slides of the table have no features and are left out: s4" in err
-    assert "1 files of features have no row in the table: s9" in err
+    assert "left out: 1 slide of the table without features: s4" in err
+    assert "not in the table: 1 file of features: s9" in err
     single = read_cohort(data, listed, Columns(), grouping="single")
     assert single.cases == ["s1", "s2", "s3"] and single.owners.tolist() == [0, 0, 1]
+
+
+def test_a_class_that_may_be_a_missing_value_is_reported(tmp_path: Path, capfd: Any) -> None:
+    data = features(tmp_path / "f", "s1", "s2", "s3")
+    listed = table(tmp_path / "t.csv", "case_id,slide_id,label", "a,s1,x", "b,s2,y", "c,s3,None")
+    assert read_cohort(data, listed, Columns()).classes == ("None", "x", "y")
+    assert "label None is taken as a class; --classes with the others leaves it out" in capfd.readouterr().err
+    assert read_cohort(data, listed, Columns(), classes=["x", "y"]).classes == ("x", "y")
+    assert "taken as a class" not in capfd.readouterr().err
 
 
 def test_the_tables_of_stamp(tmp_path: Path) -> None:
@@ -116,7 +125,10 @@ TWO = ("case_id,slide_id,label", "a,s1,x", "b,s2,y")
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ((*TWO, "B,s3,y"), "patients that differ in capitals: B, b; spell each one way"),
+        ((*TWO, "B,s3,y"), "patients that differ in capitals, spaces or leading zeros: B, b; spell each one way"),
+        ((*TWO, "3,s3,y", "003,s4,y"), "patients that differ in capitals, spaces or leading zeros: 003, 3; spell"),
+        ((TWO[0], "a,s1,1", "b,s2,0", "c,s3,1.0"), "classes that differ in capitals, spaces or zeros: 1, 1.0; merge"),
+        ((TWO[0], "a,s1,Low", "b,s2,high", "c,s3,low"), "classes that differ .*: Low, low; merge them: --classes"),
         ((*TWO, "b,s2,y"), "slides with two rows in .*t.csv: s2; keep one row"),
         ((*TWO, "b,s2.svs,y"), "rows of the table that mean the same slide: s2 and s2.svs; keep one"),
         ((*TWO, "c,s3,nan"), r"1 rows have no label: line 4 of .*t.csv \(s3\); fill them in"),
@@ -144,6 +156,9 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
         listed = table(tmp_path / "t.csv", "case_id,slide_id,m", "a,s1,3", f"b,s2,{value}")
         with pytest.raises(UserError, match=message):
             read_cohort(data, listed, Columns("m"), task="regression")
+    listed = table(tmp_path / "t.csv", "case_id,slide_id,m,e", "a,s1,3,1", "b,s2,-4,0")
+    with pytest.raises(UserError, match=r"rows with a m before 0: line 3"):
+        read_cohort(data, listed, Columns("m", event="e"), task="survival")
     listed = table(tmp_path / "t.csv", "case_id,slide_id,m,e", "a,s1,3,1", "b,s2,4,maybe")
     with pytest.raises(UserError, match=r"line 3 of .* has the event 'maybe'; give 1"):
         read_cohort(data, listed, Columns("m", event="e"), task="survival")

@@ -142,7 +142,9 @@ def test_a_stopped_run_is_resumed_bit_for_bit(study: Study, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"the table or the features of the run in .*parts have changed"):
         run(folder, "parts", attention=0, model="clam", resume=True)
     table.write_text(before)
-    torch.save(torch.load(first, weights_only=True) + 1, first)
+    values = torch.load(first, weights_only=True)
+    values[-1, -1] += 1  # one number of one tile
+    torch.save(values, first)
     with pytest.raises(UserError, match=r"the table or the features of the run in .*parts have changed"):
         run(folder, "parts", attention=0, model="clam", resume=True)
     assert (folder / "parts" / "fold_0" / "model.safetensors").exists()
@@ -256,6 +258,16 @@ def test_mistakes_are_one_line_and_leave_nothing(study: Study, capfd: Any, optio
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("densepath: error: ") and message in error
     assert not (folder / "run").exists()
+
+
+def test_tables_of_other_encodings(study: Study) -> None:
+    folder = study(patients=12)
+    text = (folder / "table.csv").read_text().replace("tumour", "b\u00f6se")
+    for encoding in ("utf-16", "latin-1"):
+        (folder / "table.csv").write_bytes(text.encode(encoding))
+        run(folder, encoding, model="mean", epochs=1, attention=1)
+        written = (folder / encoding / "patient-preds.csv").read_bytes()
+        assert "b\u00f6se".encode("utf-8" if encoding == "utf-16" else encoding) in written
 
 
 def test_hdf5_of_clam_trident_stamp_and_ours(study: Study, tmp_path: Path) -> None:

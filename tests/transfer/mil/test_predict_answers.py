@@ -15,7 +15,7 @@ import torch
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weights.backbone_weights import save_backbone
+from densepath.nets.weights.saving import save_backbone
 from densepath.sources.slides.open import open_slide
 from densepath.synthetic.slide import write_slide
 from densepath.transfer.embed.embed import embed

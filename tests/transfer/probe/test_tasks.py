@@ -77,6 +77,17 @@ def test_rotations_of_ramps_are_found(table: Path, tmp_path: Path) -> None:
     assert record["task"] == "rotation" and "16" not in record["protocol"] and "3 patients" in record["protocol"]
 
 
+def test_positions_of_patches_of_ramps_are_found(table: Path, tmp_path: Path) -> None:
+    """Brightness tells only whether the second patch is above, beside or below the first."""
+    found = probe(task="patch_position", data=table, size=112, devices="cpu", neighbors=3, out=tmp_path / "r.json")
+    assert len(found.tested) == 6 * 8 and found.images.classes.names == tuple(NEIGHBORS)
+    rows = np.array([row for row, _ in NEIGHBORS.values()])  # of the second patch, relative to the first
+    truth, answer = found.images.classes.labels.numpy()[found.tested], found.chances["logistic"].argmax(1)
+    assert (rows[truth] == rows[answer]).mean() > 0.8, "chance is about a third"
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["task"] == "patch_position" and record["size"] == 112 and "3 patients" in record["protocol"]
+
+
 def test_options_of_other_probes_are_refused(table: Path) -> None:
     with pytest.raises(UserError, match="--labels has no effect with --task"):
         probe(task="rotation", data=table, labels=table)

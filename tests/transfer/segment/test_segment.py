@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.runs.signals import Interrupted
@@ -32,6 +31,7 @@ from densepath.transfer.segment.config import SegmentConfig
 from densepath.transfer.segment.segmenter import read_segmenter
 from densepath.transfer.segment.task import SegmentTask
 from densepath.transfer.segment.trained import load_segmenter
+from densepath.verbs import VERBS
 
 from .conftest import write_images, write_store
 
@@ -204,6 +204,7 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, segment: Segm
     refused("fewer than the 7 folds|divided into 7 folds", folds=7)
     refused("give VALUE:NAME for each", classes=("red",))
     refused("is not NAME=VALUE", regions=("all=1+77",))
+    refused("patches of 4096 x 4096 are more than twice as long as the longest images", view_size=4096)
     refused("takes images of 3 dimensions, but these have 2", backbone="resnet10_3d_w4")
     shutil.copytree(data / "images", tmp_path / "bare/images")
     refused("has no folder labels beside it", data=tmp_path / "bare/images")

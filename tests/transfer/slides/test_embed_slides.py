@@ -16,7 +16,7 @@ from disks import Disk, paint, write_levels
 import densepath
 from densepath.core.errors import UserError
 from densepath.nets.backbones.timm_backbone import build_backbone
-from densepath.nets.weights.backbone_weights import save_backbone
+from densepath.nets.weights.saving import save_backbone
 from densepath.nets.weights.trained_on import slide_notes
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.coords import read_coords
@@ -101,7 +101,7 @@ def test_a_share_says_what_it_leaves(tiles: Path, tmp_path: Path, capsys: pytest
     options = {**NETWORK, "data": tiles, "out": tmp_path / "F", "weights": run, "backbone": None}
     first = embed(**options, shard="1/2")
     assert (first["slides"], first["left"]) == (1, 1)
-    assert "this process is done, 1 of 2 slides are left to other processes" in capsys.readouterr().err
+    assert "this process is done, 1 of 2 slides left to other processes" in capsys.readouterr().err
     second = embed(**options, shard="2/2")
     assert (second["slides"], second["left"]) == (2, 0) and "are left" not in capsys.readouterr().err
     notes = read_slide_features(tmp_path / "F" / "features_run" / "0.h5").notes

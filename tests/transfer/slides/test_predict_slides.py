@@ -142,7 +142,7 @@ def test_a_share_says_what_it_leaves(search: Any, tmp_path: Path, capsys: pytest
     table = list(csv.DictReader((first / "slides.csv").open()))
     assert [row["problem"] for row in table] == ["", "unfinished"]
     said = capsys.readouterr().err
-    assert f"{len(DISKS)} objects in 1 slides; this process is done, 1 of 2 slides are left to other" in said
+    assert f"{len(DISKS)} objects in 1 slide; this process is done, 1 of 2 slides left to other" in said
     assert "done in" not in said
     with pytest.raises(UserError, match="begun with --precision"):
         other = "32" if "bf16" in (first / "config.yaml").read_text() else "bf16-mixed"
@@ -186,7 +186,7 @@ def test_options_that_do_not_fit(search: Any, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{name}: only for slides"):
             search(tmp_path / "a.png", tmp_path / "out", **{name: "1/2"})
     tifffile.imwrite(tmp_path / "plain.tiff", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
-    with pytest.raises(UserError, match="none of 1 slides can be read"):
+    with pytest.raises(UserError, match="none of 1 slide can be read"):
         search(tmp_path / "plain.tiff", tmp_path / "out", mpp=0.5)
 
 

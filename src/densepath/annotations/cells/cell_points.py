@@ -15,7 +15,7 @@ from torch import Tensor
 from densepath.annotations.cells.cell_files import MOST_CLASSES, Cells, cell_path, read_cell_rows, read_cells
 from densepath.annotations.cells.matching import Row, matching
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, first_few, one_line, refuse
+from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
 from densepath.sources.pixel_source import AllNames, PixelSource
@@ -155,8 +155,8 @@ class CellPoints:
         """The number of cells, their classes, and how many slides or images there are, in a line."""
         named = f" of {len(self.class_names)} classes: {first_few(self.class_names, _SHOWN)}"
         classes = named if len(self.class_names) > 1 else ""
-        what = "images" if self._tiles is None else "slides"
-        return f"{self.count:,} cells{classes}, in {self._slides} {what}"
+        where = counted(self._slides, "image" if self._tiles is None else "slide")
+        return f"{counted(self.count, 'cell')}{classes}, in {where}"
 
     def _fits(self, position: int, row: Row) -> bool:
         """Whether a row is that of a slide or an image whose file has moved: of its size, and made from its file."""

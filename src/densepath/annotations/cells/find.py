@@ -11,7 +11,7 @@ from densepath.annotations.cells.finders import MODELS, check_finder, digest_of_
 from densepath.annotations.cells.one_area import Job, is_finder
 from densepath.annotations.cells.points_files import ENDINGS, PointsFile, read_tables
 from densepath.core.closing import command, say_end
-from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.files import remove_remains
 from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names
@@ -192,9 +192,10 @@ def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: St
     problems = f", {counts['problems']} with problems" if counts["problems"] else ""
     if failed:
         shown = first_few([one_line(row["slide"]) for row in failed])
-        say(f"densepath: {len(failed)} {what} failed and have no cells: {shown}")
+        say(f"densepath: no cells of {counted(len(failed), what.removesuffix('s'))} that failed: {shown}")
     following = (command("show", "cells", "--cells", job.out, "--data", data, "--out", f"{job.out}.png"),)
-    say_end(watch, f"{counts['cells']:,} cells of {counts['slides']:,} {what}{problems}", files, following)
+    of = counted(counts["slides"], what.removesuffix("s"))
+    say_end(watch, f"{counted(counts['cells'], 'cell')} of {of}{problems}", files, following)
     return Result(job.out, counts, files, following)
 
 

@@ -17,7 +17,7 @@ CLASSIFY: Step = Step(
     read_options=CLASS_OPTIONS,
     images=lambda options, data: images_of_folds(CLASSIFY, options, data),
     recipes="classify",
-    own=("labels", "test_data", "test_labels", "seeds"),
+    own=("labels", "test_data", "test_labels", "train_images", "seeds"),
     scores=mean_scores,
     scratch=SCRATCH,
 )

@@ -8,9 +8,9 @@ from typing import Any
 
 from densepath.benchmark.steps.step import OPTIONS, PRETRAINING, RUN, Options, Step
 from densepath.core.errors import UserError
+from densepath.runs.folder import EXPORTED
 from densepath.runs.metrics import read_metrics
 from densepath.training.config import PretrainConfig
-from densepath.training.export import EXPORTED
 from densepath.training.recipes import all_options, load_recipe
 from densepath.training.resolve import merged, method_of, nested, over_recipe
 

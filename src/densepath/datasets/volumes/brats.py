@@ -7,7 +7,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
 from densepath.datasets.volumes.convert import convert
@@ -67,7 +67,7 @@ def convert_brats(how: Conversion) -> Path:
     ]
     unlabelled = sorted(case.name for case in cases if case.read_labels is None)
     if unlabelled:
-        say(f"densepath: {len(unlabelled)} cases have no labels: {first_few(unlabelled)}")
+        say(f"densepath: {counted(len(unlabelled), 'case has', 'cases have')} no labels: {first_few(unlabelled)}")
     return convert(cases, Contents("brats", "MR", _LABELS, tuple(_SEQUENCES)), how)
 
 

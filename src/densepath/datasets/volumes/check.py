@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from densepath.annotations.patients import patient_in_name
-from densepath.core.errors import first_few, one_line
+from densepath.core.errors import counted, first_few, one_line
 from densepath.core.streams import write_line
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
@@ -52,8 +52,8 @@ def _splits(store: VolumeStore, splits: Mapping[str, list[int]], patients: list[
     for split, positions in splits.items():
         known = of_split[split] - {None}
         labelled = sum(store.rows[position]["labels"] is not None for position in positions)
-        of = f" of {len(known)} patients" if known else ", patients unknown"
-        yield f"{split}: {len(positions)} volumes{of}, {labelled} with labels"
+        of = f" of {counted(len(known), 'patient')}" if known else ", patients unknown"
+        yield f"{split}: {counted(len(positions), 'volume')}{of}, {labelled} with labels"
     for one, other in combinations(splits, 2):
         shared = sorted(str(patient) for patient in of_split[one] & of_split[other] - {None})
         warning = f": {first_few(shared)}; scores are too high" if shared else ""

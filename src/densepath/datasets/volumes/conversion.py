@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from densepath.core.errors import UserError, refuse
+from densepath.core.random import ordered_by_seed
 from densepath.sources.volumes.dicom_series import Gaps
 from densepath.sources.volumes.volume import Volume
 
@@ -27,6 +28,8 @@ class Conversion:
             default shared for CT, volume for others. Stored values are not clipped.
         patient_regex: a regular expression that finds the patient in a volume's name; its first group, if it has one.
         exclude: patterns of volumes to leave out: ``*`` and ``?`` in their names.
+        test_share: share of the patients, from 0 to 1, whose labelled volumes become the split "test", all others
+            "train". ``--exclude test`` leaves it out of a pre-training.
     """
 
     source: str | Path
@@ -35,8 +38,11 @@ class Conversion:
     window: Literal["volume", "shared"] | tuple[float, float] | None = None
     patient_regex: str | None = None
     exclude: Sequence[str] = ()
+    test_share: float | None = None
 
     def __post_init__(self) -> None:
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise UserError(f"--test_share is {self.test_share}; give a number between 0 and 1")
         if self.spacing != "native" and (len(self.spacing) != 3 or not all(0 < side < 1000 for side in self.spacing)):
             raise UserError(f"spacing is {self.spacing}; give mm along x, y and z, e.g. 1 1 1, or native")
         if isinstance(self.window, tuple | list) and (len(self.window) != 2 or not self.window[0] < self.window[1]):
@@ -53,7 +59,7 @@ class DicomConversion(Conversion):
     """What to convert, and how.
 
     Args:
-        source, dest, spacing, window, patient_regex, exclude: as in Conversion.
+        source, dest, spacing, window, patient_regex, exclude, test_share: as in Conversion.
         gaps: what to do with a series whose slices are not at equal steps: "error" leaves it out and names it;
             "resample" interpolates slices at equal steps.
     """
@@ -66,7 +72,7 @@ class FolderConversion(Conversion):
     """What to convert, and how.
 
     Args:
-        source, dest, spacing, window, patient_regex, exclude: as in Conversion.
+        source, dest, spacing, window, patient_regex, exclude, test_share: as in Conversion.
         images: the folder of the volumes in the source; by default all of it.
         labels: the folder of their labels in the source: files with the same names.
     """
@@ -115,6 +121,23 @@ class Contents:
     modality: str = ""
     labels: dict[int, str] | None = None
     channels: tuple[str, ...] = ()
+
+
+def with_test(cases: Sequence[Case], share: float) -> list[Case]:
+    """The cases, where the labelled volumes of a share of the patients are the split "test", and others "train".
+
+    Raises:
+        UserError: labelled volumes are divided already, or there are fewer than two patients.
+    """
+    labelled = [case for case in cases if case.read_labels is not None]
+    if own := sorted({case.split for case in labelled} - {"", "train"}):
+        raise UserError(f"the volumes are divided already (splits: {', '.join(own)}); leave out --test_share")
+    ranked = ordered_by_seed({case.patient or case.name for case in labelled}, 0)
+    if len(ranked) < 2:
+        raise UserError(f"--test_share needs labelled volumes of at least two patients; there are {len(ranked)}")
+    test = set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
+    seen = {case.name for case in cases if (case.patient or case.name) in test}
+    return [replace(case, split="test" if case.name in seen else case.split or "train") for case in cases]
 
 
 def check_names(cases: Sequence[Case], source: str | Path) -> None:

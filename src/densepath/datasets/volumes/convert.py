@@ -14,13 +14,13 @@ import numpy as np
 
 from densepath.annotations.patients import patient_in_name
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.streams import say, write_line
 from densepath.core.system import available_memory, usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.core.work_folder import work_folder
-from densepath.datasets.volumes.conversion import Case, Contents, Conversion, check_names
+from densepath.datasets.volumes.conversion import Case, Contents, Conversion, check_names, with_test
 from densepath.datasets.volumes.suspects import AIR, warnings_of
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import matches_any
@@ -56,6 +56,8 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
         raise UserError(f"--exclude leaves out all volumes of {how.source}; narrow it")
     if how.patient_regex is not None:
         kept = [replace(case, patient=patient_in_name(case.name, how.patient_regex)) for case in kept]
+    if how.test_share is not None:
+        kept = with_test(kept, how.test_share)
     kept.sort(key=lambda case: case.name)
     check_names(kept, how.source)
     _check_channels({case.name: count for case in kept if case.count is not None and (count := case.count())})
@@ -63,7 +65,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
     others = {k: v for k, v in asdict(how).items() if k not in ("source", "dest", "exclude")}
     _check_source(dest, {case.name for case in cases}, how)
     record = {"command": f"data {contents.layout}", **others}
-    with work_folder(dest, record, log="convert.log", free=("patient_regex", "window")):
+    with work_folder(dest, record, log="convert.log", free=("patient_regex", "window", "test_share")):
         (dest / VOLUMES).mkdir(exist_ok=True)
         remove_remains(dest / VOLUMES, shared=True)
         headers: dict[str, Header] = {}
@@ -77,7 +79,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
             else:
                 headers[case.name] = made
         if not headers:
-            raise UserError(f"none of the {len(kept)} volumes can be read: {first_few([*damaged.values()])}")
+            raise UserError(f"none of the {counted(len(kept), 'volume')} can be read: {first_few([*damaged.values()])}")
         index = _index([case for case in kept if case.name in headers], headers, contents, how)
         with atomic_write(dest / INDEX) as part:
             part.write_text(json.dumps(index))
@@ -192,20 +194,24 @@ def _index(cases: Sequence[Case], headers: Mapping[str, Header], contents: Conte
 def _report(index: Header, damaged: Sequence[str]) -> None:
     rows, window = index["volumes"], index["window"]
     patients = {row["patient"] for row in rows}
-    of = f" of {len(patients)} patients" if None not in patients else ""
+    of = f" of {counted(len(patients), 'patient')}" if None not in patients else ""
     labelled = sum(row["labels"] is not None for row in rows)
     shown = "each volume's own" if window == "volume" else f"{window[0]:g} to {window[1]:g}"
-    write_line(f"{len(rows)} volumes{of}, {labelled} with labels; window: {shown}", sys.stdout)
+    write_line(f"{counted(len(rows), 'volume')}{of}, {labelled} with labels; window: {shown}", sys.stdout)
     noted = defaultdict(list)
     for row in rows:
         for note in row["notes"]:
             noted[note].append(row["name"])
     for note, names in noted.items():
-        say(f"densepath: warning: {len(names)} volumes have {note}: {one_line(first_few(names))}")
+        say(
+            f"densepath: warning: {counted(len(names), 'volume has', 'volumes have')} {note}: "
+            f"{one_line(first_few(names))}"
+        )
     for warning in warnings_of(rows, window):
         say(f"densepath: warning: {warning}")
     if damaged:
         say(
-            f"densepath: warning: {len(damaged)} volumes were left out; replace them and start again to add them: "
+            f"densepath: warning: {counted(len(damaged), 'volume was', 'volumes were')} left out; "
+            "replace them and start again to add them: "
             f"{one_line(first_few(damaged, _SHOWN))}"
         )

@@ -21,11 +21,12 @@ from densepath.sources.volumes.store import open_volumes
 LUNA = Published("LUNA16", "https://luna16.grand-challenge.org", "CC BY 4.0", {"CT": 888})
 _LUNGS = "seg-lungs-LUNA16"
 _LABELS = {3: "left lung", 4: "right lung", 5: "trachea"}
+CANDIDATES = "candidates.csv"
 # Tables as published -> the file in the store, and the column that is kept.
 _TABLES = {
     "annotations.csv": ("nodules.csv", "diameter_mm"),
-    "candidates_V2.csv": ("candidates.csv", "class"),
-    "candidates.csv": ("candidates.csv", "class"),
+    "candidates_V2.csv": (CANDIDATES, "class"),
+    "candidates.csv": (CANDIDATES, "class"),
 }
 
 
@@ -34,7 +35,8 @@ def convert_luna(how: Conversion) -> Path:
 
     The source holds ``subset0`` to ``subset9`` with ``UID.mhd`` and ``UID.raw``, and perhaps ``seg-lungs-LUNA16``,
     ``annotations.csv`` and ``candidates_V2.csv``. These become ``nodules.csv`` and ``candidates.csv`` in the store,
-    with places in mm in the RAS+ axes of its affine maps. The subset of a volume is its split.
+    with places in mm in the RAS+ axes of its affine maps. The subset of a volume is its split: ``--exclude subset7
+    subset8 subset9`` leaves some out of a pre-training. A scan is a patient.
 
     Returns:
         The folder of the store.
@@ -54,6 +56,7 @@ def convert_luna(how: Conversion) -> Path:
             stem(path),
             partial(read_volume, path, how.target),
             partial(read_volume, lungs[stem(path)], how.target) if stem(path) in lungs else None,
+            patient=stem(path),
             split=subset,
             file=str(path),
             inputs=(path, *([lungs[stem(path)]] if stem(path) in lungs else [])),

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
@@ -57,6 +57,9 @@ def convert_msd(how: Conversion) -> Path:
     folders = [folder for folder in (source / "imagesTr", source / "imagesTs") if folder.is_dir()]
     more = [path.name for folder in folders for path in volumes_in(folder).values() if path.resolve() not in known]
     if more:
-        say(f"densepath: warning: {len(more)} files are not in dataset.json: {first_few(sorted(more))}")
+        say(
+            f"densepath: warning: {counted(len(more), 'file is', 'files are')} not in dataset.json: "
+            f"{first_few(sorted(more))}"
+        )
     kind = "CT" if modality == ("CT",) else "MR" if modality else ""
     return convert(cases, Contents("msd", kind, names_of(facts.get("labels")), modality), how)

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
+from densepath.core.errors import counted
 from densepath.core.files import atomic_write
+from densepath.core.slices import AXIAL, CORONAL, SAGITTAL, size_in_mm, slice_of
 from densepath.core.spacing import evenly_spaced
 from densepath.datasets.contact_sheet import compose_sheet, short_name
 from densepath.sources.corrupt import CorruptImage
@@ -40,7 +42,7 @@ def draw_volumes(store: VolumeStore, splits: Mapping[str, Sequence[int]], path: 
         chosen = [positions[k] for k in evenly_spaced(count, len(positions))]
         panels = [panel for position in chosen if (panel := _panel(store, position)) is not None]
         starts = range(0, len(panels), _COLUMNS)
-        heading = f"{split}: {len(positions)} volumes (D x H x W); axial, coronal, sagittal"
+        heading = f"{split}: {counted(len(positions), 'volume')} (D x H x W); axial, coronal, sagittal"
         rows += [(heading if start == 0 else "", panels[start : start + _COLUMNS]) for start in starts]
     with atomic_write(path) as part:
         compose_sheet(rows, _WIDTH).save(part, format="PNG")
@@ -61,14 +63,13 @@ def _panel(store: VolumeStore, position: int) -> tuple[Image.Image, str] | None:
     sides = [side * step for side, step in zip(values.shape, spacing, strict=True)]
     scale = min((_WIDTH - 2 * _GAP) / (2 * sides[2] + sides[1]), _TALLEST / max(sides[:2]))
     pictures = []
-    for axis in range(3):
-        along = [k for k in range(3) if k != axis]
-        size = tuple(max(1, round(scale * sides[k])) for k in along[::-1])
-        grey = (np.take(values, middle[axis], axis).astype(np.float64) - low) / (high - low)
-        picture = Image.fromarray(np.rint(255 * grey[::-1, ::-1].clip(0, 1)).astype(np.uint8))
-        shown = np.asarray(picture.resize(size, Image.Resampling.BILINEAR).convert("RGB")).copy()
+    for axis in (AXIAL, CORONAL, SAGITTAL):
+        size = size_in_mm(values.shape, spacing, axis, scale)
+        grey = (slice_of(values, axis, middle[axis]).astype(np.float64) - low) / (high - low)
+        picture = Image.fromarray(np.rint(255 * grey.clip(0, 1)).astype(np.uint8))
+        shown = np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR).convert("RGB")).copy()
         if labels is not None:
-            _outline(shown, np.take(labels, middle[axis], axis)[::-1, ::-1], size)
+            _outline(shown, slice_of(labels, axis, middle[axis], size))
         pictures.append(shown)
     sheet = np.zeros((max(p.shape[0] for p in pictures), sum(p.shape[1] for p in pictures) + 2 * _GAP, 3), np.uint8)
     left = 0
@@ -79,10 +80,8 @@ def _panel(store: VolumeStore, position: int) -> tuple[Image.Image, str] | None:
     return Image.fromarray(sheet), f"{short_name(store.names(position))}: {extent} mm"
 
 
-def _outline(shown: npt.NDArray[np.uint8], labels: npt.NDArray[Any], size: tuple[int, ...]) -> None:
-    """Draw the borders of labels (h, w) onto a slice (H, W, 3)."""
-    columns, rows = (np.arange(n) * m // n for n, m in zip(size, labels.shape[::-1], strict=True))
-    large = labels[np.ix_(rows, columns)]
-    borders = find_boundaries(large, mode="inner", background=0) & (large != 0)
-    for code in np.unique(large[borders]).tolist():
-        shown[borders & (large == code)] = color_of(code)
+def _outline(shown: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> None:
+    """Draw the borders of labels (H, W) onto a slice (H, W, 3)."""
+    borders = find_boundaries(labels, mode="inner", background=0) & (labels != 0)
+    for code in np.unique(labels[borders]).tolist():
+        shown[borders & (labels == code)] = color_of(code)

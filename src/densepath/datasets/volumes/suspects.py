@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from densepath.core.errors import first_few, one_line
+from densepath.core.errors import counted, first_few, one_line
 
 _NAME = re.compile(r"(^|[^a-z])seg|label|(^|[^a-z])masks?([^a-z]|$)", re.IGNORECASE)
 _CLASSES = 128  # different values of a label map with many classes at most
@@ -29,7 +29,8 @@ def warnings_of(rows: Rows, window: Any) -> list[str]:
     suspected = segmentations(rows)
     if suspected:
         found.append(
-            f"{len(suspected)} volumes look like segmentations: {_names(suspected)}; leave them out with --exclude "
+            f"{counted(len(suspected), 'volume looks', 'volumes look')} like segmentations: "
+            f"{_names(suspected)}; leave them out with --exclude "
             "'*seg*' or the like, or move them to a folder and give it as --labels"
         )
     lows = {row["name"]: min(scale["window"][0] for scale in row["scales"]) for row in rows}
@@ -37,7 +38,8 @@ def warnings_of(rows: Rows, window: Any) -> list[str]:
     ct, others = [n for n in images if lows[n] < AIR], [n for n in images if lows[n] >= 0]
     if window != "volume" and ct and others:
         found.append(
-            f"{len(ct)} volumes have values as CT ({_names(ct)}), {len(others)} have none below zero, as MR "
+            f"{counted(len(ct), 'volume has', 'volumes have')} values as CT ({_names(ct)}), "
+            f"{len(others)} have none below zero, as MR "
             f"({_names(others)}), and all share one window; leave one kind out with --exclude, or give --window volume"
         )
     return found

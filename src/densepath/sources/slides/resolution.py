@@ -10,7 +10,8 @@ from pathlib import Path, PurePath
 from typing import Any
 from xml.etree import ElementTree
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.csv_files import encoding_of
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.spelling import composed
 
 PLAUSIBLE = (0.02, 100.0)  # µm per pixel of the largest level of a slide
@@ -85,7 +86,7 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
         UserError: it cannot be read, or a row is invalid.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding=encoding_of(path)) as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(
@@ -138,7 +139,7 @@ class MppTable:
         others = [name for name in self._given if name not in known]
         if not others:
             return ""
-        return f"{self.path} names {len(others)} slides that are not in the data: {first_few(others)}; correct it"
+        return f"{self.path} names {counted(len(others), 'slide')} not in the data: {first_few(others)}; correct it"
 
 
 def _spellings(slide: str | Path) -> list[str]:

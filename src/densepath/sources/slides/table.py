@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from densepath.core.errors import UserError, one_line
+from densepath.core.errors import UserError, counted, one_line
 from densepath.core.files import atomic_write, refuse_replacing
 from densepath.core.streams import say, write_line
 from densepath.core.system import with_progress
@@ -80,9 +80,9 @@ def list_slides(
         write_line(f"{row['slide']}: {row['problem']}", sys.stdout)
     if unknown := mpp.unknown(paths):
         write_line(unknown, sys.stdout)
-    say(f"densepath: {len(rows)} slides, {len(wrong)} with problems{also}")
+    say(f"densepath: {counted(len(rows), 'slide')}, {len(wrong)} with problems{also}")
     if all(not row["reader"] for row in rows):
-        raise UserError(f"none of {len(rows)} slides can be read ({rows[0]['slide']}: {rows[0]['problem']})")
+        raise UserError(f"none of {counted(len(rows), 'slide')} can be read ({rows[0]['slide']}: {rows[0]['problem']})")
     if out is not None:
         with atomic_write(out) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

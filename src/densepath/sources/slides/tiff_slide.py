@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from densepath.core.errors import one_line
+from densepath.core.errors import counted, one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides import resolution
 from densepath.sources.slides.file_parts import FileParts
@@ -76,7 +76,8 @@ class TiffSlide:
     def check(self) -> list[str]:
         """A line for each level with tiles that the file ends before."""
         return [
-            f"truncated: {beyond:,} of {table.count:,} tiles of level {number} lie beyond its end; copy it again"
+            f"truncated: {beyond:,} of {counted(table.count, 'tile')} of level {number} lie beyond its "
+            "end; copy it again"
             for number, table in enumerate(self.tables)
             if (beyond := table.beyond())
         ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError, one_line
+from densepath.core.errors import UserError, counted, one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.sources.slides.file_parts import FileParts
@@ -94,7 +94,9 @@ class TileTable:
         lists = [_Numbers.of(page.tags[code], page.parent.byteorder) for code in (_OFFSETS, _COUNTS)]
         table = cls(file, (int(page.imagelength), int(page.imagewidth)), kind, planes, *lists)
         if min(each.count for each in lists) < table.count:
-            raise CorruptImage(file.path, f"it lists {lists[0].count:,} of {table.count:,} tiles; copy it again")
+            raise CorruptImage(
+                file.path, f"it lists {lists[0].count:,} of {counted(table.count, 'tile')}; copy it again"
+            )
         return table
 
     @property

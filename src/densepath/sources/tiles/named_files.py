@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.sources.listing import walk
 from densepath.sources.slides.find import SUFFIXES
 
@@ -44,7 +44,9 @@ class NamedFiles:
         for spelling in dict.fromkeys((name, PurePath(name).name)):
             found = self._paths.get(spelling, [])
             if len(found) > 1:
-                raise UserError(f"{self._folder} has {len(found)} files of this slide: {first_few(found)}; keep one")
+                raise UserError(
+                    f"{self._folder} has {counted(len(found), 'file')} of this slide: {first_few(found)}; keep one"
+                )
             if found:
                 return found[0]
         return None

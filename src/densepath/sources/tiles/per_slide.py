@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.failures import describe_failure
 from densepath.core.shared_work import Shard
 from densepath.core.streams import say
@@ -127,9 +127,9 @@ class PerSlide(ABC, Generic[Found]):
         if old and len(gone) + len(changed) == len(old):
             raise UserError(f"{self.out} holds results of other slides ({before}); use another folder for {data}")
         if gone:
-            say(f"densepath: {self.out} keeps files of {len(gone)} slides that are not in {data}: {first_few(gone)}")
+            say(f"densepath: {self.out} keeps files of {counted(len(gone), 'slide')} not in {data}: {first_few(gone)}")
         if changed:
-            say(f"densepath: {len(changed)} slides are others than before, and are done again: {first_few(changed)}")
+            say(f"densepath: done again: {counted(len(changed), 'slide')} changed since: {first_few(changed)}")
 
     def work(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core.closing import command, say_end
-from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.files import remove_remains
 from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names
@@ -190,15 +190,20 @@ def _gather(job: Job, names: Sequence[str], table: Table, part: Shard | None, wa
     if not counts["tiles"]:
         first = rows[0]
         example = f"{one_line(first['slide'])}: {first['problem']}"
-        raise UserError(f"none of {len(rows)} slides could be tiled ({example}); see {job.out / SLIDES}")
+        raise UserError(f"none of {counted(len(rows), 'slide')} could be tiled ({example}); see {job.out / SLIDES}")
     off = [row for row in rows if row["tiles"] and row["aligned"] not in ("yes", "")]
     if job.align and off:
         shown = first_few([f"{one_line(row['slide'])}: {row['aligned']}" for row in off], 2)
-        say(f"densepath: the tiles of {len(off)} slides are not on the file's own tiles ({shown})")
+        say(f"densepath: the tiles of {counted(len(off), 'slide')} are not on the file's own tiles ({shown})")
     problems = f", {counts['problems']} with problems" if counts["problems"] else ""
     files = {"slides": job.out / SLIDES, "tiles": made, "pictures": job.out / SHEET}
-    following = (command("pretrain", "--config", "concl_small", "--data", job.out, "--out", f"{job.out}_run"),)
-    say_end(watch, f"{counts['tiles']:,} tiles of {counts['slides']:,} slides{problems}", files, following)
+    following = (
+        command("pretrain", "--config", "concl_small", "--data", job.out, "--out", f"{job.out}_run"),
+        command("embed", "--data", job.out, "--weights", "WEIGHTS", "--out", f"{job.out}_features"),
+        command("cells", "--data", job.out, "--out", f"{job.out}_cells"),
+    )
+    of = counted(counts["slides"], "slide")
+    say_end(watch, f"{counted(counts['tiles'], 'tile')} of {of}{problems}", files, following)
     return Result(job.out, counts, {"contact_sheet": job.out / SHEET, **files}, following)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import one_line
+from densepath.core.errors import counted, one_line
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.corrupt import CorruptImage
@@ -144,7 +144,8 @@ def read_series(series: Series, gaps: Gaps = "error") -> Volume:
         k = int(uneven[0])
         raise CorruptImage(
             series.name,
-            f"{len(uneven)} steps between slices are not {usual:.4g} mm, first {steps[k]:.4g} mm after slice {k + 1} "
+            f"{counted(len(uneven), 'step between slices is', 'steps between slices are')} not "
+            f"{usual:.4g} mm, first {steps[k]:.4g} mm after slice {k + 1} "
             f"of {len(slices)}; complete it, or give --gaps resample",
         )
     affine, more = _affine(series, slices, usual if uneven.size else None)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.sources.batch import new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
@@ -102,7 +102,10 @@ class VolumeStore:
         """The number of volumes, and the ranges of their sizes and spacings."""
         sides = [_range(side) for side in self._sizes.T.tolist()]
         steps = [_range([round(step, 3) for step in axis]) for axis in self._spacing.T.tolist()]
-        return f"{len(self)} volumes of {' x '.join(sides)} voxels (D x H x W), {' x '.join(steps)} mm, in a store"
+        return (
+            f"{counted(len(self), 'volume')} of {' x '.join(sides)} voxels (D x H x W), {' x '.join(steps)} "
+            "mm, in a store"
+        )
 
     def take(self, positions: Tensor) -> VolumeStore:
         """The store with only the volumes at some positions (K,)."""
@@ -265,7 +268,7 @@ def open_volumes(folder: str | Path, exclude: Sequence[str] = ()) -> VolumeStore
 
     Args:
         folder: the folder.
-        exclude: patterns of names of volumes to leave out.
+        exclude: patterns of volumes to leave out, of their names or of their split, as if it were a folder of them.
 
     Raises:
         UserError: it is unfinished or damaged, ``exclude`` leaves no volume, or none can be read.
@@ -277,7 +280,7 @@ def open_volumes(folder: str | Path, exclude: Sequence[str] = ()) -> VolumeStore
     try:
         index = json.loads(path.read_text())
         known = (index["format"], index["version"]) == (FORMAT, VERSION)
-        rows = [row for row in index["volumes"] if not matches_any(row["name"], exclude)] if known else []
+        rows = [row for row in index["volumes"] if not _excluded(row, exclude)] if known else []
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged; convert the volumes again") from error
     if not known:
@@ -290,6 +293,11 @@ def open_volumes(folder: str | Path, exclude: Sequence[str] = ()) -> VolumeStore
     if len(store.corrupt) == len(rows):
         raise UserError(f"none of the {len(rows)} volumes of {folder} can be read; convert them again")
     return store
+
+
+def _excluded(row: Mapping[str, Any], patterns: Sequence[str]) -> bool:
+    name, split = str(row["name"]), str(row["split"])
+    return matches_any(name, patterns) or bool(split and matches_any(f"{split}/{name}", patterns))
 
 
 def shared_window(folder: Path, index: Mapping[str, Any]) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from densepath.transfer.classify.config import FREE, ClassifyConfig
 from densepath.transfer.classify.label_scores import SHOWN
 from densepath.transfer.classify.pictures import PICTURES, draw_pictures
 from densepath.transfer.classify.results import METRICS, PREDICTIONS, SCORES, collect_answers, score, write_results
-from densepath.transfer.classify.splits import Split, Study, make_study
+from densepath.transfer.classify.splits import Split, Study, make_study, only_listed
 from densepath.transfer.classify.training import Answers, answer, fit
 from densepath.transfer.embed.encoder import Encoder
 from densepath.transfer.trainings import (
@@ -112,6 +112,8 @@ def _read_study(config: ClassifyConfig) -> Study:
         found = read_pool(config, images, config.test_data, labels, whole=False)
         test = same_labels(pool, found, 0.0 if config.separator else np.nan)
     study = make_study(pool, test)
+    if config.train_images is not None:
+        study = only_listed(study, config.train_images)
     warn_of_unknown_patients(study)
     return study
 

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densepath.annotations.classes import FOLDERS, match_columns, table_columns
+from densepath.annotations.classes import FOLDERS, match_columns
+from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import owners_of_volumes
-from densepath.core.errors import first_few, refuse
+from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below
+from densepath.core.spelling import several_spellings
 from densepath.core.streams import say
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import cache_images
@@ -78,9 +80,9 @@ class Pool:
 
     def describe(self) -> str:
         """The images in a line."""
-        patients = f" of {len(set(self.owners))} patients" if self.by_patient else ""
+        patients = f" of {counted(len(set(self.owners)), 'patient')}" if self.by_patient else ""
         shown = [f"{n} ({count})" for n, count in zip(self.targets.names, self.targets.counts(), strict=True)]
-        return f"{len(self)} images{patients}: {first_few(shown, _SHOWN)}"
+        return f"{counted(len(self), 'image')}{patients}: {first_few(shown, _SHOWN)}"
 
 
 def read_pool(
@@ -126,6 +128,10 @@ def read_pool(
     owners, source = owners_of(names, listed, how, table, data, partial(_patients_in, names))
     if volumes and not source:
         owners, source = owners_of_volumes(volumes, data)
+    if source:
+        refuse(
+            several_spellings(set(owners)), "patients that differ in capitals, spaces or zeros", "spell each one way"
+        )
     if isinstance(images, ImageFiles):
         return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])
     return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])

@@ -22,7 +22,7 @@ Unmatched = Literal["refuse", "skip"]
 Choice = Literal["auc", "loss"]
 # Options that may change when a run is resumed, because they do not change the result.
 FREE = (
-    *("data", "test_data", "labels", "test_labels", "out", "workers", "cache", "devices", "resume"),
+    *("data", "test_data", "labels", "test_labels", "train_images", "out", "workers", "cache", "devices", "resume"),
     *("log_every", "save_every_steps", "save_every_minutes"),
 )
 
@@ -58,6 +58,8 @@ class ClassifyConfig:
             label.
         test_data: images of the official test, if they are elsewhere.
         test_labels: their labels; default: ``labels``.
+        train_images: of the training images only these: a text file with an image or a patient in each line, such as
+            ``other_images.txt`` of a pre-training with ``--fraction``.
         out: the run folder: ``metrics.json``, ``scores.csv``, ``predictions.csv``, ``pictures/``,
             ``exported/classifier.safetensors``, and the files of every run.
         target: column of the classes; default: label or class.
@@ -108,6 +110,7 @@ class ClassifyConfig:
     labels: str | Path = FOLDERS
     test_data: str | Path | None = None
     test_labels: str | Path | None = None
+    train_images: str | Path | None = None
     out: str | Path
     target: str | None = None
     targets: tuple[str, ...] = ()

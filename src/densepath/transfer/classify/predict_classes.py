@@ -9,7 +9,7 @@ from typing import Any
 from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
 from densepath.core.digests import digest_of_file
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.output_names import names_below
 from densepath.core.result import Result
 from densepath.core.shared_work import Shard
@@ -114,7 +114,7 @@ def _predict_images(
     found = encode(readout, Stored(images), batches, hardware.device, half)
     positions, chances, damaged = collect(with_progress(found, len(batches), "predicting"))
     if not positions:
-        raise UserError(f"none of {len(images)} images can be read; check the files ({damaged[0]})")
+        raise UserError(f"none of {counted(len(images), 'image')} can be read; check the files ({damaged[0]})")
     if damaged:
         say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
     answers = rows_of(notes.labels, notes.exclusive, chances)

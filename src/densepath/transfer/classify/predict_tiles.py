@@ -15,7 +15,7 @@ import numpy as np
 
 from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.locks import shared_work
 from densepath.core.result import Result
@@ -106,7 +106,7 @@ def predict_tiles(
         record = record_of(out, name)
         return bool(source_of(record) == slides[name].identity() and "problem" not in _facts(record))
 
-    say(f"densepath: {len(slides)} slides, {sum(map(is_done, slides))} done before")
+    say(f"densepath: {counted(len(slides), 'slide')}, {sum(map(is_done, slides))} done before")
     with closing(claimed(out, list(slides), is_done, shard)) as names:
         for name in names:
             facts: dict[str, Any] = {}
@@ -126,10 +126,10 @@ def predict_tiles(
         write_rows(out / SLIDES, columns, rows)
     problems = [f"{name}: {facts['problem']}" for name, facts in found.items() if "problem" in facts]
     if len(problems) == len(slides):
-        raise UserError(f"none of {len(slides)} slides can be read ({problems[0]})")
+        raise UserError(f"none of {counted(len(slides), 'slide')} can be read ({problems[0]})")
     counts = {"slides": len(slides), "damaged": len(problems), "left": len(slides) - len(found)}
-    also = f", {len(problems)} slides passed over: {first_few(problems)}" if problems else ""
-    say(f"densepath: {len(found) - len(problems)} slides{also}{left_to_others(counts['left'], len(slides))}")
+    also = f", {counted(len(problems), 'slide')} passed over: {first_few(problems)}" if problems else ""
+    say(f"densepath: {counted(len(found) - len(problems), 'slide')}{also}{left_to_others(counts['left'], len(slides))}")
     if not counts["left"]:
         say_end(watch, "", {"slides": out / SLIDES, "tiles": out / "tiles", "heat maps": out / "heat_maps"})
     pictures = sorted((out / "heat_maps").rglob("*.png")) if (out / "heat_maps").exists() else []
@@ -153,7 +153,9 @@ def _predict_slide(
     parts = encode(readout, Stored(SlideTiles([tiling])), batches, hardware.device, hardware.precision == "bf16-mixed")
     positions, chances, damaged = collect(with_progress(parts, len(batches), f"batches of {slide.name}"))
     if not positions:
-        raise CorruptImage(slide.path, f"none of {len(tiling)} tiles can be read ({damaged[0] if damaged else ''})")
+        raise CorruptImage(
+            slide.path, f"none of {counted(len(tiling), 'tile')} can be read ({damaged[0] if damaged else ''})"
+        )
     corners, boxes = tiling.corners[positions], tiling.boxes_um(positions)
     answers = rows_of(notes.labels, notes.exclusive, chances)
     rows = [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from densepath.annotations.fraction import choose_fraction
 from densepath.annotations.patients import NUMBERED
 from densepath.core.errors import UserError, refuse
 from densepath.core.streams import say
-from densepath.transfer.classify.cohort import Pool
+from densepath.transfer.classify.cohort import Pool, file_of
 from densepath.transfer.classify.targets import Targets
 from densepath.transfer.probe.folds import PART_NUMBERS, hold_out, make_folds, parts_of
 from densepath.transfer.probe.metrics import Integers
@@ -93,6 +94,30 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
             "name each file in one part",
         )
     return study
+
+
+def only_listed(study: Study, path: str | Path) -> Study:
+    """The study with only those training and validation images that a file names, by their paths or patients.
+
+    Raises:
+        UserError: the file cannot be read or names none of them, or there is no official test.
+    """
+    if not len(study.tested):
+        raise UserError("--train_images needs official test images (folders or a column split, --test_data)")
+    try:
+        lines = {line.strip() for line in Path(path).read_text(errors="surrogateescape").splitlines()} - {""}
+    except OSError as error:
+        raise UserError(f"--train_images {path} cannot be read ({error.strerror}); check the path") from error
+    pool, listed = study.train, {*lines, *map(file_of, lines)}
+
+    def kept(positions: Integers) -> Integers:
+        named = [not listed.isdisjoint((pool.names[p], pool.owners[p], pool.files[p])) for p in positions]
+        return positions[np.array(named, bool)]
+
+    found = replace(study, fit=kept(study.fit), held=kept(study.held))
+    if not len(found.fit):
+        raise UserError(f"none of the training images is in {path}; list their paths, or their patients")
+    return found
 
 
 def divide(study: Study, folds: int | None, validation: float, fraction: float, seed: int) -> list[Split]:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.annotations.classes import match_columns
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
+from densepath.core.spelling import several_spellings
 from densepath.core.streams import say
 from densepath.sources.pixel_source import Named
 from densepath.transfer.classify.config import ClassifyConfig
@@ -102,9 +103,9 @@ def read_targets(
     lines = [f"line {number}" for number in matched.lines]
     typo = f", which names unknown images in {first_few(lines)}" if lines and not skip else ""
     bare = [n for n, k in zip(names, kept, strict=True) if not k]
-    refuse_or_say(bare, f"images without a label in {table}{typo}", skip)
+    refuse_or_say(bare, tuple(f"{w} without a label in {table}{typo}" for w in ("image", "images")), skip)
     if not _has_other_split(config):
-        refuse_or_say(lines, f"labels of unknown images in {table}", skip)
+        refuse_or_say(lines, (f"label of an unknown image in {table}", f"labels of unknown images in {table}"), skip)
     if not kept.any():
         raise UserError(f"{table} has no label for any of the {len(names)} images; give paths relative to their folder")
     if config.targets:
@@ -117,12 +118,12 @@ def read_targets(
     return _classes(texts, table, kept, whole), kept
 
 
-def refuse_or_say(cases: Sequence[str], what: str, skip: bool) -> None:
-    """Refuse cases, or say that they are left out."""
+def refuse_or_say(cases: Sequence[str], what: tuple[str, str], skip: bool) -> None:
+    """Refuse cases (one of them, several of them in words), or say that they are left out."""
     if skip and cases:
-        say(f"densepath: {len(cases)} {what} are left out: {first_few(cases)}")
+        say(f"densepath: left out: {counted(len(cases), *what)}: {first_few(cases)}")
     elif cases:
-        refuse(cases, f"{len(cases)} {what}", "correct them, or leave them out with --unmatched skip")
+        refuse(cases, counted(len(cases), *what), "correct them, or leave them out with --unmatched skip")
 
 
 def _has_other_split(config: ClassifyConfig) -> bool:
@@ -139,6 +140,9 @@ def _classes(
             f"all images are of one class in {source}, {used[0]}; give the folder that contains a folder for each "
             "class, or a table of two or more classes with --labels"
         )
+    refuse(
+        several_spellings(used), f"classes in {source} that differ in capitals, spaces or zeros", "spell each one way"
+    )
     number = {name: place for place, name in enumerate(used)}
     return Targets(tuple(used), np.array([number.get(text, 0) for text in texts], np.float64)[:, None], True)
 

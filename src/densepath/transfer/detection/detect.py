@@ -15,7 +15,7 @@ import torch
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories, summarize_split
 from densepath.core.closing import command, say_end
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
 from densepath.core.result import Result
@@ -179,7 +179,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
     }
     with open_run(out, record, resume=resume, **kept) if first else nullcontext():
         if first:
-            say(f"densepath: {config.detector} on {line}; {solver.steps} steps")
+            say(f"densepath: {config.detector} on {line}; {counted(solver.steps, 'step')}")
             for fact in facts:
                 say(f"densepath: {fact}")
         model = fine_tune(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from densepath.annotations.coco import CocoImages
+from densepath.core.errors import counted
 from densepath.core.files import atomic_write
 from densepath.core.output_names import output_names
 from densepath.core.scores import SCALE
@@ -129,7 +130,7 @@ def evaluate(
 
 def describe(metrics: dict[str, float], images: int) -> str:
     """The metrics in one line."""
-    parts = [f"{images} images"]
+    parts = [counted(images, "image")]
     for kind, label in (("box", "boxes"), ("mask", "masks")):
         if f"{kind}_ap" in metrics:
             ap, ap50, ap75 = (metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
@@ -168,7 +168,7 @@ def embed(
             stack.enter_context(sole_writer(folder))
             stack.enter_context(_kept_if_begun(folder))
             _begin(folder, record)
-            say(f"densepath: {line}; {len(inputs)} images, {encoder.dim} numbers each")
+            say(f"densepath: {line}; {counted(len(inputs), 'image')}, {encoder.dim} numbers each")
             children = stack.enter_context(other_processes(hardware))
         else:
             _await_record(folder, record)
@@ -267,7 +267,7 @@ def _gather(
         damaged += block.damaged
     if not count:
         shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"none of {len(inputs)} images can be read; check the files ({damaged[0]})")
+        raise UserError(f"none of {counted(len(inputs), 'image')} can be read; check the files ({damaged[0]})")
     notes = notes | {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "images": count,
@@ -278,5 +278,5 @@ def _gather(
     write_features(out, parts, Shape(count, dim, dtype, name_bytes), notes)
     shutil.rmtree(folder, ignore_errors=True)
     without = f"; {len(damaged)} damaged images passed over: {first_few(damaged)}" if damaged else ""
-    say(f"densepath: features of {count} images, {dim} numbers each, are in {out}{without}")
+    say(f"densepath: features of {counted(count, 'image')}, {dim} numbers each, are in {out}{without}")
     return Embeddings(out, {"images": count, "dim": dim, "damaged": len(damaged)}, damaged=tuple(damaged))

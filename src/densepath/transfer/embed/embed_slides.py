@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import remove_abandoned
 from densepath.core.shared_work import Shard, claimed
 from densepath.core.system import with_progress
@@ -226,22 +226,22 @@ def _embed_all(
         return drawn and notes.get("slide") == by_name[name].identity()
 
     done, failed = sum(map(is_done, by_name)), []
-    say(f"densepath: {len(slides)} slides, {done} done before, {work.encoder.dim} numbers for each tile")
+    say(f"densepath: {counted(len(slides), 'slide')}, {done} done before, {work.encoder.dim} numbers for each tile")
     with closing(claimed(out, list(by_name), is_done, shard)) as names:
         for name in names:
             path, heat_map = features_path(out, features, name), out / "heat_maps" / name
             if why := attempt(name, out, partial(_embed, work, by_name[name], path, heat_map)):
                 failed.append(f"{name}: {why}")
     if len(failed) == len(slides):
-        raise UserError(f"none of {len(slides)} slides can be read ({failed[0]})")
+        raise UserError(f"none of {counted(len(slides), 'slide')} can be read ({failed[0]})")
     found = [_notes(features_path(out, features, name)) for name in by_name if is_done(name)]
     counts = {key: sum(notes[key] for notes in found) for key in ("tiles", "damaged")}
-    also = f"; {len(failed)} slides passed over: {first_few(failed)}" if failed else ""
+    also = f"; {counted(len(failed), 'slide')} passed over: {first_few(failed)}" if failed else ""
     left = len(slides) - len(found) - len(failed)
     also += left_to_others(left, len(slides))
     also = (f", {counts['damaged']} damaged tiles passed over" if counts["damaged"] else "") + also
     where = features_path(out, features, "x").parent
-    say(f"densepath: features of {counts['tiles']} tiles of {len(found)} slides are in {where}{also}")
+    say(f"densepath: features of {counts['tiles']} tiles of {counted(len(found), 'slide')} are in {where}{also}")
     return {"slides": len(found), **counts, "dim": work.encoder.dim, "failed": len(failed), "left": left}
 
 
@@ -266,7 +266,7 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> None:
                 file.add(part.positions, part.features)
                 damaged += part.damaged
         if len(damaged) == len(tiling):
-            raise CorruptImage(slide.path, f"none of {len(tiling)} tiles can be read ({damaged[0]})")
+            raise CorruptImage(slide.path, f"none of {counted(len(tiling), 'tile')} can be read ({damaged[0]})")
         file.notes |= {"tiles": len(tiling) - len(damaged), "damaged": len(damaged), "damaged_tiles": damaged[:100]}
     if damaged:
         _log.warning("%s: %d of %d tiles cannot be read: %s", slide.name, len(damaged), len(tiling), damaged[0])

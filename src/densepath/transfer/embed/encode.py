@@ -104,7 +104,8 @@ def _decoded(
     inputs: Readable, batches: Sequence[Sequence[int]]
 ) -> Generator[npt.NDArray[Any] | CorruptImage, None, None]:
     threads = min(_MOST_THREADS, usable_cores())
-    yield from in_threads(inputs.read, chain.from_iterable(batches), threads, "image data")
+    ahead = max(map(len, batches), default=0)  # the next batch is decoded while the network has this one
+    yield from in_threads(inputs.read, chain.from_iterable(batches), threads, "image data", ahead=ahead)
 
 
 def _pass(encoder: Encodes, images: Sequence[npt.NDArray[Any]], device: torch.device) -> Tensor:

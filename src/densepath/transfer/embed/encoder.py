@@ -72,9 +72,7 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, *size, C) stored pixels -> (B, dim) float32."""
-        return self.pooled(
-            self.spec.normalize(self.spec.apply_window(pixels.movedim(-1, 1).to(torch.float32, copy=True)))
-        )
+        return self.pooled(self.spec.network_input(pixels))
 
     def pooled(self, x: Tensor) -> Tensor:
         """(B, C, *size) normalized pixels -> (B, dim) float32."""

@@ -97,7 +97,7 @@ def write_table(path: Path, tiles: SlideFeatures, attention: Floats, classes: Se
         classes: names of the classes.
     """
     unit = "" if tiles.unit == "px" else "_um"
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         places = [f"x{unit}", f"y{unit}"] if tiles.corners is not None else []
         writer.writerow(["tile", *places, *_names(len(attention), classes)])

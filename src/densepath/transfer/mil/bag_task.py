@@ -23,6 +23,7 @@ from densepath.transfer.mil.objectives import Classification, Objective
 from densepath.transfer.probe.metrics import Floats, Integers
 
 _TILES = 7  # separates the random numbers of tiles from those of bags
+_ROWS = 128  # tiles that are converted at a time: as float32 they stay in the cache of a core
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +219,9 @@ def answer(model: BagModel, bag: Bag, device: torch.device, mixed: bool) -> tupl
 
 def _ready(tiles: Tensor, device: torch.device, mixed: bool) -> Tensor:
     on_device = tiles.to(device)
-    if not mixed:
-        return on_device.float()
-    # PyTorch's own conversion from float16 takes twice as long on a CPU.
-    return on_device.float().bfloat16() if on_device.device.type == "cpu" else on_device.bfloat16()
+    if not mixed or device.type != "cpu":
+        return on_device.to(torch.bfloat16 if mixed else torch.float32)
+    ready = torch.empty(tiles.shape, dtype=torch.bfloat16)
+    for rows, converted in zip(tiles.split(_ROWS), ready.split(_ROWS), strict=True):
+        converted.copy_(rows.float())  # on a CPU this is four times as fast as without float32
+    return ready

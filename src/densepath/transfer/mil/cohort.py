@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
+from densepath.core.spelling import several_spellings
 from densepath.core.streams import say
 from densepath.transfer.mil.feature_files import Names, check_one_file_each, find_features, slide_name
 from densepath.transfer.mil.slide_table import FOLDERS, Columns, Row, merge_classes, read_slide_table
@@ -18,6 +19,7 @@ from densepath.transfer.probe.metrics import Floats, Integers
 
 Grouping = Literal["joined", "averaged", "single"]
 Task = Literal["classification", "regression", "survival"]
+_DOUBTFUL = ("none", "unknown", "not available", "not reported", "missing", "?", "-", "-1")  # classes or missing values
 _YES, _NO = ("1", "1.0", "true", "yes", "dead", "deceased"), ("0", "0.0", "false", "no", "alive", "living")
 
 
@@ -62,7 +64,7 @@ class Cohort:
     def describe(self) -> str:
         """The cases in a line."""
         count = sum(map(len, self.slides))
-        line = f"{len(self.patients)} patients, {count} slides"
+        line = f"{counted(len(self.patients), 'patient')}, {counted(count, 'slide')}"
         if self.classes:
             counts = np.bincount(self.labels, minlength=len(self.classes))
             line += "; " + ", ".join(f"{name} {n}" for name, n in zip(self.classes, counts, strict=True))
@@ -107,10 +109,12 @@ def read_cohort(
     there = [(row, name) for row, name in zip(rows, names, strict=True) if name is not None]
     check_one_file_each([found[name] for _, name in there], [row.slide for row, _ in there])
     if missing:
-        say(f"densepath: {len(missing)} slides of the table have no features and are left out: {first_few(missing)}")
+        say(
+            f"densepath: left out: {counted(len(missing), 'slide')} of the table without features: {first_few(missing)}"
+        )
     used = {slide_name(name) for _, name in there}
     if unused := [name for name in found if name not in used]:
-        say(f"densepath: {len(unused)} files of features have no row in the table: {first_few(unused)}")
+        say(f"densepath: not in the table: {counted(len(unused), 'file')} of features: {first_few(unused)}")
     if not listed.by_patient:
         say(
             "densepath: warning: the patients are unknown, so slides of one may be in training and test, which makes "
@@ -161,6 +165,11 @@ def _targets(rows: Sequence[Row], task: Task, target: str) -> tuple[Floats, tupl
         classes, labels = np.unique([row.target for row in rows], return_inverse=True)
         if len(classes) < 2:
             raise UserError(f"all cases have the {target} {classes[0]}; two or more classes are needed")
+        unlike = several_spellings(classes.tolist())
+        refuse(unlike, "classes that differ in capitals, spaces or zeros", 'merge them: --classes "NAME=A,B"')
+        if doubtful := [name for name in classes if name.lower() in _DOUBTFUL]:
+            named = f"{target} {first_few(doubtful)}"
+            say(f"densepath: {named} is taken as a class; --classes with the others leaves it out")
         if len(classes) > max(20, len(rows) // 2):
             raise UserError(
                 f"{target} has {len(classes)} different values in {len(rows)} cases, which are no classes; use another "
@@ -170,6 +179,8 @@ def _targets(rows: Sequence[Row], task: Task, target: str) -> tuple[Floats, tupl
     values = [[_number(row.target, row, target)] for row in rows]
     if task == "survival":
         refuse([row.place for row in rows if not row.event], "rows without an event", "name its column with --event")
+        early = [row.place for row, own in zip(rows, values, strict=True) if own[0] < 0]
+        refuse(early, f"rows with a {target} before 0", "correct them, or remove these rows")
         values = [[*own, _event(row)] for own, row in zip(values, rows, strict=True)]
         if not any(event for _, event in values):
             raise UserError("no event was observed; survival needs some")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -33,6 +33,20 @@ def mcnemar(first: Floats, second: Floats) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
+def holm(values: Sequence[float]) -> Floats:
+    """P-values of several tests, corrected so that with 95% probability none below 0.05 is of a true null hypothesis.
+
+    Args:
+        values: (P,) the p-values.
+
+    Source: Holm, Scandinavian Journal of Statistics 1979.
+    """
+    order = np.argsort(values)
+    corrected = np.empty(len(order))
+    corrected[order] = np.maximum.accumulate(np.array(values)[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return corrected
+
+
 def paired_auc(first: Outcome, second: Outcome, seed: int) -> tuple[float, float, float, float]:
     """The difference of two models' macro AUC in percent, its 95% interval, and the two-sided p-value of no difference.
 
@@ -54,14 +68,20 @@ def paired_auc(first: Outcome, second: Outcome, seed: int) -> tuple[float, float
 
 
 def write_comparison(models: Mapping[str, Outcome], out: Path, seed: int) -> Path:
-    """A row for each pair of models: the difference of their macro AUC, and the p-values of both tests."""
+    """A row for each pair of models: the difference of their macro AUC, and the p-values of both tests.
+
+    Those of all pairs are also corrected for their number.
+    """
+    pairs = list(combinations(models, 2))
+    areas = [paired_auc(models[one], models[other], seed) for one, other in pairs]
+    right = {name: (each.predicted == each.truth).astype(np.float64) for name, each in models.items()}
+    exact = [mcnemar(right[one], right[other]) for one, other in pairs]
+    corrected = holm([area[-1] for area in areas]), holm(exact)
     path = out / COMPARISON
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["model", "other", "macro_auc_difference", "low", "high", "p_auc", "p_accuracy_mcnemar"])
-        for one, other in combinations(models, 2):
-            first, second = models[one], models[other]
-            right = [(each.predicted == each.truth).astype(np.float64) for each in (first, second)]
-            numbers = (*paired_auc(first, second, seed), mcnemar(*right))
-            writer.writerow([one, other, *(f"{number:.4g}" for number in numbers)])
+        head = ["model", "other", "macro_auc_difference", "low", "high", "p_auc", "p_accuracy_mcnemar"]
+        writer.writerow([*head, "p_auc_holm", "p_accuracy_mcnemar_holm"])
+        for pair, *numbers in zip(pairs, areas, exact, *corrected, strict=True):
+            writer.writerow([*pair, *(f"{number:.4g}" for number in np.hstack(numbers))])
     return path

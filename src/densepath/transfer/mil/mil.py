@@ -7,12 +7,13 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
 from densepath.core.closing import say_end
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
@@ -90,7 +91,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         store.record.write(out)
         _check_leaks(cohort, splits, store.pretraining)
         if "hipt" in names and store.longest > _LONG:
-            say(f"densepath: hipt takes long: it compares all pairs of a bag's {store.longest} tiles")
+            say(f"densepath: hipt takes long: it compares all pairs of a bag's {counted(store.longest, 'tile')}")
         keep_freed_memory(hardware)
         models = {name: _run(config, name, cohort, splits, store, hardware) for name in names}
         return _finish(config, models, watch)
@@ -104,7 +105,7 @@ class _Store:
         extractor, record: what made the features.
         longest: tiles of the largest bag.
         pretraining: the slides that the extractor was trained on.
-        digest: of cases, targets and features, of which the first tile of each slide is looked at.
+        digest: of cases, targets and features.
     """
 
     def __init__(self, cohort: Cohort, averaged: bool) -> None:
@@ -114,7 +115,8 @@ class _Store:
 
         def see(slide: SlideFeatures) -> None:
             self.pretraining.add(slide.notes)
-            facts.extend((extractor_of(slide), str(slide.features.shape), slide.features[:1].tobytes()))
+            features = np.ascontiguousarray(slide.features)
+            facts.extend((extractor_of(slide), str(features.shape), f"{crc32(features):08x}"))
 
         if averaged:
             pairs: list[tuple[str, tuple[Path, ...]]] = [

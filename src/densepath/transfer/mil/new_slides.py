@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.annotations.patients import patients_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.sources.listing import walk
 from densepath.sources.tiles.tile import tile
@@ -82,7 +82,7 @@ def slides_in_files(data: str | Path) -> list[NewSlide] | None:
     else:
         found = find_features(data)
     owners = patients_of(data, [str(file) for file in found.values()])
-    say(f"densepath: the features of {len(found)} slides are taken from {data}")
+    say(f"densepath: the features of {counted(len(found), 'slide')} are taken from {data}")
     return [NewSlide(name, _patient(name, owners.get(str(file))), file) for name, file in found.items()]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from densepath.core.closing import say_end
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.locks import shared_work
 from densepath.core.result import Result
@@ -109,7 +109,7 @@ def predict_answers(
         "pictures": pictures,
     }
     with work_folder(out, record, log=LOG, free=_FREE):
-        say(f"densepath: {models.notes.model} of {run}, {len(models)} folds, for {models.notes.target}")
+        say(f"densepath: {models.notes.model} of {run}, {counted(len(models), 'fold')}, for {models.notes.target}")
         if extractor is not None:
             found = embed_new_slides(data, out, extractor, options)
         if not found:
@@ -234,7 +234,7 @@ def _write_tables(work: _Work, cases: Mapping[str, Sequence[NewSlide]]) -> dict[
     problems = {slide: why for own in facts.values() for slide, why in own["problems"].items()}
     if not answered:
         slide, why = next(iter(problems.items()))
-        raise UserError(f"none of {sum(map(len, cases.values()))} slides can be read ({slide}: {why})")
+        raise UserError(f"none of {counted(sum(map(len, cases.values())), 'slide')} can be read ({slide}: {why})")
     lead = ["SLIDE"] if work.grouping == "single" else []
     rows: list[list[Any]] = [["PATIENT", *lead, "slides", "tiles", *columns]]
     for name, own in answered.items():
@@ -251,8 +251,8 @@ def _write_tables(work: _Work, cases: Mapping[str, Sequence[NewSlide]]) -> dict[
             rows.append([slide.name, slide.patient, *values, facts[name]["problems"].get(slide.name, "")])
     _write(work.out / SLIDES, rows)
     count = sum(map(len, cases.values()))
-    also = f"; {len(problems)} slides passed over: {first_few(list(problems))}" if problems else ""
-    say(f"densepath: answers for {count - len(problems)} slides, {len(answered)} cases{also}")
+    also = f"; {counted(len(problems), 'slide')} passed over: {first_few(list(problems))}" if problems else ""
+    say(f"densepath: answers for {counted(count - len(problems), 'slide')}, {counted(len(answered), 'case')}{also}")
     return {"slides": count, "damaged": len(problems), "patients": len(answered), "left": 0}
 
 

@@ -126,7 +126,8 @@ def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:
 def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, Any], out: Path, task: str) -> None:
     """Write the predictions (a row for each case, as STAMP has them) and the scores."""
     cohort = tested.cohort
-    with atomic_write(out / PREDICTIONS) as part, part.open("w", newline="", encoding="utf-8") as file:
+    how: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names of any encoding
+    with atomic_write(out / PREDICTIONS) as part, part.open("w", **how) as file:
         writer = csv.writer(file, lineterminator="\n")
         slides = ["SLIDE"] if cohort.cases != cohort.patients and set(cohort.cases) != set(cohort.patients) else []
         columns = [f"{cohort.target}_{name}" for name in cohort.classes] or [f"{cohort.target}_predicted"]

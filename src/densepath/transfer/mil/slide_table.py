@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from densepath.annotations.patients import PATIENT_COLUMNS
-from densepath.core.csv_files import delimiter_of
+from densepath.core.csv_files import delimiter_of, encoding_of
 from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.spelling import several_spellings
 
 FOLDERS = "folders"
 TCGA = "tcga"
@@ -128,11 +129,8 @@ def read_slide_table(
     if columns.site == TCGA:
         rows = [replace(row, site=_barcode(row.patient, 1)) for row in rows]
         refuse([row.patient for row in rows if not row.site], "not barcodes of TCGA", "name the column of the sites")
-    spelled = sorted({row.patient for row in rows}) if source else []
-    twice = _repeated([name.lower() for name in spelled])
-    refuse(
-        [name for name in spelled if name.lower() in twice], "patients that differ in capitals", "spell each one way"
-    )
+    unlike = several_spellings(row.patient for row in rows) if source else []
+    refuse(unlike, "patients that differ in capitals, spaces or leading zeros", "spell each one way")
     twice = _repeated([row.slide for row in rows])
     refuse(twice, f"slides with two rows in {table}", "keep one row for each slide")
     return SlideTable(rows, target, source)
@@ -266,7 +264,7 @@ def _column(
 def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
     """The heads by their plain names, and the lines by their numbers."""
     try:
-        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open(table, encoding=encoding_of(table), errors="surrogateescape", newline="") as file:
             delimiter = delimiter_of(file.readline())
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from densepath.annotations.classes import Classes
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.csv_files import encoding_of
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
@@ -187,7 +188,7 @@ def _clam_lists(folder: Path) -> list[list[list[str]]]:
         raise UserError(f"{folder} has no splits_0.csv, splits_1.csv, ... as CLAM writes them; name another folder")
     lists = []
     for _, file in files:
-        with open(file, encoding="utf-8-sig", newline="") as opened:
+        with open(file, encoding=encoding_of(file), newline="") as opened:
             rows = list(csv.DictReader(opened))
         if not rows or not {"train", "test"} <= set(rows[0]):
             raise UserError(f"{file} has no columns train, val and test; use files as CLAM writes them")
@@ -222,7 +223,10 @@ def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str, own
     if unknown:
         say(f"densepath: {len(unknown)} names in {source} are not in this study: {first_few(sorted(unknown))}")
     if left := [case for position, case in enumerate(cohort.cases) if position not in placed]:
-        say(f"densepath: {len(left)} cases are in no part of {source} and are left out: {first_few(left)}")
+        say(
+            f"densepath: {counted(len(left), 'case is', 'cases are')} in no part of {source} and are "
+            f"left out: {first_few(left)}"
+        )
     return splits
 
 

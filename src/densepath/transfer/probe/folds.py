@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.annotations.classes import Classes
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.transfer.probe.metrics import Floats, Integers
 
@@ -75,7 +75,8 @@ def one_fold(test: npt.NDArray[np.bool_], classes: Classes, patients: Integers, 
     shared = np.intersect1d(patients[test], patients[~test])
     if known and len(shared):
         say(
-            f"densepath: warning: {len(shared)} patients have training and test images, which makes scores too high; "
+            f"densepath: warning: {counted(len(shared), 'patient has', 'patients have')} training and "
+            "test images, which makes scores too high; "
             "divide the images by patient"
         )
     return [Fold(np.flatnonzero(~test), np.flatnonzero(test))]
@@ -104,7 +105,7 @@ def make_folds(classes: Classes, patients: Integers, count: int, seed: int, what
     if owners[rare] < count:
         remedy = f"use --folds {owners[rare]}" if owners[rare] > 1 else f"leave this class out, or add {what}"
         raise UserError(
-            f"{rare} has {what} of {owners[rare]} patient{'s' * (owners[rare] > 1)}, fewer than the {count} folds; "
+            f"{rare} has {what} of {counted(owners[rare], 'patient')}, fewer than the {counted(count, 'fold')}; "
             f"{remedy}"
         )
     with warnings.catch_warnings():
@@ -115,7 +116,7 @@ def make_folds(classes: Classes, patients: Integers, count: int, seed: int, what
         lacking = set(range(len(classes.names))) - set(labels[fold.train].tolist())
         if lacking or not len(fold.test):
             name = classes.names[min(lacking)] if lacking else "a fold"
-            raise UserError(f"{name} cannot be divided into {count} folds by patient; use fewer --folds")
+            raise UserError(f"{name} cannot be divided into {counted(count, 'fold')} by patient; use fewer --folds")
     return folds
 
 

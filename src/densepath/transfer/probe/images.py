@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from densepath.annotations.fraction import check_fraction, choose_fraction
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
@@ -75,7 +75,7 @@ class ImageProbe:
     seconds: float
 
     def __repr__(self) -> str:
-        lines = [f"{len(self.tested)} test images, {len(self.folds)} folds; percent, with 95% intervals"]
+        lines = [f"{len(self.tested)} test images, {counted(len(self.folds), 'fold')}; percent, with 95% intervals"]
         for name, scores in self.scores.items():
             lines.append(f"  {name}: " + ", ".join(f"{metric} {score}" for metric, score in scores.items()))
         return "\n".join(lines)
@@ -220,7 +220,7 @@ def encode_all(
     parts = with_progress(encode(encodes, inputs, batches, hardware.device), len(batches), "embedding")
     positions, values, damaged = collect(parts)
     if not positions:
-        raise UserError(f"none of {len(inputs)} images can be read; check the files ({damaged[0]})")
+        raise UserError(f"none of {counted(len(inputs), 'image')} can be read; check the files ({damaged[0]})")
     if damaged:
         say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
     return positions, values
@@ -241,7 +241,7 @@ def features_of(data: str | Path, encoding: Encoding) -> Features:
         encoding.weights, encoding.backbone, source, stage=encoding.stage, pool=encoding.pool, seed=encoding.seed
     )
     inputs = Inputs(source, data, encoder.spec, input_size(encoder, encoding.size))
-    say(f"densepath: {line}; {len(inputs)} images, {encoder.dim} numbers each")
+    say(f"densepath: {line}; {counted(len(inputs), 'image')}, {encoder.dim} numbers each")
     positions, values = encode_all(encoder, encoder, inputs, hardware)
     notes = {"weights": str(encoding.weights), "data": str(data), **encoder.notes(), "size": inputs.size}
     return Features([inputs.names[position] for position in positions], values, notes)

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from densepath.annotations.classes import FOLDERS, Classes, read_classes, read_column, table_columns
+from densepath.annotations.classes import FOLDERS, Classes, read_classes, read_column
+from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import MANIFEST, NUMBERED, PATIENT_COLUMNS, owners_by_name, patient_in_name
 from densepath.core.errors import UserError
 from densepath.core.output_names import names_below

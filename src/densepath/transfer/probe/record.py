@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.scores import SCALE
 from densepath.transfer.probe.images import ImageProbe
@@ -141,8 +141,9 @@ def draw_matrices(matrices: Mapping[str, npt.NDArray[np.int64]], classes: Sequen
 def _protocol(probe: ImageProbe) -> str:
     """How the images were divided, in a few words."""
     images = probe.images
-    patients = f"{len(np.unique(images.patients[probe.tested]))} patients" if images.by_patient else "patients unknown"
+    tested = len(np.unique(images.patients[probe.tested]))
+    patients = counted(tested, "patient") if images.by_patient else "patients unknown"
     if images.test is not None:
         return f"given split: {len(probe.folds[0].train)} training and {len(probe.tested)} test images, {patients}"
     unit = "patient" if images.by_patient else "image"
-    return f"{len(probe.folds)} folds by {unit}: {len(images)} images, {patients}"
+    return f"{counted(len(probe.folds), 'fold')} by {unit}: {counted(len(images), 'image')}, {patients}"

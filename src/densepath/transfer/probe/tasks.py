@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densepath.annotations.classes import Classes, read_column, table_columns
+from densepath.annotations.classes import Classes, read_column
+from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import owners_by_name, patient_in_name
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.random import uniform
 from densepath.core.streams import say
 from densepath.sources.listing import LIST_SUFFIXES
@@ -133,7 +134,10 @@ def probe_task(
         raise UserError(f"images of {size} px cannot be divided into {GRID} x {GRID} patches; give a larger --size")
     inputs = Inputs(source, data, encoder.spec, size)
     views: Rotations | PatchPairs = Rotations(encoder) if task == "rotation" else PatchPairs(encoder, encoding.seed)
-    say(f"densepath: {line}; {len(inputs)} images of {size} px, {len(views.classes)} classes")
+    say(
+        f"densepath: {line}; {counted(len(inputs), 'image')} of {size} px, "
+        f"{counted(len(views.classes), 'class', 'classes')}"
+    )
     positions, values = encode_all(views, encoder, inputs, hardware)
     paths = list(AllNames(source))
     images = _rows(
@@ -158,7 +162,7 @@ def _rows(
     else:
         owners, source = owners_by_name(data, paths)
     patient_names, patients = np.unique(owners, return_inverse=True)
-    test = _split(paths, names, data)
+    test = official_test(paths, names, data)
     labels = torch.arange(len(classes), dtype=torch.int32).repeat(count)
     return Labelled(
         [f"{name}#{kind}" for name in names for kind in classes],
@@ -171,8 +175,8 @@ def _rows(
     )
 
 
-def _split(paths: list[str], names: list[str], data: str | Path) -> npt.NDArray[np.bool_] | None:
-    """(N,) which images are test images, if the data name any."""
+def official_test(paths: list[str], names: list[str], data: str | Path) -> npt.NDArray[np.bool_] | None:
+    """(N,) which images are test images, if the data name any: their paths, and their names below the data."""
     if str(data).lower().endswith(LIST_SUFFIXES) and "split" in table_columns(str(data)):
         return given_split(read_column(Listed(paths), str(data), "split"), str(data))
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]

@@ -133,7 +133,8 @@ class SegmentConfig:
         batch_size: images per step, over all devices.
         loss: "dice_ce": soft Dice and cross-entropy; or one of both.
         oversample: share of the patches that are centered on a pixel of a class that is not background.
-        view_size: side of the patches in pixels, or their size along each axis; default: 256, for volumes 64.
+        view_size: side of the patches in pixels, or their size along each axis; default: 256, for volumes 64;
+            less where the longest images need less.
         overlap: share of a window that the next one covers, when whole images are predicted.
         augment: flips, rotations, zoom and colors of patches.
         optimizer: the optimizer and its schedule.

@@ -13,8 +13,10 @@ from scipy import ndimage
 
 from densepath.core.files import atomic_write
 from densepath.core.fonts import font
+from densepath.core.slices import AXIAL, CORONAL, SAGITTAL, size_in_mm, slice_of
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
+from densepath.transfer.segment.volume_slices import SUFFIX, write_slices
 
 # Of the classes besides the background; distinct for the color-blind (Okabe and Ito), then repeated.
 _COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
@@ -35,8 +37,11 @@ def draw_case(
     truth: ClassMap | None,
     legend: Legend,
     shares: Sequence[float] | npt.NDArray[np.float64] = (),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Path:
     """Draw an image, or three slices of a volume, with the truth, if it is known, and with the prediction.
+
+    Of a volume all slices are saved beside the picture, for a report.
 
     Args:
         folder, name: of the picture, a PNG file.
@@ -45,17 +50,20 @@ def draw_case(
         found, truth: (*size) classes.
         legend: of the classes.
         shares: the Dice of each scored region.
+        spacing: of a volume, mm between voxels along its axes S, A and R.
 
     Returns:
         The file.
     """
     maps = [found] if truth is None else [truth, found]
-    planes = _planes(pixels, spec, maps, legend.background)
-    background = legend.background
+    background, grey = legend.background, _grey(pixels, spec)
+    planes = _planes(grey, maps, background, spacing)
     rows = [[_colored(image, own[number], background) for image, own in planes] for number in range(len(maps))]
     if pixels.ndim == 3:  # an image: truth and prediction side by side
         rows = [[row[0] for row in rows]]
     texts = ["prediction"] if truth is None else ["truth", "prediction"]
+    if pixels.ndim == 4:
+        write_slices(folder / f"{name}{SUFFIX}", grey, dict(zip(texts, maps, strict=True)), background, spacing)
     scores = [f"{name} {share:.2f}" for name, share in zip(legend.scored, shares, strict=False) if np.isfinite(share)]
     caption = " | ".join(texts) + ("" if not scores else f"; Dice: {', '.join(scores[:6])}")
     sheet = _sheet(rows, caption, legend)
@@ -66,24 +74,38 @@ def draw_case(
     return path
 
 
-def _planes(pixels: npt.NDArray[Any], spec: PixelSpec, maps: Sequence[ClassMap], background: int) -> Planes:
-    """RGB planes with the classes in them: of a volume those through the middle of the largest structure."""
-    low, high = spec.window
-    grey = np.clip((pixels.astype(np.float32) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
-    grey = grey if grey.shape[-1] == 3 else np.repeat(grey[..., :1], 3, axis=-1)
-    if pixels.ndim == 3:
+def side_by_side(image: npt.NDArray[np.uint8], maps: Sequence[ClassMap], background: int) -> Image.Image:
+    """A plane (H, W, 3) once for each of its classes (H, W)."""
+    parts = [np.asarray(_colored(image, classes, background)) for classes in maps]
+    gap = np.full((len(parts[0]), _GAP, 3), 255, np.uint8)
+    return Image.fromarray(np.hstack([piece for part in parts for piece in (part, gap)][:-1]))
+
+
+def _planes(grey: npt.NDArray[np.uint8], maps: Sequence[ClassMap], background: int, spacing: Sequence[float]) -> Planes:
+    """RGB planes with the classes in them: of a volume those through the middle of the largest structure, in mm."""
+    if grey.ndim == 3:
         return [(grey, list(maps))]
     marked = (maps[0] != background) & (maps[0] != IGNORED)
     center = [
         int(np.argmax(marked.sum(tuple(a for a in range(3) if a != axis)))) if marked.any() else marked.shape[axis] // 2
         for axis in range(3)
     ]
+    shape = grey.shape[:3]
+    longest = max(side * step for side, step in zip(shape, spacing, strict=True))
+    scale = min(_SIDE, max(_SIDE // 2, *shape)) / longest
     planes: Planes = []
-    for axis in range(3):
-        cut = tuple(center[axis] if a == axis else slice(None) for a in range(3))
-        # Up in the picture is superior, or anterior in the axial slice; right is right, or anterior in the sagittal one
-        planes.append((grey[cut][::-1], [each[cut][::-1] for each in maps]))
+    for axis in (AXIAL, CORONAL, SAGITTAL):
+        size = size_in_mm(shape, spacing, axis, scale)
+        image, *own = (slice_of(each, axis, center[axis], size) for each in (grey, *maps))
+        planes.append((image, own))
     return planes
+
+
+def _grey(pixels: npt.NDArray[Any], spec: PixelSpec) -> npt.NDArray[np.uint8]:
+    """Stored pixels (*size, C) as (*size, 3) of a picture; of channels other than colors the first."""
+    low, high = spec.window
+    grey = np.clip((pixels.astype(np.float32) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    return grey if grey.shape[-1] == 3 else np.repeat(grey[..., :1], 3, axis=-1)
 
 
 def _colored(image: npt.NDArray[np.uint8], classes: ClassMap, background: int) -> Image.Image:

@@ -187,8 +187,8 @@ def _volumes(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, ex
         volume.write(path, notes.legend.values_of(classes))
         if pictures is not None:
             shown = volume.on_pixels(classes)
-            name = inputs.names[position]
-            draw_safely(lambda: draw_case(pictures, name, volume.pixels, sliding.spec, shown, None, notes.legend))
+            drawn = inputs.names[position], volume.pixels, sliding.spec, shown, None, notes.legend, ()
+            draw_safely(lambda: draw_case(pictures, *drawn, volume.spacing))
 
     def sizes(name: str, path: Path) -> dict[str, Any]:
         from densepath.sources.volumes.nifti import read_nifti

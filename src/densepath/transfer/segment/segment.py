@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.folder import open_run, read_config
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.volumes.store import VolumeStore
 from densepath.training.resolve import resolve
@@ -42,6 +43,7 @@ from densepath.transfer.trainings import (
 from densepath.version import __version__
 
 _SIDES = {2: 256, 3: 64}  # of patches, by dimensions
+_STEP = 32  # pixels: images are padded to whole steps of the deepest map of most networks
 _BACKBONE_3D = "resnet18_3d"
 
 
@@ -110,18 +112,13 @@ def _notes(config: SegmentConfig, cases: Cases, spec: PixelSpec) -> SegmenterNot
     name = config.backbone or backbone_of_weights(config.weights)
     if config.backbone is None and str(config.weights) == "random" and spec.ndim == 3:
         name = _BACKBONE_3D
-    side: int | Sequence[int] = config.view_size or _SIDES[spec.ndim]
-    size = (side,) * spec.ndim if isinstance(side, int) else tuple(side)
-    size = size * spec.ndim if len(size) == 1 else size
-    if len(size) != spec.ndim:
-        raise UserError(f"view_size has {len(size)} sides, and the images have {spec.ndim} dimensions; give as many")
     images = cases.pool.images
     notes = SegmenterNotes(
         name,
         config.head,
         config.norm,
         cases.truth.legend,
-        size,
+        _patch_size(config, images),
         config.overlap,
         spec.record(),
         _spacing(images),
@@ -130,6 +127,34 @@ def _notes(config: SegmentConfig, cases: Cases, spec: PixelSpec) -> SegmenterNot
     with torch.random.fork_rng(devices=[]):
         notes.build()  # reports what does not fit, before the folder exists
     return notes
+
+
+def _patch_size(config: SegmentConfig, images: PixelSource) -> tuple[int, ...]:
+    """The sides of patches; by default no longer than what the longest images take, in whole steps of a network."""
+    ndim = images.spec.ndim
+    known = []
+    for position in range(len(images)):
+        with suppress(CorruptImage):  # which training passes over, and names
+            known.append(images.sizes(torch.tensor([position])))
+    longest = torch.cat(known).amax(0).tolist() if known else [0] * ndim
+    enough = [-(-side // _STEP) * _STEP for side in longest]
+    side = config.view_size
+    if side is None:
+        return tuple(min(_SIDES[ndim], side) for side in enough)
+    size = (side,) * ndim if isinstance(side, int) else tuple(side)
+    size = size * ndim if len(size) == 1 else size
+    if len(size) != ndim:
+        raise UserError(f"view_size has {len(size)} sides, and the images have {ndim} dimensions; give as many")
+    if any(side > 2 * most for side, most in zip(size, enough, strict=True)):
+        raise UserError(
+            f"patches of {_by(size)} are more than twice as long as the longest images, {_by(longest)}; use "
+            f"--view_size {' '.join(map(str, enough))}"
+        )
+    return size
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def _spacing(images: PixelSource) -> tuple[float, ...] | None:
@@ -148,7 +173,7 @@ def _say_start(
     legend = notes.legend
     shown = [f"{value} {name}" for value, name in zip(legend.values, legend.names, strict=True)]
     how = f"a {config.head} on the {'frozen ' * config.freeze}{notes.backbone}"
-    say(f"densepath: {how}, patches of {' x '.join(map(str, notes.view_size))}; classes: {', '.join(shown)}")
+    say(f"densepath: {how}, patches of {_by(notes.view_size)}; classes: {', '.join(shown)}")
     pools = {"all": study.train} if study.test is study.train else {"training": study.train, "test": study.test}
     for name, pool in pools.items():
         say(f"densepath: {name} images: {pool.describe()}")

@@ -142,11 +142,12 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
             damaged.append(str(error))
             continue
         found = sliding.classes(pixels)
-        spacing = test.pool.images.spacing(torch.tensor([k])) if pixels.ndim == 4 else None
-        rows.append(score_case(found, truth, notes.legend, [1.0] * 2 if spacing is None else spacing[0].tolist()))
+        known = test.pool.images.spacing(torch.tensor([k])) if pixels.ndim == 4 else None
+        spacing = [1.0] * (pixels.ndim - 1) if known is None else known[0].tolist()
+        rows.append(score_case(found, truth, notes.legend, spacing))
         positions.append(k)
         if k in chosen:
-            drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(rows[-1])
+            drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(rows[-1]), spacing
             draw_safely(partial(draw_case, out / PICTURES, *drawn))
     if damaged:
         say(f"densepath: {len(damaged)} damaged test images are left out: {first_few(damaged)}")

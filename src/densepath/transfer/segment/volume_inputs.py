@@ -39,6 +39,7 @@ class VolumeInput:
         steps: how many voxels of ``pixels`` are as long as one of the file, along D, H and W.
         affine: of the file.
         codes: the axis codes of the file.
+        spacing: mm between ``pixels`` along D, H and W.
         space: NIfTI's code of the file's coordinates.
     """
 
@@ -47,6 +48,7 @@ class VolumeInput:
     steps: tuple[float, ...]
     affine: npt.NDArray[np.float64]
     codes: str
+    spacing: tuple[float, ...]
     space: int = _SCANNER
 
     def restored(self, slabs: Iterator[tuple[int, Tensor]]) -> ClassMap:
@@ -182,8 +184,9 @@ class VolumeInputs:
         shape, old = [0] * 3, [0.0] * 3
         for axis, ras in enumerate(axes):
             shape[ras], old[ras] = int(origin["shape"][axis]), spacing_of(from_file)[axis]
-        steps = tuple(a / b for a, b in zip(old, spacing_of(affine), strict=True))
-        return VolumeInput(pixels, tuple(shape[::-1]), steps[::-1], from_file, codes, space)
+        spacing = spacing_of(affine)
+        steps = tuple(a / b for a, b in zip(old, spacing, strict=True))
+        return VolumeInput(pixels, tuple(shape[::-1]), steps[::-1], from_file, codes, spacing[::-1], space)
 
 
 def _places(length: int, voxels: int, step: float) -> Tensor:

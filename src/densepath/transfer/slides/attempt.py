@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from densepath.core.errors import UserError, one_line
+from densepath.core.errors import UserError, counted, one_line
 from densepath.core.failures import describe_failure
 from densepath.core.files import writing
 from densepath.sources.corrupt import CorruptImage
@@ -61,4 +61,4 @@ def as_corrupt(slide: ListedSlide) -> Iterator[None]:
 
 def left_to_others(left: int, slides: int) -> str:
     """The end of a line about this process; empty if no slide is left."""
-    return f"; this process is done, {left} of {slides} slides are left to other processes" if left else ""
+    return f"; this process is done, {left} of {counted(slides, 'slide')} left to other processes" if left else ""

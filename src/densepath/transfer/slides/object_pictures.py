@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from densepath.core.errors import counted
 from densepath.core.files import atomic_write
 from densepath.core.fonts import font
 from densepath.sources.corrupt import CorruptImage
@@ -56,7 +57,7 @@ def draw_objects(level: SlideLevel, grid: Grid, geojson: Path, table: Path, path
         draws[0].text(tuple(low[0] + 6), str(number), _MARK, font(22))
         draws[number].text((8, 6), str(number), _MARK, font(22))
     spacing = grid.step[0] * level.slide.mpp[0], grid.step[1] * level.slide.mpp[1]
-    label = f"{len(centers)} objects"
+    label = counted(len(centers), "object")
     parts = [framed(canvases[0], whole.spacing, label)]
     parts += [framed(canvas, spacing) for canvas in canvases[1:]]
     with atomic_write(path) as part:

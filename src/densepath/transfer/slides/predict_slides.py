@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write, remove_abandoned
 from densepath.core.locks import shared_work
 from densepath.core.shared_work import LOCKS, Shard, claimed
@@ -120,7 +120,10 @@ def predict_slides(
         return name not in drawn or _picture(out, name).exists()
 
     done = sum(map(is_done, by_name))
-    say(f"densepath: {len(slides)} slides, {done} done before; windows of {search.window} px at {search.mpp:g} µm/px")
+    say(
+        f"densepath: {counted(len(slides), 'slide')}, {done} done before; windows of {search.window} px "
+        f"at {search.mpp:g} µm/px"
+    )
     with closing(claimed(out, list(by_name), is_done, shard)) as names:
         for name in names:
             listed = by_name[name]
@@ -134,10 +137,11 @@ def predict_slides(
     with shared_work(out / LOCKS / "tables", "tables"):
         counts, problems = _gather(out, slides)
     if len(problems) == len(slides):
-        raise UserError(f"none of {len(slides)} slides can be read ({problems[0]})")
-    missing = f", {len(problems)} slides passed over: {first_few(problems)}" if problems else ""
+        raise UserError(f"none of {counted(len(slides), 'slide')} can be read ({problems[0]})")
+    missing = f", {counted(len(problems), 'slide')} passed over: {first_few(problems)}" if problems else ""
     missing += left_to_others(counts["left"], len(slides))
-    say(f"densepath: {counts['objects']} objects in {len(slides) - len(problems) - counts['left']} slides{missing}")
+    complete = len(slides) - len(problems) - counts["left"]
+    say(f"densepath: {counted(counts['objects'], 'object')} in {counted(complete, 'slide')}{missing}")
     return counts
 
 

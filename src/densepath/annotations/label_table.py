@@ -1,0 +1,164 @@
+"""Tables of labels: lines of a file and what is known of it, read into checksums of paths."""
+
+from __future__ import annotations
+
+import csv
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.csv_files import delimiter_of, encoding_of
+from densepath.core.errors import UserError
+from densepath.core.spelling import composed
+
+LABEL = "label"
+# Columns of files, the first that exists
+_FILE = ("file", "file_name", "filename", "path", "image", "name", "image_name", "image_index")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table's lines in the order of their keys.
+
+    Args:
+        names: the labels: texts of the columns.
+        keys: (L,) int64, checksums of the files' paths.
+        labels: (L,) int32, indices into ``names``.
+        lines: (L,) int64, line numbers in the file.
+        depths: the numbers of parts of the paths, the largest first.
+    """
+
+    names: list[tuple[str, ...]]
+    keys: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int32]
+    lines: npt.NDArray[np.int64]
+    depths: list[int]
+
+
+def known_columns(path: str, columns: Sequence[str]) -> list[str]:
+    """Columns as a table is read by; "label" may stand for another that names labels.
+
+    Raises:
+        UserError: the table has no such column.
+    """
+    known = table_columns(path)
+    for column in columns:
+        if column == LABEL and (not known or _place(known, LABEL) is not None):
+            continue
+        if _heads([column])[0] not in known:
+            raise UserError(
+                f"{path} has no column {column}; its header names {', '.join(known) or 'none'}: name one of these"
+            )
+    return _heads(list(columns))
+
+
+def table_columns(path: str) -> list[str]:
+    """The columns of a table of labels, as ``_heads`` spells them; none if its first line is not a header.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
+            heads = _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
+    except (OSError, ValueError, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
+    return heads if _places(heads, [LABEL]) or any(name in heads for name in _FILE) else []
+
+
+def read_table(path: str, columns: Sequence[str], empty: bool = False) -> Table:
+    """Read a table with some columns, as ``known_columns`` spells them; with ``empty``, texts may be empty.
+
+    Raises:
+        UserError: it cannot be read, is not such a table, or contradicts itself.
+    """
+    numbers: dict[tuple[str, ...], int] = {}
+    keys, labels, lines = array("q"), array("i"), array("q")
+    depths: set[int] = set()
+    try:
+        with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
+            for line, name, label in _rows(file, path, columns, empty):
+                parts = parts_of(os.path.normpath(name))
+                depths.add(len(parts))
+                keys.append(key_of(parts))
+                labels.append(numbers.setdefault(label, len(numbers)))
+                lines.append(line)
+    except (OSError, ValueError) as error:  # the latter for a path with a null byte
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
+    except csv.Error as error:
+        raise UserError(f"{path} is not a table of labels ({error}); give lines of file,label") from error
+    if not keys:
+        raise UserError(f"the table of labels {path} is empty; give lines of file,label")
+    order = np.frombuffer(keys, np.int64).argsort(kind="stable")
+    key, label_of, line_of = (np.frombuffer(column, column.typecode)[order] for column in (keys, labels, lines))
+    again = key[1:] == key[:-1]
+    contrary = again & (label_of[1:] != label_of[:-1])
+    if contrary.any():
+        one, other = line_of[int(contrary.argmax()) :][:2]
+        raise UserError(f"lines {one} and {other} of {path} give one file two {columns[0]}s; keep one of them")
+    kept = np.append(True, ~again)
+    return Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True))
+
+
+def _rows(file: Any, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """The number of each line, and the file and the texts of columns in it; with ``empty``, they may be empty."""
+    reader = csv.reader(file, delimiter=_delimiter(file))
+    places, width = [0, 1], 2
+    for row in reader:
+        heads = _heads(row)
+        if reader.line_num == 1 and (found := _places(heads, columns)):
+            places, width = found, len(row)
+        elif any(heads):
+            name, *texts = (row[place].strip() if len(row) == width else "" for place in places)
+            if not name or not (empty or all(texts)):
+                raise UserError(
+                    f"line {reader.line_num} of {path} is not a file and its {columns[0]}; give lines of "
+                    f"file,{columns[0]}, or a header that names these columns"
+                )
+            yield reader.line_num, name, tuple(texts)
+
+
+def _delimiter(file: Any) -> str:
+    found = delimiter_of(file.readline())
+    file.seek(0)
+    return found
+
+
+def _heads(row: list[str]) -> list[str]:
+    """Names of columns as they are compared: ``Patient ID`` is ``patient_id``."""
+    return [field.strip().lower().replace(" ", "_") for field in row]
+
+
+def _places(heads: list[str], columns: Sequence[str]) -> list[int] | None:
+    """The places of the file and of other columns in a header; None if it is not a header with these."""
+    file = next((heads.index(name) for name in _FILE if name in heads), None)
+    found = [_place(heads, column) for column in columns]
+    places = [place for place in found if place is not None]
+    return [file, *places] if file is not None and len(places) == len(found) else None
+
+
+def _place(heads: list[str], column: str) -> int | None:
+    """The place of a column in a header; None if there is none, or several."""
+    named = [place for place, head in enumerate(heads) if head == column]
+    if column == LABEL and not named:
+        named = [place for place, head in enumerate(heads) if head == "class"]
+        named = named or [place for place, head in enumerate(heads) if head.startswith(LABEL)]
+    return named[0] if len(named) == 1 else None
+
+
+def parts_of(path: str) -> list[bytes]:
+    """The parts of a path, in one Unicode normalization: macOS writes another one than Linux."""
+    return os.fsencode(composed(path)).split(b"/")
+
+
+def key_of(parts: list[bytes]) -> int:
+    """A checksum of a path, 8 bytes: among a million paths, the probability of a collision is 3e-8."""
+    return int.from_bytes(blake2b(b"/".join(parts), digest_size=8).digest(), "little", signed=True)

@@ -1,0 +1,39 @@
+"""The labelled images of tasks whose pre-training sees a share of the images: those that it leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densepath.annotations.patients import comparable_owners, owners_by_name
+from densepath.benchmark.identity import ImageSet
+from densepath.core.digests import digest_of
+from densepath.core.files import atomic_write
+from densepath.training.run_images import divided
+
+LEFT_IMAGES = "train_images"  # the option that takes the list
+
+
+def write_left_images(tiles: ImageSet, fraction: float, seed: int, folder: Path) -> Path:
+    """Write what ``pretrain --fraction`` leaves out of some images, as a list for ``classify --train_images``.
+
+    Args:
+        tiles: the images for pre-training.
+        fraction, seed: options of the pre-training.
+        folder: where the list is kept.
+
+    Returns:
+        The list, whose name has a digest of its lines: paths of images, and patients where they are known.
+    """
+    known = tiles.owners or comparable_owners(tiles.source, tiles.names)
+    owners = list(tiles.owners.values()) or owners_by_name(tiles.source, tiles.names)[0]
+    left = divided(owners, fraction, seed)[1].tolist()
+    names = [tiles.names[p] for p in left]
+    paths = [] if tiles.owners else [str(Path(name).absolute()) for name in names]
+    lines = [*paths, *sorted({known[name] for name in names if name in known})]
+    text = "".join(f"{line}\n" for line in lines)
+    path = folder.absolute() / f"left_images-{digest_of([text])[:10]}.txt"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as part:
+            part.write_text(text, errors="surrogateescape")
+    return path

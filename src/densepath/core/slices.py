@@ -1,0 +1,38 @@
+"""Slices of volumes in axes S, A, R, as a radiologist looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+AXIAL, CORONAL, SAGITTAL = range(3)  # the axis that a slice is perpendicular to
+
+
+def upright(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A slice (h, w, ...) with the anterior or superior side on top, and the right or anterior side on the left."""
+    return plane[::-1, ::-1]
+
+
+def slice_of(values: npt.NDArray[Any], axis: int, position: int, size: Sequence[int] = ()) -> npt.NDArray[Any]:
+    """An upright slice of a volume.
+
+    Args:
+        values: (D, H, W, ...).
+        axis: AXIAL, CORONAL or SAGITTAL.
+        position: its index along the axis.
+        size: (height, width) of the result, to the nearest voxel; default: a pixel for each voxel.
+    """
+    plane = upright(np.take(values, position, axis))
+    if not size:
+        return plane
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, plane.shape, strict=False))
+    return plane[np.ix_(rows, columns)]
+
+
+def size_in_mm(shape: Sequence[int], spacing: Sequence[float], axis: int, scale: float) -> tuple[int, int]:
+    """Height and width in pixels of a slice of a volume (D, H, W) with ``scale`` pixels per mm in both directions."""
+    height, width = (max(1, round(scale * shape[k] * spacing[k])) for k in range(3) if k != axis)
+    return height, width
