@@ -98,7 +98,7 @@ def pcl_v2(inputs: Inputs) -> None:
     labels = KMeans(12, n_init=3, random_state=0).fit_predict(vectors.numpy())
     largest = np.bincount(labels).argsort()[::-1][:3]
     rows = [[every.pixels[i].numpy() for i in np.flatnonzero(labels == label)[:5]] for label in largest]
-    draw("pcl_v2", ["images of one cluster in each row", *[""] * 4], [row for row in rows if len(row) == 5])
+    draw("pcl_v2", [""] * 5, [row for row in rows if len(row) == 5])
 
 
 def densecl(inputs: Inputs) -> None:
