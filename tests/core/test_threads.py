@@ -26,11 +26,13 @@ def test_results_come_in_order_and_errors_at_their_position():
         next(results)
 
 
-def test_few_items_are_taken_ahead():
+@pytest.mark.parametrize(("ahead", "most"), [(0, 9), (40, 43)])
+def test_few_items_are_taken_ahead(ahead, most):
     taken = []
-    results = in_threads(lambda item: item, (taken.append(n) or n for n in range(1000)), threads=2, what="numbers")
+    items = (taken.append(n) or n for n in range(1000))
+    results = in_threads(lambda item: item, items, threads=2, what="numbers", ahead=lambda: ahead)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert len(taken) < 10
+    assert ahead <= len(taken) <= most
     before = threading.active_count()
     results.close()
     assert threading.active_count() == before - 2

@@ -64,7 +64,7 @@ def test_mhist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image(source / "images" / names[1], 20, 100)
     convert_mhist(tmp_path / "in", tmp_path / "same")
     err = capsys.readouterr().err
-    assert "1 groups of identical images, 1 of them in several splits: MHIST_0.png = MHIST_5.png" in err
+    assert "1 group of identical images, 1 of them in several splits: MHIST_0.png = MHIST_5.png" in err
     assert "1 of 6 images are not 224 x 224 px: MHIST_1.png (100 x 100 px)" in err
     (source / "images" / names[2]).unlink()
     with pytest.raises(UserError, match=r"lists 1 missing image: .*MHIST_2\.png"):
@@ -192,7 +192,7 @@ def test_what_is_wrong_with_a_copy_of_chestxray14(tmp_path: Path, capsys: pytest
     (source / "train_val_list.txt").write_text("\n".join((names[0], *names[2:5])))
     convert_chestxray14(source, tmp_path / "out")
     err = capsys.readouterr().err
-    assert f"1 groups of identical images, 1 of them in several splits: {names[0]} = {names[7]}" in err
+    assert f"1 group of identical images, 1 of them in several splits: {names[0]} = {names[7]}" in err
     assert "1 of 4 patients have images in several splits, which makes scores too high: 1 (test and train)" in err
     assert f"left out: 1 image of Data_Entry_2017.csv that no list names: {names[5]}" in err
     (source / "images_001/images" / names[2]).unlink()

@@ -110,7 +110,7 @@ def test_lits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = open_volumes(convert_lits(Conversion(source, tmp_path / "S", window=(-200, 250))))
     told = capsys.readouterr()
     assert splits(store) == {"train": 131, "test": 69} and "200 volumes, 130 with labels" in told.out
-    assert "1 numbers have no labels: 5" in told.err and "it has 69 test images, not 70" in told.err
+    assert "1 number has no labels: 5" in told.err and "it has 69 test images, not 70" in told.err
     assert store.spec.window == (-200, 250) and store.index["label_names"] == {"1": "liver", "2": "tumor"}
     fill(source, {"Test/test-volume-3.nii.gz": nifti(CT)})
     with pytest.raises(UserError, match=r"more than once: test-volume-3"):
@@ -204,7 +204,7 @@ def test_nnunet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = open_volumes(convert_nnunet(Conversion(source, tmp_path / "S")))
     told = capsys.readouterr().err
     assert splits(store) == {"train": 5, "test": 2} and "p_02: it lacks the channels 0001" in told
-    assert "1 training cases have no labels: p_04" in told and "have no volume: p_06" in told
+    assert "1 training case has no labels: p_04" in told and "have no volume: p_06" in told
     assert store.spec.channels == 2 and store.index["label_names"] == {"0": "background", "1": "PZ"}
     fill(source, {"imagesTr/p_01_0000.nii": nifti(MR)})
     with pytest.raises(UserError, match="more than once"):

@@ -62,3 +62,18 @@ def test_single_values_can_be_overridden() -> None:
     for wrong in ({"window": [3, 1]}, {"window": [1]}, {"mean": [0.1, 0.2, 0.3]}, {"std": [0.0]}):
         with pytest.raises(UserError):
             PixelSpec.default(1).override(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 3, 4, 5, 1)])
+def test_what_a_network_sees_is_windowed_and_normalized(shape: tuple[int, ...]) -> None:
+    for dtype, window in ((np.uint8, (0.0, 255.0)), (np.uint8, (30.0, 200.0)), (np.uint16, (100.0, 40000.0))):
+        spec = PixelSpec.default(shape[-1], window, len(shape) - 2)
+        stored = torch.from_numpy(np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype))
+        before = stored.clone()
+        seen = spec.network_input(stored)
+        low, high = window
+        expected = ((stored.numpy().astype(float) - low) / (high - low)).clip(0, 1)
+        expected = np.moveaxis((expected - spec.mean) / spec.std, -1, 1)
+        assert seen.dtype == torch.float32
+        np.testing.assert_allclose(seen.numpy(), expected, atol=2e-6)
+        assert torch.equal(stored, before)

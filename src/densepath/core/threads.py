@@ -27,7 +27,7 @@ def in_threads(
     what: str,
     remedy: str = HANGING_READER,
     sign: Callable[[], Any] = lambda: None,
-    ahead: int = 0,
+    ahead: Callable[[], int] = lambda: 0,
 ) -> Iterator[T]:
     """A function's results for items, in their order, computed ahead.
 
@@ -38,7 +38,7 @@ def in_threads(
         items: consumed a few ahead.
         threads: number of threads.
         what, remedy, sign: as for :func:`~densepath.core.waiting.wait_for`.
-        ahead: results that may wait for the caller; at least a few for each thread.
+        ahead: how many results may wait for the caller now; at least a few for each thread do.
 
     Raises:
         Stuck: a result does not come within the limit.
@@ -52,7 +52,7 @@ def in_threads(
     patience = 0.0
     try:
         while True:
-            for item in islice(left, max(ahead, 2 * threads + 1) - len(pending)):
+            for item in islice(left, max(ahead(), 2 * threads + 1) - len(pending)):
                 pending.append(Future())
                 work.put((pending[-1], item))
             if not pending:

@@ -135,7 +135,8 @@ def report_duplicates(files: Sequence[Path], splits: Sequence[str]) -> None:
     if groups:
         shown = first_few([" = ".join(files[number].name for number in group) for group in [*crossing, *groups]])
         say(
-            f"densepath: warning: {len(groups)} groups of identical images, {len(crossing)} of them in several splits: "
+            f"densepath: warning: {counted(len(groups), 'group')} of identical images, {len(crossing)} "
+            "of them in several splits: "
             f"{shown}"
         )
 

@@ -106,7 +106,7 @@ def predict_images(
     if len(damaged) == len(readers):
         raise UserError(f"none of {counted(len(readers), 'image')} can be read; check the files ({damaged[0]})")
     count = gather(out, stems, readers, detector.notes)
-    without = f", {len(damaged)} damaged images passed over" if damaged else ""
+    without = f", {counted(len(damaged), 'damaged image')} passed over" if damaged else ""
     say(f"densepath: {counted(count, 'object')} in {counted(len(readers) - len(damaged), 'image')}{without}")
     counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
     return counts, {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}

@@ -251,7 +251,7 @@ def test_damaged_validation_images_are_left_out(
     (data / "images" / table[2][0]).write_bytes(whole[: len(whole) // 2])  # a header that can be read
     classify(data=data / "images", labels=labels, epochs=1, freeze=True, cache="none")
     said = "".join(capsys.readouterr())
-    assert f"1 damaged validation images are left out: {table[2][0]}" in said
+    assert f"1 damaged validation image is left out: {table[2][0]}" in said
     assert len(rows(tmp_path / "run/predictions.csv")) == 8
 
 

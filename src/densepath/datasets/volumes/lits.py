@@ -6,7 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from densepath.core.errors import first_few
+from densepath.core.errors import counted, first_few
 from densepath.core.streams import say
 from densepath.datasets.published import Published
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
@@ -57,7 +57,7 @@ def convert_lits(how: Conversion) -> Path:
     for what, lacking in (("labels", numbers - labels.keys()), ("volumes", labels.keys() - numbers)):
         if lacking:
             shown = first_few(sorted(lacking, key=int))
-            say(f"densepath: warning: {len(lacking)} numbers have no {what}: {shown}")
+            say(f"densepath: warning: {counted(len(lacking), 'number has', 'numbers have')} no {what}: {shown}")
     dest = convert(cases, Contents("lits", "CT", {1: "liver", 2: "tumor"}), how)
     LITS.report({split: sum(case.split == split for case in cases) for split in LITS.images})
     return dest

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
@@ -60,7 +60,10 @@ def _cases(source: Path, split: str, folders: tuple[str, str], channels: int, ho
         files[match[1]][int(match[2])] = path
     of_labels = volumes_in(labels) if labels.is_dir() else {}
     if split == "train" and (lacking := sorted(files.keys() - of_labels.keys())):
-        say(f"densepath: warning: {len(lacking)} training cases have no labels: {first_few(lacking)}")
+        say(
+            f"densepath: warning: {counted(len(lacking), 'training case has', 'training cases have')} no "
+            f"labels: {first_few(lacking)}"
+        )
     if unused := sorted(of_labels.keys() - files.keys()):
         say(f"densepath: warning: {len(unused)} label files of {labels} have no volume: {first_few(unused)}")
     return [

@@ -142,7 +142,10 @@ def open_pool(pool: Pool, config: ClassifyConfig, device: torch.device) -> Pool:
     cached = _same_pixels(cache_images(pool.images, config.cache, device), pool.images)
     pool = replace(pool, images=cached)
     if damaged := sorted(cached.corrupt):
-        say(f"densepath: {len(damaged)} damaged images are left out: {first_few([pool.names[p] for p in damaged])}")
+        say(
+            f"densepath: {counted(len(damaged), 'damaged image is', 'damaged images are')} left out: "
+            f"{first_few([pool.names[p] for p in damaged])}"
+        )
         pool = pool.take(np.setdiff1d(np.arange(len(pool)), damaged))
     return pool
 

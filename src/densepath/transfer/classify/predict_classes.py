@@ -116,7 +116,7 @@ def _predict_images(
     if not positions:
         raise UserError(f"none of {counted(len(images), 'image')} can be read; check the files ({damaged[0]})")
     if damaged:
-        say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
+        say(f"densepath: {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}")
     answers = rows_of(notes.labels, notes.exclusive, chances)
     rows = [{"image": names[p], **row} for p, row in zip(positions, answers, strict=True)]
     write_rows(out / PREDICTIONS, list(rows[0]), rows)

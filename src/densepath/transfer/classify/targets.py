@@ -103,7 +103,7 @@ def read_targets(
     lines = [f"line {number}" for number in matched.lines]
     typo = f", which names unknown images in {first_few(lines)}" if lines and not skip else ""
     bare = [n for n, k in zip(names, kept, strict=True) if not k]
-    refuse_or_say(bare, tuple(f"{w} without a label in {table}{typo}" for w in ("image", "images")), skip)
+    refuse_or_say(bare, (f"image without a label in {table}{typo}", f"images without a label in {table}{typo}"), skip)
     if not _has_other_split(config):
         refuse_or_say(lines, (f"label of an unknown image in {table}", f"labels of unknown images in {table}"), skip)
     if not kept.any():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densepath.core.digests import digest_of
 from densepath.core.distributed import rank, total, world_size
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm
@@ -123,7 +123,10 @@ def answer(out: Path, test: Pool, hardware: Hardware) -> Answers:
     readout = Readout(model, notes).to(hardware.device)
     positions, chances, damaged = answers_of(readout, test.images, hardware)
     if damaged:
-        say(f"densepath: {len(damaged)} damaged test images are left out: {first_few(damaged)}")
+        say(
+            f"densepath: {counted(len(damaged), 'damaged test image is', 'damaged test images are')} "
+            f"left out: {first_few(damaged)}"
+        )
     if not positions:
         raise UserError(f"none of {len(test)} test images can be read; check the files ({damaged[0]})")
     with atomic_write(path) as part:
@@ -189,7 +192,11 @@ class _Validation:
         self._damaged.update(damaged)
         if damaged and self._hardware.rank == 0:
             names = first_few([self._images.names[k] for k in damaged])
-            say(f"densepath: {len(damaged)} damaged validation images are left out: {names}")
+            say(
+                "densepath: "
+                f"{counted(len(damaged), 'damaged validation image is', 'damaged validation images are')} left out: "
+                f"{names}"
+            )
         read = torch.nonzero(found[:, 0]).flatten()
         if not len(read):
             raise UserError(f"none of {count} validation images can be read; check the files ({self._images.names[0]})")

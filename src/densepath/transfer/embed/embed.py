@@ -277,6 +277,6 @@ def _gather(
     parts = (([inputs.names[position] for position in block.positions], block.features) for block in blocks.read())
     write_features(out, parts, Shape(count, dim, dtype, name_bytes), notes)
     shutil.rmtree(folder, ignore_errors=True)
-    without = f"; {len(damaged)} damaged images passed over: {first_few(damaged)}" if damaged else ""
+    without = f"; {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}" if damaged else ""
     say(f"densepath: features of {counted(count, 'image')}, {dim} numbers each, are in {out}{without}")
     return Embeddings(out, {"images": count, "dim": dim, "damaged": len(damaged)}, damaged=tuple(damaged))

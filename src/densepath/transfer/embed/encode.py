@@ -104,8 +104,20 @@ def _decoded(
     inputs: Readable, batches: Sequence[Sequence[int]]
 ) -> Generator[npt.NDArray[Any] | CorruptImage, None, None]:
     threads = min(_MOST_THREADS, usable_cores())
-    ahead = max(map(len, batches), default=0)  # the next batch is decoded while the network has this one
-    yield from in_threads(inputs.read, chain.from_iterable(batches), threads, "image data", ahead=ahead)
+    largest, pixels = max(map(len, batches), default=0), _AT_ONCE
+
+    def read(position: int) -> npt.NDArray[Any] | CorruptImage:
+        nonlocal pixels
+        image = inputs.read(position)
+        if not isinstance(image, CorruptImage):
+            pixels = max(1, int(np.prod(image.shape[:-1])))
+        return image
+
+    def ahead() -> int:
+        """The next batch is decoded while the network computes, as far as its images are small."""
+        return min(largest, _AT_ONCE // pixels)
+
+    yield from in_threads(read, chain.from_iterable(batches), threads, "image data", ahead=ahead)
 
 
 def _pass(encoder: Encodes, images: Sequence[npt.NDArray[Any]], device: torch.device) -> Tensor:

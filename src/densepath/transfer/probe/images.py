@@ -222,7 +222,7 @@ def encode_all(
     if not positions:
         raise UserError(f"none of {counted(len(inputs), 'image')} can be read; check the files ({damaged[0]})")
     if damaged:
-        say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
+        say(f"densepath: {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}")
     return positions, values
 
 

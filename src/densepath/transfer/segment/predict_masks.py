@@ -17,7 +17,7 @@ from densepath.annotations.labels import read_labels
 from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
 from densepath.core.digests import digest_of_file
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below, output_names
 from densepath.core.result import Result
@@ -138,7 +138,7 @@ def predict_masks(
         if not done:
             raise UserError(f"none of {len(work.names)} images can be read; check the files ({first_few(damaged)})")
         if damaged:
-            say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
+            say(f"densepath: {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}")
         rows = [work.sizes(name, target(name)) for name in done]
         write_rows(out / SIZES, list(rows[0]), rows)
         made = {"label maps": out / LABELS, "sizes": out / SIZES}

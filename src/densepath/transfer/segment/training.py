@@ -16,7 +16,7 @@ import torch
 
 from densepath.core.digests import digest_of
 from densepath.core.distributed import rank, total, world_size
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.output_names import output_names
 from densepath.core.spacing import evenly_spaced
@@ -150,7 +150,10 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
             drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(rows[-1]), spacing
             draw_safely(partial(draw_case, out / PICTURES, *drawn))
     if damaged:
-        say(f"densepath: {len(damaged)} damaged test images are left out: {first_few(damaged)}")
+        say(
+            f"densepath: {counted(len(damaged), 'damaged test image is', 'damaged test images are')} "
+            f"left out: {first_few(damaged)}"
+        )
     if not positions:
         raise UserError(f"none of {len(test)} test images can be read; check the files ({damaged[0]})")
     columns = np.stack(rows)
