@@ -184,7 +184,7 @@ def main() -> None:
         if "layouts" in asked.parts:
             report("Precision and layout", [layouts(asked.width, asked.repeats)], None)
         large = (
-            write_store(Path(folder, "large"), 2, (160, 256, 256)) if {"loader", "sliding"} & {*asked.parts} else None
+            write_store(Path(folder, "large"), 4, (128, 192, 192)) if {"loader", "sliding"} & {*asked.parts} else None
         )
         if large is not None and "loader" in asked.parts:
             report("The whole loader", [loader(large, 4, asked.repeats)], None)
