@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from benchmarks.measure import in_turns, report
+from benchmarks.released_pcrl import released_views
 from densepath.methods import PCRLReleased
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
@@ -104,7 +105,8 @@ class ReleasedViews:
 
 
 def loader_cases(folder: Path, count: int) -> dict[str, Callable[[], Any]]:
-    """A batch of the released PCRL's views of radiographs in files, by ours and by the released pipeline."""
+    """A batch of the released PCRL's views of radiographs in files: in plain numpy, by the libraries of the released
+    code, and by ours."""
     generator = np.random.default_rng(0)
     paths = [str(folder / f"{number}.jpg") for number in range(count)]
     for path in paths:
@@ -117,7 +119,11 @@ def loader_cases(folder: Path, count: int) -> dict[str, Callable[[], Any]]:
     def ours() -> Any:
         return [views(batch) for batch in ImageBatches(source, batch_size=count, seed=0, max_steps=1)]
 
-    return {"plain": lambda: torch.utils.data.default_collate([released(path) for path in paths]), "ours": ours}
+    def plain() -> Any:
+        return [np.stack(views).astype(np.float32) for views in zip(*map(released_views, paths), strict=True)]
+
+    libraries = lambda: torch.utils.data.default_collate([released(path) for path in paths])  # noqa: E731
+    return {"plain": plain, "PIL and torchvision": libraries, "ours": ours}
 
 
 def compare(count: int, repeats: int) -> list[dict[str, Any]]:

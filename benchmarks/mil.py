@@ -53,8 +53,7 @@ class Peer(nn.Module):
 def peer_epoch(files: list[Path], model: Peer, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """A step for each file, which is read in it."""
     for number, path in enumerate(files):
-        with h5py.File(path) as file:
-            x = torch.from_numpy(file["features"][:]).to(device)
+        x = _read(path).to(device)
         truth = F.one_hot(torch.tensor([number % 2], device=device), 2).float()
         bag, critical = model(x)
         loss = F.binary_cross_entropy_with_logits(bag, truth) + F.binary_cross_entropy_with_logits(critical, truth)
@@ -62,6 +61,11 @@ def peer_epoch(files: list[Path], model: Peer, optimizer: torch.optim.Optimizer,
         (0.5 * loss).backward()
         optimizer.step()
         loss.item()
+
+
+def _read(path: Path) -> Tensor:
+    with h5py.File(path) as file:
+        return torch.from_numpy(file["features"][:])
 
 
 def bag_set(files: list[Path]) -> BagSet:
@@ -80,6 +84,26 @@ def own_epochs(bags: BagSet, epochs: int, hardware: Hardware, folder: Path) -> N
     task = BagTask(model, Classification(2, False), model.solver, held, batches.per_epoch, mixed)
     every = Intervals(log_every=batches.per_epoch, evaluate_every=batches.per_epoch)
     train(task, batches, folder, hardware=hardware, intervals=every, evaluate=task.evaluate, equal_shapes=False)
+
+
+class BareSteps:
+    """Steps of the model with bags that are already in its precision: a bound for any way to store and read bags."""
+
+    def __init__(self, bags: BagSet, hardware: Hardware) -> None:
+        mixed = hardware.precision == "bf16-mixed"
+        self._model = DSMIL(int(bags.bags[0].tiles().shape[1]), 2)
+        self._task = BagTask(self._model, Classification(2, False), self._model.solver, bags, len(bags), mixed)
+        self._task.to(hardware.device)
+        self._optimizer, self._mixed, self._kind = self._task.updates().optimizer, mixed, hardware.kind
+        self._ready = [self._task.inputs(batch) for batch in BagBatches(bags, 1, 1, 0)]
+
+    def __call__(self) -> None:
+        for inputs in self._ready:
+            with torch.autocast(self._kind, torch.bfloat16, enabled=self._mixed):
+                loss = self._task(inputs)["loss"]
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
 
 
 def write_files(folder: Path, bags: int, tiles: int, dim: int) -> tuple[list[Path], list[Path]]:
@@ -189,6 +213,8 @@ def _epochs(asked: Any, hardware: Hardware, folder: Path) -> None:
     cases = {
         "clam warm": lambda: peer_epoch(theirs, peer, optimizer, hardware.device),
         "clam cold": lambda: cold(theirs, False),
+        "clam warm, reading only": lambda: [_read(path) for path in theirs],
+        "densepath, the model's steps only": BareSteps(kept, hardware),
         "densepath later epochs": lambda: own_epochs(kept, asked.epochs, hardware, folder / "run"),
         "densepath first epoch, cold, CLAM's files": lambda: cold(theirs, True),
         "densepath first epoch, cold, its own files": lambda: cold(ours, True),

@@ -1,4 +1,8 @@
-"""Reading whole slides: this package, and OpenSlide with Pillow, on the same tiles in turns.
+"""Reading whole slides: this package, OpenSlide with Pillow, and the loops of TRIDENT and STAMP, in turns.
+
+The loops are repeated here as these packages document them, because neither is on PyPI. TRIDENT reads a patch from the
+level that is not coarser, converts it to RGB, and resizes it (there with OpenCV, here with Pillow, bilinear). STAMP
+reads squares of at most 4096 px of level 0 in threads, resizes each to whole tiles, and cuts it (256 µm in 224 px).
 
 Tiles per second of the processor, on one thread: other work on the machine matters less to it than to the time that
 passes. Places are random and drawn before. No decoded tile is kept by either, so that a small slide does not answer
@@ -9,11 +13,13 @@ procedural pyramid and, with ``--data``, one of yours.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +47,7 @@ from densepath.views.view import Batch
 
 _TILES = 100  # in each round
 _KEPT = 2**26  # bytes
+_UM, _SUPERTILE, _THREADS = 256.0, 4096, 8  # STAMP's defaults: µm of a tile, pixels read at once, threads
 _VIEW, _BATCH, _STEPS = 64, 64, 4
 
 Case = Callable[[], Any]
@@ -72,6 +79,7 @@ def reading(slide: Slide, oracle: openslide.OpenSlide) -> Iterator[tuple[str, in
         {
             "densepath": lambda: (recent_tiles.limit(_KEPT), cases["densepath"]()),
             "openslide": lambda: (oracle.set_cache(openslide.OpenSlideCache(_KEPT)), cases["openslide"]()),
+            "TRIDENT": lambda: (oracle.set_cache(openslide.OpenSlideCache(_KEPT)), cases["TRIDENT"]()),
         },
     )
     for factor in (2, 4):
@@ -79,13 +87,49 @@ def reading(slide: Slide, oracle: openslide.OpenSlide) -> Iterator[tuple[str, in
         if slide.nearest(mpp) == (0, factor) and min(slide.size) >= 224 * factor:  # it is not stored
             places = _places(slide, 224 * factor, factor)
             yield f"224 px at {mpp:.3g} µm/px, no such level", len(places), _reduced(slide, oracle, places, factor)
+    if found := stamp(slide, oracle):
+        yield found
+
+
+def stamp(slide: Slide, oracle: openslide.OpenSlide) -> tuple[str, int, dict[str, Case]] | None:
+    """Tiles of 256 µm in 224 px, of a square of level 0; None if the slide is smaller than a square."""
+    own = math.ceil(_UM / slide.mpp[0])
+    count = _SUPERTILE // own
+    side = own * count
+    if min(slide.size) < side or not count:
+        return None
+    mpp = own * slide.mpp[0] / 224
+    level = slide.at_mpp(mpp)
+    tiles = tiles_of(slide, 224, mpp, side)
+
+    def square() -> list[Any]:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            read = threads.submit(lambda: oracle.read_region((0, 0), 0, (side, side)).resize((224 * count,) * 2))
+            whole = read.result().convert("RGB")
+        steps = [224 * k for k in range(count)]
+        return [np.asarray(whole.crop((x, y, x + 224, y + 224))) for y in steps for x in steps]
+
+    boxes = [(y * _UM, x * _UM, _UM, _UM) for y in range(count) for x in range(count)]
+    cases: dict[str, Case] = {
+        "densepath": lambda: [tiles.read(k) for k in range(len(tiles))],
+        "densepath, as stored": lambda: [level.read_um(box) for box in boxes],
+        "STAMP": square,
+    }
+    return f"224 px of {_UM:g} µm", count**2, cases
 
 
 def _whole(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, int]], side: int) -> dict[str, Case]:
     return {
         "densepath": lambda: [slide.read(0, (y, x, side, side)) for y, x in places],
         "openslide": lambda: [np.asarray(oracle.read_region((x, y), 0, (side, side)))[:, :, :3] for y, x in places],
+        "TRIDENT": lambda: [_patch(oracle, x, y, side, side) for y, x in places],
     }
+
+
+def _patch(oracle: openslide.OpenSlide, x: int, y: int, stored: int, side: int) -> Any:
+    """A patch as TRIDENT reads it."""
+    region = oracle.read_region((x, y), 0, (stored, stored)).convert("RGB")
+    return np.asarray(region.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _reduced(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, int]], factor: int) -> dict[str, Case]:
@@ -96,6 +140,7 @@ def _reduced(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, 
     return {
         "densepath": lambda: [slide.read(0, (y // factor, x // factor, 224, 224), factor) for y, x in places],
         "openslide": lambda: [resized(y, x) for y, x in places],
+        "TRIDENT": lambda: [_patch(oracle, x, y, 224 * factor, 224) for y, x in places],
     }
 
 
@@ -120,7 +165,9 @@ def measure(path: Path, repeats: int) -> list[dict[str, Any]]:
         oracle.set_cache(openslide.OpenSlideCache(0))
         seconds = cpu_seconds(cases, repeats)
         row = {f"{reader}, tiles/s": count / statistics.median(times) for reader, times in seconds.items()}
-        rows.append(shown({"case": name} | row | {"ratio": ratio(seconds["openslide"], seconds["densepath"])}))
+        own = seconds["densepath"]
+        ratios = {f"{reader} / densepath": ratio(times, own) for reader, times in seconds.items() if times is not own}
+        rows.append(shown({"case": name} | row | ratios))
     recent_tiles.limit(_KEPT)
     return rows
 
@@ -152,17 +199,17 @@ def many(path: str, count: int) -> dict[str, float]:
     return {"tiles": count, "MiB after a tenth": early, "MiB at the end": status_mib("VmRSS")}
 
 
-def tiles_of(path: Path, size: int, mpp: float) -> SlideTiles:
-    """The tiles of a slide in rows, from its corner, without a look at its tissue."""
-    slide = open_slide(path)
-    (height, width), step = slide.size, round(size * mpp / slide.mpp[0])
+def tiles_of(slide: Slide, size: int, mpp: float, most: int = 2**30) -> SlideTiles:
+    """The tiles of a slide in rows, from its corner, at most some pixels far, without a look at its tissue."""
+    (height, width), step = (min(length, most) for length in slide.size), round(size * mpp / slide.mpp[0])
     corners = [(x, y) for y in range(0, height - step + 1, step) for x in range(0, width - step + 1, step)]
+    path = Path(slide.name)
     return SlideTiles([SlideTiling(path.stem, str(path), np.array(corners), mpp, size, slide.mpp, slide.size)])
 
 
 def training(path: Path, size: int, mpp: float, repeats: int) -> dict[str, Any]:
     """Pairs of views of 64 px, and steps of a small network on them, from a slide and from the same tiles packed."""
-    slides = tiles_of(path, size, mpp)
+    slides = tiles_of(open_slide(path), size, mpp)
     with tempfile.TemporaryDirectory() as folder:
         pixels = (slides.read(k) for k in range(len(slides)))
         store = open_store(write_store(Path(folder, "s.safetensors"), pixels, AllNames(slides), slides.spec))
@@ -199,7 +246,7 @@ def training(path: Path, size: int, mpp: float, repeats: int) -> dict[str, Any]:
 
 def training_memory(path: str, count: int) -> dict[str, float]:
     """Memory while many tiles are loaded in random order: after a tenth of them, and at the end."""
-    tiles, early = tiles_of(Path(path), 224, 0.5), 0.0
+    tiles, early = tiles_of(open_slide(path), 224, 0.5), 0.0
     batch_size = min(_BATCH, len(tiles))
     steps = count // batch_size
     for number, _ in enumerate(ImageBatches(tiles, batch_size=batch_size, seed=0, max_steps=steps)):

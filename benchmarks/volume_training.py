@@ -143,7 +143,7 @@ def sliding(store: VolumeStore, width: int, repeats: int) -> dict[str, Any]:
     half = hardware.precision == "bf16-mixed"
     net = SegmentationNet(build_backbone(f"unet_3d_w{width}", 1), 3).eval()
     hardware.lay_out(net)
-    pixels = store.read(0)[:64, :160, :160]
+    pixels = store.read(0)[:64, :128, :128]
     own = SlidingWindow(net, store.spec, _WINDOW, half=half)
     cases: dict[str, Callable[[], Any]] = {"ours": lambda: own.classes(pixels)}
     row: dict[str, Any] = {"case": f"a volume of {' x '.join(map(str, pixels.shape[:3]))}, windows of 32 x 64 x 64"}

@@ -123,7 +123,7 @@ def densecl(inputs: Inputs) -> None:
 
 def concl(inputs: Inputs) -> None:
     batch = inputs.views("concl", 128)
-    source = build_source("kmeans", num_concepts=8, stage=4)
+    source = build_source("kmeans", num_concepts=8, stage=4, grid_size=3, superpixel_scale=500, nucleus_radius=5.0)
     with torch.no_grad():
         concepts = source(batch, inputs.features)
     rows = []

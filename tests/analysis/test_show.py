@@ -46,6 +46,20 @@ def test_a_recipe_determines_the_views(tiles: Path, tmp_path: Path) -> None:
     assert 1.2 < concl / moco < 1.5  # four columns against three
 
 
+def test_options_of_the_method_determine_the_views(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views of a recipe that does not resize are windows of their own size."""
+    shown = []
+    monkeypatch.setattr("densepath.analysis.show.draw_views", lambda images, batch, *rest: shown.append(batch))
+    for resize in ("true", "false"):
+        recipe = tmp_path / f"{resize}.yaml"
+        recipe.write_text(f"method: model_genesis\nbackbone: resnet10t\nmethod_options: {{resize: {resize}}}\n")
+        show_views(data=tiles, out=tmp_path / "views.png", config=recipe, count=3, view_size=64)
+    sides = [torch.linalg.det(batch["image"].map[..., :2]).abs() for batch in shown]
+    assert not torch.allclose(sides[0], torch.tensor(0.25)) and torch.allclose(sides[1], torch.tensor(0.25))
+
+
 def test_concepts_of_several_weights_are_shown_side_by_side(tiles: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     save_backbone(tmp_path / "other.safetensors", build_backbone("resnet18"))

@@ -105,5 +105,5 @@ def test_the_official_test_of_images_without_labels_is_compared(chest):
     assert (len(data.train.names), len(data.test.names), data.folds) == (16, 4, False)
     assert check_overlap([read_tiles(chest / "tiles", chest / "cache")], [data]) == []
     shutil.copy(chest / "D" / "00001009_000.png", chest / "tiles")
-    with pytest.raises(UserError, match="1 patients"):
+    with pytest.raises(UserError, match=r"1 patient \(00001009\), with 2 of 4 test images"):
         check_overlap([read_tiles(chest / "tiles", chest / "cache")], [data])

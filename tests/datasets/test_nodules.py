@@ -13,6 +13,7 @@ from densepath.datasets.volumes.conversion import Conversion
 from densepath.datasets.volumes.luna import convert_luna
 from densepath.datasets.volumes.nodules import NodulesConversion, convert_nodules
 from densepath.sources.volumes.store import open_volumes
+from densepath.transfer.classify.classify import classify
 
 SIZE = (10, 9, 8)  # of scans, D, H, W
 STEP = (2.0, 0.5, 0.5)
@@ -66,6 +67,19 @@ def test_crops_of_candidates(tmp_path: Path) -> None:
     whole = open_volumes(convert_nodules(NodulesConversion(source, tmp_path / "all", (4, 6, 6), negatives=0)))
     assert len(whole) == 20 * 8 and set(names) < {row["name"] for row in whole.rows}
     assert len(open_volumes(source, ["subset7", "subset8", "subset9"])) == 14  # what a pre-training may see
+
+
+def test_classify_trains_on_the_crops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_luna(tmp_path / "LUNA16", each=1)
+    source = convert_luna(Conversion(tmp_path / "LUNA16", tmp_path / "S", window=(-1000, 1000)))
+    crops = convert_nodules(NodulesConversion(source, tmp_path / "N", (8, 8, 8), negatives=1))
+    result = classify(
+        data=crops, labels=crops / "labels.csv", out=tmp_path / "R", backbone="resnet10_3d_w4", view_size=(8, 8, 8),
+        epochs=1, batch_size=4, seed=0, devices="cpu", workers=0,
+    )  # fmt: skip
+    assert 0 <= result["macro_auc"] <= 100
+    told = capsys.readouterr().err
+    assert "14 train, 2 validation, 4 test images" in told and "of 10 patients" not in told.partition("test images")[0]
 
 
 def test_a_store_without_candidates_is_refused(tmp_path: Path) -> None:

@@ -251,6 +251,19 @@ def test_painting_is_optional(make, images):
         assert changed.tolist() == [share > 0] * 4
 
 
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_without_targets_predict_no_pixels(make, images, row):
+    options, _ = ROWS[row]
+    method = make(PCRL, "test_resnet", **{"attention": "factored", **options}).double()
+    batch = views_of(method, images)
+    assert method.predicts_pixels() == (options.get("targets") != "none")
+    if method.predicts_pixels():
+        assert method.reconstruct(batch).prediction.isfinite().all()
+    else:
+        with pytest.raises(UserError, match="predicts no pixels"):
+            method.reconstruct(batch)
+
+
 def test_options_that_do_not_fit_are_refused(make):
     with pytest.raises(UserError, match="without targets"):
         make(PCRL, "test_resnet", targets="none")

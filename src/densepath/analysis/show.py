@@ -21,6 +21,7 @@ from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.methods import METHODS
+from densepath.nets.backbones import build_backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.runs.folder import CONFIG
 from densepath.sources.batch import ImageBatch
@@ -73,7 +74,9 @@ def show_views(
     images = open_images(data, cache="none", exclude=exclude)
     check_size(images, recipe.shortest_side // 2)
     spec = images.spec.override(recipe.mean, recipe.std, recipe.window)
-    views, _ = without_color(method.views(recipe.augment), method.views(), spec)
+    with torch.random.fork_rng(devices=[]):  # some views depend on the options of the method
+        made = method(build_backbone(str(recipe.backbone), spec.channels), **(recipe.method_options or {}))
+    views, _ = without_color(made.views(recipe.augment), method.views(), spec)
     batch = replace(_draw(images, count, seed), epoch=float(epoch))
     return draw_views(batch, ViewMaker(views, size, seed, spec)(batch), out, spec)
 

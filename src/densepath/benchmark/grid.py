@@ -192,7 +192,8 @@ class _Maker:
 
     def add(self, seed: int, grid: Grid) -> Run:
         """Add the runs for a seed, each of which uses the one before it; the last one gives the scores."""
-        parent, lists = None, {}
+        parent: Run | None = None
+        lists: dict[str, str] = {}
         before = seed if self.table.pretrain_seed is None else self.table.pretrain_seed
         if self.options is not None:
             parent = grid.add(self._pretraining(self.options, before))
@@ -269,7 +270,7 @@ class _Maker:
             identity=_identity(step, options, seed, data.digest) | {"weights": source} | digests,
             images=step.images({**options, "fraction": 1 - self.share} if lists else options, data),
             rate=own or self.table.rates.get(step.verb),
-            inputs={name: path for name, path in data.inputs.items() if step.has(name)} | lists,
+            inputs={**{name: path for name, path in data.inputs.items() if step.has(name)}, **lists},
         )
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from densepath.core.errors import UserError, one_line
 from densepath.core.files import writing
-from densepath.core.locks import Held, hold, signs_of_life
+from densepath.core.locks import NO_LOCKS, Held, hold, shared_work, signs_of_life
 from densepath.core.system import slurm_tasks
 from densepath.core.waiting import Wait, progress
 
@@ -64,6 +68,51 @@ class Shard:
         if rank is None or ranks is None:
             rank, ranks = _number("SLURM_PROCID"), slurm_tasks()
         return cls(rank, ranks) if rank is not None and rank < ranks and ranks > 1 else None
+
+
+@contextmanager
+def same_input(folder: Path, given: Any) -> Iterator[None]:
+    """Fill a folder together with the processes that were given the same; refuse to do so while others fill it.
+
+    The operating system releases the lock of a process that ends, however it ends.
+
+    Args:
+        folder: where all processes put their locks, in the subfolder ``.locks``.
+        given: what must be the same in all processes that work at the same time, for JSON.
+
+    Raises:
+        UserError: a process that was given something else is at work.
+    """
+    digest = hashlib.sha256(json.dumps(given).encode("utf-8", "surrogateescape")).hexdigest().encode()
+    path = folder / LOCKS / "input"
+    with shared_work(folder / LOCKS / "start", "start"), writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _agree(folder, descriptor, digest)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _agree(folder: Path, descriptor: int, digest: bytes) -> None:
+    """Lock an open file together with others, as the first who writes the digest, or else if it is the same."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return
+        if os.pread(descriptor, len(digest), 0) != digest:
+            raise UserError(
+                f"another process fills {folder} from other data or with other options; use another folder, or wait "
+                "until it has ended"
+            ) from None
+    else:
+        os.pwrite(descriptor, digest, 0)
+    fcntl.lockf(descriptor, fcntl.LOCK_SH)
 
 
 def claimed(

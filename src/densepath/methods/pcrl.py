@@ -136,6 +136,8 @@ class PCRL(Method):
         self.sigmoid = sigmoid
         views = partial(self.views, targets=targets, windows=windows, min_iou=min_iou, painting=painting)
         self.views = views  # type: ignore[method-assign]
+        if targets == "none":
+            self.predicts_pixels = lambda: False  # type: ignore[method-assign]
         clean = ("first_clean", "second_clean", "first_target", "second_target")
         self.unused_views = (
             *(clean if targets == "none" else ()),
@@ -270,16 +272,14 @@ class PCRL(Method):
             check_unit_range(images.spec)
         return None
 
-    @classmethod
-    def predicts_pixels(cls) -> bool:
-        return True
-
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:
         """For each image the targets T_o, T_m and T_h, one below the other."""
+        if self.targets == "none":
+            raise UserError("this run of pcrl has no targets and predicts no pixels; show one that has")
         own, other, keys, _ = self.encode(batch)
-        pairs = self.predictions(batch, own, other, keys) if self.targets != "none" else []
-        inputs = [(batch[n].pixels, batch[f"{n}_clean"].pixels) for n in ("first", "second")] if pairs else []
+        pairs = self.predictions(batch, own, other, keys)
+        inputs = [(batch[n].pixels, batch[f"{n}_clean"].pixels) for n in ("first", "second")]
         if self.alpha:
             inputs.append(tuple(mix(self.shares(batch), *each) for each in zip(*inputs, strict=True)))  # type: ignore
         view, clean = (torch.stack(each, dim=1).flatten(0, 1) for each in zip(*inputs, strict=True))

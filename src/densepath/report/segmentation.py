@@ -112,7 +112,7 @@ def _pictures(run: Path, cases: Mapping[str, float]) -> list[Section]:
             files |= {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.png")}
     own = {name: file for name in cases if (file := files.get(name) or files.get(str(Path(name).with_suffix(""))))}
     order = sorted(own, key=lambda name: cases[name])
-    blocks = []
+    blocks: list[Block] = []
     for title, names in (("The worst", order[:_MOST]), ("The best", order[::-1][:_MOST])):
         found = [picture(own[name], run, f"{name}: Dice {cases[name]:.1f}", _SIDE) for name in names]
         if shown := [each for each in found if each is not None]:

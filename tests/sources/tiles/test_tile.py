@@ -507,3 +507,28 @@ def test_a_parquet_table(painted_slides: Path, tmp_path: Path) -> None:
     found = parquet.read_table(tmp_path / "t/tiles.parquet").to_pydict()
     assert found["x"] == np.concatenate([t.corners[:, 0] for t in read_tile_folder(tmp_path / "t")]).tolist()
     assert set(found) == {"slide", "x", "y", "x_um", "y_um", "tissue"}
+
+
+@pytest.mark.parametrize("other", ["slides", "default_mpp"])
+def test_of_two_that_start_at_once_with_other_input_the_first_decides(
+    other: str, painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "t", {"data": painted_slides, "out": tmp_path / "t", **_ASKED, "workers": 0}
+    begun, go = tmp_path / "begun", tmp_path / "go"
+
+    def wait() -> None:
+        begun.touch()
+        while not go.exists():
+            time.sleep(0.01)
+
+    _dies_at(monkeypatch, "a", wait)
+    child = _in_child(lambda: tile(**asked))
+    while not begun.exists():
+        time.sleep(0.01)
+    monkeypatch.undo()
+    changed = {"data": painted_slides / "sub"} if other == "slides" else {"default_mpp": 0.7}
+    with pytest.raises(UserError, match=r"another process fills .* from other data or with other options; use another"):
+        tile(**asked | changed)
+    go.touch()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert tile(**asked)["slides"] == len(read_tile_folder(out)) > 1

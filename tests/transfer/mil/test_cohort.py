@@ -56,7 +56,10 @@ def test_a_class_that_may_be_a_missing_value_is_reported(tmp_path: Path, capfd: 
     assert read_cohort(data, listed, Columns()).classes == ("None", "x", "y")
     assert "label None is taken as a class; --classes with the others leaves it out" in capfd.readouterr().err
     assert read_cohort(data, listed, Columns(), classes=["x", "y"]).classes == ("x", "y")
-    assert "taken as a class" not in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "taken as a class" not in err and "--classes leaves out 1 slide: None" in err
+    with pytest.raises(UserError, match=r"--classes names low=z,w, of which there is no slide; .* are None, x, y"):
+        read_cohort(data, listed, Columns(), classes=["x", "y", "low=z,w"])
 
 
 def test_the_tables_of_stamp(tmp_path: Path) -> None:

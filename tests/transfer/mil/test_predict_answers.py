@@ -159,6 +159,8 @@ def test_what_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
             predict(run, data=tmp_path, out=tmp_path / "out0", **{name: value}, **CPU)
     with pytest.raises(UserError, match=f"wide has {DIM + 1} features for each tile, the run was trained on {DIM}"):
         predict(run, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
+    with pytest.raises(UserError, match="nowhere does not exist; give slides"):
+        predict(run, data=tmp_path / "nowhere", out=tmp_path.with_name("out1"), **CPU)
     write_slide(tmp_path / "slides" / "a.tiff", size=(128, 128), levels=(1, 2), tile=64)
     with pytest.raises(UserError, match=r"does not record what made its features .*--weights"):
         predict(run, data=tmp_path / "slides", out=tmp_path / "out2", **CPU)

@@ -106,7 +106,7 @@ def cells(
         "default_mpp": default_mpp,
         "exclude": list(exclude),
     }
-    with work_folder(out, options, log=LOG, free=_FREE):
+    with work_folder(out, options, log=LOG, free=_FREE), job.together():
         network = given is None and source in MODELS
         job.work(
             data,

@@ -80,7 +80,8 @@ def convert_nodules(how: NodulesConversion) -> Path:
     table, positions = Path(how.source) / CANDIDATES, {store.names(k): k for k in range(len(store))}
     rows = _chosen(_read(table), how)
     splits = {name: _SPLITS.get(str(store.rows[k]["split"]), "") for name, k in positions.items()}
-    cases, labels = [], []
+    cases: list[Case] = []
+    labels: list[dict[str, str]] = []
     for number, row in rows:
         position = positions.get(row["volume"])
         low = None if position is None else _corner(store, position, row, how.size)
@@ -97,11 +98,9 @@ def convert_nodules(how: NodulesConversion) -> Path:
         raise UserError(
             f"{table} has no true or no false candidates in the volumes of {how.source}; convert LUNA16 again"
         )
-    window: Any = store.index["window"]
-    options = _Crops(
-        how.source, how.dest, window=window if isinstance(window, str) else tuple(window), size=how.size,
-        negatives=how.negatives, seed=how.seed,
-    )  # fmt: skip
+    known = store.index["window"]
+    window: Any = known if isinstance(known, str) else tuple(known)
+    options = _Crops(how.source, how.dest, window=window, size=how.size, negatives=how.negatives, seed=how.seed)
     dest = convert(cases, Contents("nodules", "CT"), options)
     columns = ("file", "label", "patient", *(("split",) if all(row["split"] for row in labels) else ()))
     write_rows(dest / LABELS, columns, [{key: row[key] for key in columns} for row in labels])

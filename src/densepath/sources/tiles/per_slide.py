@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.failures import describe_failure
-from densepath.core.shared_work import Shard
+from densepath.core.shared_work import Shard, same_input
 from densepath.core.streams import say
 from densepath.core.work_folder import recorded
 from densepath.core.worker_processes import share_work
@@ -130,6 +131,14 @@ class PerSlide(ABC, Generic[Found]):
             say(f"densepath: {self.out} keeps files of {counted(len(gone), 'slide')} not in {data}: {first_few(gone)}")
         if changed:
             say(f"densepath: done again: {counted(len(changed), 'slide')} changed since: {first_few(changed)}")
+
+    def together(self, free: Any = None) -> AbstractContextManager[None]:
+        """Fill the folder together with the processes that have the same slides, and refuse others while it is filled.
+
+        Args:
+            free: options that may change between two commands, but not between two at a time.
+        """
+        return same_input(self.out, [free, [[name, self.identity(name)] for name in sorted(self.paths)]])
 
     def work(
         self,

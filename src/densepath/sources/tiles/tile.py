@@ -131,7 +131,7 @@ def tile(
     out = Path(out)
     paths = dict(zip(names, slides, strict=True))
     job = Job(out, paths, mpp, size, overlap, min_tissue, given_mpp, drawn, given, holes, pen, align)
-    with work_folder(out, options, log=LOG, free=_FREE):
+    with work_folder(out, options, log=LOG, free=_FREE), job.together(default_mpp):
         job.work(
             data,
             SLIDES,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,10 @@ import numpy as np
 
 from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
-from densepath.core.errors import UserError, counted, first_few
-from densepath.core.files import atomic_write
+from densepath.core.errors import UserError, counted
 from densepath.core.locks import shared_work
 from densepath.core.result import Result
-from densepath.core.shared_work import LOCKS, Shard, claimed
+from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.system import with_progress
@@ -33,10 +29,9 @@ from densepath.transfer.classify.classifier import ClassifierNotes, Readout
 from densepath.transfer.classify.label_scores import rows_of
 from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
-from densepath.transfer.predict_records import record_of, source_of
-from densepath.transfer.slides.attempt import as_corrupt, attempt, left_to_others
 from densepath.transfer.slides.heat_map import write_heat_map
 from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
+from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corrupt
 
 SLIDES = "slides.csv"
 _ALL = "1/1"  # every process waits until all slides are tiled
@@ -101,35 +96,15 @@ def predict_tiles(
         tile(data=data, out=tiles, mpp=mpp, size=side, exclude=exclude, shard=_ALL, **given)
         exclude, table = (), MppTable()
     slides = {slide.name: slide for slide in list_of_slides(tiles, exclude, table)}
-
-    def is_done(name: str) -> bool:
-        record = record_of(out, name)
-        return bool(source_of(record) == slides[name].identity() and "problem" not in _facts(record))
-
-    say(f"densepath: {counted(len(slides), 'slide')}, {sum(map(is_done, slides))} done before")
-    with closing(claimed(out, list(slides), is_done, shard)) as names:
-        for name in names:
-            facts: dict[str, Any] = {}
-            work = partial(_predict_slide, readout, notes, slides[name], out, hardware, facts)
-            if problem := attempt(name, out, work):
-                facts = {"problem": problem}
-            with atomic_write(record_of(out, name)) as part:
-                part.write_text(f"{json.dumps(slides[name].identity())}\n{json.dumps(facts)}\n")
+    shared = SlideWork(out, {name: slide.identity() for name, slide in slides.items()})
+    shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware), shard)
     with shared_work(out / LOCKS / "tables", "tables"):
-        found = {
-            name: _facts(record_of(out, name))
-            for name, slide in slides.items()
-            if source_of(record_of(out, name)) == slide.identity()
-        }
+        found = shared.found()
         columns = ["slide", "path", "tiles", "damaged", *(f"mean p {name}" for name in notes.labels), "problem"]
-        rows = [{"slide": n, "path": s.path, **found.get(n, {"problem": "unfinished"})} for n, s in slides.items()]
+        rows = [{"slide": n, "path": s.path, **found.get(n, {"problem": UNFINISHED})} for n, s in slides.items()]
         write_rows(out / SLIDES, columns, rows)
-    problems = [f"{name}: {facts['problem']}" for name, facts in found.items() if "problem" in facts]
-    if len(problems) == len(slides):
-        raise UserError(f"none of {counted(len(slides), 'slide')} can be read ({problems[0]})")
-    counts = {"slides": len(slides), "damaged": len(problems), "left": len(slides) - len(found)}
-    also = f", {counted(len(problems), 'slide')} passed over: {first_few(problems)}" if problems else ""
-    say(f"densepath: {counted(len(found) - len(problems), 'slide')}{also}{left_to_others(counts['left'], len(slides))}")
+    counts, line = shared.summary(found)
+    say(f"densepath: {counted(counts['slides'] - counts['damaged'] - counts['left'], 'slide')}{line}")
     if not counts["left"]:
         say_end(watch, "", {"slides": out / SLIDES, "tiles": out / "tiles", "heat maps": out / "heat_maps"})
     pictures = sorted((out / "heat_maps").rglob("*.png")) if (out / "heat_maps").exists() else []
@@ -137,14 +112,9 @@ def predict_tiles(
 
 
 def _predict_slide(
-    readout: Readout,
-    notes: ClassifierNotes,
-    slide: ListedSlide,
-    out: Path,
-    hardware: Hardware,
-    facts: dict[str, Any],
-) -> None:
-    """Write the files of a slide, and note what is known of it. Raises CorruptImage."""
+    readout: Readout, notes: ClassifierNotes, slide: ListedSlide, out: Path, hardware: Hardware
+) -> dict[str, Any]:
+    """Write the files of a slide, and return what is known of it. Raises CorruptImage."""
     tiling = slide.tiling
     assert tiling is not None
     with as_corrupt(slide):
@@ -171,9 +141,4 @@ def _predict_slide(
         heat_map.parent.mkdir(parents=True, exist_ok=True)
         write_heat_map(heat_map, opened, boxes, chances[:, t], label=f"probability of {name}", limits=(0.0, 1.0))
     means = {f"mean p {name}": float(mean) for name, mean in zip(notes.labels, chances.mean(0), strict=True)}
-    facts |= {"tiles": len(tiling), "damaged": len(damaged), **means}
-
-
-def _facts(record: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(record.read_text().partition("\n")[2])
-    return facts
+    return {"tiles": len(tiling), "damaged": len(damaged), **means}

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError, counted, first_few
+from densepath.core.errors import UserError, counted
 from densepath.core.files import remove_abandoned
-from densepath.core.shared_work import Shard, claimed
+from densepath.core.shared_work import Shard
 from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
 from densepath.core.work_folder import work_folder
@@ -42,11 +42,11 @@ from densepath.transfer.embed.encoder import Encoder, input_size, load_encoder
 from densepath.transfer.embed.feature_file import FORMATS
 from densepath.transfer.embed.inputs import center
 from densepath.transfer.embed.slide_features import NOTES, FeatureWriter, open_features, read_slide_features
-from densepath.transfer.slides.attempt import as_corrupt, attempt, left_to_others
 from densepath.transfer.slides.heat_map import write_heat_map
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.principal import principal_colors
 from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
+from densepath.transfer.slides.slide_work import SlideWork, as_corrupt
 from densepath.version import __version__
 
 _TILE = 256  # pixels
@@ -107,7 +107,7 @@ def embed_slides(
 
     Returns:
         The numbers of "slides", "tiles" and "damaged" tiles of all processes so far, "dim", and the numbers of slides
-        that "failed" in this one and that are "left" to other processes.
+        that "failed" and that are "left" to other processes.
     """
     if out.suffix.lower() in FORMATS:
         raise UserError(f"{out}: the features of slides are a folder; name one")
@@ -220,33 +220,29 @@ def _embed_all(
     """
     by_name = {slide.name: slide for slide in slides}
 
+    shared = SlideWork(out, {slide.name: slide.identity() for slide in slides})
+
     def is_done(name: str) -> bool:
-        notes = _notes(features_path(out, features, name))
-        drawn = (out / "heat_maps" / f"{name}.png").exists()
-        return drawn and notes.get("slide") == by_name[name].identity()
+        same = _notes(features_path(out, features, name)).get("slide") == shared.identities[name]
+        return same and shared.succeeded(name) and (out / "heat_maps" / f"{name}.png").exists()
 
-    done, failed = sum(map(is_done, by_name)), []
-    say(f"densepath: {counted(len(slides), 'slide')}, {done} done before, {work.encoder.dim} numbers for each tile")
-    with closing(claimed(out, list(by_name), is_done, shard)) as names:
-        for name in names:
-            path, heat_map = features_path(out, features, name), out / "heat_maps" / name
-            if why := attempt(name, out, partial(_embed, work, by_name[name], path, heat_map)):
-                failed.append(f"{name}: {why}")
-    if len(failed) == len(slides):
-        raise UserError(f"none of {counted(len(slides), 'slide')} can be read ({failed[0]})")
-    found = [_notes(features_path(out, features, name)) for name in by_name if is_done(name)]
-    counts = {key: sum(notes[key] for notes in found) for key in ("tiles", "damaged")}
-    also = f"; {counted(len(failed), 'slide')} passed over: {first_few(failed)}" if failed else ""
-    left = len(slides) - len(found) - len(failed)
-    also += left_to_others(left, len(slides))
-    also = (f", {counted(counts['damaged'], 'damaged tile')} passed over" if counts["damaged"] else "") + also
+    def embed(name: str) -> dict[str, Any]:
+        return _embed(work, by_name[name], features_path(out, features, name), out / "heat_maps" / name)
+
+    shared.do(is_done, embed, shard, f", {work.encoder.dim} numbers for each tile")
+    found = shared.found()
+    counts, line = shared.summary(found)
+    done = [facts for facts in found.values() if "problem" not in facts]
+    tiles, damaged = (sum(facts[key] for facts in done) for key in ("tiles", "damaged"))
+    also = f", {counted(damaged, 'damaged tile')} passed over" if damaged else ""
     where = features_path(out, features, "x").parent
-    say(f"densepath: features of {counts['tiles']} tiles of {counted(len(found), 'slide')} are in {where}{also}")
-    return {"slides": len(found), **counts, "dim": work.encoder.dim, "failed": len(failed), "left": left}
+    say(f"densepath: features of {tiles} tiles of {counted(len(done), 'slide')} are in {where}{also}{line}")
+    made = {"slides": len(done), "tiles": tiles, "damaged": damaged, "dim": work.encoder.dim}
+    return made | {"failed": counts["damaged"], "left": counts["left"]}
 
 
-def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> None:
-    """Write the features of a slide, and their heat map."""
+def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> dict[str, Any]:
+    """Write the features of a slide, and their heat map, and return the numbers of tiles and of damaged ones."""
     tiling = slide.tiling
     with as_corrupt(slide):
         opened = slide.open()
@@ -267,13 +263,15 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> None:
                 damaged += part.damaged
         if len(damaged) == len(tiling):
             raise CorruptImage(slide.path, f"none of {counted(len(tiling), 'tile')} can be read ({damaged[0]})")
-        file.notes |= {"tiles": len(tiling) - len(damaged), "damaged": len(damaged), "damaged_tiles": damaged[:100]}
+        counts = {"tiles": len(tiling) - len(damaged), "damaged": len(damaged)}
+        file.notes |= {**counts, "damaged_tiles": damaged[:100]}
     if damaged:
         _log.warning("%s: %d of %d tiles cannot be read: %s", slide.name, len(damaged), len(tiling), damaged[0])
     with open_features(path) as features:
         colors = principal_colors(features)
     boxes = read_slide_features(path, features=False).boxes_um()
     write_heat_map(heat_map, opened, boxes, colors, label="the first three principal components of the features")
+    return counts
 
 
 def _notes(path: Path) -> dict[str, Any]:

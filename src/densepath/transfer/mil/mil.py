@@ -116,7 +116,7 @@ class _Store:
         def see(slide: SlideFeatures) -> None:
             self.pretraining.add(slide.notes)
             features = np.ascontiguousarray(slide.features)
-            facts.extend((extractor_of(slide), str(features.shape), f"{crc32(features):08x}"))
+            facts.extend((extractor_of(slide), str(features.shape), f"{crc32(features.data):08x}"))
 
         if averaged:
             pairs: list[tuple[str, tuple[Path, ...]]] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def slides_in_files(data: str | Path) -> list[NewSlide] | None:
         found = {slide_name(path.name): path}
     elif path.suffix.lower() in SUFFIXES and not path.is_dir():
         raise UserError(f"{data} is not a file; give a folder of files of features, or one of them")
+    elif not path.exists() and not has_magic(str(data)):
+        raise UserError(f"{data} does not exist; give slides, a folder of densepath tile, or files of features")
     elif is_tile_folder(data) or not path.is_dir() or not walk(data, SUFFIXES):
         return None
     else:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +16,7 @@ from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.locks import shared_work
 from densepath.core.result import Result
-from densepath.core.shared_work import LOCKS, claimed
+from densepath.core.shared_work import LOCKS
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
@@ -36,9 +33,8 @@ from densepath.transfer.mil.ensemble import Answer, Ensemble
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.new_slides import NewSlide, SlideOptions, completed, embed_new_slides, slides_in_files
 from densepath.transfer.mil.results import PREDICTIONS
-from densepath.transfer.predict_records import record_of, source_of
-from densepath.transfer.slides.attempt import attempt
 from densepath.transfer.slides.slide_list import refuse_options
+from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork
 
 SLIDES, LOG = "slides.csv", "predict.log"
 # They may change: what they decide is checked in the folders of the tiles and of the features.
@@ -132,52 +128,58 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
     cases: dict[str, list[NewSlide]] = {}
     for slide in slides:
         cases.setdefault(slide.name if work.grouping == "single" else slide.patient, []).append(slide)
-    identities = {name: _identity(own, work.models) for name, own in cases.items()}
+    # The names of patients come from a table: a case is known by its first slide.
+    cases = {own[0].name: own for own in cases.values()}
+    shared = SlideWork(work.out, {name: _identity(own, work.models) for name, own in cases.items()})
 
     def is_done(name: str) -> bool:
-        if source_of(_record(work.out, cases[name])) != identities[name]:
-            return False
-        facts = _facts(work.out, cases[name])
-        asked = {slide.name for slide in cases[name] if slide.name in facts["slides"]} & work.drawn
-        return not facts["problems"] and asked <= set(facts["drawn"])
+        facts = _answered(shared.facts(name), cases[name])
+        return not facts["problems"] and work.drawn.intersection(facts["slides"]) <= set(facts["drawn"])
 
-    with closing(claimed(work.out, list(cases), is_done)) as names:
-        for name in names:
-            facts: dict[str, Any] = {"slides": {}, "problems": {}, "drawn": [], "values": None}
-            if why := attempt(name, work.out, partial(_answer_case, work, name, cases[name], facts)):
-                facts |= {"problems": dict.fromkeys((slide.name for slide in cases[name]), why), "values": None}
-            with atomic_write(_record(work.out, cases[name])) as part:
-                part.write_text(f"{json.dumps(identities[name])}\n{json.dumps(facts)}\n")
+    shared.do(is_done, lambda name: _answer_case(work, cases[name]))
     with shared_work(work.out / LOCKS / "tables", "tables"):
-        return _write_tables(work, cases)
+        return _write_tables(work, cases, {name: _answered(shared.facts(name), own) for name, own in cases.items()})
 
 
-def _answer_case(work: _Work, name: str, slides: Sequence[NewSlide], facts: dict[str, Any]) -> None:
-    """Answer for the slides of a case, each and together, and write their attention."""
+def _answered(facts: dict[str, Any] | None, slides: Sequence[NewSlide]) -> dict[str, Any]:
+    """What is known of a case, also if it failed."""
+    if facts is None or "problem" in facts:
+        why = (facts or {"problem": UNFINISHED})["problem"]
+        return {"slides": {}, "problems": dict.fromkeys((slide.name for slide in slides), why), "values": None}
+    return facts
+
+
+def _answer_case(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
+    """Answer for the slides of a case, each and together, write their attention, and return what is known of it."""
     bags: dict[str, tuple[SlideFeatures, Bag]] = {}
+    problems: dict[str, str] = {}
     for slide in slides:
         try:
             bags[slide.name] = _read(slide, work)
         except CorruptImage as error:
-            facts["problems"][slide.name] = error.why
+            problems[slide.name] = error.why
             say(f"densepath: slide passed over: {slide.name}: {error.why}")
     if not bags:
-        return
+        return {"slides": {}, "problems": problems, "drawn": [], "values": None}
     answers = {own: work.models.answer(bag) for own, (_, bag) in bags.items()}
     together = Answer(np.mean([answer.values for answer in answers.values()], axis=0), np.zeros((1, 0)))
     if work.grouping == "joined" and len(bags) > 1:
         joined = torch.cat([bag.tiles() for _, bag in bags.values()])
-        together = work.models.answer(Bag(name, (), (len(joined),), joined))
+        together = work.models.answer(Bag(slides[0].patient, (), (len(joined),), joined))
         ends = np.cumsum([len(bag.tiles()) for _, bag in bags.values()])[:-1]
         parts = np.split(together.attention, ends, axis=1)
         answers = {own: Answer(answers[own].values, attention) for own, attention in zip(bags, parts, strict=True)}
     for own, (tiles, _) in bags.items():
         shown = work.models.predicted(together.values)
         work.attention.write(own, tiles, answers[own].attention, shown, own in work.drawn)
-    facts["slides"] = {
-        own: {"tiles": len(bags[own][1].tiles()), "values": answer.values.tolist()} for own, answer in answers.items()
+    return {
+        "slides": {
+            own: {"tiles": len(bags[own][1].tiles()), "values": a.values.tolist()} for own, a in answers.items()
+        },
+        "problems": problems,
+        "drawn": sorted(work.drawn.intersection(bags)),
+        "values": together.values.tolist(),
     }
-    facts |= {"values": together.values.tolist(), "drawn": sorted(work.drawn.intersection(bags))}
 
 
 def _read(slide: NewSlide, work: _Work) -> tuple[SlideFeatures, Bag]:
@@ -212,23 +214,14 @@ def _identity(slides: Sequence[NewSlide], models: Ensemble) -> list[Any]:
     return [models.digest, [slide.name for slide in slides], identity_of(*files)]
 
 
-def _record(out: Path, slides: Sequence[NewSlide]) -> Path:
-    """The record of a case. Its file has the name of a slide: that of a patient comes from a table."""
-    return record_of(out, slides[0].name)
-
-
-def _facts(out: Path, slides: Sequence[NewSlide]) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(_record(out, slides).read_text().partition("\n")[2])
-    return facts
-
-
-def _write_tables(work: _Work, cases: Mapping[str, Sequence[NewSlide]]) -> dict[str, Any]:
+def _write_tables(
+    work: _Work, cases: Mapping[str, Sequence[NewSlide]], facts: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
     """A row for each patient, and for each slide with what is wrong with it.
 
     Raises:
         UserError: no slide can be read.
     """
-    facts = {name: _facts(work.out, slides) for name, slides in cases.items()}
     columns = work.models.columns()
     answered = {name: own for name, own in facts.items() if own["values"] is not None}
     problems = {slide: why for own in facts.values() for slide, why in own["problems"].items()}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from densepath.annotations.patients import PATIENT_COLUMNS
 from densepath.core.csv_files import delimiter_of, encoding_of
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import several_spellings
+from densepath.core.streams import say
 
 FOLDERS = "folders"
 TCGA = "tcga"
@@ -113,14 +114,13 @@ def read_slide_table(
     rows = [
         Row(
             line.get(slide, "") if slide else "",
-            line.get(patient, "") if patient else "",
+            _patient(line.get(patient, "")) if patient else "",
             line.get(target, ""),
             **{name: line.get(column, "") if column else "" for name, column in found.items()},
             place=f"line {number} of {table}",
         )
         for number, line in lines
     ]
-    rows = [replace(row, patient=_patient(row.patient)) for row in rows]
     rows, source = _with_slides(rows, slide or columns.slide, patient, slide_table, table, known)
     absent = [f"{row.place} ({row.slide})" for row in rows if row.target.lower() in _MISSING]
     refuse(absent, f"{len(absent)} rows have no {target}", "fill them in, or remove these rows")
@@ -145,7 +145,7 @@ def merge_classes(rows: Sequence[Row], classes: Sequence[str]) -> list[Row]:
             other classes are left out. Capitals do not matter.
 
     Raises:
-        UserError: a class is in two new ones, or nothing is left.
+        UserError: a class is in two new ones, a new one has no slide, or nothing is left.
     """
     if not classes:
         return list(rows)
@@ -154,6 +154,8 @@ def merge_classes(rows: Sequence[Row], classes: Sequence[str]) -> list[Row]:
         "bright6": {own: (own,) for group in BRIGHT.values() for own in group},
     }
     merged: dict[str, str] = {}
+    there = sorted({row.target for row in rows})
+    spelled, known = {name.lower() for name in there}, f"the table's classes are {first_few(there, 12)}"
     for entry in classes:
         name, equals, members = entry.partition("=")
         if entry.lower() in named:
@@ -166,12 +168,13 @@ def merge_classes(rows: Sequence[Row], classes: Sequence[str]) -> list[Row]:
             for member in owned:
                 if merged.setdefault(member.strip().lower(), group) != group:
                     raise UserError(f"--classes puts {member.strip()} into two classes; name it once")
+            if entry.lower() not in named and not spelled & {member.strip().lower() for member in owned}:
+                raise UserError(f"--classes names {entry}, of which there is no slide; {known}")
     kept = [replace(row, target=merged[row.target.lower()]) for row in rows if row.target.lower() in merged]
     if not kept:
-        there = sorted({row.target for row in rows})
-        raise UserError(
-            f"--classes {first_few(list(classes))} keeps no slide; the table's classes are {first_few(there, 12)}"
-        )
+        raise UserError(f"--classes {first_few(list(classes))} keeps no slide; {known}")
+    if left := [name for name in there if name.lower() not in merged]:
+        say(f"densepath: --classes leaves out {counted(len(rows) - len(kept), 'slide')}: {first_few(left)}")
     return kept
 
 

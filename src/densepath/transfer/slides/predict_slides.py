@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError, counted, first_few
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, remove_abandoned
 from densepath.core.locks import shared_work
-from densepath.core.shared_work import LOCKS, Shard, claimed
+from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
 from densepath.runs.progress import say
@@ -28,17 +25,15 @@ from densepath.transfer.detection.found import Window
 from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.windows import merged, windows_of
-from densepath.transfer.predict_records import TABLE, record_of, source_of
-from densepath.transfer.slides.attempt import as_corrupt, attempt, left_to_others
+from densepath.transfer.predict_records import TABLE, record_of
 from densepath.transfer.slides.heat_map import write_density
 from densepath.transfer.slides.object_files import ObjectFiles, centroids_in
 from densepath.transfer.slides.object_pictures import draw_objects
 from densepath.transfer.slides.slide_list import ListedSlide, share_of_tiles
+from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corrupt
 
 SLIDES = "slides.csv"
 _FACTS = ("slide", "path", "mpp", "windows", "skipped", "damaged", "objects", "problem")
-
-_LEFT = "unfinished"  # the problem of slides that are left to other processes
 
 _log = logging.getLogger(__name__)
 
@@ -113,42 +108,28 @@ def predict_slides(
     chosen = evenly_spaced(len(slides) if pictures == "all" else pictures, len(slides))
     drawn = {slides[position].name for position in chosen}
 
-    def is_done(name: str) -> bool:
-        record = record_of(out, name)
-        if source_of(record) != by_name[name].identity() or "problem" in _facts(record):
-            return False
-        return name not in drawn or _picture(out, name).exists()
+    shared = SlideWork(out, {slide.name: slide.identity() for slide in slides})
 
-    done = sum(map(is_done, by_name))
-    say(
-        f"densepath: {counted(len(slides), 'slide')}, {done} done before; windows of {search.window} px "
-        f"at {search.mpp:g} µm/px"
-    )
-    with closing(claimed(out, list(by_name), is_done, shard)) as names:
-        for name in names:
-            listed = by_name[name]
-            identity = listed.identity()
-            facts: dict[str, Any] = {}
-            work = partial(_predict_slide, detector, listed, out, search, name in drawn, facts)
-            if problem := attempt(name, out, work):
-                facts = {"problem": problem}
-            with atomic_write(record_of(out, name)) as part:
-                part.write_text(f"{json.dumps(identity)}\n{json.dumps(facts)}\n")
+    def is_done(name: str) -> bool:
+        return shared.succeeded(name) and (name not in drawn or _picture(out, name).exists())
+
+    def work(name: str) -> dict[str, Any]:
+        return _predict_slide(detector, by_name[name], out, search, name in drawn)
+
+    shared.do(is_done, work, shard, f"; windows of {search.window} px at {search.mpp:g} µm/px")
     with shared_work(out / LOCKS / "tables", "tables"):
-        counts, problems = _gather(out, slides)
-    if len(problems) == len(slides):
-        raise UserError(f"none of {counted(len(slides), 'slide')} can be read ({problems[0]})")
-    missing = f", {counted(len(problems), 'slide')} passed over: {first_few(problems)}" if problems else ""
-    missing += left_to_others(counts["left"], len(slides))
-    complete = len(slides) - len(problems) - counts["left"]
-    say(f"densepath: {counted(counts['objects'], 'object')} in {counted(complete, 'slide')}{missing}")
-    return counts
+        found = shared.found()
+        objects = _write_tables(out, slides, found)
+    counts, line = shared.summary(found)
+    done = counts["slides"] - counts["damaged"] - counts["left"]
+    say(f"densepath: {counted(objects, 'object')} in {counted(done, 'slide')}{line}")
+    return counts | {"objects": objects}
 
 
 def _predict_slide(
-    detector: TrainedDetector, listed: ListedSlide, out: Path, search: Search, drawn: bool, facts: dict[str, Any]
-) -> None:
-    """Write the files of a slide, and note what is known of it.
+    detector: TrainedDetector, listed: ListedSlide, out: Path, search: Search, drawn: bool
+) -> dict[str, Any]:
+    """Write the files of a slide, and return what is known of it.
 
     Raises:
         CorruptImage: it cannot be read.
@@ -175,7 +156,7 @@ def _predict_slide(
     write_density(out / "heat_maps" / name, slide, points, share)
     if drawn:
         draw_objects(level, grid, geojson, table, _picture(out, name))
-    facts |= {"mpp": slide.mpp, "windows": len(kept), "skipped": len(windows) - len(kept), "damaged": len(damaged)}
+    facts = {"mpp": slide.mpp, "windows": len(kept), "skipped": len(windows) - len(kept), "damaged": len(damaged)}
     facts["objects"] = files.count
     if not kept:
         say(f"densepath: {name}: no tissue was found, so it has no objects")
@@ -184,6 +165,7 @@ def _predict_slide(
         where = f"{len(damaged)} of {len(kept)} windows cannot be read, the first at x {x}, y {y}"
         facts["unread"] = f"{where} ({damaged[0][1].why})"
         _log.warning("%s: %s", name, facts["unread"])
+    return facts
 
 
 def _picture(out: Path, name: str) -> Path:
@@ -194,12 +176,6 @@ def _table(out: Path, name: str) -> Path:
     return record_of(out, name).with_suffix(".csv")
 
 
-def _facts(record: Path) -> dict[str, Any]:
-    """What the record of a slide says of it."""
-    facts: dict[str, Any] = json.loads(record.read_text().partition("\n")[2])
-    return facts
-
-
 def _boxes(windows: Sequence[Window], grid: Grid) -> npt.NDArray[np.float64]:
     """Windows as rectangles (N, 4) top, left, height, width in µm."""
     edges = np.array(windows, np.float64).reshape(-1, 2, 2)  # y, x of two corners
@@ -207,9 +183,9 @@ def _boxes(windows: Sequence[Window], grid: Grid) -> npt.NDArray[np.float64]:
     return np.concatenate([edges[:, 0], edges[:, 1] - edges[:, 0]], axis=1)
 
 
-def _gather(out: Path, slides: Sequence[ListedSlide]) -> tuple[dict[str, Any], list[str]]:
-    """Write the tables, with the objects of all slides that are done."""
-    counts, problems = {"slides": len(slides), "damaged": 0, "left": 0, "objects": 0}, []
+def _write_tables(out: Path, slides: Sequence[ListedSlide], found: Mapping[str, dict[str, Any]]) -> int:
+    """Write the tables, with the objects of all slides that are done, and return the number of objects."""
+    objects = 0
     with (
         atomic_write(out / TABLE) as table_part,
         atomic_write(out / SLIDES) as slides_part,
@@ -220,20 +196,13 @@ def _gather(out: Path, slides: Sequence[ListedSlide]) -> tuple[dict[str, Any], l
         rows = csv.DictWriter(listing, _FACTS, restval="", lineterminator="\n", extrasaction="ignore")
         rows.writeheader()
         for slide in slides:
-            record = record_of(out, slide.name)
-            facts = _facts(record) if source_of(record) == slide.identity() else {}
-            if "problem" in facts:
-                problems.append(f"{slide.name}: {facts['problem']}")
-                counts["damaged"] += 1
-            elif facts:
-                counts["objects"] += facts["objects"]
-                facts["mpp"] = " x ".join(f"{value:.6g}" for value in dict.fromkeys(facts["mpp"][::-1]))
-                facts["problem"] = facts.get("unread", "")
+            row = {"slide": slide.name, "path": slide.path} | found.get(slide.name, {"problem": UNFINISHED})
+            if "problem" not in row:
+                objects += row["objects"]
+                row["mpp"] = " x ".join(f"{value:.6g}" for value in dict.fromkeys(row["mpp"][::-1]))
+                row["problem"] = row.get("unread", "")
                 with _table(out, slide.name).open(newline="", encoding="utf-8", errors="surrogateescape") as own:
                     next(own)
                     table.writelines(own)
-            else:
-                counts["left"] += 1
-                facts = {"problem": _LEFT}
-            rows.writerow({"slide": slide.name, "path": slide.path} | facts)
-    return counts, problems
+            rows.writerow(row)
+    return objects

@@ -11,8 +11,8 @@ import torch
 from densepath.core.errors import UserError
 from densepath.core.log import logged
 from densepath.sources.corrupt import CorruptImage
-from densepath.transfer.slides.attempt import attempt
 from densepath.transfer.slides.precision import begun_precision
+from densepath.transfer.slides.slide_work import attempt
 
 
 @pytest.mark.parametrize(
@@ -26,19 +26,19 @@ from densepath.transfer.slides.precision import begun_precision
     ],
 )
 def test_a_slide_is_passed_over(error: Exception, why: str, tmp_path: Path) -> None:
-    def work() -> None:
+    def work(name: str) -> dict[str, str]:
         raise error
 
     with logged(tmp_path / "log"):
-        assert attempt("a", tmp_path, work) == why
+        assert attempt("a", tmp_path, work) == {"problem": why}
     said = (tmp_path / "log").read_text()
     assert f"slide passed over: a: {why}" in said and ("Traceback" in said) == isinstance(error, KeyError)
-    assert attempt("a", tmp_path, lambda: None) is None
+    assert attempt("a", tmp_path, lambda name: {"objects": name}) == {"objects": "a"}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), UserError("no"), SystemExit()])
 def test_a_full_disk_ends_all_work(error: BaseException, tmp_path: Path) -> None:
-    def work() -> None:
+    def work(name: str) -> dict[str, str]:
         raise error
 
     with pytest.raises(SystemExit if isinstance(error, SystemExit) else UserError):

@@ -1,0 +1,134 @@
+"""Work on many slides, by any number of processes: what is wrong with one costs a line, and does not end the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densepath.core.errors import UserError, counted, first_few, one_line
+from densepath.core.failures import describe_failure
+from densepath.core.files import atomic_write, writing
+from densepath.core.shared_work import Shard, claimed, same_input
+from densepath.core.streams import say
+from densepath.sources.corrupt import CorruptImage
+from densepath.transfer.predict_records import record_of, source_of
+from densepath.transfer.slides.slide_list import ListedSlide
+
+UNFINISHED = "unfinished"  # the problem of slides that are left to other processes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class SlideWork:
+    """Slides, and a record in a file for each that is done: what is known of it, or the "problem" if it failed.
+
+    Args:
+        out: the folder of the results, which other processes may share.
+        identities: by name, what changes if a slide is another one.
+    """
+
+    out: Path
+    identities: Mapping[str, Any]
+
+    def facts(self, name: str) -> dict[str, Any] | None:
+        """The record of a slide; None if it is not done."""
+        path = record_of(self.out, name)
+        if source_of(path) != self.identities[name]:
+            return None
+        facts: dict[str, Any] = json.loads(path.read_text().partition("\n")[2])
+        return facts
+
+    def succeeded(self, name: str) -> bool:
+        """Whether a slide is done, and did not fail."""
+        return "problem" not in (self.facts(name) or {"problem": UNFINISHED})
+
+    def do(
+        self,
+        is_done: Callable[[str], bool],
+        work: Callable[[str], dict[str, Any]],
+        shard: Shard | None = None,
+        also: str = "",
+    ) -> None:
+        """Do the slides that are not done, each in one of the processes that share the folder.
+
+        Args:
+            is_done, shard: as for :func:`~densepath.core.shared_work.claimed`.
+            work: does a slide, and returns what is known of it.
+            also: the end of the first line.
+
+        Raises:
+            UserError: as for :func:`attempt`, or another process does other slides.
+        """
+        names = list(self.identities)
+        say(f"densepath: {counted(len(names), 'slide')}, {sum(map(is_done, names))} done before{also}")
+        with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
+            for name in mine:
+                facts = attempt(name, self.out, work)
+                with atomic_write(record_of(self.out, name)) as part:
+                    part.write_text(f"{json.dumps(self.identities[name])}\n{json.dumps(facts)}\n")
+
+    def found(self) -> dict[str, dict[str, Any]]:
+        """The records of the slides that any process has done."""
+        known = {name: self.facts(name) for name in self.identities}
+        return {name: facts for name, facts in known.items() if facts is not None}
+
+    def summary(self, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, int], str]:
+        """The numbers of "slides", "damaged" ones, and those "left" to other processes, and a line of what is missing.
+
+        Raises:
+            UserError: no slide can be read.
+        """
+        count, left = len(self.identities), len(self.identities) - len(found)
+        problems = [f"{name}: {facts['problem']}" for name, facts in found.items() if "problem" in facts]
+        if len(problems) == count:
+            raise UserError(f"none of {counted(count, 'slide')} can be read ({problems[0]})")
+        line = f"; {counted(len(problems), 'slide')} passed over: {first_few(problems)}" if problems else ""
+        if left:
+            line += f"; this process is done, {left} of {counted(count, 'slide')} left to other processes"
+        return {"slides": count, "damaged": len(problems), "left": left}, line
+
+
+def attempt(name: str, out: Path, work: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Do the work on a slide.
+
+    Args:
+        name: of the slide.
+        out: the folder where the work writes.
+        work: the work.
+
+    Returns:
+        What it returns; if it failed, the reason as "problem".
+
+    Raises:
+        UserError: that of the work, or the disk is full: no other slide would succeed.
+    """
+    try:
+        with writing(out):
+            return work(name)
+    except UserError:
+        raise
+    except CorruptImage as error:
+        why = error.why
+    except Exception as error:  # a fault of this program must not end a long run
+        why = describe_failure(error)
+    _log.warning("slide passed over: %s: %s", name, one_line(why))
+    return {"problem": one_line(why)}
+
+
+@contextmanager
+def as_corrupt(slide: ListedSlide) -> Iterator[None]:
+    """What is wrong with a slide or its options, while it is opened, as an error of this slide.
+
+    Raises:
+        CorruptImage: it cannot be read, its µm per pixel are unknown, or a library is not installed.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise CorruptImage(slide.path, str(error)) from error
