@@ -110,7 +110,9 @@ class Step:
             if compiled and isinstance(module, Backbone):
                 module.compile()
         if images.reads_boxes:
-            drawn = ImageBatches(images, batch_size=batch_size, seed=0, max_steps=4, draw=views.draw, extras=method.extras)
+            drawn = ImageBatches(
+                images, batch_size=batch_size, seed=0, max_steps=4, draw=views.draw, extras=method.extras
+            )
             self.batches = [replace(batch, progress=0.5).to(self.device) for batch in drawn]
         else:
             self.batches = [batch_of(images, batch_size, step, self.device, method.extras) for step in range(4)]
