@@ -176,7 +176,7 @@ def _conv_mim(method: Any, views: Batch) -> None:
 
 
 def _dino(method: Any, views: Batch) -> None:
-    """Crops of each size forward and backward, the global ones forward in the teacher; heads on each vector."""
+    """Crops of each size forward and backward, with stochastic depth, the global ones forward in the teacher; heads."""
     _distill(method, views, method.crops(views))
 
 
@@ -192,7 +192,7 @@ def _distill(method: Any, views: Batch, sizes: list[View]) -> None:
         taught = method.teach(views, sizes)
         for name, head in own.items():
             method.teacher_heads.network[head](flat(taught[name])[0])
-    learned = [method.represent(views, crops) for crops in sizes]
+    learned = [method.represent(views, crops) for crops in method.dropping(views, sizes)]
     outputs = {name: torch.cat([flat(of[name])[0] for of in learned]) for name in own}
     _backward(method, *(method.heads[own[name]](vectors) for name, vectors in outputs.items()))
 

@@ -2,7 +2,7 @@
 
 python tools/method_pictures.py --work FOLDER [--only mae pcrl]
 
-The folder keeps the small runs whose predictions are drawn: about ten minutes on one core.
+The folder keeps two small runs whose features and attention are drawn: about three minutes on one core.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from densepath.core.mixing import mix
 from densepath.core.regions import Regions
 from densepath.methods import METHODS
 from densepath.methods.densecl import most_similar
+from densepath.nets.backbones import build_backbone
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import open_images
 from densepath.synthetic.slide import SlidePainter
@@ -56,6 +57,7 @@ from densepath.synthetic.tissue import tissue_image
 from densepath.synthetic.volumes import SyntheticVolumes
 from densepath.views.cubes import divide, join, rotations
 from densepath.views.maker import ViewMaker
+from densepath.views.turns import turned
 
 
 def supervised(inputs: Inputs) -> None:
@@ -95,8 +97,8 @@ def pcl_v2(inputs: Inputs) -> None:
     (vectors,) = vectors_of(inputs, view.pixels)
     labels = KMeans(12, n_init=3, random_state=0).fit_predict(vectors.numpy())
     largest = np.bincount(labels).argsort()[::-1][:3]
-    rows = [[every.pixels[i].numpy() for i in np.flatnonzero(labels == label)[:7]] for label in largest]
-    draw("pcl_v2", ["images of one cluster in each row", *[""] * 6], [row for row in rows if len(row) == 7])
+    rows = [[every.pixels[i].numpy() for i in np.flatnonzero(labels == label)[:5]] for label in largest]
+    draw("pcl_v2", [""] * 5, [row for row in rows if len(row) == 5])
 
 
 def densecl(inputs: Inputs) -> None:
@@ -157,41 +159,51 @@ def concl_sources(inputs: Inputs) -> None:
     draw("concl_sources", ["tile", "grid", "superpixels", "nuclei", "kmeans"], rows, (1,), side=1.5)
 
 
-def reconstruction(inputs: Inputs, name: str, titles: list[str], size: int = 64) -> None:
-    """What a small run predicts of tiles."""
-    made = inputs.run(name).reconstruct(inputs.views(name, size))
-    combined = torch.where(made.counted, made.prediction, made.target)
-    parts = [made.view, made.visible, made.target, made.prediction, combined][-len(titles) :]
-    if len(titles) == 3:
-        parts = [made.view, made.target, made.prediction]
-    draw(name, titles * 2, [[colors_of(p[row]) for row in (k, k + 1) for p in parts] for k in (0, 2)], (len(titles),))
+def parts_of(inputs: Inputs, name: str, backbone: str, size: int) -> list[list[np.ndarray]]:
+    """For each image: the view, what of it is visible, the target, and the target where it counts in the loss."""
+    made = METHODS[name](build_backbone(backbone)).eval().reconstruct(inputs.views(name, size))
+    counted = torch.where(made.counted, made.target, made.target.new_tensor(1.6))
+    return [[colors_of(x[k]) for x in (made.view, made.visible, made.target, counted)] for k in range(len(made.view))]
 
 
-_MASKED = ["view", "visible", "target", "predicted", "combined"]
+def masked(inputs: Inputs, name: str, backbone: str, size: int) -> None:
+    rows = parts_of(inputs, name, backbone, size)
+    titles = ["view", "visible", "target", "what counts"] * 2
+    draw(name, titles, [rows[k] + rows[k + 1] for k in (0, 2)], (4,))
 
 
 def mae(inputs: Inputs) -> None:
-    reconstruction(inputs, "mae", _MASKED)
+    masked(inputs, "mae", "vit_tiny_patch16_224", 128)
 
 
 def spark(inputs: Inputs) -> None:
-    reconstruction(inputs, "spark", _MASKED, 128)
+    masked(inputs, "spark", "regnetx_002", 160)
 
 
 def conv_mim(inputs: Inputs) -> None:
-    reconstruction(inputs, "conv_mim", _MASKED, 96)
+    masked(inputs, "conv_mim", "regnetx_002", 160)
 
 
 def model_genesis(inputs: Inputs) -> None:
-    reconstruction(inputs, "model_genesis", ["corrupted", "target", "restored"])
+    parts = parts_of(inputs, "model_genesis", "resnet18", 128)
+    rows = [[panel for k in ks for panel in parts[k][0:3:2]] for ks in ((0, 1, 2), (3, 4, 5))]
+    draw("model_genesis", ["corrupted", "target"] * 3, rows, (2, 4))
 
 
 def pcrl(inputs: Inputs) -> None:
     """Three rows for each image: the ordinary, the momentum and the hybrid encoder."""
-    made = inputs.run("pcrl").reconstruct(inputs.views("pcrl", 64))
-    parts = [made.view, made.visible, made.target, made.prediction]
-    rows = [[colors_of(part[first + row]) for first in (0, 6) for part in parts] for row in range(3)]
-    draw("pcrl", ["input", "clean", "target", "predicted"] * 2, rows, (4,))
+    batch = inputs.views("pcrl", 128)
+    share = torch.full((len(batch),), 0.5)
+    rows: list[list[Panel]] = []
+    for name in ("first", "second"):
+        seen, clean, target = (batch[f"{name}{part}"].pixels for part in ("", "_clean", "_target"))
+        rows.append([colors_of(x[k]) for k in (0, 2) for x in (seen, clean, target)])
+    mixed = mix(share, batch["first_clean"].pixels, batch["second_clean"].pixels)
+    seen = mix(share, batch["first"].pixels, batch["second"].pixels)
+    linear = torch.linalg.solve(batch["first_clean"].map[..., :-1], batch["mixed_target"].map[..., :-1]).round() + 0.0
+    target = turned(mixed, linear)
+    rows.append([colors_of(x[k]) for k in (0, 2) for x in (seen, mixed, target)])
+    draw("pcrl", ["input", "clean", "target"] * 2, rows, (3,))
 
 
 def eva(inputs: Inputs) -> None:

@@ -33,15 +33,9 @@ OUT = Path(__file__).parent.parent / "docs" / "pictures" / "methods"
 _SEED, SIDE = 3, 96  # of the views, and their pixels
 _COLORS, _LARGEST = (160, 96, 64, 40), 140_000  # of a picture: as many as its bytes allow; tissue compresses badly
 _CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
-_STEPS = {"moco_v2": 80, "dino": 25, "mae": 150, "conv_mim": 80, "spark": 60, "model_genesis": 80, "pcrl": 60}
+_STEPS = {"moco_v2": 80, "dino": 25}
 _PLAIN: dict[str, Any] = {"batch_size": 16, "view_size": 64, "seed": 0, "picture_every": 0}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "moco_v2": {"backbone": "regnetx_002"},
-    "conv_mim": {"backbone": "regnetx_002"},
-    "dino": {"view_size": 96},
-    "mae": {"backbone": "vit_tiny_patch16_224(patch_size=8, depth=6)"},
-    "spark": {"backbone": "regnetx_002", "view_size": 128, "batch_size": 8},
-}
+_OPTIONS: dict[str, dict[str, Any]] = {"moco_v2": {"backbone": "regnetx_002"}, "dino": {"view_size": 96}}
 Panel = np.ndarray | Callable[[Axes], None]
 
 

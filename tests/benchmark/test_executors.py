@@ -9,9 +9,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from densepath.benchmark import executors
 from densepath.benchmark.devices import job_slots
 from densepath.benchmark.executors import execute, make_submit
 from densepath.benchmark.grid import Run
@@ -62,6 +64,24 @@ def test_a_cancelled_job_ends_its_command_once(tmp_path, number):
     assert execute([sys.executable, "-S", "-c", script], str(tmp_path), "log", {}) == 143
     thread.join()
     assert (tmp_path / "saved").read_text() == "x"
+
+
+def test_a_job_that_slurm_no_longer_has_is_a_failure(tmp_path, monkeypatch):
+    """Without accounting submitit does not learn that the cluster has ended a job."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(executors, "ASK_EVERY", 0.0)
+    job = Mock(job_id="7", state="UNKNOWN")
+    job.done.return_value = False
+    submitted = executors.SubmittedJob(job)
+    answers = ["RUNNING", "", "COMPLETING", "", ""]
+    found = []
+    for answer in answers:
+        (tmp_path / "answer").write_text(answer)
+        found.append(submitted.poll())
+    assert found == [None, None, None, None, 1]
 
 
 def test_a_job_holds_its_folder_when_its_submitter_has_ended(tmp_path):

@@ -47,7 +47,7 @@ def test_one_line_says_what_is_read(tmp_path: Path) -> None:
     ]
     files = open_images(tmp_path / "a", cache="none")
     assert isinstance(files, ImageFiles)
-    assert summarize(files, files) == ["3 images in 1 folder, 40-50 px, read each time; passed over: 1 .svs files"]
+    assert summarize(files, files) == ["3 images in 1 folder, 40-50 px, read each time; passed over: 1 .svs file"]
     store = pack(tmp_path, tmp_path / "s.safetensors")
     assert summarize(open_images(store)) == [f"4 images in 2 folders, 40-77 px, packed in {store}"]
     with pytest.raises(UserError, match="--exclude has no effect on a packed store"):

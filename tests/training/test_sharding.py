@@ -18,7 +18,7 @@ def test_a_sharded_run_is_that_of_one_process_and_is_resumed(tmp_path, tiles, ru
     assert run_scenario("sharded")[0] == [0, [0, 0], [0, 0], [stop, stop], [0, 0]]
     names = ("one", "ddp", "fsdp", "cut")
     one, ddp, fsdp, cut = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in names)
-    close = {"rtol": 1e-7, "atol": 1e-9}
+    close = {"rtol": 1e-5, "atol": 1e-7}
 
     # Weights of student and teacher, center, and both moments of the optimizer, in one checkpoint.
     for other in (one, ddp):

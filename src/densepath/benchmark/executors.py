@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from densepath.core.errors import UserError
 
 EXECUTORS = ("local", "slurm", "debug")
 _LIMITS = ("timeout_min", "slurm_time")  # submitit's default is 5 minutes
+ASK_EVERY = 30.0  # seconds between two questions whether SLURM still has a job
 _WEEK = 7 * 24 * 60  # minutes, a limit where no cluster sets one
 
 
@@ -31,6 +34,8 @@ class SubmittedJob:
     def __init__(self, job: Any) -> None:
         self._job = job
         self.returncode: int | None = None
+        self._ask_at = 0.0
+        self._missed = 0
 
     def poll(self) -> int | None:
         """The exit code; None while the job waits or runs. A job that the cluster has ended has failed with 1."""
@@ -39,7 +44,26 @@ class SubmittedJob:
                 self.returncode = int(self._job.result())
             except Exception:  # submitit's errors, and those of its files
                 self.returncode = 1
+        elif self.returncode is None and self._is_lost():
+            self.returncode = 1
         return self.returncode
+
+    def _is_lost(self) -> bool:
+        """Whether the job has ended without a result: submitit asks ``sacct``, which knows nothing without accounting.
+
+        Asked twice, because the result may arrive late on a common disk.
+        """
+        if time.monotonic() < self._ask_at or self._job.state != "UNKNOWN":
+            return False
+        self._ask_at = time.monotonic() + ASK_EVERY
+        command = ["squeue", "--noheader", "--jobs", self._job.job_id, "--format", "%T"]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            return False
+        gone = not found.stdout.strip() and (found.returncode == 0 or "Invalid job id" in found.stderr)
+        self._missed = self._missed + 1 if gone else 0
+        return self._missed > 1
 
     def stop(self, signum: int) -> None:
         """Cancel the job: the command gets SIGTERM and saves its state."""
@@ -69,6 +93,7 @@ def make_submit(
         import submitit
     except ImportError:
         raise UserError("--executor needs submitit; install densepath[slurm]") from None
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns at each look where SLURM has no accounting
     parameters = {}
     for option in options:
         name, sign, value = option.partition("=")

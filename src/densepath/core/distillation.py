@@ -252,58 +252,47 @@ class _SoftCrossEntropy(torch.autograd.Function):
         device, wide = students.device.type, torch.promote_types(students.dtype, torch.float32)
         narrow = (students[:1] @ prototypes[:1].T).dtype  # that of autocast
         ctx.dtypes = students.dtype, prototypes.dtype
-        needed = ctx.needs_input_grad[:2]
+        learns = ctx.needs_input_grad[1]
         with torch.autocast(device, enabled=False):
             scaled, keys, weights = students.to(wide) / temperature, prototypes.to(narrow), weights.to(wide)
-            # What a target has in common with all its students needs no sum of targets for each student.
+            count, shares = len(targets), weights.sum(1, keepdim=True)
+            # A target meets the weighted sum of its students, so that no targets are mixed for each of these.
             pairs = (weights.unsqueeze(2) * scaled.unsqueeze(1)).flatten(0, 1)
-            pulls = scaled.new_zeros(len(targets), scaled.shape[1]).index_add_(0, rows.flatten(), pairs)
-            shares = weights.sum(1, keepdim=True)
-            of_prototypes = _Sum()
-            means = torch.empty_like(pulls)
-            for here in _parts(len(targets), keys):
-                target = targets[here].to(narrow)
-                means[here] = (target @ keys).to(wide)
-                if needed[1]:
-                    of_prototypes.add(target.T @ pulls[here].neg().to(narrow))
-            loss = -(pulls * means).sum()
-            of_students = (weights.unsqueeze(2) * means[rows]).sum(1).neg_()
-            for here in _parts(len(scaled), keys):
-                scores = (scaled[here].to(narrow) @ keys.T).to(wide)
-                most, at = scores.max(1, keepdim=True)
-                scores = scores.softmax(1)
-                loss += (shares[here] * (most - scores.gather(1, at).log())).sum()  # their log-sum-exp
-                learned = scores.to(narrow)
-                of_students[here] += shares[here] * (learned @ keys).to(wide)
-                if needed[1]:
-                    of_prototypes.add(learned.T @ (shares[here] * scaled[here]).to(narrow))
-            of_students /= temperature
-        ctx.save_for_backward(of_students, of_prototypes.total if needed[1] else None)
+            pulls = scaled.new_zeros(count, scaled.shape[1]).index_add_(0, rows.flatten(), pairs)
+            partners = torch.cat((-pulls, shares * scaled))
+            means, loss = torch.empty_like(partners), scaled.new_zeros(())
+            of_prototypes: Tensor | None = None
+            size = _rows_at_a_time(keys)
+            for start in range(0, len(partners), size):  # targets first, then students
+                here, parts = slice(start, start + size), []
+                if start < count:
+                    parts.append(targets[start : min(here.stop, count)].to(narrow))
+                if here.stop > count:
+                    mine = slice(max(start - count, 0), here.stop - count)
+                    scores = (scaled[mine].to(narrow) @ keys.T).to(wide)
+                    most, at = scores.max(1, keepdim=True)
+                    scores = scores.softmax(1)
+                    loss += (shares[mine] * (most - scores.gather(1, at).log())).sum()  # their log-sum-exp
+                    parts.append(scores.to(narrow))
+                part = parts[0] if len(parts) == 1 else torch.cat(parts)
+                means[here] = (part @ keys).to(wide)
+                if learns:
+                    product = part.T @ partners[here].to(narrow)
+                    of_prototypes = product.to(wide) if of_prototypes is None else of_prototypes.add_(product)
+            loss -= (pulls * means[:count]).sum()
+            of_students = (shares * means[count:] - (weights.unsqueeze(2) * means[rows]).sum(1)) / temperature
+        ctx.save_for_backward(of_students, of_prototypes)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        products = [None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors]
+        (scale,) = gradients
+        if scale.device.type == "cpu" and scale == 1:  # read it: the product would be a pass over all prototypes
+            products = ctx.saved_tensors
+        else:
+            products = [None if saved is None else saved * scale for saved in ctx.saved_tensors]
         found = (p if p is None else p.to(dtype) for p, dtype in zip(products, ctx.dtypes, strict=True))
         return *found, None, None, None, None
-
-
-class _Sum:
-    """A sum of matrices in float32 or more."""
-
-    total: Tensor | None = None
-
-    def add(self, part: Tensor) -> None:
-        if self.total is None:
-            self.total = full_precision(part)
-        else:
-            self.total += part
-
-
-def _parts(count: int, keys: Tensor) -> list[slice]:
-    """The rows, divided so that their scores fit in memory."""
-    size = _rows_at_a_time(keys)
-    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _rows_at_a_time(keys: Tensor) -> int:

@@ -114,8 +114,9 @@ def without_sync(model: nn.Module, skip: bool) -> Iterator[None]:
     Sharded ones always are, because each process keeps only its part of them.
     """
     context: AbstractContextManager[Any] = nullcontext()
-    if skip and world_size() > 1 and hasattr(model, "no_sync"):  # of DistributedDataParallel
-        context = model.no_sync()
+    no_sync = getattr(model, "no_sync", None)  # of DistributedDataParallel
+    if skip and world_size() > 1 and no_sync is not None:
+        context = no_sync()
     with context:
         yield
 

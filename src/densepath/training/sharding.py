@@ -26,6 +26,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 _OPTIMIZERS = ("sgd", "adamw")  # the others scale a step by norms of whole tensors
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_STATE = "__composable_api_state_key"  # where torch keeps what it knows of a sharded module, which cannot be copied
 
 
 def require_shardable(network: nn.Module, optimizer: str, processes: int) -> None:
@@ -80,7 +81,10 @@ def unshard(network: nn.Module) -> Callable[[], None]:
         A function that makes it sharded again, as it was.
     """
     sharded = [module for module in network.modules() if hasattr(module, "set_reshard_after_forward")]
-    kept = [(module, type(module), {name: vars(module)[name] for name in _HOOKS}) for module in sharded]
+    kept = [
+        (module, type(module), {name: own for name, own in vars(module).items() if name in _HOOKS or _STATE in name})
+        for module in sharded
+    ]
     gathered: dict[Tensor, nn.Parameter] = {}
     replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
     for module in network.modules() if sharded else ():
@@ -89,14 +93,16 @@ def unshard(network: nn.Module) -> Callable[[], None]:
                 gathered[parameter] = nn.Parameter(_full(parameter), requires_grad=parameter.requires_grad)
             module._parameters[name] = gathered[parameter]
             replaced.append((module, name, parameter))
-    for module, kind, _ in kept:
+    for module, kind, own in kept:
         module.__class__ = kind.__mro__[2]  # after the class that torch made for it, and FSDPModule
+        for name in own:
+            del vars(module)[name]
         vars(module).update({name: OrderedDict() for name in _HOOKS})
 
     def restore() -> None:
-        for module, kind, hooks in kept:
+        for module, kind, own in kept:
             module.__class__ = kind
-            vars(module).update(hooks)
+            vars(module).update(own)
         for module, name, parameter in replaced:
             module._parameters[name] = parameter
 

@@ -123,7 +123,7 @@ class Grayscale(Appearance):
 def luma(x: Tensor) -> Tensor:
     """(N, 1, *spatial): the grey value of each pixel."""
     red, green, blue = x.unbind(1)
-    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(1)
+    return (_LUMA[0] * red).add_(_LUMA[1] * green).add_(_LUMA[2] * blue).unsqueeze(1)
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -145,21 +145,19 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the color circle by shifts (N,), as shares of a full turn."""
     red, green, blue = x.unbind(1)
-    value, low = x.amax(1), x.amin(1)
-    chroma = value - low
-    scale = 1 / chroma.clamp(min=1e-12)
-    hue = torch.where(
-        value == red,
-        (green - blue) * scale,
-        torch.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale),
-    )
-    hue = hue + 6 * per_image(shift, hue)
-    channels = []
-    for offset in (5.0, 3.0, 1.0):
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    scale = chroma.clamp(min=1e-12).reciprocal_()
+    hue = torch.where(value == green, (blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4))
+    hue = torch.where(value == red, (green - blue).mul_(scale), hue).add_(6 * per_image(shift, hue))
+    out, four = torch.empty_like(x), x.new_tensor(4.0)
+    for channel, offset in enumerate((5.0, 3.0, 1.0)):
         k = hue + offset
-        k = k.sub_(torch.floor(k / 6), alpha=6)  # several times faster than torch.remainder
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.stack(channels, dim=1)
+        rest = (k / 6).floor_()
+        k.sub_(rest, alpha=6)  # several times faster than torch.remainder
+        torch.minimum(k, torch.sub(four, k, out=rest), out=k).clamp_(0, 1).mul_(chroma)
+        torch.sub(value, k, out=out[:, channel])
+    return out
 
 
 def jitter_stain(x: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:

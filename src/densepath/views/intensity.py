@@ -179,10 +179,11 @@ def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
     offsets = torch.arange(-reach, reach + 1)
     weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
     weights = (weights / weights.sum(1, keepdim=True)).to(x.device, non_blocking=True).unsqueeze(1)  # (N, 1, T)
-    blurred = x.movedim(1, -1)
+    weights = weights.repeat_interleave(x.shape[1], dim=0)
+    blurred = x.flatten(0, 1).unsqueeze(-1)  # each channel for itself: its rows lie together in memory
     for axis in range(1, x.ndim - 1):
         n = blurred.shape[axis]
         positions = (torch.arange(n).unsqueeze(1) + offsets).clamp_(0, n - 1).to(x.device, non_blocking=True)  # (n, T)
-        shape = (len(x), n, len(offsets))
+        shape = (len(weights), n, len(offsets))
         blurred = weighted_rows(blurred, positions.expand(shape), weights.expand(shape), axis)
-    return blurred.movedim(-1, 1)
+    return blurred.reshape(x.shape)

@@ -114,7 +114,9 @@ class ViewMaker:
                         made = operation.apply(made, draw)
                     made = self.spec.normalize(made)
                 for crop, pixels in zip(of_crops, made.chunk(counts[name]), strict=True):
-                    views[name].pixels[int(crop[0]) : int(crop[-1]) + 1] = pixels
+                    place = views[name].pixels[int(crop[0]) : int(crop[-1]) + 1]
+                    for channel in range(channels):  # many times faster than all at once, if channels are last
+                        place[:, channel] = pixels[:, channel]
         return Batch(views, images.index, self.seed, images.step, images.epoch, images.progress, images.extras)
 
     def _original(

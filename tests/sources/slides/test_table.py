@@ -88,7 +88,7 @@ def test_each_problem_is_a_line_and_none_ends_the_list(
     }
     assert rows["levels.tiff"]["mpp"] == "0.23" and rows["levels.tiff"]["levels"] == "1"
     assert "mpp.csv names 1 slide not in the data: gone.svs" in shown.out
-    assert "11 slides, 10 with problems; passed over: 1 .png files" in shown.err
+    assert "11 slides, 10 with problems; passed over: 1 .png file" in shown.err
     good = next(line for line in shown.out.splitlines() if line.startswith("good.svs"))
     assert all(value in good for value in ("aperio", "517", "333", "1 4", "0.499", "JPEG", "tiles"))
     with pytest.raises(CorruptImage, match=r"beyond\.tiff.*copy it again"):

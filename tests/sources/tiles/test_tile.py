@@ -333,7 +333,7 @@ def test_bad_slides_get_a_line_each(folder: Path, tmp_path: Path, capsys: pytest
     assert main([*words, "--workers", "0", "--mpp_table", str(folder / "mpp.csv")]) == 0
     said = capsys.readouterr().err
     assert "names 1 slide not in the data: other; correct it" in said
-    assert "5 slides, 0 done before; passed over: " in said and "1 .png files" in said
+    assert "5 slides, 0 done before; passed over: " in said and "1 .png file" in said
     expected = {
         "empty": "the file is empty",
         "short": "truncated",

@@ -77,15 +77,21 @@ def test_rotations_of_ramps_are_found(table: Path, tmp_path: Path) -> None:
     assert record["task"] == "rotation" and "16" not in record["protocol"] and "3 patients" in record["protocol"]
 
 
-def test_positions_of_patches_of_ramps_are_found(table: Path, tmp_path: Path) -> None:
-    """Brightness tells only whether the second patch is above, beside or below the first."""
-    found = probe(task="patch_position", data=table, size=112, devices="cpu", neighbors=3, out=tmp_path / "r.json")
+def test_positions_of_patches_are_found(tmp_path: Path) -> None:
+    """Red repeats every three patches down, green every three to the right: equal pairs have equal positions."""
+    rng, lines = np.random.default_rng(0), ["file,split,patient"]
+    cell = np.arange(112) // 8 % 3 * 100
+    for number in range(26):
+        pixels = np.stack(np.broadcast_arrays(cell[:, None], cell, 30), axis=-1) + rng.integers(0, 20, (112, 112, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(f"{tmp_path / f'{number}.png'},{'test' if number > 19 else 'train'},P{number // 2}")
+    (tmp_path / "images.csv").write_text("\n".join(lines))
+    given = {"task": "patch_position", "size": 112, "devices": "cpu", "neighbors": 1}
+    found = probe(data=tmp_path / "images.csv", out=tmp_path / "r.json", **given)  # type: ignore[arg-type]
     assert len(found.tested) == 6 * 8 and found.images.classes.names == tuple(NEIGHBORS)
-    rows = np.array([row for row, _ in NEIGHBORS.values()])  # of the second patch, relative to the first
-    truth, answer = found.images.classes.labels.numpy()[found.tested], found.chances["logistic"].argmax(1)
-    assert (rows[truth] == rows[answer]).mean() > 0.8, "chance is about a third"
+    assert found.scores["knn"]["accuracy"].value > 60, "chance is 12.5"
     record = json.loads((tmp_path / "r.json").read_text())
-    assert record["task"] == "patch_position" and record["size"] == 112 and "3 patients" in record["protocol"]
+    assert record["task"] == "patch_position" and "3 patients" in record["protocol"]
 
 
 def test_options_of_other_probes_are_refused(table: Path) -> None:

@@ -307,5 +307,5 @@ def test_the_bits_that_images_use_are_seen_and_what_is_read_is_said(
     for path, image in zip(sorted((grey / "test").glob("scene*")), seen, strict=True):
         shown = np.rint(np.asarray(Image.open(path), np.float64) * (255 / 4095)).astype(np.uint8)
         np.testing.assert_array_equal(image, shown[..., None].repeat(3, axis=2))
-    line = "2 test images in 1 folder, 36-48 px, kept in memory; passed over: 1 image not in test.json, 1 .txt files"
+    line = "2 test images in 1 folder, 36-48 px, kept in memory; passed over: 1 image not in test.json, 1 .txt file"
     assert f"densepath: {line}\n" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.hdf5 import new_hdf5
 
 FORMAT = "densepath-features"
 _NOTES = "densepath"  # the name of the notes, JSON, in a file
@@ -102,13 +103,8 @@ def write_features(path: str | Path, parts: Iterable[Part], shape: Shape, notes:
     """
     suffix = check_format(path)
     text = json.dumps({"format": FORMAT, **notes})
-    try:
-        with atomic_write(path) as temporary:
-            _WRITERS[suffix](temporary, parts, shape, text)
-    except OSError as error:
-        if "No space left" not in str(error):  # h5py gives no error number
-            raise
-        raise UserError(f"{path} cannot be written (no space left on device); free disk space there") from error
+    with atomic_write(path) as temporary:
+        _WRITERS[suffix](temporary, parts, shape, text)
 
 
 def read_features(path: str | Path) -> Features:
@@ -136,7 +132,7 @@ def read_features(path: str | Path) -> Features:
 def _write_hdf5(path: Path, parts: Iterable[Part], shape: Shape, notes: str) -> None:
     import h5py
 
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         file.attrs[_NOTES] = notes
         chunks = (min(_CHUNK, shape.count), shape.dim)
         features = file.create_dataset("features", (shape.count, shape.dim), shape.dtype, chunks=chunks)

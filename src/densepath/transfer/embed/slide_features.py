@@ -17,6 +17,7 @@ import torch
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
+from densepath.core.hdf5 import new_hdf5
 from densepath.sources.tiles.coords import attributes_of, unit_of
 from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
 from densepath.transfer.embed.chunked_rows import read_rows
@@ -127,19 +128,14 @@ class FeatureWriter:
     def _finish(self) -> None:
         self._raw.seek(0)
         width = np.dtype(self._dtype).itemsize * self._dim
-        try:
-            with atomic_write(self._path) as part, h5py_module().File(part, "w") as file:
-                file.attrs[NOTES] = json.dumps(self.notes)
-                coords = file.create_dataset(_CORNERS, data=self._tiling.corners[self._rows].reshape(-1, 2))
-                coords.attrs.update(notes_of_tiling(self._tiling, self._path.parent, self._overlap))
-                features = file.create_dataset(_FEATURES[0], (len(self._rows), self._dim), self._dtype)
-                for first in range(0, len(self._rows), _ROWS):
-                    part_of = np.frombuffer(self._raw.read(_ROWS * width), self._dtype)
-                    features[first : first + _ROWS] = part_of.reshape(-1, self._dim)
-        except OSError as error:
-            if "No space left" not in str(error):  # h5py gives no error number
-                raise
-            raise UserError(f"{self._path} cannot be written (no space left on device); free disk space") from error
+        with atomic_write(self._path) as part, new_hdf5(part) as file:
+            file.attrs[NOTES] = json.dumps(self.notes)
+            coords = file.create_dataset(_CORNERS, data=self._tiling.corners[self._rows].reshape(-1, 2))
+            coords.attrs.update(notes_of_tiling(self._tiling, self._path.parent, self._overlap))
+            features = file.create_dataset(_FEATURES[0], (len(self._rows), self._dim), self._dtype)
+            for first in range(0, len(self._rows), _ROWS):
+                part_of = np.frombuffer(self._raw.read(_ROWS * width), self._dtype)
+                features[first : first + _ROWS] = part_of.reshape(-1, self._dim)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def write_slices(
     size = np.array(image.shape[:3])
     steps = -(-size // _SIDE)
     every = tuple(slice(None, None, step) for step in steps.tolist())
-    arrays = {title: each[every].astype(np.uint8) for title, each in maps.items()}
+    arrays: dict[str, Any] = {title: each[every].astype(np.uint8) for title, each in maps.items()}
     notes: dict[str, Any] = {"background": np.int64(background), "size": size, "spacing": steps * np.array(spacing)}
     with atomic_write(path) as part, part.open("wb") as file:
         np.savez_compressed(file, image=image[every][..., 0], **notes, **arrays)
