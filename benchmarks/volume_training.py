@@ -50,12 +50,14 @@ def turns(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def steps(store: VolumeStore, recipes: list[str], batch_size: int, repeats: int) -> list[dict[str, Any]]:
+def steps(
+    store: VolumeStore, recipes: list[str], batch_size: int, repeats: int, backbone: str | None
+) -> list[dict[str, Any]]:
     """A training step of each small recipe, compared with its bare passes."""
     rows, hardware = [], choose_hardware("cpu", "auto")
     for recipe in recipes:
         size = resolve(PretrainConfig, f"{recipe}_small", {"data": "", "out": ""}).view_size
-        step = Step(f"{recipe}_small", store, size, batch_size, None, hardware)
+        step = Step(f"{recipe}_small", store, size, batch_size, backbone, hardware)
         found = turns({"step": step, "bare": step.bare}, repeats)
         named = {f"{name}, s": seconds for name, seconds in found.items()}
         rows.append(shown({"case": recipe} | named | {"ratio": found["step"] / found["bare"]}))
@@ -170,6 +172,7 @@ def main() -> None:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--parts", nargs="+", default=["steps", "layouts", "loader", "sliding"])
     made.add_argument("--recipes", nargs="+", default=RECIPES, help="without _small")
+    made.add_argument("--backbone", help="of the steps, instead of the recipes'")
     made.add_argument("--batch_size", type=int, default=16)
     made.add_argument("--width", type=int, default=8, help="of U-Nets")
     made.add_argument("--repeats", type=int, default=5, help="rounds that are measured")
@@ -179,7 +182,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if "steps" in asked.parts:
             small = write_store(Path(folder, "small"), 2 * asked.batch_size, _SIZE)
-            rows = steps(small, list(asked.recipes), asked.batch_size, asked.repeats)
+            rows = steps(small, list(asked.recipes), asked.batch_size, asked.repeats, asked.backbone)
             report("A step of the small recipes", rows, None)
         if "layouts" in asked.parts:
             report("Precision and layout", [layouts(asked.width, asked.repeats)], None)

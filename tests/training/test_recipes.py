@@ -5,13 +5,15 @@ import torch
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.config import PretrainConfig
 from densepath.training.inputs import check_inputs
 from densepath.training.optimizers import Optimizer, build_schedule
 from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names
 from densepath.training.resolve import resolve
 from densepath.views.augment import Augment
-from densepath.views.declarations import view_sizes
+from densepath.views.declarations import view_sizes, without_color
+from densepath.views.maker import ViewMaker
 
 PAPER = [
     "byol",
@@ -94,6 +96,10 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     network = build_backbone(*((options["backbone"], 384) if options["method"] == "hipt_region" else (backbone,)))
     method = find_method(options["method"])(network, **options["method_options"])
     method.check(view_sizes(method.views(), options["view_size"], network.ndim), options["batch_size"])
+    if network.ndim == 3:  # its operations are those of volumes of one channel
+        spec = PixelSpec.default(1, (0.0, 1.0), ndim=3)
+        views, _ = without_color(method.views(options["augment"]), method.views(), spec)
+        ViewMaker(views, options["view_size"], 0, spec)
     needs = {need.kind for need in method.needs().values()}
     wanted = {"files": "regions", "saliency": "regions", "cells": "cells"}.get(
         options["method_options"].get("concepts")
