@@ -38,7 +38,6 @@ from densepath.views.view import Batch
 Maps = dict[int, Tensor]
 Targets = Literal["turns", "flips", "same", "none"]
 _SAME = (0.0, 0.0, 0.0)
-_STEP = 3  # keys of an image that join the queue
 
 
 class PCRL(Method):
@@ -292,7 +291,7 @@ class PCRL(Method):
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
-        self.queue.check_size(_STEP * batch_size)
+        self.queue.check_size(3 * batch_size)  # keys of three encoders join it
 
     def chance(self) -> Mapping[str, float]:
         return {"instance_loss": math.log(self.queue.size + 1)}
