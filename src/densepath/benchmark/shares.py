@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from densepath.annotations.patients import comparable_owners, owners_by_name
@@ -24,9 +25,10 @@ def write_left_images(tiles: ImageSet, fraction: float, seed: int, folder: Path)
     Returns:
         The list, whose name has a digest of its lines: paths of images, and patients where they are known.
     """
-    known = tiles.owners or comparable_owners(tiles.source, tiles.names)
-    owners = list(tiles.owners.values()) or owners_by_name(tiles.source, tiles.names)[0]
-    left = divided(owners, fraction, seed)[1].tolist()
+    known, owners = tiles.owners, list(tiles.owners.values())
+    if not owners:
+        known, owners = _patients(tiles.source, tiles.names)
+    left = _left(tuple(owners), fraction, seed)
     names = [tiles.names[p] for p in left]
     paths = [] if tiles.owners else [str(Path(name).absolute()) for name in names]
     lines = [*paths, *sorted({known[name] for name in names if name in known})]
@@ -37,3 +39,16 @@ def write_left_images(tiles: ImageSet, fraction: float, seed: int, folder: Path)
         with atomic_write(path) as part:
             part.write_text(text, errors="surrogateescape")
     return path
+
+
+@lru_cache(maxsize=2)
+def _patients(source: str, names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """The known patients of images, and all owners; once for all runs of a table."""
+    return comparable_owners(source, names), owners_by_name(source, names)[0]
+
+
+@lru_cache(maxsize=16)
+def _left(owners: tuple[str, ...], fraction: float, seed: int) -> list[int]:
+    """The positions of the images that pre-training leaves out; every row of a table asks for the same."""
+    positions: list[int] = divided(owners, fraction, seed)[1].tolist()
+    return positions
