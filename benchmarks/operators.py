@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections import Counter
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import report
@@ -55,11 +56,19 @@ class Operators(TorchDispatchMode):
 
 
 def count(step: Step) -> Operators:
-    """The operators of one step, after two others have initialized what is initialized once."""
-    step()
-    step()
-    with Operators() as operators:
+    """The operators of one step, after two others have initialized what is initialized once.
+
+    With two threads: a single one changes the colors of one view at a time, which no GPU does.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
         step()
+        step()
+        with Operators() as operators:
+            step()
+    finally:
+        torch.set_num_threads(threads)
     return operators
 
 

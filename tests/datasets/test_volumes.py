@@ -255,7 +255,7 @@ def test_dicom_copies_nothing_that_identifies_a_patient(
     source = dicom("MRN0816", "1.2.826.444", [0, 2.5, 7.5, 10])
     assert main(["data", "dicom", str(source), str(tmp_path / "S"), "--spacing", "native"]) == 0
     told = capsys.readouterr()
-    assert "3 volumes of 2 patients" in told.out and told.err.count("steps between slices are not 2.5 mm") == 1
+    assert "3 volumes of 2 patients" in told.out and told.err.count("1 step between slices is not 2.5 mm") == 1
     store = open_volumes(tmp_path / "S")
     assert store.index["modality"] == "CT" and store.spec.window[0] < -900
     assert np.array_equal(store.read(0)[..., 0], (SLICES - 1024)[:, ::-1, ::-1])

@@ -72,6 +72,12 @@ class Hardware:
         formats = {4: torch.channels_last, 5: torch.channels_last_3d} if self.channels_last else {}
         network._apply(lambda x: x.to(memory_format=formats[x.ndim]) if x.ndim in formats else x)
 
+    def place(self, network: nn.Module, device: torch.device) -> None:
+        """Move a network to a device, in the memory layout of its pixels; one to be sharded stays where it is."""
+        if self.strategy == "ddp":
+            self.lay_out(network)
+            network.to(device)
+
 
 def choose_hardware(
     devices: int | str = "auto",

@@ -112,10 +112,7 @@ def train(
         watchdog.started(start_processes(hardware))
         fabric = join_processes(hardware, equal_shapes)
         watchdog.joined()
-
-        if hardware.strategy == "ddp":
-            hardware.lay_out(task)
-            task.to(fabric.device)
+        hardware.place(task, fabric.device)
         model = fabric.strategy.setup_module(task)  # Fabric's own wrapper would copy each batch
         updates = task.updates()
         saver.restore(updates)

@@ -91,7 +91,7 @@ def test_steps_may_differ_by_one_percent(write: Callable[..., Path], step: float
     if step < STEP * 1.01:
         assert read_series(series).shape == (6, 5, 8)
     else:
-        with pytest.raises(CorruptImage, match="steps between slices"):
+        with pytest.raises(CorruptImage, match=r"1 step between slices is not 2\.5 mm"):
             read_series(series)
 
 
