@@ -137,6 +137,10 @@ def test_several_runs_are_sorted_compared_and_tested(make_pretraining: Make) -> 
     options = [row[0] for row in page.rows[page.rows.index(next(r for r in page.rows if r and r[0] == "option")) :]]
     assert options == ["option", "method", "seed"]
     assert len([trace for chart in page.data for trace in chart["data"] if chart["layout"].get("xaxis")]) >= 6
+    named = [chart for chart in page.data if chart["layout"].get("showlegend")]
+    assert [sorted(trace["name"] for trace in chart["data"]) for chart in named] == [
+        ["concl0", "concl1", "concl2", "moco_v20", "moco_v21", "moco_v22"]
+    ]
 
 
 def detectors(folder: Path, parents: dict[str, list[str]], measured: float = 0.0) -> list[str]:

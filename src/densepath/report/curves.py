@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,14 @@ def columns_of(runs: Sequence[Sequence[Row]]) -> list[str]:
 def draw_curves(runs: Mapping[str, Sequence[Row]], columns: Sequence[str], coarse: bool = False) -> list[Chart]:
     """A chart for each column, with a line for each run, and dashed lines for chance and for collapse.
 
-    A loss of which chance is known is drawn relative to chance only. With ``coarse`` curves have few points.
+    A loss of which chance is known is drawn relative to chance only. With ``coarse`` curves have few points. Of several
+    runs the first chart is wide, and names them.
     """
     shown = [name for name in columns if f"{name}{CHANCE}" not in columns]
-    return [_chart(runs, name, _FEW if coarse or len(runs) > 4 else _MOST) for name in shown]
+    charts = [_chart(runs, name, _FEW if coarse or len(runs) > 4 else _MOST) for name in shown]
+    if charts and len(runs) > 1:
+        charts[0] = replace(charts[0], layout={**charts[0].layout, "showlegend": True}, wide=True)
+    return charts
 
 
 def _chart(runs: Mapping[str, Sequence[Row]], column: str, most: int) -> Chart:
