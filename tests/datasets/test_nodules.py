@@ -76,7 +76,7 @@ def test_classify_trains_on_the_crops(tmp_path: Path, capsys: pytest.CaptureFixt
     crops = convert_nodules(NodulesConversion(source, tmp_path / "N", (8, 8, 8), negatives=1))
     result = classify(
         data=crops, labels=crops / "labels.csv", out=tmp_path / "R", backbone="resnet10_3d_w4", view_size=(8, 8, 8),
-        epochs=1, batch_size=4, seed=0, devices="cpu", workers=0,
+        epochs=1, batch_size=4, seed=0, devices="cpu", workers=0, precision="32",
     )  # fmt: skip
     assert 0 <= result["macro_auc"] <= 100
     with (crops / "labels.csv").open() as file:

@@ -62,6 +62,7 @@ NAMES = sorted(
         *VOLUMES,
     ]
     + [f"pcrl_{row}" for row in PCRL_ROWS]
+    + ["pcrl_contrast_small"]
     + [f"{name}_small" for name in SMALL]
 )
 

@@ -16,13 +16,10 @@ from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
-from densepath.sources.dicom_image import SUFFIXES as DICOM
 from densepath.sources.dicom_image import patient_id
-from densepath.sources.listing import SUFFIXES
 
 MANIFEST = "manifest.csv"
 _FILE = ("file", "file_name", "filename", "path", "image", "name")
-_NO_DICOM = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM)  # files that have no header of a patient
 # NIH ChestX-ray14: 00001280_004.png; CheXpert: patient00001/study1/view1_frontal.jpg
 _IN_NAMES = re.compile(r"(?:^|/)(?:(patient\d+)/|(\d{8})_\d{3}\.)")
 NUMBERED = "DICOM files, numbered"  # patients of one source only
@@ -83,7 +80,7 @@ def owners_by_name(source: str | Path, names: Sequence[str]) -> tuple[list[str],
         if name not in known and (match := _IN_NAMES.search(name)):
             known[name] = match[1] or match[2]
     where = MANIFEST if known else ""
-    files = [name for name in names if name not in known and not name.lower().endswith(_NO_DICOM)]
+    files = [name for name in names if name not in known]
     found = dict(zip(files, in_threads(patient_id, files, usable_cores(), "DICOM headers"), strict=True))
     numbers = {patient: number for number, patient in enumerate(sorted({*found.values()} - {""}), 1)}
     known |= {name: f"{_RANK}{numbers[patient]:04d}" for name, patient in found.items() if patient}

@@ -62,4 +62,7 @@ def test_a_file_of_features_is_that_of_a_slide(tmp_path: Path) -> None:
     for name in ("*.h5", "z.pt"):
         with pytest.raises(UserError, match="give a folder of files of features"):
             slides_in_files(tmp_path / name)
+    (tmp_path / "a.svs").touch()
     assert slides_in_files(tmp_path / "a.svs") is None
+    with pytest.raises(UserError, match=r"b\.svs does not exist"):
+        slides_in_files(tmp_path / "b.svs")
