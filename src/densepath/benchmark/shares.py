@@ -25,14 +25,7 @@ def write_left_images(tiles: ImageSet, fraction: float, seed: int, folder: Path)
     Returns:
         The list, whose name has a digest of its lines: paths of images, and patients where they are known.
     """
-    known, owners = tiles.owners, list(tiles.owners.values())
-    if not owners:
-        known, owners = _patients(tiles.source, tiles.names)
-    left = _left(tuple(owners), fraction, seed)
-    names = [tiles.names[p] for p in left]
-    paths = [] if tiles.owners else [str(Path(name).absolute()) for name in names]
-    lines = [*paths, *sorted({known[name] for name in names if name in known})]
-    text = "".join(f"{line}\n" for line in lines)
+    text = _lines(tiles.source, tiles.names, tuple(tiles.owners.items()), fraction, seed)
     path = folder.absolute() / f"left_images-{digest_of([text])[:10]}.txt"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +41,14 @@ def _patients(source: str, names: tuple[str, ...]) -> tuple[dict[str, str], list
 
 
 @lru_cache(maxsize=16)
-def _left(owners: tuple[str, ...], fraction: float, seed: int) -> list[int]:
-    """The positions of the images that pre-training leaves out; every row of a table asks for the same."""
-    positions: list[int] = divided(owners, fraction, seed)[1].tolist()
-    return positions
+def _lines(
+    source: str, names: tuple[str, ...], volumes: tuple[tuple[str, str], ...], fraction: float, seed: int
+) -> str:
+    """The lines of a list, which every row of a table asks for. ``volumes``: pairs of a volume and its patient."""
+    known, owners = dict(volumes), [owner for _, owner in volumes]
+    if not volumes:
+        known, owners = _patients(source, names)
+    left = [names[p] for p in divided(owners, fraction, seed)[1].tolist()]
+    paths = [] if volumes else [str(Path(name).absolute()) for name in left]
+    lines = [*paths, *sorted({known[name] for name in left if name in known})]
+    return "".join(f"{line}\n" for line in lines)

@@ -46,6 +46,7 @@ class Found:
         values: value -> the images that have it.
         named: names of values that the data set knows.
         digests: of the label maps.
+        longest: the largest side of the images along each axis.
     """
 
     pool: Pool
@@ -53,6 +54,7 @@ class Found:
     values: dict[int, list[str]]
     named: dict[int, str]
     digests: tuple[str, ...]
+    longest: tuple[int, ...]
 
     def cases(self, legend: Legend) -> Cases:
         """The images with the classes of their pixels; targets are which scored regions an image has."""
@@ -65,7 +67,7 @@ class Found:
                 present[[numbers[name] for name in names], of_class] = 1
         regions = [present[:, list(members)].max(1) for _, members in legend.regions]
         targets = Targets(legend.scored, np.stack(regions, axis=1), False)
-        return Cases(replace(self.pool, targets=targets), truth, self.digests)
+        return Cases(replace(self.pool, targets=targets), truth, self.digests, self.longest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +78,13 @@ class Cases:
         pool: the images with patients and splits; the targets are which scored regions are present.
         truth: the classes.
         digests: of all label maps that were found.
+        longest: the largest side along each axis of all images that were found.
     """
 
     pool: Pool
     truth: Truth
     digests: tuple[str, ...] = ()
+    longest: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -150,9 +154,9 @@ def _find(config: SegmentConfig, data: str | Path, labels: str | Path) -> Found:
     if isinstance(images, VolumeStore) and not source:
         owners, source = owners_of_volumes(images.rows, data)
     files = [file_of(path) if isinstance(images, ImageFiles) else (os.path.realpath(data), path) for path in paths]
-    values, digests = _facts(images, maps, names)
+    values, digests, longest = _facts(images, maps, names)
     pool = Pool(images, names, Targets((), np.zeros((len(names), 0)), False), owners, source, splits, files)
-    return Found(pool if config.official else replace(pool, splits=[]), maps, values, named, digests)
+    return Found(pool if config.official else replace(pool, splits=[]), maps, values, named, digests, longest)
 
 
 def _outlined(config: SegmentConfig, data: str | Path) -> tuple[PixelSource, LabelMaps, list[str], dict[int, str]]:
@@ -185,19 +189,22 @@ def _volumes(store: VolumeStore) -> tuple[PixelSource, LabelMaps, list[str], dic
     return store, VolumeLabels(store), [str(s).lower() for s in splits] if known else [], named
 
 
-def _facts(images: PixelSource, maps: LabelMaps, names: Sequence[str]) -> tuple[dict[int, list[str]], tuple[str, ...]]:
-    """Value -> the images that have it; and a digest of each label map.
+def _facts(
+    images: PixelSource, maps: LabelMaps, names: Sequence[str]
+) -> tuple[dict[int, list[str]], tuple[str, ...], tuple[int, ...]]:
+    """Value -> the images that have it; a digest of each label map; and the largest side along each axis.
 
     Raises:
         UserError: a label map is damaged, or has another size than its image.
     """
     found: dict[int, list[str]] = {}
-    wrong, digests = [], []
+    wrong, digests, longest = [], [], (0,) * images.spec.ndim
     read = in_threads(maps.facts, range(len(names)), usable_cores(), "label maps")
     try:
         for k, (size, values, digest) in enumerate(with_progress(read, len(names), "reading label maps")):
             digests.append(digest)
             own = tuple(images.sizes(torch.tensor([k]))[0].tolist())
+            longest = tuple(map(max, longest, own))
             if own != size:
                 wrong.append(
                     f"{names[k]} ({' x '.join(map(str, own[::-1]))}, labels {' x '.join(map(str, size[::-1]))})"
@@ -207,4 +214,4 @@ def _facts(images: PixelSource, maps: LabelMaps, names: Sequence[str]) -> tuple[
     except CorruptImage as error:
         raise UserError(f"{error}; replace the file, or leave the image out with --exclude") from error
     refuse(wrong, "label maps of another size than their images", "give the maps of these images")
-    return found, tuple(digests)
+    return found, tuple(digests), longest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.folder import open_run, read_config
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.volumes.store import VolumeStore
 from densepath.training.resolve import resolve
@@ -118,7 +117,7 @@ def _notes(config: SegmentConfig, cases: Cases, spec: PixelSpec) -> SegmenterNot
         config.head,
         config.norm,
         cases.truth.legend,
-        _patch_size(config, images),
+        _patch_size(config, cases.longest),
         config.overlap,
         spec.record(),
         _spacing(images),
@@ -129,14 +128,9 @@ def _notes(config: SegmentConfig, cases: Cases, spec: PixelSpec) -> SegmenterNot
     return notes
 
 
-def _patch_size(config: SegmentConfig, images: PixelSource) -> tuple[int, ...]:
+def _patch_size(config: SegmentConfig, longest: tuple[int, ...]) -> tuple[int, ...]:
     """The sides of patches; by default no longer than what the longest images take, in whole steps of a network."""
-    ndim = images.spec.ndim
-    known = []
-    for position in range(len(images)):
-        with suppress(CorruptImage):  # which training passes over, and names
-            known.append(images.sizes(torch.tensor([position])))
-    longest = torch.cat(known).amax(0).tolist() if known else [0] * ndim
+    ndim = len(longest)
     enough = [-(-side // _STEP) * _STEP for side in longest]
     side = config.view_size
     if side is None:
