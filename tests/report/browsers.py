@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,7 +14,12 @@ from typing import Any, Protocol
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _PATIENCE = 180  # seconds, for machines that do much else
+_QUIET = "--disable-background-networking"  # the browser's own, such as updates
 _KEYS = {"ArrowLeft": "\ue012", "ArrowRight": "\ue014", "Tab": "\ue004", "Enter": "\ue007"}  # Selenium's
+
+
+def _arguments() -> list[str]:
+    return [_QUIET, *(["--no-sandbox"] if os.getuid() == 0 else [])]
 
 
 class Browser(Protocol):
@@ -33,6 +40,9 @@ class Browser(Protocol):
     def dark(self) -> None:
         """Prefer dark colors."""
 
+    def printed(self) -> bytes:
+        """The page as a PDF."""
+
     def said(self) -> list[str]:
         """What the page wrote to the console, its errors and dialogs."""
 
@@ -42,8 +52,7 @@ class Browser(Protocol):
 
 class _Playwright:
     def __init__(self, engine: Any) -> None:
-        sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
-        self._browser = engine.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        self._browser = engine.chromium.launch(executable_path=CHROMIUM, args=_arguments())
         self._page = self._browser.new_context(offline=True).new_page()
         self._page.set_default_timeout(1000 * _PATIENCE)
         self._said: list[str] = []
@@ -67,11 +76,18 @@ class _Playwright:
     def dark(self) -> None:
         self._page.emulate_media(color_scheme="dark")
 
+    def printed(self) -> bytes:
+        return bytes(self._page.pdf(format="A4"))
+
     def said(self) -> list[str]:
         return self._said
 
     def wait(self, code: str) -> None:
-        self._page.wait_for_function(code)
+        # Its own wait_for_function needs eval, which the page forbids.
+        end = time.monotonic() + _PATIENCE
+        while not self.run(code):
+            assert time.monotonic() < end, f"never true: {code}"
+            self._page.wait_for_timeout(50)
 
     def close(self) -> None:
         self._browser.close()
@@ -85,7 +101,7 @@ class _Selenium:
         options.binary_location = CHROMIUM
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         options.set_capability("unhandledPromptBehavior", "accept")
-        for argument in ("--headless=new", *(["--no-sandbox"] if os.getuid() == 0 else [])):
+        for argument in ("--headless=new", *_arguments()):
             options.add_argument(argument)
         self._driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
         self._driver.set_page_load_timeout(_PATIENCE)
@@ -111,6 +127,9 @@ class _Selenium:
     def dark(self) -> None:
         feature = {"name": "prefers-color-scheme", "value": "dark"}
         self._driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+    def printed(self) -> bytes:
+        return base64.b64decode(self._driver.print_page())
 
     def said(self) -> list[str]:
         return [entry["message"] for entry in self._driver.get_log("browser")]

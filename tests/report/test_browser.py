@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densepath.report.blocks import Layers, Picture, Section
+from densepath.report.embedded import encode_pixels
+from densepath.report.render import write_page
 from densepath.report.verb import write_report
 from tests.report.browsers import CHROMIUM, Browser, drivers
 from tests.report.conftest import Make
@@ -47,6 +50,21 @@ def text(browser: Browser, selector: str) -> str:
     return str(browser.run(f"document.querySelector({selector!r}).textContent"))
 
 
+def draw_all(browser: Browser) -> None:
+    """Open what is folded and draw all charts, as for printing."""
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    browser.wait(
+        "[...document.querySelectorAll('figure.chart')].every((figure) => figure.querySelector('.modebar-btn'))"
+    )
+
+
+def set_input(browser: Browser, selector: str, value: str) -> None:
+    browser.run(
+        "((input) => { input.value = " + value + "; input.dispatchEvent(new Event('input')); })"
+        f"(document.querySelector({selector!r}))"
+    )
+
+
 def test_a_page_works_without_errors(browser: Browser, page_file: Path) -> None:
     browser.open(page_file, 390, 800)
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")  # a phone shows its whole width
@@ -64,10 +82,7 @@ def test_a_page_works_without_errors(browser: Browser, page_file: Path) -> None:
         ("0.8", "0.80: 1 correct, 0 false, 1 missed"),
         ("0.95", "0.95: 0 correct, 0 false, 2 missed"),
     ):
-        browser.run(
-            "((input) => { input.value = " + value + "; input.dispatchEvent(new Event('input')); })"
-            "(document.querySelector('figure.detections input'))"
-        )
+        set_input(browser, "figure.detections input", value)
         assert text(browser, counts) == expected
 
     browser.run("document.querySelector('figure.embedding').scrollIntoView({behavior: 'instant', block: 'center'})")
@@ -91,8 +106,8 @@ def test_a_page_works_without_errors(browser: Browser, page_file: Path) -> None:
 
 def test_everything_is_reached_by_keyboard_in_order(browser: Browser, page_file: Path) -> None:
     browser.open(page_file)
-    browser.run("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
-    wanted = browser.run("document.querySelectorAll('summary, input, button').length")
+    draw_all(browser)
+    wanted = browser.run("document.querySelectorAll('summary, input, button:not(.modebar-btn)').length")
     reached, first = [], ""
     for _ in range(200):
         browser.press("Tab")
@@ -105,6 +120,31 @@ def test_everything_is_reached_by_keyboard_in_order(browser: Browser, page_file:
     assert sum(tag in ("SUMMARY", "INPUT", "BUTTON") for tag in reached) == wanted
     outline = browser.run("(document.querySelector('a.skip').focus(), getComputedStyle(document.activeElement).left)")
     assert not outline.startswith("-")  # it is seen when it has the focus
+
+
+def test_layers_are_faded_one_by_one(browser: Browser, tmp_path: Path) -> None:
+    picture = Picture(encode_pixels(np.full((8, 8, 3), 99, np.uint8), 8), "thumbnail")
+    layers = Layers("slide", picture, {"tissue": picture, EVIL: picture})
+    write_page(tmp_path / "page.html", "slide", "", [Section("Slides", [layers])])
+    browser.open(tmp_path / "page.html")
+    shown = (
+        "[...document.querySelectorAll('.stack img:not(:first-child)')].map((image) => getComputedStyle(image).opacity)"
+    )
+    assert browser.run(shown) == ["1", "0"]
+    set_input(browser, "figure.layers label:last-child input", "40")
+    set_input(browser, "figure.layers label:first-child input", "0")
+    assert browser.run(shown) == ["0", "0.4"]
+    assert browser.said() == []
+
+
+def test_paper_shows_what_is_folded_and_no_controls(browser: Browser, page_file: Path) -> None:
+    browser.open(page_file)
+    folded = "[...document.querySelectorAll('details')].filter((part) => !part.open).length"
+    assert browser.run(folded) > 0
+    assert browser.printed().startswith(b"%PDF")
+    assert browser.run(folded) == 0
+    assert browser.run("[...document.querySelectorAll('figure.chart')].every((figure) => figure.dataset.drawn)")
+    assert browser.said() == []
 
 
 def test_a_table_is_sorted_by_a_column(browser: Browser, make_pretraining: Make, tmp_path: Path) -> None:

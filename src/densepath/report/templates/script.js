@@ -58,7 +58,16 @@
   }
 
   const charts = all("figure.chart");
-  const draw = (figure) => { figure.dataset.drawn = "1"; return (figure.classList.contains("embedding") ? drawEmbedding : drawChart)(figure); };
+  // A chart is one picture to the keyboard: its buttons, which only a mouse shows, are not stops of their own.
+  const skipButtons = (figure) => all(".modebar-btn", figure).forEach((button) => { button.tabIndex = -1; });
+  function draw(figure) {
+    const first = !figure.dataset.drawn;
+    figure.dataset.drawn = "1";
+    return (figure.classList.contains("embedding") ? drawEmbedding : drawChart)(figure).then((plot) => {
+      skipButtons(figure);
+      if (first) plot.on("plotly_afterplot", () => skipButtons(figure));
+    });
+  }
   const redraw = () => charts.filter((figure) => figure.dataset.drawn).forEach(draw);
   const seen = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
     seen.unobserve(entry.target);
