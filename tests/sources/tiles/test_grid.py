@@ -22,9 +22,9 @@ def _decoded(slide: Slide, grid: Grid, mpp: float, size: int, monkeypatch: pytes
     decoded: Counter[int] = Counter()
     decode = TileTable._plane
 
-    def counted(self: TileTable, stored: int, index: int, scale: int) -> object:
+    def counted(self: TileTable, stored: int, index: int, scale: int, rows: int | None) -> object:
         decoded[index] += 1
-        return decode(self, stored, index, scale)
+        return decode(self, stored, index, scale, rows)
 
     monkeypatch.setattr(TileTable, "_plane", counted)
     corners = np.concatenate(list(grid.corners(slide.size)))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 _KEPT = 2**26  # bytes in a process, of all slides together
+_USEFUL, _INERTIA = 0.25, 32  # the share of tiles found, over so many
 
 
 class RecentTiles:
@@ -29,18 +30,27 @@ class RecentTiles:
         self._lock = threading.Lock()
         self._tiles: OrderedDict[Hashable, npt.NDArray[Any]] = OrderedDict()
         self._bytes = 0
+        self._found = 0.0  # share of the last tiles
+
+    @property
+    def useful(self) -> bool:
+        """Whether many of the tiles that were asked for lately were kept: places are read in order, or again."""
+        return self._found > _USEFUL
 
     def limit(self, most: int) -> None:
         """Keep at most some bytes from now on."""
         self._most = most
         self.clear()
 
-    def get(self, key: Hashable) -> npt.NDArray[Any] | None:
-        """A tile; None if it is not kept."""
+    def get(self, key: Hashable, rows: int = 0) -> npt.NDArray[Any] | None:
+        """A tile; None if it is not kept, or with fewer rows."""
         with self._lock:
-            if key in self._tiles:
+            tile = self._tiles.get(key)
+            found = tile is not None and len(tile) >= rows
+            if found:
                 self._tiles.move_to_end(key)
-            return self._tiles.get(key)
+            self._found += (found - self._found) / _INERTIA
+            return tile if found else None
 
     def put(self, key: Hashable, tile: npt.NDArray[Any]) -> None:
         """Keep a tile."""

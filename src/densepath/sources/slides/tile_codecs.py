@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from densepath.core.errors import UserError
+from densepath.sources.slides.jpeg_rows import shortened
 
 NONE, JPEG = 1, 7
 JPEG_2000 = (33003, 33005, 34712)
@@ -23,7 +24,7 @@ _WHITE_IS_ZERO, _GREY, _RGB, _YCBCR = 0, 1, 2, 6  # PhotometricInterpretation
 _SCALES = {"JPEG": (1, 2, 4, 8), "JPEG 2000": (1, 2, 4)}
 _START, _END, _JFIF = b"\xff\xd8", b"\xff\xd9", b"\xff\xe0"
 _PADDING = 8  # bytes between the pixels and the end of a JPEG that do not mean damage
-_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd([0-79])")  # a restart, or the end
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -58,44 +59,52 @@ class TileFormat:
         scales = _SCALES.get(self.codec, (1,))
         return tuple(scale for scale in scales if self.height % scale == 0 == self.width % scale)
 
-    def decode(self, data: bytes, scale: int = 1) -> Pixels:
-        """A tile (height / scale, width / scale, 1 or 3).
+    def decode(self, data: bytes, scale: int = 1, rows: int | None = None) -> Pixels:
+        """A tile (height / scale, width / scale, 1 or 3), or its first rows.
+
+        Args:
+            data: the tile as it is stored.
+            scale: one of ``scales``.
+            rows: how many rows of the reduced tile are needed, from the top; None for all.
 
         Raises:
             Exception: of nearly any type, if the data is corrupt.
         """
         if self.compression == JPEG:
-            pixels = self._jpeg(data, scale)
+            pixels = self._jpeg(data, scale, self.height if rows is None else rows * scale)
         elif self.compression in JPEG_2000:
             pixels = self._jpeg_2000(data, scale)
         elif self.compression == NONE and self.predictor == 1:
             pixels = np.frombuffer(data, np.uint8).reshape(self.height, self.width, self.samples)
         else:
             pixels = self._libtiff(data)
-        if pixels.shape[:2] != (self.height // scale, self.width // scale):
+        pixels = pixels[:rows]
+        if pixels.shape[:2] != (rows or self.height // scale, self.width // scale):
             raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px")
         if self.photometric == _WHITE_IS_ZERO:
             pixels = np.invert(pixels)
         return on_white(pixels)
 
-    def _jpeg(self, data: bytes, scale: int) -> Pixels:
+    def _jpeg(self, data: bytes, scale: int, rows: int) -> Pixels:
         decode_jpeg = _simplejpeg().decode_jpeg
         body = data[2:]
         if self.photometric == _RGB and body.startswith(_JFIF):  # it would mean YCbCr, whatever else is said
             body = body[2 + int.from_bytes(body[2:4], "big") :]
-        whole = self.jpeg_start + body
-        height, width, channels = self.height // scale, self.width // scale, 1 if self.samples == 1 else 3
+        jpeg, full_height = self.jpeg_start + body, self.height
+        if rows < self.height:
+            jpeg, full_height = shortened(jpeg, self.height, rows)
+        height, width, channels = full_height // scale, self.width // scale, 1 if self.samples == 1 else 3
         given: dict[str, Any] = {"colorspace": "GRAY" if channels == 1 else "RGB"}
         given["buffer"] = np.empty((height, width, channels), np.uint8)  # a larger image is refused
         if scale > 1:
             given |= {"min_height": height, "min_width": width, "min_factor": scale}
         try:
-            return decode_jpeg(whole, **given)
+            return decode_jpeg(jpeg, **given)
         except ValueError as error:
-            padding = _EXTRANEOUS.search(str(error))
-            if padding is None or int(padding[1]) > _PADDING:
+            unread = _EXTRANEOUS.search(str(error))  # it is the first problem: all rows were decoded without another
+            if unread is None or (full_height == self.height and int(unread[1]) > _PADDING):
                 raise
-            return decode_jpeg(whole, strict=False, **given)
+            return given["buffer"]
 
     def _jpeg_2000(self, data: bytes, scale: int) -> Pixels:
         image: Any = Image.open(io.BytesIO(data), formats=("JPEG2000",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ WHITE = 255
 _OFFSETS, _COUNTS = 324, 325  # TileOffsets, TileByteCounts
 _NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # by TIFF's type
 _SEPARATE = 2  # PlanarConfiguration
-_CHECKED_AT_ONCE = 2**14  # tiles
+_CHECKED_AT_ONCE, _READ_AT_ONCE = 2**14, 2**8  # tiles
 _LARGEST_TILE = 2**13  # pixels of a side
 
 
@@ -42,13 +43,18 @@ class _Numbers:
         return cls(tag.valueoffset, tag.count, byteorder + _NUMBERS[int(tag.dtype)])
 
     def one(self, file: FileParts, position: int) -> int:
-        size = struct.calcsize(self.kind)
-        return int(struct.unpack(self.kind, file.read(self.offset + position * size, size))[0])
+        size, first = struct.calcsize(self.kind), position - position % _READ_AT_ONCE
+        part = _part(file, self.offset + first * size, min(_READ_AT_ONCE, self.count - first) * size)
+        return int(struct.unpack_from(self.kind, part, (position - first) * size)[0])
 
     def some(self, file: FileParts, first: int, count: int) -> npt.NDArray[np.float64]:
         size = struct.calcsize(self.kind)
         data = file.read(self.offset + first * size, count * size)
         return np.frombuffer(data, np.dtype(self.kind)).astype(np.float64)
+
+
+# Parts of the lists of all slides, of 2 kB or less each: tiles are often read near those before.
+_part = lru_cache(1024)(FileParts.read)
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,12 @@ class TileTable:
         """
         high, wide = self.format.height // scale, self.format.width // scale
         if top % high == 0 == left % wide and (height, width) == (high, wide):  # no copy
-            return self._tile(top // high * self.across + left // wide, scale, keep=False)
+            return self._tile(top // high * self.across + left // wide, scale, high, keep=False)
         out = np.empty((height, width, 3), np.uint8)
         for row in range(top // high, -(-(top + height) // high)):
             for column in range(left // wide, -(-(left + width) // wide)):
-                tile = self._tile(row * self.across + column, scale)
                 y, x = row * high - top, column * wide - left  # of the tile in the part
+                tile = self._tile(row * self.across + column, scale, min(high, height - y))
                 rows, columns = slice(max(y, 0), y + high), slice(max(x, 0), x + wide)
                 part = out[rows, columns]
                 part[:] = tile[rows.start - y :, columns.start - x :][: part.shape[0], : part.shape[1]]
@@ -137,29 +143,43 @@ class TileTable:
             found += int(((sizes > 0) & (starts + sizes > self.file.size)).sum())
         return found
 
-    def _tile(self, index: int, scale: int, keep: bool = True) -> Pixels:
-        """A tile (h, w, 3); with ``keep`` also kept for later, and not to be changed."""
+    def _tile(self, index: int, scale: int, rows: int, keep: bool = True) -> Pixels:
+        """At least the upper rows of a tile (h, w, 3); with ``keep`` also kept for later, and not to be changed.
+
+        The others are decoded too while tiles that are kept are often used again. Whether a tile is damaged depends on
+        the rows that are needed only, not on what was read before.
+        """
         key = (self.file, self._offsets.offset, index, scale)
-        tile = recent_tiles.get(key)
+        tile = recent_tiles.get(key, rows)
         if tile is None:
-            in_plane = self.count // self.planes
-            planes = [self._plane(index + plane * in_plane, index, scale) for plane in range(self.planes)]
-            tile = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-            tile = np.repeat(tile, 3, axis=2) if tile.shape[2] == 1 else tile
+            whole = rows == self.format.height // scale
+            if whole or not recent_tiles.useful:
+                tile = self._decoded(index, scale, None if whole else rows)
+            else:
+                try:
+                    tile = self._decoded(index, scale, None)
+                except CorruptImage:
+                    tile = self._decoded(index, scale, rows)
             if keep:
                 recent_tiles.put(key, tile)
         elif not keep:
             return tile.copy()
         return tile if keep or tile.flags.writeable else tile.copy()
 
-    def _plane(self, stored: int, index: int, scale: int) -> Pixels:
+    def _decoded(self, index: int, scale: int, rows: int | None) -> Pixels:
+        in_plane = self.count // self.planes
+        planes = [self._plane(index + plane * in_plane, index, scale, rows) for plane in range(self.planes)]
+        tile = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        return np.repeat(tile, 3, axis=2) if tile.shape[2] == 1 else tile
+
+    def _plane(self, stored: int, index: int, scale: int, rows: int | None) -> Pixels:
         start, count = self._offsets.one(self.file, stored), self._counts.one(self.file, stored)
         shape = self.format.height // scale, self.format.width // scale
         if not count:  # a tile that was left out is empty glass
             return np.full((*shape, 1), WHITE, np.uint8)
         data = self.file.read(start, count)
         try:
-            return self.format.decode(data, scale)
+            return self.format.decode(data, scale, rows)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # decoders raise nearly any type on corrupt bytes

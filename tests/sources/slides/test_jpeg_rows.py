@@ -1,0 +1,155 @@
+"""The first rows of a JPEG tile: the same pixels as those of the whole tile, with less work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import pytest
+from slide_files import JPEG, RGB, YCBCR, Pixels, jpeg, write_tiles
+
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.decoded_tiles import RecentTiles, recent_tiles
+from densepath.sources.slides.jpeg_rows import shortened
+from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.tile_codecs import TileFormat, jpeg_start
+
+_SIDE = 128
+
+
+def _format(photometric: int, samples: int = 3) -> TileFormat:
+    return TileFormat(JPEG, photometric, 1, _SIDE, _SIDE, samples, jpeg_start(b"", photometric))
+
+
+def _noise(channels: int = 3) -> Pixels:
+    pixels = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, channels), dtype=np.uint8)
+    return pixels if channels == 3 else pixels[:, :, 0]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("photometric", "options"),
+    [
+        (RGB, {"keep_rgb": True, "subsampling": 0}),
+        (YCBCR, {"subsampling": 0}),
+        (YCBCR, {"subsampling": 1}),
+        (YCBCR, {"subsampling": 2}),
+        (YCBCR, {"subsampling": 2, "restart_marker_rows": 1}),
+        (YCBCR, {"subsampling": 2, "progressive": True}),
+    ],
+    ids=["RGB", "4:4:4", "4:2:2", "4:2:0", "restarts", "progressive"],
+)
+def test_the_first_rows_are_those_of_the_whole(photometric: int, options: dict[str, Any], scale: int) -> None:
+    """Noise, in which each row of colors differs from the next: a wrong interpolation between rows shows."""
+    data, kind = jpeg(_noise(), quality=90, **options), _format(photometric)
+    whole = kind.decode(data, scale)
+    for rows in range(1, _SIDE // scale + 1):
+        assert np.array_equal(kind.decode(data, scale, rows), whole[:rows])
+    assert (shortened(data, _SIDE, 64)[1] < _SIDE) == ("progressive" not in options)
+
+
+def test_grey_tiles_too() -> None:
+    data, kind = jpeg(_noise(1), quality=90), _format(1, samples=1)
+    whole, part = kind.decode(data), kind.decode(data, 1, 20)
+    assert whole.shape == (_SIDE, _SIDE, 1)
+    assert np.array_equal(part, whole[:20]) and shortened(data, _SIDE, 20)[1] == 24
+
+
+def test_damage_in_the_rows_that_are_read_is_noticed() -> None:
+    kind, data = _format(YCBCR), bytearray(jpeg(_noise(), quality=90, subsampling=0))
+    with pytest.raises(ValueError, match="remature end"):
+        kind.decode(bytes(data[: len(data) // 4]), 1, 64)
+    at = len(data) // 5
+    data[at : at + 2] = b"\xff\xd9"  # ends here
+    with pytest.raises(ValueError, match="remature end"):
+        kind.decode(bytes(data), 1, 64)
+
+
+def test_a_jpeg_of_another_height_stays_as_it_is() -> None:
+    data = jpeg(_noise(), quality=90)
+    assert shortened(data, 256, 8) == (data, 256)
+    assert shortened(b"\xff\xd8\xff\xda" + bytes(20), 256, 8)[1] == 256
+    assert shortened(b"\xff\xd8", 256, 8)[1] == 256
+
+
+@pytest.mark.parametrize("name", ["YCbCr", "RGB without a marker"])
+def test_random_windows_are_those_of_openslide(
+    name: str, slides: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without kept tiles each is decoded in part; with them, parts are kept and completed when they are needed."""
+    slide, oracle = open_slide(slides[name]), openslide.OpenSlide(slides[name])
+    rng, counted = np.random.default_rng(0), []
+    decode = TileFormat.decode
+
+    def watched(self: TileFormat, data: bytes, scale: int = 1, rows: int | None = None) -> Pixels:
+        counted.append(rows)
+        return decode(self, data, scale, rows)
+
+    monkeypatch.setattr(TileFormat, "decode", watched)
+    for kept in (0, 2**26):
+        recent_tiles.limit(kept)
+        counted.clear()
+        for _ in range(40):
+            top, left = int(rng.integers(333 - 100)), int(rng.integers(517 - 100))
+            ours = slide.read(0, (top, left, 100, 100))
+            assert (ours == np.asarray(oracle.read_region((left, top), 0, (100, 100)))[:, :, :3]).all()
+        assert len(counted) > 60 if kept == 0 else 15 <= len(counted) < 40
+        assert any(counted) and (kept == 0 or not all(counted[10:]))
+    recent_tiles.limit(2**26)
+
+
+def test_whole_tiles_are_decoded_while_kept_ones_are_used() -> None:
+    tiles = RecentTiles(2**20)
+    tile = np.zeros((8, 8, 3), np.uint8)
+    tiles.put("a", tile)
+    assert tiles.get("a", 9) is None and tiles.get("b") is None and not tiles.useful
+    for _ in range(20):
+        assert tiles.get("a", 8) is tile
+    assert tiles.useful
+    for _ in range(40):
+        assert tiles.get("b") is None
+    assert not tiles.useful
+
+
+def test_a_part_that_is_kept_is_completed(tissue: Pixels, tmp_path: Path) -> None:
+    path = write_tiles(tmp_path / "a.tiff", [tissue], jpeg, JPEG, YCBCR)
+    slide = open_slide(path)
+    recent_tiles.limit(2**26)
+    upper = slide.read(0, (100, 10, 60, 20))
+    lower = slide.read(0, (100, 10, 150, 20))
+    recent_tiles.limit(2**26)
+    assert (lower == slide.read(0, (0, 0, 256, 128))[100:250, 10:30]).all() and (lower[:60] == upper).all()
+
+
+def test_damage_depends_on_the_rows_that_are_read_and_not_on_those_before(tissue: Pixels, tmp_path: Path) -> None:
+    """Else a run that is resumed would replace other tiles than one that was not stopped."""
+
+    def damaged(pixels: Pixels) -> bytes:
+        data = bytearray(jpeg(pixels, quality=95))
+        at = 4 * len(data) // 5
+        data[at : at + 2] = b"\xff\xd0"  # a restart where none may be
+        return bytes(data)
+
+    path = write_tiles(tmp_path / "a.tiff", [tissue], damaged, JPEG, YCBCR)
+    slide = open_slide(path)
+
+    def readable(kept: bool) -> list[bool]:
+        found = []
+        for bottom in range(130, 256):
+            if not kept:
+                recent_tiles.limit(2**26)
+            try:
+                slide.read(0, (129, 10, bottom - 129, 20))
+                found.append(True)
+            except CorruptImage:
+                found.append(False)
+        return found
+
+    fresh = readable(kept=False)
+    assert fresh == sorted(fresh, reverse=True) and 20 < sum(fresh) < len(fresh)
+    recent_tiles.limit(2**26)
+    for _ in range(40):  # kept tiles are used from now on
+        slide.read(0, (0, 10, 1, 20))
+    assert recent_tiles.useful and readable(kept=True) == fresh
