@@ -7,6 +7,7 @@ and the sampling density of the map that shrinks most.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 from densepath.core.filters import Mode, axis_taps, filter_reach
 from densepath.core.grids import average_parts, positions, sample_grid
 from densepath.core.map_kinds import Aligned, Oblique, group_rows
+from densepath.core.trilinear import sample_trilinear
 
 _SLACK = 0.25  # bilinear samples of a volume that shrinks by less hardly alias
 _SMALL = 1e-6  # entries of a map below this share of its largest are rounding errors
@@ -81,6 +83,8 @@ def _sample(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode) -> Tensor:
         kind = Oblique((1, 1, 1))
     if flat:
         return _in_plane(x, maps, size, mode, kind)
+    if mode != "area" and not (x.requires_grad and torch.is_grad_enabled()):
+        return sample_trilinear(x.detach().to(_wide(x)), maps[0], size).to(x.dtype)
     fine = [n * part for n, part in zip(size, kind.parts, strict=True)]
     grid = torch.stack(positions(maps.to(_wide(x)), fine), dim=-1)
     samples = sample_grid(x.unsqueeze(0), grid, "nearest" if mode == "area" else "bilinear", "border")
@@ -102,10 +106,10 @@ def _shrunk(x: Tensor, map_: Tensor, size: Sequence[int], mode: Mode, axes: Sequ
     """A volume (C, D, H, W) resized along some axes, so that a map (3, 4) that rotates it shrinks it no further."""
     across = torch.tensor(x.shape[1:]).flip(0).to(map_).unsqueeze(-1)
     rates = (map_[:, :3] * across / torch.tensor(tuple(size)).flip(0)).norm(dim=1).flip(0).tolist()
-    for axis in sorted(axes, key=lambda axis: -rates[axis]):
+    for axis in sorted(axes, key=lambda axis: (axis == 2, -rates[axis])):  # along the last one it costs most
         if rates[axis] > 1 + _SLACK:
-            whole = map_.new_ones(1), map_.new_zeros(1)
-            x = _along_axis(x, *whole, max(1, round(x.shape[1 + axis] / rates[axis])), mode, axis)
+            n_in = x.shape[1 + axis]
+            x = _sums(x, *_whole_axis(n_in, max(1, round(n_in / rates[axis])), mode), axis)
     return x
 
 
@@ -122,9 +126,21 @@ def _in_plane(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, kind: Ob
 
 def _along_axis(x: Tensor, scale: Tensor, shift: Tensor, n_out: int, mode: Mode, axis: int) -> Tensor:
     """Weighted sums of x (C, D, H, W) along one spatial axis; ``scale`` and ``shift`` (1,) are the map along it."""
-    n_in = x.shape[1 + axis]
-    taps, weights = axis_taps(shift - scale, shift + scale, n_out, mode, torch.tensor([n_in]), x.device)
-    taps, weights = taps[0], weights[0].to(x.dtype)
+    taps, weights = axis_taps(shift - scale, shift + scale, n_out, mode, torch.tensor([x.shape[1 + axis]]), x.device)
+    return _sums(x, taps[0], weights[0], axis)
+
+
+@lru_cache(maxsize=1024)
+def _whole_axis(n_in: int, n_out: int, mode: Mode) -> tuple[Tensor, Tensor]:
+    """The taps and weights (n_out, T) that resize a whole axis."""
+    low, high = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    taps, weights = axis_taps(low, high, n_out, mode, torch.tensor([n_in]), torch.device("cpu"))
+    return taps[0], weights[0]
+
+
+def _sums(x: Tensor, taps: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Sums of x (C, D, H, W) along one spatial axis, at taps (n_out, T) with weights."""
+    (n_out, _), n_in, weights = taps.shape, x.shape[1 + axis], weights.to(x.dtype)
     if axis == 2:
         matrix = x.new_zeros(n_in, n_out).index_put_((taps, torch.arange(n_out).unsqueeze(1)), weights, accumulate=True)
         return x @ matrix
