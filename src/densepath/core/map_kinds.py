@@ -66,6 +66,8 @@ def group_rows(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) ->
 
 def oblique_parts(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) -> Tensor:
     """(N, d) int64: into how many parts output positions are divided along each axis so that nothing aliases."""
+    if maps.shape[1] == 2 and mode != "area":  # images are resized first
+        return torch.ones(len(maps), 2, dtype=torch.int64)
     across = extent.flip(-1).to(maps).unsqueeze(-1)  # x first, like the maps
     steps = (maps[..., :-1] * across).norm(dim=1) / torch.tensor(tuple(size)).flip(0)
     if maps.shape[1] == 2:

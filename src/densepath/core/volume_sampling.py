@@ -15,35 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densepath.core.filters import Mode, axis_taps, filter_reach
+from densepath.core.boxes import needed_boxes
+from densepath.core.filters import Mode, axis_taps
 from densepath.core.grids import average_parts, positions, sample_grid
 from densepath.core.map_kinds import aligned_axes, oblique_parts
+from densepath.core.shrinking import SLACK
 from densepath.core.trilinear import sample_trilinear
 
 Map: TypeAlias = list[list[float]]  # 3 x 4, from output to input coordinates, x first
 
-_SLACK = 0.25  # bilinear samples of a volume that shrinks by less hardly alias
 _SMALL = 1e-6  # entries of a map below this share of its largest are rounding errors
-
-
-def needed_boxes(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) -> Tensor:
-    """(N, 2, d) int64: the low corner (included) and the high one (excluded) of the voxels that samples use.
-
-    Args:
-        maps: (N, d, d + 1) from output to input coordinates, on the CPU.
-        size: the output's spatial size.
-        mode: the filter.
-        extent: (N, d) the inputs' sizes, in the order of the tensor's axes.
-    """
-    maps = maps.double()
-    across = extent.flip(-1).double()
-    half = maps[..., :-1].abs().sum(-1)
-    low, high = ((maps[..., -1] + half * side + 1) / 2 * across for side in (-1, 1))
-    # The coarsest axis of the output bounds how far its filter reaches, for any rotation.
-    step = ((high - low) / min(size)).clamp(min=1)
-    reach = filter_reach(mode) * step + 1
-    box = torch.stack(((low - reach).floor(), (high + reach).ceil()), dim=1).long().flip(-1)
-    return torch.minimum(box.clamp(min=0), extent.unsqueeze(1))
 
 
 def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor, rows: Tensor) -> Tensor:
@@ -111,12 +92,10 @@ def _along_axes(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, axes: tup
 
 def _shrunk(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, axes: Sequence[int]) -> Tensor:
     """A volume (C, D, H, W) resized along some axes, so that a map that rotates it shrinks it no further."""
-    across = tuple(reversed(x.shape[1:]))
-    rates = [
-        math.hypot(*(row[2 - axis] * n for row, n in zip(map_, across, strict=True))) / size[axis] for axis in range(3)
-    ]
+    steps = [x.shape[1 + axis] / n for axis in range(3) for n in reversed(size)]
+    rates = [math.hypot(*(v * s for v, s in zip(map_[2 - a][:3], steps[3 * a :], strict=False))) for a in range(3)]
     for axis in sorted(axes, key=lambda axis: (axis == 2, -rates[axis])):  # along the last one it costs most
-        if rates[axis] > 1 + _SLACK:
+        if rates[axis] > 1 + SLACK:
             n_in = x.shape[1 + axis]
             x = _sums(x, *_whole_axis(n_in, max(1, round(n_in / rates[axis])), mode), axis)
     return x
