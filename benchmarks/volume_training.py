@@ -28,7 +28,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.sources.loader import ImageBatches
 from densepath.sources.volumes.store import VolumeStore
 from densepath.training.config import PretrainConfig
-from densepath.training.hardware import choose_hardware
+from densepath.training.hardware import choose_hardware, keep_freed_memory
 from densepath.training.recipes import find_method
 from densepath.training.resolve import resolve
 from densepath.transfer.segment.network import SegmentationNet
@@ -39,6 +39,7 @@ from densepath.views.maker import ViewMaker
 CPU = torch.device("cpu")
 RECIPES = ("pcrl_3d", "pcrl_3d_released", "model_genesis_3d", "cube", "cpc_3d", "moco_v2_3d", "c2l_3d", "concl_3d")
 _SIZE = (35, 50, 36)  # of small volumes, as hippocampus MR
+_PAIRS = 16  # of crops in a batch, as in the released PCRL; half of the crops of ours are shuffled
 _CUBE = (64, 64, 32)  # of the released PCRL, along x, y and z
 _WINDOW = (32, 64, 64)
 
@@ -92,13 +93,15 @@ class ReleasedViews:
         import torchio
 
         self.change = torchio.Compose([torchio.RandomFlip(), torchio.RandomAffine(), torchio.RandomBlur()])
+        self.count = 0
 
     def __call__(self, pair: np.ndarray) -> list[np.ndarray]:
         """Both inputs, targets and clean crops."""
         made, painted = [], random.random() < 0.9
         for crop in pair:
             changed = self.change(crop[None])[0].astype(np.float64)
-            if random.random() < 0.5:
+            self.count += 1
+            if self.count % 2:  # half of them, as on average: a round has few crops
                 changed = shuffle(changed)
             if painted:
                 changed = paint(changed)
@@ -179,6 +182,7 @@ def main() -> None:
     asked = made.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    keep_freed_memory(choose_hardware("cpu", "auto"))  # as in a run
     with tempfile.TemporaryDirectory() as folder:
         if "steps" in asked.parts:
             small = write_store(Path(folder, "small"), 2 * asked.batch_size, _SIZE)
@@ -187,10 +191,12 @@ def main() -> None:
         if "layouts" in asked.parts:
             report("Precision and layout", [layouts(asked.width, asked.repeats)], None)
         large = (
-            write_store(Path(folder, "large"), 4, (128, 192, 192)) if {"loader", "sliding"} & {*asked.parts} else None
+            write_store(Path(folder, "large"), _PAIRS, (128, 192, 192))
+            if {"loader", "sliding"} & {*asked.parts}
+            else None
         )
         if large is not None and "loader" in asked.parts:
-            report("The whole loader", [loader(large, 4, asked.repeats)], None)
+            report("The whole loader", [loader(large, _PAIRS, asked.repeats)], None)
         if large is not None and "sliding" in asked.parts:
             report("Sliding windows", [sliding(large, asked.width, asked.repeats)], None)
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import in_turns, report
-from densepath.core.affine import onto_boxes
+from densepath.core.boxes import onto_boxes
 from densepath.core.filters import axis_taps, weighted_rows
 from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch

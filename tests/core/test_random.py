@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from densepath.core.random import bits, permute, permute_blocks, philox, shuffled, uniform
+from densepath.core import random
+from densepath.core.random import bits, permute, permute_blocks, philox, shuffled, split_mix, uniform
 
 
 def words(*values: int) -> tuple[torch.Tensor, ...]:
@@ -31,6 +32,26 @@ def words(*values: int) -> tuple[torch.Tensor, ...]:
 )
 def test_philox_gives_the_published_answers(counter, key, answer):
     assert tuple(philox(words(*counter), key)[0].tolist()) == answer
+
+
+def test_split_mix_gives_the_published_answers():
+    """Those of the reference implementation for the seed 1234567."""
+    made = [word % 2**64 for word in split_mix(torch.tensor(1234567), torch.arange(1, 6)).tolist()]
+    assert made == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+def test_philox_in_parts_and_by_tensor_operations_is_the_same(monkeypatch):
+    counter = tuple(torch.arange(50) * factor % 2**32 for factor in (1, 2**31 + 5, 7, 2**32 - 1))
+    together = philox(counter, (5, 2**32 - 1))
+    monkeypatch.setattr(random, "_CHUNK", 7)
+    assert torch.equal(philox(counter, (5, 2**32 - 1)), together)
+    assert torch.equal(random._philox(counter, (5, 2**32 - 1)), together)
 
 
 def test_numbers_are_uniform():

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from densepath.core.boxes import needed_boxes
 from densepath.core.resampling import _sample_groups, sample
-from densepath.core.volume_sampling import needed_boxes
 
 EXTENT = torch.tensor([[14, 20, 18], [16, 12, 22], [9, 21, 24], [16, 21, 24]])
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from densepath.views import local_shuffle
+from densepath.views import local_shuffle, window_permutations
 from densepath.views.corruptions import Bezier, Cutout, Painting, bezier_tables, painted_blocks
-from densepath.views.local_shuffle import LocalShuffle, largest_window, last_windows, shuffle_windows
+from densepath.views.local_shuffle import LocalShuffle, shuffle_windows
 from densepath.views.random_streams import Draw, Stream
+from densepath.views.window_permutations import largest_window, last_windows, shuffled_positions
 
 SHAPES = [(6, 1, 34, 40), (6, 2, 20, 24, 22)]
 DIMENSIONS = pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
@@ -140,6 +141,21 @@ def test_a_shuffle_depends_on_no_other_image(shape, monkeypatch):
         assert torch.equal(operation.apply(x[row : row + 1].clone(), draw_of(1, row))[0], together[row])
     monkeypatch.setattr(local_shuffle, "_POSITIONS", 3 * 8 * x[0, 0].numel())
     assert torch.equal(operation.apply(x.clone(), draw_of(4)), together)
+
+
+@DIMENSIONS
+@pytest.mark.parametrize(("windows", "share"), [(60, 0.3), (400, 0.3), (5, 1.0)])
+def test_other_devices_shuffle_as_a_cpu_does(shape, windows, share, monkeypatch):
+    """Also where hidden windows are left out, and where windows have too many shapes for a table of all."""
+    draw, size = draw_of(6), shape[2:]
+    windows = shuffle_windows(draw, range(6), windows, share, size)
+    seeds = draw.seeds(range(6), Stream.SHUFFLE_PIXELS, torch.device("cpu"))
+    largest = largest_window(share, size)
+    expected = window_permutations._on_device(*windows, windows[1].prod(-1), largest, size, seeds)
+    assert torch.equal(shuffled_positions(*windows, largest, size, seeds), expected)
+    for name in ("_CHUNK", "_OVERLAP", "_TABLE"):
+        monkeypatch.setattr(window_permutations, name, 1)
+    assert torch.equal(shuffled_positions(*windows, largest, size, seeds), expected)
 
 
 def test_every_permutation_of_a_window_is_equally_likely():

@@ -30,7 +30,8 @@ from densepath.analysis.panels import (
     show,
 )
 from densepath.annotations.coco import CocoImages
-from densepath.core.affine import apply, identity, onto_boxes, warp_points
+from densepath.core.affine import apply, identity, warp_points
+from densepath.core.boxes import onto_boxes
 from densepath.core.resampling import sample
 from densepath.core.slices import upright
 from densepath.sources.batch import ImageBatch

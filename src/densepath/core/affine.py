@@ -62,19 +62,6 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     return torch.cat((linear[..., :-1], linear[..., -1:] + outer[..., -1:]), dim=-1)
 
 
-def onto_boxes(maps: Tensor, sizes: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Maps to images as maps to boxes of them: (N, d, d + 1) float64, where rounding does not matter.
-
-    Args:
-        maps: (N, d, d + 1).
-        sizes, low, high: (N, d) the images' sizes and the boxes' corners in pixels, in the order of the tensor's axes.
-    """
-    sizes, low, high = (corner.flip(-1).double() for corner in (sizes, low, high))
-    sides = (high - low).clamp(min=1)
-    scale, shift = sizes / sides, (sizes - 2 * low) / sides - 1
-    return compose(torch.cat((torch.diag_embed(scale), shift.unsqueeze(-1)), dim=-1), maps.double())
-
-
 def invert(maps: Tensor) -> Tensor:
     """The maps that undo ``maps``. Raises ``torch.linalg.LinAlgError`` where one is singular."""
     linear = torch.linalg.inv(maps[..., :-1])

@@ -33,6 +33,15 @@ class Oblique:
     parts: tuple[int, ...]
 
 
+def aligned_axes(map_: Sequence[Sequence[float]]) -> tuple[int, ...] | None:
+    """``axes`` of :class:`Aligned` for one map, (d, d + 1) numbers; None if its axes run along no axes of the input."""
+    linear = [[abs(value) for value in row[:-1]] for row in map_]
+    limit = _AXIS_TOLERANCE * max(max(row) for row in linear)
+    along = [[column for column, value in enumerate(row) if value > limit] for row in linear]
+    axes = tuple(row[0] for row in along if len(row) == 1)
+    return axes if len(set(axes)) == len(map_) else None
+
+
 def group_rows(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) -> list[tuple[Aligned | Oblique, Tensor]]:
     """The kinds of maps in a batch, and the rows of each: a row's kind does not depend on the rest of the batch.
 
@@ -48,15 +57,17 @@ def group_rows(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) ->
             rows = (aligned & (columns == axes).all(-1)).nonzero().squeeze(-1)
             groups.append((Aligned(tuple(axes.tolist())), rows))
     if not bool(aligned.all()):
-        parts = _parts(maps, size, mode, extent)
+        parts = oblique_parts(maps, size, mode, extent)
         for own in torch.unique(parts[~aligned], dim=0):
             rows = (~aligned & (parts == own).all(-1)).nonzero().squeeze(-1)
             groups.append((Oblique(tuple(own.tolist())), rows))
     return groups
 
 
-def _parts(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) -> Tensor:
+def oblique_parts(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) -> Tensor:
     """(N, d) int64: into how many parts output positions are divided along each axis so that nothing aliases."""
+    if maps.shape[1] == 2 and mode != "area":  # images are resized first
+        return torch.ones(len(maps), 2, dtype=torch.int64)
     across = extent.flip(-1).to(maps).unsqueeze(-1)  # x first, like the maps
     steps = (maps[..., :-1] * across).norm(dim=1) / torch.tensor(tuple(size)).flip(0)
     if maps.shape[1] == 2:

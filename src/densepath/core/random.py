@@ -7,8 +7,9 @@ any number of workers, batch size or number of processes, and any view can be dr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,9 @@ _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_CHUNK = 2**13  # counters that a CPU processes at a time
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as int64: the step of SplitMix64
+_MIXERS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1))
 _FEISTEL_ROUNDS = 6
 _SHUFFLE_DOMAIN = 0x5F3759DF  # keeps the shuffle's numbers apart from those of the views
 _BATCH = 1  # and those of a batch apart from an epoch's
@@ -51,6 +55,10 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
+    return (_philox_on_host if counter[0].device.type == "cpu" else _philox)(counter, key)
+
+
+def _philox(counter: Sequence[Tensor], key: tuple[int, int]) -> Tensor:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -59,6 +67,35 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
     return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def _philox_on_host(counter: Sequence[Tensor], key: tuple[int, int]) -> Tensor:
+    """:func:`philox` on a CPU, some counters at a time: few, short operations that stay in its cache."""
+    shape = torch.broadcast_shapes(*(each.shape for each in counter))
+    out = torch.empty(*shape, 4, dtype=torch.int64)
+    words = out.view(-1, 4).numpy().view(np.uint64)
+    given = [each.broadcast_to(shape).reshape(-1).numpy().view(np.uint64) for each in counter]
+    low, half = np.uint64(_LOW), np.uint64(32)
+    first, second = (np.uint64(multiplier) for multiplier in _MULTIPLIERS)
+    for start in range(0, len(words), _CHUNK):
+        c0, c1, c2, c3 = (each[start : start + _CHUNK].copy() for each in given)
+        product0, product1 = np.empty_like(c0), np.empty_like(c0)
+        k0, k1 = key
+        for _ in range(_ROUNDS):
+            np.multiply(c0, first, out=product0)
+            np.multiply(c2, second, out=product1)
+            np.right_shift(product1, half, out=c0)
+            c0 ^= c1
+            c0 ^= np.uint64(k0)
+            np.bitwise_and(product1, low, out=c1)
+            np.right_shift(product0, half, out=c2)
+            c2 ^= c3
+            c2 ^= np.uint64(k1)
+            np.bitwise_and(product0, low, out=c3)
+            k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+        for column, each in enumerate((c0, c1, c2, c3)):
+            words[start : start + _CHUNK, column] = each
+    return out
 
 
 def bits(seed: int, epoch: int, index: Tensor, view: int | Tensor, stream: int | Tensor) -> Tensor:
@@ -92,6 +129,26 @@ def uniform(seed: int, epoch: int, index: Tensor, view: int | Tensor, stream: in
         (B, 4) float32 in [0, 1), multiples of 2**-24.
     """
     return (bits(seed, epoch, index, view, stream) >> 8).to(torch.float32) * 2.0**-24
+
+
+def split_mix(seed: Tensor, number: Tensor) -> Tensor:
+    """Some outputs of SplitMix64, vectorized. For many numbers it is several times faster than :func:`bits`.
+
+    Args:
+        seed: int64, all 64 bits of which count.
+        number: int64, which outputs of each seed, from 1; broadcast against ``seed``.
+
+    Returns:
+        int64 of the broadcast shape, all 64 bits of which are random.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    state = number * _GOLDEN + seed
+    for shift, factor in _MIXERS:
+        state ^= (state >> shift).bitwise_and_(2 ** (64 - shift) - 1)
+        if factor != 1:
+            state *= factor
+    return state
 
 
 def _feistel(value: Tensor, half: int, seed: int, epoch: int, part: Tensor | None = None) -> Tensor:

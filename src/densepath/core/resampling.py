@@ -1,7 +1,8 @@
 """Sampling images, volumes, feature maps and label maps through affine maps.
 
 For a crop, a flip or a quarter turn, every output position is a weighted sum of a few input positions along each axis,
-so the axes are processed one after another, as sums of a few rows. Other maps sample a finer grid and average.
+so the axes are processed one after another, as sums of a few rows. What other maps rotate is resized along its axes
+first, then sampled; labels (and volumes on other devices than a CPU) are sampled on a finer grid, and averaged.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densepath.core.boxes import needed_boxes, onto_boxes
 from densepath.core.filters import Mode, axis_taps, weighted_rows
 from densepath.core.grids import EDGE_TOLERANCE, average_parts, inside, position_terms, positions, sample_grid
 from densepath.core.map_kinds import Aligned, Oblique, group_rows
+from densepath.core.shrinking import shrink
 from densepath.core.volume_sampling import sample_volumes
 
 Taps = Sequence[tuple[Tensor, Tensor]]  # of each axis: positions and weights, see ``core.filters``
@@ -111,6 +114,8 @@ def _sample_group(
 ) -> Tensor:
     if isinstance(kind, Aligned):
         return _sample_axes(x, maps, size, mode, extent, kind.axes, rows)
+    if maps.shape[1] == 2 and mode != "area":
+        return _sample_shrunk(x, maps, size, extent, rows)
     if x.device.type != "cpu":
         x = x if rows is None else x[rows.to(x.device, non_blocking=True)]
         return average_parts(sample_finely(x, maps, size, mode, extent, kind.parts), kind.parts)
@@ -119,6 +124,27 @@ def _sample_group(
         values = _floats(x[own if rows is None else rows[own]])
         out[own] = _sample_strips(values, maps[own], size, mode, extent[own], kind.parts)
     return out
+
+
+def _sample_shrunk(x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor, rows: Tensor | None) -> Tensor:
+    """Bilinear samples of images resized along their axes before: on a CPU one by one, only what each needs."""
+    low, high = needed_boxes(maps, size, "bilinear", extent).unbind(1)
+    if x.device.type != "cpu":
+        x = x if rows is None else x[rows.to(x.device, non_blocking=True)]
+        x, maps, extent = shrink(x, maps, size, extent, low, high)
+        return sample_finely(x, maps, size, "bilinear", extent, (1, 1))
+    out = []
+    maps = onto_boxes(maps, extent, low, high)
+    for number, ((top, left), (bottom, right)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        row = number if rows is None else int(rows[number])
+        values = _floats(x[row : row + 1, :, top:bottom, left:right])
+        if not values.numel():
+            out.append(values.new_zeros(1, x.shape[1], *size))
+            continue
+        side = torch.tensor([[bottom - top, right - left]])
+        values, own, count = shrink(values, maps[number : number + 1], size, side, torch.zeros_like(side), side)
+        out.append(_sample_strips(values, own, size, "bilinear", count, (1, 1)))
+    return torch.cat(out)
 
 
 def _sample_strips(

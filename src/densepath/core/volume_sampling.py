@@ -6,38 +6,25 @@ and the sampling density of the map that shrinks most.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densepath.core.filters import Mode, axis_taps, filter_reach
+from densepath.core.boxes import needed_boxes
+from densepath.core.filters import Mode, axis_taps
 from densepath.core.grids import average_parts, positions, sample_grid
-from densepath.core.map_kinds import Aligned, Oblique, group_rows
+from densepath.core.map_kinds import aligned_axes, oblique_parts
+from densepath.core.shrinking import SLACK
+from densepath.core.trilinear import sample_trilinear
 
-_SLACK = 0.25  # bilinear samples of a volume that shrinks by less hardly alias
+Map: TypeAlias = list[list[float]]  # 3 x 4, from output to input coordinates, x first
+
 _SMALL = 1e-6  # entries of a map below this share of its largest are rounding errors
-
-
-def needed_boxes(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) -> Tensor:
-    """(N, 2, d) int64: the low corner (included) and the high one (excluded) of the voxels that samples use.
-
-    Args:
-        maps: (N, d, d + 1) from output to input coordinates, on the CPU.
-        size: the output's spatial size.
-        mode: the filter.
-        extent: (N, d) the inputs' sizes, in the order of the tensor's axes.
-    """
-    maps = maps.double()
-    across = extent.flip(-1).double()
-    half = maps[..., :-1].abs().sum(-1)
-    low, high = ((maps[..., -1] + half * side + 1) / 2 * across for side in (-1, 1))
-    # The coarsest axis of the output bounds how far its filter reaches, for any rotation.
-    step = ((high - low) / min(size)).clamp(min=1)
-    reach = filter_reach(mode) * step + 1
-    box = torch.stack(((low - reach).floor(), (high + reach).ceil()), dim=1).long().flip(-1)
-    return torch.minimum(box.clamp(min=0), extent.unsqueeze(1))
 
 
 def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor, rows: Tensor) -> Tensor:
@@ -49,82 +36,101 @@ def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, ext
         rows: (N,) int64, the input that each map samples.
     """
     out = []
-    for number, (low, high) in enumerate(needed_boxes(maps, size, mode, extent).tolist()):
+    parts = oblique_parts(maps, size, mode, extent).tolist() if mode == "area" else [(1, 1, 1)] * len(maps)
+    boxes = needed_boxes(maps, size, mode, extent).tolist()
+    # One map is few numbers: Python computes them many times faster than tensor operations.
+    for number, ((low, high), map_, sides) in enumerate(
+        zip(boxes, maps.double().tolist(), extent.tolist(), strict=True)
+    ):
         if any(b <= a for a, b in zip(low, high, strict=True)):
             out.append(torch.zeros(x.shape[1], *size, dtype=x.dtype if x.is_floating_point() else torch.float32))
             continue
         box = x[int(rows[number]), :, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
         box = box if box.is_floating_point() else box.to(torch.float32)
-        own = _onto_box(maps[number], extent[number], torch.tensor(low), torch.tensor(high))
-        out.append(_sample(box, own.unsqueeze(0), size, mode))
+        out.append(_sample(box, _onto_box(map_, sides, low, high), size, mode, parts[number]))
     return torch.stack(out)
 
 
-def _onto_box(map_: Tensor, extent: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The map (3, 4) to a volume as a map to a box of it, in float64, where rounding does not matter."""
-    sizes, low, high = (corner.flip(-1).double() for corner in (extent, low, high))
-    sides = high - low
-    linear = map_.double() * (sizes / sides).unsqueeze(-1)
-    linear[:, -1] += (sizes - 2 * low) / sides - 1
-    return linear
+def _onto_box(map_: Map, extent: list[int], low: list[int], high: list[int]) -> Map:
+    """The map to a volume as a map to a box of it, in float64, where rounding does not matter."""
+    made = []
+    for row, n, start, end in zip(map_, reversed(extent), reversed(low), reversed(high), strict=True):
+        side = end - start
+        made.append([*(value * n / side for value in row[:3]), (row[3] * n + n - 2 * start) / side - 1])
+    return made
 
 
-def _sample(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode) -> Tensor:
-    """One map (1, 3, 4) of one volume (C, D, H, W), or a box of one: (C, *size)."""
-    extent = torch.tensor(x.shape[1:]).unsqueeze(0)
-    ((kind, _),) = group_rows(maps, size, mode, extent)
-    if isinstance(kind, Aligned):
-        return _along_axes(x, maps, size, mode, kind.axes)
-    flat = _keeps_z(maps[0])
+def _sample(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, parts: Sequence[int]) -> Tensor:
+    """One map of one volume (C, D, H, W), or a box of one: (C, *size)."""
+    axes = aligned_axes(map_)
+    if axes is not None:
+        return _along_axes(x, map_, size, mode, axes)
+    flat = _keeps_z(map_)
     if mode != "area":
-        x = _shrunk(x, maps[0], size, mode, (1, 2) if flat else (0, 1, 2))
-        kind = Oblique((1, 1, 1))
+        x = _shrunk(x, map_, size, mode, (1, 2) if flat else (0, 1, 2))
     if flat:
-        return _in_plane(x, maps, size, mode, kind)
-    fine = [n * part for n, part in zip(size, kind.parts, strict=True)]
+        return _in_plane(x, map_, size, mode, parts)
+    maps = torch.tensor([map_], dtype=torch.float64)
+    if mode != "area" and not (x.requires_grad and torch.is_grad_enabled()):
+        return sample_trilinear(x.detach().to(_wide(x)), maps[0], size).to(x.dtype)
+    fine = [n * part for n, part in zip(size, parts, strict=True)]
     grid = torch.stack(positions(maps.to(_wide(x)), fine), dim=-1)
     samples = sample_grid(x.unsqueeze(0), grid, "nearest" if mode == "area" else "bilinear", "border")
-    return average_parts(samples, kind.parts)[0].to(x.dtype)
+    return average_parts(samples, parts)[0].to(x.dtype)
 
 
-def _along_axes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, axes: tuple[int, ...]) -> Tensor:
+def _along_axes(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, axes: tuple[int, ...]) -> Tensor:
     """Sums along one axis after another: of the first two, the one that shrinks more first; the last axis last."""
     order, lengths = [0] * 3, [0] * 3
     for row in range(3):
         order[2 - axes[row]], lengths[2 - row] = 2 - row, size[2 - axes[row]]
     for axis in (*sorted((0, 1), key=lambda axis: lengths[axis] / x.shape[1 + axis]), 2):
         row = 2 - axis
-        x = _along_axis(x, maps[:, row, axes[row]], maps[:, row, -1], lengths[axis], mode, axis)
+        x = _along_axis(x, map_[row][axes[row]], map_[row][3], lengths[axis], mode, axis)
     return x.permute(0, *[1 + axis for axis in order])
 
 
-def _shrunk(x: Tensor, map_: Tensor, size: Sequence[int], mode: Mode, axes: Sequence[int]) -> Tensor:
-    """A volume (C, D, H, W) resized along some axes, so that a map (3, 4) that rotates it shrinks it no further."""
-    across = torch.tensor(x.shape[1:]).flip(0).to(map_).unsqueeze(-1)
-    rates = (map_[:, :3] * across / torch.tensor(tuple(size)).flip(0)).norm(dim=1).flip(0).tolist()
-    for axis in sorted(axes, key=lambda axis: -rates[axis]):
-        if rates[axis] > 1 + _SLACK:
-            whole = map_.new_ones(1), map_.new_zeros(1)
-            x = _along_axis(x, *whole, max(1, round(x.shape[1 + axis] / rates[axis])), mode, axis)
+def _shrunk(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, axes: Sequence[int]) -> Tensor:
+    """A volume (C, D, H, W) resized along some axes, so that a map that rotates it shrinks it no further."""
+    steps = [x.shape[1 + axis] / n for axis in range(3) for n in reversed(size)]
+    rates = [math.hypot(*(v * s for v, s in zip(map_[2 - a][:3], steps[3 * a :], strict=False))) for a in range(3)]
+    for axis in sorted(axes, key=lambda axis: (axis == 2, -rates[axis])):  # along the last one it costs most
+        if rates[axis] > 1 + SLACK:
+            n_in = x.shape[1 + axis]
+            x = _sums(x, *_whole_axis(n_in, max(1, round(n_in / rates[axis])), mode), axis)
     return x
 
 
-def _in_plane(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, kind: Oblique) -> Tensor:
+def _in_plane(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, parts: Sequence[int]) -> Tensor:
     """A map that rotates in the xy-plane: samples of images whose channels are the slices."""
-    z, before = (x, maps[:, 2, 2], maps[:, 2, 3], size[0], mode, 0), size[0] < x.shape[1]
-    x = _along_axis(*z) if before else x
-    plane, parts = maps[:, :2][..., [0, 1, 3]], kind.parts[1:]
-    grid = torch.stack(positions(plane.to(_wide(x)), [n * p for n, p in zip(size[1:], parts, strict=True)]), dim=-1)
+    z, before = (map_[2][2], map_[2][3], size[0], mode, 0), size[0] < x.shape[1]
+    x = _along_axis(x, *z) if before else x
+    plane = torch.tensor([[[row[0], row[1], row[3]] for row in map_[:2]]], dtype=torch.float64)
+    fine = [n * part for n, part in zip(size[1:], parts[1:], strict=True)]
+    grid = torch.stack(positions(plane.to(_wide(x)), fine), dim=-1)
     samples = sample_grid(x.flatten(0, 1).unsqueeze(0), grid, "nearest" if mode == "area" else "bilinear", "border")
-    x = average_parts(samples, parts)[0].unflatten(0, x.shape[:2]).to(x.dtype)
-    return x if before else _along_axis(x, *z[1:])
+    x = average_parts(samples, parts[1:])[0].unflatten(0, x.shape[:2]).to(x.dtype)
+    return x if before else _along_axis(x, *z)
 
 
-def _along_axis(x: Tensor, scale: Tensor, shift: Tensor, n_out: int, mode: Mode, axis: int) -> Tensor:
-    """Weighted sums of x (C, D, H, W) along one spatial axis; ``scale`` and ``shift`` (1,) are the map along it."""
-    n_in = x.shape[1 + axis]
-    taps, weights = axis_taps(shift - scale, shift + scale, n_out, mode, torch.tensor([n_in]), x.device)
-    taps, weights = taps[0], weights[0].to(x.dtype)
+def _along_axis(x: Tensor, scale: float, shift: float, n_out: int, mode: Mode, axis: int) -> Tensor:
+    """Weighted sums of x (C, D, H, W) along one spatial axis; ``scale`` and ``shift`` are the map along it."""
+    low, high = torch.tensor([[shift - scale], [shift + scale]], dtype=torch.float64)
+    taps, weights = axis_taps(low, high, n_out, mode, torch.tensor([x.shape[1 + axis]]), x.device)
+    return _sums(x, taps[0], weights[0], axis)
+
+
+@lru_cache(maxsize=1024)
+def _whole_axis(n_in: int, n_out: int, mode: Mode) -> tuple[Tensor, Tensor]:
+    """The taps and weights (n_out, T) that resize a whole axis."""
+    low, high = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    taps, weights = axis_taps(low, high, n_out, mode, torch.tensor([n_in]), torch.device("cpu"))
+    return taps[0], weights[0]
+
+
+def _sums(x: Tensor, taps: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Sums of x (C, D, H, W) along one spatial axis, at taps (n_out, T) with weights."""
+    (n_out, _), n_in, weights = taps.shape, x.shape[1 + axis], weights.to(x.dtype)
     if axis == 2:
         matrix = x.new_zeros(n_in, n_out).index_put_((taps, torch.arange(n_out).unsqueeze(1)), weights, accumulate=True)
         return x @ matrix
@@ -140,11 +146,10 @@ def _along_axis(x: Tensor, scale: Tensor, shift: Tensor, n_out: int, mode: Mode,
     return sums.view(*shape[: 1 + axis], n_out, *shape[2 + axis :])
 
 
-def _keeps_z(map_: Tensor) -> bool:
-    """Whether a map (3, 4) neither tilts the z-axis nor mixes it into others."""
-    linear = map_[:, :3].abs()
-    tilted = torch.cat((linear[2, :2], linear[:2, 2]))
-    return bool((tilted <= _SMALL * linear.max()).all())
+def _keeps_z(map_: Map) -> bool:
+    """Whether a map neither tilts the z-axis nor mixes it into others."""
+    largest = max(abs(value) for row in map_ for value in row[:3])
+    return all(abs(value) <= _SMALL * largest for value in (*map_[2][:2], map_[0][2], map_[1][2]))
 
 
 def _wide(x: Tensor) -> torch.dtype:

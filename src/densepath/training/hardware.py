@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "32", "bf16-mixed"]
 Strategy = Literal["ddp", "fsdp"]
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ def keep_freed_memory(hardware: Hardware) -> None:
         return
     for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
         tune(option, 2**31 - 1)
+    tune(_ARENA_MAX, 1)  # memory that a thread of the loader has freed serves the others too
 
 
 def _parse_devices(devices: int | str) -> tuple[Literal["cuda", "cpu"], int]:

@@ -146,6 +146,12 @@ def painted_blocks(draw: Draw, rows: list[int], size: Tensor, inside: Tensor, bl
 
 def in_boxes(low: Tensor, high: Tensor, size: tuple[int, ...]) -> Tensor:
     """(N, *size) bool: the pixels in any of the boxes from ``low`` to ``high`` (excluded), each (N, K, d)."""
+    if low.device.type == "cpu":
+        covered = torch.zeros(len(low), *size, dtype=torch.bool)
+        for row, *box in zip(covered, low.clamp(min=0).tolist(), high.tolist(), strict=True):
+            for start, stop in zip(*box, strict=True):
+                row[tuple(slice(a, max(a, b)) for a, b in zip(start, stop, strict=True))] = True
+        return covered
     inside: Tensor | None = None
     for axis, n in enumerate(size):
         at = torch.arange(n, device=low.device)

@@ -64,7 +64,7 @@ def displacements(
     """The displacements (n, 2, *size) of pixels along x and y, in pixels, for some rows of the random numbers."""
     width, d = size[-1], len(size)
     noise = draw.pixels(rows, 2 * math.prod(size), device, Stream.ELASTIC_PIXELS).view(len(rows), 2, *size) * 2 - 1
-    blurred = gaussian_blur(noise, torch.full((len(rows),), sigma * width), sigma * width)
+    blurred = gaussian_blur(noise, torch.full((len(rows),), sigma * width))
     # Noise of deviation 3**-0.5 has (4 pi sigma**2)**(-d / 4) of it after the blur, far from the edges.
     deviation = 3**-0.5 * (4 * math.pi * (sigma * width) ** 2) ** (-d / 4)
     return blurred * (displacement * width / deviation)

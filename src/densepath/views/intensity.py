@@ -108,7 +108,7 @@ class GaussianBlur(Appearance):
         low, high = self.sigma
 
         def blur(part: Tensor, rows: list[int]) -> Tensor:
-            return gaussian_blur(part, low + (high - low) * draw(Stream.BLUR)[rows, 1], high)
+            return gaussian_blur(part, low + (high - low) * draw(Stream.BLUR)[rows, 1])
 
         change(x, chosen(draw, Stream.BLUR, self.probability), blur)
         return x
@@ -166,18 +166,19 @@ def solarize(x: Tensor) -> Tensor:
     return torch.where(x >= 0.5, 1 - x, x)
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Blur (N, C, *spatial), each image by its own standard deviation; edge values are repeated beyond the edges.
 
-    Sums of weighted rows, one axis after the other: on a CPU many times faster than depthwise convolutions.
+    Sums of weighted rows, one axis after the other: on a CPU many times faster than depthwise convolutions. Weights
+    beyond four standard deviations are 0, so an image's sums do not depend on those of the batch.
 
     Args:
         sigma: (N,) in pixels, on the CPU.
-        largest: maximum of sigma. It sets the number of pixels in a sum, which then does not depend on the batch.
     """
-    reach = math.ceil(_BLUR_REACH * largest)
-    offsets = torch.arange(-reach, reach + 1)
-    weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
+    reach = torch.ceil(_BLUR_REACH * sigma)
+    most = int(reach.max())
+    offsets = torch.arange(-most, most + 1)
+    weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2) * (offsets.abs() <= reach.view(-1, 1))
     weights = (weights / weights.sum(1, keepdim=True)).to(x.device, non_blocking=True).unsqueeze(1)  # (N, 1, T)
     weights = weights.repeat_interleave(x.shape[1], dim=0)
     blurred = x.flatten(0, 1).unsqueeze(-1)  # each channel for itself: its rows lie together in memory

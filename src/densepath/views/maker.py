@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from densepath.core.affine import bounds, onto_boxes
+from densepath.core.affine import bounds
+from densepath.core.boxes import onto_boxes
 from densepath.core.grids import EDGE_TOLERANCE, inside
 from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch

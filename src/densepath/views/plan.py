@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from densepath.core.affine import compose, union
+from densepath.core.boxes import needed_boxes
 from densepath.core.filters import Mode
-from densepath.core.volume_sampling import needed_boxes
 from densepath.views.crops import Crop, Pattern, SecondWindow, Window, WindowPair
 from densepath.views.declarations import Center, Cover, Declaration, Turned, crop_counts, view_sizes
 from densepath.views.geometry import center_maps, crop_maps, pose_maps, window_maps

@@ -8,7 +8,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from densepath.core.random import uniform
+from densepath.core.random import bits, split_mix, uniform
 
 _BLOCK = 32  # streams that are computed together
 
@@ -44,7 +44,7 @@ class Stream(IntEnum):
     PATTERN = 42
     PATTERN_PLACE = 43
     CUTOUT = 96  # and those after it: one for each hole
-    PIXELS = 2**16  # and those after it: numbers for each pixel of a view
+    PIXELS = 2**16  # the seed of numbers for each pixel of a view
     PAINTED_PIXELS = 2**27  # and so on
     ELASTIC_PIXELS = 2**28
     CUBES = 2**28 + 2**27
@@ -65,6 +65,8 @@ class Draw:
     def __init__(self, seed: int, epoch: int, index: Tensor, view: Tensor) -> None:
         self.seed, self.epoch, self.index, self.view = seed, epoch, index, view
         self._blocks: dict[int, Tensor] = {}  # (N, 32, 4)
+        self._seeds: dict[int, Tensor] = {}  # (N,)
+        self._whole: tuple[Draw, slice | Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -72,22 +74,41 @@ class Draw:
     def __call__(self, stream: int) -> Tensor:
         """(N, 4) uniform numbers in [0, 1), on the CPU."""
         number = stream // _BLOCK
-        if number not in self._blocks:
+        if number not in self._blocks and self._whole:
+            whole, rows = self._whole
+            whole(stream)
+            self._blocks[number] = whole._blocks[number][rows]
+        elif number not in self._blocks:
             streams = torch.arange(number * _BLOCK, (number + 1) * _BLOCK)
             self._blocks[number] = uniform(self.seed, self.epoch, self.index[:, None], self.view[:, None], streams)
         return self._blocks[number][:, stream % _BLOCK]
 
-    def pixels(self, rows: Sequence[int], count: int, device: torch.device, first: int = Stream.PIXELS) -> Tensor:
+    def seeds(self, rows: Sequence[int], stream: int, device: torch.device) -> Tensor:
+        """(len(rows),) int64 random bits for :func:`~densepath.core.random.split_mix`, on a device."""
+        return self._all_seeds(stream)[list(rows)].to(device, non_blocking=True)
+
+    def _all_seeds(self, stream: int) -> Tensor:
+        if stream not in self._seeds and self._whole:
+            whole, rows = self._whole
+            self._seeds[stream] = whole._all_seeds(stream)[rows]
+        elif stream not in self._seeds:
+            words = bits(self.seed, self.epoch, self.index, self.view, stream)
+            self._seeds[stream] = (words[:, 0] << 32) | words[:, 1]
+        return self._seeds[stream]
+
+    def pixels(self, rows: Sequence[int], count: int, device: torch.device, stream: int = Stream.PIXELS) -> Tensor:
         """(len(rows), count) uniform numbers in [0, 1), one for each pixel of some rows, computed on ``device``.
 
-        ``first`` is the stream of the first four.
+        ``stream`` gives their seeds.
         """
-        streams = first + torch.arange(-(-count // 4), device=device)
-        index, view = (numbers[list(rows), None].to(device, non_blocking=True) for numbers in (self.index, self.view))
-        return uniform(self.seed, self.epoch, index, view, streams).flatten(1)[:, :count]
+        number = torch.arange(1, 1 + -(-count // 2), device=device)
+        words = split_mix(self.seeds(rows, stream, device).unsqueeze(1), number).view(
+            torch.int32
+        )  # two of 32 bits each
+        return (words >> 8).bitwise_and_(2**24 - 1).to(torch.float32).mul_(2.0**-24)[:, :count]
 
     def take(self, rows: slice | Tensor) -> Draw:
-        """The random numbers of some rows."""
+        """The random numbers of some rows. They are computed for all rows at once, when they are asked for."""
         part = Draw(self.seed, self.epoch, self.index[rows], self.view[rows])
-        part._blocks = {number: block[rows] for number, block in self._blocks.items()}
+        part._whole = self, rows
         return part

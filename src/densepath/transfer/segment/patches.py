@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from densepath.core.affine import onto_boxes
+from densepath.core.boxes import onto_boxes
 from densepath.core.grids import inside
 from densepath.core.resampling import sample_nearest
 from densepath.sources.batch import ImageBatch
