@@ -1,6 +1,7 @@
 """MoCo-v2 and DenseCL from lightly's own modules and transforms, as in its documentation.
 
-``python -m benchmarks.peers --method moco_v2 --data FOLDER`` trains one of them with Lightning and prints images/s.
+``python -m benchmarks.peers --method moco_v2 --data FOLDER`` trains one of them with Lightning and prints images/s;
+``--save WEIGHTS`` keeps its backbone with timm's names.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import warnings
 from typing import Any
 
 import lightning as L
+import timm
 import torch
-import torchvision
 from lightly.data import LightlyDataset
 from lightly.loss import NTXentLoss
 from lightly.models.modules import DenseCLProjectionHead, MoCoProjectionHead
 from lightly.models.utils import deactivate_requires_grad, select_most_similar, update_momentum
 from lightly.transforms import DenseCLTransform, MoCoV2Transform
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 MOMENTUM, MEMORY = 0.999, 16384
@@ -31,21 +33,20 @@ class LightlyMoCoV2(nn.Module):
 
     transform = MoCoV2Transform
 
-    def __init__(self, backbone: str) -> None:
+    def __init__(self, backbone: str, momentum: float = MOMENTUM, memory: int = MEMORY) -> None:
         super().__init__()
-        network = getattr(torchvision.models, backbone)()
-        width = network.fc.in_features
-        self.backbone = nn.Sequential(*list(network.children())[:-1])
-        self.head = MoCoProjectionHead(width, 512, 128)
+        self.momentum = momentum
+        self.backbone = timm.create_model(backbone, num_classes=0)
+        self.head = MoCoProjectionHead(self.backbone.num_features, 512, 128)
         self.backbone_momentum, self.head_momentum = _copies(self.backbone, self.head)
-        self.criterion = NTXentLoss(temperature=0.2, memory_bank_size=(MEMORY, 128))
+        self.criterion = NTXentLoss(temperature=0.2, memory_bank_size=(memory, 128))
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        update_momentum(self.backbone, self.backbone_momentum, MOMENTUM)
-        update_momentum(self.head, self.head_momentum, MOMENTUM)
-        q = self.head(self.backbone(query).flatten(1))
+        update_momentum(self.backbone, self.backbone_momentum, self.momentum)
+        update_momentum(self.head, self.head_momentum, self.momentum)
+        q = self.head(self.backbone(query))
         with torch.no_grad():
-            k = self.head_momentum(self.backbone_momentum(key).flatten(1))
+            k = self.head_momentum(self.backbone_momentum(key))
         return self.criterion(q, k)
 
 
@@ -54,17 +55,17 @@ class LightlyDenseCL(nn.Module):
 
     transform = DenseCLTransform
 
-    def __init__(self, backbone: str) -> None:
+    def __init__(self, backbone: str, momentum: float = MOMENTUM, memory: int = MEMORY) -> None:
         super().__init__()
-        network = getattr(torchvision.models, backbone)()
-        width = network.fc.in_features
-        self.backbone = nn.Sequential(*list(network.children())[:-2])
+        self.momentum = momentum
+        self.backbone = timm.create_model(backbone, num_classes=0, global_pool="")
+        width = self.backbone.num_features
         self.head_global = DenseCLProjectionHead(width, 512, 128)
         self.head_local = DenseCLProjectionHead(width, 512, 128)
         copies = _copies(self.backbone, self.head_global, self.head_local)
         self.backbone_momentum, self.head_global_momentum, self.head_local_momentum = copies
-        self.criterion_global = NTXentLoss(temperature=0.2, memory_bank_size=(MEMORY, 128))
-        self.criterion_local = NTXentLoss(temperature=0.2, memory_bank_size=(MEMORY, 128))
+        self.criterion_global = NTXentLoss(temperature=0.2, memory_bank_size=(memory, 128))
+        self.criterion_local = NTXentLoss(temperature=0.2, memory_bank_size=(memory, 128))
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         for slow, fast in (
@@ -72,7 +73,7 @@ class LightlyDenseCL(nn.Module):
             (self.head_global_momentum, self.head_global),
             (self.head_local_momentum, self.head_local),
         ):
-            update_momentum(fast, slow, MOMENTUM)
+            update_momentum(fast, slow, self.momentum)
         q, q_global, q_local = _dense(query, self.backbone, self.head_global, self.head_local)
         with torch.no_grad():
             momentum = (self.backbone_momentum, self.head_global_momentum, self.head_local_momentum)
@@ -103,9 +104,10 @@ def _dense(
 class PeerModule(L.LightningModule):
     """Trains as in lightly's documentation: SGD, no schedule."""
 
-    def __init__(self, method: str, backbone: str) -> None:
+    def __init__(self, method: str, backbone: str, lr: float, momentum: float, memory: int) -> None:
         super().__init__()
-        self.method = PEERS[method](backbone)
+        self.method = PEERS[method](backbone, momentum, memory)
+        self.lr = lr
         self.ends: list[float] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -118,7 +120,7 @@ class PeerModule(L.LightningModule):
         self.ends.append(time.perf_counter())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)
 
 
 def loader(method: str, data: str, size: int, batch_size: int, workers: int, device: str) -> Any:
@@ -146,14 +148,19 @@ def main() -> None:
     made.add_argument("--workers", type=int, default=2)
     made.add_argument("--steps", type=int, default=20)
     made.add_argument("--skip", type=int, default=5, help="first steps that are not measured")
+    made.add_argument("--lr", type=float, default=0.03)
+    made.add_argument("--momentum", type=float, default=MOMENTUM, help="of the momentum encoder")
+    made.add_argument("--memory", type=int, default=MEMORY, help="keys of the memory bank")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--save", metavar="WEIGHTS", help="where the backbone is written, as safetensors")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--precision", default="32-true")
     made.add_argument("--channels_last", action="store_true")
     asked = made.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.manual_seed(0)
-    module = PeerModule(asked.method, asked.backbone)
+    L.seed_everything(asked.seed, workers=True, verbose=False)
+    module = PeerModule(asked.method, asked.backbone, asked.lr, asked.momentum, asked.memory)
     if asked.channels_last:
         module.to(memory_format=torch.channels_last)
     trainer = L.Trainer(
@@ -169,6 +176,8 @@ def main() -> None:
     batches = loader(asked.method, asked.data, asked.size, asked.batch_size, asked.workers, asked.device)
     trainer.fit(module, batches)
     seconds = module.ends[-1] - module.ends[asked.skip - 1]
+    if asked.save:
+        save_file({name: value.contiguous() for name, value in module.method.backbone.state_dict().items()}, asked.save)
     print(json.dumps({"images_per_second": (asked.steps - asked.skip) * asked.batch_size / seconds}))
 
 

@@ -177,7 +177,7 @@ def test_a_table_of_slides_and_of_images_is_computed(tmp_path, tissue, densepath
 
     cache = tmp_path / "cache"
     first = read_slides("lung", tmp_path / "T", cache, None, {"splits": "split"})
-    (tmp_path / "A" / "labels.csv").write_text((tmp_path / "A" / "labels.csv").read_text().replace("mixed", "loose"))
+    (tmp_path / "A" / "labels.csv").write_text((tmp_path / "A" / "labels.csv").read_text().replace("spread", "loose"))
     assert read_slides("lung", tmp_path / "T", cache, None, {"splits": "split"}).digest != first.digest
     assert read_slides("lung", tmp_path / "T", cache, None, {}).folds  # no split: all are tested
     with pytest.raises(UserError, match="not a folder that densepath tile wrote"):

@@ -17,43 +17,46 @@ from densepath.synthetic.slide import SlidePainter, write_slide
 from densepath.synthetic.tissue_paint import develop
 from densepath.synthetic.tissue_shapes import Array, at, on_canvas, paint_ellipses, scatter, smooth_noise
 
-MIXED, SORTED = "mixed", "sorted"
+SPREAD, CLUSTERED = "spread", "clustered"
 LABELS = "labels.csv"
 _MPP = 0.5  # µm per pixel
-_SPACING = 8.0  # µm between cells: about one for a token of 16 px
-_NESTS = 40.0  # µm, the wavelength of the nests of sorted cells
+_SPACING = 8.0  # µm between places of cells: nuclei hardly touch
+_CLUSTERS = 13.0  # µm, the wavelength of the noise that makes clusters of some 40 µm, the size of tiles
+_SQUARE = 80.0  # µm, the side of squares that have the same number of nuclei in both classes
 _STAIN, _CELLS, _ORDER = 7, 8, 9  # streams of random numbers; all slides have the same stain
 
 
 class ArrangedPainter(SlidePainter):
-    """A slide of large pale and small dark nuclei: the two kinds are mixed, or sorted into nests.
+    """A slide of nuclei that are spread evenly, or gathered in clusters with gaps between them.
 
-    Both classes with the same seed have the same outline, background and places of cells, and the same number of cells
-    of each kind: only which place has which kind differs.
+    Both classes with the same seed have the same outline and background, and places of which the nuclei take some: in
+    each square of 80 µm equally many, of the same sizes. Only which places they take differs.
 
     Args:
         size: height and width in pixels.
         seed: of everything but the class.
-        arrangement: "mixed" or "sorted".
+        arrangement: "spread" or "clustered".
     """
 
     def __init__(self, size: tuple[int, int], seed: int, arrangement: str) -> None:
         super().__init__(size, _MPP, seed)
         self.arrangement = arrangement
 
-    def cells(self) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Places (N, 2) of all cells, y and x in pixels, and whether each is small and dark (N,)."""
+    def cells(self) -> Array:
+        """Places (N, 2) of all cells, y and x in pixels."""
         rng = np.random.default_rng((self.seed, _CELLS))
-        share, small = rng.uniform(0.6, 0.75), rng.uniform(0.45, 0.55)
-        points = scatter(rng, self.size, _SPACING / _MPP, 0.12)  # so far apart that nuclei hardly touch
+        share = rng.uniform(0.4, 0.5)
+        points = scatter(rng, self.size, _SPACING / _MPP, 0.12)
         points = points[on_canvas(points, self.size)]
-        points = points[rng.uniform(size=len(points)) < share]
-        nests = at(smooth_noise(rng, self.size, _NESTS / _MPP), points)
-        if self.arrangement == MIXED:
-            nests = np.random.default_rng((self.seed, _ORDER)).permutation(nests)
-        dark = np.zeros(len(points), np.bool_)
-        dark[np.argsort(nests)[: round(small * len(points))]] = True
-        return points, dark
+        order = at(smooth_noise(rng, self.size, _CLUSTERS / _MPP), points)
+        if self.arrangement == SPREAD:
+            order = np.random.default_rng((self.seed, _ORDER)).permutation(order)
+        squares = np.unique(points // (_SQUARE / _MPP), axis=0, return_inverse=True)[1].ravel()
+        taken = np.zeros(len(points), np.bool_)
+        for square in range(squares.max(initial=-1) + 1):
+            own = np.flatnonzero(squares == square)
+            taken[own[np.argsort(order[own])[: round(share * len(own))]]] = True
+        return points[taken]
 
     @cached_property
     def _whole(self) -> npt.NDArray[np.float32]:
@@ -62,13 +65,11 @@ class ArrangedPainter(SlidePainter):
         texture = 0.6 * smooth_noise(rng, self.size, 3.5 / _MPP) + 0.4 * smooth_noise(rng, self.size, 9 / _MPP)
         eosin = 0.42 + 0.1 * texture
         hematoxylin = (0.1 + 0.03 * texture).astype(np.float32)
-        points, dark = self.cells()
-        for chosen, long, short, amount, hollow in ((~dark, 3.3, 2.9, 0.75, 0.35), (dark, 2.2, 2.0, 1.3, 0.0)):
-            n, nuclei = int(chosen.sum()), np.zeros(self.size, np.float32)
-            a, b = (about * np.exp(0.12 * rng.standard_normal(n)) / _MPP for about in (long, short))
-            paint_ellipses(nuclei, points[chosen], a, b, rng.uniform(0, np.pi, n), np.full(n, amount), hollow)
-            hematoxylin = np.maximum(hematoxylin, nuclei)
-        stains = np.stack([hematoxylin, eosin, np.zeros_like(eosin)])
+        points, nuclei = self.cells(), np.zeros(self.size, np.float32)
+        n = len(points)
+        a, b = (about * np.exp(0.12 * rng.standard_normal(n)) / _MPP for about in (2.8, 2.4))
+        paint_ellipses(nuclei, points, a, b, rng.uniform(0, np.pi, n), np.full(n, 1.0), 0.2)
+        stains = np.stack([np.maximum(hematoxylin, nuclei), eosin, np.zeros_like(eosin)])
         return develop(np.random.default_rng(_STAIN), stains).astype(np.float32)
 
     def _texture(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.float32]:
@@ -107,8 +108,8 @@ def write_arranged(dest: str | Path, *, pairs: int = 50, test: float = 0.4, side
     for pair in with_progress(range(pairs), pairs, "painting pairs of slides"):
         split = "test" if pair >= pairs - held else "train"
         state = int(np.random.SeedSequence((seed, pair)).generate_state(1)[0])
-        for arrangement in (MIXED, SORTED):
-            slide = f"{split}/{pair:03}_{'ab'[(state + (arrangement == SORTED)) % 2]}"  # the name tells no class
+        for arrangement in (SPREAD, CLUSTERED):
+            slide = f"{split}/{pair:03}_{'ab'[(state + (arrangement == CLUSTERED)) % 2]}"  # the name tells no class
             path = dest / f"{slide}.tiff"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_slide(path, painter=ArrangedPainter((side, side), state, arrangement), levels=(1, 4), tile=128)

@@ -18,6 +18,7 @@ from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.runs.signals import Interrupted
 from densepath.transfer.mil import bag_task
+from densepath.transfer.mil.bags import Bag
 from densepath.transfer.mil.config import MilConfig
 from densepath.transfer.mil.fold import balanced
 from densepath.transfer.mil.mil import mil
@@ -77,7 +78,7 @@ def test_a_planted_signal_is_found_and_written(study: Study, capsys: Any) -> Non
 def test_test_cases_never_touch_training(study: Study) -> None:
     """Other features and labels of a fold's test cases change its test, and not one bit of its model."""
     folder = study()
-    run(folder, attention=0)
+    run(folder, attention=0, standardize=True)
     splits = folder / "run" / "splits.json"
     tested = set(json.loads(splits.read_text())["folds"][0]["test"])
     for name in tested:
@@ -87,13 +88,41 @@ def test_test_cases_never_touch_training(study: Study) -> None:
     changed = [line.split(",") for line in lines]
     changed = [[p, s, other[c], h] if p in tested else [p, s, c, h] for p, s, c, h in changed]
     (folder / "table.csv").write_text("\n".join(map(",".join, changed)) + "\n")
-    run(folder, "again", splits=splits, attention=0)
+    run(folder, "again", splits=splits, attention=0, standardize=True)
     models = [load_file(folder / name / "fold_0" / "model.safetensors") for name in ("run", "again")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     notes = [load_model(folder / name / "fold_0" / "model.safetensors")[1] for name in ("run", "again")]
     assert notes[0] == notes[1]
     answers = [[r["label_tumour"] for r in predictions(folder / n) if r["fold"] == "0"] for n in ("run", "again")]
     assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("model", ["abmil", "knn"])
+def test_standardized_features_have_no_scale(study: Study, model: str) -> None:
+    """Features of an eighth of the size give the same answers, of the run and of its models in their files."""
+    found = []
+    for factor in (1.0, 0.125):
+        folder = study()
+        for path in (folder / "features").iterdir():
+            torch.save(torch.load(path).half().float() * factor, path)
+        run(folder, attention=0, model=model, standardize=True)
+        found.append([row["label_tumour"] for row in predictions(folder / "run")])
+        if model != "knn":
+            trained = load_model(folder / "run" / "fold_0" / "model.safetensors")[0].standardization
+            assert 0.9 < trained.scale.mean() / factor < 1.1
+    assert found[0] == found[1] and len(set(found[0])) > 2
+
+
+def test_standardization_is_that_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bag_task, "_READ", 7)
+    bags = [Bag(str(n), (), (n,), (torch.randn(n, 5) * torch.tensor([1, 9, 0.1, 0, 3]) + 8).half()) for n in (3, 20, 9)]
+    tiles = torch.cat([bag.tiles() for bag in bags]).double().numpy()
+    found = bag_task.BagSet(bags, np.arange(3), np.zeros((3, 1))).standardization()
+    np.testing.assert_allclose(found.mean, tiles.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.scale, [*tiles.std(0)[:3], 1, tiles.std(0)[4]], rtol=1e-6)
+    prepared = found(torch.from_numpy(tiles)).double().numpy()
+    np.testing.assert_allclose(prepared.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(prepared.std(0), [1, 1, 1, 0, 1], atol=1e-5)
 
 
 def test_the_epoch_is_that_of_the_best_validation_score(study: Study) -> None:

@@ -18,11 +18,12 @@ from densepath.core.random import shuffled
 from densepath.training.task import Task
 from densepath.training.updates import Updates
 from densepath.transfer.mil.bags import Bag
-from densepath.transfer.mil.models.base import BagModel, Solver
+from densepath.transfer.mil.models.base import BagModel, Solver, Standardization
 from densepath.transfer.mil.objectives import Classification, Objective
 from densepath.transfer.probe.metrics import Floats, Integers
 
 _TILES = 7  # separates the random numbers of tiles from those of bags
+_READ = 4096  # tiles whose mean is taken at a time
 _ROWS = 128  # tiles that are converted at a time: as float32 they stay in the cache of a core
 
 
@@ -52,6 +53,20 @@ class BagSet:
         summed = np.zeros((len(self.targets), answers.shape[1]))
         np.add.at(summed, self.cases, answers)
         return summed / np.bincount(self.cases, minlength=len(summed))[:, None]
+
+    def standardization(self) -> Standardization:
+        """That of all tiles of these bags; a feature that is the same everywhere is only shifted."""
+        count, mean, squares = 0, 0.0, 0.0
+        for rows in (rows for bag in self.bags for rows in bag.tiles().split(_READ)):
+            # Merges means and sums of squared differences, as sums of squares would cancel.
+            tiles = rows.double().numpy()
+            own, added = tiles.mean(0), len(tiles)
+            squares = squares + ((tiles - own) ** 2).sum(0) + (own - mean) ** 2 * (count * added / (count + added))
+            mean = mean + (own - mean) * (added / (count + added))
+            count += added
+        scale = np.sqrt(squares / count)
+        scale[scale < 1e-6 * np.maximum(np.abs(mean), 1e-3)] = 1
+        return Standardization(torch.from_numpy(mean), torch.from_numpy(scale))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +166,7 @@ class BagTask(Task):
 
     def inputs(self, batch: BagBatch) -> tuple[list[Tensor], Tensor]:
         device = self.record.device
-        return [_ready(tiles, device, self.mixed) for tiles in batch.tiles], batch.targets.to(device)
+        return [_ready(tiles, self.model, device, self.mixed) for tiles in batch.tiles], batch.targets.to(device)
 
     def forward(self, inputs: tuple[list[Tensor], Tensor]) -> dict[str, Tensor | float]:
         """The loss of the streams, and that of the tiles if the model has one.
@@ -213,15 +228,17 @@ class BagTask(Task):
 def answer(model: BagModel, bag: Bag, device: torch.device, mixed: bool) -> tuple[Tensor, Tensor]:
     """The outputs and the attention of a model for a whole bag, in the precision of training, as float32."""
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        outputs, attention = model(_ready(bag.tiles(), device, mixed))
+        outputs, attention = model(_ready(bag.tiles(), model, device, mixed))
     return outputs.float(), attention.float()
 
 
-def _ready(tiles: Tensor, device: torch.device, mixed: bool) -> Tensor:
+def _ready(tiles: Tensor, model: BagModel, device: torch.device, mixed: bool) -> Tensor:
+    """Features as a network takes them."""
+    prepare = getattr(model, "standardization", Tensor.float)
     on_device = tiles.to(device)
     if not mixed or device.type != "cpu":
-        return on_device.to(torch.bfloat16 if mixed else torch.float32)
+        return prepare(on_device).to(torch.bfloat16 if mixed else torch.float32)
     ready = torch.empty(tiles.shape, dtype=torch.bfloat16)
     for rows, converted in zip(tiles.split(_ROWS), ready.split(_ROWS), strict=True):
-        converted.copy_(rows.float())  # on a CPU this is four times as fast as without float32
+        converted.copy_(prepare(rows))  # on a CPU this is four times as fast as without float32
     return ready

@@ -46,6 +46,8 @@ class MilConfig:
         epochs: default: that of the model.
         lr, weight_decay: several values are a sweep: the validation cases of each fold choose. Default: the model's.
         class_weights: "balanced" weighs the loss of a class by the inverse of its number of cases.
+        standardize: give each feature mean 0 and standard deviation 1 over the tiles of the training cases; for
+            features that vary little beside their mean, or that differ in scale.
         max_tiles: tiles of a bag in a training step, drawn again in each epoch; 0 for all. Validation and test use all.
         neighbors: k of knn.
         attention: number of test slides whose attention is written, or "all".
@@ -76,6 +78,7 @@ class MilConfig:
     lr: Sequence[float] = ()
     weight_decay: Sequence[float] = ()
     class_weights: ClassWeights = "none"
+    standardize: bool = False
     max_tiles: int = 0
     neighbors: int = 20
     attention: int | Literal["all"] = 8

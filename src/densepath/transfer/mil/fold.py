@@ -156,6 +156,8 @@ def _train(study: Study, solver: Solver, bags: BagSet, validation: BagSet, out: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(study.dim, max(1, len(study.classes)))
+    if config.standardize:
+        model.standardization = bags.standardization()
     objective = objective_of(notes, model)
     if isinstance(objective, Classification) and config.class_weights == "balanced":
         objective.weights = torch.from_numpy(balanced(bags, len(study.classes))).float()
@@ -195,6 +197,9 @@ def _neighbors(study: Study, bags: BagSet, validation: BagSet, test: BagSet) -> 
     if not study.classes:
         raise UserError(f"knn answers classes only; use another --model for {study.config.task}")
     means = [_means(part) for part in (bags, validation, test)]
+    if study.config.standardize:
+        prepare = bags.standardization()
+        means = [prepare(torch.from_numpy(mean)).double().numpy() for mean in means]
     labels = bags.targets[bags.cases, 0].astype(np.int64)
     count = min(study.config.neighbors, max(1, len(labels) // 2))
     held, asked = (

@@ -13,7 +13,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.weights.checks import require_numbers
 from densepath.transfer.mil.models import MODELS
-from densepath.transfer.mil.models.base import BagModel
+from densepath.transfer.mil.models.base import BagModel, Standardization
 
 MODEL_FILE = "model.safetensors"
 _NOTES = "densepath_mil"
@@ -74,6 +74,8 @@ def load_model(path: Path) -> tuple[BagModel, ModelNotes]:
         tensors = load_file(path)
         require_numbers(tensors, path)
         model = MODELS[notes.model](notes.dim, max(1, len(notes.classes)))
+        if (mean := tensors.get("standardization.mean")) is not None:
+            model.standardization = Standardization(mean, mean)
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} is not a model of densepath mil; use one that it wrote") from error

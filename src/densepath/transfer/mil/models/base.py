@@ -33,10 +33,31 @@ class Solver:
     bags: int = 1
 
 
+class Standardization(nn.Module):
+    """Features with mean 0 and standard deviation 1 over all tiles of the training bags.
+
+    Args:
+        mean, scale: (D,) those of the features; features are divided by ``scale``.
+    """
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", scale.float())
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """(N, D) float32, of features in any precision."""
+        return (tiles.float() - self.mean) / self.scale
+
+
 class BagModel(nn.Module):
     """A network that maps a bag of any number of tiles to the outputs of its slide or patient.
 
     Attributes:
+        standardization: what is done to the features before the network sees them, and before they are rounded to
+            bfloat16; models that take features as they are have none.
         solver: the defaults of its training.
         streams: weights of the losses of its streams of outputs; most models have one stream.
         exclusive: whether classes exclude each other (softmax), or each has a sigmoid of its own.
@@ -45,6 +66,7 @@ class BagModel(nn.Module):
     solver: ClassVar[Solver]
     streams: ClassVar[tuple[float, ...]] = (1.0,)
     exclusive: ClassVar[bool] = True
+    standardization: Standardization
 
     @abstractmethod
     def forward(self, bag: Tensor) -> tuple[Tensor, Tensor]:
