@@ -15,6 +15,8 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.views.random_streams import Draw
 
+_CACHED = 2**18  # values, 1 MB of floats
+
 
 class Appearance(ABC):
     """An operation on the appearance of views, in any number of dimensions. Subclasses are small frozen dataclasses.
@@ -54,12 +56,20 @@ def chosen(draw: Draw, stream: int, probability: float) -> list[int]:
 def change(x: Tensor, rows: list[int], operation: Callable[[Tensor, list[int]], Tensor]) -> None:
     """Apply an operation, which gets the rows and their numbers, to some rows of x, in place.
 
-    One thread of a CPU takes a row at a time, which stays in its cache. (Several threads divide them among themselves.)
+    One thread of a CPU takes as many rows at a time as stay in its cache. (Several divide them among themselves.)
     """
-    if x.device.type == "cpu" and torch.get_num_threads() == 1:
-        for row in rows:
-            part = x[row : row + 1]
-            part.copy_(operation(part, [row]))
+    if x.device.type == "cpu" and torch.get_num_threads() == 1 and rows:
+        at_once = max(1, _CACHED // x[0].numel())
+        for start in range(0, len(rows), at_once):
+            _change(x, rows[start : start + at_once], operation)
+    else:
+        _change(x, rows, operation)
+
+
+def _change(x: Tensor, rows: list[int], operation: Callable[[Tensor, list[int]], Tensor]) -> None:
+    if len(rows) == 1:
+        part = x[rows[0] : rows[0] + 1]
+        part.copy_(operation(part, rows))
     elif len(rows) == len(x):
         x.copy_(operation(x, rows))
     elif rows:
