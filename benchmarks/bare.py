@@ -216,13 +216,15 @@ def _dirl_byol(method: Any, views: Batch) -> None:
 
 
 def _pcrl(method: Any, views: Batch) -> None:
-    """One view forward and backward, the other forward; three maps forward and backward in the decoder."""
+    """One view forward and backward, the other forward; three maps through the attention and in the decoder."""
     first, second = views["first"].pixels, views["second"].pixels
-    own, deepest = method.backbone(first), method.backbone.deepest
+    plain, deepest = method.backbone(first), method.backbone.deepest
+    own = method.attend(method.attention, plain, views, "first")
     with torch.no_grad():
-        other = method.key_backbone(second)
+        before = method.key_backbone(second)
+        other = method.attend(method.key_attention, before, views, "second")
         method.key_projector(_pooled(other[deepest]))
-    hybrid = {stage: own[stage] + other[stage] for stage in own}
+    hybrid = method.attend(method.attention, {stage: plain[stage] + before[stage] for stage in plain}, views, "mixed")
     pixels = [method.head(method.decoder(maps, first.shape[2:])) for maps in (own, other, hybrid)]
     _backward(method, method.projector(_pooled(own[deepest])), *pixels)
 

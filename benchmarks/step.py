@@ -248,7 +248,10 @@ def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
     hardware = _hardware(asked)
     images = open_store(store).to("cpu")
     given = {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in asked.given)}
-    step = Step(recipe, images, asked.size, asked.batch_size, asked.backbone, hardware, given, asked.compile)
+    backbone, size = asked.backbone, asked.size
+    if asked.as_recipe:
+        backbone, size = None, resolve(PretrainConfig, recipe, {"data": "", "out": ""}).view_size
+    step = Step(recipe, images, size, asked.batch_size, backbone, hardware, given, asked.compile)
     return {"case": f"densepath {recipe}"} | measure(step, asked.batch_size, asked.repeats, _calls(hardware))
 
 
@@ -302,6 +305,7 @@ def options(description: str) -> argparse.ArgumentParser:
     made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="workers of lightly's loader")
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--size", type=int, default=224, help="size of the views in pixels")
+    made.add_argument("--as_recipe", action="store_true", help="the backbone and the size of the views of each recipe")
     made.add_argument("--image_size", type=int, default=224, help="size of the images in pixels")
     made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--device", default="auto")
@@ -321,7 +325,8 @@ def main() -> None:
         enough = (asked.repeats + 4) * _calls(kind) * asked.batch_size  # for one epoch, so that none starts in between
         with jpeg_folder(asked.data, enough, asked.image_size) as folder:
             rows += [shown(isolated(measure_peer, name, folder, asked)) for name in asked.peer]
-    title = f"{asked.backbone}, {asked.batch_size} views of {asked.size} px, {kind.kind}, {kind.precision}"
+    what = "backbones and views of the recipes" if asked.as_recipe else f"{asked.backbone}, views of {asked.size} px"
+    title = f"{what}, {asked.batch_size} images, {kind.kind}, {kind.precision}"
     report(title, rows, asked.json)
 
 

@@ -6,9 +6,11 @@ import os
 import re
 import resource
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,3 +104,69 @@ def bounded_memory() -> Callable[..., AbstractContextManager[None]]:
 def _status(name: str) -> int:
     """Bytes that the system counts for this process under a name."""
     return 1024 * int(re.findall(rf"{name}:\s*(\d+) kB", (_PROC / "status").read_text())[0])
+
+
+@pytest.fixture(scope="session")
+def in_child() -> Callable[[Callable[[], object]], int]:
+    """Does some work in a forked process, which exits with 1 if it fails; returns its number."""
+
+    def forked(work: Callable[[], object]) -> int:
+        child = os.fork()
+        if not child:
+            try:
+                work()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return child
+
+    return forked
+
+
+Hook = tuple[Any, str, Callable[..., str]]
+
+
+@pytest.fixture
+def four_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_child: Callable[[Callable[[], object]], int]
+) -> Callable[[Callable[[], object], Hook, Hook], list[str]]:
+    """Runs a command in four processes, of which two are killed in the middle of a slide.
+
+    Given: the command, and the functions that begin and end a slide: owner, name, and what tells the slide's name from
+    their arguments. Returns the names of the slides that were ended.
+    """
+
+    def run(command: Callable[[], object], begins: Hook, ends: Hook) -> list[str]:
+        log, ready = tmp_path / "ended", [tmp_path / f"begun{number}" for number in range(2)]
+        begin, end = getattr(*begins[:2]), getattr(*ends[:2])
+
+        def logged(*given: Any, **options: Any) -> Any:
+            result = end(*given, **options)
+            with log.open("a") as file:
+                file.write(f"{ends[2](*given)}\n")
+            return result
+
+        monkeypatch.setattr(*ends[:2], logged)
+        children = []
+        for number in range(4):
+
+            def stops(*given: Any, number: int = number, **options: Any) -> Any:
+                part = tmp_path / f"part{number}"
+                part.write_text(begins[2](*given))
+                part.rename(ready[number])
+                time.sleep(60)
+                return begin(*given, **options)
+
+            with monkeypatch.context() as patched:
+                if number < 2:
+                    patched.setattr(*begins[:2], stops)
+                children.append(in_child(command))
+            while number < 2 and not ready[number].exists():
+                time.sleep(0.02)
+        assert ready[0].read_text() != ready[1].read_text()
+        for child in children[:2]:
+            os.kill(child, signal.SIGKILL)
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [-9, -9, 0, 0]
+        return log.read_text().split()
+
+    return run

@@ -195,9 +195,9 @@ def test_the_fixed_nce_is_the_released_loss():
         assert nce(q, k, rows).item() == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [C2L, PCRLReleased])
-def test_the_released_losses_are_the_equations(make, images, kind):
-    method = make(kind, "test_resnet").double().eval()
+@pytest.mark.parametrize(("kind", "standardized"), [(C2L, False), (C2L, True), (PCRLReleased, False)])
+def test_the_released_losses_are_the_equations(make, images, kind, standardized):
+    method = make(kind, "test_resnet", standardize=standardized).double().eval()
     batch, other = views_of(method, images), make(kind, "test_resnet").double().eval()
     losses = method(batch)
     first, second = batch["first"].pixels, batch["second"].pixels
@@ -209,6 +209,9 @@ def test_the_released_losses_are_the_equations(make, images, kind):
     maps += [method.backbone(mixed(first)), method.key_backbone(mixed(second))]
     heads = [method.head, method.key_head, method.head, method.key_head]
     q, k, mixed_q, mixed_k = (head(m[5].mean((2, 3))) for head, m in zip(heads, maps, strict=True))
+    if standardized:
+        columns = [(x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt() for x in (q, k, mixed_q, mixed_k)]
+        q, k, mixed_q, mixed_k = columns
     rows, total = other.queue.keys().double().clone(), 0.0
     for number, (query, key) in enumerate(((q, k), (mixed_q, mixed_k), (mixed_q, mixed(k)))):
         query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
@@ -274,6 +277,9 @@ def test_options_that_do_not_fit_are_refused(make):
     with pytest.raises(UserError, match=r"--method\.queue_size 192"):
         check(make(PCRL, "test_resnet", attention="factored"), 64, 64)
     check(make(C2L, "test_resnet", queue_size=192), 64, 64)
+    for kind in (PCRL, C2L):
+        with pytest.raises(UserError, match="one image cannot be standardized"):
+            check(make(kind, "test_resnet", queue_size=192, standardize=True), 64, 1)
     with pytest.raises(UserError, match=r"smaller than the 192 of a batch; use --method\.queue_size 192"):
         check(make(C2L, "test_resnet", queue_size=191), 64, 64)
 

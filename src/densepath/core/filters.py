@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -86,6 +87,14 @@ def axis_taps(
     if mode != "area":
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(low.dtype).eps)
     return torch.minimum(positions.clamp(min=0), last).long(), weights
+
+
+@lru_cache(maxsize=1024)
+def whole_axis_taps(n_in: int, n_out: int, mode: Mode) -> tuple[Tensor, Tensor]:
+    """The positions and weights (n_out, T) that resize a whole axis, on the CPU."""
+    low, high = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    taps, weights = axis_taps(low, high, n_out, mode, torch.tensor([n_in]), torch.device("cpu"))
+    return taps[0], weights[0]
 
 
 def _keys_cubic(distance: Tensor, a: float = -0.5) -> Tensor:

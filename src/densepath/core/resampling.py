@@ -19,7 +19,7 @@ from densepath.core.boxes import needed_boxes, onto_boxes
 from densepath.core.filters import Mode, axis_taps, weighted_rows
 from densepath.core.grids import EDGE_TOLERANCE, average_parts, inside, position_terms, positions, sample_grid
 from densepath.core.map_kinds import Aligned, Oblique, group_rows
-from densepath.core.shrinking import shrink
+from densepath.core.shrinking import shrink, shrink_one
 from densepath.core.volume_sampling import sample_volumes
 
 Taps = Sequence[tuple[Tensor, Tensor]]  # of each axis: positions and weights, see ``core.filters``
@@ -137,13 +137,12 @@ def _sample_shrunk(x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor,
     maps = onto_boxes(maps, extent, low, high)
     for number, ((top, left), (bottom, right)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
         row = number if rows is None else int(rows[number])
-        values = _floats(x[row : row + 1, :, top:bottom, left:right])
-        if not values.numel():
+        values = shrink_one(_floats(x[row : row + 1, :, top:bottom, left:right]), maps[number].tolist(), size)
+        if values.numel():
+            count = torch.tensor(values.shape[2:]).unsqueeze(0)
+            out.append(_sample_strips(values, maps[number : number + 1], size, "bilinear", count, (1, 1)))
+        else:
             out.append(values.new_zeros(1, x.shape[1], *size))
-            continue
-        side = torch.tensor([[bottom - top, right - left]])
-        values, own, count = shrink(values, maps[number : number + 1], size, side, torch.zeros_like(side), side)
-        out.append(_sample_strips(values, own, size, "bilinear", count, (1, 1)))
     return torch.cat(out)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from densepath.core.boxes import onto_boxes
-from densepath.core.filters import axis_taps, weighted_rows
+from densepath.core.filters import axis_taps, weighted_rows, whole_axis_taps
 
 SLACK = 0.25  # bilinear samples of what shrinks by less hardly alias
 
@@ -58,3 +59,14 @@ def shrink(
         taps = axis_taps(*ends, most, "bilinear", extent[:, axis], x.device)
         table = weighted_rows(table, *taps, axis=1 + axis)
     return table.movedim(-1, 1), onto_boxes(maps, extent, low, high), count
+
+
+def shrink_one(x: Tensor, map_: Sequence[Sequence[float]], size: Sequence[int]) -> Tensor:
+    """The same for what one map (2 x 3 numbers) needs of an image: (1, C, H, W), on a CPU."""
+    table = x.movedim(1, -1)
+    for axis, n in enumerate(x.shape[2:]):
+        step = math.hypot(*(v * n / m for v, m in zip(map_[1 - axis], reversed(size), strict=False)))
+        if step > 1 + SLACK and n:
+            taps, weights = whole_axis_taps(n, max(1, round(n / step)), "bilinear")
+            table = weighted_rows(table, taps.unsqueeze(0), weights.unsqueeze(0), axis=1 + axis)
+    return table.movedim(-1, 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.core.boxes import needed_boxes
-from densepath.core.filters import Mode, axis_taps
+from densepath.core.filters import Mode, axis_taps, whole_axis_taps
 from densepath.core.grids import average_parts, positions, sample_grid
 from densepath.core.map_kinds import aligned_axes, oblique_parts
 from densepath.core.shrinking import SLACK
@@ -97,7 +96,7 @@ def _shrunk(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, axes: Sequenc
     for axis in sorted(axes, key=lambda axis: (axis == 2, -rates[axis])):  # along the last one it costs most
         if rates[axis] > 1 + SLACK:
             n_in = x.shape[1 + axis]
-            x = _sums(x, *_whole_axis(n_in, max(1, round(n_in / rates[axis])), mode), axis)
+            x = _sums(x, *whole_axis_taps(n_in, max(1, round(n_in / rates[axis])), mode), axis)
     return x
 
 
@@ -118,14 +117,6 @@ def _along_axis(x: Tensor, scale: float, shift: float, n_out: int, mode: Mode, a
     low, high = torch.tensor([[shift - scale], [shift + scale]], dtype=torch.float64)
     taps, weights = axis_taps(low, high, n_out, mode, torch.tensor([x.shape[1 + axis]]), x.device)
     return _sums(x, taps[0], weights[0], axis)
-
-
-@lru_cache(maxsize=1024)
-def _whole_axis(n_in: int, n_out: int, mode: Mode) -> tuple[Tensor, Tensor]:
-    """The taps and weights (n_out, T) that resize a whole axis."""
-    low, high = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-    taps, weights = axis_taps(low, high, n_out, mode, torch.tensor([n_in]), torch.device("cpu"))
-    return taps[0], weights[0]
 
 
 def _sums(x: Tensor, taps: Tensor, weights: Tensor, axis: int) -> Tensor:

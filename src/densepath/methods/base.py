@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from densepath.core.errors import UserError
 from densepath.methods.needs import Need
 from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
@@ -79,6 +80,7 @@ class Method(nn.Module):
         extras: what is known of each image, by name, set by :meth:`prepare`; it arrives in ``Batch.extras``.
         unused_views: views of :meth:`views` that are not needed with these hyper-parameters.
         feature_view: the view of an image that :meth:`extract_features` gets.
+        standardize: whether embeddings are standardized over the batch.
         phases: whether the loss has other terms in other parts of a run, so that its values cannot be compared.
     """
 
@@ -88,6 +90,7 @@ class Method(nn.Module):
     extras: Mapping[str, PerImage] = MappingProxyType({})
     unused_views: tuple[str, ...] = ()
     feature_view: ClassVar[Declaration] = CENTER
+    standardize: bool = False
     phases: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -144,6 +147,8 @@ class Method(nn.Module):
         """
         for size in sizes.values():
             self.exported_backbone().check_size(*size)
+        if self.standardize and batch_size < 2:
+            raise UserError("a batch of one image cannot be standardized; use two or more")
 
     def check_length(self, epochs: float) -> None:
         """Raise UserError if a run of so many epochs is too short."""

@@ -14,7 +14,7 @@ from densepath.core.distillation import deviation
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
 from densepath.core.fixed_nce import FixedNCE
-from densepath.core.losses import full_precision
+from densepath.core.losses import full_precision, standardize
 from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
 from densepath.core.regions import global_pool
@@ -40,6 +40,7 @@ class C2LOptions(TypedDict, total=False):
     queue_size: int
     momentum: float
     shuffle: bool
+    standardize: bool
 
 
 class C2L(Method):
@@ -60,6 +61,8 @@ class C2L(Method):
         queue_size: number of keys kept as negatives; three of each image.
         momentum: momentum of the key encoder, per optimizer step.
         shuffle: whether keys are shuffled as in MoCo.
+        standardize: whether embeddings are standardized over the batch, as in :class:`MoCoV2`; without it the keys of
+            short runs become alike.
 
     Source: Zhou et al., MICCAI 2020, arXiv 2007.07423; as released. Its memory starts with uniform numbers, ours with
     random unit vectors.
@@ -73,6 +76,7 @@ class C2L(Method):
         queue_size: int = 16384,
         momentum: float = 0.999,
         shuffle: bool = True,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         if temperature <= 0 or not 0 <= momentum <= 1:
@@ -81,7 +85,7 @@ class C2L(Method):
         self.head = self.make_head(backbone.channels[backbone.deepest], dim)
         self.key_backbone, self.key_head = Momentum(self.backbone), Momentum(self.head)
         self.queue, self.nce = Queue(queue_size, dim), FixedNCE(temperature)
-        self.momentum, self.shuffle = momentum, shuffle
+        self.momentum, self.shuffle, self.standardize = momentum, shuffle, standardize
         self.alarm = CollapseAlarm()
 
     @staticmethod
@@ -123,12 +127,16 @@ class C2L(Method):
 
     def embed(self, maps: Maps) -> Tensor:
         """Embeddings (B, dim) of the query encoder's maps."""
-        return full_precision(self.head(global_pool(maps[self.backbone.deepest])))
+        return self._embedding(self.head, maps)
 
     @torch.no_grad()
     def embed_keys(self, maps: Maps) -> Tensor:
         """Embeddings (B, dim) of the key encoder's maps."""
-        return full_precision(self.key_head(global_pool(maps[self.backbone.deepest])))
+        return self._embedding(self.key_head, maps)
+
+    def _embedding(self, head: torch.nn.Module, maps: Maps) -> Tensor:
+        embeddings = full_precision(head(global_pool(maps[self.backbone.deepest])))
+        return standardize(embeddings) if self.standardize else embeddings
 
     @torch.no_grad()
     def encode_keys(self, batch: Batch, pixels: Tensor) -> Maps:

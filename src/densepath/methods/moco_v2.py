@@ -107,8 +107,6 @@ class MoCoV2(Method):
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
-        if self.standardize and batch_size < 2:
-            raise UserError("a batch of one image cannot be standardized; use two or more")
         if self.queue.size < batch_size:
             raise UserError(
                 f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images; use more"

@@ -229,6 +229,6 @@ def _encoded(pixels: Pixels, codec: str, rgb: bool) -> bytes:
         Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY, subsampling=0 if rgb else 2, keep_rgb=rgb)
     else:
         Image.fromarray(pixels).save(
-            file, "JPEG2000", no_jp2=True, irreversible=True, quality_mode="dB", quality_layers=[40]
+            file, "JPEG2000", no_jp2=True, irreversible=True, quality_mode="dB", quality_layers=[45]
         )
     return file.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,28 @@ def test_it_continues_with_what_is_missing_and_says_what_failed(
     assert all(not row["problem"] for row in read_cell_rows(tmp_path / "C"))
     with pytest.raises(UserError, match="was made with other values of source"):
         densepath.cells(data=folder, out=tmp_path / "C", source="csv", points=tmp_path, workers=0)
+
+
+def test_four_commands_of_which_two_are_killed_do_each_image_once(
+    tmp_path: Path, four_processes: Callable[..., list[str]]
+) -> None:
+    names = [f"s{number}" for number in range(6)]
+    for number, name in enumerate(names):
+        painted(tmp_path / "images" / f"{name}.png", 128, 0.5, dots_of(number, 64))
+    given: dict[str, Any] = {"data": tmp_path / "images", "default_mpp": 0.5, "workers": 0}
+    done = four_processes(
+        lambda: densepath.cells(out=tmp_path / "C", **given),
+        begins=(one_area.Job, "find", lambda job, name, row: name),
+        ends=(per_slide, "write_record", lambda out, row, identity: row["slide"]),
+    )
+    assert sorted(done) == names and not list((tmp_path / "C").rglob("*.part"))
+    densepath.cells(out=tmp_path / "D", **given)
+    for name in names:
+        one, other = (read_cells(cell_path(tmp_path / out, name)) for out in "CD")
+        np.testing.assert_array_equal(one.points, other.points)
+        assert len(one.points) > 5
+    rows = [[row | {"path": ""} for row in read_cell_rows(tmp_path / out)] for out in "CD"]
+    assert rows[0] == rows[1] and len(rows[0]) == 6
 
 
 def test_what_may_pass_is_tried_again(

@@ -117,17 +117,6 @@ def test_other_options_refuse_the_folder(tiled: Path, painted_slides: Path, caps
         tile(data=painted_slides, out=painted_slides / "sub", **_ASKED)
 
 
-def _in_child(work: Callable[[], object]) -> int:
-    child = os.fork()
-    if not child:
-        try:
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return child
-
-
 def _dies_at(monkeypatch: pytest.MonkeyPatch, name: str, how: Callable[[], object]) -> None:
     """Let something happen in the middle of a slide, in all processes that are forked from now on."""
     find = Job._find
@@ -140,7 +129,9 @@ def _dies_at(monkeypatch: pytest.MonkeyPatch, name: str, how: Callable[[], objec
     monkeypatch.setattr(Job, "_find", killed)
 
 
-def test_a_killed_command_continues(tiled: Path, painted_slides: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_killed_command_continues(
+    tiled: Path, painted_slides: Path, tmp_path: Path, monkeypatch: Any, in_child: Callable[..., int]
+) -> None:
     out = tmp_path / "t"
     write = one_slide.write_tiling
 
@@ -152,7 +143,7 @@ def test_a_killed_command_continues(tiled: Path, painted_slides: Path, tmp_path:
         write(path, *given)
 
     monkeypatch.setattr(one_slide, "write_tiling", killed)
-    child = _in_child(lambda: tile(data=painted_slides, out=out, **_ASKED))
+    child = in_child(lambda: tile(data=painted_slides, out=out, **_ASKED))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     monkeypatch.undo()
     with pytest.raises(UserError, match="unfinished; continue with the same densepath tile command"):
@@ -170,33 +161,19 @@ def test_a_killed_command_continues(tiled: Path, painted_slides: Path, tmp_path:
 
 
 def test_four_commands_of_which_two_are_killed_tile_each_slide_once(
-    painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    painted_slides: Path, tmp_path: Path, four_processes: Callable[..., list[str]]
 ) -> None:
-    slides, out, log = tmp_path / "slides", tmp_path / "t", tmp_path / "written"
+    slides, out = tmp_path / "slides", tmp_path / "t"
     slides.mkdir()
     names = [f"s{number}" for number in range(8)]
     for name in names:
         shutil.copy(painted_slides / "a.tiff", slides / f"{name}.tiff")
-    write = per_slide.write_record
-
-    def logged(out: Path, row: Any, identity: Any) -> None:
-        write(out, row, identity)
-        with log.open("a") as file:
-            file.write(f"{row['slide']}\n")
-
-    monkeypatch.setattr(per_slide, "write_record", logged)
-    workers = []
-    for number in range(4):
-        with monkeypatch.context() as patched:
-            if number < 2:  # stops in the middle of a slide
-                _dies_at(patched, names[number], lambda n=number: [(tmp_path / f"ready{n}").touch(), time.sleep(60)])
-            workers.append(_in_child(lambda: tile(data=slides, out=out, **_ASKED)))
-        while number < 2 and not (tmp_path / f"ready{number}").exists():
-            time.sleep(0.02)
-    for child in workers[:2]:
-        os.kill(child, signal.SIGKILL)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in workers] == [-9, -9, 0, 0]
-    assert sorted(log.read_text().split()) == names
+    done = four_processes(
+        lambda: tile(data=slides, out=out, **_ASKED),
+        begins=(Job, "_find", lambda job, slide, *rest: slide),
+        ends=(per_slide, "write_record", lambda out, row, identity: row["slide"]),
+    )
+    assert sorted(done) == names
     assert len({tiling.corners.tobytes() for tiling in read_tile_folder(out)}) == 1 and len(_rows(out)) == 8
 
 
@@ -511,7 +488,11 @@ def test_a_parquet_table(painted_slides: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", ["slides", "default_mpp"])
 def test_of_two_that_start_at_once_with_other_input_the_first_decides(
-    other: str, painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    other: str,
+    painted_slides: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_child: Callable[..., int],
 ) -> None:
     out, asked = tmp_path / "t", {"data": painted_slides, "out": tmp_path / "t", **_ASKED, "workers": 0}
     begun, go = tmp_path / "begun", tmp_path / "go"
@@ -522,7 +503,7 @@ def test_of_two_that_start_at_once_with_other_input_the_first_decides(
             time.sleep(0.01)
 
     _dies_at(monkeypatch, "a", wait)
-    child = _in_child(lambda: tile(**asked))
+    child = in_child(lambda: tile(**asked))
     while not begun.exists():
         time.sleep(0.01)
     monkeypatch.undo()

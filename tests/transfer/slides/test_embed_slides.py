@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.coords import read_coords
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.transfer.embed import embed_slides
 from densepath.transfer.embed.embed import embed
 from densepath.transfer.embed.encoder import load_encoder
 from densepath.transfer.embed.slide_features import read_slide_features
@@ -143,6 +146,29 @@ def test_slides_are_tiled_on_the_fly_and_shared_by_processes(slides: Path, made:
         np.testing.assert_array_equal(one.corners, two.corners)
         np.testing.assert_allclose(one.features, two.features, atol=1e-5)
     assert not list(out.rglob("*.part"))
+
+
+def test_four_commands_of_which_two_are_killed_do_each_slide_once(
+    slides: Path, tmp_path: Path, four_processes: Callable[..., list[str]]
+) -> None:
+    names = [f"s{number}" for number in range(6)]
+    (tmp_path / "slides").mkdir()
+    for number, name in enumerate(names):
+        shutil.copy(slides / f"{number % 2}.tiff", tmp_path / "slides" / f"{name}.tiff")
+    densepath.tile(data=tmp_path / "slides", out=tmp_path / "T", mpp=0.7, size=64, workers=0)
+    options: dict[str, Any] = {"data": tmp_path / "T", "batch_size": 16, **NETWORK}
+    done = four_processes(
+        lambda: embed(out=tmp_path / "F", **options),
+        begins=(embed_slides, "_embed", lambda work, slide, *rest: slide.name),
+        ends=(embed_slides, "write_heat_map", lambda stem, *rest: Path(stem).name),
+    )
+    assert sorted(done) == names and not list((tmp_path / "F").rglob("*.part"))
+    embed(out=tmp_path / "G", **options)
+    for name in names:
+        one, other = (read_slide_features(tmp_path / out / FOLDER / f"{name}.h5") for out in "FG")
+        np.testing.assert_array_equal(one.corners, other.corners)
+        np.testing.assert_allclose(one.features, other.features, atol=1e-5)
+        assert (tmp_path / "F" / "heat_maps" / f"{name}.tif").exists()
 
 
 def test_damaged_tiles_are_left_out(tmp_path: Path) -> None:

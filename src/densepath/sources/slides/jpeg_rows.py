@@ -9,7 +9,7 @@ from __future__ import annotations
 
 _SEQUENTIAL = (0xC0, 0xC1)  # frames whose blocks are stored once, in rows
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
-_SCAN = 0xDA
+_SCAN, _FILL = 0xDA, 0xFF
 _BLOCK = 8
 
 
@@ -49,5 +49,10 @@ def _frame(jpeg: bytes) -> int | None:
             return at + 5
         if marker == _SCAN:
             return None
-        at += 2 if marker in _WITHOUT_LENGTH else 1 if marker == 0xFF else 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker == _FILL:
+            at += 1
+        elif marker in _WITHOUT_LENGTH:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
     return None
