@@ -48,6 +48,7 @@ _OF_TISSUE = (
     "tiles",
     "real",
     "pretrained",
+    "probe",
     "detector_random",
     "detector_pretrained",
     "predictions",
@@ -85,14 +86,14 @@ def demo(
     Makes unlabelled tiles, and images with outlined glands; pre-trains ConCL on the tiles; probes and fine-tunes a
     small detector from random and from pre-trained weights, and applies it to new images; draws views, concepts,
     detections and curves. Then for some steps DiRL on the tiles of a slide, and PCRL on CT volumes. Ends with
-    ``report.html``. Takes five to eight minutes on two CPU cores.
+    ``report.html``. Takes four to eight minutes on two CPU cores.
 
     Args:
         out: a new folder, or that of an earlier demo, which is replaced.
         seed: seed of the tissue, the weights and the training.
         scale: factor of the numbers of images and steps; smaller is faster and shows less. Default: 1, and on slow
             machines down to 0.6 of the steps.
-        quick: a scale of 0.1, in at most two minutes: it shows the pipeline, but scores mean little.
+        quick: a scale of 0.1, in one to two minutes: it shows the pipeline, but scores mean little.
         open: open the report in a browser.
 
     Raises:
@@ -135,7 +136,13 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
     with _part(console, "3/9  probe: a linear pixel classifier on frozen features"):
         for name, source in weights.items():
             results[name]["probe"] = dict(
-                probe_pixels(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed)
+                probe_pixels(
+                    data=out / "tissue",
+                    weights=source,
+                    backbone=_BACKBONE,
+                    seed=seed,
+                    out=out / "probe" / f"{name}.json",
+                )
             )
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.1f}")
     for number, (name, source) in enumerate(weights.items(), 4):
@@ -144,11 +151,12 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
     with _part(console, "6/9  predict: the detector on images, and pictures"):
         predictions = predict(out / "detector_pretrained", data=out / "tissue" / "test", out=out / "predictions")
         _draw(out, real, seed)
-    shown = [run, *(out / f"detector_{name}" for name in weights), predictions.out or out]
+    probes, detectors = ([out / part.format(name) for name in weights] for part in ("probe/{}.json", "detector_{}"))
+    shown = [run, *probes, *detectors, predictions.out or out]
     with _part(console, "7/9  a whole slide: tissue, tiles, cells, and DiRL for some steps"):
-        shown += pretrain_on_slide(out, console, seed, _share(12, of_steps, 2))
-    with _part(console, "8/9  volumes: PCRL in three dimensions for some steps"):
-        shown += pretrain_on_volumes(out, console, seed, _share(10, of_steps, 2))
+        shown += pretrain_on_slide(out, console, seed, _share(24, of_steps, 2))
+    with _part(console, "8/9  volumes: PCRL in three dimensions, for too few steps to learn (it will warn)"):
+        shown += pretrain_on_volumes(out, console, seed, _share(20, of_steps, 2))
     with _part(console, "9/9  report"):
         page = make_report(out, console, shown, open_it)
     _write_marker(

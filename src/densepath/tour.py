@@ -22,7 +22,11 @@ from densepath.synthetic.volumes import SyntheticVolumes
 
 FOLDERS = ("slides", "slide_tiles", "slide_cells", "dirl", "scans", "volumes", "pcrl")
 REPORT = "report.html"
-_SLIDE, _TILE, _MPP = (768, 1024), 96, 0.5  # pixels, pixels, µm per pixel
+_TITLE = "A tour of densepath"
+_NOTE = """ConCL learns from unlabelled tiles of procedural tissue. A linear probe and a detector of glands start from
+its weights and from random ones; the detector then finds glands in new images. After that, some steps of DiRL on the
+tiles and cells of a slide, and of PCRL on CT volumes: enough to see what such runs leave. Each part unfolds below."""
+_SLIDE, _TILE, _MPP = (1280, 1472), 128, 0.5  # pixels, pixels, µm per pixel
 _VOLUMES, _VOLUME = 8, (44, 56, 56)  # their number, and voxels
 _SPACING = (2.5, 0.8, 0.8)  # mm along z, y and x
 
@@ -42,7 +46,7 @@ def pretrain_on_slide(out: Path, console: Console, seed: int, steps: int) -> lis
     except UserError as error:
         console.print(f"continuing without slides: {error}", markup=False)
         return []
-    return [out / "dirl", out / "slide_tiles", out / "slide_cells"]
+    return [out / "slide_tiles", out / "slide_cells", out / "dirl"]
 
 
 def pretrain_on_volumes(out: Path, console: Console, seed: int, steps: int) -> list[Path]:
@@ -79,7 +83,8 @@ def write_metaimage(path: Path, voxels: np.ndarray, spacing: Sequence[float]) ->
 def make_report(out: Path, console: Console, shown: Sequence[Path], open_it: bool) -> Path | None:
     """Write the report on what the demo has made; None without the packages that it needs."""
     try:
-        write_report([str(path) for path in shown], out=out / REPORT, open=open_it)
+        paths = [str(path) for path in shown]
+        write_report(paths, out=out / REPORT, open=open_it, title=_TITLE, note=" ".join(_NOTE.split()))
     except UserError as error:
         console.print(f"continuing without a report: {error}", markup=False)
         return None

@@ -156,3 +156,14 @@ def test_a_segmented_volume_has_three_sliders_of_bounded_size(tmp_path: Path) ->
     (run / "fold_0" / "pictures" / "v1.npz").write_bytes(b"PK broken")
     write_report([str(run)], out=tmp_path / "page.html")
     assert [each["alt"] for each in Page(tmp_path / "page.html").of("img") if each["alt"]] == ["v1: Dice 90.0"]
+
+
+def test_probes_are_compared_by_their_scores_and_options(tmp_path: Path) -> None:
+    options = {"backbone": "resnet18", "data": "D", "seed": 0, "fraction": 1.0, "l2": 5e-05, "scale": "percent"}
+    for name, score in (("random", 41.5), ("run", 62.25)):
+        record = {"weights": name, **options, "mean_iou": score, "train_images": 3, "seconds": 2.5}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    write_report([str(tmp_path / f"{name}.json") for name in ("random", "run")], out=tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert page.rows[0] == ["run", "state", "step", "mean IoU"] and page.rows[1][3] == "62.2"
+    assert ["weights", "random", "run"] in page.rows

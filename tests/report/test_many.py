@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ import pytest
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
 from densepath.report import verb
-from densepath.report.runs import averaged, read_run
+from densepath.report.blocks import Table
+from densepath.report.comparison import comparable, compare_runs
+from densepath.report.measurements import averaged, read_measurements
+from densepath.report.runs import read_run
 from densepath.report.verb import write_report
+from densepath.runs.metrics import read_metrics
 from tests.report.conftest import Make
 from tests.report.test_report import Page, page_of
 
@@ -33,17 +38,35 @@ def test_a_page_says_what_it_leaves_out(make_pretraining: Make, tmp_path: Path) 
 
 
 def test_measurements_are_averaged_in_bounded_numbers() -> None:
-    rows = [{"step": float(k), "loss": float(k % 2)} | ({"probe": 7.0} if k == 50 else {}) for k in range(1001)]
-    found = averaged(rows, 100)
-    assert len(found) <= 104 and averaged(rows, 1001) is rows
+    values = np.array([(k, k % 2, 7.0 if k == 50 else np.finfo(float).max) for k in range(1001)], float)
+    columns = ["step", "loss", "probe"]
+    found = averaged(columns, values, 100)
+    assert len(found) <= 104 and len(averaged(columns, values, 1001)) == 1001
     assert {name: value for row in found for name, value in row.items()} == {"step": 1000.0, "loss": 0.0, "probe": 7.0}
     assert np.mean([row["loss"] for row in found[:90]]) == pytest.approx(0.5, abs=0.05)
-    nan = averaged([{"step": 1.0, "loss": float("nan")}] * 30, 10)
-    assert all(np.isnan(row["loss"]) for row in nan)  # a run that diverged still shows it
+    assert [row["probe"] for row in found if "probe" in row] == [7.0, 7.0]  # the mean of its one value, and the newest
+    nan = averaged(["step", "loss"], np.array([(k, np.nan if k == 29 else 1.0) for k in range(30)]), 10)
+    assert np.isnan(nan[-1]["loss"]) and np.isnan(nan[-2]["loss"]) and nan[0]["loss"] == 1  # it was measured
+
+
+@pytest.mark.parametrize("end", ["", "4,2.", "\n"])
+def test_measurements_are_those_that_training_reads(tmp_path: Path, end: str) -> None:
+    text = "step,loss,a,b,c\n1,0.5,,,\n2,nan,,1e-05,\n3,,-inf,,2.5\n" + end
+    (path := tmp_path / "metrics.csv").write_text(text)
+    rows = read_measurements(path, 100)
+    assert repr(rows) == repr(read_metrics(path))  # NaN differs from itself
+    path.write_text(text.replace("\n", "\r\n"))
+    assert repr(read_measurements(path, 100)) == repr(rows)
+    path.write_text("step,probe_dice,probe_train_images\n1,0.5,7\n")  # as version 0.1 wrote it
+    assert read_measurements(path, 100) == [{"step": 1.0, "probe_dice": 50.0}]
+    for damaged in ("step,loss\n1,2,3\n", "step,loss\n1\n", "step,loss\n1,x\n"):
+        path.write_text(damaged)
+        with pytest.raises(ValueError):
+            read_measurements(path, 100)
 
 
 def test_large_files_of_measurements_are_refused(make_pretraining: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densepath.report.runs._LARGEST", 100)
+    monkeypatch.setattr("densepath.report.measurements._LARGEST", 100)
     with pytest.raises(UserError, match="is larger than"):
         read_run(make_pretraining())
 
@@ -69,7 +92,7 @@ def test_a_folder_that_is_deleted_while_it_is_read_does_not_end_the_watch(
     gone, read = make_pretraining("b"), verb.read_run
 
     def deleted() -> None:
-        monkeypatch.setattr(verb, "read_run", lambda path: (path == gone and shutil.rmtree(gone), read(path))[1])
+        monkeypatch.setattr(verb, "read_run", lambda path, most: (path == gone and shutil.rmtree(gone), read(path))[1])
 
     watch.steps += [deleted, lambda: None, watch.end]
     write_report([str(watch.run), str(gone)], out=tmp_path / "page.html", watch=True)
@@ -117,3 +140,38 @@ def test_ctrl_c_ends_the_watch_and_leaves_the_page(
     watch.end()
     assert "concl" in Page(tmp_path / "page.html").text
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_only_runs_with_something_in_common_are_compared(make_pretraining: Make, tmp_path: Path) -> None:
+    make_pretraining("a", config={"method": "concl", "data": "tiles"})
+    make_pretraining("b", config={"method": "mae", "data": "scans"})
+    make_pretraining("c", config={"method": "dirl", "data": "slides"})
+    make_pretraining("d", config={"method": "mae", "data": "tiles"})  # as a in its images, and as b in its method
+    for name in ("tiles", "cells"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("data: slides\ntissue: auto\n")
+    runs = {name: read_run(tmp_path / name) for name in "cdba"}
+    assert [list(group) for group in comparable(runs)] == [["d", "b", "a"]]
+    write_report([str(tmp_path)], out=tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert "3 runs: pre-training" in text and "2 runs" not in text
+
+
+def test_losses_of_different_methods_do_not_sort_runs(make_pretraining: Make, tmp_path: Path) -> None:
+    for name, level, method in (("a", 1.0, "moco"), ("b", 0.5, "concl")):
+        run = make_pretraining(name, level=level, config={"method": method})
+        table = (run / "metrics.csv").read_text().replace("probe_dice", "other")
+        (run / "metrics.csv").write_text(table)
+    runs = {name: read_run(tmp_path / name) for name in "ab"}
+    table = compare_runs(runs)[0].blocks[0]
+    assert isinstance(table, Table) and [row[0] for row in table.rows] == ["a", "b"]
+    assert "different methods" in table.caption
+    runs["a"] = replace(runs["a"], config={**runs["a"].config, "method": "concl"})
+    table = compare_runs(runs)[0].blocks[0]
+    assert isinstance(table, Table) and [row[0] for row in table.rows] == ["b", "a"]
+
+
+def test_a_page_has_the_title_and_the_note_that_are_given(make_pretraining: Make, tmp_path: Path) -> None:
+    write_report([str(make_pretraining())], out=tmp_path / "page.html", title="A <b>", note="For you & me")
+    text = Page(tmp_path / "page.html").text
+    assert "A <b>" in text and "For you & me" in text

@@ -121,4 +121,4 @@ def test_a_long_table_names_what_it_leaves_out(tmp_path: Path) -> None:
     rows = "\n".join(f"s{k},x{k}.tif,1" for k in np.arange(300))
     (folder / "slides.csv").write_text(f"slide,path,tiles\n{rows}\n")
     write_report([str(folder)], out=tmp_path / "page.html")
-    assert "The first 200 of 300 rows" in Page(tmp_path / "page.html").text
+    assert "The first 100 of 300 rows" in Page(tmp_path / "page.html").text

@@ -12,13 +12,15 @@ from densepath.methods.base import Reconstruction
 from densepath.sources.pixel_source import PixelSpec
 
 _RGB = PixelSpec()
+_ROWS = 8  # at most
 _TITLES = ("view", "visible", "target", "prediction", "combined")
 
 
 def draw_reconstruction(made: Reconstruction, path: str | Path, spec: PixelSpec = _RGB, *, panel: float = 1.1) -> Path:
     """Draw views, their visible part, the targets, the predictions, and a combination of the last two.
 
-    The last column has the prediction where it counts in the loss and the target elsewhere, with a line between them.
+    Only the first eight views of the batch are drawn. The last column has the prediction where it counts in the loss
+    and the target elsewhere, with a line between them.
 
     Args:
         made: the reconstruction of a batch.
@@ -27,8 +29,8 @@ def draw_reconstruction(made: Reconstruction, path: str | Path, spec: PixelSpec 
         panel: side of a view in inches.
     """
     combined = torch.where(made.counted, made.prediction, made.target)
-    columns = (made.view, made.visible, made.target, made.prediction, combined)
-    grid = PanelGrid(len(made.view), len(columns), panel=panel, titles=_TITLES, breaks=(2, 4))
+    columns = [each[:_ROWS] for each in (made.view, made.visible, made.target, made.prediction, combined)]
+    grid = PanelGrid(len(columns[0]), len(columns), panel=panel, titles=_TITLES, breaks=(2, 4))
     for row, axes in enumerate(grid.axes):
         for panel_axes, column in zip(axes, columns, strict=True):
             show(panel_axes, colors_of(column[row], spec))

@@ -15,17 +15,25 @@ from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError
 from densepath.report.answer_charts import answer_charts, confusion_chart
 from densepath.report.blocks import Block, Facts, Gallery, Note, Section, Table
-from densepath.report.common import curve_section, ending, gallery, options, pictures_below, pretty, score_cards
+from densepath.report.common import curve_section, ending, gallery, options, pictures_below, score_cards
 from densepath.report.embedded import below, picture
 from densepath.report.paths import inside, own_file, where
 from densepath.report.runs import Kind, Run, read_scores
 from densepath.report.slides import slide_blocks
-from densepath.report.values import MISSING
+from densepath.report.values import MISSING, pretty
 from densepath.transfer.probe.curves import Ranked
 
 _SCORES = (
     *("macro_auc", "balanced_accuracy", "accuracy", "macro_ap", "macro_f1", "concordance", "r2", "pearson"),
-    *("logistic_macro_auc", "logistic_balanced_accuracy", "logistic_accuracy", "knn_macro_auc", "knn_accuracy"),
+    *(
+        "mean_iou",
+        "dice",
+        "logistic_macro_auc",
+        "logistic_balanced_accuracy",
+        "logistic_accuracy",
+        "knn_macro_auc",
+        "knn_accuracy",
+    ),
 )
 _OPTIONS = {
     "data": "images",

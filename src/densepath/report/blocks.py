@@ -97,10 +97,12 @@ class Picture(Block):
     Args:
         uri: a ``data:`` URI.
         caption: a line below it, and its description for those who do not see it.
+        wide: whether it has the width of the page.
     """
 
     uri: str
     caption: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,17 @@ from densepath.report.blocks import Block, Cards, Facts, Gallery, Picture, Secti
 from densepath.report.curves import columns_of, draw_curves
 from densepath.report.embedded import picture
 from densepath.report.runs import Run, log_lines, next_commands
-from densepath.report.values import flat, number, text
+from densepath.report.values import flat, number, pretty, text
 
 PICTURES = "pictures"
 _STEP = re.compile(r"(.+)_(\d{7,})\.(?:png|jpg|webp)")
 _FACTS = ("images", "names", "sizes", "samples", "processes")
 _LOG_LINES = 60
+_KINDS = {  # of pictures over training
+    "concepts": "Images, the clusters of their features, and of a vision transformer the attention of its last block",
+    "reconstruction": "Reconstruction of views",
+}
 _DIGEST = re.compile(r"([0-9a-f]{16})[0-9a-f]{48}")
-
-
-def pretty(name: str) -> str:
-    """A name of a measurement for people."""
-    words = name.replace("_", " ")
-    return re.sub(r"\b(ap|auc|f1|aji|pq|dq|sq|iou)(\d*)\b", lambda match: match[0].upper(), words)
 
 
 def score_cards(run: Run, names: Sequence[str]) -> list[Block]:
@@ -60,7 +59,9 @@ def picture_sliders(run: Path, most: int) -> list[Slider]:
         files.sort()
         frames = [picture(path, run, f"step {step:,}") for step, path in evenly(files, most)]
         if shown := [frame for frame in frames if frame is not None]:
-            sliders.append(Slider(f"{pretty(kind)}{some_of(len(shown), len(files))}", shown, len(shown) - 1))
+            sliders.append(
+                Slider(f"{_KINDS.get(kind, pretty(kind))}{some_of(len(shown), len(files))}", shown, len(shown) - 1)
+            )
     return sliders
 
 
@@ -94,7 +95,7 @@ def evenly(items: Sequence[Any], most: int) -> list[Any]:
 def figure(folder: Path, name: str | Path, caption: str) -> list[Picture]:
     """A picture of a folder, if it is there."""
     found = picture(folder / name, folder, caption)
-    return [] if found is None else [found]
+    return [] if found is None else [replace(found, wide=True)]
 
 
 def ending(run: Run) -> Iterator[Section]:

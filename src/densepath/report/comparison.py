@@ -12,10 +12,9 @@ from typing import Any
 from densepath.benchmark.statistics import Comparison, compare, mean_std
 from densepath.core.errors import UserError, first_few
 from densepath.report.blocks import Block, Note, Section, Table
-from densepath.report.common import pretty
 from densepath.report.curves import columns_of, draw_curves
 from densepath.report.runs import Run, Score
-from densepath.report.values import MISSING, flat, text
+from densepath.report.values import MISSING, flat, pretty, text
 from densepath.runs.folder import EXPORTED, read_config
 
 MOST_CURVES = 16  # lines in a chart
@@ -33,6 +32,22 @@ _MAIN = (
     "mean_iou",
     "probe_mean_iou",
 )
+
+
+def comparable(runs: Mapping[str, Run]) -> list[dict[str, Run]]:
+    """Groups of runs of one kind, of which a comparison says something.
+
+    Pre-trainings are compared if they have their method or their images in common, directly or through others.
+    """
+    groups: list[tuple[set[tuple[str, str]], dict[str, Run]]] = []
+    for title, run in runs.items():
+        marks = {(name, text(run.config[name])) for name in ("method", "data") if run.has("method", name)}
+        members: dict[str, Run] = {}
+        related = [group for group in groups if not marks or group[0] & marks]
+        for other, own in related:
+            marks, members = marks | other, {**members, **own}
+        groups = [group for group in groups if group not in related] + [(marks, {**members, title: run})]
+    return [{title: runs[title] for title in runs if title in members} for _, members in groups if len(members) > 1]
 
 
 def compare_runs(runs: Mapping[str, Run]) -> list[Section]:
@@ -72,6 +87,8 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
     columns = sorted(known, key=lambda name: (name == "loss", order.get(name, len(_MAIN))))
     columns, others = columns[:_MOST_SCORES], len(columns[_MOST_SCORES:])
     main = columns[0] if columns else ""
+    if main == "loss" and not _same_method(runs):
+        main = ""
     sign = 1 if main == "loss" else -1
 
     def place(name: str) -> float:
@@ -84,8 +101,13 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
         texts = [f"{own[c].value:.4f}" if c == "loss" and c in own else str(own.get(c, MISSING)) for c in columns]
         rows.append([name, runs[name].state, text(runs[name].last.get("step", MISSING)), *texts])
     caption = f"Sorted by {pretty(main)}; in percent, with 95% intervals where they are known" if main else ""
+    caption = caption or "Not sorted: losses of different methods cannot be compared" * bool(columns)
     caption += f"; {others} other scores are on the pages of the runs" if others else ""
     return Table(["run", "state", "step", *map(pretty, columns)], rows, caption=caption)
+
+
+def _same_method(runs: Mapping[str, Run]) -> bool:
+    return len({text(run.config.get("method")) for run in runs.values()}) == 1
 
 
 def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
@@ -107,6 +129,8 @@ def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -
     known = dict.fromkeys(metric for own in scores.values() for metric in own)
     columns = [metric for metric in (*_MAIN, *known) if metric in known and metric != "loss"] or ["loss"]
     columns = list(dict.fromkeys(columns))[:4]
+    if columns == ["loss"] and not _same_method(runs):
+        return notes
     labels = _labels({key: runs[next(iter(members.values()))] for key, members in groups.items()})
     values = {
         key: {m: {seed: scores[run][m].value for seed, run in members.items() if m in scores[run]} for m in columns}

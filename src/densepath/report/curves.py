@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from densepath.report.blocks import Chart
-from densepath.report.runs import Row
-from densepath.report.values import plotly_text
+from densepath.report.measurements import Row
+from densepath.report.values import plotly_text, pretty
 from densepath.runs.closing import CHANCE
 
 _MOST, _FEW = 600, 120  # points of a curve; of each of many
@@ -60,7 +60,7 @@ def _chart(runs: Mapping[str, Sequence[Row]], column: str, most: int) -> Chart:
         title = f"{column}, dashed: collapse below"
     shapes = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}] if level else []
     layout = {"xaxis": {"title": {"text": "step"}}, "shapes": shapes, "showlegend": False}
-    return Chart(title.replace("_", " "), traces, layout)
+    return Chart(pretty(title), traces, layout)
 
 
 def _line(points: np.ndarray, name: str, color: int) -> dict[str, Any]:

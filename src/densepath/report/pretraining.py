@@ -6,7 +6,7 @@ from densepath.report.blocks import Block, Cards, Facts, Section, Slider
 from densepath.report.common import curve_section, ending, figure, options, picture_sliders
 from densepath.report.embedding import read_embedding
 from densepath.report.runs import Kind, Run
-from densepath.report.values import MISSING, number
+from densepath.report.values import MISSING, number, pretty
 from densepath.runs.closing import CHANCE
 from densepath.runs.folder import VIEWS
 
@@ -50,7 +50,7 @@ def _cards(run: Run) -> list[Block]:
         label = name.removesuffix(CHANCE).replace("_", " ")
         rows[label] = (f"{last[name]:.2f}", "of chance")
     for name in [column for column in last if column.startswith("probe_")]:
-        rows[name.removeprefix("probe_").replace("_", " ")] = (f"{last[name]:.1f}", "probe, in percent")
+        rows[pretty(name.removeprefix("probe_"))] = (f"{last[name]:.1f}", "probe, in percent")
     if "images_per_second" in last:
         waiting = last.get("waiting")
         line = MISSING if waiting is None else f"data wait {waiting:.0%}"

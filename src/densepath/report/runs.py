@@ -6,20 +6,20 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from densepath.core.errors import UserError, one_line
 from densepath.core.locks import refuse_held
 from densepath.core.scores import in_percent
 from densepath.report.blocks import Section
+from densepath.report.measurements import Row, read_measurements
 from densepath.report.paths import own_file, recorded_data
 from densepath.report.values import MISSING
 from densepath.runs.folder import CONFIG, SESSIONS, TRAIN_LOG, read_config
-from densepath.runs.metrics import read_metrics
 
 METRICS, SCORES = "metrics.csv", ("metrics.json", "scores.json")
 _NO_SCORES = {"seconds"}
@@ -27,10 +27,7 @@ _FINAL = ("backbone", "detector", "classifier", "segmenter")  # files in exporte
 MARKS = (CONFIG, "table.json", "run.json", "slides.csv")  # a folder with one of them is a result, not a folder of them
 _DEPTH = 3  # folders below the one that is given
 MOST = 2000  # runs
-_ROWS = 20_000  # measurements of a run; more are averaged
-_LARGEST = 2**28  # bytes of the measurements
-
-Row = Mapping[str, float]
+ROWS = 20_000  # measurements of a run; more are averaged
 
 
 @dataclass(frozen=True)
@@ -131,41 +128,27 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
             yield from _below(entry, depth - 1)
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, most: int = ROWS) -> Run:
     """Read what a result has in common with others.
+
+    Args:
+        path: its folder or file.
+        most: about as many measurements; more are averaged.
 
     Raises:
         UserError: it is damaged, or has a link that leads out of it.
     """
     if path.is_file():
-        return Run(path, scores=read_scores(path))
+        return Run(path, _options(path), scores=read_scores(path))
     for name in (CONFIG, METRICS, *SCORES, SESSIONS, TRAIN_LOG):
         own_file(path, name)
     try:
         config = read_config(path) or {}
-        if (path / METRICS).exists() and (path / METRICS).stat().st_size > _LARGEST:
-            raise ValueError(f"{METRICS} is larger than {_LARGEST // 2**20} MiB")
-        rows = averaged(read_metrics(path / METRICS), _ROWS)
+        rows = read_measurements(path / METRICS, most)
         scores = next((read_scores(path / name) for name in SCORES if (path / name).is_file()), {})
         return Run(path, config, rows, scores, _sessions(path / SESSIONS), _state(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(str(error))})") from None
-
-
-def averaged(rows: Sequence[Row], most: int) -> Sequence[Row]:
-    """About ``most`` measurements: means of as many in a row, and the newest of each column as it is."""
-    if len(rows) <= most:
-        return rows
-    size = -(-len(rows) // most)
-    made: list[Row] = []
-    for start in range(0, len(rows), size):
-        values: dict[str, list[float]] = {}
-        for row in rows[start : start + size]:
-            for name, value in row.items():
-                values.setdefault(name, []).append(value)
-        made.append({name: float(np.mean(own)) for name, own in values.items()})
-    newest = sorted({name: number for number, row in enumerate(rows) for name in row}.values())
-    return [*made, *(rows[number] for number in dict.fromkeys(newest))]
 
 
 def read_scores(path: Path) -> dict[str, Score]:
@@ -179,11 +162,14 @@ def read_scores(path: Path) -> dict[str, Score]:
         if not isinstance(record, dict):
             raise ValueError("no scores")
         scores = record.get("scores", record)
+        others = {*_NO_SCORES, *_before_scale(record)}
         found = {}
         for name, value in scores.items():
+            if name in others:
+                continue
             if isinstance(value, Mapping) and isinstance(value.get("value"), int | float):
                 edges = {edge: value.get(edge) for edge in ("value", "low", "high")}
-            elif isinstance(value, float) and name not in _NO_SCORES:
+            elif isinstance(value, float):
                 low, high = scores.get(f"{name}_interval") or (None, None)
                 edges = {"value": value, "low": low, "high": high}
             else:
@@ -193,6 +179,22 @@ def read_scores(path: Path) -> dict[str, Score]:
         return found
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(str(error))})") from None
+
+
+def _before_scale(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a probe, which come before its scores; empty for scores of other verbs."""
+    found = dict(takewhile(lambda pair: pair[0] != "scale", record.items())) if "scale" in record else {}
+    return found if "seed" in found else {}
+
+
+def _options(path: Path) -> dict[str, Any]:
+    """The options in the scores of a probe; of features, those of the network that made them, too."""
+    try:
+        record = json.loads(path.read_text())
+        made = record.get("encoding") or {}
+        return {name: made[name] for name in ("weights", "backbone") if name in made} | _before_scale(record)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _sessions(path: Path) -> list[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from densepath.core.csv_files import read_rows
@@ -21,8 +22,9 @@ _FOLDERS = {
     "masks": "Tissue and tiles",
 }
 _OPTIONS = {"run": "network", "data": "images", "mpp": "µm per pixel", "size": "size of tiles (px)"}
-_MOST_ROWS = 200
+_MOST_ROWS = 100
 _SIDE = 900  # pixels
+_LONG = re.compile(r"-?\d+\.\d{5,}(e[-+]\d+)?")
 
 
 def slide_blocks(run: Run, most: int) -> list[Block]:
@@ -55,9 +57,19 @@ def _table(folder: Path, name: str) -> Table:
     except UserError as error:
         return Table(["problem"], [[str(error)]])
     columns = [str(name) for name in rows[0]] if rows else []
-    shown = [[str(row.get(name) or "") for name in columns] for row in rows[:_MOST_ROWS]]
+    shown = [[_rounded(row.get(name) or "") for name in columns] for row in rows[:_MOST_ROWS]]
     caption = f"The first {_MOST_ROWS} of {len(rows):,} rows" if len(rows) > _MOST_ROWS else ""
     return Table(columns, shown, caption=caption)
 
 
-OUTPUT = Kind("output", lambda run: run.has("data"), _sections)
+def _rounded(value: str) -> str:
+    """A text; of a number with many decimals, five digits."""
+    return f"{float(value):.5g}" if _LONG.fullmatch(value) else value
+
+
+OUTPUTS = (
+    Kind("predictions", lambda run: run.has("data", "run"), _sections),
+    Kind("tiles", lambda run: run.has("data", "tissue"), _sections),
+    Kind("cells", lambda run: run.has("data", "points"), _sections),
+    Kind("output", lambda run: run.has("data"), _sections),
+)

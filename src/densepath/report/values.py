@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,13 @@ def number(value: Any, digits: int = 4) -> str:
     if isinstance(value, int) or (math.isfinite(value) and value == round(value) and abs(value) < 1e15):
         return f"{int(value):,}"
     return f"{value:.{digits}g}" if math.isfinite(value) else MISSING
+
+
+def pretty(name: str) -> str:
+    """A name of a measurement for people."""
+    words = name.replace("_", " ")
+    words = re.sub(r"\b(ap|auc|f1|aji|pq|dq|sq)(\d*)\b", lambda match: match[0].upper(), words)
+    return re.sub(r"\biou\b", "IoU", words)
 
 
 def text(value: Any) -> str:

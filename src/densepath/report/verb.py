@@ -15,16 +15,16 @@ from densepath.core.result import Result
 from densepath.core.streams import say
 from densepath.report.answers import CLASSIFIER, MIL, PROBE
 from densepath.report.blocks import Block, Note, Section
-from densepath.report.comparison import MOST_CURVES, compare_runs
+from densepath.report.comparison import MOST_CURVES, comparable, compare_runs
 from densepath.report.detection import DETECTION
 from densepath.report.paper_table import RECORD, table_sections
 from densepath.report.pretraining import PRETRAINING
 from densepath.report.render import write_page
-from densepath.report.runs import MOST, Kind, Run, averaged, find_results, read_run
+from densepath.report.runs import MOST, ROWS, Kind, Run, find_results, read_run
 from densepath.report.segmentation import SEGMENTATION
-from densepath.report.slides import OUTPUT
+from densepath.report.slides import OUTPUTS
 
-_KINDS = (PROBE, PRETRAINING, DETECTION, SEGMENTATION, CLASSIFIER, MIL, OUTPUT)
+_KINDS = (PROBE, PRETRAINING, DETECTION, SEGMENTATION, CLASSIFIER, MIL, *OUTPUTS)
 _PICTURES = {1: 60, 4: 24, 10: 9}  # number of runs -> pictures of each; none of more runs
 _MOST_SHOWN = 40  # runs with a section of their own
 _FEW_ROWS = 400  # measurements of each of many runs
@@ -37,6 +37,8 @@ def write_report(
     open: bool = False,
     watch: bool = False,
     every: float = 10.0,
+    title: str | None = None,
+    note: str | None = None,
 ) -> Result:
     """Write runs as one HTML file that needs no network: what was trained, how it went, and what came out.
 
@@ -49,6 +51,8 @@ def write_report(
         open: open it in a browser.
         watch: write the page again while the runs continue; it reloads itself. Ends with the last run, or with Ctrl-C.
         every: seconds between two pages with ``watch``.
+        title: the title of the page; default: the name of the run, or the number of results.
+        note: a text to print below it.
 
     Returns:
         ``out``, with the numbers of "runs" and of those that are "left_out".
@@ -67,9 +71,9 @@ def write_report(
         refuse_replacing(out, path)
     opened, said = False, set[str]()
     while True:
-        page, counts, running = _read(given, said)
+        (name, subtitle, sections), counts, running = _read(given, said)
         try:
-            write_page(out, *page, reload=every if watch and running else None)
+            write_page(out, title or name, note or subtitle, sections, reload=every if watch and running else None)
         except UserError as error:  # such as a full disk
             if not opened or not running:
                 raise
@@ -110,7 +114,7 @@ def _read(given: Sequence[Path], said: set[str]) -> tuple[tuple[str, str, list[S
                 name, sections = table_sections(path, most)
                 pages.append((name, "benchmark", sections))
                 continue
-            run = read_run(path)
+            run = read_run(path, _FEW_ROWS if len(paths) > max(_PICTURES) else ROWS)
             kind = next((kind for kind in _KINDS if kind.fits(run)), None)
             if kind is None:
                 raise UserError(f"{path} is not a result of densepath")
@@ -118,7 +122,7 @@ def _read(given: Sequence[Path], said: set[str]) -> tuple[tuple[str, str, list[S
             if len(pages) < _MOST_SHOWN:
                 pages.append((title, kind.name, kind.sections(run, most)))
             if len(paths) > max(_PICTURES):  # so that the measurements of thousands of runs fit into memory
-                run = replace(run, rows=averaged(run.rows, _FEW_ROWS) if curves else [run.last] * bool(run.rows))
+                run = replace(run, rows=run.rows if curves else [run.last] * bool(run.rows))
             found.append((title, kind, run))
         except Exception as error:  # a damaged run must not cost the page of the others
             problems.append(str(error) if isinstance(error, UserError) else f"{path}: {type(error).__name__}: {error}")
@@ -151,9 +155,9 @@ def _arranged(
         return [*pages[0][2], *last]
     made = [Section("What is shown", [Note(" ".join(limits))])] if limits else []
     for kind in dict.fromkeys(kind for _, kind, _ in found):
-        own = {title: run for title, other, run in found if other is kind}
-        if len(own) > 1:
-            made.append(Section(f"{len(own)} runs: {kind.name}", parts=compare_runs(own)))
+        if kind not in OUTPUTS:
+            for own in comparable({title: run for title, other, run in found if other is kind}):
+                made.append(Section(f"{len(own)} runs: {kind.name}", parts=compare_runs(own)))
     folded = len(pages) > 1
     made += [Section(title, parts=parts, folded=folded, subtitle=kind) for title, kind, parts in pages]
     return [*made, *last]

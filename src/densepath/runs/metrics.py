@@ -10,7 +10,7 @@ from pathlib import Path
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
 
-_COUNTS = ("probe_train_images", "probe_test_images", "probe_train_positions")  # written by version 0.1
+COUNTS = ("probe_train_images", "probe_test_images", "probe_train_positions")  # written by version 0.1
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -57,18 +57,23 @@ class MetricsFile:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows as text, without a last line that is incomplete because its writer was killed."""
+    """The rows as text."""
+    return [_current(row) for row in csv.DictReader(io.StringIO(whole_lines(path)))]
+
+
+def whole_lines(path: Path) -> str:
+    """The text of a file, which may be missing, without a last line that is incomplete as its writer was killed."""
     if not path.exists():
-        return []
+        return ""
     text = path.read_text()
-    return [_current(row) for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))]
+    return text[: text.rfind("\n") + 1]
 
 
 def _current(row: dict[str, str]) -> dict[str, str]:
     """A row with the probe's scores in percent: version 0.1 wrote shares of 1, together with its numbers of images."""
-    shares = any(row.get(name) for name in _COUNTS)
+    shares = any(row.get(name) for name in COUNTS)
     return {
         name: repr(100 * float(text)) if shares and text and name.startswith("probe_") else text
         for name, text in row.items()
-        if name not in _COUNTS
+        if name not in COUNTS
     }

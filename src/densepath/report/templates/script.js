@@ -8,7 +8,7 @@
   const kept = (key) => { try { return sessionStorage.getItem(key); } catch { return null; } };
 
   function layoutOf(own) {
-    const axis = {gridcolor: color("line"), linecolor: color("line"), zeroline: false, automargin: true};
+    const axis = {gridcolor: color("line"), linecolor: color("line"), zeroline: false, automargin: true, exponentformat: "power"};
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: color("ink"), size: 12, family: "system-ui, sans-serif"},
       colorway: [0, 1, 2, 3, 4, 5, 6, 7].map((i) => color(`c${i}`)), margin: {l: 44, r: 10, t: 30, b: 36}, hovermode: "closest",

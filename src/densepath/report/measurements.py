@@ -1,0 +1,66 @@
+"""Measurements of runs, read fast enough for a hundred runs at once, and averaged where they are many."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.runs.metrics import COUNTS, read_metrics, whole_lines
+
+Row = Mapping[str, float]
+
+_LARGEST = 2**28  # bytes of a file
+_NONE = float(np.finfo(np.float64).max)  # in the place of a value that is missing: NaN may have been measured
+
+
+def read_measurements(path: Path, most: int) -> list[Row]:
+    """About ``most`` measurements of a run: means of as many in a row, and the newest of each column as it is.
+
+    Raises:
+        ValueError: the file is damaged, or too large.
+        OSError: it cannot be read.
+    """
+    if path.exists() and path.stat().st_size > _LARGEST:
+        raise ValueError(f"{path.name} is larger than {_LARGEST // 2**20} MiB")
+    text = whole_lines(path)
+    head, _, lines = text.partition("\n")
+    columns = head.rstrip("\r").split(",")
+    if not lines.strip():
+        return []
+    if set(COUNTS) & set(columns) or '"' in text:
+        return averaged(*_table(read_metrics(path)), most)
+    for _ in range(2):  # "a,,,b" has two missing values, of which one replacement finds the first
+        lines = lines.replace(",,", f",{_NONE!r},")
+    lines = f"\n{lines}".replace("\r", "").replace("\n,", f"\n{_NONE!r},").replace(",\n", f",{_NONE!r}\n")
+    values = np.loadtxt(io.StringIO(lines), np.float64, delimiter=",", ndmin=2, comments=None)
+    if values.shape[1] != len(columns):
+        raise ValueError(f"{path.name} has {values.shape[1]} values in its rows, and {len(columns)} columns")
+    return averaged(columns, values, most)
+
+
+def _table(rows: Sequence[Row]) -> tuple[list[str], npt.NDArray[np.float64]]:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return columns, np.array([[row.get(name, _NONE) for name in columns] for row in rows]).reshape(len(rows), -1)
+
+
+def averaged(columns: Sequence[str], values: npt.NDArray[np.float64], most: int) -> list[Row]:
+    """The rows of values (N, C), as :func:`read_measurements` describes them."""
+    if len(values) <= most:
+        return _rows(columns, values)
+    known = values != _NONE
+    starts = np.arange(0, len(values), -(-len(values) // most))
+    counts = np.add.reduceat(known, starts, dtype=np.int64)
+    sums = np.add.reduceat(np.where(known, values, 0.0), starts)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), _NONE)
+    newest = sorted({int(np.flatnonzero(column)[-1]) for column in known.T if column.any()})
+    return [*_rows(columns, means), *_rows(columns, values[newest])]
+
+
+def _rows(columns: Sequence[str], values: npt.NDArray[np.float64]) -> list[Row]:
+    return [
+        {name: value for name, value in zip(columns, row, strict=True) if value != _NONE} for row in values.tolist()
+    ]
