@@ -30,7 +30,7 @@ class RecentTiles:
         self._lock = threading.Lock()
         self._tiles: OrderedDict[Hashable, npt.NDArray[Any]] = OrderedDict()
         self._bytes = 0
-        self._found = 0.0  # share of the last tiles
+        self._found = 2 * _USEFUL  # share of the last tiles; at first unknown
 
     @property
     def useful(self) -> bool:
