@@ -43,8 +43,10 @@ def densepath_run(recipe: str, data: Path, asked: Any) -> dict[str, float]:
         command += ["--devices", asked.devices, "--cache", asked.cache]
         if recipe.startswith("concl"):
             command += ["--method.warmup", 0]
-        if asked.batch_size % 32:
+        if asked.batch_size % 32 and not recipe.startswith("dino"):  # transformers have no batch norms
             command += ["--batch_norm_group", 0]
+        if recipe == "dino":
+            command += ["--optimizer.freeze_epochs", 0]  # frozen prototypes need no gradients; lightly computes them
         _, memory = run([str(word) for word in command])
         rows = [row for row in read_metrics(out / "metrics.csv") if row["step"] > _SKIP]
     return {
@@ -83,7 +85,7 @@ def main() -> None:
     made = parser(__doc__.splitlines()[0])
     made.set_defaults(repeats=3)
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
-    made.add_argument("--peer", nargs="*", default=["moco_v2", "densecl"], choices=("moco_v2", "densecl"))
+    made.add_argument("--peer", nargs="*", default=["moco_v2", "densecl"], choices=("moco_v2", "densecl", "dino"))
     made.add_argument("--peer_workers", type=int, nargs="+", default=[1, len(os.sched_getaffinity(0))])
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--size", type=int, default=224, help="size of the views in pixels")

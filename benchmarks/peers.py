@@ -1,4 +1,4 @@
-"""MoCo-v2 and DenseCL from lightly's own modules and transforms, as in its documentation.
+"""MoCo-v2, DenseCL and DINO from lightly's own modules and transforms, as in its documentation.
 
 ``python -m benchmarks.peers --method moco_v2 --data FOLDER`` trains one of them with Lightning and prints images/s;
 ``--save WEIGHTS`` keeps its backbone with timm's names.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
 import json
 import logging
@@ -18,14 +19,15 @@ import lightning as L
 import timm
 import torch
 from lightly.data import LightlyDataset
-from lightly.loss import NTXentLoss
-from lightly.models.modules import DenseCLProjectionHead, MoCoProjectionHead
+from lightly.loss import DINOLoss, NTXentLoss
+from lightly.models.modules import DenseCLProjectionHead, DINOProjectionHead, MoCoProjectionHead
 from lightly.models.utils import deactivate_requires_grad, select_most_similar, update_momentum
-from lightly.transforms import DenseCLTransform, MoCoV2Transform
+from lightly.transforms import DenseCLTransform, DINOTransform, MoCoV2Transform
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 MOMENTUM, MEMORY = 0.999, 16384
+PROTOTYPES, LOCAL_CROPS = 65_536, 8
 
 
 class LightlyMoCoV2(nn.Module):
@@ -83,7 +85,39 @@ class LightlyDenseCL(nn.Module):
         return 0.5 * self.criterion_global(q_global, k_global) + 0.5 * local
 
 
-PEERS: dict[str, type[LightlyMoCoV2 | LightlyDenseCL]] = {"moco_v2": LightlyMoCoV2, "densecl": LightlyDenseCL}
+class LightlyDINO(nn.Module):
+    """DINO: a transformer of timm, one crop after another; the head and the prototypes of the paper."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        name, _, options = backbone.removesuffix(")").partition("(")
+        given = dict(pair.split("=") for pair in options.split(", ")) if options else {}
+        self.backbone = timm.create_model(
+            name, num_classes=0, dynamic_img_size=True, **{key: ast.literal_eval(value) for key, value in given.items()}
+        )
+        width = self.backbone.num_features
+        self.head = DINOProjectionHead(width, 2048, 256, PROTOTYPES, freeze_last_layer=1)
+        (self.teacher,) = _copies(self.backbone)
+        self.teacher_head = DINOProjectionHead(width, 2048, 256, PROTOTYPES)  # no copies of weight norms
+        self.teacher_head.load_state_dict(self.head.state_dict())
+        deactivate_requires_grad(self.teacher_head)
+        self.criterion = DINOLoss(output_dim=PROTOTYPES)
+
+    @staticmethod
+    def transform(input_size: int) -> DINOTransform:
+        """Two crops of a size, and eight of 96 / 224 of it."""
+        local = round(input_size * 96 / 224)
+        return DINOTransform(global_crop_size=input_size, local_crop_size=local, n_local_views=LOCAL_CROPS)
+
+    def forward(self, *views: Tensor) -> Tensor:
+        update_momentum(self.backbone, self.teacher, MOMENTUM)
+        update_momentum(self.head, self.teacher_head, MOMENTUM)
+        with torch.no_grad():
+            taught = [self.teacher_head(self.teacher(view)) for view in views[:2]]
+        return self.criterion(taught, [self.head(self.backbone(view)) for view in views], epoch=0)
+
+
+PEERS: dict[str, Any] = {"moco_v2": LightlyMoCoV2, "densecl": LightlyDenseCL, "dino": LightlyDINO}
 
 
 def _copies(*modules: nn.Module) -> list[Any]:
@@ -102,17 +136,15 @@ def _dense(
 
 
 class PeerModule(L.LightningModule):
-    """Trains as in lightly's documentation: SGD, no schedule."""
+    """Trains as in lightly's documentation: SGD (DINO: AdamW), no schedule."""
 
-    def __init__(self, method: str, backbone: str, lr: float, momentum: float, memory: int) -> None:
+    def __init__(self, method: nn.Module, lr: float) -> None:
         super().__init__()
-        self.method = PEERS[method](backbone, momentum, memory)
-        self.lr = lr
+        self.method, self.lr = method, lr
         self.ends: list[float] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        query, key = batch[0]
-        return self.method(query, key)
+        return self.method(*batch[0])
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.device.type == "cuda":
@@ -120,6 +152,8 @@ class PeerModule(L.LightningModule):
         self.ends.append(time.perf_counter())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if isinstance(self.method, LightlyDINO):
+            return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=5e-4, weight_decay=0.04)
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)
 
 
@@ -148,7 +182,7 @@ def main() -> None:
     made.add_argument("--workers", type=int, default=2)
     made.add_argument("--steps", type=int, default=20)
     made.add_argument("--skip", type=int, default=5, help="first steps that are not measured")
-    made.add_argument("--lr", type=float, default=0.03)
+    made.add_argument("--lr", type=float, default=0.03, help="of MoCo-v2 and DenseCL, as are momentum and memory")
     made.add_argument("--momentum", type=float, default=MOMENTUM, help="of the momentum encoder")
     made.add_argument("--memory", type=int, default=MEMORY, help="keys of the memory bank")
     made.add_argument("--seed", type=int, default=0)
@@ -160,7 +194,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(asked.seed, workers=True, verbose=False)
-    module = PeerModule(asked.method, asked.backbone, asked.lr, asked.momentum, asked.memory)
+    options = {} if asked.method == "dino" else {"momentum": asked.momentum, "memory": asked.memory}
+    module = PeerModule(PEERS[asked.method](asked.backbone, **options), asked.lr)
     if asked.channels_last:
         module.to(memory_format=torch.channels_last)
     trainer = L.Trainer(

@@ -255,19 +255,19 @@ def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
     return {"case": f"densepath {recipe}"} | measure(step, asked.batch_size, asked.repeats, _calls(hardware))
 
 
-def peer_step(name: str, backbone: str, hardware: Hardware) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A step of lightly on query and key, in the same precision and memory layout."""
+def peer_step(name: str, backbone: str, hardware: Hardware) -> Callable[..., None]:
+    """A step of lightly on its views, in the same precision and memory layout."""
     torch.manual_seed(0)
     peer = PEERS[name](backbone).to(hardware.device, memory_format=hardware.memory_format)
     optimizer = torch.optim.SGD(peer.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
 
-    def step(query: torch.Tensor, key: torch.Tensor) -> None:
-        query, key = (
-            view.to(hardware.device, memory_format=hardware.memory_format, non_blocking=True) for view in (query, key)
+    def step(*views: torch.Tensor) -> None:
+        views = tuple(
+            view.to(hardware.device, memory_format=hardware.memory_format, non_blocking=True) for view in views
         )
         optimizer.zero_grad()
         with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16-mixed"):
-            loss = peer(query, key)
+            loss = peer(*views)
         loss.backward()
         optimizer.step()
 
@@ -280,13 +280,13 @@ def measure_peer(name: str, folder: Path, asked: Any) -> dict[str, Any]:
     peer = peer_step(name, asked.backbone, hardware)
     calls = _calls(hardware)
     made = loader(name, str(folder), asked.size, asked.batch_size, asked.workers, hardware.kind)
-    query, key = next(iter(made))[0]
+    views = next(iter(made))[0]
     row: dict[str, Any] = {"case": f"lightly {name}"}
     for _ in range(2):
-        peer(query, key)
+        peer(*views)
     with peak_memory(hardware.device, row):
-        peer(query, key)
-    ready = in_turns({"": lambda: peer(query, key)}, asked.repeats, hardware.device, calls=calls)[""]
+        peer(*views)
+    ready = in_turns({"": lambda: peer(*views)}, asked.repeats, hardware.device, calls=calls)[""]
     batches = (batch for epoch in count() for batch in made)  # from here on, workers load in the background
     loaded = in_turns({"": lambda: peer(*next(batches)[0])}, asked.repeats, hardware.device, calls=calls)[""]
     row["images_per_second"] = asked.batch_size / statistics.median(loaded)
