@@ -71,6 +71,8 @@ def _checked(argv: list[str]) -> int:
         reason = error.strerror or str(error) or type(error).__name__
         return _fail(f"{error.filename}: {reason}" if error.filename else reason)
     except Exception as error:
+        if type(error).__name__ == "CorruptImage":  # of densepath.sources, which --help and --version do not load
+            return _fail(f"{error}; replace the file, or take it out")
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the device has not enough memory; lower --batch_size or --view_size")
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):

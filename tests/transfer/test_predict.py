@@ -377,3 +377,32 @@ def test_a_large_image_for_a_detector_of_version_0_1_is_reported_once(
     assert said.count("is not cut into windows") == 1
     predict(detector, data=tmp_path / "large", out=tmp_path / "c", pictures=0, window=100, **ALL)
     assert "is not cut into windows" not in capsys.readouterr().err
+
+
+def test_windows_have_the_micrometres_of_the_training_images(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = densepath.load_detector(detector)
+    loaded.notes = replace(loaded.notes, image_size=64, mpp=0.5)
+    save_detector(tmp_path / "detector.safetensors", loaded.detector, loaded.notes)
+
+    def same(a: Any, b: Any) -> bool:
+        return [(each.box, each.score) for each in a.objects] == [(each.box, each.score) for each in b.objects]
+
+    for size in ((240, 150), (100, 90)):  # cut into windows, and not
+        pixels = images(tmp_path / f"{size[0]}", 1, size)[0]
+        scaled = loaded.predict(pixels, 0.0, spacing=0.25)
+        assert len(scaled.objects) > 1 and same(scaled, loaded.predict(pixels, 0.0, window=128))
+        assert not same(scaled, loaded.predict(pixels, 0.0))
+        assert same(loaded.predict(pixels, 0.0, spacing=0.52), loaded.predict(pixels, 0.0))  # nearly the same
+        assert same(loaded.predict(pixels, 0.0, window=64, spacing=0.25), loaded.predict(pixels, 0.0, window=64))
+        tifffile.imwrite(
+            tmp_path / f"{size[0]}.tif", pixels, resolution=(1e4 / 0.25, 1e4 / 0.25), resolutionunit="CENTIMETER"
+        )
+        assert same(loaded.predict(tmp_path / f"{size[0]}.tif", 0.0), scaled)
+    with pytest.raises(UserError, match="spacing is nan; give µm per pixel"):
+        loaded.predict(pixels, spacing=float("nan"))
+    predict(tmp_path / "detector.safetensors", data=tmp_path / "240.tif", out=tmp_path / "tif", **ALL)
+    assert "240.tif has 0.25 µm per pixel and the training images 0.5: windows of 128 px" in capsys.readouterr().err
+    predict(tmp_path / "detector.safetensors", data=tmp_path / "240", out=tmp_path / "png", **ALL)
+    assert "0.png does not say its µm per pixel; the detector learned from images of 0.5" in capsys.readouterr().err

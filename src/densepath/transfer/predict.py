@@ -32,7 +32,8 @@ from densepath.transfer.classify.classifier import is_classifier
 from densepath.transfer.classify.predict_classes import predict_classes
 from densepath.transfer.classify.predict_tiles import OnSlides
 from densepath.transfer.detection.detector_file import detector_path
-from densepath.transfer.detection.predictor import OVERLAP, check_search, load_detector
+from densepath.transfer.detection.predictor import OVERLAP, load_detector
+from densepath.transfer.detection.windows import check_search
 from densepath.transfer.mil.ensemble import is_mil_run
 from densepath.transfer.mil.new_slides import SlideOptions
 from densepath.transfer.mil.predict_answers import predict_answers
@@ -109,7 +110,8 @@ def predict(
             short side of the training images, for images with more than twice the pixels of a window. For slides, in
             pixels of ``mpp``. For a run of ``mil``, the side of the tiles, if its features do not record it.
         overlap: share of a window that the next one covers.
-        spacing: µm per pixel of all images; by default as stored in TIFFs and packed stores.
+        spacing: µm per pixel of all images; by default as stored in TIFFs and packed stores. Where they and those of the
+            training images are known, windows have the µm of the training images.
         mpp: µm per pixel at which slides are searched; by default those of the training images, where these have them.
             With it, TIFFs are slides. For a run of ``mil``, that of the tiles, if its features do not record it.
         mpp_table: a CSV file with the columns wsi,mpp: µm per pixel that override those of the slides.
@@ -156,8 +158,6 @@ def predict(
         options = {"exclude": exclude, "pictures": pictures, "devices": devices, "precision": precision}
         return predict_masks(run, data=data, out=out, **of_windows, **options)
     watch = Stopwatch()
-    if spacing is not None and not spacing > 0:
-        raise UserError(f"spacing is {spacing}; give µm per pixel")
     if is_mil_run(run):
         refuse_options("detectors", of_detectors)
         choose_device(devices)
@@ -165,7 +165,7 @@ def predict(
         how = SlideOptions(weights, mpp, window, mpp_table, default_mpp, exclude, shard, hardware, precision)
         return predict_answers(Path(run), data, Path(out), how, slides, pictures)
     refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
-    check_search(score, window, overlap)
+    check_search(score, window, overlap, spacing)
     detector = load_detector(run)
     device = choose_device(devices)
     chosen = choose_precision(precision, device.type)

@@ -75,6 +75,7 @@ def predict_images(
     ]
     say(f"densepath: {counted(len(readers), 'image')}, {len(readers) - len(left)} done before")
     damaged: list[str] = []
+    told = False
 
     def finish(position: int, reader: ImageReader, found: Prediction) -> None:
         """Write the files of an image; its record comes last, and marks it as done."""
@@ -97,7 +98,9 @@ def predict_images(
             try:
                 if isinstance(reader, CorruptImage):
                     raise reader
-                found = detector.predict_reader(reader, *search)
+                if not told and search[1] is None:
+                    told = _say_scale(detector, reader, spacing)
+                found = detector.predict_reader(reader, *search, spacing=spacing)
             except CorruptImage as error:
                 damaged.append(str(error))
                 _log.warning("damaged image, passed over: %s", error)
@@ -110,6 +113,24 @@ def predict_images(
     say(f"densepath: {counted(count, 'object')} in {counted(len(readers) - len(damaged), 'image')}{without}")
     counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
     return counts, {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
+
+
+def _say_scale(detector: TrainedDetector, image: ImageReader, spacing: float | None) -> bool:
+    """Report at which scale images are read, by the first one."""
+    trained, own = detector.notes.mpp, image.spacing if spacing is None else spacing
+    if trained is None or not detector.window:
+        return True
+    if own is None:
+        say(
+            f"densepath: {image.name} does not say its µm per pixel; the detector learned from images of {trained:.3g}: "
+            "if these differ, give those of the images with --spacing"
+        )
+    elif (scale := detector.scale_of(own)) != 1:
+        say(
+            f"densepath: {image.name} has {own:.3g} µm per pixel and the training images {trained:.3g}: windows of "
+            f"{detector.window_at(scale)} px"
+        )
+    return True
 
 
 class Readers:

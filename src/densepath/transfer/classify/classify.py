@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from densepath.core.closing import command, say_end
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
@@ -23,6 +23,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights.pretrained import backbone_of_weights, size_of_weights
 from densepath.runs.closing import draw_safely
 from densepath.runs.folder import open_run, read_config
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.hardware import Hardware
@@ -143,8 +144,21 @@ def _notes(config: ClassifyConfig, study: Study, spec: PixelSpec) -> ClassifierN
         size,
         spec.record(),
         mpp=_mpp(study.train.images, places),
-        image_size=int(median(study.train.images.sizes(torch.tensor(places)).amin(1).tolist())),
+        image_size=_short_side(study.train.images, places),
     )
+
+
+def _short_side(images: PixelSource, places: Sequence[int]) -> int:
+    """The median short side of images in pixels, of those that can be read."""
+    sides, damaged = [], []
+    for position in places:
+        try:
+            sides.append(int(images.sizes(torch.tensor([position])).amin()))
+        except CorruptImage as error:
+            damaged.append(str(error))
+    if not sides:
+        raise UserError(f"none of {counted(len(damaged), 'image')} can be read; check the files ({damaged[0]})")
+    return int(median(sides))
 
 
 def _mpp(images: PixelSource, places: Sequence[int]) -> float | None:

@@ -27,11 +27,11 @@ from densepath.transfer.detection.detector_file import load_detector as read_det
 from densepath.transfer.detection.found import FoundObject, Window, found_objects
 from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.samples import into_detector
-from densepath.transfer.detection.windows import merge, windows_of
+from densepath.transfer.detection.windows import LEAST_WINDOW, check_search, merge, windows_of
 
 OVERLAP = 0.25
-_LEAST_WINDOW = 32  # pixels
 _PRECISIONS = ("32", "bf16-mixed")
+_SAME_SCALE = 1.1  # µm per pixel that differ less are the same: training images were resized by more
 _LARGE = 2.0  # an image with more pixels than this many windows is cut into windows
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 _MUCH_LARGER = 16  # times the pixels of the detector's input: larger than any training image could be
@@ -84,6 +84,7 @@ class TrainedDetector(nn.Module):
         overlap: float = OVERLAP,
         precision: str = "32",
         orientation: Orientation | None = None,
+        spacing: float | None = None,
     ) -> Any:
         """Find the objects in images.
 
@@ -92,11 +93,14 @@ class TrainedDetector(nn.Module):
                 images of Pillow, or files. Channels and bits are converted as those of files.
             score: the lowest score of an object, from 0 to 1.
             window: side in pixels of the windows that large images are cut into; 0 for none. By default the short side
-                of the training images, for images with more than twice the pixels of a window.
+                of the training images, for images with more than twice the pixels of a window. Where the µm per pixel of
+                an image and of the training images are known and differ by more than 10%, the window has the µm of the
+                training images.
             overlap: share of a window that the next one covers.
             precision: "32" or "bf16-mixed".
             orientation: how files and images of Pillow with an orientation tag are read: as "stored", or as "viewed",
                 turned by the tag. By default as the training images.
+            spacing: µm per pixel of all images; by default as stored in TIFFs.
 
         Returns:
             A :class:`Prediction` for an image, a list of them for a list of images.
@@ -104,16 +108,16 @@ class TrainedDetector(nn.Module):
         Raises:
             UserError: an image cannot be read, or an option is invalid.
         """
-        check_search(score, window, overlap)
+        check_search(score, window, overlap, spacing)
         if precision not in _PRECISIONS:
             raise UserError(f"precision is {precision!r}; use one of {', '.join(_PRECISIONS)}")
         if not isinstance(images, str | Path | np.ndarray | Tensor | Image.Image):
             if not isinstance(images, Iterable):
                 raise UserError(f"an image is {type(images).__name__}; give an array, an image of Pillow, or a file")
-            return [self.predict(image, score, window, overlap, precision, orientation) for image in images]
+            return [self.predict(image, score, window, overlap, precision, orientation, spacing) for image in images]
         try:
             reader = self._reader(images, self.views(orientation))
-            return self.predict_reader(reader, score, window, overlap, precision)
+            return self.predict_reader(reader, score, window, overlap, precision, spacing)
         except CorruptImage as error:
             raise UserError(str(error)) from error
 
@@ -124,22 +128,43 @@ class TrainedDetector(nn.Module):
         window: int | None = None,
         overlap: float = OVERLAP,
         precision: str = "32",
+        spacing: float | None = None,
     ) -> Prediction:
         """Find the objects of an image that is read in parts. Arguments as for :meth:`predict`.
 
         Raises:
             CorruptImage: the image cannot be read.
         """
-        side = self.window if window is None else window
         height, width = image.size
+        scale = self.scale_of(image.spacing if spacing is None else spacing)
+        side = self.window_at(scale) if window is None else window
         if window is None and not side and height * width > _MUCH_LARGER * self.notes.test_size**2:
             self._warn_of_large(image)
         if not side or (window is None and height * width <= _LARGE * side**2):
-            side, windows = min(height, width), [Window(0, 0, height, width)]  # as in the evaluation
+            windows = [Window(0, 0, height, width)]
+            side = min(height, width) if scale == 1 or not side else side  # as in the evaluation
         else:
             windows = windows_of(image.size, side, overlap)
         found = self.find(image, windows, side, score, precision)
         return Prediction(tuple(merge(found, image.size)), image.size, self.classes)
+
+    def scale_of(self, spacing: float | None) -> float:
+        """How many pixels of an image are as long as one of the training images.
+
+        Args:
+            spacing: the image's µm per pixel; None if unknown.
+
+        Returns:
+            1 if either is unknown, or if they differ by less than 10%.
+        """
+        if spacing is None or not self.notes.mpp:
+            return 1.0
+        scale = self.notes.mpp / spacing
+        return 1.0 if 1 / _SAME_SCALE < scale < _SAME_SCALE else scale
+
+    def window_at(self, scale: float) -> int:
+        """The default side of windows in pixels, where a pixel of the training images is ``scale`` pixels long."""
+        return max(LEAST_WINDOW, round(self.window * scale)) if self.window and scale != 1 else self.window
 
     def _warn_of_large(self, image: ImageReader) -> None:
         """Warn once that a large image is not cut into windows."""
@@ -258,20 +283,6 @@ class TrainedDetector(nn.Module):
             share = pixels[..., 3:] / most
             pixels = np.rint(pixels[..., :3] * share + most * (1 - share)).astype(pixels.dtype)
         return DecodedImage(as_pixels(pixels, channels, self.dtype))
-
-
-def check_search(score: float, window: int | None, overlap: float) -> None:
-    """Check how objects are searched for.
-
-    Raises:
-        UserError: a number is out of its range.
-    """
-    if not 0 <= score <= 1:
-        raise UserError(f"score is {score}; give a number from 0 to 1")
-    if window is not None and window != 0 and window < _LEAST_WINDOW:
-        raise UserError(f"window is {window}; give {_LEAST_WINDOW} pixels or more, or 0 for none")
-    if not 0 <= overlap < 1:
-        raise UserError(f"overlap is {overlap}; give a number from 0 up to, but not including, 1")
 
 
 def load_detector(path: str | Path) -> TrainedDetector:

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from densepath.core.errors import UserError
 from densepath.transfer.detection.found import FoundObject, Window
 
+LEAST_WINDOW = 32  # pixels
 _SAME = 0.5  # least overlap of two finds of one object, where both windows see it
 _AT_BORDER = 0.02  # share of a window: an object that ends so close to its border may be cut by it
+
+
+def check_search(score: float, window: int | None, overlap: float, spacing: float | None = None) -> None:
+    """Check how objects are searched for.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    if not 0 <= score <= 1:
+        raise UserError(f"score is {score}; give a number from 0 to 1")
+    if window is not None and window != 0 and window < LEAST_WINDOW:
+        raise UserError(f"window is {window}; give {LEAST_WINDOW} pixels or more, or 0 for none")
+    if not 0 <= overlap < 1:
+        raise UserError(f"overlap is {overlap}; give a number from 0 up to, but not including, 1")
+    if spacing is not None and not 0 < spacing < math.inf:
+        raise UserError(f"spacing is {spacing}; give µm per pixel")
 
 
 def windows_of(size: tuple[int, int], side: int, overlap: float) -> list[Window]:
