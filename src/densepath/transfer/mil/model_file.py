@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -74,8 +75,8 @@ def load_model(path: Path) -> tuple[BagModel, ModelNotes]:
         tensors = load_file(path)
         require_numbers(tensors, path)
         model = MODELS[notes.model](notes.dim, max(1, len(notes.classes)))
-        if (mean := tensors.get("standardization.mean")) is not None:
-            model.standardization = Standardization(mean, mean)
+        if "standardization.mean" in tensors:
+            model.standardization = Standardization(torch.zeros(notes.dim), torch.ones(notes.dim))
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} is not a model of densepath mil; use one that it wrote") from error
