@@ -82,17 +82,17 @@ def _on_host(
         some = slice(start, stop)
         which = np.repeat(np.arange(stop - start), volume[some])
         begin = ends[some] - volume[some]
-        place = np.arange(len(which)) - (begin - begin[0])[which]
-        number = split_mix(seed, torch.from_numpy((first[some] + 1)[which] + place)).numpy().view(np.uint64)
+        place = np.arange(len(which)) - (begin - begin[0]).take(which)
+        number = split_mix(seed, torch.from_numpy((first[some] + 1).take(which) + place)).numpy().view(np.uint64)
         key = (number >> np.uint64(64 - random_bits)).view(np.int64)
         key <<= place_bits
         key |= place
         key |= which << (place_bits + random_bits)
         key.sort()
         key &= 2**place_bits - 1
-        of_window, of_table = base[some][which], row[some][which]
+        of_window, of_table = base[some].take(which), row[some].take(which)
         # Where a pixel has several windows, the last value is the one that stays.
-        out[table[of_table + place] + of_window] = table[of_table + key] + of_window
+        out[table.take(of_table + place) + of_window] = table.take(of_table + key) + of_window
         start = stop
 
 
