@@ -62,6 +62,13 @@ def test_the_answers_of_three_verbs_are_read_alike(tmp_path: Path) -> None:
         assert [found.names[k] for k, _ in found.worst()][:2] == ["2.png", "4.png"]
 
 
+def test_the_target_of_a_model_of_slides_may_have_any_name(tmp_path: Path) -> None:
+    for target in ("label", "patient", "run"):
+        head = ["PATIENT", target, "pred", f"{target}_a", f"{target}_b", "fold"]
+        found = read_answers(write_table(tmp_path / "patient-preds.csv", head, [["1", "b", "a", 0.75, 0.25, 0]]))
+        assert found is not None and found.classes == ["a", "b"] and found.confusion().tolist() == [[0, 0], [1, 0]]
+
+
 def test_labels_that_are_unknown_are_left_out(tmp_path: Path) -> None:
     head = ["image", "patient", "run", "label x", "label y", "p x", "p y"]
     found = read_answers(write_table(tmp_path / "predictions.csv", head, [["1", "p", "r", 1, "", 0.5, 0.25]] * 3))
@@ -80,9 +87,10 @@ def test_a_classifier_shows_curves_confusion_and_its_worst_images(tmp_path: Path
         "auc_<b>": {"value": None, "low": None, "high": None},
     }
     (run / "metrics.json").write_text(json.dumps({"scale": "percent", "scores": scores, "runs": {}}))
+    save_picture(run / "pictures" / "roc.png")
     write_report([str(run)], out=tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
-    assert "83.2" in page.text and "70.0 to 91.5" in page.text
+    assert "83.2" in page.text and "Slides" not in page.text and "70.0 to 91.5" in page.text
     confusion = next(each["data"][0] for each in page.data if each["data"][0]["type"] == "heatmap")
     assert confusion["customdata"] == [[2, 1], [1, 1]] and confusion["y"] == ["a", "&lt;b&gt;"]
     assert confusion["z"][0] == [66.67, 33.33]

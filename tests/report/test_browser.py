@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densepath.report.answer_charts import confusion_chart
 from densepath.report.blocks import Layers, Picture, Section
 from densepath.report.embedded import encode_pixels
 from densepath.report.render import write_page
@@ -144,6 +145,16 @@ def test_paper_shows_what_is_folded_and_no_controls(browser: Browser, page_file:
     assert browser.printed().startswith(b"%PDF")
     assert browser.run(folded) == 0
     assert browser.run("[...document.querySelectorAll('figure.chart')].every((figure) => figure.dataset.drawn)")
+    assert browser.said() == []
+
+
+def test_a_confusion_matrix_has_numbers(browser: Browser, tmp_path: Path) -> None:
+    chart = confusion_chart(np.array([[3, 1], [0, 5]]), ("a", EVIL))
+    write_page(tmp_path / "page.html", "classifier", "", [Section("Answers", [chart])])
+    browser.open(tmp_path / "page.html")
+    browser.wait("document.querySelectorAll('.heatmap-label').length == 4")
+    shown = browser.run("[...document.querySelectorAll('.heatmap-label')].map((label) => label.textContent)")
+    assert sorted(shown) == ["0%0", "100%5", "25%1", "75%3"]
     assert browser.said() == []
 
 

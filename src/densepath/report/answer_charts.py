@@ -62,7 +62,9 @@ def confusion_chart(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Ch
         "hovertemplate": "true %{y}, predicted %{x}: %{z:.1f}%, %{customdata}<extra></extra>",
     }
     if len(classes) <= _MOST_TEXT:
-        trace["texttemplate"] = "%{z:.0f}%<br>%{customdata}"
+        cells = zip(shares.tolist(), counts.tolist(), strict=True)
+        trace["text"] = [[f"{share:.0f}%<br>{count:,}" for share, count in zip(*row, strict=True)] for row in cells]
+        trace["texttemplate"] = "%{text}"
     layout = {
         "xaxis": {"title": {"text": "predicted"}, "type": "category"},
         "yaxis": {"title": {"text": "true"}, "type": "category", "autorange": "reversed"},

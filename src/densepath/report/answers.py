@@ -50,9 +50,10 @@ _OPTIONS = {
     "seed": "seed",
 }
 _TABLES = ("predictions.csv", "patient-preds.csv")
-_NOT_CLASSES = {"image", "patient", "run", "label", "predicted", "fold", "PATIENT", "SLIDE", "pred"}
+_NOT_TARGET = {"PATIENT", "SLIDE", "pred", "fold"}
 _MOST_WORST = 12
 _LARGEST = 2**26  # bytes of a table
+_OF_SLIDES = {"attention": "Attention", "heat_maps": "Heat maps"}  # folders of pictures; a classifier's have its curves
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,7 @@ def _sections(run: Run, most: int) -> list[Section]:
         drawn = gallery("Pictures", pictures_below(run.path), run.path, most) if most and run.path.is_dir() else []
         blocks += [Note(problem, warning=True)] * bool(problem)
         made += [Section("Answers", drawn)] if drawn else []
-    if slides := slide_blocks(run, most):
+    if slides := slide_blocks(run, most, _OF_SLIDES):
         made.append(Section("Slides", slides))
     return [*made, *curve_section(run, most), *ending(run)]
 
@@ -202,7 +203,7 @@ def _of_images(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> Ans
 def _of_slides(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> Answers | None:
     if "pred" not in columns:
         return None
-    target = next(name for name in columns if name not in _NOT_CLASSES)
+    target = next(name for name in columns if name not in _NOT_TARGET)
     names = [name for name in columns if name.startswith(f"{target}_")]
     classes = [name.removeprefix(f"{target}_") for name in names]
     truth = _one_hot([row[target] for row in rows], classes)

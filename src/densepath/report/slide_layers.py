@@ -31,6 +31,7 @@ from densepath.transfer.slides.overview import SlidePicture, slide_picture
 _OUTLINES = {"tissue": "tissue", "objects": "geojson", "attention": "attention"}  # layer -> the folder of its GeoJSON
 _COLORS = {"tissue": (0, 140, 0), "tiles": (40, 60, 255), "objects": (220, 30, 30), "attention": (40, 60, 255)}
 _CLASS_COLORS = ((0, 70, 255), (255, 200, 0), (0, 200, 90), (220, 30, 160), (255, 110, 0), (0, 200, 220))
+_TILES = "tiles"  # a folder of tile in one of predict
 _SIDE = 900  # pixels
 _MOST_CELLS, _MOST_CLASSES = 200_000, 6
 _LARGEST = 2**26  # bytes of a GeoJSON
@@ -49,8 +50,9 @@ def slide_layers(run: Run, most: int) -> tuple[list[Layers], list[str]]:
     try:
         own_file(folder, SLIDES), own_file(folder, CELLS)
         of_cells = (folder / CELLS).is_file()
-        known = [row for row in (read_cell_rows if of_cells else read_slide_rows)(folder) if row["path"]]
-        place = run.data if of_cells else folder  # the tiles in which cells were found
+        inner = own_file(folder, _TILES)  # of predict, which has cut new slides into tiles
+        place = run.data if of_cells else inner if is_tile_folder(inner) else folder  # the folder of tiles
+        known = [row for row in (read_cell_rows(folder) if of_cells else read_slide_rows(place)) if row["path"]]
         rows = [row for row in known if below(folder, row["slide"])][:most]
     except (UserError, OSError, LookupError):
         return [], []
@@ -67,7 +69,8 @@ def slide_layers(run: Run, most: int) -> tuple[list[Layers], list[str]]:
         except (UserError, CorruptImage, OSError) as error:
             lines.append(f"{name}: the slide cannot be read ({one_line(str(error))})")
             continue
-        shapes = {layer: _shapes(place, f"{part}/{name}.geojson") for layer, part in _OUTLINES.items()}
+        files = {layer: f"{part}/{name}.geojson" for layer, part in _OUTLINES.items()}
+        shapes = {layer: _shapes(folder, file) or _shapes(place, file) for layer, file in files.items()}
         if name in tilings:
             tiling = tilings[name]
             boxes = tiling.boxes_um() / np.tile(tiling.spacing, 2)

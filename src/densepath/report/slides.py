@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from densepath.core.csv_files import read_rows
@@ -27,13 +28,13 @@ _SIDE = 900  # pixels
 _LONG = re.compile(r"-?\d+\.\d{5,}(e[-+]\d+)?")
 
 
-def slide_blocks(run: Run, most: int) -> list[Block]:
-    """The pictures of slides in a folder."""
+def slide_blocks(run: Run, most: int, folders: Mapping[str, str] = _FOLDERS) -> list[Block]:
+    """The pictures of slides in a run, and those in its folders: name -> title."""
     if not most:
         return []
     layers, lines = slide_layers(run, max(1, most // 4))
     blocks: list[Block] = [*layers, *([Note(" ".join(lines))] if lines else [])]
-    for name, title in _FOLDERS.items():
+    for name, title in folders.items():
         if (run.path / name).is_dir():
             blocks += gallery(title, pictures_below(run.path / name), run.path, max(2, most // 2), _SIDE)
     return blocks

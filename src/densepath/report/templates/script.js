@@ -20,7 +20,7 @@
   }
 
   function colored(trace) {
-    if (trace.type === "heatmap") return {...trace, colorscale: [[0, color("bg")], [1, color("c0")]], textfont: {color: color("ink")}};
+    if (trace.type === "heatmap") return {...trace, colorscale: [[0, color("bg")], [1, color("c0")]]};
     if (!trace.meta || trace.meta.color === undefined) return trace;
     const own = trace.meta.color < 0 ? color("faint") : color(`c${trace.meta.color % 8}`);
     return {...trace, line: {...trace.line, color: own}, marker: {...trace.marker, color: own}};
