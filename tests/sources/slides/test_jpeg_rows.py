@@ -102,7 +102,8 @@ def test_random_windows_are_those_of_openslide(
             top, left = int(rng.integers(333 - 100)), int(rng.integers(517 - 100))
             ours = slide.read(0, (top, left, 100, 100))
             assert (ours == np.asarray(oracle.read_region((left, top), 0, (100, 100)))[:, :, :3]).all()
-        assert (len(counted) > 60 and sum(map(bool, counted)) > 30) if kept == 0 else 15 <= len(counted) < 40
+        some = sum(map(bool, counted))
+        assert some > 30 if kept == 0 else len(counted) - some > 5, (kept, counted)
     recent_tiles.limit(2**26)
 
 

@@ -388,7 +388,7 @@ def test_outlines_give_the_tissue(painted_slides: Path, tmp_path: Path, capsys: 
     }
     assert float(_rows(tmp_path / "t")["a"]["tissue_mm2"]) == pytest.approx(0.384**2 - 0.128**2, abs=1e-4)
     assert "outside of this slide of 640 x 600 px; is it of another slide" in _rows(tmp_path / "t")["sub/b"]["problem"]
-    assert f"{given} has 1 GeoJSON files of no slide: other.geojson" in capsys.readouterr().err
+    assert f"{given} has 1 GeoJSON file of no slide: other.geojson" in capsys.readouterr().err
     assert result["problems"] == 1
     (given / "b.geojson").write_text("[]")
     tile(data=painted_slides, out=tmp_path / "t", tissue=str(given), **_ASKED)

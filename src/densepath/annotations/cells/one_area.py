@@ -124,6 +124,8 @@ class Job(PerSlide[Cells]):
                 f"{len(points) - inside.sum():,} of its {len(points):,} cells lie outside of its {extent[1]} x "
                 f"{extent[0]} px; are they of another slide, or not in pixels of level 0?"
             )
+        if not len(points):
+            notes.append("its file has no cells")
         if not inside.all():
             notes.append(f"{len(points) - inside.sum():,} of {len(points):,} cells lie outside of it and are left out")
         points, classes = points[inside], [read.classes[k] for k in np.flatnonzero(inside).tolist()]

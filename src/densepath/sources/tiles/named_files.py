@@ -59,7 +59,8 @@ class NamedFiles:
         if not others:
             return ""
         shown = first_few([one_line(os.path.relpath(path, self._folder)) for path in others])
-        return f"{self._folder} has {len(others)} {self._what} of no slide: {shown}"
+        count = counted(len(others), self._what.replace("files", "file", 1), self._what)
+        return f"{self._folder} has {count} of no slide: {shown}"
 
     def _spellings(self, path: str) -> set[str]:
         relative = os.path.relpath(path, self._folder)

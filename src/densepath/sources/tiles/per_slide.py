@@ -172,7 +172,7 @@ class PerSlide(ABC, Generic[Found]):
         names = list(self.paths)
         left = sum(not self.is_done(name) for name in names)
         mine = f", shard {shard}" if shard else ""
-        say(f"densepath: {len(names)} {items}, {len(names) - left} done before{mine}{also}")
+        say(f"densepath: {counted(len(names), items.removesuffix('s'))}, {len(names) - left} done before{mine}{also}")
         for line in filter(None, lines):
             say(f"densepath: {line}")
         if not left:

@@ -87,7 +87,7 @@ def framed(
             y = bottom - share * (bottom - top)
             value = limits[0] + share * (limits[1] - limits[0])
             draw.line((left + _BAR, y, left + _BAR + 5, y), _INK)
-            draw.text((left + _BAR + 9, y), f"{value:.3g}", _INK, letters, anchor="lm")
+            draw.text((left + _BAR + 9, y), _shown(value), _INK, letters, anchor="lm")
     return canvas
 
 
@@ -95,3 +95,8 @@ def nice_length(most: float) -> float:
     """The longest of 1, 2, 5, 10, 20 ... that is not above a length."""
     power = 10.0 ** np.floor(np.log10(most))
     return float(max(step for step in (1, 2, 5) if step * power <= most * 1.000001) * power)
+
+
+def _shown(value: float) -> str:
+    """Three digits, or a whole number: 1.25, 980 and 3,920."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):,.0f}"
