@@ -40,7 +40,7 @@ class ClassMasks:
         if not self._single or self._regions == 1:
             return ""
         return (
-            f"densepath: warning: no label map of {source} has two numbers, but one has {self._regions} separate "
-            f"regions of the number {self._number}: if the maps are masks of a class, all objects of an image count as one; "
-            "give each object a number of its own"
+            f"densepath: warning: no label map of {source} has two numbers, but one has {self._regions} "
+            f"separate regions of the number {self._number}: if the maps are masks of a class, all objects of an image "
+            "count as one; give each object a number of its own"
         )

@@ -66,9 +66,8 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
         column: the column of the table with the labels; by default ``label``.
 
     Raises:
-        UserError: there are fewer than two classes, or two that only their spelling tells apart; the
-            table is missing, cannot be read, is not a table of labels or
-            contradicts itself; or it has no label for an image.
+        UserError: there are fewer than two classes, or two that only their spelling tells apart; the table is
+            missing, cannot be read, is not a table of labels or contradicts itself; or it has no label for an image.
     """
     if labels == FOLDERS:
         names, found = _by_folder(images, root)
