@@ -139,3 +139,17 @@ def test_many_images_take_little_memory(tmp_path, bounded_memory):
         folders, table = read_classes(files, "folders"), read_classes(files, str(tmp_path / "labels.csv"))
     positions = torch.arange(count)
     assert torch.equal(folders.labels, (positions % 9).int()) and torch.equal(table.labels, (positions % 7).int())
+
+
+def test_classes_that_only_their_spelling_tells_apart_and_empty_fields_are_refused(tmp_path):
+    table = "1.png,a\n2.png,b\n3.png,{}\n"
+    files = ImageFiles(["1.png", "2.png", "3.png"])
+    for other in ("A", "B"):
+        with pytest.raises(UserError, match="differ in capitals, spaces or zeros"):
+            by(tmp_path, table.format(other), files)
+    for empty in ("nan", "NA", "null"):
+        with pytest.raises(UserError, match=f"that mean an empty field: {empty}; fill it in"):
+            by(tmp_path, table.format(empty), files)
+    with pytest.raises(UserError, match="the folders that differ in capitals"):
+        read_classes(ImageFiles(["d/TUM/1.png", "d/tum/2.png", "d/ADI/3.png"]), "folders")
+    assert read_classes(ImageFiles(["d/TUM/1.png", "d/NA/2.png"]), "folders").names == ("NA", "TUM")

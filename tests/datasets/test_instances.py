@@ -523,3 +523,17 @@ def test_uncompressed_and_old_matlab_files_are_read(tmp_path: Path) -> None:
         scipy.io.savemat(path, {"note": np.ones((1, 3)), "inst_map": labels(0), "other": np.ones(2)}, **options)
         assert label_size(path) == SIZE
         np.testing.assert_array_equal(read_labels(path), labels(0))
+
+
+@pytest.mark.parametrize(("number", "says"), [(7, False), (255, True)])
+def test_masks_of_a_class_are_reported(
+    number: int, says: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would make one object of all those of an image."""
+    for place in range(2):
+        for folder, array in (("images", pixels(place)), ("labels", labels(place))):
+            (tmp_path / "source" / folder).mkdir(parents=True, exist_ok=True)
+            array = (array > 0).astype(np.uint8) * number if folder == "labels" and says else array
+            save_png(tmp_path / "source" / folder / str(place), array)
+    convert_instances(tmp_path / "source", tmp_path / "dest", test_share=0.5)
+    assert ("2 separate regions of the number 255" in capsys.readouterr().err) is says

@@ -187,6 +187,17 @@ def _results(folder: Path, **changed: Any) -> None:
         ),
         (lambda f: _results(f, score=None), {"predictions": "r.json"}, "result 2 of .*r.json has no score"),
         (lambda f: _results(f, image_id=7), {"predictions": "r.json"}, "the image_id 7, which no image has"),
+        (
+            lambda f: _results(f, score=float("nan")),
+            {"predictions": "r.json"},
+            "result 2 of .*r.json has the score nan",
+        ),
+        (lambda f: _results(f, bbox=[1, 1, -3, 2]), {"predictions": "r.json"}, "a bbox of negative width or height"),
+        (
+            lambda f: np.save(f / "found" / "a.npy", -np.ones(SIZE, int)) or (f / "found" / "a.png").unlink(),
+            {},
+            "a.npy holds negative numbers",
+        ),
         (lambda f: _results(f, bbox=[1]), {"predictions": "r.json"}, "a bbox that is not four numbers"),
         (
             lambda f: _results(f, segmentation=[[1, 2, 3]]),
@@ -236,3 +247,14 @@ def test_scores_do_not_replace_the_predictions(out: str, coco: Path, tmp_path: P
     with pytest.raises(UserError, match="is read, and the result would replace it"):
         score(data=coco, predictions=folder, out=folder / out)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_masks_of_a_class_as_predictions_are_reported(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_maps(tmp_path / "found", FOUND)
+    score(data=coco, predictions=tmp_path / "found")
+    assert "separate regions" not in capsys.readouterr().err
+    write_maps(tmp_path / "masks", [(labels > 0) * 255 for labels in FOUND])
+    score(data=coco, predictions=tmp_path / "masks")
+    assert "no label map of" in (said := capsys.readouterr().err) and "separate regions of the number 255" in said

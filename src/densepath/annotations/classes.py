@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from densepath.annotations.label_table import LABEL, Table, key_of, known_columns, parts_of, read_table
-from densepath.core.errors import UserError, counted, first_few
+from densepath.core.errors import UserError, counted, first_few, refuse
+from densepath.core.spelling import MISSING, several_spellings
 from densepath.sources.pixel_source import AllNames, Named
 
 FOLDERS = "folders"
@@ -65,8 +66,8 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
         column: the column of the table with the labels; by default ``label``.
 
     Raises:
-        UserError: there are fewer than two classes; the table is missing, cannot be read, is not a table of labels or
-            contradicts itself; or it has no label for an image.
+        UserError: there are fewer than two classes, or two that only their spelling tells apart; the table is
+            missing, cannot be read, is not a table of labels or contradicts itself; or it has no label for an image.
     """
     if labels == FOLDERS:
         names, found = _by_folder(images, root)
@@ -80,6 +81,12 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
             f"all images are of one class, {name}; give the folder that contains a folder for each class, or a table "
             "of labels with --labels"
         )
+    source = "the folders" if labels == FOLDERS else labels
+    if labels != FOLDERS:
+        empty = [name for name in present if name.lower() in MISSING]
+        refuse(empty, f"labels in {source} that mean an empty field", "fill it in, or take these images out")
+    alike = several_spellings(present)
+    refuse(alike, f"classes in {source} that differ in capitals, spaces or zeros", "spell each one way")
     order = sorted(range(len(present)), key=present.__getitem__)
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order))

@@ -80,6 +80,18 @@ def read_labels(path: Path) -> npt.NDArray[np.int32]:
     return whole
 
 
+def read_objects(path: Path) -> npt.NDArray[np.int32]:
+    """As :func:`read_labels`, for maps in which 0 is background and each other number one object.
+
+    Raises:
+        UserError: as there, or a number is negative.
+    """
+    labels = read_labels(path)
+    if labels.min(initial=0) < 0:
+        raise UserError(f"{path} holds negative numbers; give 0 for background and a positive number per object")
+    return labels
+
+
 def _is_tiff(path: Path) -> bool:
     try:
         with path.open("rb") as file:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+MISSING = ("", "nan", "na", "n/a", "#n/a", "null")  # what programs write for an empty field, in small letters
 _WHOLE = re.compile(r"0*(\d+)(?:\.0+)?")
 
 

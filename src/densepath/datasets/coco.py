@@ -102,7 +102,9 @@ def convert_coco(
     if (others := index.count - len(listed)) and not exclude:
         say(f"densepath: {source}: {others:,} image files that no JSON file lists are left out")
     if not samples:
-        raise UserError(f"--exclude leaves out all images of {source}; narrow it")
+        raise UserError(
+            f"--exclude leaves out all images of {source}; narrow it" if exclude else f"{source} lists no image"
+        )
     kept = _used([name for old in dict.fromkeys(names) if (name := renaming(old))], samples, source)
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
     parts, patients = split_samples(with_patients(_named(samples), images or source), how, source)

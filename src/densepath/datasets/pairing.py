@@ -10,7 +10,7 @@ from pathlib import Path
 
 from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.coco_writing import LabelMap
-from densepath.annotations.labels import label_orientation, label_size, read_labels
+from densepath.annotations.labels import label_orientation, label_size, read_objects
 from densepath.core.errors import UserError, refuse
 from densepath.core.spelling import composed
 from densepath.datasets.samples import Sample, without_excluded
@@ -117,7 +117,7 @@ def _compare(image: Path, labels: Path, orientation: Orientation | None) -> tupl
 def _labels(path: Path, orientation: Orientation | None) -> LabelMap:
     """A label map in the pixels of the image that is written."""
     try:
-        labels = read_labels(path)
+        labels = read_objects(path)
         return turn(labels, label_orientation(path)) if orientation == "viewed" else labels
     except CorruptImage as error:
         raise UserError(f"{error}; replace the file") from error

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.annotations.class_masks import ClassMasks
 from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.coco_writing import Outlined, write_coco
 from densepath.core.errors import UserError, counted
-from densepath.core.streams import write_line
+from densepath.core.streams import say, write_line
 from densepath.core.system import with_progress
 from densepath.datasets.samples import Sample
 from densepath.sources.corrupt import CorruptImage
@@ -51,7 +52,8 @@ def write_samples(
         UserError: an image cannot be read.
     """
     tallies: dict[str, Counter[str]] = {split: Counter() for split in splits}
-    done = {split: _outlined(samples, orientation, tallies[split]) for split, samples in splits.items()}
+    masks = ClassMasks()
+    done = {split: _outlined(samples, orientation, tallies[split], masks) for split, samples in splits.items()}
     counts = write_coco(dest, done, categories, mpp)
     for split, (images, instances) in counts.items():
         of = f" of {counted(patients[split], 'patient')}" if patients else ""
@@ -62,17 +64,23 @@ def write_samples(
         write_line(
             f"{split}: {counted(images, 'image')}{of}, {counted(instances - crowds, what)}{more}{passed}", sys.stdout
         )
+    if warning := masks.warning("the source"):
+        say(warning)
     return {split: images for split, (images, _) in counts.items()}
 
 
-def _outlined(samples: Sequence[Sample], orientation: Orientation | None, tally: Counter[str]) -> Iterator[Outlined]:
+def _outlined(
+    samples: Sequence[Sample], orientation: Orientation | None, tally: Counter[str], masks: ClassMasks
+) -> Iterator[Outlined]:
     """The samples as they are written; their objects are counted by category, crowds as ""."""
     for sample in with_progress(samples, len(samples), "writing images"):
         try:
             image, objects = _image(sample.image, orientation), sample.objects()
         except CorruptImage as error:
             raise UserError(f"{error}; replace the file") from error
-        if not isinstance(objects, np.ndarray):
+        if isinstance(objects, np.ndarray):
+            masks.look(objects)
+        else:
             tally.update("" if each.get("iscrowd") else each["category"] for each in objects)
         yield Outlined(sample.name, image, objects, sample.patient, str(sample.image))
 

@@ -110,8 +110,8 @@ def predict(
             short side of the training images, for images with more than twice the pixels of a window. For slides, in
             pixels of ``mpp``. For a run of ``mil``, the side of the tiles, if its features do not record it.
         overlap: share of a window that the next one covers.
-        spacing: µm per pixel of all images; by default as stored in TIFFs and packed stores. Where they and those of the
-            training images are known, windows have the µm of the training images.
+        spacing: µm per pixel of all images; by default as stored in TIFFs and packed stores. Where they and those of
+            the training images are known, windows have the µm of the training images.
         mpp: µm per pixel at which slides are searched; by default those of the training images, where these have them.
             With it, TIFFs are slides. For a run of ``mil``, that of the tiles, if its features do not record it.
         mpp_table: a CSV file with the columns wsi,mpp: µm per pixel that override those of the slides.

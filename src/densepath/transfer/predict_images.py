@@ -122,8 +122,8 @@ def _say_scale(detector: TrainedDetector, image: ImageReader, spacing: float | N
         return True
     if own is None:
         say(
-            f"densepath: {image.name} does not say its µm per pixel; the detector learned from images of {trained:.3g}: "
-            "if these differ, give those of the images with --spacing"
+            f"densepath: {image.name} does not say its µm per pixel; the detector learned from images of "
+            f"{trained:.3g}; if these differ, give those of the images with --spacing"
         )
     elif (scale := detector.scale_of(own)) != 1:
         say(

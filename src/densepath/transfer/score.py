@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from densepath.annotations.class_masks import ClassMasks
 from densepath.annotations.coco_writing import annotation_of
 from densepath.core.closing import say_end
 from densepath.core.errors import UserError, refuse
@@ -94,9 +95,16 @@ def score(
     found = read_predictions(predictions, truth, score)
     places = matching(truth, found)
     images: list[ImageScores] = []
+    masks = ClassMasks(), ClassMasks()
     if truth.label_map is not None and found.label_map is not None:
         for i, k in with_progress(enumerate(places), len(places), "comparing"):
-            images.append(compare(truth.label_map(i), found.label_map(k)))
+            true, drawn = truth.label_map(i), found.label_map(k)
+            for labels, look in ((true, masks[0]), (drawn, masks[1])):
+                look.look(labels)
+            images.append(compare(true, drawn))
+        for source, look in ((truth, masks[0]), (found, masks[1])):
+            if source.results is None and source.coco is None and (warning := look.warning(source.source)):
+                say(warning)
     metrics = _average_precision(truth, found, places) | (over_images(images) if images else {})
     if out is not None:
         with atomic_write(out) as part:

@@ -218,6 +218,9 @@ def test_a_part_of_a_store(ct: Path) -> None:
     with pytest.raises(UserError, match="another version"):
         open_volumes(ct)
     (ct / "volumes.json").unlink()
+    for path, says in ((ct / "nowhere", "does not exist; give"), (ct.parent, "is not a store of volumes; give")):
+        with pytest.raises(UserError, match=says):
+            open_volumes(path)
     with pytest.raises(UserError, match="is unfinished; continue"):
         find_source(ct)
 

@@ -271,7 +271,7 @@ def test_a_damaged_image_moves_no_other_into_another_part(
 def test_a_damaged_image_among_those_whose_sizes_are_sampled(data: Path, classify: Classify) -> None:
     """The command line reports it, and does not call it a bug."""
     (data / "images" / rows(data / "labels.csv")[0]["file"]).write_bytes(b"")
-    with pytest.raises(UserError, match="damaged.*the file is empty"):
+    with pytest.raises(UserError, match=r"damaged.*the file is empty"):
         classify(data=data / "images", labels=data / "labels.csv", folds=2, epochs=1)
     for row in rows(data / "labels.csv"):
         (data / "images" / row["file"]).write_bytes(b"")

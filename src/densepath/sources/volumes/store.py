@@ -271,10 +271,15 @@ def open_volumes(folder: str | Path, exclude: Sequence[str] = ()) -> VolumeStore
         exclude: patterns of volumes to leave out, of their names or of their split, as if it were a folder of them.
 
     Raises:
-        UserError: it is unfinished or damaged, ``exclude`` leaves no volume, or none can be read.
+        UserError: it is missing, unfinished or damaged, ``exclude`` leaves no volume, or none can be read.
     """
     folder = Path(folder)
     path = folder / INDEX
+    if not is_volume_store(folder):
+        there = "is not a store of volumes" if folder.exists() else "does not exist"
+        raise UserError(
+            f"{folder} {there}; give the folder that densepath data volumes or another verb for volumes wrote"
+        )
     if not path.is_file():
         raise UserError(f"the store of volumes {folder} is unfinished; continue with the same densepath data command")
     try:

@@ -10,14 +10,13 @@ import numpy.typing as npt
 
 from densepath.annotations.classes import match_columns
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.spelling import several_spellings
+from densepath.core.spelling import MISSING, several_spellings
 from densepath.core.streams import say
 from densepath.sources.pixel_source import Named
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.probe.metrics import Floats, Integers
 
 LABEL = "label"
-_MISSING = ("", "nan", "na", "n/a", "null")
 _NOTHING = ("no finding", "no findings", "no_finding", "none", "")  # a list of labels without any
 _NUMBERS = {"0": 0.0, "1": 1.0, "-1": -1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
 
@@ -113,7 +112,7 @@ def read_targets(
     if config.separator is not None:
         return _lists([row[0] for row in rows], kept, config.separator, table, whole), kept
     texts = [row[0] for row in rows]
-    absent = [n for n, text, k in zip(names, texts, kept, strict=True) if k and text.lower() in _MISSING]
+    absent = [n for n, text, k in zip(names, texts, kept, strict=True) if k and text.lower() in MISSING]
     refuse(absent, f"images whose {columns[0]} in {table} is empty or NaN", "fill it in, or remove these lines")
     return _classes(texts, table, kept, whole), kept
 
@@ -162,7 +161,7 @@ def _columns(
     wrong = []
     for place, row in enumerate(rows):
         for column, text in enumerate(row):
-            if text.lower() in _MISSING:
+            if text.lower() in MISSING:
                 continue
             value = _NUMBERS.get(text.lower().removesuffix(".0"))
             if value is None:

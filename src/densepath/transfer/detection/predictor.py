@@ -93,9 +93,9 @@ class TrainedDetector(nn.Module):
                 images of Pillow, or files. Channels and bits are converted as those of files.
             score: the lowest score of an object, from 0 to 1.
             window: side in pixels of the windows that large images are cut into; 0 for none. By default the short side
-                of the training images, for images with more than twice the pixels of a window. Where the µm per pixel of
-                an image and of the training images are known and differ by more than 10%, the window has the µm of the
-                training images.
+                of the training images, for images with more than twice the pixels of a window. Where the µm per pixel
+                of an image and of the training images are known and differ by more than 10%, the window has the µm of
+                the training images.
             overlap: share of a window that the next one covers.
             precision: "32" or "bf16-mixed".
             orientation: how files and images of Pillow with an orientation tag are read: as "stored", or as "viewed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_checks import Orientation
-from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_labels
+from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_objects
 from densepath.annotations.outlines import are_numbers, draw
 from densepath.core.errors import UserError
 from densepath.core.output_names import output_names
@@ -97,7 +98,7 @@ def _label_maps(folder: Path) -> LabelledImages:
     paths = list(files.values())
     sizes = [_checked(label_size, path) for path in paths]
     names = output_names(list(map(Path, files)))
-    return LabelledImages(str(folder), names, sizes, lambda position: _checked(read_labels, paths[position]))
+    return LabelledImages(str(folder), names, sizes, lambda position: _checked(read_objects, paths[position]))
 
 
 def _checked(read: Callable[[Path], Any], path: Path) -> Any:
@@ -158,10 +159,14 @@ def _fault(result: Any, sizes: Mapping[int, Size], masks: bool) -> str:
     numbers = [("image_id", int), ("category_id", int), ("score", (int, float))]
     if wrong := [name for name, kind in numbers if not isinstance(result.get(name), kind)]:  # type: ignore[arg-type]
         return f"has no {wrong[0]}"
+    if not math.isfinite(result["score"]):
+        return f"has the score {result['score']}"
     if result["image_id"] not in sizes:
         return f"has the image_id {result['image_id']}, which no image has"
     if "bbox" in result and not (are_numbers(result["bbox"], _MOST) and len(result["bbox"]) == 4):
         return "has a bbox that is not four numbers"
+    if "bbox" in result and min(result["bbox"][2:]) < 0:
+        return "has a bbox of negative width or height"
     if not masks:
         return "" if "bbox" in result else "has neither a segmentation nor a bbox"
     height, width = sizes[result["image_id"]]

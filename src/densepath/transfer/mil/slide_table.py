@@ -12,14 +12,13 @@ from pathlib import Path
 from densepath.annotations.patients import PATIENT_COLUMNS
 from densepath.core.csv_files import delimiter_of, encoding_of
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.spelling import several_spellings
+from densepath.core.spelling import MISSING, several_spellings
 from densepath.core.streams import say
 
 FOLDERS = "folders"
 TCGA = "tcga"
 _SLIDE_COLUMNS = ("slide_id", "slide", "filename", "file_name", "file", "wsi", "image", "path", "name")
 _TARGET_COLUMNS = ("label", "class", "target")
-_MISSING = ("", "nan", "na", "n/a", "#n/a", "null")
 _BARCODE = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}")  # of a patient; the first part is the site
 _TOP = ("train", "training", "val", "valid", "validation", "test", "testing")
 # The three classes of the BRIGHT challenge and their subtypes (DiRL, table of data sets).
@@ -122,7 +121,7 @@ def read_slide_table(
         for number, line in lines
     ]
     rows, source = _with_slides(rows, slide or columns.slide, patient, slide_table, table, known)
-    absent = [f"{row.place} ({row.slide})" for row in rows if row.target.lower() in _MISSING]
+    absent = [f"{row.place} ({row.slide})" for row in rows if row.target.lower() in MISSING]
     refuse(absent, f"{len(absent)} rows have no {target}", "fill them in, or remove these rows")
     lonely = [row.place for row in rows if not row.patient or not row.slide]
     refuse(lonely, "rows without a patient or a slide", "fill them in, or remove these rows")

@@ -15,8 +15,9 @@ import torch
 from densepath.annotations.classes import FOLDERS, Classes, read_classes, read_column
 from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import MANIFEST, NUMBERED, PATIENT_COLUMNS, owners_by_name, patient_in_name
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, refuse
 from densepath.core.output_names import names_below
+from densepath.core.spelling import several_spellings
 from densepath.sources.listing import LIST_SUFFIXES, list_images
 from densepath.transfer.embed.feature_file import Features
 from densepath.transfer.probe.folds import SPLITS, given_split
@@ -111,6 +112,9 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
         if _SPLIT in table_columns(table):
             test = given_split(read_column(listed, table, _SPLIT), table)
     owners, source = owners_of(names, listed, how, table, data)
+    if source:
+        alike = several_spellings(set(owners))
+        refuse(alike, "patients that differ in capitals, spaces or zeros", "spell each one way")
     patient_names, patients = np.unique(owners, return_inverse=True)
     values = features.values.astype(np.float64)
     return Labelled(names, values, classes, patients.astype(np.int64), patient_names.tolist(), source, test)
