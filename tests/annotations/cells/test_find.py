@@ -351,6 +351,9 @@ def test_cells_of_another_slide_and_outside_of_tiles_are_counted(
     assert "a: 1 of 3 cells lie outside of it and are left out; 1 of 2 cells lie outside of all tiles" in said
     assert "b: 2 of its 3 cells lie outside of its 640 x 640 px; are they of another slide" in said
     assert "1 file of cells of no slide: c.csv" in said
+    (tmp_path / "p/b.csv").write_text("x,y\n")
+    densepath.cells(data=folder, out=tmp_path / "D", source="csv", points=tmp_path / "p", workers=0)
+    assert "b: its file has no cells" in capsys.readouterr().err
     assert read_cells(cell_path(tmp_path / "C", "a")).points.tolist() == [[100, 100], [400, 100]]
     rows = {row["slide"]: row["cells"] for row in read_cell_rows(tmp_path / "C")}
     assert rows == {"a": "2", "b": ""}

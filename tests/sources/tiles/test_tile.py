@@ -441,7 +441,7 @@ def test_tiles_of_other_software(
             "x 640, y 1280 to x 3000, y 2000, outside of this slide of 640 x 600 px; of another one?"
             in _rows(tmp_path / "t")["sub/b"]["problem"]
         )
-        assert "HDF5 files of tiles of no slide: c.h5" in capsys.readouterr().err
+        assert "HDF5 file of tiles of no slide: c.h5" in capsys.readouterr().err
 
 
 def test_given_tiles_of_another_size_keep_their_centers(painted_slides: Path, tmp_path: Path) -> None:
