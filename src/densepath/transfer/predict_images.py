@@ -100,7 +100,7 @@ def predict_images(
                     raise reader
                 if not told and search[1] is None:
                     told = _say_scale(detector, reader, spacing)
-                found = detector.predict_reader(reader, *search, spacing=spacing)
+                found = detector.predict_reader(reader, *search, spacing)
             except CorruptImage as error:
                 damaged.append(str(error))
                 _log.warning("damaged image, passed over: %s", error)
