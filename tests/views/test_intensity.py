@@ -77,3 +77,16 @@ def test_gamma_is_a_power_and_solarize_inverts_the_bright_half():
     expected = x ** power.view(-1, 1, 1, 1)
     torch.testing.assert_close(Gamma(1.0, (0.5, 2.0)).apply(x.clone(), draw), expected)
     torch.testing.assert_close(Solarize(1.0).apply(x.clone(), draw), torch.where(x < 0.5, x, 1 - x))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
+def test_blur_of_an_image_has_the_same_bits_in_any_batch(shape):
+    x, sigma = torch.rand(shape), torch.tensor([0.13, 0.5, 0.97, 1.2, 1.61, 3.0])
+    together = gaussian_blur(x, sigma)
+    for row in range(len(x)):
+        assert torch.equal(gaussian_blur(x[row : row + 1], sigma[row : row + 1]), together[row : row + 1])
+
+
+def test_no_images_stay_no_images():
+    empty = torch.zeros(0, 1, 8, 8)
+    assert GaussianBlur(1.0).apply(empty, draw_of(0)).shape == empty.shape

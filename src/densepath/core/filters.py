@@ -43,7 +43,7 @@ def weighted_rows(x: Tensor, positions: Tensor, weights: Tensor, axis: int, rows
     first = inputs.view(-1, 1, 1) * n_in
     sums = F.embedding_bag(
         (positions + first).flatten(0, 1),
-        moved.reshape(count * n_in, -1),
+        moved.reshape(count * n_in, -1).contiguous(),  # else one image of one channel is summed in another way
         mode="sum",
         per_sample_weights=weights.to(x.dtype).flatten(0, 1),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ def sample_trilinear(x: Tensor, map_: Tensor, size: Sequence[int]) -> Tensor:
         for which in itertools.product((False, True), repeat=3)
     ]
     out = np.empty((len(x), *size), dtype)
+    integer = np.int32 if math.prod(shape) < 2**31 else np.int64  # the smaller one is faster
     lines = max(1, _CHUNK // (size[1] * size[2]))
     for start in range(0, size[0], lines):
         rows = slice(start, start + lines)
@@ -41,7 +43,7 @@ def sample_trilinear(x: Tensor, map_: Tensor, size: Sequence[int]) -> Tensor:
         for n, (along_z, along_y, along_x) in zip(shape, terms, strict=True):
             place = along_z[rows] + (along_y + along_x)
             np.clip(place, 0, n - 1, out=place)
-            low = np.minimum(place.astype(np.int32), max(0, n - 2))
+            low = np.minimum(place.astype(integer), max(0, n - 2))
             place -= low
             shares.append(place)
             index = index * n + low

@@ -58,7 +58,7 @@ def change(x: Tensor, rows: list[int], operation: Callable[[Tensor, list[int]], 
 
     One thread of a CPU takes as many rows at a time as stay in its cache. (Several divide them among themselves.)
     """
-    if x.device.type == "cpu" and torch.get_num_threads() == 1 and rows:
+    if rows and x.device.type == "cpu" and torch.get_num_threads() == 1:
         at_once = max(1, _CACHED // x[0].numel())
         for start in range(0, len(rows), at_once):
             _change(x, rows[start : start + at_once], operation)
@@ -67,12 +67,14 @@ def change(x: Tensor, rows: list[int], operation: Callable[[Tensor, list[int]], 
 
 
 def _change(x: Tensor, rows: list[int], operation: Callable[[Tensor, list[int]], Tensor]) -> None:
+    if not rows:
+        return
     if len(rows) == 1:
         part = x[rows[0] : rows[0] + 1]
         part.copy_(operation(part, rows))
     elif len(rows) == len(x):
         x.copy_(operation(x, rows))
-    elif rows:
+    else:
         on_device = torch.tensor(rows).to(x.device, non_blocking=True)
         x.index_copy_(0, on_device, operation(x.index_select(0, on_device), rows))
 
