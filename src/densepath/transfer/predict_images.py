@@ -75,7 +75,7 @@ def predict_images(
     ]
     say(f"densepath: {counted(len(readers), 'image')}, {len(readers) - len(left)} done before")
     damaged: list[str] = []
-    told = False
+    said = False
 
     def finish(position: int, reader: ImageReader, found: Prediction) -> None:
         """Write the files of an image; its record comes last, and marks it as done."""
@@ -98,8 +98,8 @@ def predict_images(
             try:
                 if isinstance(reader, CorruptImage):
                     raise reader
-                if not told and search[1] is None:
-                    told = _say_scale(detector, reader, spacing)
+                if not said and search[1] is None:
+                    said = _say_scale(detector, reader, spacing)
                 found = detector.predict_reader(reader, *search, spacing)
             except CorruptImage as error:
                 damaged.append(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,15 @@ def test_the_first_rows_are_those_of_the_whole(photometric: int, options: dict[s
     data, kind = jpeg(_noise(), quality=90, **options), _format(photometric)
     whole = kind.decode(data, scale)
     for rows in range(1, _SIDE // scale + 1):
-        assert np.array_equal(kind.decode(data, scale, rows), whole[:rows])
-    assert (shortened(data, _SIDE, 64)[1] < _SIDE) == ("progressive" not in options)
+        assert np.array_equal(kind.decode(data, scale, rows)[:rows], whole[:rows])
+    assert (shortened(data, (_SIDE, _SIDE), 64)[1] < _SIDE) == ("progressive" not in options)
 
 
 def test_grey_tiles_too() -> None:
     data, kind = jpeg(_noise(1), quality=90), _format(1, samples=1)
     whole, part = kind.decode(data), kind.decode(data, 1, 20)
     assert whole.shape == (_SIDE, _SIDE, 1)
-    assert np.array_equal(part, whole[:20]) and shortened(data, _SIDE, 20)[1] == 24
+    assert np.array_equal(part, whole[:20]) and shortened(data, (_SIDE, _SIDE), 20)[1] == 24
 
 
 def test_damage_in_the_rows_that_are_read_is_noticed() -> None:
@@ -74,11 +75,36 @@ def test_damage_in_the_rows_that_are_read_is_noticed() -> None:
         kind.decode(bytes(data), 1, 64)
 
 
-def test_a_jpeg_of_another_height_stays_as_it_is() -> None:
+def test_a_jpeg_of_another_size_stays_as_it_is() -> None:
     data = jpeg(_noise(), quality=90)
-    assert shortened(data, 256, 8) == (data, 256)
-    assert shortened(b"\xff\xd8\xff\xda" + bytes(20), 256, 8)[1] == 256
-    assert shortened(b"\xff\xd8", 256, 8)[1] == 256
+    assert shortened(data, (256, _SIDE), 8) == (data, 256) and shortened(data, (_SIDE, 136), 8) == (data, _SIDE)
+    assert shortened(b"\xff\xd8\xff\xda" + bytes(20), (256, 256), 8)[1] == 256
+    assert shortened(b"\xff\xd8", (256, 256), 8)[1] == 256
+    for pixels in (_noise()[:, :96], _noise()[:96]):  # would leave parts of the tile as they were in memory
+        for end in (b"", bytes(4)):
+            with pytest.raises(ValueError, match=r"\d+ x \d+ px"):
+                _format(YCBCR).decode(jpeg(pixels, quality=90)[:-2] + end + b"\xff\xd9", 1, 16)
+
+
+def test_channels_that_are_stored_one_after_another_are_read_whole() -> None:
+    data, frame = b"\xff\xd8", struct.pack(">HHBHHB", 0xFFC0, 17, 8, _SIDE, _SIDE, 3)
+    frame += b"".join(bytes((channel, 0x11, 0)) for channel in (1, 2, 3))
+    for channel in range(3):
+        single = jpeg(_noise()[:, :, channel], quality=90)
+        scan, tables = single.index(b"\xff\xda"), single[single.index(b"\xff\xc4") : single.index(b"\xff\xda")]
+        if not channel:
+            data += single[single.index(b"\xff\xdb") : single.index(b"\xff\xc0")] + frame
+        data += tables + single[scan : scan + 5] + bytes([channel + 1]) + single[scan + 6 : -2]
+    kind, data = _format(YCBCR), data + b"\xff\xd9"
+    whole = kind.decode(data)
+    assert whole.std() > 40 and all((kind.decode(data, 1, rows)[:rows] == whole[:rows]).all() for rows in (8, 64, 120))
+
+
+def test_memory_of_kept_tiles_counts_rows_that_are_not_shown() -> None:
+    tiles = RecentTiles(2**18)
+    for number in range(100):
+        tiles.put(number, np.zeros((128, 128, 3), np.uint8)[:4])
+    assert sum(tiles.get(number) is not None for number in range(100)) == 2**18 // (128 * 128 * 3)
 
 
 @pytest.mark.parametrize("name", ["YCbCr", "RGB without a marker"])

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 _KEPT = 2**26  # bytes in a process, of all slides together
@@ -56,10 +57,15 @@ class RecentTiles:
         """Keep a tile."""
         with self._lock:
             replaced = self._tiles.pop(key, None)
-            self._bytes += tile.nbytes - (0 if replaced is None else replaced.nbytes)
+            self._bytes += _held(tile) - (0 if replaced is None else _held(replaced))
             self._tiles[key] = tile
             while self._bytes > self._most:
-                self._bytes -= self._tiles.popitem(last=False)[1].nbytes
+                self._bytes -= _held(self._tiles.popitem(last=False)[1])
+
+
+def _held(tile: npt.NDArray[Any]) -> int:
+    """The bytes that stay in memory with a tile: of the first rows of an array, those of all of it."""
+    return tile.base.nbytes if isinstance(tile.base, np.ndarray) else tile.nbytes
 
 
 recent_tiles = RecentTiles()

@@ -1,7 +1,7 @@
 """Decoding only the first rows of a JPEG, by a header that says that it has no others.
 
-A sequential JPEG stores its blocks row by row. A decoder that is told of fewer rows stops after them, and their pixels
-are those of the whole image. For windows that do not lie on a slide's tiles that saves a quarter of the work: of the
+A sequential JPEG stores its blocks row by row. A decoder stops after the rows that the header has, and their pixels are
+those of the whole image. For windows that do not lie on a slide's tiles that saves a quarter of the work: of the
 lowest tiles only the upper part is needed.
 """
 
@@ -13,20 +13,21 @@ _SCAN, _FILL = 0xDA, 0xFF
 _BLOCK = 8
 
 
-def shortened(jpeg: bytes, height: int, rows: int) -> tuple[bytes, int]:
+def shortened(jpeg: bytes, size: tuple[int, int], rows: int) -> tuple[bytes, int]:
     """The JPEG with a header of fewer rows, and how many it now has; those that are needed are decoded as before.
 
     Args:
         jpeg: a JPEG with its headers.
-        height: rows that it has.
-        rows: rows that are needed, at most ``height``.
+        size: the height and width that it should have.
+        rows: rows that are needed, at most that height.
 
     Returns:
-        As many rows as are needed or some more, in whole rows of blocks. The JPEG as it is, with ``height``, if its
-        header has another height, it stores its blocks in another order, or it is needed nearly whole.
+        As many rows as are needed or some more, in whole rows of blocks. The JPEG as it is, with that height, if
+        its header has another size, it stores its blocks in another order or channel after channel, or it is needed
+        nearly whole.
     """
-    frame = _frame(jpeg)
-    if frame is None or int.from_bytes(jpeg[frame : frame + 2], "big") != height:
+    frame, (height, width) = _frame(jpeg), size
+    if frame is None or jpeg[frame : frame + 4] != height.to_bytes(2, "big") + width.to_bytes(2, "big"):
         return jpeg, height
     # After the height: width (2 bytes), the number of components, and 3 bytes for each: id, sampling factors, table.
     factors = jpeg[frame + 6 : frame + 5 + 3 * jpeg[frame + 4] : 3]
@@ -41,14 +42,14 @@ def shortened(jpeg: bytes, height: int, rows: int) -> tuple[bytes, int]:
 
 
 def _frame(jpeg: bytes) -> int | None:
-    """Where the height of a sequential frame is; None if the JPEG has no such frame."""
-    at = 2
+    """Where the height of a sequential frame is; None if the JPEG has no such frame, or stores each channel apart."""
+    at, frame = 2, None
     while at + 9 < len(jpeg) and jpeg[at] == 0xFF:
         marker = jpeg[at + 1]
         if marker in _SEQUENTIAL:
-            return at + 5
-        if marker == _SCAN:
-            return None
+            frame = at + 5
+        if marker == _SCAN:  # with the number of channels after its length
+            return frame if frame is not None and jpeg[at + 4] == jpeg[frame + 4] else None
         if marker == _FILL:
             at += 1
         elif marker in _WITHOUT_LENGTH:

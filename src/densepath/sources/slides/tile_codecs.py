@@ -60,7 +60,7 @@ class TileFormat:
         return tuple(scale for scale in scales if self.height % scale == 0 == self.width % scale)
 
     def decode(self, data: bytes, scale: int = 1, rows: int | None = None) -> Pixels:
-        """A tile (height / scale, width / scale, 1 or 3), or its first rows.
+        """A tile (height / scale, width / scale, 1 or 3), or its first rows where others need not be decoded.
 
         Args:
             data: the tile as it is stored.
@@ -71,40 +71,41 @@ class TileFormat:
             Exception: of nearly any type, if the data is corrupt.
         """
         if self.compression == JPEG:
-            pixels = self._jpeg(data, scale, self.height if rows is None else rows * scale)
+            pixels = self._jpeg(data, scale, rows)
         elif self.compression in JPEG_2000:
             pixels = self._jpeg_2000(data, scale)
         elif self.compression == NONE and self.predictor == 1:
             pixels = np.frombuffer(data, np.uint8).reshape(self.height, self.width, self.samples)
         else:
             pixels = self._libtiff(data)
-        pixels = pixels[:rows]
-        if pixels.shape[:2] != (rows or self.height // scale, self.width // scale):
+        if pixels.shape[0] not in (rows, self.height // scale) or pixels.shape[1] != self.width // scale:
             raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px")
         if self.photometric == _WHITE_IS_ZERO:
             pixels = np.invert(pixels)
         return on_white(pixels)
 
-    def _jpeg(self, data: bytes, scale: int, rows: int) -> Pixels:
+    def _jpeg(self, data: bytes, scale: int, rows: int | None) -> Pixels:
         decode_jpeg = _simplejpeg().decode_jpeg
         body = data[2:]
         if self.photometric == _RGB and body.startswith(_JFIF):  # it would mean YCbCr, whatever else is said
             body = body[2 + int.from_bytes(body[2:4], "big") :]
         jpeg, full_height = self.jpeg_start + body, self.height
-        if rows < self.height:
-            jpeg, full_height = shortened(jpeg, self.height, rows)
+        if rows is not None:
+            jpeg, full_height = shortened(jpeg, (self.height, self.width), rows * scale)
         height, width, channels = full_height // scale, self.width // scale, 1 if self.samples == 1 else 3
         given: dict[str, Any] = {"colorspace": "GRAY" if channels == 1 else "RGB"}
         given["buffer"] = np.empty((height, width, channels), np.uint8)  # a larger image is refused
         if scale > 1:
             given |= {"min_height": height, "min_width": width, "min_factor": scale}
         try:
-            return decode_jpeg(jpeg, **given)
+            pixels = decode_jpeg(jpeg, **given)
         except ValueError as error:
             unread = _EXTRANEOUS.search(str(error))  # it is the first problem: all rows were decoded without another
             if unread is None or (full_height == self.height and int(unread[1]) > _PADDING):
                 raise
-            return given["buffer"]
+            short = full_height < self.height
+            pixels = given["buffer"] if short else decode_jpeg(jpeg, strict=False, **given)
+        return pixels if full_height == self.height else pixels[:rows]  # the colors of others may be wrong
 
     def _jpeg_2000(self, data: bytes, scale: int) -> Pixels:
         image: Any = Image.open(io.BytesIO(data), formats=("JPEG2000",))

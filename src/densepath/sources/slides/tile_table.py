@@ -169,7 +169,8 @@ class TileTable:
     def _decoded(self, index: int, scale: int, rows: int | None) -> Pixels:
         in_plane = self.count // self.planes
         planes = [self._plane(index + plane * in_plane, index, scale, rows) for plane in range(self.planes)]
-        tile = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        least = min(map(len, planes))
+        tile = planes[0] if len(planes) == 1 else np.concatenate([plane[:least] for plane in planes], axis=2)
         return np.repeat(tile, 3, axis=2) if tile.shape[2] == 1 else tile
 
     def _plane(self, stored: int, index: int, scale: int, rows: int | None) -> Pixels:
