@@ -13,6 +13,7 @@ from densepath.core.errors import UserError
 from densepath.report.paths import inside, recorded_data
 from densepath.report.runs import read_run
 from densepath.report.slide_layers import slide_layers
+from densepath.report.values import pretty
 from densepath.report.verb import write_report
 from densepath.synthetic.slide import write_slide
 from tests.report.conftest import Make, save_picture
@@ -122,3 +123,12 @@ def test_a_long_table_names_what_it_leaves_out(tmp_path: Path) -> None:
     (folder / "slides.csv").write_text(f"slide,path,tiles\n{rows}\n")
     write_report([str(folder)], out=tmp_path / "page.html")
     assert "The first 100 of 300 rows" in Page(tmp_path / "page.html").text
+
+
+def test_numbers_in_tables_are_short_and_never_in_powers(tmp_path: Path) -> None:
+    (folder := tmp_path / "out").mkdir()
+    (folder / "config.yaml").write_text("data: x\n")
+    (folder / "slides.csv").write_text("slide,path,area,tiles\ns1.123456x,x.tif,1234567.891234,0.123456789\n")
+    write_report([str(folder)], out=tmp_path / "page.html")
+    assert Page(tmp_path / "page.html").rows[-1] == ["s1.123456x", "x.tif", "1234568", "0.12346"]
+    assert pretty("mean_iou, iou50, ap75") == "mean IoU, IoU50, AP75"

@@ -64,8 +64,11 @@ def _table(folder: Path, name: str) -> Table:
 
 
 def _rounded(value: str) -> str:
-    """A text; of a number with many decimals, five digits."""
-    return f"{float(value):.5g}" if _LONG.fullmatch(value) else value
+    """A text; of a number with many decimals, five digits or the whole number."""
+    if not _LONG.fullmatch(value):
+        return value
+    number = float(value)
+    return f"{number:.0f}" if abs(number) >= 1e4 else f"{number:.5g}"
 
 
 OUTPUTS = (

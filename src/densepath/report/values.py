@@ -25,7 +25,7 @@ def pretty(name: str) -> str:
     """A name of a measurement for people."""
     words = name.replace("_", " ")
     words = re.sub(r"\b(ap|auc|f1|aji|pq|dq|sq)(\d*)\b", lambda match: match[0].upper(), words)
-    return re.sub(r"\biou\b", "IoU", words)
+    return re.sub(r"\biou(\d*)\b", r"IoU\1", words)
 
 
 def text(value: Any) -> str:

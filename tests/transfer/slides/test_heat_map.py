@@ -14,8 +14,8 @@ from PIL import Image
 from densepath.core.errors import UserError
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
+from densepath.transfer.slides import overview
 from densepath.transfer.slides.heat_map import GrowingMap, heat_map, write_density, write_heat_map
-from densepath.transfer.slides.overview import nice_length
 from densepath.transfer.slides.principal import principal_colors
 
 BOXES = np.array([[10.0, 20.0, 40.0, 40.0], [10.0, 60.0, 40.0, 40.0], [120.0, 30.0, 40.0, 40.0]])
@@ -114,4 +114,9 @@ def test_principal_colors_follow_the_features() -> None:
 
 
 def test_lengths_of_scale_bars() -> None:
-    assert [nice_length(most) for most in (1, 9.9, 10, 49.9, 2000, 0.3)] == [1, 5, 10, 20, 2000, 0.2]
+    assert [overview.nice_length(most) for most in (1, 9.9, 10, 49.9, 2000, 0.3)] == [1, 5, 10, 20, 2000, 0.2]
+
+
+def test_numbers_beside_a_scale_are_short_and_never_in_powers() -> None:
+    given = [0.0, 1.254, 980.0, 999.6, 3920.4, -123456.0]
+    assert [overview._shown(value) for value in given] == ["0", "1.25", "980", "1,000", "3,920", "-123,000"]

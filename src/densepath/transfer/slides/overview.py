@@ -99,4 +99,5 @@ def nice_length(most: float) -> float:
 
 def _shown(value: float) -> str:
     """Three digits, or a whole number: 1.25, 980 and 3,920."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):,.0f}"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:.3g}" if abs(rounded) < 1000 else f"{rounded:,.0f}"
