@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from densepath.annotations.outlines import encode_part
 from densepath.annotations.patients import MANIFEST
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
@@ -67,8 +67,7 @@ def write_coco(
         Numbers of images and instances of each split.
 
     Raises:
-        UserError: ``dest`` is not empty, an image cannot be read, a label map and its image differ in size, or there
-            is no object at all.
+        UserError: ``dest`` is not empty, an image cannot be read, or a label map and its image differ in size.
     """
     dest = require_new_folder(dest, "the data set")
     names = [category] if isinstance(category, str) else list(category)
@@ -98,9 +97,6 @@ def write_coco(
                     rows.append((f"{split}/{file}", split, sample.patient or "", sample.source))
             (folder / "annotations" / f"{split}.json").write_text(json.dumps(truth))
             counts[split] = len(truth["images"]), len(truth["annotations"])
-        if not any(instances for _, instances in counts.values()):
-            total = counted(sum(images for images, _ in counts.values()), "image")
-            raise UserError(f"none of {total} has an object, and {dest} was not written; check the outlines")
         if rows:
             with (folder / MANIFEST).open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
                 csv.writer(lines, lineterminator="\n").writerows([("file", "split", "patient", "source"), *rows])

@@ -153,7 +153,10 @@ def _choose(
     other = sum(counts.values()) - sum(map(len, wanted.values()))
     flat = sum(map(len, wanted.values())) - sum(map(len, chosen.values()))
     if other or flat:
-        say(f"densepath: {source}: {other:,} objects of other types and {flat:,} points or lines are left out")
+        say(
+            f"densepath: {source}: left out: {counted(other, 'object')} of other types and "
+            f"{counted(flat, 'point or line', 'points or lines')}"
+        )
     return chosen
 
 

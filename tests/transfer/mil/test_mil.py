@@ -396,6 +396,6 @@ def test_slides_of_pretraining_are_refused_by_any_file(study: Study) -> None:
             opened["features"] = torch.load(file, weights_only=True).numpy()
             opened.attrs["densepath"] = json.dumps({"pretraining_slides": ["P03_0.svs"] if n == 8 else []})
         file.unlink()
-    with pytest.raises(UserError, match=r"leak: 1 test slides are slides .* pre-trained on: P03_0; pre-train"):
+    with pytest.raises(UserError, match=r"leak: 1 test slide is a slide .* pre-trained on: P03_0; pre-train"):
         run(folder)
     assert not (folder / "run").exists()

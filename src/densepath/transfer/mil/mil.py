@@ -221,7 +221,7 @@ def _run(
     answers: list[Answers] = []
     for number, split in enumerate(splits):
         train, validation, test = (store.take(part.tolist()) for part in split.parts())
-        sizes = f"{len(train)} training, {len(validation)} validation, {len(test)} test bags"
+        sizes = f"{len(train)} training, {len(validation)} validation, {counted(len(test), 'test bag')}"
         say(f"densepath: {name}, fold {number}: {sizes}")
         seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1, np.uint64)[0] >> 1)
         answers.append(answer_fold(study, train, validation, test, out / f"fold_{number}", seed))
