@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.plain import plain
 from densepath.options import EVERYDAY, Option, build, describe_parameters, is_required
 from densepath.parser import Parser
@@ -100,7 +100,7 @@ class Command:
         chosen = [known[name] for name in (*needed, *EVERYDAY) if name in known]
         brief.add_options(chosen, "everyday options")
         of_method = f", also those of the method {method}" if method else ""
-        brief.epilog = f"{len(known) - len(chosen)} more options{of_method}: {self.prog} --help all"
+        brief.epilog = f"{counted(len(known) - len(chosen), 'more option')}{of_method}: {self.prog} --help all"
         return brief.format_help()
 
     def configuration(self, words: Sequence[str]) -> str:

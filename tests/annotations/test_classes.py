@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 import torch
 
-from densepath.annotations.classes import read_classes
+from densepath.annotations.classes import match_columns, read_classes
 from densepath.core.errors import UserError
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import open_images
@@ -153,3 +153,39 @@ def test_classes_that_only_their_spelling_tells_apart_and_empty_fields_are_refus
     with pytest.raises(UserError, match="the folders that differ in capitals"):
         read_classes(ImageFiles(["d/TUM/1.png", "d/tum/2.png", "d/ADI/3.png"]), "folders")
     assert read_classes(ImageFiles(["d/TUM/1.png", "d/NA/2.png"]), "folders").names == ("NA", "TUM")
+
+
+@pytest.mark.parametrize("table", ["{}\\{},{}", "tiles\\{}\\{},{}", "C:\\all\\{}\\{},{}"])
+def test_backslashes_of_windows_separate_folders_where_images_are_found_so(tmp_path, table):
+    names = [f"all/tiles/{folder}/{number}.png" for folder in ("TUM", "ADI") for number in (1, 2)]
+    names = [name.replace("tiles/", "") if "C:" in table else name for name in names]
+    names = [f"/C:/{name}" if "C:" in table else name for name in names]
+    lines = [table.format(*name.split("/")[-2:], "ta"[number // 2]) for number, name in enumerate(names)]
+    assert by(tmp_path, "\n".join(lines), ImageFiles(names)).labels.tolist() == [1, 1, 0, 0]
+    matched = match_columns(ImageFiles(names), str(tmp_path / "labels.csv"), ["label"])
+    assert matched.values == [("t",), ("t",), ("a",), ("a",)] and not matched.lines
+
+
+def test_a_backslash_in_the_name_of_a_file_is_a_part_of_it(tmp_path):
+    files = ImageFiles(["d/x\\1.png", "d/x\\2.png"])
+    assert by(tmp_path, "x\\1.png,a\nx\\2.png,b\n", files).labels.tolist() == [0, 1]
+
+
+def test_a_header_without_a_column_of_files_is_refused_by_every_reader(tmp_path):
+    lines = "".join(f"{name},{label}\n" for name, label in zip(NAMES, "abab", strict=True))
+    for head, column in (("foo,label", None), ("foo,Class", None), ("foo,grade", "grade")):
+        (tmp_path / "labels.csv").write_text(f"{head}\n{lines}")
+        message = f"labels.csv has no column of files; its header names {head.lower().replace(',', ', ')}: call that of"
+        with pytest.raises(UserError, match=message):
+            read_classes(FILES, str(tmp_path / "labels.csv"), column=column)
+        with pytest.raises(UserError, match=message):
+            match_columns(FILES, str(tmp_path / "labels.csv"), [column or "label"])
+    (tmp_path / "labels.csv").write_text(lines)
+    with pytest.raises(UserError, match="has no header; give one that names the columns file and grade"):
+        read_classes(FILES, str(tmp_path / "labels.csv"), column="grade")
+
+
+def test_the_other_of_two_columns_is_the_label_for_every_reader(tmp_path):
+    table = "file,what\n" + "".join(f"{name},{label}\n" for name, label in zip(NAMES, "abab", strict=True))
+    assert by(tmp_path, table).labels.tolist() == [0, 1, 0, 1]
+    assert not match_columns(FILES, str(tmp_path / "labels.csv"), ["label"]).lines

@@ -95,6 +95,9 @@ def test_manifests_of_several_studies_are_found_below_a_folder_or_pattern(tmp_pa
     assert patients_of(tmp_path, names) == expected
     (tmp_path / "manifest.csv").write_text("file,patient\nfirst/tiles/a.png,other\n")
     assert patients_of(tmp_path, names) == expected  # the nearest manifest counts
+    (tmp_path / "manifest.csv").write_text("file,patient\nthird\\tiles\\a.png,third 1\n")
+    windows = patients_of(tmp_path, [*names, str(tmp_path / "third" / "tiles" / "a.png")])
+    assert windows == expected | {str(tmp_path / "third" / "tiles" / "a.png"): "third 1"}
 
 
 def test_an_overlap_between_the_splits_of_a_labelled_set_is_reported(data, tmp_path):

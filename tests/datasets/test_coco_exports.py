@@ -327,3 +327,18 @@ def test_a_table_with_an_empty_name_is_no_bug(tmp_path: Path) -> None:
     (tmp_path / "splits.csv").write_text("file,split\n,train\n" + "".join(f"{n}.png,train\n" for n in range(4)))
     with pytest.raises(UserError, match="has no test image"):
         convert_coco(one_set(tmp_path), tmp_path / "out", splits=tmp_path / "splits.csv")
+
+
+def test_a_data_set_within_its_source_is_refused(tmp_path: Path) -> None:
+    """The next conversion would find each image twice."""
+    source = one_set(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for dest, given in (
+        (source / "out", {}),
+        (tmp_path / "pictures" / "out", {"images": tmp_path / "pictures"}),
+        (source / "out", {"source": next(source.rglob("*.json")), "images": source}),
+    ):
+        with pytest.raises(UserError, match=r"out lies in .*; use another path"):
+            convert_coco(**{"source": source, "dest": dest, "test_share": 0.5, **given})  # type: ignore[arg-type]
+        assert not dest.exists()
+    convert_coco(source, tmp_path / "out", test_share=0.5)

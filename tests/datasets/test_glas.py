@@ -209,6 +209,8 @@ def test_a_missing_annotation_in_the_authors_layout(authors: Path, tmp_path: Pat
 
 def test_a_folder_that_is_not_glas(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither train_1\.bmp with train_1_anno\.bmp"):
+        convert_glas(tmp_path, tmp_path.parent / "out")
+    with pytest.raises(UserError, match=r"out lies in .*; use another path"):
         convert_glas(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="is not a folder"):
         convert_glas(tmp_path / "nowhere", tmp_path / "out")

@@ -537,3 +537,14 @@ def test_masks_of_a_class_are_reported(
             save_png(tmp_path / "source" / folder / str(place), array)
     convert_instances(tmp_path / "source", tmp_path / "dest", test_share=0.5)
     assert ("2 separate regions of the number 255" in capsys.readouterr().err) is says
+
+
+def test_data_sets_within_the_source_or_without_an_object_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "in/images", tmp_path / "in/labels", range(4))
+    with pytest.raises(UserError, match=r"out lies in .*; use another path"):
+        convert_instances(tmp_path / "in", tmp_path / "in/images/out", test_share=0.5)
+    for path in (tmp_path / "in/labels").iterdir():
+        save_png(path, np.zeros(SIZE, np.uint8))
+    with pytest.raises(UserError, match=r"none of 4 images has an object, and .*out was not written"):
+        convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    assert not (tmp_path / "out").exists()

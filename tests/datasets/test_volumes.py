@@ -204,7 +204,7 @@ def test_nnunet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = open_volumes(convert_nnunet(Conversion(source, tmp_path / "S")))
     told = capsys.readouterr().err
     assert splits(store) == {"train": 5, "test": 2} and "p_02: it lacks the channels 0001" in told
-    assert "1 training case has no labels: p_04" in told and "have no volume: p_06" in told
+    assert "1 training case has no labels: p_04" in told and "1 label file has no volume: p_06" in told
     assert store.spec.channels == 2 and store.index["label_names"] == {"0": "background", "1": "PZ"}
     fill(source, {"imagesTr/p_01_0000.nii": nifti(MR)})
     with pytest.raises(UserError, match="more than once"):
@@ -412,7 +412,7 @@ def test_segmentations_and_mixed_modalities_are_warned_of(tmp_path: Path, capsys
     how = FolderConversion(source, tmp_path / "S", window=(-500.0, 500.0), exclude=("*seg*", "*organs", "alone*"))
     convert_folder(how)
     told = capsys.readouterr().err
-    assert "2 volumes have values as CT (ct, p/x), 1 have none below zero, as MR (mr)" in told
+    assert "2 volumes have values as CT (ct, p/x), 1 has none below zero, as MR (mr)" in told
     assert "look like" not in told
     convert_folder(replace(how, window="volume"))
     assert "as CT" not in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_every_kind_of_method_takes_grey_images(tmp_path: Path, xrays: Path, met
         color = tmp_path / "color"
         color.mkdir()
         Image.new("RGB", (64, 64)).save(color / "a.png")
-        with pytest.raises(UserError, match="was trained on images with 1 channels"):
+        with pytest.raises(UserError, match="was trained on images with 1 channel"):
             show_reconstruction(data=str(color), run=run, out=tmp_path / "r2.png", count=1)
 
 
@@ -163,7 +163,7 @@ def test_single_values_are_chosen_by_hand_and_kept_when_a_run_is_resumed(
 
 def test_a_run_is_not_resumed_with_images_of_other_channels(tmp_path: Path, xrays: Path, tiles: Path) -> None:
     run = run_of(xrays, tmp_path / "run")
-    with pytest.raises(UserError, match="the run was trained on images with 1 channels, but these have 3"):
+    with pytest.raises(UserError, match="the run was trained on images with 1 channel, but these have 3"):
         run_of(tiles, run, resume=True)
 
 

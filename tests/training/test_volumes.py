@@ -78,7 +78,7 @@ def test_a_resumed_run_ends_with_the_same_bits(store, tmp_path, method, options)
     ("options", "message"),
     [
         ({"val_share": 0.25}, "--val_share compares losses, and those of semantic_genesis have other terms"),
-        ({"max_steps": 2}, "a run of 1 epochs ends before the restoration, which begins after 1"),
+        ({"max_steps": 2}, "a run of 1 epoch ends before the restoration, which begins after 1"),
     ],
 )
 def test_semantic_genesis_refuses_what_its_parts_do_not_allow(store, tmp_path, options, message):

@@ -258,3 +258,20 @@ def test_masks_of_a_class_as_predictions_are_reported(
     write_maps(tmp_path / "masks", [(labels > 0) * 255 for labels in FOUND])
     score(data=coco, predictions=tmp_path / "masks")
     assert "no label map of" in (said := capsys.readouterr().err) and "separate regions of the number 255" in said
+
+
+def test_a_threshold_below_that_of_the_predictions_is_reported(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "predicted"
+    folder.mkdir()
+    (folder / "predictions.json").write_text(json.dumps(results_of(FOUND)))
+    listed = [{"id": k, "file_name": f"{n}.png", "height": SIZE[0], "width": SIZE[1]} for k, n in enumerate("abc", 1)]
+    (folder / "images.json").write_text(json.dumps({"images": listed}))
+    (folder / "config.yaml").write_text("# densepath 1\nscore: 0.5\n")
+    for path in (folder, folder / "predictions.json"):
+        score(data=coco, predictions=path, score=0.2)
+        assert f"{path} was made with --score 0.5, so it has no object of a lower score" in capsys.readouterr().err
+        score(data=coco, predictions=path, score=0.6)
+        score(data=coco, predictions=path)
+        assert "was made with" not in capsys.readouterr().err

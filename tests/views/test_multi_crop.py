@@ -120,7 +120,7 @@ def test_a_view_can_cover_others_in_a_volume():
 @pytest.mark.parametrize(
     ("views", "spec", "size", "message"),
     [
-        ({"a": Augment().random_view()}, GREY, 32, "1 channels, not 3, cannot have ColorJitter and Grayscale; turn"),
+        ({"a": Augment().random_view()}, GREY, 32, "1 channel, not 3, cannot have ColorJitter and Grayscale; turn"),
         ({"a": RandomView(Crop(quarter_turns=True))}, GREY, (32, 48), "48 x 32 px cannot be rotated by quarter turns"),
         ({"a": RandomView(), "b": Turned("a")}, VOLUME, (8, 32, 48), "cannot be rotated by quarter turns"),
         ({"a": RandomView(Crop(flip=(0.5, 0.5, 0.5)))}, GREY, 32, "2 dimensions cannot be flipped along z"),

@@ -15,7 +15,7 @@ from densepath.analysis.panels import INK, LINES, new_figure, save
 from densepath.annotations.cells.areas import inside_any
 from densepath.annotations.cells.cell_files import cell_path, read_cell_rows, read_cells
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.sources.pixel_source import PixelSource
 
@@ -152,7 +152,7 @@ def draw_shares(table: ShareTable, path: Path) -> Path:
     for axes, each in zip(panels, shown, strict=True):
         axes.stairs(each.histogram(), np.linspace(0, 1, _BINS + 1), fill=True, color=LINES[0], alpha=0.7)
         axes.axvline(each.quantile(0.5), color=INK, lw=1, ls=(0, (3, 2)))
-        crops = f"{len(each.shares):,} crops, {each.one_region:.0%} with one region"
+        crops = f"{counted(len(each.shares), 'crop')}, {each.one_region:.0%} with one region"
         style_curve(
             axes, f"{each.mpp:g} µm/px, median {each.quantile(0.5):.2f}\n{crops}", "share of tokens with a cell"
         )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from densepath.concepts.kmeans import ITERATIONS
 from densepath.core.clustering import spherical_kmeans
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.random import uniform
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSpec
@@ -73,7 +73,8 @@ def find_concepts(
         positions = inner.shape[2] * inner.shape[3]
         if positions < num_concepts:
             raise UserError(
-                f"{num_concepts} concepts cannot be found at {positions} positions of stage f{stage}; use fewer"
+                f"{counted(num_concepts, 'concept')} cannot be found at {counted(positions, 'position')} of stage "
+                f"f{stage}; use fewer"
             )
         draws = uniform(seed, 0, torch.arange((1 + ITERATIONS) * num_concepts), view=0, stream=stage)[:, 0]
         starts = (draws * positions).long().view(1 + ITERATIONS, 1, num_concepts).to(device)

@@ -18,7 +18,7 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
 from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import FromPath, ImageLabels
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.random import check_seed
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
@@ -202,8 +202,8 @@ def show_reconstruction(
     spec = pixels_of(record)
     if (spec.channels, spec.ndim) != (images.spec.channels, images.spec.ndim):
         raise UserError(
-            f"the run in {run} was trained on images with {spec.channels} channels, but those of {data} have "
-            f"{images.spec.channels}; give such images"
+            f"the run in {run} was trained on images with {counted(spec.channels, 'channel')}, but those of {data} "
+            f"have {images.spec.channels}; give such images"
         )
     views, _ = without_color(method.views(config.augment), method.views(), spec)
     made = ViewMaker(views, size, seed, spec)(_draw(images, count, seed))

@@ -22,7 +22,7 @@ from densepath.analysis.source import report_source
 from densepath.annotations.cells.blobs import find_cells
 from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed
 from densepath.core.regions import point_counts
@@ -203,8 +203,8 @@ def _sample(
     least = min(tokens, *map(len, found))
     if least < 3:
         raise UserError(
-            f"{len(found[0])} tokens have cells and {len(found[1])} have none; give more images with --count, or other "
-            "µm per pixel"
+            f"{counted(len(found[0]), 'token has', 'tokens have')} cells and {len(found[1])} none; give more images "
+            "with --count, or other µm per pixel"
         )
     rng = np.random.default_rng(seed)
     drawn = [part.double().numpy()[np.sort(rng.permutation(len(part))[:least])] for part in found]

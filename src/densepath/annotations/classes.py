@@ -54,7 +54,8 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
     A table is a CSV or TSV file with two columns, the file and its label; with a header that names them ``file`` and
     ``label`` it may have more (``file_name``, ``path`` and ``image`` name files, too, and ``class`` or the only column
     that begins with ``label`` names labels). A file is given by its path relative to the folder of the images, by its
-    absolute path (not in a packed store) or the last parts of that, or by its name if no other image has that name.
+    absolute path (not in a packed store) or the last parts of that, or by its name if no other image has that name;
+    backslashes separate folders if more images are found so.
     Lines for other files are ignored. Only checksums of the table are kept, so that millions of lines take little
     memory.
 
@@ -72,7 +73,7 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
     if labels == FOLDERS:
         names, found = _by_folder(images, root)
     else:
-        names, found = _by_table(images, labels, LABEL if column is None else known_columns(labels, [column])[0])
+        names, found = _by_table(images, labels, _label_column(labels, column))
     used, inverse = np.unique(found, return_inverse=True)
     present = [names[number] for number in used]
     if len(present) < 2:
@@ -91,6 +92,11 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order))
     return Classes(tuple(present[number] for number in order), torch.from_numpy(rank[inverse]))
+
+
+def _label_column(path: str, column: str | None) -> str:
+    """The column of the labels, which is looked for unless the table is a pipe, which can be read only once."""
+    return LABEL if column is None and not os.path.isfile(path) else known_columns(path, [column or LABEL])[0]
 
 
 def _by_folder(images: Named, root: str | Path | None) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -137,8 +143,7 @@ def match_columns(images: Named, path: str, columns: Sequence[str]) -> Matched:
     Raises:
         UserError: as there, or a column is missing.
     """
-    table = read_table(path, known_columns(path, columns), empty=True)
-    row = _rows_of(images, path, table)
+    table, row = _matched(images, path, known_columns(path, columns), empty=True)
     unused = np.setdiff1d(np.arange(len(table.keys)), row)
     values = [None if number < 0 else table.names[table.labels[number]] for number in row]
     return Matched(values, sorted(table.lines[unused].tolist()))
@@ -146,14 +151,27 @@ def match_columns(images: Named, path: str, columns: Sequence[str]) -> Matched:
 
 def _by_table(images: Named, path: str, column: str = LABEL) -> tuple[list[str], npt.NDArray[np.int32]]:
     """The labels of a table, and (N,) the index of each image's label."""
-    table = read_table(path, [column])
-    row = _rows_of(images, path, table)
+    table, row = _matched(images, path, [column])
     if (row < 0).any():
         first = images.names(int((row < 0).argmax()))
         raise UserError(
             f"{(row < 0).sum()} of {len(row)} images have no {column} in {path}, the first is {first}; add them"
         )
     return [name for (name,) in table.names], table.labels[row]
+
+
+def _matched(
+    images: Named, path: str, columns: Sequence[str], empty: bool = False
+) -> tuple[Table, npt.NDArray[np.int64]]:
+    """A table, and the row of each image in it. Backslashes separate folders if more images have a row then."""
+    table = read_table(path, columns, empty)
+    row = _rows_of(images, path, table)
+    if table.backslashes and (row < 0).any() and os.path.isfile(path):
+        other = read_table(path, columns, empty, windows=True)
+        rows = _rows_of(images, path, other)
+        if (rows >= 0).sum() > (row >= 0).sum():
+            return other, rows
+    return table, row
 
 
 def _rows_of(images: Named, path: str, table: Table) -> npt.NDArray[np.int64]:

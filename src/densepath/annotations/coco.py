@@ -15,7 +15,7 @@ from densepath.annotations.coco_checks import Orientation, check_coco
 from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.annotations.outlines import paint, union
 from densepath.annotations.patients import patients_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.image_reader import ImageFile
@@ -64,7 +64,8 @@ class CocoImages(Dataset[dict[str, Any]]):
         self.folder, self.annotations = Path(folder), Path(annotations)
         if spec.ndim != 2 or spec.channels not in (1, 3):
             raise UserError(
-                f"outlined images are grey or RGB, but the weights need {spec.channels} channels; use other weights"
+                f"outlined images are grey or RGB, but the weights need {counted(spec.channels, 'channel')}; use "
+                "other weights"
             )
         self.spec = spec
         self._truth = check_coco(self.folder, self.annotations, outlines, orientation)

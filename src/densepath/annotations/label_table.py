@@ -16,8 +16,10 @@ import numpy.typing as npt
 from densepath.core.csv_files import delimiter_of, encoding_of
 from densepath.core.errors import UserError
 from densepath.core.spelling import composed
+from densepath.sources.listing import SUFFIXES
 
 LABEL = "label"
+_LABELS = (LABEL, "labels", "class")  # columns that are labels, whatever the others are called
 # Columns of files, the first that exists
 _FILE = ("file", "file_name", "filename", "path", "image", "name", "image_name", "image_index")
 
@@ -32,6 +34,7 @@ class Table:
         labels: (L,) int32, indices into ``names``.
         lines: (L,) int64, line numbers in the file.
         depths: the numbers of parts of the paths, the largest first.
+        backslashes: whether a path has one.
     """
 
     names: list[tuple[str, ...]]
@@ -39,21 +42,31 @@ class Table:
     labels: npt.NDArray[np.int32]
     lines: npt.NDArray[np.int64]
     depths: list[int]
+    backslashes: bool = False
 
 
 def known_columns(path: str, columns: Sequence[str]) -> list[str]:
     """Columns as a table is read by; "label" may stand for another that names labels.
 
     Raises:
-        UserError: the table has no such column.
+        UserError: the table has no such column, or its header names no column of files.
     """
-    known = table_columns(path)
+    heads = _first_line(path)
+    known = heads if _is_header(heads) else []
+    named = {*_heads(list(columns)), *_LABELS} & {*heads}
+    if named and not known and not heads[0].endswith(SUFFIXES):
+        raise UserError(
+            f"{path} has no column of files; its header names {', '.join(heads)}: call that of the files {_FILE[0]} "
+            f"(or {', '.join(_FILE[1:4])})"
+        )
     for column in columns:
         if column == LABEL and (not known or _place(known, LABEL) is not None):
             continue
         if _heads([column])[0] not in known:
             raise UserError(
-                f"{path} has no column {column}; its header names {', '.join(known) or 'none'}: name one of these"
+                f"{path} has no column {column}; its header names {', '.join(known)}: name one of these"
+                if known
+                else f"{path} has no header; give one that names the columns {_FILE[0]} and {column}"
             )
     return _heads(list(columns))
 
@@ -64,17 +77,33 @@ def table_columns(path: str) -> list[str]:
     Raises:
         UserError: it cannot be read.
     """
+    heads = _first_line(path)
+    return heads if _is_header(heads) else []
+
+
+def _first_line(path: str) -> list[str]:
     try:
         with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
-            heads = _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
-    except (OSError, ValueError, csv.Error) as error:
+            return _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
+    except (OSError, ValueError) as error:  # the latter for a path with a null byte
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
-    return heads if _places(heads, [LABEL]) or any(name in heads for name in _FILE) else []
+    except csv.Error as error:
+        raise UserError(f"{path} is not a table of labels ({error}); give lines of file,label") from error
 
 
-def read_table(path: str, columns: Sequence[str], empty: bool = False) -> Table:
-    """Read a table with some columns, as ``known_columns`` spells them; with ``empty``, texts may be empty.
+def _is_header(heads: list[str]) -> bool:
+    return any(name in heads for name in _FILE)
+
+
+def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: bool = False) -> Table:
+    """Read a table with some columns, as ``known_columns`` spells them.
+
+    Args:
+        path: the file.
+        columns: to be read.
+        empty: whether texts may be empty.
+        windows: whether backslashes separate folders.
 
     Raises:
         UserError: it cannot be read, is not such a table, or contradicts itself.
@@ -82,10 +111,12 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False) -> Table:
     numbers: dict[tuple[str, ...], int] = {}
     keys, labels, lines = array("q"), array("i"), array("q")
     depths: set[int] = set()
+    backslashes = False
     try:
         with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
             for line, name, label in _rows(file, path, columns, empty):
-                parts = parts_of(os.path.normpath(name))
+                backslashes = backslashes or "\\" in name
+                parts = parts_of(os.path.normpath(name.replace("\\", "/") if windows else name))
                 depths.add(len(parts))
                 keys.append(key_of(parts))
                 labels.append(numbers.setdefault(label, len(numbers)))
@@ -105,7 +136,7 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False) -> Table:
         one, other = line_of[int(contrary.argmax()) :][:2]
         raise UserError(f"lines {one} and {other} of {path} give one file two {columns[0]}s; keep one of them")
     kept = np.append(True, ~again)
-    return Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True))
+    return Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True), backslashes)
 
 
 def _rows(file: Any, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:
@@ -151,6 +182,8 @@ def _place(heads: list[str], column: str) -> int | None:
     if column == LABEL and not named:
         named = [place for place, head in enumerate(heads) if head == "class"]
         named = named or [place for place, head in enumerate(heads) if head.startswith(LABEL)]
+        if not named and len(heads) == 2:
+            named = [place for place, head in enumerate(heads) if head not in _FILE]
     return named[0] if len(named) == 1 else None
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import scipy  # its parts are imported when they are used
 from PIL import Image
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_size, without_notes
 from densepath.sources.tiff import TIFF_STARTS, read_stored, refuse_bomb, stored_orientation, stored_shape
@@ -44,7 +44,10 @@ def label_size(path: Path) -> tuple[int, int]:
     else:
         return read_size(path)
     if len(shape) != 2:
-        raise UserError(f"{path} holds an array of {len(shape)} axes, not a label map; give arrays of height x width")
+        raise UserError(
+            f"{path} holds an array of {counted(len(shape), 'axis', 'axes')}, not a label map; give arrays of height "
+            "x width"
+        )
     refuse_bomb(path, shape[1], shape[0])
     return shape[0], shape[1]
 

@@ -167,6 +167,7 @@ def _read(path: Path) -> dict[str, str]:
             if file is None or patient is None:
                 return {}
             pairs = [(row[file].strip(), row[patient].strip()) for row in table if row[file] and row[patient]]
+            pairs = [(name.replace("\\", "/"), owner) for name, owner in pairs if "\\" in name] + pairs
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); fix it or delete it") from None
     return {os.path.splitext(name)[0]: patient for name, patient in pairs} | dict(pairs)

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from densepath.benchmark.results import Results, column_name
+from densepath.core.errors import counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _shown(estimate: Estimate) -> str:
     if estimate.half_width is None:
         return f"{estimate.mean:+.1f} (one seed)"
     low, high = estimate.mean - estimate.half_width, estimate.mean + estimate.half_width
-    return f"{estimate.mean:+.1f} (95% interval {low:+.1f} to {high:+.1f}, {estimate.n} seeds)"
+    return f"{estimate.mean:+.1f} (95% interval {low:+.1f} to {high:+.1f}, {counted(estimate.n, 'seed')})"
 
 
 def _agreements(results: Results) -> Iterator[str]:

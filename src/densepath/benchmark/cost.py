@@ -12,6 +12,7 @@ from densepath.benchmark.config import TableConfig
 from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.steps import STEPS
+from densepath.core.errors import counted
 
 _START_UP = 10.0  # seconds, assumed: imports and set-up before the first step
 
@@ -85,5 +86,5 @@ def describe(costs: Sequence[Cost], table: TableConfig, devices: int) -> list[st
             "own rates"
         )
     if unknown := sum(cost.unknown for cost in costs):
-        lines.append(f"no estimate for {unknown} runs: the table has no rate for them")
+        lines.append(f"no estimate for {counted(unknown, 'run')}: the table has no rate for them")
     return lines

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from densepath.benchmark.identity import hardware_name
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.system import cores
 
 _MAX_WORKERS = 16
@@ -58,7 +58,7 @@ def parse_devices(devices: int | str) -> list[Device]:
         raise UserError(f"devices is {devices!r}; give auto, a number, cuda:0,1, cpu or cpu:2")
     chosen = list(dict.fromkeys(int(number) for number in text.removeprefix("cuda:").split(",")))
     if max(chosen) >= gpus:
-        raise UserError(f"devices is {devices!r}, but this machine has {gpus} GPUs; name other ones")
+        raise UserError(f"devices is {devices!r}, but this machine has {counted(gpus, 'GPU')}; name other ones")
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     workers = max(1, min(cores() // len(chosen) - 1, _MAX_WORKERS)) if len(chosen) > 1 else None
     return [

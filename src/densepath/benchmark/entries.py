@@ -9,7 +9,7 @@ from typing import Any
 from densepath.benchmark.checks import checked_seeds, is_number, listed, mapping, positive
 from densepath.benchmark.steps import STEPS, TASKS
 from densepath.benchmark.steps.pretraining import pretraining_options
-from densepath.core.errors import UserError, suggest
+from densepath.core.errors import UserError, counted, suggest
 from densepath.training.recipes import load_recipe
 from densepath.training.resolve import merged
 from densepath.transfer.detection.detectors import BOXES_ONLY, DETECTORS
@@ -181,7 +181,9 @@ def _check_numbers(name: str, paper: Any, tasks: Sequence[Task]) -> None:
     metrics = {task.name: task.metrics for task in tasks}
     for measured, numbers in mapping(paper, tuple(metrics), f"the paper's numbers of {name!r}").items():
         if len(listed(numbers, f"numbers of {name!r}")) != len(metrics[measured]):
-            raise UserError(f"{name!r} has {len(numbers)} paper numbers for {measured}; give {len(metrics[measured])}")
+            raise UserError(
+                f"{name!r} has {counted(len(numbers), 'paper number')} for {measured}; give {len(metrics[measured])}"
+            )
         if not all(number is None or is_number(number) for number in numbers):
             raise UserError(
                 f"the paper's numbers of {name!r} for {measured} are {numbers}; give numbers, or null for a missing one"

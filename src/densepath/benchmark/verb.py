@@ -25,7 +25,7 @@ from densepath.benchmark.runner import Runner
 from densepath.benchmark.steps import STEPS
 from densepath.benchmark.sweeps import draw_sweeps
 from densepath.benchmark.tables import to_csv, to_markdown, to_record
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.streams import open_console
 from densepath.sources.run_folders import refuse_among_images
@@ -131,7 +131,7 @@ def benchmark_table(
     notes += [f"Left out: {line}." for line in grid.skipped]
 
     console = open_console(sys.stderr, highlight=False, soft_wrap=True)
-    console.print(f"{table.title}: {len(table.seeds)} seeds", markup=False)
+    console.print(f"{table.title}: {counted(len(table.seeds), 'seed')}", markup=False)
     for line in [*notes, *describe(estimate(list(grid.runs.values()), root), table, len(available))]:
         console.print(line, markup=False)
     if dry_run:

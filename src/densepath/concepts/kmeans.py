@@ -9,7 +9,7 @@ import torch
 
 from densepath.concepts.source import Concepts
 from densepath.core.clustering import spherical_kmeans
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch
 
@@ -43,8 +43,8 @@ class KMeansConcepts:
     def _check_positions(self, positions: int) -> None:
         if positions < self.num_concepts:
             raise UserError(
-                f"{self.num_concepts} concepts cannot be found at the {positions} positions of stage f{self.stage}; "
-                "use fewer concepts, an earlier stage or larger views"
+                f"{counted(self.num_concepts, 'concept')} cannot be found at the {counted(positions, 'position')} of "
+                f"stage f{self.stage}; use fewer concepts, an earlier stage or larger views"
             )
 
     @torch.no_grad()

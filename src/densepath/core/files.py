@@ -224,15 +224,24 @@ def _is_abandoned(part: Path, process: int, machine: str | None) -> bool:
     return False
 
 
-def require_new_folder(path: str | Path, what: str, but: Collection[str] = ()) -> Path:
+def require_new_folder(
+    path: str | Path, what: str, but: Collection[str] = (), sources: Collection[str | Path | None] = ()
+) -> Path:
     """Check that ``path`` can become a new folder for ``what``; remove what a killed writer has left.
 
-    It may contain entries named in ``but``.
+    It may contain entries named in ``but``, and may not lie in one of the ``sources`` (folders, or files for their
+    folders): their next reader would find the copies of their own images.
 
     Raises:
-        UserError: it is a folder that is not empty, or not a folder.
+        UserError: it is a folder that is not empty, or not a folder, or lies in one of the sources.
     """
     path = Path(path)
+    for source in map(Path, filter(None, sources)):
+        folder = source.parent if source.is_file() else source
+        if folder.is_dir() and path.resolve() != folder.resolve() and path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{path} lies in {folder}, where {what} would be read as images next time; use another path"
+            )
     remove_abandoned(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is not a folder; use another path for {what}")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.core.distributed import gather
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 
 
 class Queue(nn.Module):
@@ -46,8 +46,8 @@ class Queue(nn.Module):
         """Check that the rows of a step fit. Raises UserError."""
         if self.size < rows:
             raise UserError(
-                f"a queue of {self.size} keys is smaller than the {rows} of a batch; use --method.queue_size {rows} "
-                "or more"
+                f"a queue of {counted(self.size, 'key')} is smaller than the {rows} of a batch; use "
+                f"--method.queue_size {rows} or more"
             )
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class Queue(nn.Module):
         rows = gather(rows)
         if len(rows) > self.size:
             raise UserError(
-                f"the queue holds {self.size} keys but one batch adds up to {len(rows)}; "
+                f"the queue holds {counted(self.size, 'key')} but one batch adds up to {len(rows)}; "
                 "make the queue larger or the batch smaller"
             )
         self._pending.append((rows, None if mask is None else gather(mask)))

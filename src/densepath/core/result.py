@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,7 +76,7 @@ class Result(Mapping[str, Any]):
         lines = [f"{self.out}"] if self.out is not None else []
         lines += [f"  {name}: {_shown(value)}" for name, value in self.scores.items()]
         lines += [f"  {name}: {path}" for name, path in list(self.files.items())[:_SHOWN]]
-        lines += [f"  and {len(self.files) - _SHOWN} more files"] if len(self.files) > _SHOWN else []
+        lines += [f"  and {counted(len(self.files) - _SHOWN, 'more file')}"] if len(self.files) > _SHOWN else []
         return "\n".join([*lines, *(f"  next: {command}" for command in self.next)])
 
 

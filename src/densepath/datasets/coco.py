@@ -13,7 +13,7 @@ from faster_coco_eval import mask as rle
 from densepath.annotations.coco_checks import Orientation, check_instances
 from densepath.annotations.coco_file import check_keys, holds_instances
 from densepath.annotations.coco_writing import Objects
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.json_files import load_json
 from densepath.core.streams import say
@@ -78,7 +78,7 @@ def convert_coco(
         UserError: there is no COCO JSON, images are missing or differ from it, more than 1% of the objects cannot be
             used, an option does not fit, or ``dest`` is not empty.
     """
-    dest, source = require_new_folder(dest, "the data set"), Path(source)
+    dest, source = require_new_folder(dest, "the data set", sources=(source, images)), Path(source)
     renaming = Renaming(categories)
     files = {p: (content, split_named(p.stem) or split_named(p.parent.name)) for p, content in _find_files(source)}
     index = FileIndex(map(Path, walk(image_folder(source, images), SUFFIXES, runs=False)))
@@ -100,7 +100,7 @@ def convert_coco(
     twice = [str(file) for file, times in listed.items() if times > 1]
     refuse(twice, f"images that {source} lists more than once", "list each image once, in one JSON file")
     if (others := index.count - len(listed)) and not exclude:
-        say(f"densepath: {source}: {others:,} image files that no JSON file lists are left out")
+        say(f"densepath: {source}: {counted(others, 'image file')} left out that no JSON file lists")
     if not samples:
         raise UserError(
             f"--exclude leaves out all images of {source}; narrow it" if exclude else f"{source} lists no image"

@@ -45,7 +45,7 @@ def convert_crag(
     Source: Graham et al., "MILD-Net: minimal information loss dilated network for gland instance segmentation in colon
     histology images", 2019.
     """
-    dest, source = require_new_folder(dest, "the data set"), Path(source)
+    dest, source = require_new_folder(dest, "the data set", sources=(source,)), Path(source)
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; give the one that holds CRAG")
     for root in (source, *sorted(path for path in source.iterdir() if path.is_dir())):

@@ -46,7 +46,7 @@ def convert_glas(
 
     Source: Sirinukunwattana et al., "Gland segmentation in colon histology images: the GlaS challenge contest", 2017.
     """
-    dest = require_new_folder(dest, "the data set")
+    dest = require_new_folder(dest, "the data set", sources=(source,))
     images, masks, suffix = _find(Path(source))
     strange = [path.name for path in images if not path.name.lower().startswith(_SPLITS)]
     refuse(strange, "images that belong to no split", "name them train_1, testA_1, testB_1 and so on")

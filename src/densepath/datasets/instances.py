@@ -66,7 +66,7 @@ def convert_instances(
     Raises:
         UserError: images and label maps do not match in name or size, a split would be empty, or ``dest`` is not empty.
     """
-    dest, source = require_new_folder(dest, "the data set"), Path(source)
+    dest, source = require_new_folder(dest, "the data set", sources=(source,)), Path(source)
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; give the one that holds images and label maps")
 

@@ -79,7 +79,7 @@ def write_list(dest: Path, images: Sequence[Labelled], published: Published, lis
         classes = {name: sum(image.values[name] == "1" for image in own) for name in labels}
         classes = classes or Counter(image.label for image in own)
         counts = ", ".join(f"{count} {name}" for name, count in sorted(classes.items()))
-        of = f" of {len({image.patient for image in own})} patients" if named else ""
+        of = f" of {counted(len({image.patient for image in own}), 'patient')}" if named else ""
         write_line(f"{split}: {counted(found[split], 'image')}{of}, {counts}", sys.stdout)
     published.report(found)
     return dest / LIST

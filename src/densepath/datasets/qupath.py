@@ -82,7 +82,7 @@ def convert_qupath(
         UserError: there is no GeoJSON, its image is missing or not clear, more than 1% of the objects cannot be used,
             an option does not fit, or ``dest`` is not empty.
     """
-    dest, source = require_new_folder(dest, "the data set"), Path(source)
+    dest, source = require_new_folder(dest, "the data set", sources=(source, images)), Path(source)
     renaming = Renaming(categories)
     folder = image_folder(source, images)
     image_of = _match(_find_files(source), source, folder, exclude)
@@ -153,7 +153,10 @@ def _choose(
     other = sum(counts.values()) - sum(map(len, wanted.values()))
     flat = sum(map(len, wanted.values())) - sum(map(len, chosen.values()))
     if other or flat:
-        say(f"densepath: {source}: {other:,} objects of other types and {flat:,} points or lines are left out")
+        say(
+            f"densepath: {source}: left out: {counted(other, 'object')} of other types and "
+            f"{counted(flat, 'point or line', 'points or lines')}"
+        )
     return chosen
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.sources.packing import SUFFIX, write_store
 from densepath.sources.pixel_source import PixelSpec
@@ -70,7 +70,10 @@ def write_regions(source: str | Path, dest: str | Path, *, grid: int = 16, least
 
     dest.parent.mkdir(parents=True, exist_ok=True)
     store = write_store(dest, images(), names, spec)
-    say(f"densepath: {count} regions of {grid} x {grid} tiles of {len(files)} slides, {channels} numbers for each tile")
+    say(
+        f"densepath: {counted(count, 'region')} of {grid} x {grid} tiles of {counted(len(files), 'slide')}, "
+        f"{counted(channels, 'number')} for each tile"
+    )
     return store
 
 

@@ -16,7 +16,7 @@ from densepath.concepts.cells import CellConcepts
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.source import Concepts
 from densepath.core.affine import label_shares, warp_labels
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.labels import main_labels, number_together
 from densepath.core.losses import info_nce, masked_mean
 from densepath.core.queue import Queue
@@ -144,8 +144,8 @@ class ConCL(MoCoV2):
         most = min(most, self.keys_per_image or most)
         if self.concept_queue.size < batch_size * most:
             raise UserError(
-                f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "
-                f"({most} on each of {batch_size} images) that one "
+                f"a concept queue of {counted(self.concept_queue.size, 'key')} is smaller than the "
+                f"{batch_size * most} concepts ({most} on each of {counted(batch_size, 'image')}) that one "
                 "batch may add; make the queue larger or the batch smaller"
             )
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.core.distributed import Shuffle
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
@@ -109,7 +109,8 @@ class MoCoV2(Method):
         super().check(sizes, batch_size, processes)
         if self.queue.size < batch_size:
             raise UserError(
-                f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images; use more"
+                f"a queue of {counted(self.queue.size, 'key')} is smaller than a batch of "
+                f"{counted(batch_size, 'image')}; use more"
             )
 
     def chance(self) -> Mapping[str, float]:

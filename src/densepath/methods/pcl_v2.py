@@ -13,7 +13,7 @@ from torch import Tensor
 
 from densepath.core.clustering import kmeans
 from densepath.core.distributed import broadcast, gather, rank, world_size
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.random import shuffled
 from densepath.core.regions import global_pool
@@ -97,12 +97,14 @@ class PCLV2(MoCoV2):
         self.num_clusters = self.num_clusters or tuple(count // share for share in IMAGES_PER_CLUSTER)
         counts = ", ".join(map(str, self.num_clusters))
         if max(self.num_clusters) > count // 2:
-            raise UserError(f"{counts} clusters are too many for {count} images; give --method.num_clusters up to half")
+            raise UserError(
+                f"{counts} clusters are too many for {counted(count, 'image')}; give --method.num_clusters up to half"
+            )
         self._require_room(self.batch_size)
         self.prototypes = self.prototypes.new_zeros(sum(self.num_clusters), self.prototypes.shape[1])
         self.concentrations = self.concentrations.new_ones(sum(self.num_clusters))
         self.assignments = self.assignments.new_zeros(count, len(self.num_clusters))
-        return f"{counts} clusters of {count} images, computed again in each epoch after the warm-up"
+        return f"{counts} clusters of {counted(count, 'image')}, computed again in each epoch after the warm-up"
 
     def wants_features(self, batch: Batch) -> bool:
         return batch.progress >= self.warmup and int(batch.epoch) != self.clustered_in

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.core.distributed import broadcast
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision, masked_mean
 from densepath.core.random import shuffled
 from densepath.core.regions import global_pool
@@ -103,12 +103,14 @@ class SemanticGenesis(ModelGenesis):
         most = max(self.num_classes, self.neighbors)
         if len(images) < most:
             raise UserError(
-                f"{len(images)} images are fewer than the {self.num_classes} classes or their {self.neighbors} images; "
+                f"{counted(len(images), 'image is', 'images are')} fewer than the "
+                f"{counted(self.num_classes, 'class', 'classes')} or their {counted(self.neighbors, 'image')}; "
                 "give a smaller --method.num_classes or --method.neighbors"
             )
         self.members = self.members.new_zeros(self.num_classes, len(images))
-        return f"{self.num_classes} classes of {self.neighbors} of {len(images)} images are found after epoch " + str(
-            self.discovery_epochs
+        return (
+            f"{counted(self.num_classes, 'class', 'classes')} of {self.neighbors} of {counted(len(images), 'image')} "
+            "are found after epoch " + str(self.discovery_epochs)
         )
 
     def wants_features(self, batch: Batch) -> bool:
@@ -177,8 +179,8 @@ class SemanticGenesis(ModelGenesis):
         least = self.discovery_epochs + self.classification_epochs
         if epochs <= least:
             raise UserError(
-                f"a run of {epochs:.3g} epochs ends before the restoration, which begins after {least}; give more, or "
-                "smaller --method.discovery_epochs and --method.classification_epochs"
+                f"a run of {epochs:.3g} epoch{'' if epochs == 1 else 's'} ends before the restoration, which begins "
+                f"after {least}; give more, or smaller --method.discovery_epochs and --method.classification_epochs"
             )
 
     def chance(self) -> Mapping[str, float]:

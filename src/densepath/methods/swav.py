@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from densepath.core.distillation import deviation
 from densepath.core.distributed import rank, world_size
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision
 from densepath.core.queue import Queue
 from densepath.core.regions import global_pool
@@ -147,8 +147,8 @@ class SwAV(Method):
         super().check(sizes, batch_size, processes)
         if 0 < self.queue_size < batch_size:
             raise UserError(
-                f"a queue of {self.queue_size} vectors is smaller than a batch of {batch_size} images; use "
-                f"--method.queue_size {batch_size} or more, or 0 for no queue"
+                f"a queue of {counted(self.queue_size, 'vector')} is smaller than a batch of "
+                f"{counted(batch_size, 'image')}; use --method.queue_size {batch_size} or more, or 0 for no queue"
             )
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from densepath.core.codebook import CREDIT
 from densepath.core.distributed import world_size
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision
 from densepath.core.masking import square_grid
 from densepath.methods.base import Losses
@@ -126,6 +126,6 @@ class VQKD(FrozenTarget[Teacher]):
         patches = batch_size * square_grid(sizes["image"], backbone.patch_size) ** 2
         if patches < self.tokenizer.width:
             raise UserError(
-                f"a batch of {batch_size} images has {patches} patches, too few to initialize {self.tokenizer.width} "
-                "codes; use fewer codes by --method.num_codes, or larger batches"
+                f"a batch of {counted(batch_size, 'image')} has {counted(patches, 'patch', 'patches')}, too few to "
+                f"initialize {self.tokenizer.width} codes; use fewer codes by --method.num_codes, or larger batches"
             )

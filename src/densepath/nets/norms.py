@@ -18,7 +18,7 @@ from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.core.distributed import total, world_size
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision
 from densepath.nets.running_statistics import running_statistics
 
@@ -59,7 +59,9 @@ class _Ghost(_BatchNorm):
     def count_groups(self, x: Tensor) -> int:
         """The number of groups of a batch in training."""
         if len(x) % self.group:
-            raise UserError(f"a batch of {len(x)} images cannot be divided into batch-norm groups of {self.group}")
+            raise UserError(
+                f"a batch of {counted(len(x), 'image')} cannot be divided into batch-norm groups of {self.group}"
+            )
         return len(x) // self.group
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.names import create_network
@@ -81,7 +81,7 @@ class Teacher(nn.Module):
             UserError: the images are neither grey nor RGB.
         """
         if spec.ndim != 2 or spec.channels not in (1, 3):
-            raise UserError(f"the teacher {self.name} sees grey or RGB images, not {spec.channels} channels")
+            raise UserError(f"the teacher {self.name} sees grey or RGB images, not {counted(spec.channels, 'channel')}")
         self.scale, self.shift = (value.to(self.scale) for value in self._conversion_from(spec))
 
     def _conversion_from(self, spec: PixelSpec) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.errors import counted
 from densepath.report.blocks import Chart
 from densepath.report.values import plotly_text
 from densepath.transfer.probe.curves import Ranked, calibration, precision_recall, roc
@@ -34,7 +35,7 @@ def answer_charts(ranked: Sequence[Ranked]) -> list[Chart]:
             predicted, share, counts = calibration(each)
             line = _line(name, predicted, share, number) | {"mode": "lines+markers"}
             line["marker"] = {"size": (6 + 20 * np.sqrt(counts / counts.sum())).round(1).tolist()}
-            line["text"] = [f"{count:,} images" for count in counts.tolist()]
+            line["text"] = [counted(count, "image") for count in counts.tolist()]
             calibration_lines.append(line)
     some = f", the first {_MOST} of {len(ranked)} classes" if len(ranked) > _MOST else ""
     diagonal = {**_line("", np.array([0.0, 1.0]), np.array([0.0, 1.0]), -1), "hoverinfo": "skip", "showlegend": False}

@@ -12,7 +12,7 @@ from faster_coco_eval import mask as rle
 from skimage.measure import approximate_polygon
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.polygons import polygons_of
 from densepath.core.spacing import evenly_spaced
 from densepath.report.blocks import Block, Chart, Detections, Facts, Note, Outlined, Picture, Section
@@ -142,7 +142,7 @@ def _outlined(images: CocoImages, position: int, matched: Matched) -> Outlined:
     ]
     name, there = str(sample["name"]), max(len(matched.truth), len(matched.found))
     if there > _MOST_OBJECTS:
-        counts = f"{len(matched.truth):,} true objects and {len(matched.found):,} detections"
+        counts = f"{counted(len(matched.truth), 'true object')} and {counted(len(matched.found), 'detection')}"
         name += f" ({counts}, of which the first {_MOST_OBJECTS} are drawn)"
     return Outlined(Picture(encode_pixels(pixels, _SIDE), name), (width, height), truth, found)
 

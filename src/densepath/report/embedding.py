@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from densepath.core.errors import counted
 from densepath.report.blocks import Embedding
 from densepath.report.embedded import encode_pixels
 from densepath.report.paths import own_file
@@ -47,7 +48,7 @@ def _read(path: Path, changed: int) -> Embedding:
     thumbnails = [encode_pixels(tile, _SIDE) for tile in np.split(sheet, len(sheet) // side)]
     if not len(features) == len(names) == len(thumbnails):
         raise ValueError("features, names and thumbnails differ in number")
-    title = f"{len(names)} images by the similarity of their features (t-SNE); point at one to see it"
+    title = f"{counted(len(names), 'image')} by the similarity of their features (t-SNE); point at one to see it"
     return Embedding(title, [(round(x, 3), round(y, 3)) for x, y in _plane(features).tolist()], names, thumbnails)
 
 

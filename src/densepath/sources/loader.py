@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.random import permute, permute_blocks
 from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
@@ -143,8 +143,8 @@ class ImageBatches:
         if self.steps_per_epoch == 0:
             processes = f" in each of {world_size} processes" if world_size > 1 else ""
             raise UserError(
-                f"a batch of {batch_size} images{processes} needs more than the {len(images)} images of the source; "
-                "use a smaller batch_size or more images"
+                f"a batch of {counted(batch_size, 'image')}{processes} needs more than the "
+                f"{counted(len(images), 'image')} of the source; use a smaller batch_size or more images"
             )
         self.total_steps = max_steps if max_steps is not None else math.ceil((epochs or 0) * self.steps_per_epoch)
         self._corrupt = CorruptLog(len(images), images.corrupt, ndim=images.spec.ndim)

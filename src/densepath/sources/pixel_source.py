@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 
 # ImageNet's statistics, with which most published weights for color images were trained.
 _RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,7 +56,7 @@ class PixelSpec:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels or not all(math.isfinite(value) for value in values):
-                raise UserError(f"{name} needs {self.channels} numbers, one per channel, not {list(values)}")
+                raise UserError(f"{name} needs {counted(self.channels, 'number')}, one per channel, not {list(values)}")
         if not all(value > 0 for value in self.std):
             raise UserError(f"std must be positive, not {list(self.std)}")
 

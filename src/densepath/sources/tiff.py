@@ -13,7 +13,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.sources.corrupt import CorruptImage
 
 MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, above which Pillow warns of decompression bombs
@@ -141,7 +141,9 @@ def _checked(path: str | Path, tiff: tifffile.TiffFile) -> Any:
     """The first page of a file, if it may be read as an image."""
     page = _bounded(path, tiff)
     if page.dtype not in (np.uint8, np.uint16) or page.samplesperpixel > 4:
-        raise CorruptImage(str(path), f"{page.samplesperpixel} channels of {page.dtype} are not 8- or 16-bit RGB")
+        raise CorruptImage(
+            str(path), f"{counted(page.samplesperpixel, 'channel')} of {page.dtype}, not 8- or 16-bit RGB"
+        )
     refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
     return page
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.methods.base import Method
 from densepath.nets.norms import set_batch_norm
 
@@ -56,8 +56,8 @@ def share_statistics(
     local = batch_size // processes
     if group and local % group:
         raise UserError(
-            f"batch-norm groups of {group} images do not divide the {local} that a process holds in a batch; "
-            "set --batch_norm_group to a divisor of that (or 0: all of them), or change batch_size, accumulate "
+            f"batch-norm groups of {counted(group, 'image')} do not divide the {local} that a process holds in a "
+            "batch; set --batch_norm_group to a divisor of that (or 0: all of them), or change batch_size, accumulate "
             "or the number of processes"
         )
     together = (batch_size if over == "synchronized" else group or local) * method.views_together

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write, refuse_replacing
 from densepath.core.streams import say
 from densepath.nets.backbones import build_backbone
@@ -92,7 +92,7 @@ def _export_tensors(source: str | Path, out: Path, prefix: str, card: Mapping[st
     dimensions = {value.ndim for value in plain.values()}
     volumes = " of a network for volumes" if 5 in dimensions else ""
     under = f" under {shared}" if shared else ""
-    say(f"densepath: {len(plain)} tensors{volumes} from {source}{under}: {first_few(list(plain))}")
+    say(f"densepath: {counted(len(plain), 'tensor')}{volumes} from {source}{under}: {first_few(list(plain))}")
     return out
 
 

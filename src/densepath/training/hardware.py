@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.core.system import cores, first_on_node, slurm_tasks
 from densepath.training.threads import use_idle_cores
@@ -104,7 +104,8 @@ def choose_hardware(
     if started:
         if count not in (1, started):
             raise UserError(
-                f"the launcher started {started} processes on this machine but devices is {count}; leave devices out"
+                f"the launcher started {counted(started, 'process', 'processes')} on this machine but devices is "
+                f"{count}; leave devices out"
             )
         count = started
     _check_gpus(kind, count)
@@ -151,8 +152,8 @@ def divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
     parts = processes * accumulate
     if accumulate < 1 or batch_size < 1 or batch_size % parts:
         raise UserError(
-            f"batch_size {batch_size} cannot be divided among {processes} processes with accumulate {accumulate}; "
-            f"make it a multiple of {max(parts, 1)}"
+            f"batch_size {batch_size} cannot be divided among {counted(processes, 'process', 'processes')} with "
+            f"accumulate {accumulate}; make it a multiple of {max(parts, 1)}"
         )
     return batch_size // parts
 
@@ -188,7 +189,9 @@ def _parse_devices(devices: int | str) -> tuple[Literal["cuda", "cpu"], int]:
 
 def _check_gpus(kind: str, count: int) -> None:
     if kind == "cuda" and count > torch.cuda.device_count():
-        raise UserError(f"devices is {count}, but this machine has {torch.cuda.device_count()} GPUs; ask for fewer")
+        raise UserError(
+            f"devices is {count}, but this machine has {counted(torch.cuda.device_count(), 'GPU')}; ask for fewer"
+        )
 
 
 def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
@@ -206,7 +209,8 @@ def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
             nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1")))
             if world % nodes:
                 raise UserError(
-                    f"srun started {world} processes on {nodes} machines; give each the same number (--ntasks-per-node)"
+                    f"srun started {counted(world, 'process', 'processes')} on {counted(nodes, 'machine')}; give "
+                    "each the same number (--ntasks-per-node)"
                 )
             return Slurm(), nodes, world // nodes
         _explain_slurm(os.environ["SLURM_NTASKS"])

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.waiting import listening
 from densepath.nets.preserve_mode import preserve_mode
 from densepath.runs.lost_peers import reporting_lost_peers
@@ -88,7 +88,8 @@ def train(
     total, first = batches.total_steps // accumulate, hardware.rank == 0
     if total < 1:
         raise UserError(
-            f"the run has {batches.total_steps} batches, fewer than the {accumulate} of one step; make it longer"
+            f"the run has {counted(batches.total_steps, 'batch', 'batches')}, fewer than the {accumulate} of one "
+            "step; make it longer"
         )
     saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume, free=free)
     if task.finished():

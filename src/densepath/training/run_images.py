@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from densepath.annotations.fraction import choose_fraction
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import require_new_folder
 from densepath.nets.weights.trained_on import slides_of_run, slides_of_weights, write_slides
 from densepath.runs.folder import TILES, read_config, refuse_other_run
@@ -84,8 +84,8 @@ def choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: Pr
         )
     if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
         raise UserError(
-            f"the run was trained on images with {recorded.channels} channels, but these have {images.spec.channels}; "
-            "resume it with the same images, or name another folder"
+            f"the run was trained on images with {counted(recorded.channels, 'channel')}, but these have "
+            f"{images.spec.channels}; resume it with the same images, or name another folder"
         )
     return recorded
 

@@ -25,7 +25,14 @@ from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.evaluation import describe
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS, ImageScores, compare, over_images
-from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS, LabelledImages, read_predictions, read_truth
+from densepath.transfer.detection.score_inputs import (
+    IMAGES,
+    PREDICTIONS,
+    LabelledImages,
+    least_score,
+    read_predictions,
+    read_truth,
+)
 from densepath.transfer.predict_records import TABLE
 from densepath.transfer.segment.score_masks import is_semantic, score_masks
 from densepath.transfer.slides.slide_list import refuse_options
@@ -93,6 +100,8 @@ def score(
         return Result(files.get("scores"), values, files)
     truth = read_truth(data, split, orientation)
     found = read_predictions(predictions, truth, score)
+    if score is not None and (least := least_score(predictions)) is not None and score < least:
+        say(f"densepath: warning: {predictions} was made with --score {least:g}, so it has no object of a lower score")
     places = matching(truth, found)
     images: list[ImageScores] = []
     masks = ClassMasks(), ClassMasks()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.sources.conversion import as_pixels
 from densepath.sources.decode import read_image
 from densepath.sources.pixel_source import PixelSpec
@@ -37,6 +37,6 @@ def stored_pixels(image: str | Path | npt.NDArray[Any], spec: PixelSpec, max_sid
     if pixels.ndim != spec.ndim + 1 or pixels.shape[-1] != spec.channels:
         raise UserError(
             f"an image of the shape {pixels.shape} does not fit a {what} of images with {spec.ndim} dimensions "
-            f"and {spec.channels} channels"
+            f"and {counted(spec.channels, 'channel')}"
         )
     return pixels

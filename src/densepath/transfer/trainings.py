@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.nets.weights.pixels import pixels_of_weights
@@ -100,8 +100,8 @@ def pixels_of_run(weights: str | Path, images: PixelSource, recorded: Mapping[st
         spec = images.spec
     if not isinstance(images, ImageFiles) and images.spec.channels != spec.channels:  # only files are converted
         raise UserError(
-            f"the images have {images.spec.channels} channels and the weights take {spec.channels}; give image files "
-            "instead of a packed store, or other weights"
+            f"the images have {counted(images.spec.channels, 'channel')} and the weights take {spec.channels}; give "
+            "image files instead of a packed store, or other weights"
         )
     bits = {torch.uint8: 8, torch.uint16: 16}.get(images.dtype)
     if bits not in (None, 8 if spec.image_dtype is np.uint8 else 16):

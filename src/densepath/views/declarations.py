@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.appearance import Appearance
 from densepath.views.crops import Crop, Pattern, SecondWindow, Window, WindowPair, check_flips, check_square, pose_of
@@ -43,7 +43,8 @@ class RandomView:
             remedies = " ".join(each.remedy for each in wrong)
             channels = wrong[0].channels
             raise UserError(
-                f"images with {spec.channels} channels, not {channels}, cannot have {names}; turn it off ({remedies})"
+                f"images with {counted(spec.channels, 'channel')}, not {channels}, cannot have {names}; turn it off "
+                f"({remedies})"
             )
 
 
@@ -134,7 +135,9 @@ def view_sizes(views: Mapping[str, Declaration], size: int | Sequence[int], ndim
     """
     along = (size,) * ndim if isinstance(size, int) else tuple(size)
     if len(along) != ndim:
-        raise UserError(f"view_size {list(along)} has {len(along)} sides, and the images have {ndim} dimensions")
+        raise UserError(
+            f"view_size {list(along)} has {counted(len(along), 'side')}, and the images have {ndim} dimensions"
+        )
     sizes: dict[str, tuple[int, ...]] = {}
     for name, view in views.items():
         if isinstance(view, RandomView):

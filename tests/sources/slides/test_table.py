@@ -53,7 +53,7 @@ EXPECTED = {
     "no mpp.tiff": "no µm per pixel; give them by --mpp_table slides.csv (columns wsi,mpp) or --default_mpp",
     "levels.tiff": "level 1 of 60 x 83 px has other proportions than level 0 and is left out",
     "beyond.tiff": "truncated: 1 of 15 tiles of level 0 lie beyond its end",
-    "deep.tiff": "3 channels of float32 are not 8-bit RGB or grey",
+    "deep.tiff": "3 channels of float32, not 8-bit RGB or grey",
     "label.tif": "not a slide: a TIFF without tiles",
 }
 

@@ -213,6 +213,40 @@ def test_all_models_are_compared_on_the_same_folds(study: Study, monkeypatch: py
     assert tested[0] == tested[1]
 
 
+def test_a_model_that_fails_does_not_stop_the_others(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from densepath.transfer.mil import models
+    from densepath.transfer.mil.models import MeanPooling
+
+    class Broken(MeanPooling):
+        def forward(self, tiles: torch.Tensor) -> Any:
+            raise RuntimeError("no such kernel")
+
+    known = {name: models.MODELS[name] for name in ("dsmil", "mean")}
+    monkeypatch.setattr(models, "MODELS", known)
+    monkeypatch.setattr("densepath.transfer.mil.fold.MODELS", {**known, "dsmil": Broken})
+    folder = study()
+    options = ["--folds", "2", "--epochs", "2", "--devices", "cpu", "--precision", "32", "--attention", "0"]
+    command = ["mil", "--data", f"{folder}/features", "--table", f"{folder}/table.csv", "--out", f"{folder}/run"]
+    assert main([*command, *options, "--model", "all"]) == 2
+    said = capsys.readouterr().err
+    assert "dsmil failed: a bug in densepath, please report it: RuntimeError: no such kernel" in said
+    assert said.splitlines()[-1].startswith("densepath: error: dsmil failed (") and "--resume" in said
+    assert "in answer" not in said and "Traceback" in (folder / "run" / "train.log").read_text()
+    with (folder / "run" / "comparison.csv").open() as file:
+        assert [(row["model"], row["other"]) for row in csv.DictReader(file)] == [("mean", "knn")]
+    before = (folder / "run" / "mean" / "fold_0" / "model.safetensors").read_bytes()
+    monkeypatch.setattr("densepath.transfer.mil.fold.MODELS", known)
+    assert main([*command, *options, "--model", "all", "--resume"]) == 0
+    with (folder / "run" / "comparison.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3
+    assert (folder / "run" / "mean" / "fold_0" / "model.safetensors").read_bytes() == before
+    monkeypatch.setattr("densepath.transfer.mil.mil._run", lambda *_: Broken.forward(None, None))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="no such kernel"):  # of all models: the last one's error is that of the run
+        run(folder, "none", model="all")
+
+
 def test_slides_of_a_patient_are_joined_averaged_or_single(study: Study) -> None:
     folder = study(slides=2, signal=6.0, patients=12)
     for grouping, count in (("joined", 12), ("averaged", 12), ("single", 24)):
@@ -362,6 +396,6 @@ def test_slides_of_pretraining_are_refused_by_any_file(study: Study) -> None:
             opened["features"] = torch.load(file, weights_only=True).numpy()
             opened.attrs["densepath"] = json.dumps({"pretraining_slides": ["P03_0.svs"] if n == 8 else []})
         file.unlink()
-    with pytest.raises(UserError, match=r"leak: 1 test slides are slides .* pre-trained on: P03_0; pre-train"):
+    with pytest.raises(UserError, match=r"leak: 1 test slide is a slide .* pre-trained on: P03_0; pre-train"):
         run(folder)
     assert not (folder / "run").exists()

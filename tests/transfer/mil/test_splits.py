@@ -85,7 +85,7 @@ def test_splits_are_written_and_reused(tmp_path: Path, capfd: Any) -> None:
     record["folds"][0]["train"].append("stranger")
     (tmp_path / "splits.json").write_text(json.dumps(record))
     read_splits(tmp_path / "splits.json", cohort, 0.3, 0)
-    assert "1 names in" in capfd.readouterr().err
+    assert "not in this study: 1 name in" in capfd.readouterr().err
 
 
 def test_the_official_splits_of_clam(tmp_path: Path) -> None:
@@ -169,12 +169,12 @@ def test_slides_of_pretraining_are_those_of_all_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tested", "seen", "message"),
     [
-        ("s1", "/slides/s1.svs", "leak: 1 test slides are slides that .* pre-trained on: s1; pre-train"),
+        ("s1", "/slides/s1.svs", "leak: 1 test slide is a slide that .* pre-trained on: s1; pre-train"),
         ("A/1", "B/1", None),
-        ("A/1", "1.svs", "leak: 1 test slides"),
-        ("TCGA-3X-AAVA-01Z-00-DX1", "x/TCGA-3X-AAVA-01Z-00-DX1.4B0B.svs", "leak: 1 test slides"),
-        ("TCGA-3X-AAVA-01Z-00-DX1", "TCGA-3X-AAVA-01Z-00-DX2.svs", "leak: 1 test patients have other slides .*: P0;"),
-        ("s1", "other_slide_of_P0", "leak: 1 test patients have other slides .*: P0;"),
+        ("A/1", "1.svs", "leak: 1 test slide is a slide"),
+        ("TCGA-3X-AAVA-01Z-00-DX1", "x/TCGA-3X-AAVA-01Z-00-DX1.4B0B.svs", "leak: 1 test slide is a slide"),
+        ("TCGA-3X-AAVA-01Z-00-DX1", "TCGA-3X-AAVA-01Z-00-DX2.svs", "leak: 1 test patient has other slides .*: P0;"),
+        ("s1", "other_slide_of_P0", "leak: 1 test patient has other slides .*: P0;"),
         ("s1", "s10", None),
     ],
 )

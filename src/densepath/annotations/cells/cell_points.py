@@ -153,7 +153,7 @@ class CellPoints:
 
     def describe(self) -> str:
         """The number of cells, their classes, and how many slides or images there are, in a line."""
-        named = f" of {len(self.class_names)} classes: {first_few(self.class_names, _SHOWN)}"
+        named = f" of {counted(len(self.class_names), 'class', 'classes')}: {first_few(self.class_names, _SHOWN)}"
         classes = named if len(self.class_names) > 1 else ""
         where = counted(self._slides, "image" if self._tiles is None else "slide")
         return f"{counted(self.count, 'cell')}{classes}, in {where}"

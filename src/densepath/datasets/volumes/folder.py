@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.annotations.patients import patients_of
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, FolderConversion, source_folder
@@ -45,7 +45,10 @@ def convert_folder(how: FolderConversion) -> Path:
         found = {name: path for name, path in found.items() if not path.resolve().is_relative_to(labels.resolve())}
     of_labels = volumes_in(labels) if labels is not None else {}
     if unused := sorted(of_labels.keys() - found.keys()):
-        say(f"densepath: warning: {len(unused)} label files have no volume: {first_few(unused)}")
+        say(
+            f"densepath: warning: {counted(len(unused), 'label file has', 'label files have')} no volume: "
+            f"{first_few(unused)}"
+        )
     patients = patients_of(images, [str(path) for path in found.values()])
     cases = [
         Case(

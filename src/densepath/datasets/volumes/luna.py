@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from densepath.core.csv_files import write_rows
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.datasets.published import Published
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
@@ -92,4 +92,4 @@ def _write_places(table: Path, dest: Path, column: str, names: set[str]) -> None
     kept = [row for row in rows if row["volume"] in names]
     write_rows(dest, ("volume", "x", "y", "z", column), kept)
     of = f" ({len(rows) - len(kept)} of other volumes)" if len(kept) < len(rows) else ""
-    say(f"densepath: {dest.name}: {len(kept)} places{of}")
+    say(f"densepath: {dest.name}: {counted(len(kept), 'place')}{of}")

@@ -65,7 +65,10 @@ def _cases(source: Path, split: str, folders: tuple[str, str], channels: int, ho
             f"labels: {first_few(lacking)}"
         )
     if unused := sorted(of_labels.keys() - files.keys()):
-        say(f"densepath: warning: {len(unused)} label files of {labels} have no volume: {first_few(unused)}")
+        say(
+            f"densepath: warning: of {labels} {counted(len(unused), 'label file has', 'label files have')} no "
+            f"volume: {first_few(unused)}"
+        )
     return [
         Case(
             name,

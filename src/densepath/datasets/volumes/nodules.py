@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from densepath.core.csv_files import write_rows
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.random import ordered_by_seed
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion
@@ -93,7 +93,10 @@ def convert_nodules(how: NodulesConversion) -> Path:
         cases.append(Case(name, read, patient=patient, split=split, file=f"{path} {number}", inputs=(path,)))
         labels.append({"file": name, "label": _NAMES[row["class"]], "patient": patient, "split": split})
     if len(cases) < len(rows):
-        say(f"densepath: warning: {len(rows) - len(cases)} candidates lie in no volume of {how.source}")
+        say(
+            f"densepath: warning: {counted(len(rows) - len(cases), 'candidate lies', 'candidates lie')} in no volume "
+            f"of {how.source}"
+        )
     if len({row["label"] for row in labels}) < len(_NAMES):
         raise UserError(
             f"{table} has no true or no false candidates in the volumes of {how.source}; convert LUNA16 again"

@@ -39,7 +39,7 @@ def warnings_of(rows: Rows, window: Any) -> list[str]:
     if window != "volume" and ct and others:
         found.append(
             f"{counted(len(ct), 'volume has', 'volumes have')} values as CT ({_names(ct)}), "
-            f"{len(others)} have none below zero, as MR "
+            f"{counted(len(others), 'has', 'have')} none below zero, as MR "
             f"({_names(others)}), and all share one window; leave one kind out with --exclude, or give --window volume"
         )
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.dilation import dilate_last_stage
 from densepath.nets.backbones.listed import ListedBackbone
@@ -49,8 +49,8 @@ def _choose(backbone: str | nn.Module, channels: int) -> Backbone:
     made = backbone if isinstance(backbone, Backbone) else _wrap(backbone, channels)
     if made.in_channels != channels:
         raise UserError(
-            f"the backbone {made.name} takes images of {made.in_channels} channels, but these have {channels}; "
-            f"build it for {channels}"
+            f"the backbone {made.name} takes images of {counted(made.in_channels, 'channel')}, but these have "
+            f"{channels}; build it for {channels}"
         )
     return made
 

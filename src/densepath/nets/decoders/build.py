@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.unet3d import UNet3D
 from densepath.nets.decoders.unet import UNetDecoder, pixel_head
@@ -62,7 +62,7 @@ def load_decoder(decoder: Decoder, source: str | Path) -> str:
         )
     require_numbers(found, str(path))
     decoder.load_state_dict({key: found.get(key, value) for key, value in own.items()})
-    return f"{len(own)} tensors of the decoder from {path}"
+    return f"{counted(len(own), 'tensor')} of the decoder from {path}"
 
 
 def _below_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 
 
 class LightDecoder(nn.Module):
@@ -33,8 +33,8 @@ class LightDecoder(nn.Module):
         super().__init__()
         if dim < 1 or dim % 2**doublings:
             raise UserError(
-                f"a decoder of {dim} channels cannot halve them {doublings} times; give a multiple of {2**doublings}, "
-                "e.g. --method.decoder_dim 768"
+                f"a decoder of {counted(dim, 'channel')} cannot halve them {counted(doublings, 'time')}; give a "
+                f"multiple of {2**doublings}, e.g. --method.decoder_dim 768"
             )
         self.channels = tuple(dim // 2**number for number in range(doublings + 1))
         self.blocks = nn.ModuleList(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.nets.backbones.transformer_parts import initialize_linear, sincos_positions
 
 
@@ -36,7 +36,9 @@ class MultiScaleDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if heads < 1 or width < 1 or width % 4 or width % heads:
-            raise UserError(f"a decoder's width must be a multiple of 4 and of its {heads} heads; {width} is not")
+            raise UserError(
+                f"a decoder's width must be a multiple of 4 and of its {counted(heads, 'head')}; {width} is not"
+            )
         self.width = width
         scales = zip(channels, positions, strict=True)
         self.unify = nn.ModuleList(nn.Conv2d(count, width, kernel, stride=kernel) for count, kernel in scales)

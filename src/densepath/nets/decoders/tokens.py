@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.nets.backbones.transformer_parts import initialize_linear, sincos_positions
 
 
@@ -32,7 +32,8 @@ class TokenDecoder(nn.Module):
         super().__init__()
         if depth < 1 or heads < 1 or dim < 4 or dim % heads or dim % 4:
             raise UserError(
-                f"a decoder of {depth} blocks with {heads} heads and {dim} channels cannot be built; the channels must "
+                f"a decoder of {counted(depth, 'block')} with {counted(heads, 'head')} and {counted(dim, 'channel')} "
+                "cannot be built; the channels must "
                 "be a multiple of the heads and of 4, e.g. --method.decoder_dim 512 --method.decoder_heads 16"
             )
         norm: Any = partial(nn.LayerNorm, eps=1e-6)

@@ -87,7 +87,9 @@ class TileTable:
             samples, planes = 1, samples
         if page.dtype != np.uint8 or samples not in (1, 3, 4) or planes not in (1, 3) or page.imagedepth != 1:
             channels = samples * planes
-            raise CorruptImage(file.path, f"{channels} channels of {page.dtype} are not 8-bit RGB or grey; convert it")
+            raise CorruptImage(
+                file.path, f"{counted(channels, 'channel')} of {page.dtype}, not 8-bit RGB or grey; convert it"
+            )
         if int(page.compression) not in CODECS:
             raise CorruptImage(file.path, f"its compression {int(page.compression)} is unknown; save it with JPEG")
         height, width = int(page.tilelength), int(page.tilewidth)

@@ -218,4 +218,4 @@ def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
 def _shown(row: dict[str, Any]) -> str:
     """A line below a slide's picture."""
     tissue = f", {row['tissue_mm2']:.3g} mm²" if "tissue_mm2" in row else ""
-    return f"{row['tiles']} tiles{tissue}" if row["tiles"] else str(row["problem"])
+    return f"{counted(row['tiles'], 'tile')}{tissue}" if row["tiles"] else str(row["problem"])

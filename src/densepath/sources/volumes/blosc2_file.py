@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.errors import UserError, one_line
+from densepath.core.errors import UserError, counted, one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.volume import Channel, Volume, check_affine, check_values, diagonal
 
@@ -38,7 +38,7 @@ def read_blosc2(path: str, spacing: Sequence[float] | None = None, channels: boo
     if known is None:
         raise CorruptImage(path, "no .pkl file beside it names its spacing; give it with --spacing X Y Z")
     if len(known) != 3:
-        raise CorruptImage(path, f"its spacing has {len(known)} numbers instead of 3")
+        raise CorruptImage(path, f"its spacing has {counted(len(known), 'number')} instead of 3")
     affine = diagonal(known)
     check_affine(path, affine)
     checked, notes = check_values(path, (part.transpose(2, 1, 0) for part in values))

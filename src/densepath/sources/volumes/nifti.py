@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.errors import one_line
+from densepath.core.errors import counted, one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.volume import Array, Channel, Volume, check_affine, check_values, diagonal, library
 
@@ -39,7 +39,9 @@ def read_nifti(path: str, spacing: Sequence[float] | None = None, channels: bool
     shape = _shape(path, header, channels)
     if len(shape) not in (3, 4) or (len(shape) == 4 and not channels):
         sides = " x ".join(map(str, shape))
-        raise CorruptImage(path, f"it has {len(shape)} dimensions ({sides}); save each volume as a file of its own")
+        raise CorruptImage(
+            path, f"it has {counted(len(shape), 'dimension')} ({sides}); save each volume as a file of its own"
+        )
     values = _values(path, header, data, shape)
     affine, notes = _affine(path, header, spacing)
     try:

@@ -296,7 +296,7 @@ def open_volumes(folder: str | Path, exclude: Sequence[str] = ()) -> VolumeStore
     for what in store.corrupt.values():
         log.warning("damaged image: %s", what)
     if len(store.corrupt) == len(rows):
-        raise UserError(f"none of the {len(rows)} volumes of {folder} can be read; convert them again")
+        raise UserError(f"none of the {counted(len(rows), 'volume')} of {folder} can be read; convert them again")
     return store
 
 

@@ -100,7 +100,8 @@ def _predict_images(
     images, spec = find_source(data, exclude=exclude), notes.spec
     if images.spec.ndim != spec.ndim or (spec.channels not in (1, 3) and images.spec.channels != spec.channels):
         raise UserError(
-            f"the images of {data} have {images.spec.ndim} dimensions and {images.spec.channels} channels, and the "
+            f"the images of {data} have {images.spec.ndim} dimensions and "
+            f"{counted(images.spec.channels, 'channel')}, and the "
             f"classifier takes {spec.ndim} and {spec.channels}; train one on such images"
         )
     paths = list(AllNames(images))

@@ -106,7 +106,9 @@ def read_targets(
     if not _has_other_split(config):
         refuse_or_say(lines, (f"label of an unknown image in {table}", f"labels of unknown images in {table}"), skip)
     if not kept.any():
-        raise UserError(f"{table} has no label for any of the {len(names)} images; give paths relative to their folder")
+        raise UserError(
+            f"{table} has no label for any of the {counted(len(names), 'image')}; give paths relative to their folder"
+        )
     if config.targets:
         return _columns(config, rows, kept if whole else None, names, table), kept
     if config.separator is not None:

@@ -128,7 +128,7 @@ def answer(out: Path, test: Pool, hardware: Hardware) -> Answers:
             f"left out: {first_few(damaged)}"
         )
     if not positions:
-        raise UserError(f"none of {len(test)} test images can be read; check the files ({damaged[0]})")
+        raise UserError(f"none of {counted(len(test), 'test image')} can be read; check the files ({damaged[0]})")
     with atomic_write(path) as part:
         part.write_text(json.dumps({"positions": positions, "chances": chances.tolist()}) + "\n")
     return Answers(np.array(positions, np.int64), chances.astype(np.float64), notes)
@@ -199,5 +199,7 @@ class _Validation:
             )
         read = torch.nonzero(found[:, 0]).flatten()
         if not len(read):
-            raise UserError(f"none of {count} validation images can be read; check the files ({self._images.names[0]})")
+            raise UserError(
+                f"none of {counted(count, 'validation image')} can be read; check the files ({self._images.names[0]})"
+            )
         return read.numpy(), found[read, 1:]

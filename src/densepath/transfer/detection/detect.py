@@ -157,7 +157,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         norms = filter_norms(model.backbone) if config.rescale_filters else {}
         line = load_weights(model.backbone, config.weights)
         if config.rescale_filters:
-            line += f", {len(set_filter_norms(model.backbone, norms))} layers rescaled"
+            line += f", {counted(len(set_filter_norms(model.backbone, norms)), 'layer')} rescaled"
     record = replace(config, precision=hardware.precision, lr=solver.lr).record()
     record |= {"mean": spec.mean, "std": spec.std} | ({} if spec.window == _WINDOW else {"window": spec.window})
     batches = TrainingBatches(

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.digests import digest_of, digest_of_file
+from densepath.core.errors import counted
 from densepath.nets.norms import synchronize_batch_norm
 from densepath.runs.progress import say
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
@@ -109,7 +110,7 @@ def settle_batch_norm(
     """
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
-    say(f"densepath: batch-norm statistics from {len(batches)} training batches")
+    say(f"densepath: batch-norm statistics from {counted(len(batches), 'training batch', 'training batches')}")
 
     # In a run that was interrupted after its last step the generators have another state.
     seed_generators(seed, rank=0)

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from densepath.annotations.coco_checks import Orientation
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.core.threads import in_threads
 from densepath.sources.conversion import as_pixels
@@ -242,7 +242,8 @@ class TrainedDetector(nn.Module):
         pixels = image.read(window.top, window.left, height, width)
         if pixels.shape[2] != len(self.notes.mean):
             raise UserError(
-                f"{image.name} has {pixels.shape[2]} channels, and the detector was trained on {len(self.notes.mean)}"
+                f"{image.name} has {counted(pixels.shape[2], 'channel')}, and the detector was trained on "
+                f"{len(self.notes.mean)}"
             )
         return {
             "image": np.require(pixels, requirements=["C", "W"]),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_checks import Orientation
@@ -19,6 +20,7 @@ from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_object
 from densepath.annotations.outlines import are_numbers, draw
 from densepath.core.errors import UserError
 from densepath.core.output_names import output_names
+from densepath.core.work_folder import CONFIG
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import walk
 from densepath.transfer.detection.instances import label_map_of
@@ -87,6 +89,20 @@ def read_predictions(path: str | Path, truth: LabelledImages, score: float | Non
     if score is not None:
         raise UserError(f"score is {score}, but the label maps of {path} have no scores; leave it out")
     return _label_maps(path / LABELS if (path / LABELS).is_dir() else path)
+
+
+def least_score(path: str | Path) -> float | None:
+    """The lowest score of the objects that ``densepath predict`` has kept; None if it is not recorded.
+
+    Args:
+        path: the folder of the predictions, or their JSON.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    try:
+        found = yaml.safe_load((folder / CONFIG).read_text())["score"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return None
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _label_maps(folder: Path) -> LabelledImages:

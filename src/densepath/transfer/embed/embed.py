@@ -168,7 +168,7 @@ def embed(
             stack.enter_context(sole_writer(folder))
             stack.enter_context(_kept_if_begun(folder))
             _begin(folder, record)
-            say(f"densepath: {line}; {counted(len(inputs), 'image')}, {encoder.dim} numbers each")
+            say(f"densepath: {line}; {counted(len(inputs), 'image')}, {counted(encoder.dim, 'number')} each")
             children = stack.enter_context(other_processes(hardware))
         else:
             _await_record(folder, record)
@@ -278,5 +278,5 @@ def _gather(
     write_features(out, parts, Shape(count, dim, dtype, name_bytes), notes)
     shutil.rmtree(folder, ignore_errors=True)
     without = f"; {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}" if damaged else ""
-    say(f"densepath: features of {counted(count, 'image')}, {dim} numbers each, are in {out}{without}")
+    say(f"densepath: features of {counted(count, 'image')}, {counted(dim, 'number')} each, are in {out}{without}")
     return Embeddings(out, {"images": count, "dim": dim, "damaged": len(damaged)}, damaged=tuple(damaged))

@@ -229,14 +229,14 @@ def _embed_all(
     def embed(name: str) -> dict[str, Any]:
         return _embed(work, by_name[name], features_path(out, features, name), out / "heat_maps" / name)
 
-    shared.do(is_done, embed, shard, f", {work.encoder.dim} numbers for each tile")
+    shared.do(is_done, embed, shard, f", {counted(work.encoder.dim, 'number')} for each tile")
     found = shared.found()
     counts, line = shared.summary(found)
     done = [facts for facts in found.values() if "problem" not in facts]
     tiles, damaged = (sum(facts[key] for facts in done) for key in ("tiles", "damaged"))
     also = f", {counted(damaged, 'damaged tile')} passed over" if damaged else ""
     where = features_path(out, features, "x").parent
-    say(f"densepath: features of {tiles} tiles of {counted(len(done), 'slide')} are in {where}{also}{line}")
+    say(f"densepath: features of {counted(tiles, 'tile')} of {counted(len(done), 'slide')} are in {where}{also}{line}")
     made = {"slides": len(done), "tiles": tiles, "damaged": damaged, "dim": work.encoder.dim}
     return made | {"failed": counts["damaged"], "left": counts["left"]}
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, writing
 from densepath.core.hdf5 import new_hdf5
 from densepath.sources.tiles.coords import attributes_of, unit_of
@@ -169,7 +169,9 @@ def read_slide_features(path: str | Path, features: bool = True) -> SlideFeature
         what = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} has no features of tiles ({what}); make them again with densepath embed") from error
     if found.corners is not None and len(found.corners) != len(found):
-        raise UserError(f"{path} has {len(found)} features and {len(found.corners)} places; make it again")
+        raise UserError(
+            f"{path} has {counted(len(found), 'feature')} and {counted(len(found.corners), 'place')}; make it again"
+        )
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from densepath.core.digests import digest_of_file
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.runs.folder import read_config
 from densepath.training.hardware import Hardware
 from densepath.transfer.mil.bag_task import answer
@@ -84,8 +84,8 @@ class Ensemble:
         """
         if (wide := bag.tiles().shape[1]) != self.notes.dim:
             raise UserError(
-                f"{bag.name} has {wide} features for each tile, the run was trained on {self.notes.dim}; use the "
-                "features of the same extractor"
+                f"{bag.name} has {counted(wide, 'feature')} for each tile, the run was trained on {self.notes.dim}; "
+                "use the features of the same extractor"
             )
         values, attention = [], []
         for model, objective in self._models:

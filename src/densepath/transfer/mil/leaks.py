@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.errors import UserError, refuse
+from densepath.core.errors import UserError, counted, refuse
 from densepath.nets.weights.trained_on import slides_of_weights
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
@@ -75,7 +75,7 @@ def check_pretraining(cohort: Cohort, splits: Sequence[Split], seen: Iterable[st
     tested = np.unique(np.concatenate([split.test for split in splits]))
     leaked = [slide for case in tested for slide in cohort.slides[case] if met(slide)]
     what = "that the features' backbone was pre-trained on"
-    refuse(leaked, f"leak: {len(leaked)} test slides are slides {what}", _REMEDY)
+    refuse(leaked, f"leak: {counted(len(leaked), 'test slide is a slide', 'test slides are slides')} {what}", _REMEDY)
     barcodes = {patient_of_tcga(path[-1]) for path in known} - {""}
     owners = {owner for owner, slides in zip(cohort.owners, cohort.slides, strict=True) if any(map(met, slides))}
     shared = sorted(
@@ -85,7 +85,9 @@ def check_pretraining(cohort: Cohort, splits: Sequence[Split], seen: Iterable[st
             if owner in owners or any(patient_of_tcga(slide) in barcodes for slide in slides)
         }
     )
-    refuse(shared, f"leak: {len(shared)} test patients have other slides {what}", _REMEDY)
+    refuse(
+        shared, f"leak: {counted(len(shared), 'test patient has', 'test patients have')} other slides {what}", _REMEDY
+    )
 
 
 def _path(slide: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 from densepath.core.closing import say_end
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted
+from densepath.core.failures import describe_failure
 from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
@@ -60,7 +61,8 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         The run's folder with its scores: for a single model by metric, for ``model="all"`` by model and metric.
 
     Raises:
-        UserError: the table, the features or an option are invalid, or a test would leak.
+        UserError: the table, the features or an option are invalid, or a test would leak; or, with ``model="all"``,
+            a model has failed, after the others were compared.
     """
     config = MilConfig(**options) if config is None else replace(config, **options)
     watch, out = Stopwatch(), Path(config.out)
@@ -93,8 +95,15 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         if "hipt" in names and store.longest > _LONG:
             say(f"densepath: hipt takes long: it compares all pairs of a bag's {counted(store.longest, 'tile')}")
         keep_freed_memory(hardware)
-        models = {name: _run(config, name, cohort, splits, store, hardware) for name in names}
-        return _finish(config, models, watch)
+        models, failed = _run_each(config, names, cohort, splits, store, hardware)
+        result = _finish(config, models, watch)
+        if failed:
+            name, why = next(iter(failed.items()))
+            raise UserError(
+                f"{name} failed ({why}){_also(list(failed)[1:])}; {out} has the other models; fix the cause and give "
+                "the same command with --resume"
+            )
+        return result
 
 
 class _Store:
@@ -182,6 +191,27 @@ def _check_leaks(cohort: Cohort, splits: Sequence[Split], seen: PretrainingSlide
         )
 
 
+def _run_each(
+    config: MilConfig, names: Sequence[str], cohort: Cohort, splits: Sequence[Split], store: _Store, hardware: Hardware
+) -> tuple[dict[str, tuple[Outcome, dict[str, Score]]], dict[str, str]]:
+    """Each model as by :func:`_run`, and why others failed: one of several models does not stop the others."""
+    models: dict[str, tuple[Outcome, dict[str, Score]]] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            models[name] = _run(config, name, cohort, splits, store, hardware)
+        except Exception as error:
+            if name == names[-1] and not models:
+                raise
+            failed[name] = str(error) if isinstance(error, UserError) else describe_failure(error)
+            say(f"densepath: {name} failed: {failed[name]}")
+    return models, failed
+
+
+def _also(names: Sequence[str]) -> str:
+    return f", and so did {', '.join(names)}" if names else ""
+
+
 def _run(
     config: MilConfig, name: str, cohort: Cohort, splits: Sequence[Split], store: _Store, hardware: Hardware
 ) -> tuple[Outcome, dict[str, Score]]:
@@ -191,7 +221,7 @@ def _run(
     answers: list[Answers] = []
     for number, split in enumerate(splits):
         train, validation, test = (store.take(part.tolist()) for part in split.parts())
-        sizes = f"{len(train)} training, {len(validation)} validation, {len(test)} test bags"
+        sizes = f"{len(train)} training, {len(validation)} validation, {counted(len(test), 'test bag')}"
         say(f"densepath: {name}, fold {number}: {sizes}")
         seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1, np.uint64)[0] >> 1)
         answers.append(answer_fold(study, train, validation, test, out / f"fold_{number}", seed))
@@ -239,7 +269,7 @@ def _finish(config: MilConfig, models: dict[str, tuple[Outcome, dict[str, Score]
     scores: dict[str, Any] = {}
     for name, (_, found) in models.items():
         own = {metric: score.value for metric, score in found.items()}
-        scores |= {f"{name}_{metric}": value for metric, value in own.items()} if len(models) > 1 else own
+        scores |= {f"{name}_{metric}": value for metric, value in own.items()} if config.model == ALL else own
     made = {"predictions": out / PREDICTIONS, "splits": out / SPLITS, "pictures": out / "roc.png"}
     if len(models) > 1 and config.task == "classification":
         made["comparison"] = write_comparison({name: tested for name, (tested, _) in models.items()}, out, config.seed)

@@ -122,7 +122,7 @@ def read_slide_table(
     ]
     rows, source = _with_slides(rows, slide or columns.slide, patient, slide_table, table, known)
     absent = [f"{row.place} ({row.slide})" for row in rows if row.target.lower() in MISSING]
-    refuse(absent, f"{len(absent)} rows have no {target}", "fill them in, or remove these rows")
+    refuse(absent, f"{counted(len(absent), 'row has', 'rows have')} no {target}", "fill them in, or remove these rows")
     lonely = [row.place for row in rows if not row.patient or not row.slide]
     refuse(lonely, "rows without a patient or a slide", "fill them in, or remove these rows")
     if columns.site == TCGA:

@@ -221,7 +221,7 @@ def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str, own
         splits.append(Split(*(np.array(part, np.int64) for part in parts)))
     refuse(sorted(unclear), f"names in {source} that may mean several cases", "give the slides other names")
     if unknown:
-        say(f"densepath: {len(unknown)} names in {source} are not in this study: {first_few(sorted(unknown))}")
+        say(f"densepath: not in this study: {counted(len(unknown), 'name')} in {source}: {first_few(sorted(unknown))}")
     if left := [case for position, case in enumerate(cohort.cases) if position not in placed]:
         say(
             f"densepath: {counted(len(left), 'case is', 'cases are')} in no part of {source} and are "

@@ -75,7 +75,10 @@ class ImageProbe:
     seconds: float
 
     def __repr__(self) -> str:
-        lines = [f"{len(self.tested)} test images, {counted(len(self.folds), 'fold')}; percent, with 95% intervals"]
+        lines = [
+            f"{counted(len(self.tested), 'test image')}, {counted(len(self.folds), 'fold')}; percent, with 95% "
+            "intervals"
+        ]
         for name, scores in self.scores.items():
             lines.append(f"  {name}: " + ", ".join(f"{metric} {score}" for metric, score in scores.items()))
         return "\n".join(lines)
@@ -157,8 +160,8 @@ def probe_labelled(
     smallest = min(len(part.train) for part in parts)
     if 2 * neighbors > smallest:
         say(
-            f"densepath: warning: {neighbors} neighbors are more than half of {smallest} training images; use fewer "
-            "--neighbors"
+            f"densepath: warning: {neighbors} neighbors are more than half of {counted(smallest, 'training image')}; "
+            "use fewer --neighbors"
         )
     truth, count = images.classes.labels.numpy().astype(np.int64), len(images.classes.names)
     fits: dict[str, Callable[..., Fitted]] = {
@@ -241,7 +244,7 @@ def features_of(data: str | Path, encoding: Encoding) -> Features:
         encoding.weights, encoding.backbone, source, stage=encoding.stage, pool=encoding.pool, seed=encoding.seed
     )
     inputs = Inputs(source, data, encoder.spec, input_size(encoder, encoding.size))
-    say(f"densepath: {line}; {counted(len(inputs), 'image')}, {encoder.dim} numbers each")
+    say(f"densepath: {line}; {counted(len(inputs), 'image')}, {counted(encoder.dim, 'number')} each")
     positions, values = encode_all(encoder, encoder, inputs, hardware)
     notes = {"weights": str(encoding.weights), "data": str(data), **encoder.notes(), "size": inputs.size}
     return Features([inputs.names[position] for position in positions], values, notes)

@@ -144,6 +144,7 @@ def _protocol(probe: ImageProbe) -> str:
     tested = len(np.unique(images.patients[probe.tested]))
     patients = counted(tested, "patient") if images.by_patient else "patients unknown"
     if images.test is not None:
-        return f"given split: {len(probe.folds[0].train)} training and {len(probe.tested)} test images, {patients}"
+        images_of_test = counted(len(probe.tested), "test image")
+        return f"given split: {len(probe.folds[0].train)} training and {images_of_test}, {patients}"
     unit = "patient" if images.by_patient else "image"
     return f"{counted(len(probe.folds), 'fold')} by {unit}: {counted(len(images), 'image')}, {patients}"

@@ -13,7 +13,7 @@ import torch
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.patients import owners_of_volumes
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.output_names import names_below
 from densepath.core.streams import say
 from densepath.core.system import usable_cores, with_progress
@@ -181,7 +181,7 @@ def _volumes(store: VolumeStore) -> tuple[PixelSource, LabelMaps, list[str], dic
         raise UserError(f"no volume of {store.folder} has labels; convert the labels with the volumes")
     if len(labelled) < len(store):
         lacking = [store.names(k) for k in range(len(store)) if k not in set(labelled)]
-        say(f"densepath: {len(lacking)} volumes without labels are left out: {first_few(lacking)}")
+        say(f"densepath: left out: {counted(len(lacking), 'volume')} without labels: {first_few(lacking)}")
         store = store.take(torch.tensor(labelled))
     splits = [row["split"] for row in store.rows]
     known = {str(split).lower() for split in splits} <= set(SPLITS) and len(set(splits)) > 1

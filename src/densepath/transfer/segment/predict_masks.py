@@ -136,7 +136,9 @@ def predict_masks(
                     damaged.append(str(error))
         done = [name for name in work.names if target(name).is_file()]
         if not done:
-            raise UserError(f"none of {len(work.names)} images can be read; check the files ({first_few(damaged)})")
+            raise UserError(
+                f"none of {counted(len(work.names), 'image')} can be read; check the files ({first_few(damaged)})"
+            )
         if damaged:
             say(f"densepath: {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}")
         rows = [work.sizes(name, target(name)) for name in done]
@@ -152,7 +154,8 @@ def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exc
     images, spec = find_source(data, MAX_SIDE, exclude), notes.spec
     if images.spec.ndim != spec.ndim or (spec.channels not in (1, 3) and images.spec.channels != spec.channels):
         raise UserError(
-            f"the images of {data} have {images.spec.ndim} dimensions and {images.spec.channels} channels, and the "
+            f"the images of {data} have {images.spec.ndim} dimensions and "
+            f"{counted(images.spec.channels, 'channel')}, and the "
             f"segmenter takes {spec.ndim} and {spec.channels}; train one on such images"
         )
     if images.spec.image_dtype is not spec.image_dtype:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from densepath.core.closing import command, say_end
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
@@ -138,7 +138,9 @@ def _patch_size(config: SegmentConfig, longest: tuple[int, ...]) -> tuple[int, .
     size = (side,) * ndim if isinstance(side, int) else tuple(side)
     size = size * ndim if len(size) == 1 else size
     if len(size) != ndim:
-        raise UserError(f"view_size has {len(size)} sides, and the images have {ndim} dimensions; give as many")
+        raise UserError(
+            f"view_size has {counted(len(size), 'side')}, and the images have {ndim} dimensions; give as many"
+        )
     if any(side > 2 * most for side, most in zip(size, enough, strict=True)):
         raise UserError(
             f"patches of {_by(size)} are more than twice as long as the longest images, {_by(longest)}; use "

@@ -155,7 +155,7 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
             f"left out: {first_few(damaged)}"
         )
     if not positions:
-        raise UserError(f"none of {len(test)} test images can be read; check the files ({damaged[0]})")
+        raise UserError(f"none of {counted(len(test), 'test image')} can be read; check the files ({damaged[0]})")
     columns = np.stack(rows)
     with atomic_write(path) as part:
         part.write_text(json.dumps({"positions": positions, "columns": columns.tolist()}) + "\n")
@@ -204,7 +204,9 @@ class _Validation:
         torch.clear_autocast_cache()  # or the step would use copies of the weights that were cached without gradient
         found = total(found).cpu()
         if not found[:, 0].any():
-            raise UserError(f"none of {len(found)} validation images can be read; check {self._cases.pool.names[0]}")
+            raise UserError(
+                f"none of {counted(len(found), 'validation image')} can be read; check {self._cases.pool.names[0]}"
+            )
         sums_, known = found[:, 2 : 2 + regions].sum(0), found[:, 2 + regions :].sum(0)
         means = sums_[known > 0] / known[known > 0]
         return float(means.mean()) if len(means) else 0.0, float(found[:, 1].sum() / found[:, 0].sum())

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below, output_names
 from densepath.sources.corrupt import CorruptImage
@@ -138,7 +138,8 @@ class VolumeInputs:
         spec, own = self._notes.spec, store.index["window"] == "volume"
         if store.spec.channels != spec.channels:
             raise UserError(
-                f"the volumes of {data} have {store.spec.channels} channels, and the segmenter takes {spec.channels}"
+                f"the volumes of {data} have {counted(store.spec.channels, 'channel')}, and the segmenter takes "
+                f"{spec.channels}"
             )
         if own != self._notes.own_window:
             wanted = "volume" if self._notes.own_window else f"{spec.window[0]:g} {spec.window[1]:g}"
