@@ -20,7 +20,11 @@ _AS_IS = 0.03  # pixels whose size differs by less from MPP are not resampled
 # Fixed on six images of MoNuSeg, see benchmarks/cells.py. Lengths in µm, areas in µm², contrasts in units of Stain's.
 _SMOOTH = 0.25
 _AROUND = 8.0  # standard deviation of the surroundings whose mean a nucleus exceeds
-_LOCAL = 0.6  # weight of that mean in the threshold; the rest is the threshold of the whole image
+_THRESHOLDS = (  # weight of that mean (the rest is the threshold of the whole image), and what is added, in contrasts
+    (0.45, -0.1),
+    (0.6, 0.0),
+    (0.75, 0.1),
+)
 _WIDTH = 2.0  # contrasts over which a pixel turns from background to nucleus
 _OPENING = 0.5
 _HOLE = 20.0  # area of the largest hole that is filled: vesicular nuclei are pale inside
@@ -65,12 +69,14 @@ class StainLevels:
 
 
 def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) -> npt.NDArray[np.float32]:
-    """Find the nuclei of stained tissue: centers of blobs of hematoxylin, refined to those of their regions.
+    """Find the nuclei of stained tissue: blobs of hematoxylin, with centers between their maxima and their regions'.
 
     1. The image is resampled to :data:`MPP`; color deconvolution gives hematoxylin.
-    2. A soft mask of nuclei: how far a pixel exceeds a threshold, mostly the mean of its surroundings.
-    3. Maxima of the Laplacian of a Gaussian of the mask, blended with the distance from its border, are nuclei.
-    4. A watershed of that response gives each nucleus its region, of which the point is the weighted center.
+    2. A soft mask of nuclei: how far a pixel exceeds a threshold, mostly the mean of its surroundings; blended with the
+       distance from the border of the mask it has the shape of nuclei. Both are means over three thresholds.
+    3. Maxima of the Laplacian of a Gaussian of the shape are nuclei.
+    4. A watershed of that response gives each nucleus its region. The point lies halfway between the maximum and the
+       region's weighted center, whose errors differ.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -90,14 +96,13 @@ def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) ->
     levels = levels or StainLevels.of([image])
     if levels is None or levels.contrast < _FAINTEST:
         return np.zeros((0, 2), np.float32)
-    soft, mask = _soft_mask(image, levels)
-    distance = ndimage.distance_transform_edt(mask).astype(np.float32) * np.float32(MPP / _RADIUS)
-    shape = (1 - _ROUND) * soft + _ROUND * np.minimum(distance, 1)
+    soft, mask, shape = _soft_mask(image, levels)
     response = _laplacian(shape, _SCALE / MPP)
     peaks = (response == ndimage.maximum_filter(response, footprint=_disk(_APART / MPP))) & (response > _RESPONSE)
     seeds, count = ndimage.label(peaks & mask, np.ones((3, 3)))  # neighbors of equal response are one
     regions = watershed(-response, seeds, mask=mask)
-    points, areas, means = _centers(regions, soft, count)
+    centers, areas, means = _centers(regions, soft, count)
+    points = (centers + _centers(seeds, np.ones_like(soft), count)[0]) / 2
     kept = points[(areas * MPP**2 >= _SMALLEST) & (means >= _SUREST)]
     return (kept * (width / image.shape[1], height / image.shape[0])).astype(np.float32)
 
@@ -120,22 +125,38 @@ def hematoxylin(pixels: Pixels) -> Stain:
     return np.where(ink, 0, np.maximum(stain, 0))
 
 
-def _soft_mask(image: Pixels, levels: StainLevels) -> tuple[Stain, npt.NDArray[np.bool_]]:
-    """How surely each pixel belongs to a nucleus, from 0 to 1, and the pixels that do."""
+def _soft_mask(image: Pixels, levels: StainLevels) -> tuple[Stain, npt.NDArray[np.bool_], Stain]:
+    """How surely each pixel belongs to a nucleus, from 0 to 1; the pixels that do; and the shape of nuclei, 0 to 1.
+
+    Means over the thresholds, and their majority: what depends on the choice of one threshold counts less.
+    """
     from scipy import ndimage
 
     stain = hematoxylin(image)
     around = _surroundings(stain, _density(image) > _TISSUE, levels.threshold)
-    level = (1 - _LOCAL) * levels.threshold + _LOCAL * around
-    excess = (ndimage.gaussian_filter(stain, _SMOOTH / MPP) - level) / levels.contrast
-    mask = excess > 0
+    smooth = ndimage.gaussian_filter(stain, _SMOOTH / MPP)
+    sure, inside, votes = np.zeros_like(stain), np.zeros_like(stain), np.zeros(stain.shape, np.uint8)
+    for local, added in _THRESHOLDS:
+        level = (1 - local) * levels.threshold + local * around
+        excess = (smooth - level) / levels.contrast - added
+        mask = _clean(excess > 0)
+        sure += np.clip(excess / _WIDTH + 0.5, 0, 1)
+        inside += np.minimum(ndimage.distance_transform_edt(mask).astype(np.float32) * np.float32(MPP / _RADIUS), 1)
+        votes += mask
+    soft, distance = sure / len(_THRESHOLDS), inside / len(_THRESHOLDS)
+    return soft, 2 * votes > len(_THRESHOLDS), (1 - _ROUND) * soft + _ROUND * distance
+
+
+def _clean(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """A mask without small holes and thin parts."""
+    from scipy import ndimage
+
     holes, count = ndimage.label(~mask)
     areas = np.bincount(holes.ravel(), minlength=count + 1)
     small = areas * MPP**2 < _HOLE
     small[0] = False
-    mask |= small[holes]
-    mask = ndimage.binary_opening(mask, _disk(max(1.0, _OPENING / MPP)))
-    return np.clip(excess / _WIDTH + 0.5, 0, 1), mask
+    opened: npt.NDArray[np.bool_] = ndimage.binary_opening(mask | small[holes], _disk(max(1.0, _OPENING / MPP)))
+    return opened
 
 
 def _laplacian(shape: Stain, scale: float) -> Stain:
