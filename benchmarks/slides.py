@@ -34,7 +34,7 @@ from benchmarks.measure import isolated, parser, ratio, report, shown, status_mi
 from densepath.sources.loader import ImageBatches
 from densepath.sources.packing import open_store, write_store
 from densepath.sources.pixel_source import AllNames, PixelSource
-from densepath.sources.slides.decoded_tiles import recent_tiles
+from densepath.sources.slides.decoded_tiles import decoding_in_part, recent_tiles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
 from densepath.sources.tiles.slide_tiles import SlideTiles
@@ -120,10 +120,16 @@ def stamp(slide: Slide, oracle: openslide.OpenSlide) -> tuple[str, int, dict[str
 
 def _whole(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, int]], side: int) -> dict[str, Case]:
     return {
-        "densepath": lambda: [slide.read(0, (y, x, side, side)) for y, x in places],
+        "densepath": lambda: _read(slide, [(y, x, side, side) for y, x in places], 1),
         "openslide": lambda: [np.asarray(oracle.read_region((x, y), 0, (side, side)))[:, :, :3] for y, x in places],
         "TRIDENT": lambda: [_patch(oracle, x, y, side, side) for y, x in places],
     }
+
+
+def _read(slide: Slide, boxes: list[tuple[int, int, int, int]], scale: int) -> list[Any]:
+    """As pre-training reads."""
+    with decoding_in_part():
+        return [slide.read(0, box, scale) for box in boxes]
 
 
 def _patch(oracle: openslide.OpenSlide, x: int, y: int, stored: int, side: int) -> Any:
@@ -138,7 +144,7 @@ def _reduced(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, 
         return np.asarray(region.resize((224, 224), Image.Resampling.BICUBIC))
 
     return {
-        "densepath": lambda: [slide.read(0, (y // factor, x // factor, 224, 224), factor) for y, x in places],
+        "densepath": lambda: _read(slide, [(y // factor, x // factor, 224, 224) for y, x in places], factor),
         "openslide": lambda: [resized(y, x) for y, x in places],
         "TRIDENT": lambda: [_patch(oracle, x, y, 224 * factor, 224) for y, x in places],
     }

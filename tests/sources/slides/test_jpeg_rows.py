@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from slide_files import JPEG, RGB, YCBCR, Pixels, jpeg, write_tiles
 
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.slides.decoded_tiles import RecentTiles, recent_tiles
+from densepath.sources.slides.decoded_tiles import RecentTiles, decoding_in_part, recent_tiles
 from densepath.sources.slides.jpeg_rows import shortened
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.tile_codecs import TileFormat, jpeg_start
@@ -107,6 +108,14 @@ def test_memory_of_kept_tiles_counts_rows_that_are_not_shown() -> None:
     assert sum(tiles.get(number) is not None for number in range(100)) == 2**18 // (128 * 128 * 3)
 
 
+@pytest.fixture
+def in_part() -> Iterator[None]:
+    """As in pre-training."""
+    with decoding_in_part():
+        yield
+
+
+@pytest.mark.usefixtures("in_part")
 @pytest.mark.parametrize("name", ["YCbCr", "RGB without a marker"])
 def test_random_windows_are_those_of_openslide(
     name: str, slides: dict[str, Path], monkeypatch: pytest.MonkeyPatch
@@ -151,6 +160,7 @@ def test_whole_tiles_are_decoded_while_kept_ones_are_used() -> None:
     assert not tiles.useful
 
 
+@pytest.mark.usefixtures("in_part")
 def test_a_part_that_is_kept_is_completed(tissue: Pixels, tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tiff", [tissue], jpeg, JPEG, YCBCR)
     slide = open_slide(path)
@@ -161,6 +171,25 @@ def test_a_part_that_is_kept_is_completed(tissue: Pixels, tmp_path: Path) -> Non
     assert (lower == slide.read(0, (0, 0, 256, 128))[100:250, 10:30]).all() and (lower[:60] == upper).all()
 
 
+def test_without_pre_training_whole_tiles_are_decoded(tissue: Pixels, tmp_path: Path) -> None:
+    """Damage of a tile is noticed wherever it is, also where pre-training kept a part of the tile."""
+
+    def damaged(pixels: Pixels) -> bytes:
+        data = bytearray(jpeg(pixels, quality=95))
+        at = 4 * len(data) // 5
+        data[at : at + 2] = b"\xff\xd0"
+        return bytes(data)
+
+    slide = open_slide(write_tiles(tmp_path / "a.tiff", [tissue], damaged, JPEG, YCBCR))
+    _forget()
+    for _ in range(2):
+        with pytest.raises(CorruptImage, match="the tile at x 0, y 0"):
+            slide.read(0, (10, 10, 60, 20))
+        with decoding_in_part():
+            slide.read(0, (10, 10, 60, 20))
+
+
+@pytest.mark.usefixtures("in_part")
 def test_damage_depends_on_the_rows_that_are_read_and_not_on_those_before(tissue: Pixels, tmp_path: Path) -> None:
     """Else a run that is resumed would replace other tiles than one that was not stopped."""
 

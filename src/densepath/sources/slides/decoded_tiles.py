@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,28 @@ import numpy.typing as npt
 
 _KEPT = 2**26  # bytes in a process, of all slides together
 _USEFUL, _INERTIA = 0.25, 32  # the share of tiles found, over so many
+
+
+_choice = threading.local()
+
+
+@contextmanager
+def decoding_in_part() -> Iterator[None]:
+    """In this thread, of a tile only the rows that are needed may be decoded.
+
+    This is for pre-training: it is faster at random places, but damage that the decoder takes for pixels goes
+    unnoticed, which a whole tile would show.
+    """
+    before, _choice.in_part = decodes_in_part(), True
+    try:
+        yield
+    finally:
+        _choice.in_part = before
+
+
+def decodes_in_part() -> bool:
+    """Whether tiles may be decoded in part."""
+    return getattr(_choice, "in_part", False)
 
 
 class RecentTiles:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError, counted, one_line
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.slides.decoded_tiles import recent_tiles
+from densepath.sources.slides.decoded_tiles import decodes_in_part, recent_tiles
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.tile_codecs import CODECS, JPEG, Pixels, TileFormat, jpeg_start
 
@@ -148,10 +148,11 @@ class TileTable:
     def _tile(self, index: int, scale: int, rows: int, keep: bool = True) -> Pixels:
         """At least the upper rows of a tile (h, w, 3); with ``keep`` also kept for later, and not to be changed.
 
-        The others are decoded too while tiles that are kept are often used again. Whether a tile is damaged depends on
-        the rows that are needed only, not on what was read before.
+        The others are decoded too, except :func:`decoding_in_part` and while tiles that are kept are seldom used again.
+        Whether a tile is damaged depends on the rows that are needed only, not on what was read before.
         """
         key = (self.file, self._offsets.offset, index, scale)
+        rows = rows if decodes_in_part() else self.format.height // scale
         tile = recent_tiles.get(key, rows)
         if tile is None:
             whole = rows == self.format.height // scale

@@ -25,6 +25,7 @@ from densepath.sources.batch import fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
 from densepath.sources.pixel_source import Gathered, PixelSpec
+from densepath.sources.slides.decoded_tiles import decoding_in_part
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import SlideLevel
 from densepath.sources.tiles.tile_files import SlideTiling, read_tile_folder
@@ -169,7 +170,8 @@ class SlideTiles:
         images, found, taken = [], [], []
         corrupt: dict[int, str] = {}
         for position, box in zip(index.tolist(), asked, strict=True):
-            readable = self._stored_or_next(position, box, corrupt)
+            with decoding_in_part():
+                readable = self._stored_or_next(position, box, corrupt)
             if readable is None:
                 break
             position, pixels, own = readable
