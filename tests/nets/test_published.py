@@ -418,6 +418,27 @@ def test_folders_of_other_networks_are_refused(config: Mapping[str, Any], messag
         pretrained_backbone(tmp_path)
 
 
+def test_what_the_folder_of_a_network_does_not_give_is_reported(tmp_path: Path) -> None:
+    """A damaged configuration is refused: without it the network would have other heads and colors, silently."""
+    arguments = {"embed_dim": 96, "depth": 2, "num_heads": 3, "img_size": 64, "num_classes": 0}
+    network = timm.create_model("vit_tiny_patch16_224", **arguments)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": arguments}
+    made = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    text = json.dumps(config | {"pretrained_cfg": made})
+    both = "heads of 64 channels and mean and std of ImageNet are assumed"
+    for content, said in ((text, None), (json.dumps(config), "; mean and std of ImageNet are assumed"), (None, both)):
+        (tmp_path / "config.json").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        line = pretrained_backbone(tmp_path).line
+        assert said in line if said else "assumed" not in line
+    for damaged in (text[:-9], "[]", ""):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"config.json (is not JSON|does not hold an object)"):
+            pretrained_backbone(tmp_path)
+
+
 def test_a_teacher_has_gated_layers_and_layer_scale_that_its_configuration_lacks(tmp_path: Path) -> None:
     family = FAMILIES["Virchow2"]
     arguments = {**family.model_args, **SWIGLU, "num_classes": 0, "dynamic_img_size": True}

@@ -167,8 +167,9 @@ def test_what_is_not_a_teacher_is_named(tmp_path):
     unknown = next(name for name in timm.list_models("vit_*") if not timm.models.is_model_pretrained(name))
     refused(f"timm has no weights of that name for the teacher '{unknown}'", unknown)
     refused("no config.json that names a model", tmp_path)
-    (tmp_path / "config.json").write_text("[1, 2")
-    refused("no config.json that names a model", tmp_path)
+    for content, message in (("[1, 2", "config.json is not JSON"), ("[1]", "does not hold an object")):
+        (tmp_path / "config.json").write_text(content)
+        refused(message, tmp_path)
     (tmp_path / "config.json").write_text('{"architecture": "vit_of_tomorrow"}')
     refused("timm has no network 'vit_of_tomorrow'", tmp_path)
     (tmp_path / "config.json").write_text('{"architecture": "test_vit"}')

@@ -46,6 +46,10 @@ def export(
     scores = recorded_scores(folder) if config is not None else {}
     if config is None or "method" not in config:
         source = run if config is None else folder / _DETECTOR
+        if config is not None and not Path(source).is_file():
+            raise UserError(
+                f"{run} has no {_DETECTOR}; export takes runs of pretrain, and of detect once they are done"
+            )
         target, card = None if out is None else Path(out), {"scores": scores, "licence": licence}
         return export_file(source, target, layout, backbone, prefix, card)
     if layout == "tensors" or backbone or prefix:

@@ -200,6 +200,8 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, segment: Segm
         assert not (tmp_path / "no").exists()
 
     refused(r"values of label maps that are no class: 20 \(P0_0.png", classes=CLASSES[:2])
+    refused("background is 9, the value of no class", background=9)
+    refused("no pixel of the label maps is of a class", ignore=(0, 10, 20), classes=())
     refused("there are no test images", folds=0)
     refused("fewer than the 7 folds|divided into 7 folds", folds=7)
     refused("give VALUE:NAME for each", classes=("red",))
@@ -214,6 +216,10 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, segment: Segm
     refused(r"of another size than their images: P0_0.png \(48 x 40, labels 10 x 10\)", labels=labels)
     (labels / "P0_0.png").unlink()
     refused("images without a label map: P0_0.png", labels=labels)
+    for values in ((-1, 1), (1, 2**16)):  # PNG files of predictions could not have them
+        np.save(labels / "P0_0.npy", np.resize(values, (40, 48)))
+        refused(r"classes with values outside of 0 to 65535: (-1|65536) \(P0_0.png\)", labels=labels)
+    (labels / "P0_0.npy").unlink()
     for path in labels.iterdir():
         Image.new("L", (48, 40)).save(path)
     Image.new("L", (48, 40)).save(labels / "P0_0.png")

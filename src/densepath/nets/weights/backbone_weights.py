@@ -103,12 +103,12 @@ def load_weights(
     Raises:
         UserError: there are no such weights, or they do not fit.
     """
-    name = str(source)
+    name, assumed = str(source), ""
     if name == "random":
         return f"{backbone.name} with random weights"
     if is_published(source):
         published = read_published(source)
-        state, other = published.state, published.backbone
+        state, other, assumed = published.state, published.backbone, published.assumed
     else:
         import timm
 
@@ -141,6 +141,8 @@ def load_weights(
         line += f"; not in the file: {first_few(missing)}"
     if match.unused:
         line += f"; not used: {first_few(match.unused)}"
+    if assumed:
+        line += f"; {assumed} are assumed, which its folder does not give"
     if complete and match.rivals:
         line += f"; other networks in the file, for --prefix: {', '.join(match.rivals)}"
     return line

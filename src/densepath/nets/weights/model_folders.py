@@ -41,12 +41,20 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+    """The object in a JSON file; empty if there is no such file.
+
+    Raises:
+        UserError: the file is damaged. Without it a network with other heads or colors would be built.
+    """
+    if not path.is_file():
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold an object with the settings of a model; fetch it again")
+    return content
 
 
 class TransformersModel(nn.Module):

@@ -15,7 +15,7 @@ from densepath.nets.weights.clip_names import clip_arguments, clip_to_timm
 from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import FETCHED, fetch, is_hub_name
 from densepath.nets.weights.model_folders import read_image_processor, read_json
-from densepath.nets.weights.transformer_names import name_transformer, to_timm, transformer_prefixes
+from densepath.nets.weights.transformer_names import HEAD_WIDTH, name_transformer, to_timm, transformer_prefixes
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -55,6 +55,7 @@ class Published(NamedTuple):
         mean, std: normalization of its training; empty if the folder does not contain it.
         size: side of the images of its training in pixels; 0 if unknown.
         pool: its attention pool, if it has one.
+        assumed: what its folder does not say, in words; "" for nothing.
     """
 
     backbone: str | None
@@ -63,6 +64,7 @@ class Published(NamedTuple):
     std: tuple[float, ...]
     size: int
     pool: AttentionPool | None = None
+    assumed: str = ""
 
 
 def is_published(source: str | Path) -> bool:
@@ -105,7 +107,10 @@ def read_published(source: str | Path) -> Published:
         # Of several, e.g. of an image and a text tower, the first is that of the images.
         state = {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
     seen = preprocessing(source, folder, config)
-    return Published(_backbone(config, state), state, *seen, attention_pool(read))
+    assumed = [] if seen[0] and seen[1] else ["mean and std of ImageNet"]
+    if assumed and prefixes and not config:  # those with a known card have such heads
+        assumed.insert(0, f"heads of {HEAD_WIDTH} channels")
+    return Published(_backbone(config, state), state, *seen, attention_pool(read), " and ".join(assumed))
 
 
 def configuration_of(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _BY_WIDTH = {
     1408: "vit_giant_patch14_224",
     1536: "vit_giant_patch14_dinov2",
 }
-_HEAD_WIDTH = 64  # channels of a head where no configuration gives the number of heads
+HEAD_WIDTH = 64  # channels of a head where no configuration gives the number of heads
 
 # transformers' names, then timm's
 _RENAMED = (
@@ -113,7 +113,7 @@ def name_transformer(
     given = own and _shown(state, known.pop("no_embed_class", own["no_embed_class"]))
     if not own or not given:
         return None
-    given["num_heads"] = own["num_heads"] if width == own["embed_dim"] else max(1, width // _HEAD_WIDTH)
+    given["num_heads"] = own["num_heads"] if width == own["embed_dim"] else max(1, width // HEAD_WIDTH)
     given["act_layer"] = "silu" if given["mlp_layer"] in GATED else "gelu"
     if given["mlp_layer"] == own["mlp_layer"]:
         given["act_layer"] = own["act_layer"]

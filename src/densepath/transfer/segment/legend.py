@@ -17,6 +17,7 @@ from densepath.transfer.segment.config import SegmentConfig
 IGNORED = 255  # in place of a class: the pixel counts neither in the loss nor in the scores
 MOST = 64  # classes that are found, not named: more are instances
 _BACKGROUND = "background"
+_HIGHEST = 2**16 - 1  # that a PNG of predictions can have
 
 ClassMap = npt.NDArray[np.uint8]
 
@@ -112,6 +113,10 @@ def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named
     if both := sorted(set(ignored) & (names.keys() - ({0, 1} if config.objects is not None else set()))):
         raise UserError(f"{', '.join(map(str, both))}: both a class and to be ignored; choose one")
     values = tuple(sorted(names))
+    beyond = [f"{value} ({first_few(found[value], 2) or 'no image'})" for value in values if not 0 <= value <= _HIGHEST]
+    refuse(beyond, f"classes with values outside of 0 to {_HIGHEST}", "leave them out with --ignore, or change them")
+    if config.background not in (None, 0, *values):
+        raise UserError(f"background is {config.background}, the value of no class; give one of {values}, or null")
     background = values.index(config.background) if config.background in values else -1
     titles = tuple(names[value] for value in values)
     legend = Legend(titles, values, background, ignored, merged=config.objects is not None)
@@ -123,7 +128,9 @@ def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named
         raise UserError(f"classes share a name: {', '.join(titles)}; name each differently")
     present = {1 if legend.merged and value > 0 else value for value in found} & set(values)
     if len(values) < 2 or len(present) < 2:
-        only = ", ".join(names[value] for value in sorted(present)) or "none"
+        if not present:
+            raise UserError("no pixel of the label maps is of a class; change --classes or --ignore")
+        only = ", ".join(names[value] for value in sorted(present))
         raise UserError(f"all pixels of the label maps are of one class, {only}; a segmenter needs two or more")
     if len(values) > IGNORED - 1:
         raise UserError(f"there are {len(values)} classes; at most {IGNORED - 1} are possible")
