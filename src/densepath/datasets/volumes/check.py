@@ -41,7 +41,7 @@ def check_volumes(data: Path, out: Path, count: int, patient_regex: str | None =
 
 def _window(store: VolumeStore) -> str:
     names = store.index["channel_names"]
-    channels = f"{counted(store.spec.channels, 'channel')}" + (f" ({', '.join(names)})" if names else "")
+    channels = counted(store.spec.channels, "channel") + (f" ({', '.join(names)})" if names else "")
     low, high = store.spec.window
     shown = "each volume's own" if store.index["window"] == "volume" else f"{low:g} to {high:g}"
     return f"{channels}, window: {shown}" + (f", modality {m}" if (m := store.index["modality"]) else "")
