@@ -143,8 +143,10 @@ def _soft_mask(image: Pixels, levels: StainLevels) -> tuple[Stain, npt.NDArray[n
         sure += np.clip(excess / _WIDTH + 0.5, 0, 1)
         inside += np.minimum(ndimage.distance_transform_edt(mask).astype(np.float32) * np.float32(MPP / _RADIUS), 1)
         votes += mask
-    soft, distance = sure / len(_THRESHOLDS), inside / len(_THRESHOLDS)
-    return soft, 2 * votes > len(_THRESHOLDS), (1 - _ROUND) * soft + _ROUND * distance
+    number = np.float32(len(_THRESHOLDS))
+    soft: Stain = sure / number
+    shape: Stain = (1 - _ROUND) * soft + _ROUND * inside / number
+    return soft, 2 * votes > len(_THRESHOLDS), shape
 
 
 def _clean(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
