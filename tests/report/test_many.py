@@ -37,6 +37,13 @@ def test_a_page_says_what_it_leaves_out(make_pretraining: Make, tmp_path: Path) 
     assert len({row[0] for row in page.rows[ranking + 1 : ranking + 45]}) == 44  # the table has all
 
 
+def test_up_to_three_runs_are_open_and_more_are_folded(make_pretraining: Make, tmp_path: Path) -> None:
+    runs = [str(make_pretraining(name, config={"method": name})) for name in ("moco", "concl", "mae", "dirl")]
+    for count, folded in ((3, 0), (4, 4)):
+        write_report(runs[:count], out=tmp_path / "page.html")
+        assert (tmp_path / "page.html").read_text().count('<details class="section level2"') == folded
+
+
 def test_measurements_are_averaged_in_bounded_numbers() -> None:
     values = np.array([(k, k % 2, 7.0 if k == 50 else np.finfo(float).max) for k in range(1001)], float)
     columns = ["step", "loss", "probe"]

@@ -204,6 +204,9 @@ def test_small_p_values_and_scores_that_are_not_finite() -> None:
     scores = {"a": {"mask_ap": Score(1.0)}, "b": {"mask_ap": Score(float("nan"))}, "c": {"mask_ap": Score(2.0)}}
     table = _score_table({name: Run(Path(name)) for name in scores}, scores)
     assert [row[0] for row in table.rows] == ["c", "a", "b"]
+    assert table.caption == "Sorted by mask AP; in percent, with 95% intervals where they are known"
+    table = _score_table({"a": Run(Path("a"))}, {"a": {"mean_dice": Score(59.4), "mean_hd95": Score(13.6)}})
+    assert table.caption.startswith("Sorted by mean dice; in percent, distances in mm or px, with")
 
 
 def test_scores_of_version_0_1_are_in_percent(tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ def explanation(results: Results) -> list[str]:
     config = results.config
     lines = [
         f"{results.done} of {results.runs} runs are done.",
-        "In percent, unless px is given; mean ± sample standard deviation over seeds.",
+        "Scores are in percent; distances (hd95, Hausdorff) in pixels, of volumes in mm. Mean ± sample standard "
+        "deviation over seeds.",
         f"vs. {config.baseline}: the mean difference, and p of a two-sided paired t-test over the seeds that both "
         "rows have. The p-values are not corrected for the number of comparisons. With fewer than "
         f"{MIN_PAIRS_FOR_RANKS} seeds no rank test can give p < 0.05; with more, table.csv has that of Wilcoxon's.",

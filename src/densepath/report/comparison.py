@@ -100,7 +100,8 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
         own = scores[name]
         texts = [f"{own[c].value:.4f}" if c == "loss" and c in own else str(own.get(c, MISSING)) for c in columns]
         rows.append([name, runs[name].state, text(runs[name].last.get("step", MISSING)), *texts])
-    caption = f"Sorted by {pretty(main)}; in percent, with 95% intervals where they are known" if main else ""
+    unit = "in percent" + ", distances in mm or px" * any("hd95" in c or "hausdorff" in c for c in columns)
+    caption = f"Sorted by {pretty(main)}; {unit}, with 95% intervals where they are known" if main else ""
     caption = caption or "Not sorted: losses of different methods cannot be compared" * bool(columns)
     caption += f"; {others} other scores are on the pages of the runs" if others else ""
     return Table(["run", "state", "step", *map(pretty, columns)], rows, caption=caption)

@@ -26,6 +26,7 @@ from densepath.report.slides import OUTPUTS
 
 _KINDS = (PROBE, PRETRAINING, DETECTION, SEGMENTATION, CLASSIFIER, MIL, *OUTPUTS)
 _PICTURES = {1: 60, 4: 24, 10: 9}  # number of runs -> pictures of each; none of more runs
+_OPEN = 3  # runs whose sections are open at first
 _MOST_SHOWN = 40  # runs with a section of their own
 _FEW_ROWS = 400  # measurements of each of many runs
 
@@ -148,7 +149,7 @@ def _arranged(
     problems: Sequence[str],
     limits: Sequence[str],
 ) -> list[Section]:
-    """The sections of a page: those of the only run, or a comparison and a folded section for each run."""
+    """The sections of a page: those of the only run, or a comparison and a section for each run; many are folded."""
     left: list[Block] = [Note(problem, warning=True) for problem in problems]
     last = [Section("Left out", left)] if left else []
     if len(pages) == 1:
@@ -158,6 +159,6 @@ def _arranged(
         if kind not in OUTPUTS:
             for own in comparable({title: run for title, other, run in found if other is kind}):
                 made.append(Section(f"{len(own)} runs: {kind.name}", parts=compare_runs(own)))
-    folded = len(pages) > 1
+    folded = len(pages) > _OPEN
     made += [Section(title, parts=parts, folded=folded, subtitle=kind) for title, kind, parts in pages]
     return [*made, *last]
