@@ -389,6 +389,8 @@ MISTAKES = {
         f"{PRETRAIN} --num_concept 3",
         "did you mean --method.num_concepts",
     ),
+    "unknown option like that of recipes": (_nothing, f"{PRETRAIN} --confg moco_v2", "did you mean --config?"),
+    "unknown option like that of methods": (_nothing, f"{PRETRAIN} --metod moco_v2", "did you mean --method?"),
     "option of two parts": (_nothing, f"{PRETRAIN} --momentum 3", "--optimizer.momentum or --method.momentum"),
     "option of another verb's part": (_nothing, f"{DETECT} --optimizer.lr 3", "did you mean --lr?"),
     "option of another method": (_nothing, f"{PRETRAIN} --method moco_v2", "unknown option --method."),

@@ -143,7 +143,7 @@ def _overview(group: str = "") -> str:
         [
             f"usage: densepath {group or 'VERB'} ...",
             "",
-            "Learn visual features from unlabelled tissue, and transfer them to detection and segmentation.",
+            "Learn visual features from unlabelled medical images, and transfer them to tasks with few labels.",
             "",
             *(f"  {name:{width}}{verb.help}" for name, verb in verbs.items()),
             "",

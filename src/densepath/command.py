@@ -152,6 +152,7 @@ class Command:
         parser = make_parser(self.schema, self.prog, method, self.positional, self.function, complete, shown)
         parser.renamed |= self.renamed
         if self.recipes is not None:
+            parser.read_before = ("--config", *(["--method"] if method else []))
             names = ", ".join(recipe_names(self.recipes))
             group = parser.add_argument_group("recipe", "Options that are given together with a recipe override it.")
             group.add_argument("--config", metavar="NAME", help=f"a recipe ({names}) or a YAML file")

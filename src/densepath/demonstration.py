@@ -307,7 +307,7 @@ def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]
     for line in (
         "densepath pretrain --config concl_small --data TILES --out RUN",
         "densepath probe --data OUTLINED --weights RUN",
-        "densepath detect --data OUTLINED --weights RUN --out DETECTOR",
+        "densepath detect --config glas_small --data OUTLINED --weights RUN --out DETECTOR",
     ):
         console.print(f"  {line}", highlight=False)
     console.print(

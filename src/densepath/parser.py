@@ -53,6 +53,7 @@ class Parser(ArgumentParser):
         self._complete = complete
         self._shown = shown or {}
         self.renamed = dict(renamed or {})
+        self.read_before: tuple[str, ...] = ()  # options that are taken from the words before; only suggested
         self._forms = {f"--{form}": f"--{name}" for form, name in (short or {}).items()}
 
     def add_options(self, options: Iterable[Option], title: str | None = None, description: str | None = None) -> None:
@@ -101,7 +102,7 @@ class Parser(ArgumentParser):
             elif name in flags and not equals:
                 given[flags[name]] = False
             elif name not in named:
-                raise UserError(self.unknown(name, [*named, *flags]))
+                raise UserError(self.unknown(name, [*named, *flags, *self.read_before]))
             elif named[name].is_flag:
                 given[named[name].key] = value if equals else True
             else:

@@ -171,10 +171,11 @@ VERBS = {
 SCORED = ("classify", "detect", "mil", "probe", "score", "segment")
 # A command that continues from the path that a verb has written, which is inserted for {0}.
 _DETECT = "densepath detect --data {0} --out {0}_detector"
+_SMALL = f"{_DETECT} --config glas_small"  # the default takes days without a GPU
 NEXT = {
     "data arranged": "densepath tile --data {0} --out {0}_tiles --mpp 0.5 --size 96",
     "data crag": f"{_DETECT} --config crag",
-    "data glas": f"{_DETECT} --config glas_small",  # glas takes days without a GPU
+    "data glas": _SMALL,
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
     "data chaoyang": "densepath classify --config chaoyang --data {0} --labels {0} --weights RUN --out chaoyang_run",
     "data chestxray14": "densepath classify --config chestxray14 --data {0} --labels {0} --target label "
@@ -191,5 +192,5 @@ NEXT = {
         (f"data {name}" for name in ("brats", "dicom", "lits", "luna", "msd", "nnunet", "volumes")),
         "densepath data check {0} --out {0}.png",
     ),
-    **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
+    **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _SMALL),
 }

@@ -234,7 +234,7 @@ def test_a_run_that_ends_at_chance_or_shares_no_concepts_is_reported(make):
     method = make(ConCL)
     row = {"concept_loss": 4.0, "concept_loss_vs_chance": 1.0, "instance_loss_vs_chance": 0.5, "shared_concepts": 1.0}
     assert method.warnings(row, last=False) == []
-    assert "ends with a concept_loss of 4.000, 1.00 times that of chance" in method.warnings(row, last=True)[0]
+    assert "ends with the concept loss at 4.000, 1.00 times that of chance" in method.warnings(row, last=True)[0]
     assert method.warnings({**row, "concept_loss_vs_chance": 0.99, "instance_loss_vs_chance": 2.0}, last=True) == []
     few = method.warnings({**row, "shared_concepts": 0.99}, last=False)
     assert len(few) == 1 and few[0].startswith("shared_concepts is below 1: ")

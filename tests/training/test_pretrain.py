@@ -313,10 +313,12 @@ def test_too_many_damaged_images_end_the_run_with_their_names(tmp_path, tiles):
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("epochs", "reported"), [(0.3, True), (0.2, False)])  # of 0.4
+@pytest.mark.parametrize(("epochs", "reported"), [(1, True), (0.3, True), (0.2, False)])  # of 0.4
 def test_a_shortened_warm_up_is_reported(tmp_path, tiles, capsys, epochs, reported):
     pretrain(data=tiles, out=tmp_path / "run", **SMALL, **MOCO, max_steps=2, optimizer=Optimizer(warmup_epochs=epochs))
-    assert (f"the warm-up of {epochs} epochs is longer than half" in capsys.readouterr().err) == reported
+    assert (
+        f"the warm-up of {epochs} epoch{'s' * (epochs != 1)} is longer than half" in capsys.readouterr().err
+    ) == reported
 
 
 class Own(Backbone):

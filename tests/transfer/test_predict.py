@@ -256,7 +256,7 @@ def test_a_large_tiff_with_a_codec_of_imagecodecs_names_it(tmp_path: Path, monke
         ({"overlap": 1.0}, "overlap is 1.0"),
         ({"spacing": 0.0}, "spacing is 0.0"),
         ({"pictures": -1}, "pictures is -1"),
-        ({"run": "nothing"}, "no trained detector"),
+        ({"run": "nothing"}, "no trained detector, classifier, segmenter or model of slides in nothing"),
         ({"data": "nothing"}, "does not exist"),
         ({"data": "broken"}, "none of 1 image can be read"),
     ],
@@ -270,6 +270,16 @@ def test_wrong_options_are_refused(options: dict[str, Any], says: str, detector:
         given["data"] = tmp_path / "broken"
     with pytest.raises(UserError, match=says):
         predict(given.pop("run"), **given)
+
+
+def test_a_search_that_finds_nothing_names_the_score(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images(tmp_path / "data", 1)
+    given: dict[str, Any] = {"data": tmp_path / "data", **ALL}
+    for score, out, shown in ((1.0, "none", True), (0.0, "all", False)):
+        predict(detector, **{**given, "out": tmp_path / out, "score": score})
+        assert ("none has a score of at least 1; a lower --score" in capsys.readouterr().err) == shown
 
 
 def test_output_names_are_distinct_and_stay_in_the_folder() -> None:

@@ -212,7 +212,7 @@ class Method(nn.Module):
             return []
         name, ratio = ratios[-1]
         return [
-            f"the run ends with a {name} of {row[name]:.3f}, {ratio:.2f} times that of chance: "
+            f"the run ends with the {name.replace('_', ' ')} at {row[name]:.3f}, {ratio:.2f} times that of chance: "
             "it cannot tell keys apart; try another learning rate, more steps, --method.standardize, or a smaller queue"
         ]
 

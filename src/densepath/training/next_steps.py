@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from densepath.core.closing import command
 from densepath.methods.base import Method
 from densepath.nets.backbones import Backbone
@@ -15,8 +17,10 @@ _DEFAULT_STAGES = {3, 4, 5}
 
 
 def with_detector(backbone: Backbone) -> list[str]:
-    """The options of ``detect`` for a backbone that its default detector does not fit."""
-    return ["--detector", "vitdet"] if backbone.patch_size > 1 else []
+    """The options of ``detect`` for a backbone that its default detector does not fit, or that would take days."""
+    if backbone.patch_size > 1:
+        return ["--detector", "vitdet"]
+    return [] if torch.cuda.is_available() else ["--config", "glas_small"]
 
 
 def after_pretraining(config: PretrainConfig, method: Method, images: PixelSource) -> tuple[str, ...]:

@@ -166,6 +166,11 @@ def predict(
         return predict_answers(Path(run), data, Path(out), how, slides, pictures)
     refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
     check_search(score, window, overlap, spacing)
+    if not detector_path(run).is_file():
+        raise UserError(
+            f"there is no trained detector, classifier, segmenter or model of slides in {run}; detect, classify, "
+            "segment and mil write one when they end (a stopped run continues with --resume)"
+        )
     detector = load_detector(run)
     device = choose_device(devices)
     chosen = choose_precision(precision, device.type)

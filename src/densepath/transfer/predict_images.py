@@ -111,6 +111,10 @@ def predict_images(
     count = gather(out, stems, readers, detector.notes)
     without = f", {counted(len(damaged), 'damaged image')} passed over" if damaged else ""
     say(f"densepath: {counted(count, 'object')} in {counted(len(readers) - len(damaged), 'image')}{without}")
+    if not count and search[0] > 0:
+        say(
+            f"densepath: none has a score of at least {search[0]:g}; a lower --score, into another folder, shows others"
+        )
     counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
     return counts, {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
 

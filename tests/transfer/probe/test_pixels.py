@@ -15,6 +15,7 @@ from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import save_backbone
+from densepath.training.next_steps import with_detector
 from densepath.transfer.probe.pixels import probe_backbone
 from densepath.transfer.probe.probe import probe
 
@@ -158,3 +159,13 @@ def test_objects_smaller_than_a_position_are_reported_once(tmp_path: Path, capsy
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "warning: objects are smaller than a position" in said[0]
     assert "under 6.0 px wide at --size 96, where a position is 8 px" in said[0] and "larger --size" in said[0]
+
+
+@pytest.mark.parametrize(("gpu", "options"), [(True, []), (False, ["--config", "glas_small"])])
+def test_the_next_command_is_one_that_the_hardware_can_run(
+    gpu: bool, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert with_detector(build_backbone("resnet18")) == options
+    transformer = build_backbone("vit_tiny_patch16_224(class_token=False, global_pool='avg', fc_norm=False)")
+    assert with_detector(transformer) == ["--detector", "vitdet"]

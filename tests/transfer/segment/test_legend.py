@@ -39,5 +39,5 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
         (tmp_path / "c.json").write_text(json.dumps({"labels": ["a", "b"]}))
         with pytest.raises(UserError, match=message):
             legend((0, 4), **options)
-    with pytest.raises(UserError, match="not a multiple of it"):
-        SegmentConfig(data="d", out="o", epochs=10, validate_every=3)
+    with pytest.raises(UserError, match=r"not a multiple of it.*give --validate_every 2,"):
+        SegmentConfig(data="d", out="o", epochs=4, validate_every=6)

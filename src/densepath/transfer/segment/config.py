@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from math import gcd
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,7 +205,8 @@ class SegmentConfig:
         if self.epochs % self.validate_every:
             raise UserError(
                 f"validate_every is {self.validate_every}, and {self.epochs} epochs are not a multiple of it, so that "
-                "the last could never be chosen; change one of them"
+                f"the last could never be chosen; give --validate_every {gcd(self.epochs, self.validate_every)}, or "
+                "another --epochs"
             )
         if not 0 <= self.oversample <= 1:
             raise UserError(f"oversample is {self.oversample}; give a share from 0 to 1")

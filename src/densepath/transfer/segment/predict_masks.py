@@ -144,7 +144,11 @@ def predict_masks(
         rows = [work.sizes(name, target(name)) for name in done]
         write_rows(out / SIZES, list(rows[0]), rows)
         made = {"label maps": out / LABELS, "sizes": out / SIZES}
-        say_end(watch, "", made | ({"pictures": out / PICTURES} if drawn else {}))
+        say_end(
+            watch,
+            counted(len(done), "volume" if volumes else "image"),
+            made | ({"pictures": out / PICTURES} if drawn else {}),
+        )
     counts = {"images": len(work.names), "damaged": len(damaged)}
     files = {name: out / PICTURES / f"{name}.png" for name in sorted(drawn) if name in set(done)}
     return Result(out, counts, files | {"sizes": out / SIZES})
