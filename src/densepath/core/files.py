@@ -236,7 +236,7 @@ def require_new_folder(
         UserError: it is a folder that is not empty, or not a folder, or lies in one of the sources.
     """
     path = Path(path)
-    for source in map(Path, filter(None, sources)):
+    for source in (Path(each) for each in sources if each):
         folder = source.parent if source.is_file() else source
         if folder.is_dir() and path.resolve() != folder.resolve() and path.resolve().is_relative_to(folder.resolve()):
             raise UserError(

@@ -78,7 +78,7 @@ def convert_coco(
         UserError: there is no COCO JSON, images are missing or differ from it, more than 1% of the objects cannot be
             used, an option does not fit, or ``dest`` is not empty.
     """
-    dest, source = require_new_folder(dest, "the data set", sources=(source, images)), Path(source)
+    dest, source = require_new_folder(dest, "the data set", sources=(images or source,)), Path(source)
     renaming = Renaming(categories)
     files = {p: (content, split_named(p.stem) or split_named(p.parent.name)) for p, content in _find_files(source)}
     index = FileIndex(map(Path, walk(image_folder(source, images), SUFFIXES, runs=False)))

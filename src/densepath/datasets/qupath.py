@@ -82,7 +82,7 @@ def convert_qupath(
         UserError: there is no GeoJSON, its image is missing or not clear, more than 1% of the objects cannot be used,
             an option does not fit, or ``dest`` is not empty.
     """
-    dest, source = require_new_folder(dest, "the data set", sources=(source, images)), Path(source)
+    dest, source = require_new_folder(dest, "the data set", sources=(images or source,)), Path(source)
     renaming = Renaming(categories)
     folder = image_folder(source, images)
     image_of = _match(_find_files(source), source, folder, exclude)
