@@ -202,6 +202,17 @@ def test_grey_images_stay_grey_and_a_backbone_may_be_named(tmp_path: Path) -> No
     assert torch.equal(loaded.stem[0].weight, grey.net.stem_0.weight)
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "densenet121", "efficientnet_b0"])
+def test_the_first_layer_of_other_stems_is_found(tmp_path: Path, name: str) -> None:
+    """Their blocks have a conv1, which is not the layer that sees the image."""
+    state = timm.create_model(name, num_classes=0).state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    export(tmp_path / "a.safetensors", out=tmp_path / "b.safetensors", backbone=name)
+    made = load_file(tmp_path / "b.safetensors")
+    stem = f"{timm.get_pretrained_cfg(name).first_conv}.weight"
+    assert torch.equal(next(value for key, value in made.items() if key.endswith(stem)), state[stem])
+
+
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:

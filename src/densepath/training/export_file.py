@@ -63,7 +63,7 @@ def export_file(
         return _export_tensors(source, out, prefix, card)
     layout = layout or "timm"
     spec = pixels_of_weights(source)
-    if spec.channels != (channels := _channels(source, prefix)) and channels:
+    if spec.channels != (channels := _channels(source, prefix, found)) and channels:
         spec = PixelSpec.default(channels)
     made = build_backbone(found, spec.channels)
     line = load_weights(made, source, prefix, complete=True)
@@ -107,12 +107,20 @@ def _state(source: str | Path) -> Mapping[str, Tensor]:
     return read_published(source).state if is_published(source) else read_weights(source).state_dict
 
 
-def _channels(source: str | Path, prefix: str) -> int:
+def _channels(source: str | Path, prefix: str, backbone: str) -> int:
     """The channels of the images, from the first layer; 0 if unknown."""
     if not (is_published(source) or Path(source).exists()):
         return 0
     state = {key: value for key, value in _state(source).items() if key.startswith(prefix) and value.ndim == 4}
-    for end in _FIRST:
+    for end in (*_first_layers(backbone), *_FIRST):
         if names := [key for key in state if key.endswith(end)]:
             return int(state[min(names, key=len)].shape[1])
     return 0
+
+
+def _first_layers(backbone: str) -> tuple[str, ...]:
+    """The name of timm's first layer; stems of several layers have a ``conv1.0`` beside the ``conv1`` of blocks."""
+    name = backbone.partition("(")[0]
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    first = known.first_conv if known is not None else None
+    return (f"{first}.weight",) if isinstance(first, str) else ()
