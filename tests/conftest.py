@@ -162,6 +162,7 @@ def four_processes(
                     patched.setattr(*begins[:2], stops)
                 children.append(in_child(command))
             while number < 2 and not ready[number].exists():
+                assert os.waitpid(children[number], os.WNOHANG) == (0, 0), "it ended before it began a slide"
                 time.sleep(0.02)
         assert ready[0].read_text() != ready[1].read_text()
         for child in children[:2]:
