@@ -186,7 +186,7 @@ def test_a_state_brings_the_clusters_and_their_epoch(clustered, make, batch):
 
 def test_clusters_by_default_are_shares_of_the_images(make):
     method = make(PCLV2)
-    assert method.prepare(range(80_000)).startswith("2500, 5000, 10000 clusters of 80000 images")
+    assert method.prepare(range(80_000)).startswith("2500, 5000, 10000 clusters of 80,000 images")
     assert method.prototypes.shape == (17_500, 16) and method.assignments.shape == (80_000, 3)
 
 

@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from multi_process import CASES, GRIDS, IMAGES, KINDS, STEPS, VALIDATED, views_of
 
-EQUAL = {"rtol": 1e-9, "atol": 1e-11}  # everything is in float64
+EQUAL = {"rtol": 1e-8, "atol": 1e-9}  # everything is in float64; batch norms of a few images magnify rounding
 NEARLY = {"rtol": 1e-5, "atol": 1e-7}  # but timm interpolates position embeddings in float32
 
 

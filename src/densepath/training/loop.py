@@ -88,8 +88,7 @@ def train(
     total, first = batches.total_steps // accumulate, hardware.rank == 0
     if total < 1:
         raise UserError(
-            f"the run has {counted(batches.total_steps, 'batch', 'batches')}, fewer than the {accumulate} of one "
-            "step; make it longer"
+            f"the run has {counted(batches.total_steps, 'batch', 'batches')}, a step takes {accumulate}; make it longer"
         )
     saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume, free=free)
     if task.finished():
