@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from densepath.annotations.outlines import encode_part
 from densepath.annotations.patients import MANIFEST
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
@@ -50,6 +50,7 @@ def write_coco(
     splits: Mapping[str, Iterable[Outlined | tuple[str, npt.NDArray[Any] | Path, Objects]]],
     category: str | Sequence[str] = "gland",
     mpp: float | None = None,
+    require_objects: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Write images with their objects as a data set for detectors.
 
@@ -62,12 +63,14 @@ def write_coco(
         splits: the images of each split, in order. An array is written as PNG (16-bit color as TIFF), a file is copied.
         category: name of the objects of label maps; or the names of all categories.
         mpp: µm per pixel of all images, if known.
+        require_objects: refuse images of which none has an object.
 
     Returns:
         Numbers of images and instances of each split.
 
     Raises:
-        UserError: ``dest`` is not empty, an image cannot be read, or a label map and its image differ in size.
+        UserError: ``dest`` is not empty, an image cannot be read, or a label map and its image differ in size, or no
+            image has a required object.
     """
     dest = require_new_folder(dest, "the data set")
     names = [category] if isinstance(category, str) else list(category)
@@ -97,6 +100,9 @@ def write_coco(
                     rows.append((f"{split}/{file}", split, sample.patient or "", sample.source))
             (folder / "annotations" / f"{split}.json").write_text(json.dumps(truth))
             counts[split] = len(truth["images"]), len(truth["annotations"])
+        if require_objects and not any(instances for _, instances in counts.values()):
+            images = counted(sum(number for number, _ in counts.values()), "image")
+            raise UserError(f"none of {images} has an object, and {dest} was not written; outline some")
         if rows:
             with (folder / MANIFEST).open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
                 csv.writer(lines, lineterminator="\n").writerows([("file", "split", "patient", "source"), *rows])

@@ -53,11 +53,8 @@ def write_samples(
     """
     tallies: dict[str, Counter[str]] = {split: Counter() for split in splits}
     masks = ClassMasks()
-    full: list[bool] = []
-    done = {split: _outlined(samples, orientation, tallies[split], masks, full) for split, samples in splits.items()}
-    last = list(done)[-1]
-    done[last] = _refused_if_empty(done[last], full, dest)
-    counts = write_coco(dest, done, categories, mpp)
+    done = {split: _outlined(samples, orientation, tallies[split], masks) for split, samples in splits.items()}
+    counts = write_coco(dest, done, categories, mpp, require_objects=True)
     for split, (images, instances) in counts.items():
         of = f" of {counted(patients[split], 'patient')}" if patients else ""
         crowds, kinds = tallies[split].pop("", 0), tallies[split]
@@ -73,32 +70,19 @@ def write_samples(
 
 
 def _outlined(
-    samples: Sequence[Sample], orientation: Orientation | None, tally: Counter[str], masks: ClassMasks, full: list[bool]
+    samples: Sequence[Sample], orientation: Orientation | None, tally: Counter[str], masks: ClassMasks
 ) -> Iterator[Outlined]:
-    """The samples as they are written; their objects are counted by category, crowds as "".
-
-    Whether each has an object is added to ``full``.
-    """
+    """The samples as they are written; their objects are counted by category, crowds as ""."""
     for sample in with_progress(samples, len(samples), "writing images"):
         try:
             image, objects = _image(sample.image, orientation), sample.objects()
         except CorruptImage as error:
             raise UserError(f"{error}; replace the file") from error
-        full.append(bool(objects.any() if isinstance(objects, np.ndarray) else objects))
         if isinstance(objects, np.ndarray):
             masks.look(objects)
         else:
             tally.update("" if each.get("iscrowd") else each["category"] for each in objects)
         yield Outlined(sample.name, image, objects, sample.patient, str(sample.image))
-
-
-def _refused_if_empty(samples: Iterator[Outlined], full: list[bool], dest: Path) -> Iterator[Outlined]:
-    """The last samples; an error after them if no image has an object, before anything has its final name."""
-    yield from samples
-    if not any(full):
-        raise UserError(
-            f"none of {counted(len(full), 'image')} has an object, and {dest} was not written; outline some"
-        )
 
 
 def _image(path: Path, orientation: Orientation | None) -> npt.NDArray[Any] | Path:

@@ -139,7 +139,8 @@ def read_run(path: Path, most: int = ROWS) -> Run:
         UserError: it is damaged, or has a link that leads out of it.
     """
     if path.is_file():
-        return Run(path, _options(path), scores=read_scores(path))
+        record, scores = _read_scores(path)
+        return Run(path, _options(record), scores=scores)
     for name in (CONFIG, METRICS, *SCORES, SESSIONS, TRAIN_LOG):
         own_file(path, name)
     try:
@@ -157,6 +158,11 @@ def read_scores(path: Path) -> dict[str, Score]:
     Raises:
         UserError: it is damaged.
     """
+    return _read_scores(path)[1]
+
+
+def _read_scores(path: Path) -> tuple[Mapping[str, Any], dict[str, Score]]:
+    """What a file of scores holds, and the scores."""
     try:
         record = json.loads(path.read_text())
         if not isinstance(record, dict):
@@ -176,7 +182,7 @@ def read_scores(path: Path) -> dict[str, Score]:
                 continue
             known = {edge: number for edge, number in edges.items() if number is not None}
             found[str(name)] = Score(**in_percent(known, record))
-        return found
+        return record, found
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(str(error))})") from None
 
@@ -187,14 +193,11 @@ def _before_scale(record: Mapping[str, Any]) -> dict[str, Any]:
     return found if "seed" in found else {}
 
 
-def _options(path: Path) -> dict[str, Any]:
+def _options(record: Mapping[str, Any]) -> dict[str, Any]:
     """The options in the scores of a probe; of features, those of the network that made them, too."""
-    try:
-        record = json.loads(path.read_text())
-        made = record.get("encoding") or {}
-        return {name: made[name] for name in ("weights", "backbone") if name in made} | _before_scale(record)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return {}
+    encoding = record.get("encoding")
+    made = encoding if isinstance(encoding, Mapping) else {}
+    return {name: made[name] for name in ("weights", "backbone") if name in made} | _before_scale(record)
 
 
 def _sessions(path: Path) -> list[Mapping[str, Any]]:

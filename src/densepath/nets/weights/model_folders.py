@@ -41,7 +41,7 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file.
+    """The object in a JSON file; empty if the file does not exist.
 
     Raises:
         UserError: the file is damaged. Without it a network with other heads or colors would be built.

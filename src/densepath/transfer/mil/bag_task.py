@@ -234,11 +234,12 @@ def answer(model: BagModel, bag: Bag, device: torch.device, mixed: bool) -> tupl
 
 def _ready(tiles: Tensor, model: BagModel, device: torch.device, mixed: bool) -> Tensor:
     """Features as a network takes them."""
-    prepare = getattr(model, "standardization", Tensor.float)
-    on_device = tiles.to(device)
+    prepare: Standardization | None = getattr(model, "standardization", None)
+    on_device, dtype = tiles.to(device), torch.bfloat16 if mixed else torch.float32
     if not mixed or device.type != "cpu":
-        return prepare(on_device).to(torch.bfloat16 if mixed else torch.float32)
-    ready = torch.empty(tiles.shape, dtype=torch.bfloat16)
+        return (on_device if prepare is None else prepare(on_device)).to(dtype)
+    ready = torch.empty(tiles.shape, dtype=dtype)
     for rows, converted in zip(tiles.split(_ROWS), ready.split(_ROWS), strict=True):
-        converted.copy_(prepare(rows))  # on a CPU this is four times as fast as without float32
+        # On a CPU this is four times as fast as without float32.
+        converted.copy_(rows.float() if prepare is None else prepare(rows))
     return ready

@@ -24,7 +24,7 @@ from densepath.transfer.mil.choosing import choose_thresholds, predict_classes
 from densepath.transfer.mil.config import MilConfig
 from densepath.transfer.mil.model_file import MODEL_FILE, ModelNotes, load_model, save_model
 from densepath.transfer.mil.models import KNN, MODELS
-from densepath.transfer.mil.models.base import BagModel, Solver
+from densepath.transfer.mil.models.base import BagModel, Solver, Standardization
 from densepath.transfer.mil.objectives import Classification, Objective, Regression, Survival
 from densepath.transfer.probe.classifiers import nearest_neighbors
 from densepath.transfer.probe.metrics import Floats, Integers
@@ -108,9 +108,10 @@ def fit(study: Study, train_set: BagSet, validation: BagSet, out: Path, seed: in
         for lr, decay in product(rates, decays)
     ]
     folders = [out if len(options) == 1 else out / f"lr{each.lr:g}_wd{each.weight_decay:g}" for each in options]
-    for each, folder in zip(options, folders, strict=True):
-        if not (folder / MODEL_FILE).is_file():
-            _train(study, each, train_set, validation, folder, seed)
+    missing = [pair for pair in zip(options, folders, strict=True) if not (pair[1] / MODEL_FILE).is_file()]
+    standardization = train_set.standardization() if config.standardize and missing else None
+    for each, folder in missing:
+        _train(study, each, train_set, validation, folder, seed, standardization)
     notes = [load_model(folder / MODEL_FILE)[1] for folder in folders]
     best = folders[max(range(len(folders)), key=lambda k: (notes[k].score, -notes[k].loss))]  # as of epochs
     if best != out:
@@ -133,7 +134,15 @@ def objective_of(notes: ModelNotes, model: BagModel) -> Objective:
     return Regression(*notes.scale) if notes.task == "regression" else Survival()
 
 
-def _train(study: Study, solver: Solver, bags: BagSet, validation: BagSet, out: Path, seed: int) -> None:
+def _train(
+    study: Study,
+    solver: Solver,
+    bags: BagSet,
+    validation: BagSet,
+    out: Path,
+    seed: int,
+    standardization: Standardization | None,
+) -> None:
     config, hardware = study.config, study.hardware
     kind = MODELS[study.model]
     labels = bags.targets[:, 0]
@@ -156,8 +165,8 @@ def _train(study: Study, solver: Solver, bags: BagSet, validation: BagSet, out: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(study.dim, max(1, len(study.classes)))
-    if config.standardize:
-        model.standardization = bags.standardization()
+    if standardization is not None:
+        model.standardization = standardization
     objective = objective_of(notes, model)
     if isinstance(objective, Classification) and config.class_weights == "balanced":
         objective.weights = torch.from_numpy(balanced(bags, len(study.classes))).float()
