@@ -31,6 +31,7 @@ from densepath.core.clustering import spherical_kmeans
 from densepath.core.random import uniform
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.pixel_source import PixelSpec
+from densepath.transfer.detection.precise_norm import precise_batch_norm
 
 CONTROL = "positions only"
 MEASURES = ("purity", "NMI")
@@ -65,19 +66,28 @@ def places(grid: Sequence[int]) -> Tensor:
 def measure(
     source: str, backbone: str | None, data: Path, counts: Sequence[int], size: int, images: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """A row for each stage and K: means over the images, of the weights and of positions only."""
+    """A row for each stage and K: means over the images, of the weights and of positions only.
+
+    Batch norms get the statistics of these images for all weights: b-ConCL clusters with those of its batch, and random
+    weights have none.
+    """
     torch.manual_seed(seed)
     network, spec, *_ = pretrained_backbone(source, backbone)
-    network.eval()
     test = open_split(data, "test", PixelSpec())
-    found: dict[tuple[int, int, str], list[tuple[float, float]]] = {}
-    for index in range(min(images, len(test))):
+
+    def resized(index: int) -> Tensor:
         pixels = torch.from_numpy(test.sample(index, masks=False)["image"]).permute(2, 0, 1).unsqueeze(0).float()
+        scale = size / min(pixels.shape[2:])
+        working = [max(1, round(n * scale / _MULTIPLE)) * _MULTIPLE for n in pixels.shape[2:]]
+        return F.interpolate(spec.normalize(spec.apply_window(pixels)), working, mode="bilinear", antialias=True)
+
+    indices = range(min(images, len(test)))
+    precise_batch_norm(network, map(resized, indices), network)
+    network.eval()
+    found: dict[tuple[int, int, str], list[tuple[float, float]]] = {}
+    for index in indices:
         glands = torch.from_numpy(test.foreground(index).copy())[None, None].float()
-        scale = size / min(glands.shape[2:])
-        working = [max(1, round(n * scale / _MULTIPLE)) * _MULTIPLE for n in glands.shape[2:]]
-        resized = F.interpolate(spec.normalize(spec.apply_window(pixels)), working, mode="bilinear", antialias=True)
-        for stage, features in network(resized).items():
+        for stage, features in network(resized(index)).items():
             grid = features.shape[2:]
             truth = np.asarray(F.interpolate(glands, grid, mode="area")[0, 0] > 0.5).flatten()
             if truth.all() or not truth.any():
