@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from densepath.datasets.check import check_data as check_data
     from densepath.datasets.chestxray14 import convert_chestxray14 as convert_chestxray14
     from densepath.datasets.chexpert import convert_chexpert as convert_chexpert
+    from densepath.datasets.cityscapes import convert_cityscapes as convert_cityscapes
     from densepath.datasets.coco import convert_coco as convert_coco
     from densepath.datasets.crag import convert_crag as convert_crag
     from densepath.datasets.glas import convert_glas as convert_glas
@@ -94,6 +95,7 @@ _HOME = {
     "check_data": "densepath.datasets.check",
     "convert_chestxray14": "densepath.datasets.chestxray14",
     "convert_chexpert": "densepath.datasets.chexpert",
+    "convert_cityscapes": "densepath.datasets.cityscapes",
     "convert_coco": "densepath.datasets.coco",
     "convert_crag": "densepath.datasets.crag",
     "convert_glas": "densepath.datasets.glas",

@@ -68,6 +68,9 @@ VERBS = {
     "data chexpert": Verb(
         "datasets.chexpert:convert_chexpert", "CheXpert as published -> a list with labels", ("source", "dest")
     ),
+    "data cityscapes": Verb(
+        "datasets.cityscapes:convert_cityscapes", "Cityscapes as published -> images and label maps", ("source", "dest")
+    ),
     "data coco": Verb("datasets.coco:convert_coco", "any COCO export -> images and COCO JSON", ("source", "dest")),
     "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
     "data dicom": _store("dicom", "convert_dicom", "DICOM series", "conversion:DicomConversion"),
@@ -182,6 +185,7 @@ NEXT = {
     "--separator '|' --weights RUN --out chestxray14_run",
     "data chexpert": "densepath classify --config chestxray14 --data {0} --labels {0} --targets Edema Consolidation "
     "--weights RUN --out chexpert_run",
+    "data cityscapes": "densepath segment --config cityscapes_fcn --data {0} --weights RUN --out cityscapes_run",
     "data mhist": "densepath classify --config mhist --data {0} --labels {0} --weights RUN --out mhist_run",
     "data nodules": "densepath classify --data {0} --labels {0}/labels.csv --weights RUN --out {0}_run",
     "data pcam": "densepath classify --data {0}/images.safetensors --labels {0}/labels.csv --out {0}_run",

@@ -100,3 +100,10 @@ CHEXPERT = Published(
     "Stanford's research use agreement, no commercial use, no redistribution, cite Irvin et al. 2019",
     {"train": 223_414, "val": 234},
 )
+# Numbers and terms: the data set's page and Cordts et al., CVPR 2016. The validation images serve as the test.
+CITYSCAPES = Published(
+    "Cityscapes",
+    "https://www.cityscapes-dataset.com",
+    "on registration, not for commercial use, cite Cordts et al. 2016",
+    {"train": 2975, "test": 500},
+)
