@@ -438,6 +438,11 @@ MISTAKES = {
         "pretrain --config mine.yaml",
         "mine",
     ),
+    "steps of a verb that counts epochs": (
+        _nothing,
+        "classify --data tissue --labels folders --out run --max_steps 5",
+        "unknown option --max_steps; densepath classify counts epochs, so give --epochs",
+    ),
     "missing folder": (_nothing, PRETRAIN.replace("tissue/tiles", "nowhere"), "nowhere"),
     "empty folder": (_empty, PRETRAIN.replace("tissue/tiles", "none"), "none"),
     "no readable image": (_unreadable, PRETRAIN, "tissue/tiles"),

@@ -167,7 +167,7 @@ def _report(verb: str, result: Any, watch: Stopwatch) -> None:
             write_line(f"{name:{width}}{shown}", sys.stdout)
     elif isinstance(result, os.PathLike):
         write_line(os.fspath(result), sys.stdout)
-        if verb in NEXT and not (verb == "embed" and os.path.isdir(result)):  # a folder has features of slides
+        if verb in NEXT and not (verb == "embed" and os.path.isdir(result)):  # of slides, which it has named itself
             from densepath.core.closing import say_end
 
             say_end(watch, "", {}, (NEXT[verb].format(shlex.quote(os.fspath(result))),))

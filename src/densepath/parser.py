@@ -13,6 +13,8 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 from densepath.core.errors import UserError
 from densepath.options import Option, as_yaml, choices_of, close_match, in_words, kind_of
 
+_STEPS = ("max_steps", "steps", "num_steps", "max_iters", "iterations")  # where a verb counts epochs
+
 
 class _Help(DefaultHelpFormatter):
     """The help as :meth:`Parser.add_options` wrote it, without Python's names of types."""
@@ -159,6 +161,8 @@ class Parser(ArgumentParser):
         key = name.removeprefix("--")
         if key in self.renamed:
             return f"{name} is now --{self.renamed[key]}"
+        if key in _STEPS and "--epochs" in known and "--max_steps" not in known:
+            return f"unknown option {name}; {self.prog} counts epochs, so give --epochs"
         return f"unknown option {name}; {close_match(name, known) or self.see_help}"
 
     def _explain(self, message: str, given: Mapping[str, Any]) -> str:

@@ -418,6 +418,33 @@ def test_segmentations_and_mixed_modalities_are_warned_of(tmp_path: Path, capsys
     assert "as CT" not in capsys.readouterr().err
 
 
+def test_a_folder_of_labels_beside_that_of_images_is_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parent of both was given; the command that the warning names takes the labels as labels."""
+    files = {f"imagesTr/{name}.nii": nifti(CT) for name in "ab"} | {
+        f"labelsTr/{name}.nii": nifti(LABELS) for name in "ab"
+    }
+    source = fill(tmp_path / "in", files)
+    convert_folder(FolderConversion(source, tmp_path / "S"))
+    told = capsys.readouterr().err
+    assert (
+        "2 volumes look like segmentations: labelsTr/a, labelsTr/b; to use them as labels, convert again with" in told
+    )
+    assert "--images 'imagesTr' --labels 'labelsTr'" in told
+    again = FolderConversion(source, tmp_path / "T", images="imagesTr", labels="labelsTr")
+    store = open_volumes(convert_folder(again))
+    assert len(store) == 2 and store.labels(0) is not None
+    assert "look like" not in capsys.readouterr().err
+
+
+def test_the_picture_of_many_volumes_has_bounds(tmp_path: Path) -> None:
+    files = {f"{number:02}.nii": nifti(RNG.integers(0, 900, (5, 5, 5)).astype(np.int16)) for number in range(30)}
+    store = convert_folder(FolderConversion(fill(tmp_path / "in", files), tmp_path / "S"))
+    pictures = {count: check_data(store, tmp_path / f"{count}.png", count).read_bytes() for count in (None, 24, 30)}
+    assert pictures[None] == pictures[24] != pictures[30]
+
+
 def test_an_outlier_that_takes_up_the_range_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = RNG.random((9, 9, 9)).astype(np.float32)
     files = {"plain.nii": nifti(values), "hot.nii": nifti(np.where(values == values[0, 0, 0], np.float32(1e6), values))}

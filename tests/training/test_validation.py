@@ -57,12 +57,14 @@ def test_patience_counts_evaluations_since_the_lowest_loss():
     assert seen == [(True, False), (True, False), (False, False), (True, False), (False, False), (False, True)]
 
 
-def test_the_best_weights_are_kept_and_a_resumed_run_ends_at_the_same_step(tmp_path, tiles, monkeypatch):
+def test_the_best_weights_are_kept_and_a_resumed_run_ends_at_the_same_step(tmp_path, tiles, monkeypatch, capsys):
     given = iter([3.0, 2.0, 2.5, 2.6, 1.0])
     first = tmp_path / "first"
     monkeypatch.setattr(Patience, "improved", replaced(Patience.improved, given))
     options = {**OPTIONS, "data": tiles, "epochs": 5, "patience": 2, "save_every_steps": 4}
     pretrain(**options, out=first)
+    held = f"8 images are held out for validation, by patient where known ({first / 'validation_images.txt'}); 32 are"
+    assert held in capsys.readouterr().err
     rows = rows_of(first)
     assert [row["step"] for row in rows if row.get("val_loss")] == ["4", "8", "12", "16"]
     assert rows[-1]["step"] == "16"  # of 20

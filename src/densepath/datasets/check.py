@@ -53,7 +53,7 @@ def check_data(
             splits and patients if it names them, or a folder with labels.csv; or a store of volumes,
             whose checksums are checked, and of which labels are counted in mm^3 and three slices of volumes are drawn.
         out: a PNG file: images of each split with the outlines of their objects.
-        count: number of images of each split to draw; 0 for no picture. Default: 8; 100 for volumes.
+        count: number of images of each split to draw; 0 for no picture. Default: 8; of volumes 24 in all.
         patient_regex: a regular expression that finds the patient in an image's name; by default patients are those of
             the JSON or of manifest.csv.
         orientation: as for ``detect``: for images with an orientation tag, whether the annotations describe the pixels
@@ -67,13 +67,15 @@ def check_data(
     """
     data, out = Path(data), Path(out)
     volumes = is_volume_store(data)
-    count = (100 if volumes else 8) if count is None else count
-    if count < 0:
+    if count is None and not volumes:
+        count = 8
+    if count is not None and count < 0:
         raise UserError(f"count is {count}; give the number of images to draw, or 0")
-    if count and out.suffix.lower() != ".png":
+    if count != 0 and out.suffix.lower() != ".png":
         raise UserError(f"a picture cannot be written to {out}; use a file name that ends in .png")
     if volumes:
         return check_volumes(data, out, count, patient_regex)
+    assert count is not None
     names = [split for split in SPLITS if (data / "annotations" / f"{split}.json").is_file()]
     if not names and (listed := _list_in(data)) is not None:
         return check_list(listed, out, count, patient_regex)

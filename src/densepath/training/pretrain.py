@@ -55,7 +55,7 @@ from densepath.training.reconstruction_images import Draw, ReconstructionImages,
 from densepath.training.resolve import resolve
 from densepath.training.run_images import choose_pixels, find_images, record_slides, with_tiles
 from densepath.training.sharding import require_shardable
-from densepath.training.start_lines import color_note, report_start
+from densepath.training.start_lines import color_note, held_note, report_start
 from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, hold_out_images, write_list
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
@@ -247,7 +247,7 @@ def run(
                     part.write_text("".join(f"{line}\n" for line in tensors), errors="surrogateescape")
             slides = record_slides(out, images, config.weights if fresh else "random")
             read = summarize(images, files) if fresh else []
-            notes = (*read, loaded, color_note(without), found)
+            notes = (*read, held_note(images, held, out) if fresh else None, loaded, color_note(without), found)
             report_start(notes, config.optimizer, steps, steps_per_epoch)
             if draw_views is not None and not (out / VIEWS).exists():
                 draw_safely(partial(_draw_views, draw_views, images, views, out / VIEWS))

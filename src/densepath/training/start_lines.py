@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from densepath.core.errors import counted
 from densepath.runs.progress import say
+from densepath.sources.pixel_source import PixelSource
 from densepath.training.optimizers import Optimizer
+from densepath.training.validation import HELD
 
 
 def report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int, steps_per_epoch: float) -> None:
@@ -16,6 +20,20 @@ def report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int, 
     for line in (*lines, warmup if cut else None):
         if line:
             say(f"densepath: {line}")
+
+
+def held_note(images: PixelSource, held: PixelSource | None, out: Path) -> str | None:
+    """A line on the images that are held out of training, if there are any.
+
+    Args:
+        images: those to train on.
+        held: those to validate on.
+        out: the run folder.
+    """
+    if held is None:
+        return None
+    what = counted(len(held), "image is", "images are")
+    return f"{what} held out for validation, by patient where known ({out / HELD}); {len(images):,} are trained on"
 
 
 def color_note(without: Sequence[str]) -> str | None:

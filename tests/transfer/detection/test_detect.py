@@ -30,10 +30,12 @@ from densepath.runs.checkpoints import read_checkpoint
 from densepath.runs.folder import read_config
 from densepath.training.hardware import choose_hardware
 from densepath.training.intervals import Intervals
+from densepath.training.resolve import resolve
 from densepath.training.update_limits import UpdateLimits
 from densepath.transfer.detection import fine_tuning
 from densepath.transfer.detection.average_precision import average_precision
-from densepath.transfer.detection.detect import DETECTOR_FILE, detect
+from densepath.transfer.detection.config import DetectConfig
+from densepath.transfer.detection.detect import DETECTOR_FILE, _without_gpu, detect
 from densepath.transfer.detection.detection_task import DetectionTask, parameter_groups
 from densepath.transfer.detection.detector_file import DetectorNotes, load_detector
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS
@@ -421,3 +423,14 @@ def test_a_published_network_with_patches_of_14_px_is_fine_tuned_on_grey_images_
     detect(evaluate=True, **options)
     found = probe(data=grey, weights=weights, size=64)
     assert found["backbone"] == notes.backbone and found["train_positions"] == 3 * 8 * 8
+
+
+@pytest.mark.parametrize(("recipe", "hours"), [("glas", 100), ("crag", None), ("glas_small", 0)])
+def test_the_time_of_a_run_without_a_gpu_is_estimated(recipe: str, hours: int | None) -> None:
+    config = resolve(DetectConfig, recipe, {"data": "D", "out": "R"}, recipes="detect")
+    steps = 5000 if config.max_steps is None else config.max_steps
+    assert _without_gpu(config, steps, "cuda") == []
+    lines = _without_gpu(config, steps, "cpu")
+    assert bool(lines) == (hours != 0)
+    if hours:
+        assert f"80,000 images with the mask_rcnn_fpn of a ResNet-18 are roughly {hours} hours on two cores" in lines[0]

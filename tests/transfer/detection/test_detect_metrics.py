@@ -273,7 +273,9 @@ def test_an_overlay_draws_correct_and_false_detections_in_their_colors() -> None
     def count(part: np.ndarray, color: tuple[int, int, int]) -> int:
         return int((part == color).all(-1).sum())
 
-    assert count(picture[:, :half], (0, 255, 64)) == count(picture[:, half:], (0, 255, 64)) > 0
+    width = (picture.shape[1] - 8) // 2
+    outline = (picture[:, :width] == (0, 255, 64)).all(-1)
+    assert outline.any() and (picture[:, width + 8 :][outline] == (0, 255, 64)).all()
     assert count(picture[:, :half], (255, 0, 0)) == 0 < count(picture[:, half:], (255, 0, 0))
 
 
@@ -298,4 +300,15 @@ def test_a_score_is_written_only_if_it_does_not_cover_its_object() -> None:
     large[100:200, 100:200] = small[300:312, 300:312] = True
     for mask, written in ((large, True), (small, False)):
         half = np.asarray(overlay(image, [], [mask], [0.9]))[26:, 408:]  # below the caption, right of the truth
-        assert (half == 255).all(-1).any() == written
+        assert (half[130:170, 130:170] == (255, 0, 0)).all(-1).any() == written
+
+
+def test_a_better_score_is_not_written_over_and_captions_fit_narrow_images() -> None:
+    image = np.full((300, 300, 3), 128, np.uint8)
+    mask = np.zeros((300, 300), dtype=bool)
+    mask[100:200, 100:200] = True
+    one, both = (np.asarray(overlay(image, [], [mask] * len(s), s)) for s in ([0.9], [0.9, 0.6]))
+    strokes = [(picture[156:196, 438:478] == 0).all(-1) for picture in (one, both)]  # around the center of the object
+    assert strokes[0].any() and np.array_equal(*strokes)
+    caption = both[:26, 308:]
+    assert (caption == 0).any() and (caption[:, -4:] == 255).all()

@@ -104,9 +104,12 @@ def test_a_share_says_what_it_leaves(tiles: Path, tmp_path: Path, capsys: pytest
     options = {**NETWORK, "data": tiles, "out": tmp_path / "F", "weights": run, "backbone": None}
     first = embed(**options, shard="1/2")
     assert (first["slides"], first["left"]) == (1, 1)
-    assert "this process is done, 1 of 2 slides left to other processes" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "this process is done, 1 of 2 slides left to other processes" in told and "next:" not in told
     second = embed(**options, shard="2/2")
-    assert (second["slides"], second["left"]) == (2, 0) and "are left" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert (second["slides"], second["left"]) == (2, 0) and "are left" not in told
+    assert f"next: densepath mil --data {tmp_path / 'F' / 'features_run'} --table LABELS.csv --target COLUMN" in told
     notes = read_slide_features(tmp_path / "F" / "features_run" / "0.h5").notes
     assert notes["pretraining_slides"] == ["a/0", "7"]
 

@@ -20,12 +20,13 @@ from densepath.sources.volumes.store import VolumeStore, open_volumes
 from densepath.sources.volumes.volume import voxel_mm3
 
 _ALL = "all"  # volumes without splits
+_DRAWN = 24  # volumes of all splits together, by default: a picture of about 1000 x 4000 px
 
 
-def check_volumes(data: Path, out: Path, count: int, patient_regex: str | None = None) -> Path:
+def check_volumes(data: Path, out: Path, count: int | None, patient_regex: str | None = None) -> Path:
     """Report what a store of volumes holds. Arguments as for :func:`~densepath.datasets.check.check_data`."""
     store = open_volumes(data)
-    if count:
+    if count != 0:
         refuse_among_images(out, data)
     splits: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(store.rows):
@@ -36,6 +37,8 @@ def check_volumes(data: Path, out: Path, count: int, patient_regex: str | None =
     lines = [store.describe(), _window(store), *_splits(store, splits, patients), *_labels(store), *_copies(store)]
     for line in [*lines, *_damaged(store)]:
         write_line(one_line(line), sys.stdout)
+    if count is None:
+        count = max(1, _DRAWN // len(splits))
     return draw_volumes(store, splits, out, count) if count else data
 
 

@@ -30,8 +30,7 @@ def warnings_of(rows: Rows, window: Any) -> list[str]:
     if suspected:
         found.append(
             f"{counted(len(suspected), 'volume looks', 'volumes look')} like segmentations: "
-            f"{_names(suspected)}; leave them out with --exclude "
-            "'*seg*' or the like, or move them to a folder and give it as --labels"
+            f"{_names(suspected)}; {_remedy(suspected, [row['name'] for row in rows])}"
         )
     lows = {row["name"]: min(scale["window"][0] for scale in row["scales"]) for row in rows}
     images = [name for name in lows if name not in suspected]
@@ -48,7 +47,8 @@ def warnings_of(rows: Rows, window: Any) -> list[str]:
 def segmentations(rows: Rows) -> list[str]:
     """Names of volumes that are probably label maps.
 
-    Either their names say so, or their values are few whole numbers and an image of the same shape lies beside them.
+    Their names say so; or those of their folders, and their values are few whole numbers; or their values are few whole
+    numbers, and an image of the same shape lies beside them.
     """
     places: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -60,9 +60,24 @@ def segmentations(rows: Rows) -> list[str]:
             row["name"]
             for row in beside
             if (_NAME.search(PurePosixPath(row["name"]).name) and not row["labels"])
+            or (_in_folder_of_labels(row["name"]) and 0 < row["values"] <= _CLASSES)
             or (0 < row["values"] <= _CLASSES and most >= _IMAGE)
         ]
     return sorted(found)
+
+
+def _in_folder_of_labels(name: str) -> bool:
+    return any(_NAME.search(folder) for folder in PurePosixPath(name).parts[:-1])
+
+
+def _remedy(suspected: Sequence[str], names: Sequence[str]) -> str:
+    """How to leave segmentations out, or use them: if they lie in a folder and the volumes in another, by these."""
+    folders = [{str(PurePosixPath(name).parent) for name in found} for found in (suspected, {*names} - {*suspected})]
+    if all(len(found) == 1 for found in folders) and "." not in folders[0] | folders[1]:
+        (labels,), (images,) = folders
+        if labels != images:
+            return f"to use them as labels, convert again with --images {images!r} --labels {labels!r}"
+    return "leave them out with --exclude '*seg*' or the like, or move them to a folder and give it as --labels"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ one again, so it is what configurations, exported weights and detectors record.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +18,16 @@ from densepath.core.errors import UserError
 
 GATED = ("SwiGLUPacked", "SwiGLU", "GluMlp")  # classes of timm.layers for ``mlp_layer``
 OWN_PARTS = {"halve_after", "patch_gelu"}  # arguments that no network of timm has
+# Arguments of timm.create_model that are given elsewhere: in a name they would have no effect, or load weights.
+_ELSEWHERE = (
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "features_only",
+    "num_classes",
+    "in_chans",
+)
 HIPT_REGION = "vit_tiny_patch16_224(img_size=14, patch_size=1, depth=6, num_heads=6, patch_gelu=True, pos_offset=0.1)"
 
 
@@ -32,11 +43,34 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
         call = ast.parse(name, mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
             raise ValueError("not a call with keywords")
+        names = [keyword.arg for keyword in call.keywords]
+        if None in names or len({*names}) < len(names):
+            raise ValueError("not different keywords")
         return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         raise UserError(
             f"{name[:100]!r} is not the name of a backbone; write it as architecture(argument=value, ...)"
         ) from error
+
+
+def check_arguments(name: str) -> None:
+    """Check that a name has no argument that would be ignored.
+
+    Raises:
+        UserError: it has one.
+    """
+    if found := [key for key in _ELSEWHERE if key in parse_name(name)[1]]:
+        raise UserError(f"the backbone {name} has the argument {found[0]}, which has no effect there; leave it out")
+
+
+def why_not_built(name: str, error: Exception) -> str:
+    """Why timm did not build the network of a name with arguments, for an error message."""
+    architecture, _ = parse_name(name)
+    unknown = re.search(r"unexpected keyword argument.*?'(\w+)'", str(error))
+    if unknown:
+        return f"timm's {architecture} has no argument {unknown[1]}, which {name} gives; correct it, or leave it out"
+    reason = str(error) or "it gives no reason"
+    return f"timm cannot build {name} ({type(error).__name__}: {reason}); correct its arguments"
 
 
 def join_name(architecture: str, arguments: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError
 from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.listed import NAMES_LISTED, build_resenc
-from densepath.nets.backbones.names import create_network, parse_name
+from densepath.nets.backbones.names import check_arguments, create_network, parse_name, why_not_built
 from densepath.nets.backbones.resnet3d import NAMES_3D, build_resnet3d, is_for_volumes
 from densepath.nets.backbones.transformers import build_transformer, is_transformer
 from densepath.nets.backbones.unet3d import NAMES_UNET, build_unet3d
@@ -138,7 +138,8 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
         channels: channels of the images.
 
     Raises:
-        UserError: the name is unknown, or the network does not return feature maps of strides 2 to 32.
+        UserError: the name or one of its arguments is unknown, or the network does not return feature maps of strides 2
+            to 32.
 
     Source: ConCL (ECCV 2022), released code, ``backbones/resnet.py``.
     """
@@ -149,15 +150,18 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
         return build(name, channels)
     _check_name(name)
     try:
-        backbone = TimmBackbone(make_network(name, channels=channels), name, channels)
+        network = make_network(name, channels=channels)
+    except UserError:
+        raise
+    except Exception as error:  # each timm family raises other exceptions
+        raise UserError(why_not_built(name, error) if parse_name(name)[1] else _no_maps(name)) from error
+    try:
+        backbone = TimmBackbone(network, name, channels)
         _check_maps(backbone)
     except UserError:
         raise
     except Exception as error:  # each timm family raises other exceptions
-        raise UserError(
-            f"{name} does not return feature maps of strides 2 to 32 for images of any size; "
-            "choose another backbone, e.g. resnet18"
-        ) from error
+        raise UserError(_no_maps(name)) from error
     if model_entrypoint(parse_name(name)[0]).__module__ == "timm.models.resnet":
         backbone.apply(_init_resnet_layer)
     return backbone
@@ -171,12 +175,20 @@ def make_network(name: str, pretrained: bool = False, channels: int = 3) -> nn.M
     return network
 
 
+def _no_maps(name: str) -> str:
+    return (
+        f"{name} does not return feature maps of strides 2 to 32 for images of any size; "
+        "choose another backbone, e.g. resnet18"
+    )
+
+
 def _check_name(name: str) -> None:
     import timm
 
     given, _ = parse_name(name)
     architecture = given.split(".")[0]
     if timm.is_model(given) and given == architecture:
+        check_arguments(name)
         return
     if timm.is_model(architecture):
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from densepath.nets.weights.layouts import Match, feature_name, match_names, tim
 from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published
 from densepath.nets.weights.report import tensor_report
 from densepath.nets.weights.saving import FORMAT_VERSION
-from densepath.nets.weights.transformer_names import to_timm
+from densepath.nets.weights.transformer_names import hidden_differences, to_timm
 from densepath.sources.pixel_source import PixelSpec
 
 ACCEPTED = (
@@ -143,6 +144,9 @@ def load_weights(
         line += f"; not used: {first_few(match.unused)}"
     if assumed:
         line += f"; {assumed} are assumed, which its folder does not give"
+    if other and (hidden := hidden_differences(backbone.name, other)):
+        said = first_few([f"{key} was {value}" for key, value in hidden.items()])
+        line += f"; in training {said}: --backbone {shlex.quote(other)}"
     if complete and match.rivals:
         line += f"; other networks in the file, for --prefix: {', '.join(match.rivals)}"
     return line

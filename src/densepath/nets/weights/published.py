@@ -30,6 +30,9 @@ _PICKLED = ("pytorch_model*.bin", "open_clip_pytorch_model.bin", "*.bin.index.js
 _KNOWN = ("num_heads", "act_layer", "no_embed_class")
 # Those that do not change the features.
 _OF_THE_HEAD = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "features_only", "in_chans"}
+_OF_TRAINING = {"weight_init", "fix_init", "drop_rate", "drop_path_rate", "dynamic_img_pad", "strict_img_size"} | {
+    f"{part}_drop_rate" for part in ("pos", "patch", "proj", "attn")
+}
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _H_OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
@@ -108,9 +111,14 @@ def read_published(source: str | Path) -> Published:
         state = {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
     seen = preprocessing(source, folder, config)
     assumed = [] if seen[0] and seen[1] else ["mean and std of ImageNet"]
-    if assumed and prefixes and not config:  # those with a known card have such heads
+    card_only = not config and not assumed  # networks with a known card have such heads
+    if prefixes and not _gives_heads(config) and not card_only:
         assumed.insert(0, f"heads of {HEAD_WIDTH} channels")
     return Published(_backbone(config, state), state, *seen, attention_pool(read), " and ".join(assumed))
+
+
+def _gives_heads(config: Mapping[str, Any]) -> bool:
+    return "architecture" in config or "num_attention_heads" in config or clip_arguments(config) is not None
 
 
 def configuration_of(folder: Path) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def backbone_of_config(config: Mapping[str, Any]) -> str | None:
     """The backbone's name by a configuration of timm only, as far as it is known without the weights."""
     if "architecture" not in config:
         return None
-    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key not in _OF_THE_HEAD}
+    arguments = {key: value for key, value in _model_args(config).items() if key not in _OF_THE_HEAD}
     return join_name(str(config["architecture"]), arguments)
 
 
@@ -147,6 +155,13 @@ def preprocessing(
     return mean, std, size if isinstance(size, int) else 0
 
 
+def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
+    given = config.get("model_args") or {}
+    if not isinstance(given, dict):
+        raise UserError("model_args in config.json are not an object with a network's arguments; fetch it again")
+    return given
+
+
 def _check_architecture(config: Mapping[str, Any]) -> None:
     import timm
 
@@ -165,8 +180,11 @@ def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
             return None
         return name_transformer(state, None, {key: value for key, value in known.items() if value is not None})
     architecture = str(config.get("architecture", ""))
-    arguments = {**config, **(config.get("model_args") or {})}
-    known = {key: arguments[key] for key in _KNOWN if arguments.get(key) is not None}
+    given = _model_args(config)
+    known = {key: config[key] for key in _KNOWN if config.get(key) is not None}
+    # Those that the network does not have are refused by their names when it is built.
+    ignored = {*_OF_THE_HEAD, *_OF_TRAINING}
+    known |= {key: value for key, value in given.items() if value is not None and key not in ignored}
     return name_transformer(state, architecture or None, known) or backbone_of_config(config)
 
 

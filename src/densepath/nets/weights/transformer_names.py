@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densepath.nets.backbones.names import GATED, HIPT_REGION, create_network, join_name
+from densepath.nets.backbones.names import GATED, HIPT_REGION, create_network, join_name, parse_name
 
 _PATCH = "patch_embed.proj.weight"
 _MODULES = ("timm.models.vision_transformer", "timm.models.deit")
@@ -23,6 +23,7 @@ _BY_WIDTH = {
     1408: "vit_giant_patch14_224",
     1536: "vit_giant_patch14_dinov2",
 }
+_HIDDEN = ("num_heads", "act_layer")  # arguments of which shapes give only a default
 HEAD_WIDTH = 64  # channels of a head where no configuration gives the number of heads
 
 # transformers' names, then timm's
@@ -97,8 +98,8 @@ def name_transformer(
         state: tensors under timm's names, without a prefix.
         architecture: the timm architecture of its configuration, which gives what neither shapes nor ``known`` do; by
             default a plain one of the same width.
-        known: arguments from the configuration that shapes don't show: num_heads, act_layer, norm_eps, pos_antialias;
-            and no_embed_class, which they may not show.
+        known: arguments from the configuration. Those that shapes show are ignored, except no_embed_class, which they
+            may not show; all others become a part of the name: num_heads, act_layer, norm_eps, and also unknown ones.
 
     Returns:
         The name; None if the tensors are not those of a plain vision transformer.
@@ -117,7 +118,31 @@ def name_transformer(
     given["act_layer"] = "silu" if given["mlp_layer"] in GATED else "gelu"
     if given["mlp_layer"] == own["mlp_layer"]:
         given["act_layer"] = own["act_layer"]
-    return join_name(architecture, {key: value for key, value in {**given, **known}.items() if value != own[key]})
+    hidden = {key: value for key, value in known.items() if key not in given or key in _HIDDEN}
+    return join_name(
+        architecture, {key: value for key, value in {**given, **hidden}.items() if key not in own or value != own[key]}
+    )
+
+
+def hidden_differences(name: str, other: str) -> dict[str, Any]:
+    """The arguments in which two vision transformers may differ although their tensors have the same shapes.
+
+    Args:
+        name, other: names of backbones (see ``names.py``).
+
+    Returns:
+        argument -> its value in ``other``; empty for other networks.
+    """
+    import timm
+
+    both: list[dict[str, Any]] = []
+    for architecture, arguments in map(parse_name, (name, other)):
+        own = _arguments_of(architecture) if timm.is_model(architecture) else None
+        if own is None:
+            return {}
+        hidden = (*_HIDDEN, "norm_eps", "pos_antialias")
+        both.append({key: value for key, value in {**own, **arguments}.items() if key in hidden or key not in own})
+    return {key: both[1].get(key) for key in both[1] | both[0] if both[0].get(key) != both[1].get(key)}
 
 
 def _shown(state: Mapping[str, Tensor], beside: bool) -> dict[str, Any] | None:

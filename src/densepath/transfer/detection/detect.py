@@ -44,6 +44,8 @@ from densepath.version import __version__
 
 _WINDOW = PixelSpec().window  # of 8-bit images
 _SAMPLED = 16  # images whose µm per pixel are read
+_CPU_SECONDS, _GLAS_SIZES = 4.5, (400, 522)  # for an image of these sizes in training, with a ResNet-18 on two cores
+_LONG = 12  # hours
 _SAME_MPP = 1.03  # the largest ratio of the µm per pixel of images that count as equal
 
 
@@ -180,7 +182,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
     with open_run(out, record, resume=resume, **kept) if first else nullcontext():
         if first:
             say(f"densepath: {config.detector} on {line}; {counted(solver.steps, 'step')}")
-            for fact in facts:
+            for fact in (*facts, *_without_gpu(config, solver.steps, hardware.kind)):
                 say(f"densepath: {fact}")
         model = fine_tune(
             model,
@@ -206,6 +208,18 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         if draw_curves is not None:
             draw_safely(partial(draw_curves, out))
         return _finish(watch, out, scores, test)
+
+
+def _without_gpu(config: DetectConfig, steps: int, kind: str) -> list[str]:
+    """A line on the time that a run takes on hardware of this kind, if that is a CPU and the time is long."""
+    hours = steps * config.batch_size * _CPU_SECONDS * (sum(config.train_size) / sum(_GLAS_SIZES)) ** 2 / 3600
+    if kind != "cpu" or config.detector.endswith("_small") or hours < _LONG:
+        return []
+    advice = "" if config.detector in TRANSFORMER_DETECTORS else "; --config glas_small takes less than half an hour"
+    return [
+        f"warning: without a GPU this takes days: {steps * config.batch_size:,} images with the {config.detector} of a "
+        f"ResNet-18 are roughly {hours:.0f} hours on two cores{advice}"
+    ]
 
 
 def training_mpp(images: CocoImages) -> float | None:

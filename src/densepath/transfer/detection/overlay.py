@@ -21,6 +21,7 @@ _MATCH_IOU = 0.5
 _MIN_SIDE = 384  # pixels: a smaller image is enlarged, otherwise outlines would cover it
 _GAP = 8
 _HEADER = 26
+_LETTERS, _SMALLEST = 16, 8  # pixels
 _ROOM = 1.5  # a score is written if its object is larger than its text by this factor
 
 
@@ -33,8 +34,9 @@ def overlay(
 ) -> Image.Image:
     """Draw true outlines on the left, and detected ones with their scores, where there is space, on the right.
 
-    A detection has the color of the true object that it matches (mask IoU of at least 0.5), where no neighbor has it;
-    without a match it is red. Objects that were missed are dashed. Objects that touch differ in color.
+    A score has the color of its outline. A detection has the color of the true object that it matches (mask IoU of at
+    least 0.5), where no neighbor has it; without a match it is red. Objects that were missed are dashed. Objects that
+    touch differ in color.
 
     Args:
         image: (H, W, 3) uint8.
@@ -59,16 +61,22 @@ def overlay(
     lost = [shape for position, shape in enumerate(true_shapes) if position not in set(match)]
     left = outlined(canvas, true_shapes, [color_of(true_numbers[position]) for position in range(len(truth))])
     right = outlined(dashed(canvas, lost), found_shapes, found_colors)
-    _write_scores(right, found, scores, zoom)
+    _write_scores(right, found, scores, found_colors, zoom)
     width, height = left.size
     picture = Image.new("RGB", (2 * width + _GAP, height + _HEADER), "white")
     picture.paste(left, (0, _HEADER))
     picture.paste(right, (width + _GAP, _HEADER))
     draw = ImageDraw.Draw(picture)
-    draw.text((4, 4), f"truth: {len(truth)}", "black", font(16))
-    caption = f"score >= {least_score:.0%}: {len(correct)} correct, {len(lost)} missed, {len(wrong)} false (red)"
-    draw.text((width + _GAP + 4, 4), caption, "black", font(16))
+    _write_line(draw, 4, f"truth: {len(truth)}", width)
+    counts = f"{len(correct)} correct, {len(lost)} missed (dashed), {len(wrong)} false (red)"
+    _write_line(draw, width + _GAP + 4, f"score >= {least_score:.0%}: {counts}", width)
     return picture
+
+
+def _write_line(draw: ImageDraw.ImageDraw, left: int, text: str, width: int) -> None:
+    """Write a line above a panel, in letters so small that it fits its width in pixels."""
+    size = next((size for size in range(_LETTERS, _SMALLEST, -1) if font(size).getlength(text) <= width - 8), _SMALLEST)
+    draw.text((left, _HEADER / 2), text, "black", font(size), anchor="lm")
 
 
 def match_masks(truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> list[int | None]:
@@ -132,15 +140,28 @@ def dashed(image: np.ndarray, masks: Sequence[Shape]) -> np.ndarray:
     return canvas
 
 
-def _write_scores(picture: Image.Image, masks: Sequence[np.ndarray], scores: Sequence[float], zoom: int) -> None:
-    """Write each score, in percent, in the center of its object, unless the object is too small for it."""
+def _write_scores(
+    picture: Image.Image,
+    masks: Sequence[np.ndarray],
+    scores: Sequence[float],
+    colors: Sequence[tuple[int, int, int]],
+    zoom: int,
+) -> None:
+    """Write each score, in percent, in the center of its object, best first.
+
+    It is left out if the object is too small for it, or a better one is written there.
+    """
     draw = ImageDraw.Draw(picture)
-    for mask, score in zip(masks, scores, strict=True):
+    written: list[tuple[float, float, float, float]] = []
+    for mask, score, color in zip(masks, scores, colors, strict=True):
         rows, columns = np.nonzero(mask)
         if not len(rows):
             continue
         middle = (float(columns.mean() + 0.5) * zoom, float(rows.mean() + 0.5) * zoom)
         text: dict[str, Any] = {"text": f"{100 * score:.0f}", "font": font(15), "anchor": "mm", "stroke_width": 2}
         left, top, right, bottom = draw.textbbox(middle, **text)
-        if _ROOM * (right - left) < zoom * np.ptp(columns) and _ROOM * (bottom - top) < zoom * np.ptp(rows):
-            draw.text(middle, fill="white", stroke_fill="black", **text)
+        large = _ROOM * (right - left) < zoom * np.ptp(columns) and _ROOM * (bottom - top) < zoom * np.ptp(rows)
+        covered = any(left < x2 and x1 < right and top < y2 and y1 < bottom for x1, y1, x2, y2 in written)
+        if large and not covered:
+            written.append((left, top, right, bottom))
+            draw.text(middle, fill=color, stroke_fill="black", **text)

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted
 from densepath.core.files import remove_abandoned
 from densepath.core.shared_work import Shard
+from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
 from densepath.core.work_folder import work_folder
@@ -111,7 +113,7 @@ def embed_slides(
     """
     if out.suffix.lower() in FORMATS:
         raise UserError(f"{out}: the features of slides are a folder; name one")
-    network, hardware = dict(options.network), options.hardware
+    watch, network, hardware = Stopwatch(), dict(options.network), options.hardware
     size = network.pop("size")
     encoder, line = load_encoder(options.weights, **network)
     encoder.spec = encoder.spec.override(window=PixelSpec().window)  # slides have 8 bits
@@ -163,9 +165,13 @@ def embed_slides(
         work = _Work(replace(options, hardware=hardware), encoder.to(hardware.device), size, overlap_of(tiles), notes)
         if children or PARENT in os.environ:
             share = None  # locks divide the work among processes that this command has started
-        counts = _embed_all(work, slides, out, features_name(options.weights, encoder.backbone.name), share)
+        name = features_name(options.weights, encoder.backbone.name)
+        counts = _embed_all(work, slides, out, name, share)
         for child in children:
             wait_for(partial(_ended, child), "another process", "it hangs; end it, then start again")
+    if hardware.rank == 0 and counts["slides"] and not counts["left"]:
+        features, table = features_path(out, name, "x").parent, ("--table", "LABELS.csv", "--target", "COLUMN")
+        say_end(watch, "", {}, (command("mil", "--data", features, *table, "--out", f"{out}_mil"),))
     return counts
 
 
