@@ -27,6 +27,8 @@ Map: TypeAlias = list[list[float]]  # 3 x 4, from output to input coordinates, x
 Plan: TypeAlias = tuple[list[list[int]], Map, "tuple[int, ...] | None"]
 Along: TypeAlias = tuple[float, float, int, int]  # the scale and shift of a map along an axis, n_out and n_in
 
+_COLUMNS = 16  # of a matrix that are multiplied at a time, where it is worth it: from so many products
+_PRODUCTS = 2**22
 _SMALL = 1e-6  # entries of a map below this share of its largest are rounding errors
 
 
@@ -190,7 +192,7 @@ def _sums(x: Tensor, taps: Tensor, weights: Tensor, axis: int) -> Tensor:
     (n_out, _), n_in, weights = taps.shape, x.shape[1 + axis], weights.to(x.dtype)
     if axis == 2:
         matrix = x.new_zeros(n_in, n_out).index_put_((taps, torch.arange(n_out).unsqueeze(1)), weights, accumulate=True)
-        return x @ matrix
+        return _banded(x, matrix, taps)
     shape = x.shape
     before, after = shape[: 1 + axis].numel(), shape[2 + axis :].numel()
     first = torch.arange(before).view(-1, 1, 1) * n_in
@@ -201,6 +203,20 @@ def _sums(x: Tensor, taps: Tensor, weights: Tensor, axis: int) -> Tensor:
         per_sample_weights=weights.expand(before, -1, -1).flatten(0, 1),
     )
     return sums.view(*shape[: 1 + axis], n_out, *shape[2 + axis :])
+
+
+def _banded(x: Tensor, matrix: Tensor, taps: Tensor) -> Tensor:
+    """x @ matrix, whose columns have values at taps (n_out, T) only: some columns at a time, by the rows of these."""
+    if x.numel() * len(taps) <= _PRODUCTS or x.requires_grad:
+        return x @ matrix
+    low, high = taps.amin(1), taps.amax(1) + 1
+    table = x.reshape(-1, x.shape[-1])
+    out = table.new_empty(len(table), len(taps))
+    for start in range(0, len(taps), _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        rows = slice(int(low[columns].min()), int(high[columns].max()))
+        torch.mm(table[:, rows], matrix[rows, columns], out=out[:, columns])
+    return out.view(*x.shape[:-1], -1)
 
 
 def _keeps_z(map_: Map) -> bool:

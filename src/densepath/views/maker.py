@@ -20,7 +20,7 @@ from densepath.views.turns import turned
 from densepath.views.view import Batch, View
 
 # Pixels of a view that are processed at a time on a CPU, per thread: bounds the memory of operations.
-_CACHED = 2**18
+_CACHED = 2**20
 
 
 class ViewMaker:
