@@ -21,6 +21,16 @@ def filter_reach(mode: Mode) -> float:
     return _REACH[mode]
 
 
+def tap_count(step: float, mode: Mode) -> int:
+    """The number T of input positions whose weights for an output position may not be 0.
+
+    Args:
+        step: input positions in a step of the output; negative where it flips.
+        mode: the filter.
+    """
+    return math.ceil(2 * _REACH[mode] * max(1.0, abs(step))) + 1
+
+
 def weighted_rows(x: Tensor, positions: Tensor, weights: Tensor, axis: int, rows: Tensor | None = None) -> Tensor:
     """Replace the positions of one axis by weighted sums of some of them.
 
@@ -68,7 +78,7 @@ def axis_taps(
     extent = extent.to(low)
     step = (high - low) / 2 * extent / n_out
     # On the CPU, where the maps lie: the number of taps must be known here.
-    taps = math.ceil(2 * _REACH[mode] * max(1.0, float(step.abs().max()))) + 1
+    taps = tap_count(float(step.abs().max()), mode)
     start, step, extent = (v.to(device, non_blocking=True) for v in ((low + 1) / 2 * extent, step, extent))
     middle = torch.arange(n_out, device=device, dtype=low.dtype) + 0.5
     center = torch.addcmul(start.view(-1, 1), step.view(-1, 1), middle.view(1, -1)).unsqueeze(-1)

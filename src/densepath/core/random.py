@@ -7,9 +7,10 @@ any number of workers, batch size or number of processes, and any view can be dr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _CHUNK = 2**13  # counters that a CPU processes at a time
+_MIXED = 2**15  # numbers that are mixed at a time
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as int64: the step of SplitMix64
 _MIXERS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1))
 _FEISTEL_ROUNDS = 6
@@ -143,12 +145,40 @@ def split_mix(seed: Tensor, number: Tensor) -> Tensor:
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
+    if seed.device.type == "cpu":
+        return _split_mix_on_host(seed, number)
     state = number * _GOLDEN + seed
     for shift, factor in _MIXERS:
         state ^= (state >> shift).bitwise_and_(2 ** (64 - shift) - 1)
         if factor != 1:
             state *= factor
     return state
+
+
+def _split_mix_on_host(seed: Tensor, number: Tensor) -> Tensor:
+    """:func:`split_mix` on a CPU: NumPy has unsigned shifts, and multiplies twice as fast."""
+    seeds, numbers = np.broadcast_arrays(seed.numpy().view(np.uint64), number.numpy().view(np.uint64))
+    out = np.empty(seeds.shape, np.uint64)
+    for state, own, counters in _chunks(out, seeds, numbers):
+        np.multiply(counters, np.uint64(_GOLDEN % 2**64), out=state)
+        state += own
+        shifted = np.empty_like(state)
+        for shift, factor in _MIXERS:
+            np.right_shift(state, np.uint64(shift), out=shifted)
+            state ^= shifted
+            if factor != 1:
+                state *= np.uint64(factor % 2**64)
+    return torch.from_numpy(out.view(np.int64))
+
+
+def _chunks(*arrays: npt.NDArray[np.uint64]) -> Iterator[tuple[npt.NDArray[np.uint64], ...]]:
+    """Arrays of one shape, a part of their last axis at a time that stays in the processor's cache."""
+    if arrays[0].size <= _MIXED:
+        yield arrays
+        return
+    for row in np.ndindex(arrays[0].shape[:-1]):
+        for start in range(0, arrays[0].shape[-1], _MIXED):
+            yield tuple(each[(*row, slice(start, start + _MIXED))] for each in arrays)
 
 
 def _feistel(value: Tensor, half: int, seed: int, epoch: int, part: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ and the sampling density of the map that shrinks most.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -15,14 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.core.boxes import needed_boxes
-from densepath.core.filters import Mode, axis_taps, whole_axis_taps
+from densepath.core.filters import Mode, axis_taps, tap_count, whole_axis_taps
 from densepath.core.grids import average_parts, positions, sample_grid
 from densepath.core.map_kinds import aligned_axes, oblique_parts
 from densepath.core.shrinking import SLACK
 from densepath.core.trilinear import sample_trilinear
 
 Map: TypeAlias = list[list[float]]  # 3 x 4, from output to input coordinates, x first
+# The box that a map needs, the map to it, and the axes of :func:`aligned_axes`
+Plan: TypeAlias = tuple[list[list[int]], Map, "tuple[int, ...] | None"]
+Along: TypeAlias = tuple[float, float, int, int]  # the scale and shift of a map along an axis, n_out and n_in
 
+_COLUMNS = 16  # of a matrix that are multiplied at a time, where it is worth it: from so many products
+_PRODUCTS = 2**22
 _SMALL = 1e-6  # entries of a map below this share of its largest are rounding errors
 
 
@@ -34,20 +40,73 @@ def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, ext
         maps: (N, 3, 4), size, mode, extent: as there.
         rows: (N,) int64, the input that each map samples.
     """
-    out = []
     parts = oblique_parts(maps, size, mode, extent).tolist() if mode == "area" else [(1, 1, 1)] * len(maps)
     boxes = needed_boxes(maps, size, mode, extent).tolist()
     # One map is few numbers: Python computes them many times faster than tensor operations.
-    for number, ((low, high), map_, sides) in enumerate(
-        zip(boxes, maps.double().tolist(), extent.tolist(), strict=True)
-    ):
-        if any(b <= a for a, b in zip(low, high, strict=True)):
-            out.append(torch.zeros(x.shape[1], *size, dtype=x.dtype if x.is_floating_point() else torch.float32))
+    plans = [_plan(*each) for each in zip(maps.double().tolist(), extent.tolist(), boxes, strict=True)]
+    taps = _taps([_kept_axes(plan, size) for plan in plans], mode)
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    grids = _grids(plans, size, torch.promote_types(dtype, torch.float32)) if mode != "area" else {}
+    out = []
+    for number, (plan, row) in enumerate(zip(plans, rows.tolist(), strict=True)):
+        if plan is None:
+            out.append(torch.zeros(x.shape[1], *size, dtype=dtype))
             continue
-        box = x[int(rows[number]), :, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-        box = box if box.is_floating_point() else box.to(torch.float32)
-        out.append(_sample(box, _onto_box(map_, sides, low, high), size, mode, parts[number]))
+        (low, high), _, _ = plan
+        box = x[row, :, low[0] : high[0], low[1] : high[1], low[2] : high[2]].to(dtype)
+        out.append(_sample(box, plan, size, mode, parts[number], taps[number], grids.get(number)))
     return torch.stack(out)
+
+
+def _plan(map_: Map, extent: list[int], box: list[list[int]]) -> Plan | None:
+    """How a map samples the voxels that it needs; None if it needs none."""
+    low, high = box
+    if any(b <= a for a, b in zip(low, high, strict=True)):
+        return None
+    own = _onto_box(map_, extent, low, high)
+    return box, own, aligned_axes(own)
+
+
+def _kept_axes(plan: Plan | None, size: Sequence[int]) -> dict[int, Along]:
+    """The axes of the volume that an axis of the output follows, and how."""
+    if plan is None:
+        return {}
+    (low, high), map_, axes = plan
+    if axes is None:
+        axes = (-1, -1, 2) if _keeps_z(map_) else (-1, -1, -1)  # of a map that rotates in the xy-plane only z
+    return {
+        2 - row: (map_[row][column], map_[row][3], size[2 - column], high[2 - row] - low[2 - row])
+        for row, column in enumerate(axes)
+        if column >= 0
+    }
+
+
+def _taps(kept: list[dict[int, Along]], mode: Mode) -> list[dict[int, tuple[Tensor, Tensor]]]:
+    """The taps and weights (n_out, T) along the axes of all maps: those of the same shape are computed together."""
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for number, axes in enumerate(kept):
+        for axis, (scale, shift, n_out, n_in) in axes.items():
+            groups[n_out, tap_count((shift + scale - (shift - scale)) / 2 * n_in / n_out, mode)].append((number, axis))
+    made: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in kept]
+    for (n_out, _), members in groups.items():
+        scale, shift, _, n_in = torch.tensor([kept[number][axis] for number, axis in members], dtype=torch.float64).T
+        both = axis_taps(shift - scale, shift + scale, n_out, mode, n_in, n_in.device)
+        for (number, axis), *own in zip(members, *both, strict=True):
+            made[number][axis] = (own[0], own[1])
+    return made
+
+
+def _grids(plans: Sequence[Plan | None], size: Sequence[int], dtype: torch.dtype) -> dict[int, Tensor]:
+    """The grids (1, H, W, 2) of maps that rotate in the xy-plane, all at once, by their numbers."""
+    planes = {
+        number: [[row[0], row[1], row[3]] for row in plan[1][:2]]
+        for number, plan in enumerate(plans)
+        if plan is not None and plan[2] is None and _keeps_z(plan[1])
+    }
+    if not planes:
+        return {}
+    maps = torch.tensor(list(planes.values()), dtype=torch.float64).to(dtype)
+    return dict(zip(planes, torch.stack(positions(maps, size[1:]), dim=-1).split(1), strict=True))
 
 
 def _onto_box(map_: Map, extent: list[int], low: list[int], high: list[int]) -> Map:
@@ -59,33 +118,40 @@ def _onto_box(map_: Map, extent: list[int], low: list[int], high: list[int]) -> 
     return made
 
 
-def _sample(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, parts: Sequence[int]) -> Tensor:
-    """One map of one volume (C, D, H, W), or a box of one: (C, *size)."""
-    axes = aligned_axes(map_)
+def _sample(
+    x: Tensor,
+    plan: Plan,
+    size: Sequence[int],
+    mode: Mode,
+    parts: Sequence[int],
+    taps: dict[int, tuple[Tensor, Tensor]],
+    grid: Tensor | None,
+) -> Tensor:
+    """One map of one box (C, D, H, W) of a volume: (C, *size)."""
+    _, map_, axes = plan
     if axes is not None:
-        return _along_axes(x, map_, size, mode, axes)
+        return _along_axes(x, taps, axes)
     flat = _keeps_z(map_)
     if mode != "area":
         x = _shrunk(x, map_, size, mode, (1, 2) if flat else (0, 1, 2))
     if flat:
-        return _in_plane(x, map_, size, mode, parts)
+        return _in_plane(x, map_, size, mode, parts, taps[0], grid)
     maps = torch.tensor([map_], dtype=torch.float64)
     if mode != "area" and not (x.requires_grad and torch.is_grad_enabled()):
         return sample_trilinear(x.detach().to(_wide(x)), maps[0], size).to(x.dtype)
     fine = [n * part for n, part in zip(size, parts, strict=True)]
-    grid = torch.stack(positions(maps.to(_wide(x)), fine), dim=-1)
-    samples = sample_grid(x.unsqueeze(0), grid, "nearest" if mode == "area" else "bilinear", "border")
+    free = torch.stack(positions(maps.to(_wide(x)), fine), dim=-1)
+    samples = sample_grid(x.unsqueeze(0), free, "nearest" if mode == "area" else "bilinear", "border")
     return average_parts(samples, parts)[0].to(x.dtype)
 
 
-def _along_axes(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, axes: tuple[int, ...]) -> Tensor:
+def _along_axes(x: Tensor, taps: dict[int, tuple[Tensor, Tensor]], axes: tuple[int, ...]) -> Tensor:
     """Sums along one axis after another: of the first two, the one that shrinks more first; the last axis last."""
-    order, lengths = [0] * 3, [0] * 3
+    order = [0] * 3
     for row in range(3):
-        order[2 - axes[row]], lengths[2 - row] = 2 - row, size[2 - axes[row]]
-    for axis in (*sorted((0, 1), key=lambda axis: lengths[axis] / x.shape[1 + axis]), 2):
-        row = 2 - axis
-        x = _along_axis(x, map_[row][axes[row]], map_[row][3], lengths[axis], mode, axis)
+        order[2 - axes[row]] = 2 - row
+    for axis in (*sorted((0, 1), key=lambda axis: len(taps[axis][0]) / x.shape[1 + axis]), 2):
+        x = _sums(x, *taps[axis], axis)
     return x.permute(0, *[1 + axis for axis in order])
 
 
@@ -100,23 +166,25 @@ def _shrunk(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, axes: Sequenc
     return x
 
 
-def _in_plane(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, parts: Sequence[int]) -> Tensor:
+def _in_plane(
+    x: Tensor,
+    map_: Map,
+    size: Sequence[int],
+    mode: Mode,
+    parts: Sequence[int],
+    taps: tuple[Tensor, Tensor],
+    grid: Tensor | None,
+) -> Tensor:
     """A map that rotates in the xy-plane: samples of images whose channels are the slices."""
-    z, before = (map_[2][2], map_[2][3], size[0], mode, 0), size[0] < x.shape[1]
-    x = _along_axis(x, *z) if before else x
-    plane = torch.tensor([[[row[0], row[1], row[3]] for row in map_[:2]]], dtype=torch.float64)
-    fine = [n * part for n, part in zip(size[1:], parts[1:], strict=True)]
-    grid = torch.stack(positions(plane.to(_wide(x)), fine), dim=-1)
+    before = size[0] < x.shape[1]
+    x = _sums(x, *taps, 0) if before else x
+    if grid is None:
+        plane = torch.tensor([[[row[0], row[1], row[3]] for row in map_[:2]]], dtype=torch.float64)
+        fine = [n * part for n, part in zip(size[1:], parts[1:], strict=True)]
+        grid = torch.stack(positions(plane.to(_wide(x)), fine), dim=-1)
     samples = sample_grid(x.flatten(0, 1).unsqueeze(0), grid, "nearest" if mode == "area" else "bilinear", "border")
     x = average_parts(samples, parts[1:])[0].unflatten(0, x.shape[:2]).to(x.dtype)
-    return x if before else _along_axis(x, *z)
-
-
-def _along_axis(x: Tensor, scale: float, shift: float, n_out: int, mode: Mode, axis: int) -> Tensor:
-    """Weighted sums of x (C, D, H, W) along one spatial axis; ``scale`` and ``shift`` are the map along it."""
-    low, high = torch.tensor([[shift - scale], [shift + scale]], dtype=torch.float64)
-    taps, weights = axis_taps(low, high, n_out, mode, torch.tensor([x.shape[1 + axis]]), x.device)
-    return _sums(x, taps[0], weights[0], axis)
+    return x if before else _sums(x, *taps, 0)
 
 
 def _sums(x: Tensor, taps: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -124,7 +192,7 @@ def _sums(x: Tensor, taps: Tensor, weights: Tensor, axis: int) -> Tensor:
     (n_out, _), n_in, weights = taps.shape, x.shape[1 + axis], weights.to(x.dtype)
     if axis == 2:
         matrix = x.new_zeros(n_in, n_out).index_put_((taps, torch.arange(n_out).unsqueeze(1)), weights, accumulate=True)
-        return x @ matrix
+        return _banded(x, matrix, taps)
     shape = x.shape
     before, after = shape[: 1 + axis].numel(), shape[2 + axis :].numel()
     first = torch.arange(before).view(-1, 1, 1) * n_in
@@ -135,6 +203,20 @@ def _sums(x: Tensor, taps: Tensor, weights: Tensor, axis: int) -> Tensor:
         per_sample_weights=weights.expand(before, -1, -1).flatten(0, 1),
     )
     return sums.view(*shape[: 1 + axis], n_out, *shape[2 + axis :])
+
+
+def _banded(x: Tensor, matrix: Tensor, taps: Tensor) -> Tensor:
+    """x @ matrix, whose columns have values at taps (n_out, T) only: some columns at a time, by the rows of these."""
+    if x.numel() * len(taps) <= _PRODUCTS or x.requires_grad:
+        return x @ matrix
+    low, high = taps.amin(1), taps.amax(1) + 1
+    table = x.reshape(-1, x.shape[-1])
+    out = table.new_empty(len(table), len(taps))
+    for start in range(0, len(taps), _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        rows = slice(int(low[columns].min()), int(high[columns].max()))
+        torch.mm(table[:, rows], matrix[rows, columns], out=out[:, columns])
+    return out.view(*x.shape[:-1], -1)
 
 
 def _keeps_z(map_: Map) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.methods.collapse import CollapseAlarm
 from densepath.methods.needs import Need
 from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
@@ -82,6 +83,8 @@ class Method(nn.Module):
         feature_view: the view of an image that :meth:`extract_features` gets.
         standardize: whether embeddings are standardized over the batch.
         phases: whether the loss has other terms in other parts of a run, so that its values cannot be compared.
+        alarm: reports ``key_spread`` or ``output_spread`` near zero, for methods with these statistics. ``key_spread``
+            is that of embeddings before they are standardized, which would hide that they are all the same.
     """
 
     backbone: Backbone
@@ -92,6 +95,10 @@ class Method(nn.Module):
     feature_view: ClassVar[Declaration] = CENTER
     standardize: bool = False
     phases: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alarm = CollapseAlarm()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -207,13 +214,16 @@ class Method(nn.Module):
             row: the measurements since the last row.
             last: whether the run ends.
         """
+        lines = self.alarm(row)
         ratios = [(name, row[f"{name}_vs_chance"]) for name in self.chance() if f"{name}_vs_chance" in row]
         if not last or not ratios or ratios[-1][1] < 1:
-            return []
+            return lines
         name, ratio = ratios[-1]
         return [
+            *lines,
             f"the run ends with the {name.replace('_', ' ')} at {row[name]:.3f}, {ratio:.2f} times that of chance: "
-            "it cannot tell keys apart; try another learning rate, more steps, --method.standardize, or a smaller queue"
+            "it cannot tell keys apart; try another learning rate, more steps, --method.standardize, or a smaller "
+            "queue",
         ]
 
     @classmethod

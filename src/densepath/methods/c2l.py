@@ -19,7 +19,6 @@ from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
 from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
-from densepath.methods.collapse import CollapseAlarm
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import LinearHead
 from densepath.nets.norms import normalized_together
@@ -86,7 +85,6 @@ class C2L(Method):
         self.key_backbone, self.key_head = Momentum(self.backbone), Momentum(self.head)
         self.queue, self.nce = Queue(queue_size, dim), FixedNCE(temperature)
         self.momentum, self.shuffle, self.standardize = momentum, shuffle, standardize
-        self.alarm = CollapseAlarm()
 
     @staticmethod
     def make_head(width: int, dim: int) -> torch.nn.Module:
@@ -115,7 +113,9 @@ class C2L(Method):
         return Losses(loss, {"instance_loss": loss.detach()}, {"key_spread": deviation(k)})
 
     def contrasts(self, batch: Batch, share: float, q: Tensor, k: Tensor, mixed_q: Tensor, mixed_k: Tensor) -> Tensor:
-        """L of embeddings (B, dim), which are not normalized; their keys join the queue at once."""
+        """L of embeddings (B, dim), neither standardized nor normalized; their keys join the queue at once."""
+        if self.standardize:
+            q, k, mixed_q, mixed_k = (standardize(each) for each in (q, k, mixed_q, mixed_k))
         pairs = ((q, k), (mixed_q, mixed_k), (mixed_q, self.mixed(batch, share, k)))
         losses = []
         for query, key in pairs:
@@ -135,8 +135,7 @@ class C2L(Method):
         return self._embedding(self.key_head, maps)
 
     def _embedding(self, head: torch.nn.Module, maps: Maps) -> Tensor:
-        embeddings = full_precision(head(global_pool(maps[self.backbone.deepest])))
-        return standardize(embeddings) if self.standardize else embeddings
+        return full_precision(head(global_pool(maps[self.backbone.deepest])))
 
     @torch.no_grad()
     def encode_keys(self, batch: Batch, pixels: Tensor) -> Maps:
@@ -164,6 +163,3 @@ class C2L(Method):
     def chance(self) -> Mapping[str, float]:
         """The least loss with scores that do not depend on the images."""
         return {"instance_loss": self.nce.chance(self.queue.size)}
-
-    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
-        return [*super().warnings(row, last), *self.alarm(row)]

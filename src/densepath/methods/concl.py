@@ -124,18 +124,18 @@ class ConCL(MoCoV2):
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
         if batch.progress < self.warmup or self.concept_weight == 0:
-            instance_loss = self.instance_loss(query, key)
-            return Losses(instance_loss, {"instance_loss": instance_loss.detach()})
+            instance_loss, spread = self.instance_loss(query, key)
+            return Losses(instance_loss, {"instance_loss": instance_loss.detach()}, spread)
         # First, because autocast would reuse the weights that it converted in a pass without gradient.
         concept_loss, statistics = self.concept_loss(batch, query, key)
         instances_count = self.concept_weight < 1
         with nullcontext() if instances_count else torch.no_grad():
-            instance_loss = self.instance_loss(query, key)
+            instance_loss, spread = self.instance_loss(query, key)
         total = self.concept_weight * concept_loss
         if instances_count:
             total = total + (1 - self.concept_weight) * instance_loss
         terms = {"instance_loss": instance_loss.detach(), "concept_loss": concept_loss.detach()}
-        return Losses(total, terms, statistics)
+        return Losses(total, terms, {**statistics, **spread})
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
@@ -176,7 +176,8 @@ class ConCL(MoCoV2):
         shared = in_query.present() & in_key.present()  # (B, K)
         rows = shared.flatten()
         # Concepts that are not shared are masked, not removed: no device synchronization, and fixed shapes.
-        q, k = self.project(in_query.pool(query).flatten(0, 1), in_key.pool(key).flatten(0, 1), rows)
+        q, k = self.embed(in_query.pool(query).flatten(0, 1), in_key.pool(key).flatten(0, 1))
+        q, k = self.unit(q, k, rows)
         losses = info_nce(q, k, self.concept_queue.keys(), self.temperature, rows)
         self._enqueue(batch, k.unflatten(0, shared.shape), shared)
         statistics = {"shared_concepts": shared.sum(1).float().mean(), **concepts.statistics}

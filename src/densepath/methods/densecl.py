@@ -71,11 +71,11 @@ class DenseCL(MoCoV2):
 
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
-        instance_loss = self.instance_loss(query, key)
+        instance_loss, spread = self.instance_loss(query, key)
         dense_loss, statistics = self.dense_loss(batch, query, key)
         total = (1 - self.dense_weight) * instance_loss + self.dense_weight * dense_loss
         terms = {"instance_loss": instance_loss.detach(), "dense_loss": dense_loss.detach()}
-        return Losses(total, terms, statistics)
+        return Losses(total, terms, {**statistics, **spread})
 
     def chance(self) -> Mapping[str, float]:
         return {**super().chance(), "dense_loss": math.log(self.dense_queue.size + 1)}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densepath.core.distillation import deviation
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision, info_nce, standardize
@@ -102,8 +103,8 @@ class MoCoV2(Method):
 
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
-        loss = self.instance_loss(query, key)
-        return Losses(loss, {"instance_loss": loss.detach()})
+        loss, statistics = self.instance_loss(query, key)
+        return Losses(loss, {"instance_loss": loss.detach()}, statistics)
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
@@ -131,9 +132,10 @@ class MoCoV2(Method):
                 key = self.key_backbone(pixels)[self.backbone.deepest]
         return query, key
 
-    def instance_loss(self, query: Tensor, key: Tensor) -> Tensor:
-        """L_q of two feature maps (B, C, h, w); their keys join the queue after the step."""
-        return self.contrast(*self.project(global_pool(query), global_pool(key)))
+    def instance_loss(self, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_q of two feature maps (B, C, h, w), and statistics; their keys join the queue after the step."""
+        q, k = self.embed(global_pool(query), global_pool(key))
+        return self.contrast(*self.unit(q, k)), {"key_spread": deviation(k)}
 
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
         """L_q of embeddings (B, dim); the keys join the queue after the step."""
@@ -141,11 +143,14 @@ class MoCoV2(Method):
         self.queue.enqueue(k)
         return loss
 
-    def project(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings, unit vectors (N, dim), of pooled features (N, C); ``mask`` (N,) names the rows that count."""
+    def embed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, dim), neither standardized nor normalized, of pooled features (N, C)."""
         q = full_precision(self.head(query))
         with torch.no_grad():
-            k = full_precision(self.key_head(key))
+            return q, full_precision(self.key_head(key))
+
+    def unit(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, dim) as unit vectors; ``mask`` (N,) names the rows that count."""
         if self.standardize:
             q, k = standardize(q, mask), standardize(k, mask)
         return F.normalize(q, dim=1), F.normalize(k, dim=1)

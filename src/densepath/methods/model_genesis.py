@@ -13,7 +13,7 @@ from torch import Tensor
 
 from densepath.core.losses import full_precision
 from densepath.methods.base import Losses, Method, Reconstruction
-from densepath.methods.collapse import CollapseAlarm, output_spread
+from densepath.methods.collapse import output_spread
 from densepath.nets.backbones import Backbone
 from densepath.nets.decoders.build import build_decoder, decoder_state
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -58,7 +58,6 @@ class ModelGenesis(Method):
         spec = PixelSpec.default(backbone.in_channels)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape))
         self.register_buffer("std", torch.tensor(spec.std).view(shape))
-        self.alarm = CollapseAlarm()
 
     @classmethod
     def views(
@@ -99,6 +98,3 @@ class ModelGenesis(Method):
     def exported_parts(self) -> dict[str, dict[str, Tensor]]:
         """The decoder and its head, with the names of Models Genesis or of segmentation_models_pytorch."""
         return {"decoder": decoder_state(self.decoder, self.head)}
-
-    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
-        return self.alarm(row)

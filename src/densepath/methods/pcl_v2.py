@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.core.clustering import kmeans
+from densepath.core.distillation import deviation
 from densepath.core.distributed import broadcast, gather, rank, world_size
 from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision, info_nce, standardize
@@ -148,13 +149,15 @@ class PCLV2(MoCoV2):
     def forward(self, batch: Batch) -> Losses:
         self._require_room(len(batch) * world_size())
         query, key = self.encode(batch)
-        q, k = self.project(global_pool(query), global_pool(key))
+        embedded = self.embed(global_pool(query), global_pool(key))
+        statistics = {"key_spread": deviation(embedded[1])}
+        q, k = self.unit(*embedded)
         instance_loss = self.contrast(q, k)
         if self.clustered_in < 0:
-            return Losses(instance_loss, {"instance_loss": instance_loss.detach()})
+            return Losses(instance_loss, {"instance_loss": instance_loss.detach()}, statistics)
         prototype_loss = self.prototype_loss(q, batch)
         terms = {"instance_loss": instance_loss.detach(), "prototype_loss": prototype_loss.detach()}
-        return Losses(instance_loss + prototype_loss, terms)
+        return Losses(instance_loss + prototype_loss, terms, statistics)
 
     def prototype_loss(self, q: Tensor, batch: Batch) -> Tensor:
         """The mean of the second term over images and granularities, of query embeddings (B, dim)."""

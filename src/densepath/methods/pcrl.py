@@ -22,7 +22,7 @@ from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
 from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method, Reconstruction
-from densepath.methods.collapse import CollapseAlarm, output_spread
+from densepath.methods.collapse import output_spread
 from densepath.nets.backbones import Backbone
 from densepath.nets.decoders.build import build_decoder, decoder_state
 from densepath.nets.heads import MLPHead
@@ -131,7 +131,6 @@ class PCRL(Method):
         self.temperature, self.momentum, self.shuffle = temperature, momentum, shuffle
         self.standardize, self.contrast = standardize, contrast
         self.targets, self.alpha = targets, alpha
-        self.alarm = CollapseAlarm()
         self.sigmoid = sigmoid
         views = partial(self.views, targets=targets, windows=windows, min_iou=min_iou, painting=painting)
         self.views = views  # type: ignore[method-assign]
@@ -176,13 +175,14 @@ class PCRL(Method):
 
     def forward(self, batch: Batch) -> Losses:
         own, other, keys, (compared, *others) = self.encode(batch)
-        q = self.embed(self.projector, compared)
+        q = self.unit(self.embed(self.projector, compared))
         with torch.no_grad():
-            pushed = [q.detach(), *(self.embed(self.key_projector, features) for features in others)]
+            embedded = [self.embed(self.key_projector, features) for features in others]
+            pushed = [q.detach(), *(self.unit(each) for each in embedded)]
         contrast = info_nce(q, pushed[1], self.queue.keys(), self.temperature).mean()
         for each in pushed:
             self.queue.enqueue(each)
-        terms, statistics = {"instance_loss": contrast}, {"key_spread": deviation(pushed[1])}
+        terms, statistics = {"instance_loss": contrast}, {"key_spread": deviation(embedded[0])}
         if self.targets != "none":
             pairs = self.predictions(batch, own, other, keys)
             named = zip(("ordinary", "momentum", "hybrid"), pairs, strict=False)
@@ -233,8 +233,11 @@ class PCRL(Method):
         return {**maps, deepest: attention(maps[deepest], vector.to(maps[deepest].device, non_blocking=True))}
 
     def embed(self, projector: nn.Module, features: Tensor) -> Tensor:
-        """Unit vectors (B, dim) of the deepest maps."""
-        embeddings = full_precision(projector(global_pool(features)))
+        """Embeddings (B, dim), neither standardized nor normalized, of the deepest maps."""
+        return full_precision(projector(global_pool(features)))
+
+    def unit(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (B, dim) as unit vectors."""
         return F.normalize(standardize(embeddings) if self.standardize else embeddings, dim=1)
 
     def shares(self, batch: Batch) -> Tensor:
@@ -295,6 +298,3 @@ class PCRL(Method):
 
     def chance(self) -> Mapping[str, float]:
         return {"instance_loss": math.log(self.queue.size + 1)}
-
-    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
-        return [*super().warnings(row, last), *self.alarm(row)]

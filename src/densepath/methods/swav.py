@@ -19,7 +19,6 @@ from densepath.core.queue import Queue
 from densepath.core.regions import global_pool
 from densepath.core.sinkhorn import sinkhorn
 from densepath.methods.base import Losses, Method
-from densepath.methods.collapse import CollapseAlarm
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead, Prototypes
 from densepath.views.augment import Augment
@@ -91,7 +90,6 @@ class SwAV(Method):
             self.queues = nn.ModuleList(Queue(queue_size, dim) for _ in range(2))
             self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
         self._new = 0  # vectors of the current step
-        self.alarm = CollapseAlarm()
         self.views = partial(self.views, crops=local_crops, size=local_size)  # type: ignore[method-assign]
         self.unused_views = () if local_crops else ("local",)
 
@@ -150,6 +148,3 @@ class SwAV(Method):
                 f"a queue of {counted(self.queue_size, 'vector')} is smaller than a batch of "
                 f"{counted(batch_size, 'image')}; use --method.queue_size {batch_size} or more, or 0 for no queue"
             )
-
-    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
-        return self.alarm(row)

@@ -48,30 +48,34 @@ def shuffled_positions(low: Tensor, side: Tensor, largest: Sequence[int], size: 
         if int(volume[row].sum()) > _OVERLAP * out.shape[1]:
             owners = last_windows(low[row : row + 1], side[row : row + 1], largest, size)
             shown = np.flatnonzero(np.bincount(owners.flatten().numpy(), minlength=1 + len(volume[row]))[1:])
-        _on_host(low[row].numpy(), side[row].numpy(), shown, largest, size, seeds[row], out[row].numpy())
+        windows = tuple(each[row].numpy() for each in (low, side, volume))
+        _on_host(windows, shown, largest, size, seeds[row], out[row].numpy())
     return out
 
 
 def _on_host(
-    low: Integers,
-    side: Integers,
+    windows: tuple[Integers, ...],
     shown: Integers | None,
     largest: Sequence[int],
     size: Sequence[int],
     seed: Tensor,
     out: Integers,
 ) -> None:
-    """One view (W, d) on a CPU: windows are written in their order, some at a time.
+    """One view on a CPU: windows are written in their order, some at a time.
 
-    ``shown``: the windows that show; None for all.
+    Args:
+        windows: their low corners and sides (W, d), and their volumes (W,).
+        shown: the windows that show; None for all.
+        largest, size, seed: as in :func:`shuffled_positions`.
+        out: (pixels,), the result.
     """
-    volume = side.prod(1)
-    first = np.cumsum(volume) - volume  # of each window among all positions
-    base = low @ _strides(size)
-    table, row = _shape_tables(side, largest, size)
-    if shown is not None:
-        volume, first, base, row = volume[shown], first[shown], base[shown], row[shown]
+    low, side, volume = windows
     place_bits, random_bits = _key_bits(len(low), largest)
+    first = np.cumsum(volume) - volume  # of each window among all positions
+    if shown is not None:
+        low, side, volume, first = low[shown], side[shown], volume[shown], first[shown]
+    base = sum(low[:, axis] * stride for axis, stride in enumerate(_strides(size).tolist()))
+    table, row = _shape_tables(side, largest, size)
     ends = np.cumsum(volume)
     out[:] = np.arange(len(out))
     cuts = np.searchsorted(ends, np.arange(_CHUNK, ends[-1] + _CHUNK, _CHUNK), side="left") + 1
@@ -80,19 +84,22 @@ def _on_host(
         if stop == start:
             continue
         some = slice(start, stop)
-        which = np.repeat(np.arange(stop - start), volume[some])
-        begin = ends[some] - volume[some]
-        place = np.arange(len(which)) - (begin - begin[0]).take(which)
-        number = split_mix(seed, torch.from_numpy((first[some] + 1).take(which) + place)).numpy().view(np.uint64)
-        key = (number >> np.uint64(64 - random_bits)).view(np.int64)
+        count, begin = volume[some], ends[some] - volume[some]
+        begin -= begin[0]
+        # Each place is the number of its position minus where its window begins.
+        position = np.arange(ends[stop - 1] - ends[start] + volume[start])
+        number = split_mix(seed, torch.from_numpy(np.repeat(first[some] + 1 - begin, count) + position)).numpy()
+        key = (number.view(np.uint64) >> np.uint64(64 - random_bits)).view(np.int64)
         key <<= place_bits
-        key |= place
-        key |= which << (place_bits + random_bits)
+        key += np.repeat((np.arange(stop - start) << (place_bits + random_bits)) - begin, count)
+        key += position
         key.sort()
         key &= 2**place_bits - 1
-        of_window, of_table = base[some].take(which), row[some].take(which)
+        key += np.repeat(row[some], count)
+        position += np.repeat(row[some] - begin, count)
+        of_window = np.repeat(base[some], count)
         # Where a pixel has several windows, the last value is the one that stays.
-        out[table.take(of_table + place) + of_window] = table.take(of_table + key) + of_window
+        out[table.take(position) + of_window] = table.take(key) + of_window
         start = stop
 
 
@@ -181,7 +188,9 @@ def last_windows(low: Tensor, side: Tensor, largest: Sequence[int], size: Sequen
         size: of the views in pixels.
     """
     count, windows, d = low.shape
-    level = (side.double().log2() + 1e-9).floor().long()  # 2**level <= side < 2**(level + 1)
+    of_side = torch.tensor([max(0, n.bit_length() - 1) for n in range(max(largest) + 1)])
+    level = of_side.to(low.device, non_blocking=True)[side]  # 2**level <= side < 2**(level + 1)
+    block = (2**of_side).to(low.device, non_blocking=True)[side]
     levels = [n.bit_length() for n in largest]
     table = torch.zeros(count, *levels, *size, dtype=torch.int32, device=low.device)
     number = torch.arange(1, windows + 1, dtype=torch.int32, device=low.device).expand(count, -1)
@@ -192,7 +201,7 @@ def last_windows(low: Tensor, side: Tensor, largest: Sequence[int], size: Sequen
         flat = base
         for axis in range(d):
             corner = low[..., axis]
-            corner = corner + side[..., axis] - 2 ** level[..., axis] if ends[axis] else corner
+            corner = corner + side[..., axis] - block[..., axis] if ends[axis] else corner
             flat = flat * size[axis] + corner
         table.view(count, -1).scatter_reduce_(1, flat, number, "amax")
     for axis in range(d):
