@@ -87,6 +87,9 @@ def reading(slide: Slide, oracle: openslide.OpenSlide) -> Iterator[tuple[str, in
         if slide.nearest(mpp) == (0, factor) and min(slide.size) >= 224 * factor:  # it is not stored
             places = _places(slide, 224 * factor, factor)
             yield f"224 px at {mpp:.3g} µm/px, no such level", len(places), _reduced(slide, oracle, places, factor)
+            places = _places(slide, side * factor, side)  # the grid of densepath tile where it loses next to no tissue
+            cases = _reduced(slide, oracle, places, factor, side)
+            yield f"{side} px at {mpp:.3g} µm/px, aligned, no such level", len(places), cases
     if found := stamp(slide, oracle):
         yield found
 
@@ -138,15 +141,17 @@ def _patch(oracle: openslide.OpenSlide, x: int, y: int, stored: int, side: int) 
     return np.asarray(region.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def _reduced(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, int]], factor: int) -> dict[str, Case]:
+def _reduced(
+    slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, int]], factor: int, side: int = 224
+) -> dict[str, Case]:
     def resized(y: int, x: int) -> Any:
-        region = oracle.read_region((x, y), 0, (224 * factor, 224 * factor)).convert("RGB")
-        return np.asarray(region.resize((224, 224), Image.Resampling.BICUBIC))
+        region = oracle.read_region((x, y), 0, (side * factor, side * factor)).convert("RGB")
+        return np.asarray(region.resize((side, side), Image.Resampling.BICUBIC))
 
     return {
-        "densepath": lambda: _read(slide, [(y // factor, x // factor, 224, 224) for y, x in places], factor),
+        "densepath": lambda: _read(slide, [(y // factor, x // factor, side, side) for y, x in places], factor),
         "openslide": lambda: [resized(y, x) for y, x in places],
-        "TRIDENT": lambda: [_patch(oracle, x, y, 224 * factor, 224) for y, x in places],
+        "TRIDENT": lambda: [_patch(oracle, x, y, side * factor, side) for y, x in places],
     }
 
 

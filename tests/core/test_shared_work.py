@@ -7,10 +7,11 @@ import time
 from collections import Counter
 from contextlib import closing
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 
-from densepath.core import locks
+from densepath.core import locks, waiting
 from densepath.core import work_folder as work_folder_module
 from densepath.core.errors import UserError
 from densepath.core.shared_work import LOCKS, Shard, claimed
@@ -161,6 +162,28 @@ def test_an_item_may_take_longer_than_the_limit_if_its_process_makes_progress(ma
     else:
         with pytest.raises(Stuck, match="no results of worker processes"):
             shared()
+
+
+def test_no_wait_is_reported_while_results_come(tmp_path, monkeypatch, capsys):
+    names, parent = ["a", "b", "c", "d"], os.getpid()
+    made, seen = tmp_path / "made", tmp_path / "seen"
+    made.mkdir()
+    seen.mkdir()
+    clock = SimpleNamespace(monotonic=lambda: 20.0 * len(os.listdir(seen)))
+    monkeypatch.setattr(waiting, "time", clock)  # 20 s for each item, and a wait is reported after 30 s
+
+    def is_done(name):
+        if done := (made / name).exists() and os.getpid() == parent:
+            (seen / name).touch()
+        return done
+
+    def work(name):
+        while len(os.listdir(seen)) < names.index(name):  # one item at a time
+            time.sleep(0.01)
+        (made / name).touch()
+
+    share_work(tmp_path, names, is_done, work, workers=1, what="work", give_up=print)
+    assert "waiting" not in capsys.readouterr().err
 
 
 def test_processes_that_start_at_the_same_time_share_a_new_folder(tmp_path, monkeypatch):

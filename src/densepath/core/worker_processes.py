@@ -112,20 +112,22 @@ class _Processes:
 
     def watch(self, names: Sequence[str], is_done: Callable[[str], bool]) -> Iterator[str]:
         """Yield items as they are finished, until all are or all processes have ended. Raises their errors."""
-        left = dict.fromkeys(names)
-        wait = Wait(
-            "results of worker processes", sign=lambda: [len(left), *(made.value for *_, made in self._running)]
-        )
+        left, wait = dict.fromkeys(names), self._wait()
         while left:
             alive = any(process.is_alive() for process, *_ in self._running)
             for name in [name for name in left if is_done(name)]:
                 del left[name]
+                wait = self._wait()
                 yield name
             self._raise_errors()
             if not alive:
                 return
             time.sleep(max(_LOOK, len(left) * 1e-3))
             wait.check()
+
+    def _wait(self) -> Wait:
+        """A wait for the next result, as long as the processes show progress."""
+        return Wait("results of worker processes", sign=lambda: [made.value for *_, made in self._running])
 
     def _raise_errors(self) -> None:
         for process, receiver, _ in self._running:

@@ -15,6 +15,8 @@ from slide_files import APERIO, JPEG, RGB, YCBCR, Pixels, aperio_tile, halves, j
 from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.listing import Passed
+from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.table import COLUMNS, list_slides
 
@@ -40,7 +42,10 @@ def _many(folder: Path, slides: dict[str, Path], tissue: Pixels) -> None:
         file.write(struct.pack("<I", 2**31))
     tifffile.imwrite(folder / "deep.tiff", tissue.astype(np.float32), tile=(64, 64), photometric="rgb")
     Image.fromarray(tissue[:90]).save(folder / "label.tif")
+    Image.fromarray(tissue[:90]).save(folder / "label.ndpi", "TIFF")
     Image.fromarray(tissue[:90]).save(folder / "thumbnail.png")
+    (folder / "link.svs").symlink_to("good.svs")
+    (folder / "pyramid.ndpi").write_bytes(slides["YCbCr"].read_bytes())
 
 
 EXPECTED = {
@@ -55,7 +60,26 @@ EXPECTED = {
     "beyond.tiff": "truncated: 1 of 15 tiles of level 0 lie beyond its end",
     "deep.tiff": "3 channels of float32, not 8-bit RGB or grey",
     "label.tif": "not a slide: a TIFF without tiles",
+    "label.ndpi": "not a slide: a TIFF without tiles",
+    "pyramid.ndpi": "no µm per pixel",
 }
+
+
+def test_a_slide_is_found_once(slides: dict[str, Path], tmp_path: Path) -> None:
+    for folder in ("S/a", "S/b", "other", "T"):
+        (tmp_path / folder).mkdir(parents=True)
+    for place in ("S/a/x.tiff", "S/b/x.tiff", "other/y.tiff"):  # equal names, and equal bytes, are not one slide
+        (tmp_path / place).write_bytes(slides["YCbCr"].read_bytes())
+    for link, target in (("a/0.tiff", "../b/x.tiff"), ("b/y.tiff", "../../other/y.tiff"), ("b/z.tiff", "y.tiff")):
+        (tmp_path / "S" / link).symlink_to(target)
+    (tmp_path / "T" / "all").symlink_to("../S")
+    passed = Passed()
+    found = find_slides(tmp_path / "S", passed=passed)
+    assert found == [str(tmp_path / "S" / name) for name in ("a/x.tiff", "b/x.tiff", "b/y.tiff")]
+    assert passed.describe() == "2 repeated slides"
+    assert len(find_slides(tmp_path / "T")) == 3
+    (tmp_path / "list.txt").write_text("S/b/y.tiff\nS/a/x.tiff\nS/../S/a/x.tiff\nother/y.tiff\nS/a/x.tiff\n")
+    assert find_slides(tmp_path / "list.txt") == [str(tmp_path / name) for name in ("S/a/x.tiff", "other/y.tiff")]
 
 
 def test_each_problem_is_a_line_and_none_ends_the_list(
@@ -74,6 +98,7 @@ def test_each_problem_is_a_line_and_none_ends_the_list(
         assert rows[name]["problem"].startswith(problem) and bool(problem) == bool(rows[name]["problem"])
         assert (f"{name}: {problem}" in shown.out) == bool(problem)
         assert list(rows[name]) == list(COLUMNS)
+    assert rows["pyramid.ndpi"]["reader"] == "tiles"
     assert rows["good.svs"] | {"problem": ""} == {
         "slide": "good.svs",
         "vendor": "aperio",
@@ -88,7 +113,7 @@ def test_each_problem_is_a_line_and_none_ends_the_list(
     }
     assert rows["levels.tiff"]["mpp"] == "0.23" and rows["levels.tiff"]["levels"] == "1"
     assert "mpp.csv names 1 slide not in the data: gone.svs" in shown.out
-    assert "11 slides, 10 with problems; passed over: 1 .png file" in shown.err
+    assert "13 slides, 12 with problems; passed over: 1 .png file, 1 repeated slide" in shown.err
     good = next(line for line in shown.out.splitlines() if line.startswith("good.svs"))
     assert all(value in good for value in ("aperio", "517", "333", "1 4", "0.499", "JPEG", "tiles"))
     with pytest.raises(CorruptImage, match=r"beyond\.tiff.*copy it again"):

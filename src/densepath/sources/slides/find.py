@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from densepath.core.errors import UserError
@@ -16,13 +17,15 @@ from densepath.sources.tiles.tile_files import is_tile_folder
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
 _ALSO_IMAGES, _DICOM = (".tif", ".tiff"), ".dcm"
+_AGAIN = "repeated slides"
 _KINDS = "slide (SVS, TIFF, NDPI, MRXS, SCN, BIF, VMS, CZI, DICOM)"
 
 
 def find_slides(data: str | Path, exclude: Sequence[str] = (), passed: Passed | None = None) -> list[str]:
     """The paths of slides, without files in folders that densepath wrote.
 
-    A DICOM slide has many files: its path is that of the first one of its series.
+    A DICOM slide has many files: its path is that of the first one of its series. A slide is found once, even if links
+    lead to it, or a list names it again.
 
     Args:
         data: a folder with subfolders, a text list (.txt, .csv, .tsv), a quoted glob pattern, or one slide.
@@ -32,7 +35,9 @@ def find_slides(data: str | Path, exclude: Sequence[str] = (), passed: Passed | 
     Raises:
         UserError: no slide is found.
     """
-    return list(_one_of_each(list_images(data, exclude, passed, runs=False, suffixes=SUFFIXES, kinds=_KINDS)))
+    passed = passed or Passed()
+    names = list_images(data, exclude, passed, runs=False, suffixes=SUFFIXES, kinds=_KINDS)
+    return list(_once(_one_of_each(names), passed))
 
 
 def holds_slides(data: str | Path, exclude: Sequence[str] = ()) -> bool:
@@ -59,6 +64,22 @@ def holds_slides(data: str | Path, exclude: Sequence[str] = ()) -> bool:
         return len(open_slide(names[0]).levels) > 1
     except (CorruptImage, UserError):
         return False
+
+
+def _once(names: Iterable[str], passed: Passed) -> Iterator[str]:
+    """The names without links to files that are among them, and without files that are named again."""
+    folder = lru_cache(os.path.realpath)
+    files = [(name, os.path.join(folder(os.path.dirname(name)), os.path.basename(name))) for name in names]
+    targets = {file: os.path.realpath(file) for _, file in files if os.path.islink(file)}
+    taken = {file for _, file in files} - targets.keys()
+    found = set()
+    for name, file in files:
+        target = targets.get(file, file)
+        if target in found or (file in targets and target in taken):
+            passed.kinds[_AGAIN] += 1
+        else:
+            found.add(target)
+            yield name
 
 
 def _one_of_each(names: Iterable[str]) -> Iterator[str]:

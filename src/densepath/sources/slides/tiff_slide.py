@@ -24,6 +24,7 @@ from densepath.sources.slides.tile_codecs import Pixels, decodes
 from densepath.sources.slides.tile_table import TileTable
 
 _REDUCED = 1  # bit of NewSubfileType
+_NDPI = 65420  # a tag that Hamamatsu's slides have
 _KNOWN = ("label", "macro", "thumbnail")
 _OTHERS = re.compile("Philips|MedScan|Hamamatsu|Ventana|Leica|Zeiss", re.IGNORECASE)  # OpenSlide knows them better
 
@@ -91,10 +92,10 @@ def open_tiff(path: str) -> TiffSlide | None:
         Exception: of nearly any type, if it is not a TIFF.
     """
     file = FileParts.of(path)
-    with tifffile.TiffFile(path) as tiff:
+    with tifffile.TiffFile(path, is_ndpi=False) as tiff:  # otherwise the suffix .ndpi decides
         first: Any = tiff.pages.first
         software = str(first.tags.valueof("Software", "")) + str(first.tags.valueof("Make", ""))
-        foreign = tiff.is_scn or tiff.is_bif or tiff.is_ndpi or tiff.is_philips or _OTHERS.search(software)
+        foreign = tiff.is_scn or tiff.is_bif or _NDPI in first.tags or tiff.is_philips or _OTHERS.search(software)
         if not first.is_tiled or foreign or not decodes(first.compression, first.photometric, first.samplesperpixel):
             return None
         ome = bool(tiff.is_ome)
