@@ -189,21 +189,19 @@ def last_windows(low: Tensor, side: Tensor, largest: Sequence[int], size: Sequen
     """
     count, windows, d = low.shape
     of_side = torch.tensor([max(0, n.bit_length() - 1) for n in range(max(largest) + 1)])
-    level = of_side.to(low.device, non_blocking=True)[side]  # 2**level <= side < 2**(level + 1)
-    block = (2**of_side).to(low.device, non_blocking=True)[side]
+    low, side = (each.movedim(-1, 0).contiguous() for each in (low, side))  # (d, n, W)
+    flat = side.flatten()
+    level = of_side.to(low.device, non_blocking=True).index_select(0, flat).view_as(side)  # the logarithm of a block
+    block = (2**of_side).to(low.device, non_blocking=True).index_select(0, flat).view_as(side)  # block <= side
     levels = [n.bit_length() for n in largest]
     table = torch.zeros(count, *levels, *size, dtype=torch.int32, device=low.device)
     number = torch.arange(1, windows + 1, dtype=torch.int32, device=low.device).expand(count, -1)
-    base = torch.zeros_like(level[..., 0])
-    for axis in range(d):
-        base = base * levels[axis] + level[..., axis]
-    for ends in itertools.product((False, True), repeat=d):
-        flat = base
-        for axis in range(d):
-            corner = low[..., axis]
-            corner = corner + side[..., axis] - block[..., axis] if ends[axis] else corner
-            flat = flat * size[axis] + corner
-        table.view(count, -1).scatter_reduce_(1, flat, number, "amax")
+    strides = [math.prod([*levels[axis + 1 :], *size]) for axis in range(d)]
+    places = [math.prod(size[axis + 1 :]) for axis in range(d)]
+    base = sum(level[axis] * strides[axis] for axis in range(d))
+    ends = [(low[axis] * places[axis], (low[axis] + side[axis] - block[axis]) * places[axis]) for axis in range(d)]
+    for corners in itertools.product(*ends):
+        table.view(count, -1).scatter_reduce_(1, sum(corners, base), number, "amax")
     for axis in range(d):
         while table.shape[1] > 1:  # levels of this axis
             top, half = table[:, -1], 2 ** (table.shape[1] - 2)
