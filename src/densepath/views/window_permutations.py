@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def shuffled_positions(low: Tensor, side: Tensor, largest: Sequence[int], size: 
         size: of the views in pixels.
         seeds: (n,) int64 random bits, one for each view.
     """
-    volume = side.prod(-1)
+    volume = reduce(torch.mul, side.unbind(-1))
     if seeds.device.type != "cpu":
         return _on_device(low, side, volume, largest, size, seeds)
     out = torch.empty(len(low), math.prod(size), dtype=torch.int64)
@@ -150,7 +150,7 @@ def _shape_tables(side: Integers, largest: Sequence[int], size: Sequence[int]) -
     """How far each place of a window lies from its low corner, for one shape of windows after another; and where the
     shape of each window (W, d) starts."""
     strides = _strides(largest)
-    number = (side - 1) @ strides
+    number = sum((side[:, axis] - 1) * stride for axis, stride in enumerate(strides.tolist()))
     if math.prod(n * (n + 1) // 2 for n in largest) <= _TABLE:
         table, starts = _all_shapes(tuple(largest), tuple(size))
         return table, starts[number]
