@@ -19,9 +19,10 @@ from densepath.core.boxes import needed_boxes, onto_boxes
 from densepath.core.filters import Mode, axis_taps, weighted_rows
 from densepath.core.grids import EDGE_TOLERANCE, average_parts, inside, position_terms, positions, sample_grid
 from densepath.core.map_kinds import Aligned, Oblique, group_rows
-from densepath.core.shrinking import shrink, shrink_one
+from densepath.core.shrinking import resize, shrink, shrunk_sides
 from densepath.core.volume_sampling import sample_volumes
 
+Terms = list[list[Tensor]]  # of each coordinate, see ``core.grids``
 Taps = Sequence[tuple[Tensor, Tensor]]  # of each axis: positions and weights, see ``core.filters``
 _CACHED = 2**21  # numbers of inputs that are sampled at a time on a CPU, per thread
 _CACHED_SAMPLES = 2**15  # positions of a rotated view that are sampled at a time on a CPU, per thread
@@ -122,7 +123,8 @@ def _sample_group(
     out = x.new_empty(len(maps), x.shape[1], *size, dtype=x.dtype if x.is_floating_point() else torch.float32)
     for own in torch.arange(len(maps)).split(torch.get_num_threads()):
         values = _floats(x[own if rows is None else rows[own]])
-        out[own] = _sample_strips(values, maps[own], size, mode, extent[own], kind.parts)
+        grid = _fine_grid(values, maps[own], size, extent[own], kind.parts)
+        out[own] = _sample_strips(values, *grid, size, mode, kind.parts)
     return out
 
 
@@ -135,22 +137,23 @@ def _sample_shrunk(x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor,
         return sample_finely(x, maps, size, "bilinear", extent, (1, 1))
     out = []
     maps = onto_boxes(maps, extent, low, high)
-    for number, ((top, left), (bottom, right)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
-        row = number if rows is None else int(rows[number])
-        values = shrink_one(_floats(x[row : row + 1, :, top:bottom, left:right]), maps[number].tolist(), size)
-        if values.numel():
-            count = torch.tensor(values.shape[2:]).unsqueeze(0)
-            out.append(_sample_strips(values, maps[number : number + 1], size, "bilinear", count, (1, 1)))
-        else:
-            out.append(values.new_zeros(1, x.shape[1], *size))
+    sides = [shrunk_sides(*each, size) for each in zip(maps.tolist(), (high - low).tolist(), strict=True)]
+    # The grids of all maps together: for small views they take longer than the samples.
+    terms, edges = _fine_grid(x, maps, size, torch.tensor(sides), (1, 1), canvas=torch.tensor(sides))
+    inputs = range(len(maps)) if rows is None else rows.tolist()
+    for number, ((top, left), (bottom, right), row) in enumerate(zip(low.tolist(), high.tolist(), inputs, strict=True)):
+        values = resize(_floats(x[row : row + 1, :, top:bottom, left:right]), sides[number])
+        own = slice(number, number + 1)
+        grid = [[term[own] for term in each] for each in terms], [edge[own] for edge in edges]
+        made = _sample_strips(values, *grid, size, "bilinear", (1, 1)) if values.numel() else None
+        out.append(values.new_zeros(1, x.shape[1], *size) if made is None else made)
     return torch.cat(out)
 
 
 def _sample_strips(
-    x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor, parts: Sequence[int]
+    x: Tensor, terms: Terms, edges: Sequence[Tensor], size: Sequence[int], mode: Mode, parts: Sequence[int]
 ) -> Tensor:
-    """Means of :func:`sample_finely`, a few output rows at a time: their samples stay in the processor's cache."""
-    terms, edges = _fine_grid(x, maps, size, extent, parts)
+    """Means of samples on a finer grid, a few output rows at a time: they stay in the processor's cache."""
     lines = max(1, _CACHED_SAMPLES // math.prod([*size[1:], *parts]))
     strips = []
     for start in range(0, size[0], lines):
@@ -229,24 +232,27 @@ def sample_finely(
 
 
 def _fine_grid(
-    x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor, parts: Sequence[int]
-) -> tuple[list[list[Tensor]], Sequence[Tensor]]:
-    """The terms of the coordinates of a finer grid on the canvas x, and the largest value of each coordinate."""
+    x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor, parts: Sequence[int], canvas: Tensor | None = None
+) -> tuple[Terms, Sequence[Tensor]]:
+    """The terms of the coordinates of a finer grid on the canvas x, and the largest value of each coordinate.
+
+    ``canvas``: (N, d) the size of the canvas of each map, if it is not x.
+    """
     d = maps.shape[1]
     maps = maps.to(torch.promote_types(x.dtype, torch.float32))
     across = extent.flip(-1).to(maps)  # x first, like the maps
     fine_size = [n * part for n, part in zip(size, parts, strict=True)]
-    canvas = torch.tensor(x.shape[2:]).flip(0).to(maps)
+    canvas = (torch.tensor(x.shape[2:]) if canvas is None else canvas).flip(-1).to(maps)
     share = (across / canvas).unsqueeze(-1)
     onto_canvas = maps * share
     onto_canvas[..., -1:] += share - 1
     # Never sample the padding beyond an input: stay half a pixel inside.
     edges = ((2 * across - 1) / canvas - 1).to(x.device, non_blocking=True)
     terms = position_terms(onto_canvas.to(x.device, non_blocking=True), fine_size)
-    return terms, edges.view(len(x), d, *[1] * d).unbind(1)
+    return terms, edges.view(len(maps), d, *[1] * d).unbind(1)
 
 
-def _sample_fine_grid(x: Tensor, terms: list[list[Tensor]], edges: Sequence[Tensor], mode: Mode) -> Tensor:
+def _sample_fine_grid(x: Tensor, terms: Terms, edges: Sequence[Tensor], mode: Mode) -> Tensor:
     places = [torch.minimum(reduce(torch.add, own), edge) for own, edge in zip(terms, edges, strict=True)]
     # Pairs as complex numbers: five times faster than to stack them.
     grid = torch.view_as_real(torch.complex(*places)) if len(places) == 2 else torch.stack(places, dim=-1)

@@ -61,12 +61,20 @@ def shrink(
     return table.movedim(-1, 1), onto_boxes(maps, extent, low, high), count
 
 
-def shrink_one(x: Tensor, map_: Sequence[Sequence[float]], size: Sequence[int]) -> Tensor:
-    """The same for what one map (2 x 3 numbers) needs of an image: (1, C, H, W), on a CPU."""
+def shrunk_sides(map_: Sequence[Sequence[float]], sides: Sequence[int], size: Sequence[int]) -> list[int]:
+    """To which sides :func:`shrink` resizes what one map (2 x 3 numbers) needs of an image, of the given sides."""
+    steps = [
+        math.hypot(*(v * n / m for v, m in zip(map_[1 - axis], reversed(size), strict=False)))
+        for axis, n in enumerate(sides)
+    ]
+    return [max(1, round(n / step)) if step > 1 + SLACK and n else n for n, step in zip(sides, steps, strict=True)]
+
+
+def resize(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """An image (1, C, H, W) on a CPU resized along the axes whose sides differ."""
     table = x.movedim(1, -1)
-    for axis, n in enumerate(x.shape[2:]):
-        step = math.hypot(*(v * n / m for v, m in zip(map_[1 - axis], reversed(size), strict=False)))
-        if step > 1 + SLACK and n:
-            taps, weights = whole_axis_taps(n, max(1, round(n / step)), "bilinear")
+    for axis, (n, count) in enumerate(zip(x.shape[2:], sides, strict=True)):
+        if count != n:
+            taps, weights = whole_axis_taps(n, count, "bilinear")
             table = weighted_rows(table, taps.unsqueeze(0), weights.unsqueeze(0), axis=1 + axis)
     return table.movedim(-1, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,32 @@ from densepath.core.shrinking import SLACK
 from densepath.core.trilinear import sample_trilinear
 
 Map: TypeAlias = list[list[float]]  # 3 x 4, from output to input coordinates, x first
-# The box that a map needs, the map to it, and the axes of :func:`aligned_axes`
-Plan: TypeAlias = tuple[list[list[int]], Map, "tuple[int, ...] | None"]
+Taps: TypeAlias = dict[int, tuple[Tensor, Tensor]]  # positions and weights (n_out, T) along some axes of the tensor
 Along: TypeAlias = tuple[float, float, int, int]  # the scale and shift of a map along an axis, n_out and n_in
 
 _COLUMNS = 16  # of a matrix that are multiplied at a time, where it is worth it: from so many products
 _PRODUCTS = 2**22
+_GRIDS = 2**18  # positions of the grids that are computed together
 _SMALL = 1e-6  # entries of a map below this share of its largest are rounding errors
+
+
+class Plan(NamedTuple):
+    """How a map samples the voxels that it needs.
+
+    Args:
+        low, high: corners of the box that it needs, in the order of the tensor's axes.
+        map: from the output to the box.
+        axes: see :func:`~densepath.core.map_kinds.aligned_axes`.
+        flat: whether it is not aligned, and rotates in the xy-plane only.
+        parts: into how many parts positions are divided along each axis.
+    """
+
+    low: list[int]
+    high: list[int]
+    map: Map
+    axes: tuple[int, ...] | None
+    flat: bool
+    parts: Sequence[int]
 
 
 def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor, rows: Tensor) -> Tensor:
@@ -43,51 +62,48 @@ def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, ext
     parts = oblique_parts(maps, size, mode, extent).tolist() if mode == "area" else [(1, 1, 1)] * len(maps)
     boxes = needed_boxes(maps, size, mode, extent).tolist()
     # One map is few numbers: Python computes them many times faster than tensor operations.
-    plans = [_plan(*each) for each in zip(maps.double().tolist(), extent.tolist(), boxes, strict=True)]
+    plans = [_plan(*each) for each in zip(maps.double().tolist(), extent.tolist(), boxes, parts, strict=True)]
     taps = _taps([_kept_axes(plan, size) for plan in plans], mode)
     dtype = x.dtype if x.is_floating_point() else torch.float32
-    grids = _grids(plans, size, torch.promote_types(dtype, torch.float32)) if mode != "area" else {}
+    grids = _grids(plans, size, torch.promote_types(dtype, torch.float32))
     out = []
     for number, (plan, row) in enumerate(zip(plans, rows.tolist(), strict=True)):
         if plan is None:
             out.append(torch.zeros(x.shape[1], *size, dtype=dtype))
             continue
-        (low, high), _, _ = plan
-        box = x[row, :, low[0] : high[0], low[1] : high[1], low[2] : high[2]].to(dtype)
-        out.append(_sample(box, plan, size, mode, parts[number], taps[number], grids.get(number)))
+        box = tuple(slice(*ends) for ends in zip(plan.low, plan.high, strict=True))
+        out.append(_sample(x[(row, slice(None), *box)].to(dtype), plan, size, mode, taps[number], grids.get(number)))
     return torch.stack(out)
 
 
-def _plan(map_: Map, extent: list[int], box: list[list[int]]) -> Plan | None:
+def _plan(map_: Map, extent: list[int], box: list[list[int]], parts: Sequence[int]) -> Plan | None:
     """How a map samples the voxels that it needs; None if it needs none."""
     low, high = box
     if any(b <= a for a, b in zip(low, high, strict=True)):
         return None
     own = _onto_box(map_, extent, low, high)
-    return box, own, aligned_axes(own)
+    axes = aligned_axes(own)
+    return Plan(low, high, own, axes, axes is None and _keeps_z(own), parts)
 
 
 def _kept_axes(plan: Plan | None, size: Sequence[int]) -> dict[int, Along]:
     """The axes of the volume that an axis of the output follows, and how."""
-    if plan is None:
+    if plan is None or not (plan.axes or plan.flat):
         return {}
-    (low, high), map_, axes = plan
-    if axes is None:
-        axes = (-1, -1, 2) if _keeps_z(map_) else (-1, -1, -1)  # of a map that rotates in the xy-plane only z
     return {
-        2 - row: (map_[row][column], map_[row][3], size[2 - column], high[2 - row] - low[2 - row])
-        for row, column in enumerate(axes)
+        2 - row: (plan.map[row][column], plan.map[row][3], size[2 - column], plan.high[2 - row] - plan.low[2 - row])
+        for row, column in enumerate(plan.axes or (-1, -1, 2))
         if column >= 0
     }
 
 
-def _taps(kept: list[dict[int, Along]], mode: Mode) -> list[dict[int, tuple[Tensor, Tensor]]]:
-    """The taps and weights (n_out, T) along the axes of all maps: those of the same shape are computed together."""
+def _taps(kept: list[dict[int, Along]], mode: Mode) -> list[Taps]:
+    """The taps along the axes of all maps: those of the same shape are computed together."""
     groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for number, axes in enumerate(kept):
         for axis, (scale, shift, n_out, n_in) in axes.items():
             groups[n_out, tap_count((shift + scale - (shift - scale)) / 2 * n_in / n_out, mode)].append((number, axis))
-    made: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in kept]
+    made: list[Taps] = [{} for _ in kept]
     for (n_out, _), members in groups.items():
         scale, shift, _, n_in = torch.tensor([kept[number][axis] for number, axis in members], dtype=torch.float64).T
         both = axis_taps(shift - scale, shift + scale, n_out, mode, n_in, n_in.device)
@@ -97,16 +113,24 @@ def _taps(kept: list[dict[int, Along]], mode: Mode) -> list[dict[int, tuple[Tens
 
 
 def _grids(plans: Sequence[Plan | None], size: Sequence[int], dtype: torch.dtype) -> dict[int, Tensor]:
-    """The grids (1, H, W, 2) of maps that rotate in the xy-plane, all at once, by their numbers."""
-    planes = {
-        number: [[row[0], row[1], row[3]] for row in plan[1][:2]]
-        for number, plan in enumerate(plans)
-        if plan is not None and plan[2] is None and _keeps_z(plan[1])
-    }
-    if not planes:
-        return {}
-    maps = torch.tensor(list(planes.values()), dtype=torch.float64).to(dtype)
-    return dict(zip(planes, torch.stack(positions(maps, size[1:]), dim=-1).split(1), strict=True))
+    """The grids (1, H, W, 2) of maps that rotate in the xy-plane, by their numbers: several maps at once."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, plan in enumerate(plans):
+        if plan is not None and plan.flat:
+            groups[tuple(n * part for n, part in zip(size[1:], plan.parts[1:], strict=True))].append(number)
+    made: dict[int, Tensor] = {}
+    for fine, numbers in groups.items():
+        if len(numbers) * math.prod(fine) > _GRIDS:
+            continue
+        planes = [_plane(plan.map) for plan in map(plans.__getitem__, numbers) if plan is not None]
+        grids = torch.stack(positions(torch.tensor(planes, dtype=torch.float64).to(dtype), fine), dim=-1)
+        made |= zip(numbers, grids.split(1), strict=True)
+    return made
+
+
+def _plane(map_: Map) -> list[list[float]]:
+    """The map in the xy-plane, 2 x 3."""
+    return [[row[0], row[1], row[3]] for row in map_[:2]]
 
 
 def _onto_box(map_: Map, extent: list[int], low: list[int], high: list[int]) -> Map:
@@ -118,25 +142,15 @@ def _onto_box(map_: Map, extent: list[int], low: list[int], high: list[int]) -> 
     return made
 
 
-def _sample(
-    x: Tensor,
-    plan: Plan,
-    size: Sequence[int],
-    mode: Mode,
-    parts: Sequence[int],
-    taps: dict[int, tuple[Tensor, Tensor]],
-    grid: Tensor | None,
-) -> Tensor:
+def _sample(x: Tensor, plan: Plan, size: Sequence[int], mode: Mode, taps: Taps, grid: Tensor | None) -> Tensor:
     """One map of one box (C, D, H, W) of a volume: (C, *size)."""
-    _, map_, axes = plan
-    if axes is not None:
-        return _along_axes(x, taps, axes)
-    flat = _keeps_z(map_)
+    if plan.axes is not None:
+        return _along_axes(x, taps, plan.axes)
     if mode != "area":
-        x = _shrunk(x, map_, size, mode, (1, 2) if flat else (0, 1, 2))
-    if flat:
-        return _in_plane(x, map_, size, mode, parts, taps[0], grid)
-    maps = torch.tensor([map_], dtype=torch.float64)
+        x = _shrunk(x, plan.map, size, mode, (1, 2) if plan.flat else (0, 1, 2))
+    if plan.flat:
+        return _in_plane(x, plan, size, mode, taps[0], grid)
+    maps, parts = torch.tensor([plan.map], dtype=torch.float64), plan.parts
     if mode != "area" and not (x.requires_grad and torch.is_grad_enabled()):
         return sample_trilinear(x.detach().to(_wide(x)), maps[0], size).to(x.dtype)
     fine = [n * part for n, part in zip(size, parts, strict=True)]
@@ -145,7 +159,7 @@ def _sample(
     return average_parts(samples, parts)[0].to(x.dtype)
 
 
-def _along_axes(x: Tensor, taps: dict[int, tuple[Tensor, Tensor]], axes: tuple[int, ...]) -> Tensor:
+def _along_axes(x: Tensor, taps: Taps, axes: tuple[int, ...]) -> Tensor:
     """Sums along one axis after another: of the first two, the one that shrinks more first; the last axis last."""
     order = [0] * 3
     for row in range(3):
@@ -167,23 +181,17 @@ def _shrunk(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, axes: Sequenc
 
 
 def _in_plane(
-    x: Tensor,
-    map_: Map,
-    size: Sequence[int],
-    mode: Mode,
-    parts: Sequence[int],
-    taps: tuple[Tensor, Tensor],
-    grid: Tensor | None,
+    x: Tensor, plan: Plan, size: Sequence[int], mode: Mode, taps: tuple[Tensor, Tensor], grid: Tensor | None
 ) -> Tensor:
     """A map that rotates in the xy-plane: samples of images whose channels are the slices."""
-    before = size[0] < x.shape[1]
+    before, parts = size[0] < x.shape[1], plan.parts[1:]
     x = _sums(x, *taps, 0) if before else x
     if grid is None:
-        plane = torch.tensor([[[row[0], row[1], row[3]] for row in map_[:2]]], dtype=torch.float64)
-        fine = [n * part for n, part in zip(size[1:], parts[1:], strict=True)]
+        plane = torch.tensor([_plane(plan.map)], dtype=torch.float64)
+        fine = [n * part for n, part in zip(size[1:], parts, strict=True)]
         grid = torch.stack(positions(plane.to(_wide(x)), fine), dim=-1)
     samples = sample_grid(x.flatten(0, 1).unsqueeze(0), grid, "nearest" if mode == "area" else "bilinear", "border")
-    x = average_parts(samples, parts[1:])[0].unflatten(0, x.shape[:2]).to(x.dtype)
+    x = average_parts(samples, parts)[0].unflatten(0, x.shape[:2]).to(x.dtype)
     return x if before else _sums(x, *taps, 0)
 
 

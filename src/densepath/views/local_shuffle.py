@@ -68,6 +68,8 @@ def shuffle_windows(
     """Low corners and sides (n, W, d) of the windows of some rows, in their order, on the CPU."""
     d = len(size)
     numbers = draw.pixels(rows, windows * 2 * d, torch.device("cpu"), Stream.SHUFFLE_WINDOWS)
-    first, second = numbers.view(len(rows), windows, 2, d).unbind(2)
-    side = 1 + (first * torch.tensor(largest_window(share, size))).long()
-    return (second * (torch.tensor(size) - side + 1)).long(), side
+    # One axis after another: the numbers of each lie together in memory.
+    first, second = numbers.view(len(rows), windows, 2, d).permute(2, 3, 0, 1).contiguous()
+    side = 1 + (first * torch.tensor(largest_window(share, size)).view(-1, 1, 1)).long()
+    low = (second * (torch.tensor(size).view(-1, 1, 1) - side + 1)).long()
+    return low.movedim(0, -1), side.movedim(0, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def shuffled_positions(low: Tensor, side: Tensor, largest: Sequence[int], size: 
         size: of the views in pixels.
         seeds: (n,) int64 random bits, one for each view.
     """
-    volume = side.prod(-1)
+    volume = reduce(torch.mul, side.unbind(-1))
     if seeds.device.type != "cpu":
         return _on_device(low, side, volume, largest, size, seeds)
     out = torch.empty(len(low), math.prod(size), dtype=torch.int64)
@@ -150,7 +150,7 @@ def _shape_tables(side: Integers, largest: Sequence[int], size: Sequence[int]) -
     """How far each place of a window lies from its low corner, for one shape of windows after another; and where the
     shape of each window (W, d) starts."""
     strides = _strides(largest)
-    number = (side - 1) @ strides
+    number = sum((side[:, axis] - 1) * stride for axis, stride in enumerate(strides.tolist()))
     if math.prod(n * (n + 1) // 2 for n in largest) <= _TABLE:
         table, starts = _all_shapes(tuple(largest), tuple(size))
         return table, starts[number]
@@ -189,21 +189,19 @@ def last_windows(low: Tensor, side: Tensor, largest: Sequence[int], size: Sequen
     """
     count, windows, d = low.shape
     of_side = torch.tensor([max(0, n.bit_length() - 1) for n in range(max(largest) + 1)])
-    level = of_side.to(low.device, non_blocking=True)[side]  # 2**level <= side < 2**(level + 1)
-    block = (2**of_side).to(low.device, non_blocking=True)[side]
+    low, side = (each.movedim(-1, 0).contiguous() for each in (low, side))  # (d, n, W)
+    flat = side.flatten()
+    level = of_side.to(low.device, non_blocking=True).index_select(0, flat).view_as(side)  # the logarithm of a block
+    block = (2**of_side).to(low.device, non_blocking=True).index_select(0, flat).view_as(side)  # block <= side
     levels = [n.bit_length() for n in largest]
     table = torch.zeros(count, *levels, *size, dtype=torch.int32, device=low.device)
     number = torch.arange(1, windows + 1, dtype=torch.int32, device=low.device).expand(count, -1)
-    base = torch.zeros_like(level[..., 0])
-    for axis in range(d):
-        base = base * levels[axis] + level[..., axis]
-    for ends in itertools.product((False, True), repeat=d):
-        flat = base
-        for axis in range(d):
-            corner = low[..., axis]
-            corner = corner + side[..., axis] - block[..., axis] if ends[axis] else corner
-            flat = flat * size[axis] + corner
-        table.view(count, -1).scatter_reduce_(1, flat, number, "amax")
+    strides = [math.prod([*levels[axis + 1 :], *size]) for axis in range(d)]
+    places = [math.prod(size[axis + 1 :]) for axis in range(d)]
+    base = sum(level[axis] * strides[axis] for axis in range(d))
+    ends = [(low[axis] * places[axis], (low[axis] + side[axis] - block[axis]) * places[axis]) for axis in range(d)]
+    for corners in itertools.product(*ends):
+        table.view(count, -1).scatter_reduce_(1, sum(corners, base), number, "amax")
     for axis in range(d):
         while table.shape[1] > 1:  # levels of this axis
             top, half = table[:, -1], 2 ** (table.shape[1] - 2)
