@@ -32,8 +32,15 @@ def output_spread(prediction: Tensor, target: Tensor) -> Tensor:
 
     Both are (B, C, *spatial).
     """
-    made, true = (full_precision(x).transpose(0, 1).flatten(1).std(1).mean() for x in (prediction, target))
+    made, true = (_deviation(full_precision(x)) for x in (prediction, target))
     return (made / true.clamp(min=1e-6)).nan_to_num(0.0)
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """The mean over channels of the standard deviation. (``std`` over several axes takes a CPU five times as long.)"""
+    axes = (0, *range(2, x.ndim))
+    squares = (x - x.mean(axes, keepdim=True)).square_().sum(axes)
+    return (squares / (x.numel() // x.shape[1] - 1)).sqrt().mean()
 
 
 def same_for_all(row: Mapping[str, float], prototypes: Mapping[str, int]) -> list[str]:
