@@ -71,7 +71,7 @@ def test_exported_weights_say_what_their_pixels_are(tmp_path: Path) -> None:
     assert (said["mean"], said["std"]) == ("[0.449]", "[0.226]")
     assert pixels_of_weights(tmp_path / "grey.safetensors") == GREY
     timm.create_model("resnet18", in_chans=1, num_classes=0, checkpoint_path=str(tmp_path / "grey.safetensors"))
-    with pytest.raises(UserError, match="torchvision has no network that equals timm's resnet18"):
+    with pytest.raises(UserError, match="torchvision's resnet18 takes images of 3 channels, and the weights 1;"):
         save_backbone(tmp_path / "other.safetensors", backbone, layout="torchvision")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 import torchvision
+from safetensors import SafetensorError
 from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import TimmBackbone, build_backbone
+from densepath.nets.weights import load_weights, save_backbone
 from densepath.nets.weights.layouts import arrange, match_names, timm_state, to_detectron2
 
 # Written from detectron2's ResNet, not from the mapping.
@@ -187,3 +191,28 @@ def test_of_two_encoders_alike_the_first_is_taken() -> None:
 def test_names_of_thousands_of_parts_take_no_time() -> None:
     match = match_names({f"{'a.' * 10**6}conv1.weight": torch.zeros(1)}, timm_state("resnet18"))
     assert match.found == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("No space left on device (os error 28)", r"w\.safetensors cannot be written \(No space .*free disk space"),
+        ("Read-only file system (os error 30)", r"w\.safetensors cannot be written \(Read-only .*; use another path$"),
+    ],
+)
+def test_why_a_file_cannot_be_written(said: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As safetensors reports it, which raises no OSError."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError(f"Error while serializing: I/O error: {said}")
+
+    monkeypatch.setattr("densepath.nets.weights.saving.save_file", fail)
+    with pytest.raises(UserError, match=message):
+        save_backbone(tmp_path / "w.safetensors", build_backbone("test_resnet"))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_network_that_is_proposed_is_another_one(tmp_path: Path) -> None:
+    torch.save(build_backbone("resnet18").net.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"does not fit resnet50: .*\(--backbone resnet18, say\)$"):
+        load_weights(build_backbone("resnet50"), tmp_path / "w.pth")

@@ -65,6 +65,7 @@ def polygons_of(mask: npt.NDArray[np.bool_], top: int = 0, left: int = 0) -> lis
     """The connected parts of a mask (h, w) as polygons, each with its outline first and then its holes.
 
     Outlines run between the centers of neighboring pixels, so that exactly the mask's pixels have their centers inside.
+    Their points are corners only.
 
     Args:
         mask: the mask.
@@ -77,6 +78,14 @@ def polygons_of(mask: npt.NDArray[np.bool_], top: int = 0, left: int = 0) -> lis
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
         padded = np.pad(parts[rows, columns] == number, 1)
         shift = np.array([top + rows.start - 0.5, left + columns.start - 0.5])  # the pad, and pixel centers
-        rings = [(ring + shift)[:, ::-1] for ring in find_contours(padded, 0.5, fully_connected="low")]
+        rings = [_corners((ring + shift)[:, ::-1]) for ring in find_contours(padded, 0.5, fully_connected="low")]
         polygons.append(sorted(rings, key=lambda ring: -np.ptp(ring[:, 0]) * np.ptp(ring[:, 1])))
     return polygons
+
+
+def _corners(ring: Ring) -> Ring:
+    """A closed ring (its last point is its first) without the points on straight lines."""
+    points = ring[:-1]
+    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    corners = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    return np.concatenate([corners, corners[:1]])

@@ -121,3 +121,8 @@ def test_a_graph_for_one_size_is_refused(
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"pip install 'densepath\[onnx\]'"):
         densepath.export(run, tmp_path / "a.onnx", layout="onnx")
+
+
+def test_the_name_of_the_file_says_that_it_is_onnx(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"d\.pth must end in \.onnx for the layout onnx"):
+        densepath.export(tmp_path, tmp_path / "d.pth", "onnx")

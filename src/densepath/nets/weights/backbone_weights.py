@@ -129,7 +129,7 @@ def load_weights(
     if problem := _misfit(backbone, match, complete):
         raise UserError(
             f"{name} does not fit {backbone.name}: {problem}; name the backbone that they belong to "
-            f"(--backbone {other or 'resnet50, say'})"
+            f"(--backbone {other or ('resnet18' if backbone.name == 'resnet50' else 'resnet50') + ', say'})"
         )
     backbone.net.load_state_dict(match.found, strict=False)
     if report is not None:

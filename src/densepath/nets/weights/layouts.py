@@ -223,5 +223,13 @@ def _check_plain_resnet(name: str, state: Mapping[str, Tensor], layout: str) -> 
         with torch.device("meta"):
             network = torchvision.models.get_model(name)
         shapes = {key: value.shape for key, value in network.state_dict().items() if not key.startswith("fc.")}
-    if shapes != {key: value.shape for key, value in state.items()}:
+    own = {key: value.shape for key, value in state.items()}
+    differ = [key for key in own if shapes.get(key) != own[key]]
+    if differ == ["conv1.weight"] and shapes.keys() == own.keys():
+        channels = [side["conv1.weight"][1] for side in (shapes, own)]
+        raise UserError(
+            f"{layout}'s {name} takes images of {channels[0]} channels, and the weights {channels[1]}; use the layout "
+            "timm"
+        )
+    if shapes != own:
         raise UserError(f"{layout} has no network that equals timm's {name}; use the layout timm")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -102,9 +104,11 @@ def write_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]
     """Write a safetensors file.
 
     Raises:
-        UserError: it cannot be written, for example because the disk is full.
+        OSError: it cannot be written, for example because the disk is full.
     """
     try:
         save_file(state, path, metadata=metadata)
     except SafetensorError as error:
-        raise UserError(f"weights cannot be written to {path.parent} ({error}); free disk space there") from None
+        if (code := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), os.fspath(path)) from error

@@ -53,8 +53,11 @@ def export_onnx(run: str | Path, out: str | Path | None = None) -> Path:
         The file.
 
     Raises:
-        UserError: a package is missing, there is no detector, or torch cannot trace its backbone.
+        UserError: a package is missing, there is no detector, torch cannot trace its backbone, or the file's name does
+            not end in .onnx.
     """
+    if out is not None and Path(out).suffix.lower() != ".onnx":
+        raise UserError(f"{out} must end in .onnx for the layout onnx")
     try:
         import onnx
         import onnxruntime
