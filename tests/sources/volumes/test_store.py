@@ -93,10 +93,8 @@ def test_boxes_are_those_of_the_volumes(ct: Path, volumes: list[np.ndarray]) -> 
         assert got.pixels.shape[1:] == (*(high - low).max(axis=0), 1) and torch.equal(got.index, index)
         assert got.boxes is not None and torch.equal(got.boxes, boxes)
         for pixels, position, (a, b) in zip(got.pixels.numpy(), index.tolist(), boxes.tolist(), strict=True):
-            expected = np.zeros(pixels.shape, np.int16)
             part = in_store(volumes[position])[tuple(map(slice, a, b))]
-            expected[tuple(map(slice, part.shape))] = part
-            assert np.array_equal(pixels, expected)
+            assert np.array_equal(pixels[tuple(map(slice, part.shape))], part)  # around it lies anything
     whole = store.gather(torch.tensor([3, 0]))
     assert np.array_equal(whole.pixels[0, :36, :40, :20].numpy(), in_store(volumes[3]))
     assert whole.pixels[0, 36:].count_nonzero() == 0 and whole.boxes is None
