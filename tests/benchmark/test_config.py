@@ -240,7 +240,7 @@ def test_one_augment_option_of_a_row_keeps_the_methods_others():
         ("recipe: moco_v2_small", "recipe: moco_v2_small, detect: {detector: vitdett}", "did you mean vitdet"),
         ("recipe: moco_v2_small", "recipe: moco_v2_small, detect: {shedule: 1x}", "did you mean schedule"),
         ("recipe: moco_v2_small", "recipe: moco_v2_small, detect: vitdet", "must be lines"),
-        ("verb: detect", "verb: sam", "use one of probe, probe task, detect, "),
+        ("verb: detect", "verb: sam", "use one of probe, probe task, probe classes, detect, "),
         ("[50.0, null]", "[50.0]", "1 paper number for probe; give 2"),
         ("[50.0, null]", "[x, null]", "give numbers, or null"),
         ("pretrain: 100", "pretrain: 0", "images per second"),

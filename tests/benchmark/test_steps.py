@@ -9,12 +9,13 @@ import pytest
 from densepath.benchmark.config import load_table
 from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import ImageSet
-from densepath.benchmark.labelled_sets import LabelledSet, read_classes, read_slides
+from densepath.benchmark.labelled_sets import LabelledSet, read_classes, read_labelled, read_slides
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.results import collect
 from densepath.benchmark.steps import STEPS, TASKS
 from densepath.benchmark.tables import to_markdown
 from densepath.benchmark.verb import read_tasks
+from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.synthetic.arranged import write_arranged
 
@@ -198,3 +199,35 @@ def test_tasks_share_a_set_only_if_they_read_it_alike(table, monkeypatch):
     found = read_tasks(replace(config, tasks=tuple(tasks)), {"mhist": "x"}, table.parent, None)
     assert list(found) == ["tiles", "target", "longer"]
     assert found["tiles"] is found["longer"] and found["target"].digest == "{'target': 'grade'}"
+
+
+def test_a_probe_of_classes_and_attention_are_steps(tmp_path, tissue, monkeypatch):
+    images = tmp_path / "P" / "images"
+    images.mkdir(parents=True)
+    lines = ["file,label,split"]
+    for number, path in enumerate(sorted((tissue / "tiles").iterdir())):
+        (images / path.name).symlink_to(path)
+        lines.append(f"images/{path.name},{'ab'[number % 2]},{'validation' if number > 5 else 'train'}")
+    (tmp_path / "P" / "manifest.csv").write_text("\n".join(lines) + "\n")
+    data = read_labelled("pcam", tmp_path / "P", tmp_path / "cache", None, {})
+    assert (len(data.train.names), len(data.test.names), data.folds) == (6, len(lines) - 7, False)
+    network = "test_vit(class_token=False, global_pool='avg', fc_norm=False)"
+    folders = {verb: tmp_path / verb for verb in ("probe classes", "show attention")}
+    for verb, options in (
+        ("probe classes", {"neighbors": 1, "size": 160}),
+        ("show attention", {"examples": 0, "count": 3, "view_size": 48}),
+    ):
+        step, folder = STEPS[verb], folders[verb]
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        inputs = [f"--{name}={value}" for name, value in data.inputs.items() if verb == "probe classes"]
+        words = [*(step.command or verb).split(), f"--data={data.folder}", f"--backbone={network}", "--devices=cpu"]
+        assert main([*words, *inputs, *step.words(options, "random", None)]) == 0
+    scores = STEPS["probe classes"].result(folders["probe classes"])
+    written = json.loads((folders["probe classes"] / "scores.json").read_text())
+    assert scores == {name: written[name] for name in STEPS["probe classes"].metrics}
+    assert written["test_images"] == len(lines) - 7
+    shares = STEPS["show attention"].result(folders["show attention"])
+    assert sum(shares.values()) == pytest.approx(100, abs=1e-3) and shares["even_share"] > shares["high_share"]
+    (images / "more.png").symlink_to(sorted((tissue / "tiles").iterdir())[0])
+    assert read_labelled("pcam", images, tmp_path / "cache", None, {}).folds

@@ -198,6 +198,24 @@ def test_label_maps_are_a_prior_too(make, images):
     assert method(ViewMaker(method.views(), SIZE, seed=0)(replace(images, extras={"regions": maps}))).total.isfinite()
 
 
+@pytest.mark.parametrize("kind", [Cellback, DiRL])
+def test_shuffled_cells_are_those_of_another_image(make, kind):
+    class Cells:
+        def __init__(self, name):
+            self.name, self.class_names = name, ()
+
+        def shuffled(self):
+            return Cells("of another image")
+
+        def describe(self):
+            return "3 cells"
+
+    for shuffled, name, line in ((False, "own", "3 cells"), (True, "of another image", "with those of another")):
+        method = make(kind, PLAIN, shuffled_cells=shuffled)
+        assert line in method.prepare(None, {"cells": Cells("own")})
+        assert method.extras["cells"].name == name
+
+
 def test_a_disentangle_block_needs_tokens(make):
     with pytest.raises(UserError, match="dirl needs a vision transformer"):
         make(DiRL, "test_resnet")
@@ -216,5 +234,7 @@ def test_overfits_one_batch(make, celled, losses_on, kind):
 def test_what_does_not_fit_is_named(make):
     with pytest.raises(UserError, match="at least two regions, cells and background, not 1"):
         make(Cellback, PLAIN, num_regions=1)
+    with pytest.raises(UserError, match="only cells can be shuffled, not label maps"):
+        make(Cellback, PLAIN, prior="files", shuffled_cells=True)
     with pytest.raises(UserError, match="unknown prior 'nuclei'; there are: cells, files"):
         make(Cellback, PLAIN, prior="nuclei")

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from densepath.annotations.classes import FOLDERS
+from densepath.annotations.classes import FOLDERS, read_column
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_checks import Orientation
+from densepath.annotations.label_table import table_columns
+from densepath.annotations.patients import MANIFEST
 from densepath.benchmark.identity import (
     SHOWN_DIGITS,
     ImageSet,
@@ -39,6 +41,8 @@ from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import make_study
 from densepath.transfer.mil.config import MilConfig
 from densepath.transfer.mil.slide_table import read_slide_table
+from densepath.transfer.probe.folds import given_split
+from densepath.transfer.probe.labelled import Listed
 from densepath.transfer.probe.tasks import official_test
 
 LABELS = "labels.csv"
@@ -162,6 +166,30 @@ def read_plain(
         sides = [image_set(source, part, cache) for part in parts]
     digest = digest_of([images.digest, digest_of_given(source, cache)])
     return LabelledSet(name, sides[0], sides[1], digest, None, source, {}, tested is None)
+
+
+def read_labelled(
+    name: str, folder: str | Path, cache: Path, orientation: Orientation | None, options: Mapping[str, Any]
+) -> LabelledSet:
+    """Read images with classes for a probe: a folder with ``labels.csv`` or ``manifest.csv``, or of class folders.
+
+    Raises:
+        UserError: there are no images, or a table has other splits than train, val and test.
+    """
+    root = Path(folder).absolute()
+    table = next((root / file for file in (LABELS, MANIFEST) if (root / file).is_file()), None)
+    paths = list(list_images(root))
+    images = Listed(paths)
+    sides = [paths, paths]
+    tested = None
+    if table is not None and "split" in table_columns(str(table)):
+        tested = given_split(read_column(images, str(table), "split"), str(table))
+    if tested is not None:
+        sides = [[path for path, test in zip(paths, tested, strict=True) if test == side] for side in (False, True)]
+    train, test = (image_set(str(root), side, cache) for side in sides)
+    digest = digest_of([train.digest, test.digest, "" if table is None else content([table], cache)])
+    labels = FOLDERS if table is None else str(table)
+    return LabelledSet(name, train, test, digest, None, str(root), {"labels": labels}, tested is None)
 
 
 def images_of(pool: Pool, places: Any, data: str, cache: Path) -> ImageSet:

@@ -34,16 +34,21 @@ class CellPrior:
     Args:
         source: "cells", points with classes; or "files", label maps of the images.
         num_regions: number of regions.
+        shuffled: whether each image gets the cells of another image, always the same one: a control, which shows what
+            cells teach beyond regions of such sizes and shapes.
 
     Source: DiRL, section 3.2: the cell prior P_c. It does not say how P_c follows a crop: here cells do exactly.
     """
 
-    def __init__(self, source: Literal["cells", "files"], num_regions: int) -> None:
+    def __init__(self, source: Literal["cells", "files"], num_regions: int, shuffled: bool = False) -> None:
         if source not in ("cells", "files"):
             raise UserError(f"unknown prior {source!r}; there are: cells, files")
         if num_regions < 2:
             raise UserError(f"there are at least two regions, cells and background, not {num_regions}")
+        if shuffled and source != "cells":
+            raise UserError("only cells can be shuffled, not label maps; leave out --method.shuffled_cells")
         self.source = source
+        self.shuffled = shuffled
         self.num_regions = num_regions
 
     def names(self) -> tuple[str, ...]:
@@ -72,7 +77,7 @@ class CellPrior:
                 f"the cells have {len(classes)} classes ({', '.join(classes)}), which make {len(classes) + 1} regions "
                 f"with the background, not {self.num_regions}; set --method.num_regions to that, or to 2 for all cells"
             )
-        return cells.describe()
+        return cells.describe() + (", each image with those of another" if self.shuffled else "")
 
     def needs(self) -> Mapping[str, Need]:
         """The annotation of the images, by its name in a batch."""
@@ -109,7 +114,7 @@ class GuidedByCells(Method):
         return self.prior.needs()
 
     def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
-        self.extras = {name: given[name] for name in self.needs()}
+        self.extras = {name: given[name].shuffled() if self.prior.shuffled else given[name] for name in self.needs()}
         return self.prior.check(given)
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:

@@ -32,6 +32,7 @@ class Cellback(GuidedByCells, DINO):
         prior: where regions come from: points of "cells" (``--cells``), or label maps in "files" (``--regions``).
         num_regions: number of regions; with more than two, the classes of cells and the background.
         region_weight: weight lambda1 of each region's loss.
+        shuffled_cells: whether each image gets the cells of another image, always the same one: a control.
         **dino: as in :class:`DINO`; ``prototypes`` are those of each head.
 
     Source: Kapse et al., "Attention De-sparsification Matters" (DiRL), section 3.3; no code was released.
@@ -45,10 +46,11 @@ class Cellback(GuidedByCells, DINO):
         prior: Literal["cells", "files"] = "cells",
         num_regions: int = 2,
         region_weight: float = 0.5,
+        shuffled_cells: bool = False,
         **dino: Unpack[DINOOptions],
     ) -> None:
         super().__init__(backbone, **dino)
-        self.prior = CellPrior(prior, num_regions)
+        self.prior = CellPrior(prior, num_regions, shuffled_cells)
         self.add_heads(dict.fromkeys(self.prior.names(), dino.get("prototypes", 65536)))
         self.weights = region_weights(self.prior, region_weight, None)
 

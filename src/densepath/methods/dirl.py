@@ -30,7 +30,7 @@ class DiRL(Cellback):
 
     Args:
         backbone: the student, a vision transformer. Its class token, if it has one, takes no part in the block.
-        prior, num_regions, region_weight: as in :class:`Cellback`.
+        prior, num_regions, region_weight, shuffled_cells: as in :class:`Cellback`.
         interaction_weight: weight lambda2 of each loss of the disentangle block.
         interaction_prototypes: number of prototypes of each of its heads.
         shared_block: whether its two passes share their weights.
@@ -48,10 +48,11 @@ class DiRL(Cellback):
         interaction_weight: float = 0.025,
         interaction_prototypes: int = 4096,
         shared_block: bool = True,
+        shuffled_cells: bool = False,
         **dino: Unpack[DINOOptions],
     ) -> None:
         require_transformer(backbone, "dirl")
-        super().__init__(backbone, prior, num_regions, region_weight, **dino)
+        super().__init__(backbone, prior, num_regions, region_weight, shuffled_cells, **dino)
         self.block = make_block(backbone, shared_block)
         self.teacher_block = Momentum(self.block)
         self.weights = region_weights(self.prior, region_weight, interaction_weight)

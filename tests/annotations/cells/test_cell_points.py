@@ -133,6 +133,10 @@ def test_images_find_their_cells_by_path_even_when_moved(tmp_path: Path) -> None
     gathered = pickle.loads(pickle.dumps(points)).gather(torch.arange(3))
     assert (~gathered.isnan().all(-1)).sum(1).tolist() == [2, 0, 1]
     assert points.class_names == ("s", "t")
+    swapped = pickle.loads(pickle.dumps(points.shuffled()))
+    given = [len(swapped.of(position)) for position in range(3)]
+    assert sorted(given) == [0, 1, 2] and all(own != other for own, other in zip([2, 0, 1], given, strict=True))
+    assert [len(points.of(position)) for position in range(3)] == [2, 0, 1]  # as they were
     assert torch.allclose(gathered[0, 0], torch.tensor([11 / 20 - 1, 5 / 10 - 1, 1]))
     assert torch.allclose(gathered[2, 0], torch.tensor([10 / 20 - 1, 5 / 10 - 1, 0]))
     assert points.describe() == "3 cells of 2 classes: s, t, in 3 images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -92,6 +93,7 @@ class CellPoints:
             )
         facts = (str(used[name].get(column, "")) for name in sorted(used) for column in _FACTS)
         self._slides, self._digest = len(used), digest_of([*self.class_names, *facts])
+        self._other: npt.NDArray[np.intp] | None = None  # the image whose cells each image has, if not its own
         self._open = lru_cache(_OPEN)(self._read)
 
     def __len__(self) -> int:
@@ -122,8 +124,24 @@ class CellPoints:
             row[: len(cells)] = cells
         return out
 
+    def shuffled(self) -> CellPoints:
+        """The same cells, but each image has those of another image, always the same one.
+
+        Raises:
+            UserError: there is only one image.
+        """
+        if len(self) < 2:
+            raise UserError("the cells of one image cannot be shuffled; use more images")
+        ring = np.random.default_rng(0).permutation(len(self))
+        other = copy.copy(self)
+        other._other = np.empty_like(ring)
+        other._other[ring] = np.roll(ring, 1)
+        return other
+
     def of(self, position: int) -> npt.NDArray[np.float32]:
         """The cells (N, 3) of one image, as in :meth:`gather`, without padding."""
+        if self._other is not None:
+            position = int(self._other[position])
         if self._tiles is None:
             points, classes, extent, _ = self._open(self._names[position])
             low, side = np.zeros(2), np.array(extent[::-1], np.float64)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from densepath.benchmark.steps.images import CLASSIFY, PROBE_TASK
+from densepath.benchmark.steps.attention import ATTENTION
+from densepath.benchmark.steps.images import CLASSIFY, PROBE_CLASSES, PROBE_TASK
 from densepath.benchmark.steps.masks import SEGMENT
 from densepath.benchmark.steps.outlines import DETECT, PROBE, SAM
 from densepath.benchmark.steps.pretraining import PRETRAIN
 from densepath.benchmark.steps.slides import EMBED, MIL, TOKENS
 from densepath.benchmark.steps.step import Step
 
-_ALL = (PRETRAIN, PROBE, PROBE_TASK, DETECT, SAM, CLASSIFY, SEGMENT, EMBED, MIL, TOKENS)
+_ALL = (PRETRAIN, PROBE, PROBE_TASK, PROBE_CLASSES, DETECT, SAM, CLASSIFY, SEGMENT, EMBED, MIL, TOKENS, ATTENTION)
 STEPS: dict[str, Step] = {step.verb: step for step in _ALL}
-TASKS = ("probe", "probe task", "detect", "classify", "segment", "mil", "show tokens")  # the verbs of tasks
+TASKS = (  # the verbs of tasks
+    *("probe", "probe task", "probe classes", "detect", "classify", "segment", "mil", "show tokens", "show attention"),
+)

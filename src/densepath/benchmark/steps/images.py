@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from densepath.benchmark.labelled_sets import CLASS_OPTIONS, read_classes, read_plain
+from densepath.benchmark.labelled_sets import CLASS_OPTIONS, read_classes, read_labelled, read_plain
 from densepath.benchmark.steps.folds import SCRATCH, images_of_folds, mean_scores
 from densepath.benchmark.steps.step import Step
 from densepath.transfer.classify.config import ClassifyConfig
@@ -21,12 +21,25 @@ CLASSIFY: Step = Step(
     scores=mean_scores,
     scratch=SCRATCH,
 )
+_PROBED = tuple(
+    f"{how}_{name}" for how in ("logistic", "knn") for name in ("accuracy", "balanced_accuracy", "macro_auc")
+)
+PROBE_CLASSES = Step(
+    "probe classes",
+    probe,
+    metrics=_PROBED,
+    read=read_labelled,
+    images=lambda options, data: len({*data.train.names, *data.test.names}),
+    own=("labels", "task", "features", "test_data", "orientation", "each_stage", "l2"),
+    resumes=False,
+    one_device=True,
+    written="scores.json",
+    command="probe",
+)
 PROBE_TASK = Step(
     "probe task",
     probe,
-    metrics=tuple(
-        f"{how}_{name}" for how in ("logistic", "knn") for name in ("accuracy", "balanced_accuracy", "macro_auc")
-    ),
+    metrics=_PROBED,
     read=read_plain,
     own=("labels", "features", "test_data", "target", "orientation", "each_stage", "l2", "folds"),
     resumes=False,
