@@ -115,7 +115,7 @@ def test_a_share_says_what_it_leaves(tiles: Path, tmp_path: Path, capsys: pytest
 
 
 def test_whatever_is_wrong_with_a_slide_costs_a_line(
-    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def failing(stem: Path, *given: Any, **options: Any) -> None:
         raise OSError(5, f"reading {stem.name}")
@@ -123,8 +123,8 @@ def test_whatever_is_wrong_with_a_slide_costs_a_line(
     monkeypatch.setattr("densepath.transfer.embed.embed_slides.write_heat_map", failing)
     with pytest.raises(UserError, match=r"none of 2 slides can be read \(0: .*reading 0"):
         embed(data=tiles, out=tmp_path / "F", **NETWORK)
-    passed = [message for message in caplog.messages if "passed over" in message]
-    assert passed == [f"slide passed over: {name}: [Errno 5] reading {name}" for name in "01"]
+    passed = [line for line in capsys.readouterr().err.splitlines() if "Errno" in line]
+    assert passed == [f"densepath: {name}: [Errno 5] reading {name}" for name in "01"]
 
 
 def test_slides_are_tiled_on_the_fly_and_shared_by_processes(slides: Path, made: Path, tmp_path: Path) -> None:

@@ -35,6 +35,21 @@ def at(slide: Slide, level: int, y: float, x: float) -> list[int]:
     return slide.read(level, (*place, 1, 1))[0, 0].tolist()
 
 
+def test_equal_maps_are_equal_files(slide: Slide, tmp_path: Path) -> None:
+    """They do not say when and on which machine they were made."""
+    first, second = (
+        [path.read_bytes() for path in write_heat_map(tmp_path / name, slide, BOXES, VALUES, label="attention")]
+        for name in "ab"
+    )
+    assert first == second
+    other = write_heat_map(tmp_path / "c", slide, BOXES[::-1], VALUES, label="attention")[0].read_bytes()
+    assert _uuid(other) != _uuid(first[0])
+
+
+def _uuid(data: bytes) -> bytes:
+    return data.split(b"UUID=")[1][:48]
+
+
 def test_values_lie_at_their_rectangles(slide: Slide, tmp_path: Path) -> None:
     tiff, png = write_heat_map(tmp_path / "deep" / "map", slide, BOXES, VALUES, label="attention")
     found = open_slide(tiff)

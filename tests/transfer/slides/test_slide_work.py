@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
 from densepath.core.log import logged
 from densepath.sources.corrupt import CorruptImage
 from densepath.transfer.slides.precision import begun_precision
-from densepath.transfer.slides.slide_work import attempt
+from densepath.transfer.slides.slide_work import SlideWork, attempt
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def test_a_slide_is_passed_over(error: Exception, why: str, tmp_path: Path) -> N
     with logged(tmp_path / "log"):
         assert attempt("a", tmp_path, work) == {"problem": why}
     said = (tmp_path / "log").read_text()
-    assert f"slide passed over: a: {why}" in said and ("Traceback" in said) == isinstance(error, KeyError)
+    assert f"densepath: a: {why}" in said and ("Traceback" in said) == isinstance(error, KeyError)
     assert attempt("a", tmp_path, lambda name: {"objects": name}) == {"objects": "a"}
 
 
@@ -43,6 +45,19 @@ def test_a_full_disk_ends_all_work(error: BaseException, tmp_path: Path) -> None
 
     with pytest.raises(SystemExit if isinstance(error, SystemExit) else UserError):
         attempt("a", tmp_path, work)
+
+
+def test_files_of_a_killed_command_are_removed(tmp_path: Path) -> None:
+    if not (child := os.fork()):
+        with atomic_write(tmp_path / "heat_maps" / "a.tif") as part:
+            part.touch()
+            os._exit(1)
+    os.waitpid(child, 0)
+    assert len(list((tmp_path / "heat_maps").iterdir())) == 1
+    with atomic_write(tmp_path / "heat_maps" / "b.tif") as part:  # of a command that still works
+        part.touch()
+        SlideWork(tmp_path, {"a": 1}).do(lambda name: False, lambda name: {"objects": 0})
+        assert list((tmp_path / "heat_maps").iterdir()) == [part]
 
 
 def test_all_results_of_a_folder_have_one_precision(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from densepath.core.errors import UserError, counted, first_few, one_line
-from densepath.core.failures import describe_failure
 from densepath.core.shared_work import Shard, same_input
 from densepath.core.streams import say
 from densepath.core.work_folder import recorded
 from densepath.core.worker_processes import share_work
 from densepath.sources.corrupt import CorruptImage, can_pass
+from densepath.sources.slides.failures import reason_of, report_problem
 from densepath.sources.tiles.records import identities, identity_of, read_record, record_path, write_record
 
 Found = TypeVar("Found")
@@ -99,7 +99,7 @@ class PerSlide(ABC, Generic[Found]):
         except UserError:
             raise
         except Exception as error:  # a fault of this program must not end a long run
-            row |= {"problem": describe_failure(error), "again": True}
+            row |= {"problem": reason_of(error), "again": True}
         self._finish(name, row)
 
     def give_up(self, name: str, why: str) -> None:
@@ -204,8 +204,7 @@ class PerSlide(ABC, Generic[Found]):
         try:
             return self.find(name, row)
         except (CorruptImage, UserError) as error:
-            why = error.why if isinstance(error, CorruptImage) else str(error)
-            row |= {"problem": why, "again": can_pass(error)}
+            row |= {"problem": reason_of(error), "again": can_pass(error)}
             return None
 
     def _row(self, name: str) -> dict[str, Any]:
@@ -214,7 +213,7 @@ class PerSlide(ABC, Generic[Found]):
     def _finish(self, name: str, row: dict[str, Any]) -> None:
         row["problem"] = one_line(row["problem"])
         if row["problem"]:
-            say(f"densepath: {one_line(name)}: {row['problem']}")
+            report_problem(name, row["problem"])
         result = self.files(name)[0]
         row["result"] = identity_of(result) if os.path.exists(result) else None
         write_record(self.out, row, self.identity(name))

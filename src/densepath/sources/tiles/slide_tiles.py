@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from densepath.core.digests import digest_of
@@ -28,6 +27,7 @@ from densepath.sources.pixel_source import Gathered, PixelSpec
 from densepath.sources.slides.decoded_tiles import decoding_in_part
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import SlideLevel
+from densepath.sources.tiles.resizing import resized
 from densepath.sources.tiles.tile_files import SlideTiling, read_tile_folder
 from densepath.sources.tiles.tiled_slide import open_tiled
 
@@ -148,11 +148,9 @@ class SlideTiles:
             return pixels
         low, high = np.array(found)
         step = (high - low) / pixels.shape[:2]  # pixels of the tile for one that is stored
-        top, left = np.maximum(-low / step, 0)
-        bottom, right = np.minimum((self.size - low) / step, pixels.shape[:2])
-        how = (self.size, self.size), Image.Resampling.BICUBIC, (left, top, right, bottom)
-        colors = [Image.fromarray(pixels[..., color].astype(np.float32)).resize(*how) for color in range(3)]  # exact
-        return np.rint(np.stack([np.asarray(each) for each in colors], axis=-1)).clip(0, 255).astype(np.uint8)
+        start = np.maximum(-low / step, 0)
+        end = np.minimum((self.size - low) / step, pixels.shape[:2])
+        return resized(pixels, start, end, self.size)
 
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
         """The slides' pixels that cover the tiles at the positions ``index`` (B,) int64, or boxes of them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import subprocess
@@ -33,6 +32,7 @@ from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.run_folders import refuse_among_images
+from densepath.sources.slides.failures import report_problem
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
@@ -54,8 +54,6 @@ from densepath.version import __version__
 _TILE = 256  # pixels
 _ALL = "1/1"  # every process waits until all slides are tiled
 _FREE = ("data", "precision", "densepath_version")  # may change when the same command continues; precision is checked
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +270,7 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> dict[
         counts = {"tiles": len(tiling) - len(damaged), "damaged": len(damaged)}
         file.notes |= {**counts, "damaged_tiles": damaged[:100]}
     if damaged:
-        _log.warning("%s: %d of %d tiles cannot be read: %s", slide.name, len(damaged), len(tiling), damaged[0])
+        report_problem(slide.name, f"{len(damaged)} of {counted(len(tiling), 'tile')} cannot be read: {damaged[0]}")
     with open_features(path) as features:
         colors = principal_colors(features)
     boxes = read_slide_features(path, features=False).boxes_um()

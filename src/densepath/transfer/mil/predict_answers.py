@@ -23,6 +23,7 @@ from densepath.core.streams import say
 from densepath.core.work_folder import work_folder
 from densepath.runs.folder import read_config
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.failures import report_problem
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import is_tile_folder
@@ -158,7 +159,7 @@ def _answer_case(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
             bags[slide.name] = _read(slide, work)
         except CorruptImage as error:
             problems[slide.name] = error.why
-            say(f"densepath: slide passed over: {slide.name}: {error.why}")
+            report_problem(slide.name, error.why)
     if not bags:
         return {"slides": {}, "problems": problems, "drawn": [], "values": None}
     answers = {own: work.models.answer(bag) for own, (_, bag) in bags.items()}

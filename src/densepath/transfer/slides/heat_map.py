@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +226,9 @@ def _write_pyramid(
 ) -> None:
     shown = f"{label}: {COLORS} from {limits[0]:g} to {limits[1]:g}" if limits is not None else label
     notes = {"axes": "YXS", "PhysicalSizeX": spacing[1], "PhysicalSizeY": spacing[0], "Description": shown}
-    notes |= {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    # By default tifffile's UUID tells the time and the machine: equal maps would be unequal files.
+    identity = hashlib.sha256(levels[0].tobytes()).hexdigest()[:32]
+    notes |= {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm", "UUID": str(uuid.UUID(identity))}
     stored: dict[str, Any] = {"tile": (_TILE, _TILE), "photometric": "rgb", "compression": "zlib"}
     with tifffile.TiffWriter(path, ome=True) as tiff:
         tiff.write(levels[0], subifds=len(levels) - 1, metadata=notes, **stored)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.failures import report_problem
 from densepath.sources.tiles.tissue import find_tissue
 from densepath.transfer.detection.found import Window
 from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
@@ -34,8 +34,6 @@ from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corru
 
 SLIDES = "slides.csv"
 _FACTS = ("slide", "path", "mpp", "windows", "skipped", "damaged", "objects", "problem")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def _predict_slide(
         x, y = grid.place([(damaged[0][0].left, damaged[0][0].top)])[0].round().astype(int)
         where = f"{len(damaged)} of {len(kept)} windows cannot be read, the first at x {x}, y {y}"
         facts["unread"] = f"{where} ({damaged[0][1].why})"
-        _log.warning("%s: %s", name, facts["unread"])
+        report_problem(name, facts["unread"])
     return facts
 
 

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.output_names import names_below, output_names
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable
-from densepath.sources.slides.slide import Slide
+from densepath.sources.slides.slide import NO_MPP, Slide
 from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_tile_folder
 from densepath.sources.tiles.tiled_slide import open_tiled
@@ -45,12 +46,13 @@ class ListedSlide:
         """Open it.
 
         Raises:
-            CorruptImage: it cannot be read, or is not the one that was tiled.
-            UserError: its µm per pixel are unknown, or a library is not installed.
+            CorruptImage: it cannot be read, its µm per pixel are unknown, or it is not the one that was tiled.
+            UserError: a library is not installed.
         """
         if self.tiling is None:
             slide = open_slide(self.path, self.mpp.given(self.path), self.mpp.default)
-            _ = slide.mpp
+            if slide.spacing is None:
+                raise CorruptImage(self.path, NO_MPP)
             return slide
         return open_tiled(self.path, self.tiling.spacing, self.tiling.extent)
 

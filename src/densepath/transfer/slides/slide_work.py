@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -11,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core.errors import UserError, counted, first_few, one_line
-from densepath.core.failures import describe_failure
-from densepath.core.files import atomic_write, writing
+from densepath.core.files import atomic_write, remove_remains, writing
 from densepath.core.shared_work import Shard, claimed, same_input
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.failures import reason_of, report_problem
 from densepath.transfer.predict_records import record_of, source_of
 from densepath.transfer.slides.slide_list import ListedSlide
 
 UNFINISHED = "unfinished"  # the problem of slides that are left to other processes
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +62,7 @@ class SlideWork:
         Raises:
             UserError: as for :func:`attempt`, or another process does other slides.
         """
+        remove_remains(self.out, shared=True)
         names = list(self.identities)
         say(f"densepath: {counted(len(names), 'slide')}, {sum(map(is_done, names))} done before{also}")
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
@@ -113,11 +111,9 @@ def attempt(name: str, out: Path, work: Callable[[str], dict[str, Any]]) -> dict
             return work(name)
     except UserError:
         raise
-    except CorruptImage as error:
-        why = error.why
     except Exception as error:  # a fault of this program must not end a long run
-        why = describe_failure(error)
-    _log.warning("slide passed over: %s: %s", name, one_line(why))
+        why = reason_of(error)
+    report_problem(name, why)
     return {"problem": one_line(why)}
 
 
