@@ -161,8 +161,8 @@ def _predict_slide(
     if damaged:
         x, y = grid.place([(damaged[0][0].left, damaged[0][0].top)])[0].round().astype(int)
         where = f"{len(damaged)} of {len(kept)} windows cannot be read, the first at x {x}, y {y}"
-        facts["unread"] = f"{where} ({damaged[0][1].why})"
-        report_problem(name, facts["unread"])
+        facts["unread"] = unread = f"{where} ({damaged[0][1].why})"
+        report_problem(name, unread)
     return facts
 
 
