@@ -147,6 +147,11 @@ def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         quiet = not first_on_node()
         yield from track(items, description=what, total=total, console=console, transient=True, disable=quiet)
         return
+    yield from with_lines(items, total, what)
+
+
+def with_lines(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yield the items, and print a line now and then: for long work whose parts show a bar."""
     began = line_at = time.monotonic()
     for count, item in enumerate(items):
         if (now := time.monotonic()) - line_at >= _SECONDS_BETWEEN_LINES:

@@ -26,7 +26,6 @@ _LONGEST = 2048  # pixels of a side of the map: bounds its memory
 _SMALLEST = 64  # pixels: no level of the pyramid is smaller
 _SQUARE = 250.0  # µm: about the side of the rectangles in which points are counted
 _LEAST_TISSUE = 0.05  # share of a rectangle without points, below which it has no density
-_OPACITY = 0.5
 _TILE = 256
 _NOTHING = 255  # where there is no value: white
 
@@ -92,7 +91,7 @@ def write_map(
     with atomic_write(tiff) as part:
         _write_pyramid(part, levels, found.spacing, label, limits)
     with atomic_write(png) as part:
-        _over_slide(slide, found, levels[0], label, limits).save(part, format="PNG")
+        _over_slide(slide, found, levels[0], label, limits).save(part, format="PNG", compress_level=1)
     return tiff, png
 
 
@@ -247,6 +246,6 @@ def _over_slide(
         for length, step, most in zip((height, width), shown.step, found.values.shape[:2], strict=True)
     )
     over, empty = colors[rows][:, columns], np.isnan(found.values.sum(2))[rows][:, columns]
-    mixed = (1 - _OPACITY) * shown.pixels + _OPACITY * over
+    mixed = (shown.pixels.astype(np.uint16) + over) // 2
     picture = np.where(empty[..., None], shown.pixels, mixed.astype(np.uint8))
     return framed(Image.fromarray(picture), shown.spacing, label, limits, COLORS)

@@ -61,7 +61,7 @@ def draw_objects(level: SlideLevel, grid: Grid, geojson: Path, table: Path, path
     parts = [framed(canvases[0], whole.spacing, label)]
     parts += [framed(canvas, spacing) for canvas in canvases[1:]]
     with atomic_write(path) as part:
-        _beside(parts).save(part, format="PNG")
+        _beside(parts).save(part, format="PNG", compress_level=1)
     return path
 
 

@@ -13,6 +13,7 @@ from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.files import atomic_write, remove_remains, writing
 from densepath.core.shared_work import Shard, claimed, same_input
 from densepath.core.streams import say
+from densepath.core.system import with_lines
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
 from densepath.transfer.predict_records import record_of, source_of
@@ -64,9 +65,11 @@ class SlideWork:
         """
         remove_remains(self.out, shared=True)
         names = list(self.identities)
-        say(f"densepath: {counted(len(names), 'slide')}, {sum(map(is_done, names))} done before{also}")
+        left = [name for name in names if not is_done(name)]
+        mine_left = len(left if shard is None else set(left).intersection(names[shard.number :: shard.count]))
+        say(f"densepath: {counted(len(names), 'slide')}, {len(names) - len(left)} done before{also}")
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
-            for name in mine:
+            for name in with_lines(mine, mine_left, "slides"):
                 facts = attempt(name, self.out, work)
                 with atomic_write(record_of(self.out, name)) as part:
                     part.write_text(f"{json.dumps(self.identities[name])}\n{json.dumps(facts)}\n")
