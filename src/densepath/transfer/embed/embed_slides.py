@@ -168,8 +168,8 @@ def embed_slides(
         for child in children:
             wait_for(partial(_ended, child), "another process", "it hangs; end it, then start again")
     if hardware.rank == 0 and counts["slides"] and not counts["left"]:
-        features, table = features_path(out, name, "x").parent, ("--table", "LABELS.csv", "--target", "COLUMN")
-        say_end(watch, "", {}, (command("mil", "--data", features, *table, "--out", f"{out}_mil"),))
+        features, labels = features_path(out, name, "x").parent, ("--table", "LABELS.csv", "--target", "COLUMN")
+        say_end(watch, "", {}, (command("mil", "--data", features, *labels, "--out", f"{out}_mil"),))
     return counts
 
 
