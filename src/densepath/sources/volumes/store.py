@@ -191,7 +191,7 @@ class VolumeStore:
         return found
 
     def _fill(
-        self, canvas: npt.NDArray[Any], position: int, low: Sequence[int], high: Sequence[int], zeros: bool
+        self, canvas: npt.NDArray[Any], position: int, low: Sequence[int], high: Sequence[int], zeros: bool = True
     ) -> None:
         """Read a box into the low corner of a canvas (*size, C), and ``zeros`` around it."""
         sides = [b - a for a, b in zip(low, high, strict=True)]
