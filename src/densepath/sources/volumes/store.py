@@ -160,7 +160,7 @@ class VolumeStore:
             zeros = boxes is None or pin or self.dtype != torch.int16
             for row, (position, *box) in enumerate(zip(index.tolist(), low.tolist(), high.tolist(), strict=True)):
                 try:
-                    self._fill(numbers[row], position, *box, zeros=zeros)
+                    self._fill(numbers[row], position, box[0], box[1], zeros)
                 except CorruptImage as error:
                     corrupt[position] = str(error)
                     break
