@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -83,8 +84,6 @@ class Method(nn.Module):
         feature_view: the view of an image that :meth:`extract_features` gets.
         standardize: whether embeddings are standardized over the batch.
         phases: whether the loss has other terms in other parts of a run, so that its values cannot be compared.
-        alarm: reports ``key_spread`` or ``output_spread`` near zero, for methods with these statistics. ``key_spread``
-            is that of embeddings before they are standardized, which would hide that they are all the same.
     """
 
     backbone: Backbone
@@ -96,13 +95,17 @@ class Method(nn.Module):
     standardize: bool = False
     phases: ClassVar[bool] = False
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.alarm = CollapseAlarm()
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         complete_signature(cls)
+
+    @cached_property
+    def alarm(self) -> CollapseAlarm:
+        """Reports ``key_spread`` or ``output_spread`` near zero, for methods with these statistics.
+
+        ``key_spread`` is that of embeddings before they are standardized, which would hide that they are all the same.
+        """
+        return CollapseAlarm()
 
     @staticmethod
     @abstractmethod

@@ -198,10 +198,10 @@ def last_windows(low: Tensor, side: Tensor, largest: Sequence[int], size: Sequen
     number = torch.arange(1, windows + 1, dtype=torch.int32, device=low.device).expand(count, -1)
     strides = [math.prod([*levels[axis + 1 :], *size]) for axis in range(d)]
     places = [math.prod(size[axis + 1 :]) for axis in range(d)]
-    base = sum(level[axis] * strides[axis] for axis in range(d))
+    base = reduce(torch.add, [level[axis] * strides[axis] for axis in range(d)])
     ends = [(low[axis] * places[axis], (low[axis] + side[axis] - block[axis]) * places[axis]) for axis in range(d)]
     for corners in itertools.product(*ends):
-        table.view(count, -1).scatter_reduce_(1, sum(corners, base), number, "amax")
+        table.view(count, -1).scatter_reduce_(1, reduce(torch.add, corners, base), number, "amax")
     for axis in range(d):
         while table.shape[1] > 1:  # levels of this axis
             top, half = table[:, -1], 2 ** (table.shape[1] - 2)

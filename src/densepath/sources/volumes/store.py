@@ -160,7 +160,7 @@ class VolumeStore:
             zeros = boxes is None or pin or self.dtype != torch.int16
             for row, (position, *box) in enumerate(zip(index.tolist(), low.tolist(), high.tolist(), strict=True)):
                 try:
-                    self._fill(numbers[row], position, *box, zeros=zeros)
+                    self._fill(numbers[row], position, box[0], box[1], zeros)
                 except CorruptImage as error:
                     corrupt[position] = str(error)
                     break
@@ -191,7 +191,7 @@ class VolumeStore:
         return found
 
     def _fill(
-        self, canvas: npt.NDArray[Any], position: int, low: Sequence[int], high: Sequence[int], zeros: bool
+        self, canvas: npt.NDArray[Any], position: int, low: Sequence[int], high: Sequence[int], zeros: bool = True
     ) -> None:
         """Read a box into the low corner of a canvas (*size, C), and ``zeros`` around it."""
         sides = [b - a for a, b in zip(low, high, strict=True)]
