@@ -30,8 +30,13 @@ def test_the_curves_of_a_run_are_its_losses_rate_and_scores(tmp_path: Path) -> N
     detector = run(tmp_path / "detector", loss=1.0, loss_mask=0.5, lr=0.1)
     assert main_columns([detector / "metrics.csv"]) == ["loss", "loss_mask", "lr"]
     assert show_curves(runs=[str(folder), str(detector)], out=tmp_path / "two.png").is_file()
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_text("# densepath 1\nmethod: concl\n")
     for wrong, expected in (
-        ({"runs": [str(tmp_path / "none")]}, "nothing to draw"),
+        ({"runs": [str(folder), str(tmp_path / "none")]}, "none is not the folder of a run"),
+        ({"runs": [str(tmp_path)]}, "is not the folder of a run"),
+        ({"runs": [str(begun)]}, "nothing to draw"),
         ({"runs": [str(folder)], "columns": ["los"]}, "no run has measured los; there are: .*a_loss"),
         ({"runs": [str(folder)] * 7}, "7 runs are given; give from 1 to 6"),
     ):
@@ -57,3 +62,18 @@ def test_legends_lie_outside_the_panels(tmp_path: Path, monkeypatch: pytest.Monk
             box = legend.get_window_extent()
             assert not any(axes.get_window_extent().overlaps(box) for axes in figure.axes)
             assert figure.bbox.contains(*box.min) and figure.bbox.contains(*box.max)
+
+
+def test_steps_are_whole_numbers_and_the_dot_of_one_measurement_is_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: figures.append(figure))
+    short = tmp_path / "short"
+    MetricsFile(short / "metrics.csv").write({"step": 3, "loss": 1.0})
+    show_curves(runs=[str(run(tmp_path / "long", loss=1.0)), str(short)], out=tmp_path / "curves.png")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    assert all(float(tick).is_integer() for axes in figure.axes for tick in axes.get_xticks())
+    dots = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+    assert len(dots) == 1 and not dots[0].get_clip_on()

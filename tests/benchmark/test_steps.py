@@ -9,7 +9,7 @@ import pytest
 from densepath.benchmark.config import load_table
 from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import ImageSet
-from densepath.benchmark.labelled_sets import LabelledSet, read_classes, read_labelled, read_slides
+from densepath.benchmark.labelled_sets import LabelledSet, read_classes, read_labelled, read_slides, read_unlabelled
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.results import collect
 from densepath.benchmark.steps import STEPS, TASKS
@@ -229,5 +229,18 @@ def test_a_probe_of_classes_and_attention_are_steps(tmp_path, tissue, monkeypatc
     assert written["test_images"] == len(lines) - 7
     shares = STEPS["show attention"].result(folders["show attention"])
     assert sum(shares.values()) == pytest.approx(100, abs=1e-3) and shares["even_share"] > shares["high_share"]
+    assert read_unlabelled("pcam", tmp_path / "P", tmp_path / "cache", None, {}) == data
     (images / "more.png").symlink_to(sorted((tissue / "tiles").iterdir())[0])
-    assert read_labelled("pcam", images, tmp_path / "cache", None, {}).folds
+    with pytest.raises(UserError, match="all images are of one class"):  # now, not after hours of pre-training
+        read_labelled("pcam", images, tmp_path / "cache", None, {})
+    assert read_unlabelled("pcam", images, tmp_path / "cache", None, {}).folds
+
+
+def test_folders_of_splits_above_those_of_classes_are_the_split(tmp_path, tissue):
+    paths = sorted((tissue / "tiles").iterdir())
+    for path, place in zip(paths, ("train/a/0", "train/b/1", "train/a/2", "test/a/3", "test/b/4"), strict=False):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{place}.png").symlink_to(path)
+    data = read_labelled("pcam", tmp_path, tmp_path / "cache", None, {})
+    assert (len(data.train.names), len(data.test.names), data.folds) == (3, 2, False)
+    assert data.inputs == {"labels": "folders"}

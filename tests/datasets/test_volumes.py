@@ -431,7 +431,7 @@ def test_a_folder_of_labels_beside_that_of_images_is_pointed_out(
     assert (
         "2 volumes look like segmentations: labelsTr/a, labelsTr/b; to use them as labels, convert again with" in told
     )
-    assert "--images 'imagesTr' --labels 'labelsTr'" in told
+    assert "--images imagesTr --labels labelsTr" in told
     again = FolderConversion(source, tmp_path / "T", images="imagesTr", labels="labelsTr")
     store = open_volumes(convert_folder(again))
     assert len(store) == 2 and store.labels(0) is not None

@@ -185,6 +185,10 @@ def test_names_that_are_not_unicode_survive(tmp_path: Path) -> None:
         ("empty", "contain no PNG, JPEG, TIFF, WebP, BMP or DICOM image"),
         ("other", "contain no PNG, JPEG, TIFF, WebP, BMP or DICOM image"),
         ("other/a.svs", "is not a PNG, JPEG, TIFF, WebP, BMP or DICOM image"),
+        ("texts", "DICOM image, only 2 .txt files, 1 special file; check the path"),
+        ("broken", "DICOM image, only 2 broken links; correct the links"),
+        ("broken/*.png", "of images, only 2 broken links; correct the links"),
+        ("broken/a.png", "broken/a.png is a link to gone.png, which does not exist"),
         ("other/*", "is not a PNG, JPEG, TIFF, WebP, BMP or DICOM image"),
         ("absent.txt", "cannot be read (No such file or directory)"),
         ("blank.txt", "names no image"),
@@ -193,7 +197,11 @@ def test_names_that_are_not_unicode_survive(tmp_path: Path) -> None:
 )
 def test_sources_without_images_are_refused_in_one_line(tmp_path: Path, source: str, says: str) -> None:
     (tmp_path / "empty").mkdir()
-    touch(tmp_path, "other/a.svs")
+    touch(tmp_path, "other/a.svs", "texts/a.txt", "texts/b.txt")
+    os.mkfifo(tmp_path / "texts" / "c.png")
+    (tmp_path / "broken").mkdir()
+    for name in ("a.png", "b.png"):
+        os.symlink("gone.png", tmp_path / "broken" / name)
     (tmp_path / "blank.txt").write_text("\n# nothing\n")
     with pytest.raises(UserError) as error:
         find_images(tmp_path / source if source else "")

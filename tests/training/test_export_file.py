@@ -177,7 +177,7 @@ def test_the_file_to_convert_is_not_overwritten(resnet: State, tmp_path: Path) -
     save_file(resnet, folder / "model.safetensors")
     for given, out in ((source, source), (folder, folder / "model.safetensors")):
         before = out.read_bytes()
-        with pytest.raises(UserError, match="is read, and the result would replace it"):
+        with pytest.raises(UserError, match="already exists; name another file"):
             export(given, out, "detectron2" if out == source else None)
         assert out.read_bytes() == before
 
@@ -233,7 +233,7 @@ def test_weights_do_not_replace_what_they_are_made_of(resnet: State, tmp_path: P
     source = tmp_path / "w.safetensors"
     save_file({f"module.{key}": value for key, value in resnet.items()}, source)
     before = source.read_bytes()
-    with pytest.raises(UserError, match="is read, and the result would replace it"):
+    with pytest.raises(UserError, match="already exists; name another file"):
         export(source, source)
     assert source.read_bytes() == before
 

@@ -58,8 +58,10 @@ def find_concepts(
     stride = max(backbone.strides[max(stages)])
     height, width = (n // stride * stride for n in tile.shape[:2])
     if min(height, width) <= _MARGIN:
+        least = (_MARGIN // stride + 1) * stride
         raise UserError(
-            f"a tile of {tile.shape[1]} x {tile.shape[0]} px is too small to show concepts; use larger ones"
+            f"a tile of {tile.shape[1]} x {tile.shape[0]} px is too small to show concepts; give tiles of at least "
+            f"{least} x {least} px"
         )
     stored = torch.from_numpy(tile[:height, :width].copy()).permute(2, 0, 1).unsqueeze(0)
     pixels = spec.normalize(spec.apply_window(stored.float()))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, picture_file, save
 from densepath.analysis.short_names import short_names
 from densepath.core.errors import UserError
 from densepath.runs.closing import CHANCE, METRICS
-from densepath.runs.folder import CURVES
+from densepath.runs.folder import CURVES, read_config
 from densepath.runs.metrics import read_metrics
 
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
@@ -38,6 +39,9 @@ def show_curves(*, runs: Sequence[str], out: str | Path, columns: Sequence[str] 
     out, folders = picture_file(out), [runs] if isinstance(runs, str) else list(runs)
     if not 0 < len(folders) <= len(LINES):
         raise UserError(f"{len(folders)} runs are given; give from 1 to {len(LINES)}")
+    for run in map(Path, folders):
+        if not (run / METRICS).is_file() and (not run.is_dir() or read_config(run) is None):
+            raise UserError(f"{run} is not the folder of a run; give those of pretrain, detect, classify or segment")
     files = {name: Path(run) / METRICS for name, run in zip(short_names(folders, "runs"), folders, strict=True)}
     return draw_curves(files, out, columns=columns or main_columns(files.values()))
 
@@ -88,6 +92,7 @@ def draw_curves(runs: Mapping[str, str | Path], path: str | Path, *, columns: Se
                 paint_curve(axes, np.array(points), color)
         title = f"{column.removesuffix(CHANCE)} / chance" if column.endswith(CHANCE) else column
         style_curve(axes, title.replace("_", " "))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in grid.flat[len(columns) :]:
         axes.set_axis_off()
     figure.tight_layout(pad=0.7)
@@ -104,7 +109,8 @@ def paint_curve(axes: Axes, points: np.ndarray, color: str) -> None:
         axes.plot(*points.T, color=color, lw=0.7, alpha=0.3)
         kernel = np.ones(window) / window
         points = np.stack([np.convolve(p, kernel, mode="valid") for p in points.T], axis=1)
-    axes.plot(*points.T, color=color, lw=1.8, marker="o" if len(points) == 1 else None)
+    one = len(points) == 1  # a dot, whole at the edge of the panel
+    axes.plot(*points.T, color=color, lw=1.8, marker="o" if one else None, clip_on=not one)
 
 
 def style_curve(axes: Axes, title: str, across: str = "step") -> None:

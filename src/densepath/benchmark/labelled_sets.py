@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from densepath.annotations.classes import FOLDERS, read_column
+from densepath.annotations.classes import FOLDERS
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_checks import Orientation
-from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import MANIFEST
 from densepath.benchmark.identity import (
     SHOWN_DIGITS,
@@ -41,8 +40,7 @@ from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import make_study
 from densepath.transfer.mil.config import MilConfig
 from densepath.transfer.mil.slide_table import read_slide_table
-from densepath.transfer.probe.folds import given_split
-from densepath.transfer.probe.labelled import Listed
+from densepath.transfer.probe.labelled import Listed, classes_and_split
 from densepath.transfer.probe.tasks import official_test
 
 LABELS = "labels.csv"
@@ -174,22 +172,36 @@ def read_labelled(
     """Read images with classes for a probe: a folder with ``labels.csv`` or ``manifest.csv``, or of class folders.
 
     Raises:
-        UserError: there are no images, or a table has other splits than train, val and test.
+        UserError: there are no images, one has no class, there are fewer than two classes, or splits have other names
+            than train, val and test.
     """
     root = Path(folder).absolute()
-    table = next((root / file for file in (LABELS, MANIFEST) if (root / file).is_file()), None)
+    table = next((str(root / file) for file in (LABELS, MANIFEST) if (root / file).is_file()), None)
     paths = list(list_images(root))
-    images = Listed(paths)
+    names = [name.replace(os.sep, "/") for name in names_below(paths, root)]
+    listed = Listed(names if table is None else paths)
+    _, tested = classes_and_split(names, listed, table, options.get("target"))
     sides = [paths, paths]
-    tested = None
-    if table is not None and "split" in table_columns(str(table)):
-        tested = given_split(read_column(images, str(table), "split"), str(table))
     if tested is not None:
         sides = [[path for path, test in zip(paths, tested, strict=True) if test == side] for side in (False, True)]
     train, test = (image_set(str(root), side, cache) for side in sides)
     digest = digest_of([train.digest, test.digest, "" if table is None else content([table], cache)])
-    labels = FOLDERS if table is None else str(table)
-    return LabelledSet(name, train, test, digest, None, str(root), {"labels": labels}, tested is None)
+    return LabelledSet(name, train, test, digest, None, str(root), {"labels": table or FOLDERS}, tested is None)
+
+
+def read_unlabelled(
+    name: str, folder: str | Path, cache: Path, orientation: Orientation | None, options: Mapping[str, Any]
+) -> LabelledSet:
+    """Read images whose classes do not matter: as :func:`read_labelled`, or else all images of a folder.
+
+    Raises:
+        UserError: there are none, or a file cannot be read.
+    """
+    try:
+        return read_labelled(name, folder, cache, orientation, options)
+    except UserError:  # no classes
+        images = image_set(root := str(Path(folder).absolute()), list(list_images(root)), cache)
+        return LabelledSet(name, images, images, images.digest, None, root, {}, True)
 
 
 def images_of(pool: Pool, places: Any, data: str, cache: Path) -> ImageSet:

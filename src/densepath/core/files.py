@@ -224,6 +224,16 @@ def _is_abandoned(part: Path, process: int, machine: str | None) -> bool:
     return False
 
 
+def require_new_file(path: str | Path) -> None:
+    """Check that ``path`` names no file yet: for results that took long to compute, or that other files depend on.
+
+    Raises:
+        UserError: it exists.
+    """
+    if os.path.exists(path):
+        raise UserError(f"{path} already exists; name another file or remove it first")
+
+
 def require_new_folder(
     path: str | Path, what: str, but: Collection[str] = (), sources: Collection[str | Path | None] = ()
 ) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError, counted
+from densepath.core.files import require_new_file
 from densepath.core.streams import say
 from densepath.sources.packing import SUFFIX, write_store
 from densepath.sources.pixel_source import PixelSpec
@@ -43,8 +44,7 @@ def write_regions(source: str | Path, dest: str | Path, *, grid: int = 16, least
     dest = Path(dest)
     if dest.suffix.lower() != SUFFIX:
         raise UserError(f"a packed store is a {SUFFIX} file; name it {dest.name}{SUFFIX} instead of {dest.name}")
-    if dest.exists():
-        raise UserError(f"{dest} already exists; name another file or remove it first")
+    require_new_file(dest)
     if grid < 1 or not 0 < least <= 1:
         raise UserError("grid is at least 1, and least a share of its tiles, more than 0 and at most 1")
     files = find_features(source)

@@ -25,6 +25,7 @@ _KINDS = "PNG, JPEG, TIFF, WebP, BMP or DICOM image"
 _SHOWN = 4  # kinds of files
 _RUNS = "folders of results"
 _AGAIN = "links to folders that are read already"
+_BROKEN, _SPECIAL = "broken links", "special files"
 _ONE = {_RUNS: "folder of results", _AGAIN: "link to a folder that is read already"}
 _CONFIG, _HEAD = "config.yaml", b"# densepath "  # the file that each run folder has, and how it begins
 
@@ -48,10 +49,16 @@ class Passed:
 
     def describe(self) -> str:
         """One phrase, empty if nothing was passed over."""
-        parts = [counted(n, _ONE.get(kind, kind.removesuffix("s")), kind) for kind, n in self.kinds.most_common()]
-        parts = [counted(self.excluded, "excluded file")] * bool(self.excluded) + parts
+        parts = [counted(self.excluded, "excluded file")] * bool(self.excluded) + self._others()
         parts += [f"nothing by --exclude {pattern}" for pattern in self.unused]
         return first_few(parts, _SHOWN)
+
+    def only(self) -> str:
+        """A phrase for a source without an image: what else is in it."""
+        return f", only {first_few(self._others(), _SHOWN)}" if self.kinds else ""
+
+    def _others(self) -> list[str]:
+        return [counted(n, _ONE.get(kind, kind.removesuffix("s")), kind) for kind, n in self.kinds.most_common()]
 
 
 def find_images(source: str | Path, exclude: Sequence[str] = ()) -> list[Path]:
@@ -95,27 +102,43 @@ def list_images(
 def _list(
     text: str, exclude: Sequence[str], passed: Passed, runs: bool, suffixes: Sequence[str], kinds: str
 ) -> PathTable:
+    remedy = ""
     if os.path.isdir(text):
         found, root = _walk(text, suffixes, passed, runs), text
-        empty = f"{text} and its subfolders contain no {kinds}; check the path"
+        empty = f"{text} and its subfolders contain no {kinds}"
     elif text.lower().endswith(LIST_SUFFIXES):
         found, root = read_list(text, suffixes), os.path.dirname(text)
-        empty = f"the list {text} names no image; give one path per line"
+        empty, remedy = f"the list {text} names no image", "give one path per line"
     else:
         matches = [text] if os.path.isfile(text) else sorted(glob.glob(text, recursive=True))
         if not matches:
             raise UserError(f"{text or 'an empty path'} does not exist; give a folder, a text list or a pattern")
-        found = (name for name in matches if name.lower().endswith(tuple(suffixes)) and os.path.isfile(name))
+        found = _matched(matches, suffixes, passed)
         root = os.path.commonpath([os.path.dirname(name) for name in matches]) if len(matches) > 1 else ""
         found = found if runs or len(matches) == 1 else _outside_runs(found, root, passed)
-        empty = f"{text} is not a {kinds}, a folder or a text list (.txt, .csv) of images; check the path"
+        empty = f"{text} is not a {kinds}, a folder or a text list (.txt, .csv) of images"
     passed.unused = list(exclude)
     names = PathTable.of(_without(found, exclude, root, passed))
     if not len(names):
         if passed.kinds[_RUNS] and not passed.excluded:
             raise UserError(f"{text} holds a run of densepath, and its images are pictures of it; name other images")
-        raise UserError(f"--exclude leaves out all images of {text}; narrow it" if passed.excluded else empty)
+        if passed.excluded:
+            raise UserError(f"--exclude leaves out all images of {text}; narrow it")
+        if os.path.islink(text) and not os.path.exists(text):
+            raise UserError(f"{text} is a link to {os.readlink(text)}, which does not exist; correct it")
+        remedy = remedy or ("correct the links" if passed.kinds[_BROKEN] else "check the path")
+        raise UserError(f"{empty}{passed.only()}; {remedy}")
     return names
+
+
+def _matched(names: Iterable[str], suffixes: Sequence[str], passed: Passed) -> Iterator[str]:
+    """The images among the names that match a pattern."""
+    for name in names:
+        if name.lower().endswith(tuple(suffixes)):
+            if os.path.isfile(name):
+                yield name
+            elif not os.path.isdir(name):
+                passed.kinds[_BROKEN if os.path.islink(name) else _SPECIAL] += 1
 
 
 def _outside_runs(names: Iterable[str], root: str, passed: Passed) -> Iterator[str]:
@@ -176,7 +199,7 @@ def _walk(folder: str | Path, suffixes: Sequence[str], passed: Passed, runs: boo
             elif _is(entry, os.DirEntry.is_file):
                 yield entry.path
             else:
-                passed.kinds["broken links" if entry.is_symlink() else "special files"] += 1
+                passed.kinds[_BROKEN if entry.is_symlink() else _SPECIAL] += 1
         elif (entry.is_symlink() and _is_read(entry.path, root)) or (identity := _identity(entry.path)) in read:
             passed.kinds[_AGAIN] += 1
         else:

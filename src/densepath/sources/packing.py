@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write
+from densepath.core.files import atomic_write, require_new_file
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
@@ -62,8 +62,7 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, excl
     dest = Path(dest)
     if dest.suffix.lower() != SUFFIX:
         raise UserError(f"a packed store is a {SUFFIX} file; name it {dest.name}{SUFFIX} instead of {dest.name}")
-    if dest.exists():
-        raise UserError(f"{dest} already exists; name another file or remove it first")
+    require_new_file(dest)
     images = find_unpacked(source, max_side, exclude)
     for line in summarize(images, images if isinstance(images, ImageFiles) else None):
         say(f"densepath: {line}")

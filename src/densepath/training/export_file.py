@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.files import atomic_write, refuse_replacing
+from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import FORMAT_VERSION, load_weights, pixel_notes, read_weights, save_backbone, write_tensors
@@ -49,7 +49,6 @@ def export_file(
         raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     if out is None:
         raise UserError(f"{source} is not the folder of a pre-training run; name the file to write with --out")
-    refuse_replacing(out, source, Path(source) / out.name)
     if layout != "tensors":
         try:
             found = backbone or backbone_of_weights(source, prefix)

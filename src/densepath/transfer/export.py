@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from densepath.core.errors import UserError
-from densepath.core.files import refuse_replacing
+from densepath.core.files import require_new_file
 from densepath.training.export import export as export_weights
-from densepath.transfer.detection.detector_file import DETECTOR_FILE
 from densepath.transfer.detection.onnx_export import export_onnx
 
 
@@ -30,8 +29,8 @@ def export(
         run: the folder of a run, which need not be complete; or weights of another project: a file such as a checkpoint
             of ConCL, MoCo or DINO, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model. For "onnx" the
             folder of a run of ``detect``, or its exported/detector.safetensors.
-        out: the file to write; that of a run goes to ``exported/`` in its folder by default. It ends in .safetensors,
-            for detectron2 in .pth or .pkl, for networks of volumes in .pth, for onnx in .onnx.
+        out: a new file; by default that of a run goes to ``exported/`` in its folder, and replaces an older one there.
+            It ends in .safetensors, for detectron2 in .pth or .pkl, for networks of volumes in .pth, for onnx in .onnx.
         layout: "timm" (default), "torchvision" or "detectron2" for a backbone; for volumes also "models_genesis" for a
             unet_3d with its decoder, "monai" for a resnet18_3d, "nnunet" for a resenc_3d; "tensors" for the tensors of
             a file under their own names, which is the default if densepath has no such network; "onnx" for a detector
@@ -46,12 +45,12 @@ def export(
 
     Raises:
         UserError: there are no such weights, the run has no checkpoint yet, the file lacks tensors of the network, the
-            layout does not fit it, or a package is missing.
+            layout does not fit it, ``out`` exists, or a package is missing.
     """
+    if out is not None:
+        require_new_file(out)
     if layout != "onnx":
         return export_weights(run, out, layout, backbone=backbone, prefix=prefix, licence=licence)
     if backbone or prefix or licence:
         raise UserError("backbone, prefix and licence are for weights; leave them out for an ONNX file")
-    if out is not None:
-        refuse_replacing(out, run, Path(run) / DETECTOR_FILE)
     return export_onnx(run, out)

@@ -126,3 +126,10 @@ def test_a_graph_for_one_size_is_refused(
 def test_the_name_of_the_file_says_that_it_is_onnx(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"d\.pth must end in \.onnx for the layout onnx"):
         densepath.export(tmp_path, tmp_path / "d.pth", "onnx")
+
+
+def test_a_file_that_exists_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "d.onnx").write_text("of someone else")
+    with pytest.raises(UserError, match=r"d\.onnx already exists; name another file"):
+        densepath.export(tmp_path, tmp_path / "d.onnx", "onnx")
+    assert (tmp_path / "d.onnx").read_text() == "of someone else"

@@ -8,7 +8,7 @@ from typing import Any
 
 from densepath.analysis.attention import BINS
 from densepath.analysis.show_attention import TABLE, show_attention
-from densepath.benchmark.labelled_sets import LabelledSet, read_labelled
+from densepath.benchmark.labelled_sets import LabelledSet, read_unlabelled
 from densepath.benchmark.steps.step import RUN, TRANSFER, Options, Step, with_defaults
 
 _LOW, _EVEN, _HIGH = (bin.replace(" ", "_") for bin in BINS)  # columns of the table
@@ -31,7 +31,7 @@ ATTENTION = _Attention(
     "show attention",
     show_attention,
     metrics=("low_share", "even_share", "high_share"),
-    read=read_labelled,
+    read=read_unlabelled,
     images=_images,
     own=("query", "heat_maps"),
     resumes=False,

@@ -29,6 +29,7 @@ PROBE_CLASSES = Step(
     probe,
     metrics=_PROBED,
     read=read_labelled,
+    read_options=("target",),
     images=lambda options, data: len({*data.train.names, *data.test.names}),
     own=("labels", "task", "features", "test_data", "orientation", "each_stage", "l2"),
     resumes=False,

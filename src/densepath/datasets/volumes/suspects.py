@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -76,7 +77,8 @@ def _remedy(suspected: Sequence[str], names: Sequence[str]) -> str:
     if all(len(found) == 1 for found in folders) and "." not in folders[0] | folders[1]:
         (labels,), (images,) = folders
         if labels != images:
-            return f"to use them as labels, convert again with --images {images!r} --labels {labels!r}"
+            folders_given = f"--images {shlex.quote(images)} --labels {shlex.quote(labels)}"
+            return f"to use them as labels, convert again with {folders_given}"
     return "leave them out with --exclude '*seg*' or the like, or move them to a folder and give it as --labels"
 
 

@@ -217,7 +217,7 @@ def _without_gpu(config: DetectConfig, steps: int, kind: str) -> list[str]:
         return []
     advice = "" if config.detector in TRANSFORMER_DETECTORS else "; --config glas_small takes less than half an hour"
     return [
-        f"warning: without a GPU this takes days: {steps * config.batch_size:,} images with the {config.detector} of a "
+        f"warning: without a GPU this takes long: {steps * config.batch_size:,} images with the {config.detector} of a "
         f"ResNet-18 are roughly {hours:.0f} hours on two cores{advice}"
     ]
 

@@ -17,7 +17,7 @@ import yaml
 
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.files import atomic_write
+from densepath.core.files import atomic_write, require_new_file
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
 from densepath.core.result import Result
@@ -143,8 +143,7 @@ def embed(
         return Embeddings(out, embed_slides(data, out, how, exclude=exclude, **tiles))
     refuse_options("slides", tiles)
     check_format(out)
-    if out.exists():
-        raise UserError(f"{out} already exists; name another file or remove it first")
+    require_new_file(out)
     hardware = choose_hardware(devices, precision)
     source = open_source(data, exclude)
     encoder, line = load_encoder(weights, backbone, source, stage=stage, pool=pool, seed=seed)

@@ -101,16 +101,7 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     names, table = features.names, None if how.labels == FOLDERS else how.labels
     where = str(features.notes.get("data", "") if data is None else data)
     listed: Any = Listed(names if table is None else _paths(names, where))
-    tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
-    divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
-    test = given_split(tops, "the folder of images") if divided else None
-    if table is None:
-        inside = Listed([name.partition("/")[2] for name in names]) if divided else listed
-        classes = read_classes(inside, FOLDERS, "")
-    else:
-        classes = read_classes(listed, table, column=how.target)
-        if _SPLIT in table_columns(table):
-            test = given_split(read_column(listed, table, _SPLIT), table)
+    classes, test = classes_and_split(names, listed, table, how.target)
     owners, source = owners_of(names, listed, how, table, data)
     if source:
         alike = several_spellings(set(owners))
@@ -118,6 +109,30 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     patient_names, patients = np.unique(owners, return_inverse=True)
     values = features.values.astype(np.float64)
     return Labelled(names, values, classes, patients.astype(np.int64), patient_names.tolist(), source, test)
+
+
+def classes_and_split(
+    names: list[str], listed: Any, table: str | None, target: str | None = None
+) -> tuple[Classes, npt.NDArray[np.bool_] | None]:
+    """The classes of images, and (N,) whether each is a test image; None if they are not divided.
+
+    Args:
+        names: of the images below their folder.
+        listed: the images, named as the table names them.
+        table: of the labels; None if these are folders, below folders of splits if there are any.
+        target: the column of the table with the classes; by default ``label``.
+
+    Raises:
+        UserError: an image has no class or no split, or there are fewer than two classes.
+    """
+    tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
+    divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
+    test = given_split(tops, "the folder of images") if divided else None
+    if table is None:
+        inside = Listed([name.partition("/")[2] for name in names]) if divided else listed
+        return read_classes(inside, FOLDERS, ""), test
+    classes = read_classes(listed, table, column=target)
+    return classes, given_split(read_column(listed, table, _SPLIT), table) if _SPLIT in table_columns(table) else test
 
 
 def _paths(names: list[str], data: str) -> list[str]:
