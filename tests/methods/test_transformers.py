@@ -46,7 +46,7 @@ def test_every_method_takes_a_step_that_moves_every_weight(make, images, views, 
     if name in OWN_VIEWS:
         views = ViewMaker(method.views(), 64, seed=0)(images)
     if "cells" in method.needs():
-        method.prepare(None, {"cells": SimpleNamespace(class_names=("cell",), describe=lambda: None)})
+        method.prepare(None, {"cells": SimpleNamespace(class_names=("cell",), describe=lambda: "cells")})
     else:
         prepare(method, ImageFiles(f"{number % 3}/{number}.png" for number in range(12)), tokenizer=tokenizer)
     before = {key: p.clone() for key, p in method.named_parameters() if p.requires_grad}
