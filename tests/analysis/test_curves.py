@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from densepath.analysis import curves, show_similarity
+from densepath.analysis import curves, show_similarity, show_tokens
 from densepath.analysis.curves import draw_run, main_columns, show_curves
 from densepath.analysis.similarity import Distribution
 from densepath.core.errors import UserError
@@ -46,14 +47,16 @@ def test_the_curves_of_a_run_are_its_losses_rate_and_scores(tmp_path: Path) -> N
 
 def test_legends_lie_outside_the_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
-    for module in (curves, show_similarity):
+    for module in (curves, show_similarity, show_tokens):
         monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
     names = [run(tmp_path / f"a run with a long name {k}", loss=1.0) for k in range(6)]
     show_curves(runs=list(map(str, names)), out=tmp_path / "curves.png")
     flat = Distribution()
     flat.add(torch.linspace(0, 1, 1000))
     show_similarity.draw_similarities({"w": {"one": flat, "two": flat}, "v": {"one": flat}}, tmp_path / "s.png")
-    assert len(figures) == 2
+    points = np.random.default_rng(0).normal(size=(50, 2))
+    show_tokens._draw({"w": show_tokens.Separation((points, points + 1), 0.1, 0.2)}, tmp_path / "t.png")
+    assert len(figures) == 3
     for figure in figures:
         figure.draw_without_rendering()
         legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]

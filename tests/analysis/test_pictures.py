@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import label
 
 from densepath.analysis.curves import draw_curves
-from densepath.analysis.panels import CONCEPTS, LINES, OBJECTS, WRONG, compose
+from densepath.analysis.panels import CONCEPTS, LINES, OBJECTS, WRONG, PanelGrid, add_color_bar, compose
 from densepath.analysis.pictures import (
     _mosaic,
     colors_of,
@@ -250,3 +250,17 @@ def test_pictures_are_combined_without_resampling(tmp_path: Path) -> None:
     assert places["green"][0] == places["red"][0] == 0
     assert places["green"][1] > places["red"][3]
     assert places["blue"][0] > places["green"][2]
+
+
+def test_a_bar_of_colors_lies_below_the_panels_which_stay_as_they_are() -> None:
+    grid = PanelGrid(2, 2, titles=["one", "two"])
+    figure, panels = grid.figure, [axes for row in grid.axes for axes in row]
+    tops = [figure.bbox.height - axes.get_window_extent().y1 for axes in panels]
+    sizes = [axes.get_window_extent().size for axes in panels]
+    add_color_bar(figure, "viridis", {0.0: "1/4", 0.5: "1", 1.0: "4"}, "attention")
+    figure.draw_without_rendering()
+    assert np.allclose([figure.bbox.height - axes.get_window_extent().y1 for axes in panels], tops)
+    assert np.allclose([axes.get_window_extent().size for axes in panels], sizes)
+    whole = figure.axes[-1].get_tightbbox()
+    assert whole is not None and whole.y1 < min(axes.get_window_extent().y0 for axes in panels)
+    assert figure.bbox.contains(*whole.min) and figure.bbox.contains(*whole.max)

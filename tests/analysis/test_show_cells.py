@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import densepath
+from densepath.analysis import cell_share
 from densepath.core.errors import UserError
 
 
@@ -50,3 +52,11 @@ def test_cells_are_drawn_where_they_are(cells: tuple[Path, Path], tmp_path: Path
     columns = np.flatnonzero(cyan.any(axis=0))
     assert made["cells"] == 65 and columns.min() < 0.05 * picture.shape[1] < columns.max()
     assert cyan[: picture.shape[0] // 2, : picture.shape[1] // 4].sum() > 10 * cyan[picture.shape[0] // 2 :].sum() > 0
+
+
+def test_no_bar_of_a_resolution_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(cell_share, "save", lambda figure, path: figures.append(figure))
+    table = [cell_share.Shares(0.5, np.linspace(0, 1, 100)), cell_share.Shares(1.0, np.full(10, 0.52))]
+    cell_share.draw_shares(table, tmp_path / "s.png")
+    assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 1 for axes in figures[0].axes)

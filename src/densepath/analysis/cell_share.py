@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.analysis.curves import style_curve
-from densepath.analysis.panels import INK, LINES, new_figure, save
+from densepath.analysis.panels import FAINT, INK, LINES, new_figure, save
 from densepath.annotations.cells.areas import inside_any
 from densepath.annotations.cells.cell_files import cell_path, read_cell_rows, read_cells
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
@@ -157,7 +157,7 @@ def draw_shares(table: ShareTable, path: Path) -> Path:
             axes, f"{each.mpp:g} µm/px, median {each.quantile(0.5):.2f}\n{crops}", "share of tokens with a cell"
         )
         axes.set_xlim(0, 1)
-        axes.set_ylim(bottom=0)
-    panels[0].set_ylabel("share of crops")
+    panels[0].set_ylim(bottom=0)  # once all are drawn: it also fixes the top, which they share
+    panels[0].set_ylabel("share of crops", fontsize=8, color=FAINT)
     figure.tight_layout(pad=0.7)
     return save(figure, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ WRONG = "#ff1f3d"
 DPI = 120
 _GAP = 0.06  # inches between panels
 _TITLE = 0.30  # inches above the columns
+_BAR = 0.50  # inches for a bar of colors and its text
 _FONT: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.edgecolor": FAINT}
 
 
@@ -99,6 +100,32 @@ def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], pl
     figure.set_size_inches(width, height + taken)
     share, above = taken / (height + taken), place.startswith("upper")
     figure.tight_layout(pad=0.7, rect=(0, 0 if above else share, 1, 1 - share if above else 1))
+
+
+def add_color_bar(figure: Figure, colors: str, ticks: Mapping[float, str], label: str) -> None:
+    """Explain colors below the panels of a :class:`PanelGrid`: the figure grows by the height of a bar.
+
+    Args:
+        figure: the finished figure.
+        colors: the name of matplotlib's colors.
+        ticks: position in the bar, from 0 to 1 -> its text.
+        label: what the colors mean.
+    """
+    width, height = figure.get_size_inches()
+    whole = height + _BAR
+    figure.set_size_inches(width, whole)
+    for text in figure.texts:
+        text.set_y((text.get_position()[1] * height + _BAR) / whole)
+    for axes in figure.axes:
+        box = axes.get_position()
+        axes.set_position((box.x0, (box.y0 * height + _BAR) / whole, box.width, box.height * height / whole))
+    side = min(1.8, width - 4 * _GAP)
+    bar = figure.add_axes(((width - side) / 2 / width, (_BAR - 0.12) / whole, side / width, 0.1 / whole))
+    bar.imshow(np.linspace(0, 1, 256)[None], cmap=colors, aspect="auto", extent=(0, 1, 0, 1))
+    bar.set_xticks(list(ticks), list(ticks.values()))
+    bar.set_yticks([])
+    bar.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK, length=2, pad=1)
+    bar.set_xlabel(label, fontsize=8, color=INK, labelpad=1)
 
 
 def show(axes: Axes, image: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from densepath.analysis.attention import BINS, AttentionShares, LastAttention, aggregated
 from densepath.analysis.center_views import center_views, chosen
 from densepath.analysis.curves import style_curve
-from densepath.analysis.panels import FAINT, INK, LINES, PanelGrid, new_figure, save, show
+from densepath.analysis.panels import FAINT, INK, LINES, PanelGrid, add_color_bar, new_figure, save, show
 from densepath.analysis.pictures import colors_of
 from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
@@ -216,7 +216,7 @@ def _plot(shares: Mapping[str, AttentionShares], path: Path) -> Path:
         style_curve(axes, name, "aggregated attention of a token (1: uniform)")
         axes.set_xticks([1 / 8, 0.5, 1, 2, 8], ["1/8", "0.5", "1", "2", "8"])
     panels[0].set_ylim(0, 1.2 * panels[0].get_ylim()[1])
-    panels[0].set_ylabel("share of tokens", fontsize=8)
+    panels[0].set_ylabel("share of tokens", fontsize=8, color=FAINT)
     figure.tight_layout(pad=0.7)
     return save(figure, path)
 
@@ -240,15 +240,22 @@ def _overlays(
                 side = network.size // network.grid[0], network.size // network.grid[1]
                 corner = query[1] * side[1], query[0] * side[0]
                 axes[column].add_patch(Rectangle(corner, side[1], side[0], fill=False, color=_QUERY, lw=1.5))
+    ticks = {1 / _HIGHEST: f"1/{_HIGHEST:g}", 1.0: "1", _HIGHEST: f"{_HIGHEST:g}"}
+    scale = {float(_share(np.float64(value))): text for value, text in ticks.items()}
+    add_color_bar(grid.figure, COLORS, scale, "attention (1: uniform)")
     return save(grid.figure, path)
+
+
+def _share(values: Any) -> Any:
+    """Positions of attention in the colors, from 0 to 1."""
+    with np.errstate(divide="ignore"):
+        return (np.log2(values) / np.log2(_HIGHEST) / 2 + 0.5).clip(0, 1)
 
 
 def _mixed(colors: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
     """An image (H, W, 3) with the colors of values (h, w) on it."""
-    with np.errstate(divide="ignore"):
-        share = (np.log2(values) / np.log2(_HIGHEST) / 2 + 0.5).clip(0, 1)
     rows, columns = (np.arange(n) * m // n for n, m in zip(colors.shape[:2], values.shape, strict=True))
-    over = colormaps[COLORS](share)[..., :3][rows][:, columns]
+    over = colormaps[COLORS](_share(values))[..., :3][rows][:, columns]
     return (1 - _STRENGTH) * colors + _STRENGTH * over
 
 

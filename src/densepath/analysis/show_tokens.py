@@ -15,7 +15,7 @@ from matplotlib.patches import Ellipse
 from torch import Tensor
 
 from densepath.analysis.center_views import center_views, chosen
-from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
+from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save
 from densepath.analysis.separation import Floats, Gaussian, bhattacharyya, jensen_shannon
 from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
@@ -223,16 +223,15 @@ def _draw(found: Mapping[str, Separation], path: Path) -> Path:
     """A panel for each of the weights: tokens, and two standard deviations of each group."""
     figure = new_figure(3.2 * len(found), 3.6)
     for axes, (name, own) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-        for points, color, label in zip(own.points, _COLORS, GROUPS, strict=True):
-            axes.scatter(*points.T, s=3, color=color, alpha=0.35, lw=0, label=label, rasterized=True)
+        for points, color in zip(own.points, _COLORS, strict=True):
+            axes.scatter(*points.T, s=3, color=color, alpha=0.35, lw=0, rasterized=True)
             _outline(axes, Gaussian.of(points), color)
         axes.set_title(name, fontsize=9, loc="left", color=INK)
         axes.set_xlabel(f"JS {own.divergence:.3f}, Bhattacharyya {own.distance:.3f}", fontsize=8, color=INK)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_aspect("equal", "datalim")
-        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, markerscale=3, loc="upper right")
-    figure.tight_layout(pad=0.7)
+    add_legend(figure, [axes.scatter([], [], s=27, color=color) for color in _COLORS], GROUPS)
     return save(figure, path)
 
 
