@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import label
 
 from densepath.analysis.curves import draw_curves
-from densepath.analysis.panels import CONCEPTS, LINES, OBJECTS, WRONG, PanelGrid, add_color_bar, compose
+from densepath.analysis.panels import CONCEPTS, LINES, OBJECTS, WRONG, PanelGrid, add_color_bar, compose, show
 from densepath.analysis.pictures import (
     _mosaic,
     colors_of,
@@ -257,6 +257,8 @@ def test_a_bar_of_colors_lies_below_the_panels_which_stay_as_they_are() -> None:
     figure, panels = grid.figure, [axes for row in grid.axes for axes in row]
     tops = [figure.bbox.height - axes.get_window_extent().y1 for axes in panels]
     sizes = [axes.get_window_extent().size for axes in panels]
+    for axes in panels:
+        show(axes, np.zeros((4, 4, 3)))
     add_color_bar(figure, "viridis", {0.0: "1/4", 0.5: "1", 1.0: "4"}, "attention")
     figure.draw_without_rendering()
     assert np.allclose([figure.bbox.height - axes.get_window_extent().y1 for axes in panels], tops)

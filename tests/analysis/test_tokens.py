@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
@@ -125,3 +126,16 @@ def test_the_picture_and_the_table(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "t.png").width > 300
     with pytest.raises(UserError, match=r"µm per pixel, which finding cells needs; give --mpp"):
         show_tokens(data=tmp_path / "tiles", out=tmp_path / "t.png", **{**SMALL, "mpp": None})
+
+
+def test_no_outline_of_a_group_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+    corners = np.array([(x, y) for x in (0.0, 1.0) for y in (0.0, 1.0)])  # their outline lies outside all points
+    module._draw({"w": module.Separation((corners, corners + 0.5), 0.1, 0.2)}, tmp_path / "t.png")
+    figures[0].draw_without_rendering()
+    (axes,) = figures[0].axes
+    assert len(axes.patches) == 2
+    for outline in axes.patches:
+        box = outline.get_window_extent()
+        assert axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)

@@ -117,7 +117,7 @@ def add_color_bar(figure: Figure, colors: str, ticks: Mapping[float, str], label
     for text in figure.texts:
         text.set_y((text.get_position()[1] * height + _BAR) / whole)
     for axes in figure.axes:
-        box = axes.get_position()
+        box = axes.get_position(original=True)  # the other one is that of an image in the changed figure
         axes.set_position((box.x0, (box.y0 * height + _BAR) / whole, box.width, box.height * height / whole))
     side = min(1.8, width - 4 * _GAP)
     bar = figure.add_axes(((width - side) / 2 / width, (_BAR - 0.12) / whole, side / width, 0.1 / whole))

@@ -226,6 +226,7 @@ def _draw(found: Mapping[str, Separation], path: Path) -> Path:
         for points, color in zip(own.points, _COLORS, strict=True):
             axes.scatter(*points.T, s=3, color=color, alpha=0.35, lw=0, rasterized=True)
             _outline(axes, Gaussian.of(points), color)
+        axes.autoscale()  # also to the outlines
         axes.set_title(name, fontsize=9, loc="left", color=INK)
         axes.set_xlabel(f"JS {own.divergence:.3f}, Bhattacharyya {own.distance:.3f}", fontsize=8, color=INK)
         axes.set_xticks([])
