@@ -391,6 +391,15 @@ def test_a_file_that_is_not_a_recipe_is_refused(tmp_path, monkeypatch, text):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_the_configuration_of_another_verbs_run_is_named(tmp_path):
+    for verb, other, text in (("", "detect", "test_size: 64\n"), ("detect", "", "method: concl\n")):
+        path = tmp_path / f"{other}.yaml"
+        path.write_text(f"# densepath 0.1.0\ndata: tiles\n{text}")
+        assert load_recipe(path, other)["data"] == "tiles"
+        with pytest.raises(UserError, match=r"configuration of a run of another verb; give that of "):
+            load_recipe(path, verb)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
         load_recipe(tmp_path / "none.yaml")

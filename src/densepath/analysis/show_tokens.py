@@ -241,5 +241,7 @@ def _outline(axes: Axes, fitted: Gaussian, color: str) -> None:
     angle = float(np.degrees(np.arctan2(directions[1, 1], directions[0, 1])))
     width, height = 4 * np.sqrt(lengths[1]), 4 * np.sqrt(lengths[0])
     axes.add_patch(
-        Ellipse((fitted.mean[0], fitted.mean[1]), width, height, angle=angle, fill=False, color=color, lw=1.5)
+        Ellipse(
+            (fitted.mean[0], fitted.mean[1]), width, height, angle=angle, fill=False, color=color, lw=1.5, clip_on=False
+        )
     )

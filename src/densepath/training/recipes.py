@@ -21,6 +21,7 @@ from densepath.runs.old_options import refuse_moved, rename_options
 if TYPE_CHECKING:
     from densepath.methods import Method
 
+_OF_RUN = "# densepath "  # how the configuration in a run folder begins
 # Entries of the config.yaml of a run that are not options: the specification of its pixels.
 _NOTED = {"": ("pixels",), "classify": ("pixels",), "segment": ("pixels",), "detect": ("mean", "std", "window")}
 
@@ -30,7 +31,6 @@ def recipe_names(verb: str = "") -> list[str]:
     entries = _folder(verb).iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
-
 def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
     """The options that a recipe sets, by their names in :func:`densepath.pretrain`, in the plain types of YAML.
 
@@ -39,7 +39,7 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         verb: "detect" for a recipe of :func:`densepath.detect`.
 
     Raises:
-        UserError: there is no such recipe, or it is not a YAML mapping.
+        UserError: there is no such recipe, it is not a YAML mapping, or of a run of another verb.
     """
     text = _read(str(name), verb)
     try:
@@ -48,6 +48,9 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
+    if text.startswith(_OF_RUN) and ("method" in recipe) == bool(verb):  # only those of pre-training have a method
+        wanted = f"that of a run of {verb}" if verb else "that of a pre-training run"
+        raise UserError(f"{name} is the configuration of a run of another verb; give {wanted}, or a recipe")
     options = recipe if verb else refuse_moved(rename_options(recipe), f"the recipe {name}")
     return {option: value for option, value in options.items() if option not in _NOTED[verb]}
 
