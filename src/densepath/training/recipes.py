@@ -31,6 +31,7 @@ def recipe_names(verb: str = "") -> list[str]:
     entries = _folder(verb).iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
+
 def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
     """The options that a recipe sets, by their names in :func:`densepath.pretrain`, in the plain types of YAML.
 
