@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import tracemalloc
@@ -235,6 +236,16 @@ def test_what_is_not_an_image_says_why(tmp_path: Path, read) -> None:
     for name, why in cases.items():
         with pytest.raises(CorruptImage, match=why):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [read_image, read_size])
+def test_a_file_without_permission_says_so(tmp_path: Path, read, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a.png"))
+
+    monkeypatch.setattr("densepath.sources.decode._open", refuse)
+    with pytest.raises(CorruptImage, match=r"a\.png.*cannot be read \(Permission denied\); check its permissions"):
+        read(tmp_path / "a.png")
 
 
 def test_formats_that_were_not_asked_for_are_not_opened(tmp_path: Path) -> None:

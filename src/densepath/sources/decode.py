@@ -293,6 +293,8 @@ def to_grey(image: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "the file is missing"
+    if isinstance(error, PermissionError):
+        return f"the file cannot be read ({error.strerror}); check its permissions"
     if isinstance(error, LookupError):  # its text is a bare key or number
         return "cannot be decoded (parts of the file are missing)"
     text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
