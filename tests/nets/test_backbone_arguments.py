@@ -82,6 +82,13 @@ def test_arguments_that_no_shape_shows_are_those_of_the_configuration(own: dict[
     )
 
 
+def test_arguments_as_timm_has_them_are_no_difference(tmp_path: Path) -> None:
+    """Many published configurations name them."""
+    folder_of(tmp_path, {**SMALL, "num_heads": 3, "pos_embed": "learn", "proj_bias": True}, {"num_heads": 3})
+    plain = build_backbone(f"{ARCHITECTURE}(embed_dim=96, depth=2, img_size=64, num_heads=3)")
+    assert "in training" not in load_weights(plain, tmp_path)
+
+
 def test_other_heads_than_those_of_a_file_are_reported(tmp_path: Path) -> None:
     few, many = (f"{ARCHITECTURE}(embed_dim=96, depth=2, img_size=64, num_heads={heads})" for heads in (2, 6))
     save_backbone(tmp_path / "w.safetensors", build_backbone(many))
@@ -92,7 +99,7 @@ def test_other_heads_than_those_of_a_file_are_reported(tmp_path: Path) -> None:
     assert "in training" not in load_weights(build_backbone(larger), tmp_path / "w.safetensors")
 
 
-def test_heads_are_assumed_only_aloud(tmp_path: Path) -> None:
+def test_assumed_heads_are_reported(tmp_path: Path) -> None:
     folder_of(tmp_path, {}, {"num_heads": 3})
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 96}))
     assert "heads of 64 channels and mean and std of ImageNet are assumed" in pretrained_backbone(tmp_path).line

@@ -14,8 +14,8 @@ from densepath.core.losses import full_precision
 _LEAST = {
     "key_spread": (
         0.005,
-        "the keys of all images are nearly the same; start again with a lower learning rate, a higher "
-        "--method.momentum, or --method.standardize where the method has it",
+        "the keys of all images are nearly the same; start again with a lower learning rate, or, "
+        "where the method has them, a higher --method.momentum or --method.standardize",
     ),
     "output_spread": (
         0.01,

@@ -49,9 +49,12 @@ def test_a_full_disk_ends_all_work(error: BaseException, tmp_path: Path) -> None
 
 def test_files_of_a_killed_command_are_removed(tmp_path: Path) -> None:
     if not (child := os.fork()):
-        with atomic_write(tmp_path / "heat_maps" / "a.tif") as part:
-            part.touch()
-            os._exit(1)
+        try:
+            with atomic_write(tmp_path / "heat_maps" / "a.tif") as part:
+                part.touch()
+                os._exit(1)
+        finally:
+            os._exit(2)
     os.waitpid(child, 0)
     assert len(list((tmp_path / "heat_maps").iterdir())) == 1
     with atomic_write(tmp_path / "heat_maps" / "b.tif") as part:  # of a command that still works

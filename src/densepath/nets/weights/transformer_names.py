@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from inspect import signature
 from math import isqrt
 from typing import Any
 
@@ -134,6 +135,7 @@ def hidden_differences(name: str, other: str) -> dict[str, Any]:
         argument -> its value in ``other``; empty for other networks.
     """
     import timm
+    from timm.models.vision_transformer import VisionTransformer
 
     both: list[dict[str, Any]] = []
     for architecture, arguments in map(parse_name, (name, other)):
@@ -142,7 +144,10 @@ def hidden_differences(name: str, other: str) -> dict[str, Any]:
             return {}
         hidden = (*_HIDDEN, "norm_eps", "pos_antialias")
         both.append({key: value for key, value in {**own, **arguments}.items() if key in hidden or key not in own})
-    return {key: both[1].get(key) for key in both[1] | both[0] if both[0].get(key) != both[1].get(key)}
+    # An argument that only one of them names is, in the other, as timm's constructor has it.
+    usual = {key: each.default for key, each in signature(VisionTransformer.__init__).parameters.items()}
+    first, second = (usual | own for own in both)
+    return {key: second.get(key) for key in both[1] | both[0] if first.get(key) != second.get(key)}
 
 
 def _shown(state: Mapping[str, Tensor], beside: bool) -> dict[str, Any] | None:
