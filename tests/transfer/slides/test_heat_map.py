@@ -134,4 +134,7 @@ def test_lengths_of_scale_bars() -> None:
 
 def test_numbers_beside_a_scale_are_short_and_never_in_powers() -> None:
     given = [0.0, 1.254, 980.0, 999.6, 3920.4, -123456.0]
-    assert [overview._shown(value) for value in given] == ["0", "1.25", "980", "1,000", "3,920", "-123,000"]
+    assert overview.shown_apart(given) == ["0", "1.25", "980", "1,000", "3,920", "-123,000"]
+    narrow = np.linspace(0.9922, 1.0078, 5).tolist()  # with three digits the third and fourth are 1
+    assert overview.shown_apart(narrow) == ["0.9922", "0.9961", "1", "1.004", "1.008"]
+    assert overview.shown_apart([2.0, 2.0]) == ["2", "2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -83,11 +84,10 @@ def framed(
         bar = Image.fromarray(np.rint(shades * 255).astype(np.uint8)).resize((_BAR, bottom - top))
         canvas.paste(bar, (left, top))
         ticks = 5 if bottom - top > 120 else 2
-        for share in np.linspace(0, 1, ticks):
-            y = bottom - share * (bottom - top)
-            value = limits[0] + share * (limits[1] - limits[0])
+        values = np.linspace(*limits, ticks).tolist()
+        for y, text in zip(np.linspace(bottom, top, ticks), shown_apart(values), strict=True):
             draw.line((left + _BAR, y, left + _BAR + 5, y), _INK)
-            draw.text((left + _BAR + 9, y), _shown(value), _INK, letters, anchor="lm")
+            draw.text((left + _BAR + 9, y), text, _INK, letters, anchor="lm")
     return canvas
 
 
@@ -97,7 +97,11 @@ def nice_length(most: float) -> float:
     return float(max(step for step in (1, 2, 5) if step * power <= most * 1.000001) * power)
 
 
-def _shown(value: float) -> str:
-    """Three digits, or a whole number: 1.25, 980 and 3,920."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:.3g}" if abs(rounded) < 1000 else f"{rounded:,.0f}"
+def shown_apart(values: Sequence[float]) -> list[str]:
+    """Three digits, or whole numbers (1.25, 980 and 3,920), or as many digits more as different numbers need."""
+    for digits in range(3, 8):
+        rounded = [float(f"{value:.{digits}g}") for value in values]
+        texts = [f"{each:.{digits}g}" if abs(each) < 1000 else f"{each:,.0f}" for each in rounded]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
