@@ -6,16 +6,17 @@ a small matrix product, which NumPy's library computes on one thread: readers ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from densepath.core.filters import axis_taps
 
 _PART = 8  # output pixels of a matrix product: with more, most weights are zero
 _SINGLE = 2**18  # multiplications up to which OpenBLAS starts no threads
-_REACH = 2.0  # of Keys' cubic
 _KEPT = 16  # matrices of 0.1 MB: in many slides tiles lie in the same way on the pixels
 
 Pixels = npt.NDArray[np.uint8]
@@ -74,15 +75,13 @@ def _weights(length: int, low: float, high: float, size: int) -> tuple[list[int]
 
     The last part may reach beyond the output.
     """
-    step = (high - low) / size
-    wide = max(step, 1.0)
-    count = -(-size // _PART)
-    center = low + (np.arange(count * _PART).reshape(count, _PART, 1) + 0.5) * step
-    taps = min(math.ceil((_PART - 1) * step + 2 * _REACH * wide) + 1, length)
-    first = np.clip(np.floor(center[:, 0, 0] - _REACH * wide).astype(int), 0, length - taps)
-    distance = np.abs((first[:, None, None] + np.arange(taps) + 0.5 - center) / wide)
-    near = (1.5 * distance - 2.5) * distance * distance + 1
-    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
-    weights = np.where(distance < 1, near, np.where(distance < _REACH, far, 0.0))
-    total = weights.sum(2, keepdims=True)
-    return first.tolist(), (weights / np.where(total > 0, total, 1)).astype(np.float32)
+    ends = 2 * torch.tensor([[low], [high]], dtype=torch.float64) / length - 1
+    taps = axis_taps(ends[0], ends[1], size, "bicubic", torch.tensor([length]), ends.device)
+    positions, weights = (each[0].numpy() for each in taps)
+    starts = np.arange(0, size, _PART)
+    reach = int((np.maximum.reduceat(positions.max(1), starts) - positions[starts].min(1)).max()) + 1
+    first = np.minimum(positions[starts].min(1), length - reach)
+    made = np.zeros((len(starts) * _PART, reach))
+    rows = np.arange(size)[:, None]
+    np.add.at(made, (rows, positions - first[rows // _PART]), weights)
+    return first.tolist(), made.reshape(len(starts), _PART, reach).astype(np.float32)
