@@ -101,7 +101,7 @@ def _taps(kept: list[dict[int, Along]], mode: Mode) -> list[Taps]:
     """The taps along the axes of all maps: those of the same shape are computed together."""
     groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for number, axes in enumerate(kept):
-        for axis, (scale, shift, n_out, n_in) in axes.items():
+        for axis, (scale, shift, n_out, n_in) in axes.items():  # the step is rounded as axis_taps rounds it
             groups[n_out, tap_count((shift + scale - (shift - scale)) / 2 * n_in / n_out, mode)].append((number, axis))
     made: list[Taps] = [{} for _ in kept]
     for (n_out, _), members in groups.items():
@@ -114,23 +114,26 @@ def _taps(kept: list[dict[int, Along]], mode: Mode) -> list[Taps]:
 
 def _grids(plans: Sequence[Plan | None], size: Sequence[int], dtype: torch.dtype) -> dict[int, Tensor]:
     """The grids (1, H, W, 2) of maps that rotate in the xy-plane, by their numbers: several maps at once."""
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[int, ...], dict[int, Map]] = defaultdict(dict)
     for number, plan in enumerate(plans):
         if plan is not None and plan.flat:
-            groups[tuple(n * part for n, part in zip(size[1:], plan.parts[1:], strict=True))].append(number)
+            groups[_fine_plane(plan, size)][number] = plan.map
     made: dict[int, Tensor] = {}
-    for fine, numbers in groups.items():
-        if len(numbers) * math.prod(fine) > _GRIDS:
-            continue
-        planes = [_plane(plan.map) for plan in map(plans.__getitem__, numbers) if plan is not None]
-        grids = torch.stack(positions(torch.tensor(planes, dtype=torch.float64).to(dtype), fine), dim=-1)
-        made |= zip(numbers, grids.split(1), strict=True)
+    for fine, maps in groups.items():
+        if len(maps) * math.prod(fine) <= _GRIDS:
+            made |= zip(maps, _plane_grids([*maps.values()], fine, dtype).split(1), strict=True)
     return made
 
 
-def _plane(map_: Map) -> list[list[float]]:
-    """The map in the xy-plane, 2 x 3."""
-    return [[row[0], row[1], row[3]] for row in map_[:2]]
+def _fine_plane(plan: Plan, size: Sequence[int]) -> tuple[int, ...]:
+    """The number of positions along y and x, parts included."""
+    return tuple(n * part for n, part in zip(size[1:], plan.parts[1:], strict=True))
+
+
+def _plane_grids(maps: Sequence[Map], fine: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The grids (N, H, W, 2) of maps in the xy-plane."""
+    planes = [[[row[0], row[1], row[3]] for row in map_[:2]] for map_ in maps]
+    return torch.stack(positions(torch.tensor(planes, dtype=torch.float64).to(dtype), fine), dim=-1)
 
 
 def _onto_box(map_: Map, extent: list[int], low: list[int], high: list[int]) -> Map:
@@ -187,9 +190,7 @@ def _in_plane(
     before, parts = size[0] < x.shape[1], plan.parts[1:]
     x = _sums(x, *taps, 0) if before else x
     if grid is None:
-        plane = torch.tensor([_plane(plan.map)], dtype=torch.float64)
-        fine = [n * part for n, part in zip(size[1:], parts, strict=True)]
-        grid = torch.stack(positions(plane.to(_wide(x)), fine), dim=-1)
+        grid = _plane_grids([plan.map], _fine_plane(plan, size), _wide(x))
     samples = sample_grid(x.flatten(0, 1).unsqueeze(0), grid, "nearest" if mode == "area" else "bilinear", "border")
     x = average_parts(samples, parts)[0].unflatten(0, x.shape[:2]).to(x.dtype)
     return x if before else _sums(x, *taps, 0)
