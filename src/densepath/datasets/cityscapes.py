@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -58,13 +57,11 @@ def convert_cityscapes(source: str | Path, dest: str | Path) -> Path:
     """
     dest = require_new_folder(dest, "the data set", sources=(source,))
     root = find_place(source, (_IMAGES, _LABELS), "Cityscapes")
-    images: dict[Path, str] = {}
-    for published in _SPLITS:
-        for path in sorted((root / _IMAGES / published).glob(f"*/*_{_IMAGES}.png")):
-            images[path] = published
-    missing = [published for published in _SPLITS if published not in images.values()]
+    found = {name: sorted((root / _IMAGES / name).glob(f"*/*_{_IMAGES}.png")) for name in _SPLITS}
+    missing = [name for name, own in found.items() if not own]
     if missing:
         raise UserError(f"{root / _IMAGES} has no {' and no '.join(missing)} images, as Cityscapes is published")
+    images = [path for own in found.values() for path in own]
     without = [str(path.relative_to(root)) for path in images if not _label_map(root, path).is_file()]
     refuse(without, f"images without a file *{_MAP} in {root / _LABELS}", "download gtFine_trainvaltest.zip again")
     known = {path.name.removesuffix(_MAP) for split in _SPLITS for path in (root / _LABELS / split).glob(f"*/*{_MAP}")}
@@ -74,15 +71,15 @@ def convert_cityscapes(source: str | Path, dest: str | Path) -> Path:
         for split in _SPLITS.values():
             for kind in ("images", "labels"):
                 (folder / kind / split).mkdir(parents=True)
-        written = in_threads(partial(_write, root, folder), images.items(), usable_cores(), "label maps")
+        written = in_threads(partial(_write, root, folder), images, usable_cores(), "label maps")
         seen = [*with_progress(written, len(images), "writing label maps")]
-    found = Counter(_SPLITS[published] for published in images.values())
-    for split in _SPLITS.values():
-        write_line(f"{split}: {counted(found[split], 'image')}", sys.stdout)
+    counts = {_SPLITS[name]: len(own) for name, own in found.items()}
+    for split, count in counts.items():
+        write_line(f"{split}: {counted(count, 'image')}", sys.stdout)
     absent = [name for k, name in enumerate(_CLASSES) if not any(k in values for values in seen)]
     if absent:
         write_line(f"no pixel of: {', '.join(absent)}", sys.stdout)
-    CITYSCAPES.report(found)
+    CITYSCAPES.report(counts)
     return dest / "images"
 
 
@@ -95,10 +92,9 @@ def _label_map(root: Path, image: Path) -> Path:
     return root / _LABELS / city.parent.name / city.name / f"{_frame(image)}{_MAP}"
 
 
-def _write(root: Path, folder: Path, image: tuple[Path, str]) -> set[int]:
+def _write(root: Path, folder: Path, path: Path) -> set[int]:
     """Link an image, and write its label map with the numbers of the training classes; the classes that it has."""
-    path, published = image
-    split = _SPLITS[published]
+    split = _SPLITS[path.parent.parent.name]
     try:
         header, values = read_header(path), read_labels(_label_map(root, path))
     except CorruptImage as error:
