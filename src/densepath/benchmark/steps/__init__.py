@@ -12,6 +12,4 @@ from densepath.benchmark.steps.step import Step
 
 _ALL = (PRETRAIN, PROBE, PROBE_TASK, PROBE_CLASSES, DETECT, SAM, CLASSIFY, SEGMENT, EMBED, MIL, TOKENS, ATTENTION)
 STEPS: dict[str, Step] = {step.verb: step for step in _ALL}
-TASKS = (  # the verbs of tasks
-    *("probe", "probe task", "probe classes", "detect", "classify", "segment", "mil", "show tokens", "show attention"),
-)
+TASKS = tuple(verb for verb in STEPS if verb not in (PRETRAIN.verb, EMBED.verb, SAM.verb))  # the verbs of tasks
