@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,7 @@ def reading(slide: Slide, oracle: openslide.OpenSlide) -> Iterator[tuple[str, in
         places = _places(slide, size, step)
         yield name, len(places), _whole(slide, oracle, places, size)
     raster = _raster(slide, 224)
-    cases = _whole(slide, oracle, raster, 224)
-    yield (
-        "224 px, raster",
-        len(raster),
-        {
-            "densepath": lambda: (recent_tiles.limit(_KEPT), cases["densepath"]()),
-            "openslide": lambda: (oracle.set_cache(openslide.OpenSlideCache(_KEPT)), cases["openslide"]()),
-            "TRIDENT": lambda: (oracle.set_cache(openslide.OpenSlideCache(_KEPT)), cases["TRIDENT"]()),
-        },
-    )
+    yield "224 px, raster", len(raster), _with_caches(oracle, _whole(slide, oracle, raster, 224))
     for factor in (2, 4):
         mpp = slide.mpp[0] * factor
         if slide.nearest(mpp) == (0, factor) and min(slide.size) >= 224 * factor:  # it is not stored
@@ -90,6 +82,9 @@ def reading(slide: Slide, oracle: openslide.OpenSlide) -> Iterator[tuple[str, in
             places = _places(slide, side * factor, side)  # the grid of densepath tile where it loses next to no tissue
             cases = _reduced(slide, oracle, places, factor, side)
             yield f"{side} px at {mpp:.3g} µm/px, aligned, no such level", len(places), cases
+            places = _raster(slide, 224 * factor)
+            cases = _with_caches(oracle, _reduced(slide, oracle, places, factor))
+            yield f"224 px at {mpp:.3g} µm/px, raster, no such level", len(places), cases
     if found := stamp(slide, oracle):
         yield found
 
@@ -119,6 +114,17 @@ def stamp(slide: Slide, oracle: openslide.OpenSlide) -> tuple[str, int, dict[str
         "STAMP": square,
     }
     return f"224 px of {_UM:g} µm", count**2, cases
+
+
+def _with_caches(oracle: openslide.OpenSlide, cases: dict[str, Case]) -> dict[str, Case]:
+    """The cases with caches of the same size, empty at the start of each."""
+
+    def run(name: str) -> None:
+        recent_tiles.limit(_KEPT)
+        oracle.set_cache(openslide.OpenSlideCache(_KEPT))
+        cases[name]()
+
+    return {name: partial(run, name) for name in cases}
 
 
 def _whole(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, int]], side: int) -> dict[str, Case]:
