@@ -9,7 +9,15 @@ import time
 import pytest
 
 from densepath.core.errors import UserError
-from densepath.core.files import Unchanged, _machine, atomic_write, remove_abandoned, remove_remains, require_new_folder
+from densepath.core.files import (
+    Unchanged,
+    _machine,
+    atomic_write,
+    check_place,
+    remove_abandoned,
+    remove_remains,
+    require_new_folder,
+)
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")
 
@@ -95,6 +103,22 @@ def test_a_folder_may_be_a_mount_point(tmp_path):
         [*NAMESPACE, "sh", "-c", script, sys.executable, program], capture_output=True, text=True, check=False
     )
     assert done.stdout == "['file']\n", done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_work_begins(tmp_path):
+    check_place(tmp_path / "new" / "deep" / "scores.json")
+    assert content(tmp_path) == []
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(UserError, match="file is not a folder"):
+        check_place(tmp_path / "file" / "deep" / "scores.json")
+    if not can_mount():
+        pytest.skip("no file system can be mounted here")
+    program = "import sys; from densepath.core.files import check_place; check_place(sys.argv[1])"
+    script = f'mount -t tmpfs -o ro tmpfs {tmp_path} && exec "$0" -c "$1" {tmp_path}/new/scores.json'
+    done = subprocess.run(
+        [*NAMESPACE, "sh", "-c", script, sys.executable, program], capture_output=True, text=True, check=False
+    )
+    assert f"UserError: {tmp_path}/new/scores.json cannot be written: {tmp_path} is read-only" in done.stderr
 
 
 def test_an_interrupted_folder_leaves_an_empty_one_empty(tmp_path):

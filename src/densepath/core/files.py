@@ -127,6 +127,21 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         raise UserError(f"{known} cannot be written ({error.strerror}); {remedy}") from error
 
 
+def check_place(out: str | Path) -> None:
+    """Check that a file can be written, before the work for it begins.
+
+    Raises:
+        UserError: the folder, or the one that it would be created in, is read-only, or no folder.
+    """
+    folder = Path(out).absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{out} cannot be written: {folder} is not a folder; use another path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{out} cannot be written: {folder} is read-only; use another path")
+
+
 def refuse_replacing(out: str | Path, *inputs: str | Path | None) -> None:
     """Check that a result would not be written over a file that it is made of.
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from densepath.core.errors import UserError, counted
-from densepath.core.files import atomic_write
+from densepath.core.files import atomic_write, check_place
 from densepath.core.scores import SCALE
 from densepath.transfer.probe.images import ImageProbe
 from densepath.transfer.probe.metrics import METRICS
@@ -30,9 +30,12 @@ _LONGEST = 24  # characters of a class
 
 
 def check_out(out: str | Path | None) -> None:
-    """Raises UserError if the record has another ending than .json."""
-    if out is not None and Path(out).suffix != ".json":
+    """Raises UserError if the record has another ending than .json, or cannot be written."""
+    if out is None:
+        return
+    if Path(out).suffix != ".json":
         raise UserError(f"cannot write the scores to {out}; use a file name that ends in .json")
+    check_place(out)
 
 
 def table_of(probe: ImageProbe) -> str:
