@@ -155,7 +155,8 @@ def step_memory(name: str, tiles: int, dim: int, mixed: bool) -> float:
     model = MODELS[name](dim, 2)
     before, result = status_mib("VmRSS"), dict[str, float]()
     with peak_memory(bag.device, result), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        outputs, further = model.training_outputs(bag.to(torch.bfloat16 if mixed else torch.float32), 1)
+        ready = bag if model.takes_stored else bag.to(torch.bfloat16 if mixed else torch.float32)
+        outputs, further = model.training_outputs(ready, 1)
         (outputs.sum() + (0 if further is None else further)).backward()
     return result["peak_mib"] - before
 

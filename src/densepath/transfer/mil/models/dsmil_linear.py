@@ -30,12 +30,10 @@ class LinearDSMIL(DSMIL):
         initialize(self, "orthogonal")
 
     def _streams(self, bag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        blocks = Blocks(bag, self.tile_classifier.weight.dtype, self.prepare)
+        critical, scores = self._critical(blocks)
         with full_precision(bag.device):
-            blocks = Blocks(bag, self.tile_classifier.weight.dtype, self.prepare)
-            # The bias is that of all tiles, and the gradient of the scores that of the critical tiles.
-            critical = blocks.tiles(blocks.products(self.tile_classifier.weight).argmax(1))  # (K, D)
-            scores = self.tile_classifier(critical).diagonal()
-            keys = self.query(critical) @ self.query.weight / QUERY**0.5
+            keys = self.query(blocks.tiles(critical)) @ self.query.weight / QUERY**0.5  # (K, D)
             mean, attention = attention_mean(keys, blocks)
             output = F.linear(self.value(mean).flatten(), self.classifier.weight.flatten(1), self.classifier.bias)
         return output.float(), attention.float(), scores.float()
