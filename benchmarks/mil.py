@@ -1,8 +1,9 @@
 """Epochs of DSMIL: ``densepath mil``, compared with CLAM's layout of features that is read in each step.
 
 CLAM and TRIDENT store features in HDF5 chunks of one tile; their loaders open a file and read it whole in each step,
-as float32. The peer does this, with the step of DSMIL's released code. ``--memory`` measures the peak memory of a step
-with a large bag for each model, ``--shuffled N`` whether shuffled labels give an AUC of 0.5.
+as float32. The peer does this, with the step of DSMIL's released code: ``--model dsmil`` is its present version,
+``dsmil_linear`` the one that was released with the paper. ``--memory`` measures the peak memory of a step with a large
+bag for each model, ``--shuffled N`` whether shuffled labels give an AUC of 0.5.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import shutil
 import statistics
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +32,26 @@ from densepath.transfer.mil.bag_task import BagBatches, BagSet, BagTask
 from densepath.transfer.mil.bags import read_bags
 from densepath.transfer.mil.mil import mil
 from densepath.transfer.mil.models import MODELS
-from densepath.transfer.mil.models.dsmil import DSMIL
 from densepath.transfer.mil.objectives import Classification
+
+CACHES = ("warm", "cold")
 
 
 class Peer(nn.Module):
-    """DSMIL in the form of its released code."""
+    """DSMIL in the form of its released code.
 
-    def __init__(self, dim: int, classes: int) -> None:
+    Args:
+        dim, classes: D and K.
+        linear: queries are linear.
+        values: values are linear; otherwise they are the features.
+    """
+
+    def __init__(self, dim: int, classes: int, linear: bool, values: bool) -> None:
         super().__init__()
+        deep = nn.Sequential(nn.Linear(dim, 128), nn.ReLU(), nn.Linear(128, 128), nn.Tanh())
         self.fc = nn.Linear(dim, classes)
-        self.q = nn.Sequential(nn.Linear(dim, 128), nn.ReLU(), nn.Linear(128, 128), nn.Tanh())
+        self.q = nn.Linear(dim, 128) if linear else deep
+        self.v = nn.Linear(dim, dim) if values else nn.Identity()
         self.fcc = nn.Conv1d(classes, classes, dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,20 +59,26 @@ class Peer(nn.Module):
         _, order = torch.sort(scores, 0, descending=True)
         queries = self.q(x)
         attention = torch.softmax(queries @ self.q(x[order[0]]).T / 128**0.5, 0)
-        return self.fcc((attention.T @ x)[None]).view(1, -1), scores.max(0)[0].view(1, -1)
+        return self.fcc((attention.T @ self.v(x))[None]).view(1, -1), scores.max(0)[0].view(1, -1)
 
 
-def peer_epoch(files: list[Path], model: Peer, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """A step for each file, which is read in it."""
-    for number, path in enumerate(files):
-        x = _read(path).to(device)
-        truth = F.one_hot(torch.tensor([number % 2], device=device), 2).float()
-        bag, critical = model(x)
-        loss = F.binary_cross_entropy_with_logits(bag, truth) + F.binary_cross_entropy_with_logits(critical, truth)
-        optimizer.zero_grad()
-        (0.5 * loss).backward()
-        optimizer.step()
-        loss.item()
+class PeerTraining:
+    """Epochs of the peer: a step for each file, which is read in it."""
+
+    def __init__(self, dim: int, device: torch.device, linear: bool, values: bool) -> None:
+        self._device, self._model = device, Peer(dim, 2, linear, values).to(device)
+        self._optimizer = torch.optim.Adam(self._model.parameters(), 2e-4, (0.5, 0.9), weight_decay=5e-2)
+
+    def epoch(self, files: list[Path]) -> None:
+        for number, path in enumerate(files):
+            x = _read(path).to(self._device)
+            truth = F.one_hot(torch.tensor([number % 2], device=self._device), 2).float()
+            bag, critical = self._model(x)
+            loss = F.binary_cross_entropy_with_logits(bag, truth) + F.binary_cross_entropy_with_logits(critical, truth)
+            self._optimizer.zero_grad()
+            (0.5 * loss).backward()
+            self._optimizer.step()
+            loss.item()
 
 
 def _read(path: Path) -> Tensor:
@@ -74,11 +92,11 @@ def bag_set(files: list[Path]) -> BagSet:
     return BagSet(bags, np.arange(len(files)), np.arange(len(files), dtype=float)[:, None] % 2)
 
 
-def own_epochs(bags: BagSet, epochs: int, hardware: Hardware, folder: Path) -> None:
+def own_epochs(name: str, bags: BagSet, epochs: int, hardware: Hardware, folder: Path) -> None:
     """The training loop of ``densepath mil``, with a validation of one bag in each epoch."""
     shutil.rmtree(folder, ignore_errors=True)
     held = BagSet(bags.bags[:1], bags.cases[:1], bags.targets[:1])
-    model = DSMIL(int(bags.bags[0].tiles().shape[1]), 2)
+    model = MODELS[name](int(bags.bags[0].tiles().shape[1]), 2)
     batches = BagBatches(bags, 1, epochs, 0)
     mixed = hardware.precision == "bf16-mixed"
     task = BagTask(model, Classification(2, False), model.solver, held, batches.per_epoch, mixed)
@@ -87,11 +105,11 @@ def own_epochs(bags: BagSet, epochs: int, hardware: Hardware, folder: Path) -> N
 
 
 class BareSteps:
-    """Steps of the model with bags that are already in its precision: a bound for any way to store and read bags."""
+    """Steps of the model with bags that are already as it takes them: a bound for any way to store and read bags."""
 
-    def __init__(self, bags: BagSet, hardware: Hardware) -> None:
+    def __init__(self, name: str, bags: BagSet, hardware: Hardware) -> None:
         mixed = hardware.precision == "bf16-mixed"
-        self._model = DSMIL(int(bags.bags[0].tiles().shape[1]), 2)
+        self._model = MODELS[name](int(bags.bags[0].tiles().shape[1]), 2)
         self._task = BagTask(self._model, Classification(2, False), self._model.solver, bags, len(bags), mixed)
         self._task.to(hardware.device)
         self._optimizer, self._mixed, self._kind = self._task.updates().optimizer, mixed, hardware.kind
@@ -137,7 +155,8 @@ def step_memory(name: str, tiles: int, dim: int, mixed: bool) -> float:
     model = MODELS[name](dim, 2)
     before, result = status_mib("VmRSS"), dict[str, float]()
     with peak_memory(bag.device, result), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        outputs, further = model.training_outputs(bag.to(torch.bfloat16 if mixed else torch.float32), 1)
+        ready = bag if model.takes_stored else bag.to(torch.bfloat16 if mixed else torch.float32)
+        outputs, further = model.training_outputs(ready, 1)
         (outputs.sum() + (0 if further is None else further)).backward()
     return result["peak_mib"] - before
 
@@ -170,6 +189,7 @@ def shuffled(repeats: int, patients: int, folder: Path, model: str) -> dict[str,
 def main() -> None:
     """Measure epochs in turns; or memory; or shuffled labels."""
     made = parser(__doc__.splitlines()[0])
+    made.add_argument("--model", choices=("dsmil", "dsmil_linear"), default="dsmil")
     made.add_argument("--bags", type=int, default=16)
     made.add_argument("--tiles", type=int, default=4000)
     made.add_argument("--dim", type=int, default=1024)
@@ -199,39 +219,41 @@ def main() -> None:
 
 def _epochs(asked: Any, hardware: Hardware, folder: Path) -> None:
     theirs, ours = write_files(folder, asked.bags, asked.tiles, asked.dim)
-    peer = Peer(asked.dim, 2).to(hardware.device)
-    optimizer = torch.optim.Adam(peer.parameters(), 2e-4, (0.5, 0.9), weight_decay=5e-2)
+    linear = asked.model == "dsmil_linear"
+    peers = {"clam": PeerTraining(asked.dim, hardware.device, linear, values=linear)}
+    if linear:
+        peers["clam, values are features"] = PeerTraining(asked.dim, hardware.device, True, values=False)
     kept = bag_set(ours)
 
-    def cold(files: list[Path], own: bool) -> None:
-        drop_from_cache(files)
-        if own:
-            own_epochs(bag_set(files), 1, hardware, folder / "run")
-        else:
-            peer_epoch(files, peer, optimizer, hardware.device)
+    def train(bags: BagSet, epochs: int = 1) -> None:
+        own_epochs(asked.model, bags, epochs, hardware, folder / "run")
 
-    cases = {
-        "clam warm": lambda: peer_epoch(theirs, peer, optimizer, hardware.device),
-        "clam cold": lambda: cold(theirs, False),
+    cases: dict[str, Callable[[], Any]] = {}
+    for name, peer in peers.items():
+        cases[f"{name}, warm"] = partial(peer.epoch, theirs)
+        cases[f"{name}, cold"] = partial(cold, peer.epoch, theirs)
+    cases |= {
         "clam warm, reading only": lambda: [_read(path) for path in theirs],
-        "densepath, the model's steps only": BareSteps(kept, hardware),
-        "densepath later epochs": lambda: own_epochs(kept, asked.epochs, hardware, folder / "run"),
-        "densepath first epoch, cold, CLAM's files": lambda: cold(theirs, True),
-        "densepath first epoch, cold, its own files": lambda: cold(ours, True),
+        "densepath, the model's steps only": BareSteps(asked.model, kept, hardware),
+        "densepath later epochs": lambda: train(kept, asked.epochs),
+        "densepath first epoch, cold, CLAM's files": lambda: cold(lambda files: train(bag_set(files)), theirs),
+        "densepath first epoch, cold, its own files": lambda: cold(lambda files: train(bag_set(files)), ours),
     }
     seconds = in_turns(cases, asked.repeats, hardware.device, warmup=1)
     seconds["densepath later epochs"] = [value / asked.epochs for value in seconds["densepath later epochs"]]
     rows = [
-        {
-            "case": name,
-            "bags_per_second": asked.bags / statistics.median(values),
-            "times_clam_warm": ratio(seconds["clam warm"], values),
-            "times_clam_cold": ratio(seconds["clam cold"], values),
-        }
-        for name, values in seconds.items()
+        {"case": case, "bags_per_second": asked.bags / statistics.median(values)}
+        | {f"times {name}, {cache}": ratio(seconds[f"{name}, {cache}"], values) for name in peers for cache in CACHES}
+        for case, values in seconds.items()
     ]
-    title = f"DSMIL, {asked.bags} bags of {asked.tiles} x {asked.dim}, {hardware.kind}, {hardware.precision}"
+    title = f"{asked.model}, {asked.bags} bags of {asked.tiles} x {asked.dim}, {hardware.kind}, {hardware.precision}"
     report(title, rows, asked.json)
+
+
+def cold(epoch: Callable[[list[Path]], None], files: list[Path]) -> None:
+    """An epoch of files that are not in the system's cache."""
+    drop_from_cache(files)
+    epoch(files)
 
 
 if __name__ == "__main__":

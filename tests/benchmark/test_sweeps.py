@@ -1,5 +1,6 @@
 """Which number rows or tasks sweep, and the plots against it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ def test_the_swept_option_is_the_number_with_most_values() -> None:
     other = {"weight": 1.0, "warmup": 0.0, "stage": 4}
     assert axis_of([*weights, other]) == ("weight", {0: 0.1, 1: 0.3, 2: 1.0})
     assert axis_of([{"schedule": s} for s in ("0.5x", "1x", "2x")]) == ("schedule", {0: 0.5, 1: 1.0, 2: 2.0})
+    assert axis_of([{"lr": [rate]} for rate in (1e-4, 1e-3, 1e-2)]) == ("lr", {0: 1e-4, 1: 1e-3, 2: 1e-2})
+    assert axis_of([{"lr": [rate, 1.0]} for rate in (1e-4, 1e-3, 1e-2)]) is None
     assert axis_of([{"detector": d} for d in ("a", "b", "c")]) is None
     assert axis_of([{"weight": 0.1}, {"weight": 0.2}]) is None  # two points
     assert axis_of([{"on": on, "weight": 1} for on in (True, False, True)]) is None
@@ -46,6 +49,28 @@ def test_the_sweeps_of_the_papers_are_found_and_drawn(name, axes, points, tmp_pa
     for entry in entries.values():
         entry.values.clear()
     assert draw_sweeps(results, tmp_path / "none.png") is None and not (tmp_path / "none.png").exists()
+
+
+def test_a_panel_has_ticks_at_its_values_and_lines_that_are_known(monkeypatch, tmp_path) -> None:
+    """While a table is computed: only what has scores is drawn; a sweep of three decades has a logarithmic axis."""
+    table = load_table("dirl_small")
+    rows = [replace(table.rows[0], name=name) for name in ("done", "waiting")]
+    rates = (1e-4, 1e-3, 1e-1)
+    tasks = [replace(table.tasks[0], name=f"t{rate:g}", options={"lr": [rate]}) for rate in rates]
+    entries = {
+        (row.name, task.name, "macro_auc"): Entry(
+            row, task, "macro_auc", {0: 60.0 + n} if row.name == "done" else {}, None, None
+        )
+        for row in rows
+        for n, task in enumerate(tasks)
+    }
+    drawn = []
+    monkeypatch.setattr("densepath.benchmark.sweeps.save", lambda figure, path: drawn.append(figure))
+    draw_sweeps(Results(replace(table, rows=rows, tasks=tasks), entries, (), 1, 1), tmp_path / "s.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_xscale() == "log" and tuple(axes.get_xticks()) == rates
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.0001", "0.001", "0.1"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["done"]
 
 
 def test_tables_without_a_sweep_have_no_plot() -> None:

@@ -22,6 +22,8 @@ from densepath.training.recipes import all_options
 _PANEL = (4.4, 2.9)  # inches
 _MAX_COLUMNS = 3
 _LEAST = 3  # points of a sweep
+_PAPER: dict[str, Any] = {"lw": 1.3, "ls": "--", "marker": ".", "ms": 5, "alpha": 0.6}  # the paper's numbers
+_WIDE = 20  # the largest value divided by the smallest, from which an axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
     Returns:
         The file, or None if nothing is swept, or there are no results yet.
     """
-    panels = [panel for panel in sweeps_of(results) if any(entry.values for entry in _entries(panel))]
+    panels = [panel for panel in sweeps_of(results) if any(entry.values for entry in _swept(panel))]
     if not panels:
         return None
-    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    lines = [(name, points) for panel in panels for name, points in panel.lines.items()]
+    names = list(dict.fromkeys(name for name, points in lines if any(_known(entry) for _, entry in points)))
     colors = {name: LINES[i % len(LINES)] for i, name in enumerate(names)}
     across = min(_MAX_COLUMNS, len(panels))
     down = -(-len(panels) // across)
@@ -66,7 +69,8 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
         axes.set_axis_off()
     for axes, panel in zip(grid.flat, panels, strict=False):
         for name, points in panel.lines.items():
-            _draw(axes, points, colors[name])
+            if name in colors:
+                _draw(axes, points, colors[name])
         for entry in panel.levels:
             if entry.mean_std:
                 axes.axhline(entry.mean_std[0], color=FAINT, lw=1.4)
@@ -81,9 +85,10 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
                 )
         style_curve(axes, panel.title, panel.axis)
         axes.margins(x=0.05)
+        _scale(axes, sorted({x for points in panel.lines.values() for x, _ in points}))
     handles = [grid.flat[0].plot([], [], color=colors[name], marker="o", ms=4, lw=1.8)[0] for name in names]
-    if any(entry.paper is not None for panel in panels for entry in _entries(panel)):
-        handles += grid.flat[0].plot([], [], color=INK, lw=1.3, ls="--", alpha=0.6)
+    if any(entry.paper is not None for panel in panels for entry in _swept(panel)):
+        handles += grid.flat[0].plot([], [], color=INK, **_PAPER)
         names = [*names, "the paper's"]
     add_legend(figure, handles, names, "lower center")
     return save(figure, path)
@@ -116,7 +121,9 @@ def axis_of(options: Sequence[Mapping[str, Any]]) -> tuple[str, dict[int, float]
 
 
 def _number(value: Any) -> float | None:
-    """A number, or that of a schedule such as 0.5x."""
+    """A number, that of a schedule such as 0.5x, or the only one of a list, as of learning rates."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return _number(value[0]) if len(value) == 1 else None
     if isinstance(value, str) and value.endswith("x"):
         try:
             return float(value[:-1])
@@ -192,8 +199,20 @@ def _shown(axis: str) -> str:
     return axis.rpartition(".")[2].replace("_", " ")
 
 
-def _entries(panel: Panel) -> list[Entry]:
-    return [*(entry for points in panel.lines.values() for _, entry in points), *panel.levels]
+def _swept(panel: Panel) -> list[Entry]:
+    return [entry for points in panel.lines.values() for _, entry in points]
+
+
+def _known(entry: Entry) -> bool:
+    return bool(entry.values) or entry.paper is not None
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks at the values of a sweep, on a logarithmic axis if they span more than a decade."""
+    if values[0] > 0 and values[-1] >= _WIDE * values[0]:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(values, [f"{value:g}" for value in values])
 
 
 def _draw(axes: Axes, points: Sequence[tuple[float, Entry]], color: str) -> None:
@@ -204,4 +223,4 @@ def _draw(axes: Axes, points: Sequence[tuple[float, Entry]], color: str) -> None
         axes.errorbar(x, mean, std, color=color, lw=1.8, marker="o", ms=4, capsize=3, elinewidth=1)
     published = [(x, e.paper) for x, e in points if e.paper is not None]
     if published:
-        axes.plot(*np.array(published).T, color=color, lw=1.3, ls="--", alpha=0.6)
+        axes.plot(*np.array(published).T, color=color, **_PAPER)

@@ -97,7 +97,7 @@ def test_test_cases_never_touch_training(study: Study) -> None:
     assert answers[0] != answers[1]
 
 
-@pytest.mark.parametrize("model", ["abmil", "knn"])
+@pytest.mark.parametrize("model", ["abmil", "knn", "dsmil_linear", "mean", "max"])
 def test_standardized_features_have_no_scale(study: Study, model: str) -> None:
     """Features of an eighth of the size give the same answers, of the run and of its models in their files."""
     found = []
@@ -125,7 +125,8 @@ def _check_standardized_answers(folder: Path) -> None:
     answers = {row["PATIENT"]: float(row["label_tumour"]) for row in predictions(folder / "run") if row["fold"] == "0"}
     for case, own in zip(fold["test"], tiles["test"], strict=True):
         outputs = network(((own - known.mean(0)) / known.std(0, correction=0)).float())[0]
-        assert outputs.softmax(0)[1].item() == pytest.approx(answers[case], abs=1e-5)
+        chances = outputs.softmax(0) if network.exclusive else outputs.sigmoid()
+        assert chances[1].item() == pytest.approx(answers[case], abs=1e-5)
 
 
 def test_standardization_is_that_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +321,7 @@ def test_fewer_tiles_in_training_and_bags_of_other_sets(study: Study) -> None:
     [
         (["--folds", "1"], "folds is 1; give 2 or more"),
         (["--folds", "20"], "benign has cases of 12 patients, fewer than the 20 folds; use --folds 12"),
-        (["--model", "dsmill"], "no model is called 'dsmill'; did you mean dsmil?"),
+        (["--model", "dsmill"], "no model is called 'dsmill'; did you mean dsmil or dsmil_linear?"),
         (["--target", "stage"], "has no column stage"),
         (["--task", "survival"], "survival needs --event"),
         (["--splits", "no.json"], "no.json cannot be read"),

@@ -10,10 +10,11 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.transfer.mil.bag_task import BagBatch, BagSet, BagTask
-from densepath.transfer.mil.models import ALL, MODELS, models_named
+from densepath.transfer.mil.models import ALL, MODELS, blocks, models_named
 from densepath.transfer.mil.models.abmil import ABMIL, GatedABMIL
 from densepath.transfer.mil.models.clam import CLAM
 from densepath.transfer.mil.models.dsmil import DSMIL
+from densepath.transfer.mil.models.dsmil_linear import LinearDSMIL
 from densepath.transfer.mil.models.nystrom import NystromAttention, pseudo_inverse
 from densepath.transfer.mil.models.transmil import TransMIL
 from densepath.transfer.mil.objectives import Classification
@@ -90,6 +91,92 @@ def test_dsmil_and_its_gradient_are_those_of_the_paper() -> None:
     }.items():
         numeric = (loss_at(name, place, 1e-5) - loss_at(name, place, -1e-5)) / 2e-5
         assert float(model.get_parameter(name).grad[place]) == pytest.approx(numeric, rel=1e-3, abs=1e-7)
+
+
+def plain_linear_dsmil(w: dict[str, Array], x: Array) -> tuple[Array, Array, Array]:
+    """As :func:`plain_dsmil` with linear queries and values of each tile, as in the paper."""
+    scores = [w["tile_classifier.weight"] @ tile + w["tile_classifier.bias"] for tile in x]
+    queries = [w["query.weight"] @ tile + w["query.bias"] for tile in x]
+    values = [w["value.weight"] @ tile + w["value.bias"] for tile in x]
+    critical, attention, vectors = [], [], []
+    for k in range(len(w["tile_classifier.bias"])):
+        best = max(range(len(x)), key=lambda n: scores[n][k])
+        critical.append(scores[best][k])
+        attention.append(softmax(np.array([q @ queries[best] / np.sqrt(128) for q in queries])))
+        vectors.append(sum(a * value for a, value in zip(attention[-1], values, strict=True)))
+    logits = [
+        sum(w["classifier.weight"][k, c] @ vector for c, vector in enumerate(vectors)) + w["classifier.bias"][k]
+        for k in range(len(vectors))
+    ]
+    return np.array(logits), np.array(attention), np.array(critical)
+
+
+@pytest.mark.parametrize("block", [3, 100])
+def test_linear_dsmil_and_its_gradient_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """No constant of its queries is lost, whichever blocks of tiles it is computed in."""
+    monkeypatch.setattr(blocks, "_CPU", block * D)
+    model, x = LinearDSMIL(D, K).double(), 2 * torch.randn(11, D, dtype=torch.float64)
+    for bias in (model.tile_classifier.bias, model.classifier.bias, model.query.bias, model.value.bias):
+        nn.init.normal_(bias)
+    w = weights_of(model)
+    logits, attention, critical = plain_linear_dsmil(w, x.numpy())
+    assert attention.max() < 0.9  # the softmax is not saturated
+    output, found = model(x)
+    streams, _ = model.training_outputs(x, 2)
+    np.testing.assert_allclose(output.detach(), logits, rtol=1e-5)  # outputs are float32
+    np.testing.assert_allclose(found.detach(), attention, rtol=1e-5)
+    np.testing.assert_allclose(streams[1].detach(), critical, rtol=1e-5)
+    target = torch.tensor([[2.0]])
+    objective = Classification(K, exclusive=False)
+    sum(0.5 * objective(stream[None], target) for stream in streams).backward()
+
+    def loss_at(name: str, place: tuple[int, ...], step: float) -> float:
+        moved = {**w, name: w[name].copy()}
+        moved[name][place] += step
+        out, _, best = plain_linear_dsmil(moved, x.numpy())
+        return 0.5 * binary_cross_entropy(out, 2) + 0.5 * binary_cross_entropy(best, 2)
+
+    for name, parameter in model.named_parameters():
+        for place in [tuple(0 for _ in parameter.shape), tuple(size - 1 for size in parameter.shape)]:
+            numeric = (loss_at(name, place, 1e-5) - loss_at(name, place, -1e-5)) / 2e-5
+            assert float(parameter.grad[place]) == pytest.approx(numeric, rel=1e-3, abs=1e-7), name
+
+
+def test_linear_dsmil_reads_float16_in_full_precision() -> None:
+    """In mixed precision, too: outputs and gradients are those of the plain form in float64."""
+    model, x = LinearDSMIL(D, K), torch.randn(40, D).half()
+    exact = LinearDSMIL(D, K).double()
+    exact.load_state_dict(model.state_dict())
+    tiles = x.double()
+    best = exact.tile_classifier(tiles).argmax(0)
+    queries = exact.query(tiles)
+    attention = (queries @ queries[best].T / 128**0.5).softmax(0)
+    expected = exact.classifier((attention.T @ exact.value(tiles))[None])[0, :, 0]
+    expected.square().sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        output, found = model(x)
+    output.square().sum().backward()
+    torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.double(), attention.T, rtol=1e-4, atol=1e-6)
+    for name in ("query.weight", "query.bias", "value.weight", "value.bias", "classifier.weight"):
+        own, true = model.get_parameter(name).grad, exact.get_parameter(name).grad
+        torch.testing.assert_close(own.double(), true, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", ["mean", "max"])
+def test_pooling_is_of_the_stored_features(name: str) -> None:
+    model, x = MODELS[name](D, K), torch.randn(300, D).half() + 30
+    tiles = x.double()
+    highest, tile = tiles.max(0)
+    vector = tiles.mean(0) if name == "mean" else highest
+    expected = model.classifier.weight.double() @ vector + model.classifier.bias.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        output, attention = model(x)
+        trained = model.training_outputs(x, 0)[0][0]
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(trained, output)
+    if name == "max":
+        assert sum(attention[n] for n in set(tile.tolist())).item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", [ABMIL, GatedABMIL])
@@ -192,7 +279,7 @@ def test_a_bag_may_have_one_tile(name: str) -> None:
 
 def test_models_have_names() -> None:
     assert set(models_named(ALL)) == {*MODELS, "knn"}
-    with pytest.raises(UserError, match=r"no model is called 'dsmill'; did you mean dsmil\?"):
+    with pytest.raises(UserError, match=r"no model is called 'dsmill'; did you mean dsmil or dsmil_linear\?"):
         models_named("dsmill")
 
 

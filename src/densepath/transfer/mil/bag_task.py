@@ -234,7 +234,9 @@ def answer(model: BagModel, bag: Bag, device: torch.device, mixed: bool) -> tupl
 
 def _ready(tiles: Tensor, model: BagModel, device: torch.device, mixed: bool) -> Tensor:
     """Features as a network takes them."""
-    prepare: Standardization | None = getattr(model, "standardization", None)
+    if model.takes_stored:
+        return tiles.to(device)
+    prepare = model.prepare
     on_device, dtype = tiles.to(device), torch.bfloat16 if mixed else torch.float32
     if not mixed or device.type != "cpu":
         return (on_device if prepare is None else prepare(on_device)).to(dtype)

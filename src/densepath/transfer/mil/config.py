@@ -37,8 +37,8 @@ class MilConfig:
         event: column that is 1 where the event was observed, 0 where observation ended.
         grouping: "joined": the slides of a patient are one bag; "averaged": their answers are averaged; "single": each
             slide has its own target and answer.
-        model: dsmil, abmil, abmil_gated, clam, transmil, hipt, mean, max, knn, or all: each of them on the same folds,
-            with paired tests.
+        model: dsmil, dsmil_linear, abmil, abmil_gated, clam, transmil, hipt, mean, max, knn, or all: each of them on
+            the same folds, with paired tests.
         folds: number of folds, by patient and stratified.
         splits: instead of folds: a splits.json of another run, a folder with CLAM's splits_0.csv ..., or a column of
             the table with train, val and test or with the numbers of folds.

@@ -7,12 +7,14 @@ from densepath.transfer.mil.models.abmil import ABMIL, GatedABMIL
 from densepath.transfer.mil.models.base import BagModel
 from densepath.transfer.mil.models.clam import CLAM
 from densepath.transfer.mil.models.dsmil import DSMIL
+from densepath.transfer.mil.models.dsmil_linear import LinearDSMIL
 from densepath.transfer.mil.models.hipt import HIPT
 from densepath.transfer.mil.models.pooling import MaxPooling, MeanPooling
 from densepath.transfer.mil.models.transmil import TransMIL
 
 MODELS: dict[str, type[BagModel]] = {
     "dsmil": DSMIL,
+    "dsmil_linear": LinearDSMIL,
     "abmil": ABMIL,
     "abmil_gated": GatedABMIL,
     "clam": CLAM,

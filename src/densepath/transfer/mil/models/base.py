@@ -61,12 +61,19 @@ class BagModel(nn.Module):
         solver: the defaults of its training.
         streams: weights of the losses of its streams of outputs; most models have one stream.
         exclusive: whether classes exclude each other (softmax), or each has a sigmoid of its own.
+        takes_stored: whether the model takes features as they are stored, and prepares them itself.
     """
 
     solver: ClassVar[Solver]
     streams: ClassVar[tuple[float, ...]] = (1.0,)
     exclusive: ClassVar[bool] = True
+    takes_stored: ClassVar[bool] = False
     standardization: Standardization
+
+    @property
+    def prepare(self) -> Standardization | None:
+        """The standardization, if the model has one."""
+        return getattr(self, "standardization", None)
 
     @abstractmethod
     def forward(self, bag: Tensor) -> tuple[Tensor, Tensor]:

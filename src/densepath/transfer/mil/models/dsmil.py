@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.transfer.mil.models.base import BagModel, Solver, initialize, softmax_over_tiles
+from densepath.transfer.mil.models.blocks import Blocks, full_precision
 
-_QUERY = 128
+QUERY = 128
 
 
 class DSMIL(BagModel):
@@ -24,7 +25,8 @@ class DSMIL(BagModel):
 
     Source: Li, Li, Eliceiri, CVPR 2021, and its released code in the version of five folds and 50
     epochs (queries D-128-ReLU-128-Tanh, values are the features, orthogonal weights, betas 0.5 and 0.9); learning rate
-    and weight decay of DiRL.
+    and weight decay of DiRL. The paper's linear form is
+    :class:`~densepath.transfer.mil.models.dsmil_linear.LinearDSMIL`.
     """
 
     solver = Solver(2e-4, 5e-2, 50, (0.5, 0.9), "cosine", 5e-6)
@@ -34,7 +36,7 @@ class DSMIL(BagModel):
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
         self.tile_classifier = nn.Linear(dim, outputs)
-        self.query = nn.Sequential(nn.Linear(dim, _QUERY), nn.ReLU(), nn.Linear(_QUERY, _QUERY))
+        self.query: nn.Module = nn.Sequential(nn.Linear(dim, QUERY), nn.ReLU(), nn.Linear(QUERY, QUERY))
         self.classifier = nn.Conv1d(outputs, outputs, dim)
         initialize(self, "orthogonal")
 
@@ -46,19 +48,23 @@ class DSMIL(BagModel):
         output, _, critical = self._streams(bag)
         return torch.stack((output, critical)), None
 
-    def _scores(self, bag: Tensor) -> Tensor:
-        """(N, K) in full precision: in bfloat16 several tiles of a large bag would share the highest score."""
-        with torch.autocast(bag.device.type, enabled=False):
-            return self.tile_classifier(bag.to(self.tile_classifier.weight.dtype))
-
     def _streams(self, bag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The bag's outputs (K,), its attention (K, N), and the scores (K,) of the critical tiles."""
-        with torch.no_grad():  # the gradient of the scores is that of the critical tiles
-            critical = self._scores(bag).argmax(0)
-        scores = self._scores(bag[critical]).diagonal()
+        critical, scores = self._critical(Blocks(bag, self.tile_classifier.weight.dtype))
         queries = self.query(bag).float().tanh()  # (N, 128); on CPUs tanh is slow in bfloat16
-        attention = softmax_over_tiles(queries[critical] @ queries.T / _QUERY**0.5)  # (K, N)
+        attention = softmax_over_tiles(queries[critical] @ queries.T / QUERY**0.5)  # (K, N)
         vectors = attention.to(bag.dtype) @ bag  # (K, D)
         # A convolution over whole vectors is a matrix product.
         output = F.linear(vectors.flatten(), self.classifier.weight.flatten(1), self.classifier.bias)
         return output.float(), attention, scores.float()
+
+    def _critical(self, bag: Blocks) -> tuple[Tensor, Tensor]:
+        """The critical tiles (K,) and their scores (K,).
+
+        In full precision: in bfloat16 several tiles of a large bag would share the highest score. The gradient of the
+        scores is that of the critical tiles.
+        """
+        critical = bag.products(self.tile_classifier.weight).argmax(1)  # the bias is the same for all tiles
+        tiles = bag.tiles(critical)
+        with full_precision(tiles.device):
+            return critical, self.tile_classifier(tiles).diagonal()
