@@ -64,6 +64,7 @@ def test_a_smaller_fraction_of_the_slides_is_part_of_a_larger_one(tiles: SlideTi
         "case_id,slide_id,label\n1,s0,x\n2,s3,y\n3,s5,x\n",
         "Slide\na/s0\nb/s3\nb/s5\n",
         "s5,late\ns3,early\ns0,early\n",
+        "case;slide\n1;a/s0\n2;s3\n3;s5\n",
     ],
 )
 def test_a_list_of_slides(text: str, tiles: SlideTiles, tmp_path: Path) -> None:
@@ -90,6 +91,27 @@ def test_names_in_a_text_list_are_whole_lines_in_any_normal_form(
     (tmp_path / "list.txt").write_text("# chosen\na_s0, left\n#1\ncafe\u0301\n")
     taken = restrict(find_source(folder), tmp_path / "list.txt")
     assert [tiling.name for tiling in taken.tilings] == wanted  # type: ignore[attr-defined]
+
+
+def test_a_name_in_a_list_is_of_one_slide(tiles: SlideTiles, tmp_path: Path) -> None:
+    """Slides x, a/x and b/y, c/y: "x" is the first, and "y" may be either of two."""
+    folder = tiles.folder
+    assert folder is not None
+    table = folder / "slides.csv"
+    head, *rows = table.read_text().splitlines()
+    places = [tiling_path(folder / tiling_folder(0.5, 64, 0), name) for name in ("a/s0", "x", "a/x", "b/y", "c/y")]
+    for place in places[1:]:
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(places[0].read_bytes())
+    more = [f"{name},/slides/{name}.svs,0.5,99,99,1,1," for name in ("x", "a/x", "b/y", "c/y")]
+    table.write_text("\n".join([head, *rows, *more]) + "\n")
+    found, chosen = find_source(folder), tmp_path / "list.txt"
+    for text, expected in (("x\nc/y\n", ["x", "c/y"]), ("a/x.svs\nb/y.svs\n", ["a/x", "b/y"])):
+        chosen.write_text(text)
+        assert [tiling.name for tiling in restrict(found, chosen).tilings] == expected  # type: ignore[attr-defined]
+    chosen.write_text("x\ny.svs\n")
+    with pytest.raises(UserError, match=r"has several slides of a name: y\.svs; write their folders before it"):
+        restrict(found, chosen)
 
 
 def test_tiles_of_slides_are_not_cached_as_if_they_were_files(tiles: SlideTiles) -> None:

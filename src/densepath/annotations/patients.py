@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from densepath.core.csv_files import encoding_of
+from densepath.core.csv_files import open_table
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores
@@ -159,8 +159,7 @@ def _read(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        with path.open(newline="", encoding=encoding_of(path), errors="surrogateescape") as lines:
-            table = csv.DictReader(lines)
+        with open_table(path, errors="surrogateescape") as table:
             columns = {(column or "").strip().lower().replace(" ", "_"): column for column in table.fieldnames or ()}
             file = next((columns[name] for name in _FILE if name in columns), None)
             patient = next((columns[name] for name in PATIENT_COLUMNS if name in columns), None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,22 @@ def encoding_of(path: str | Path) -> str:
         return "utf-8-sig"
     with open(path, "rb") as file:
         return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+@contextmanager
+def open_table(path: str | Path, errors: str = "strict") -> Iterator[csv.DictReader[str]]:
+    """The rows of a user's table by its columns: commas, semicolons or tabs; UTF-8 or UTF-16; blanks after commas.
+
+    Args:
+        path: the file, or a pipe.
+        errors: what is done with bytes that are not text, as of :func:`open`.
+
+    Raises:
+        OSError, UnicodeError, csv.Error: it cannot be read.
+    """
+    with open(path, newline="", encoding=encoding_of(path), errors=errors) as file:
+        first = next(file, "")
+        yield csv.DictReader(chain([first], file), delimiter=delimiter_of(first), skipinitialspace=True)
 
 
 def read_rows(path: Path, remedy: str) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from densepath.core.csv_files import encoding_of
+from densepath.core.csv_files import delimiter_of, encoding_of
 from densepath.core.errors import UserError
 from densepath.core.random import ordered_by_seed, permute
 from densepath.sources.image_files import ImageFiles
@@ -20,7 +20,6 @@ from densepath.sources.tiles.tile_files import read_tile_folder
 from densepath.sources.volumes.store import VolumeStore
 
 _COLUMNS = ("slide", "slide_id", "wsi", "filename", "file", "path", "name")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _KEY = -1  # instead of an epoch: the choice is independent of all orders
 
 
@@ -90,14 +89,16 @@ def read_slide_list(path: str | Path) -> list[str]:
     try:
         with open(path, newline="", encoding=encoding_of(path), errors="surrogateescape") as file:
             lines = [line.strip() for line in file if line.strip()]
-    except OSError as error:
-        raise UserError(f"the list of slides {path} cannot be read ({error.strerror}); check the path") from error
-    between = _DELIMITERS.get(Path(path).suffix.lower())
-    if between is None:
-        rows = [[line] for line in lines if not line.startswith("# ")]
-    else:
-        table = csv.reader((line for line in lines if not line.startswith("#")), delimiter=between)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"the list of slides {path} cannot be read ({why}); check the path") from error
+    suffix = Path(path).suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        lines = [line for line in lines if not line.startswith("#")]
+        table = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else delimiter_of("".join(lines[:1])))
         rows = [[field.strip() for field in row] for row in table]
+    else:
+        rows = [[line] for line in lines if not line.startswith("# ")]
     heads = [field.lower() for field in rows[0]] if rows else []
     column = next((heads.index(name) for name in _COLUMNS if name in heads), None)
     names = [row[column or 0] for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from densepath.annotations.cells.block_search import search
 from densepath.annotations.cells.cell_files import cell_path, read_cell_rows, read_cells
 from densepath.annotations.cells.cell_points import CellPoints
 from densepath.annotations.cells.finders import Blobs, Found, digest_of_weights
-from densepath.annotations.cells.points_files import PointsFile
+from densepath.annotations.cells.points_files import PointsFile, read_points
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
@@ -327,6 +328,29 @@ def test_importers_place_cells_in_pixels_of_level_0(images: Path, tmp_path: Path
     for unit, where in ((40.0, "counted in pixels at 40x"), ("um", "in µm")):
         with pytest.raises(UserError, match=f"its points are {where}, and its µm per pixel are unknown"):
             PointsFile(np.zeros((1, 2)), [None], unit).in_pixels(None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_tables_as_spreadsheets_write_them(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x;y;class\r\n1,5;20;a, b\r\n", encoding=encoding, newline="")
+    found = read_points(tmp_path / "t.csv", "csv")
+    assert found.points.tolist() == [[1.5, 20]] and list(found.classes) == ["a, b"]
+
+
+def test_a_row_of_a_table_is_of_one_image(images: Path, tmp_path: Path) -> None:
+    """Images s/a and a: the name "a" is that of the second; c is that of two."""
+    for name in ("a.png", "s/c.png", "t/c.png"):
+        (images / name).parent.mkdir(exist_ok=True)
+        shutil.copy(images / "b.png", images / name)
+    table = tmp_path / "all.csv"
+    asked: dict[str, Any] = {"data": images, "source": "csv", "points": tmp_path / "all.csv", "workers": 0}
+    table.write_text("slide,x,y\na,5,10\nt/c,1,2\n")
+    densepath.cells(out=tmp_path / "C", **asked)
+    rows = {row["slide"]: row["cells"] for row in read_cell_rows(tmp_path / "C")}
+    assert rows == {"a": "1", "b": "", "s/a": "", "s/c": "", "t/c": "1"}
+    table.write_text("slide,x,y\na,5,10\nc,1,2\n")
+    with pytest.raises(UserError, match="names that several slides or images have: c; write their folders"):
+        densepath.cells(out=tmp_path / "D", **asked)
 
 
 def test_parquet_points(images: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import tifffile
 from densepath.core.errors import UserError
 from densepath.sources.slides.levels import disagree, downsamples
 from densepath.sources.slides.open import open_slide
-from densepath.sources.slides.resolution import MppTable, from_aperio, from_ome
+from densepath.sources.slides.resolution import MppTable, from_aperio, from_ome, read_mpp_table
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,8 @@ from densepath.sources.slides.resolution import MppTable, from_aperio, from_ome
     [
         ("Aperio Image Library v11\n10x10|AppMag = 20|MPP = 0.4990|User = a", 0.499),
         ("Aperio\n10x10|MPP=0,2527", 0.2527),
+        ("Aperio\n10x10|MPP = 4.99e-1", 0.499),
+        ("Aperio\n10x10|MPP = -0.25", None),
         ("Aperio\n10x10|AppMag = 40", None),  # a nominal magnification is not a measurement
         ("Aperio\n10x10|MPP = 0", None),
         ("Aperio\n10x10|MPP = 1.2.3", None),
@@ -67,6 +69,25 @@ def test_a_table_overrides_slides_and_a_default_does_not(slides: dict[str, Path]
     assert table.unknown([*slides.values(), "a/sub/x.svs"]).endswith("not in the data: elsewhere/rgb.svs; correct it")
     assert table.unknown([*slides.values(), "sub/x.svs", "elsewhere/rgb.svs"]) == ""
     assert open_slide(slides["JPEG 2000"], 0.26).mpp == (0.26, 0.26)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["wsi;mpp\r\na;0,5\r\nb;0,25\r\n", "wsi\tmpp\na\t0.5\nb\t0.25\n", 'wsi, mpp\n"a", "0.5"\n"b", "0.25"\n'],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_spreadsheets_write_them(text: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text, encoding=encoding, newline="")
+    assert read_mpp_table(tmp_path / "t.csv") == {"a": 0.5, "b": 0.25}
+
+
+def test_names_in_a_table_may_have_folders_and_need_not_be_of_one_slide(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("wsi,mpp\na/x,0.25\ny,0.5\n")
+    table = MppTable(tmp_path / "t.csv")
+    slides = ["S/a/x.svs", "S/b/x.svs", "S/a/y.svs", "S/b/y.svs"]
+    assert [table.given(slide) for slide in slides] == [0.25, None, 0.5, 0.5]
+    assert table.unknown(slides[:3]) == ""
+    assert "names of several slides, which all get its value: y (2 slides)" in table.unknown(slides)
 
 
 @pytest.mark.parametrize(

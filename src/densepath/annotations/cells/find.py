@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from densepath.annotations.cells.cell_files import CELLS, read_cell_rows, write_cell_rows
 from densepath.annotations.cells.finders import MODELS, check_finder, digest_of_weights
-from densepath.annotations.cells.one_area import Job, is_finder
+from densepath.annotations.cells.one_area import Job, is_finder, spellings
 from densepath.annotations.cells.points_files import ENDINGS, PointsFile, read_tables
 from densepath.core.closing import command, say_end
-from densepath.core.errors import UserError, counted, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.core.files import remove_remains
 from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names
@@ -90,7 +91,7 @@ def cells(
         names = output_names([Path(name) for name in names_below(listed, data)])
         paths, tilings, what = dict(zip(names, listed, strict=True)), {}, "images"
         also = f"; passed over: {passed.describe()}" if passed.describe() else ""
-    given = _given_points(points, source, list(paths))
+    given = _given_points(points, source, paths)
     job = Job(out, paths, tilings, source, given, weights, model_mpp, default_mpp)
     if default_mpp is not None and tilings:
         raise UserError("tiles have their slides' µm per pixel; leave --default_mpp out")
@@ -144,14 +145,14 @@ def _check_options(
 
 
 def _given_points(
-    points: str | Path | None, source: str, names: Sequence[str]
+    points: str | Path | None, source: str, paths: Mapping[str, str]
 ) -> NamedFiles | dict[str, PointsFile | Path] | None:
     """The files of cells, or the cells of a table, by the names of slides."""
     if points is None:
         return None
-    path = Path(points)
+    path, names = Path(points), list(paths)
     if path.is_dir():
-        return NamedFiles(path, ENDINGS[source], "points", "files of cells")
+        return NamedFiles(path, ENDINGS[source], "points", "files of cells", names)
     if not path.exists():
         raise UserError(f"there is no file or folder {path} of cells; correct --points")
     if not path.name.lower().endswith(ENDINGS[source]):
@@ -161,6 +162,9 @@ def _given_points(
     if source == "csv":
         tables = dict(read_tables(path))
         if "" not in tables:
+            owners = Counter(spelling for item in paths.items() for spelling in set(spellings(*item)))
+            alike = [one_line(name) for name in tables if name not in paths and owners[name] > 1]
+            refuse(alike, f"{path} has names that several slides or images have", "write their folders before them")
             return dict(tables)
     if len(names) > 1:
         more = ", or a table with a column slide" if source == "csv" else ""

@@ -157,13 +157,14 @@ class Job(PerSlide[Cells]):
         if isinstance(self.points, NamedFiles):
             return self.points.of(name)
         points = self.points or {}
-        return next((points[each] for each in self._spellings(name) if each in points), None)
+        own = (each for each in spellings(name, self.paths[name]) if each == name or each not in self.paths)
+        return next((points[each] for each in own if each in points), None)
 
     def describe_unmatched(self) -> str:
         """A line about files or slides of a table that are none of these; empty if there are none."""
         if isinstance(self.points, NamedFiles):
             return self.points.describe_unmatched(list(self.paths))
-        used = {spelling for name in self.paths for spelling in self._spellings(name)}
+        used = {spelling for name in self.paths for spelling in spellings(name, self.paths[name])}
         others = [one_line(name) for name in self.points or {} if name not in used]
         what = "slides" if self.tilings else "images"
         return f"--points has cells of {len(others)} other {what}: {first_few(others)}" if others else ""
@@ -178,10 +179,10 @@ class Job(PerSlide[Cells]):
                     sizes.append(os.path.getsize(given) * (_GZIP if str(given).lower().endswith(".gz") else 1))
         return max(sizes)
 
-    def _spellings(self, name: str) -> tuple[str, ...]:
-        """What a slide may be called in a table."""
-        path = PurePath(self.paths[name])
-        return name, PurePath(name).name, path.name, path.stem, self.paths[name]
+
+def spellings(name: str, path: str) -> tuple[str, ...]:
+    """What a slide or image of some name and path may be called in a table."""
+    return name, PurePath(name).name, PurePath(path).name, PurePath(path).stem, path
 
 
 def is_finder(source: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.csv_files import delimiter_of
+from densepath.core.csv_files import delimiter_of, encoding_of
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.geojson import Feature, is_area, polygons_in, read_features
@@ -23,6 +23,7 @@ ENDINGS = {
     "csv": (".csv", ".tsv", ".parquet"),
 }
 _SLIDE = ("slide", "image", "wsi", "slide_id", "image_id")  # columns
+_NUMBERS = ("x", "y", "x_um", "y_um")
 _CLASS, _SCORE = ("class", "type", "label", "classification"), ("score", "prob", "type_prob")
 _AT_10X = 10.0  # µm per pixel times magnification
 _POWER = 0.15  # by which a ratio of magnifications may differ from a power of two
@@ -185,17 +186,20 @@ def _column(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Seque
 
 def _csv(path: Path) -> dict[str, list[Any]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        with path.open(newline="", encoding=encoding_of(path), errors="surrogateescape") as file:
             delimiter = delimiter_of(file.readline())
             file.seek(0)
             rows = csv.reader(file, delimiter=delimiter)
             header = [name.strip().lower() for name in next(rows, [])]
             body = [row for row in rows if row]
-    except (OSError, csv.Error) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); give a table of points") from error
     if any(len(row) != len(header) for row in body):
         raise UserError(f"{path} has rows of other lengths than its first line; save it again")
-    return {name: [row[place].strip() for row in body] for place, name in enumerate(header)}
+    columns = {name: [row[place].strip() for row in body] for place, name in enumerate(header)}
+    if delimiter == ";":  # because numbers have commas
+        columns |= {name: [text.replace(",", ".") for text in columns[name]] for name in _NUMBERS if name in columns}
+    return columns
 
 
 def _parquet(path: Path) -> dict[str, list[Any]]:

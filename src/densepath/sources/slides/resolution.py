@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 from xml.etree import ElementTree
 
-from densepath.core.csv_files import encoding_of
+from densepath.core.csv_files import open_table
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.spelling import composed
 
@@ -18,7 +19,7 @@ PLAUSIBLE = (0.02, 100.0)  # µm per pixel of the largest level of a slide
 _FROM_TAGS = (0.05, 20.0)  # µm per pixel; other resolutions in a TIFF are those of screens and printers
 _UNITS = {2: 25400.0, 3: 10000.0}  # ResolutionUnit: µm of an inch and of a centimeter
 _MICRONS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
-_APERIO = re.compile(r"\|\s*MPP\s*=\s*([\d.,]+)")
+_APERIO = re.compile(r"\|\s*MPP\s*=\s*([\d.,]+(?:[eE][+-]?\d+)?)")
 _NAMES, _VALUES = ("wsi", "slide", "slide_id", "filename", "file", "path", "name"), ("mpp", "microns_per_pixel")
 
 Spacing = tuple[float, float]  # µm per pixel along y and x
@@ -33,10 +34,7 @@ def plausible(y: float, x: float, bounds: tuple[float, float] = PLAUSIBLE) -> Sp
 def from_aperio(description: str) -> Spacing | None:
     """µm per pixel from the description of an Aperio slide."""
     found = _APERIO.search(description)
-    try:
-        value = float(found[1].replace(",", ".")) if found else math.nan
-    except ValueError:
-        return None
+    value = _number(found[1]) if found else math.nan
     return plausible(value, value)
 
 
@@ -86,8 +84,8 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
         UserError: it cannot be read, or a row is invalid.
     """
     try:
-        with open(path, newline="", encoding=encoding_of(path)) as file:
-            rows = list(csv.DictReader(file))
+        with open_table(path) as table_rows:
+            rows = list(table_rows)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(
             f"the table {path} cannot be read ({error}); give a CSV file with the columns wsi,mpp"
@@ -99,16 +97,21 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
         raise UserError(f"the table {path} has no rows with columns wsi and mpp; give a CSV file with wsi,mpp")
     table: dict[str, float] = {}
     for number, row in enumerate(rows, 2):
-        try:
-            mpp = float(row[value])
-        except (TypeError, ValueError):
-            mpp = math.nan
+        mpp = _number(row[value])
         if plausible(mpp, mpp) is None:
             raise UserError(f"line {number} of {path}: {row[value]!r} is not µm per pixel; give a number such as 0.25")
         key = composed((row[name] or "").strip())
         if table.setdefault(key, mpp) != mpp:
             raise UserError(f"line {number} of {path} gives {key} a second value; keep one")
     return table
+
+
+def _number(text: str | None) -> float:
+    """A number with a point or a comma for its fraction; NaN for other texts."""
+    try:
+        return float((text or "").replace(",", "."))
+    except ValueError:
+        return math.nan
 
 
 class MppTable:
@@ -134,15 +137,19 @@ class MppTable:
         return next((self._given[name] for name in _spellings(slide) if name in self._given), None)
 
     def unknown(self, slides: Iterable[str | Path]) -> str:
-        """A line about the rows that belong to none of the slides; empty if there are none."""
-        known = {name for slide in slides for name in _spellings(slide)}
-        others = [name for name in self._given if name not in known]
-        if not others:
-            return ""
-        return f"{self.path} names {counted(len(others), 'slide')} not in the data: {first_few(others)}; correct it"
+        """A line about the rows that belong to none of the slides, or to several; empty if there are none."""
+        owners = Counter(name for slide in slides for name in _spellings(slide) if name in self._given)
+        others = [name for name in self._given if name not in owners]
+        lines = []
+        if others:
+            lines.append(f"{self.path} names {counted(len(others), 'slide')} not in the data: {first_few(others)}")
+        if several := [f"{name} ({count} slides)" for name, count in owners.items() if count > 1]:
+            lines.append(f"{self.path} has names of several slides, which all get its value: {first_few(several)}")
+        return f"{'; '.join(lines)}; correct it" if lines else ""
 
 
 def _spellings(slide: str | Path) -> list[str]:
     """The names by which a table may call a slide: with any of the folders above it, or without its suffix."""
     path = PurePath(composed(str(slide)))
-    return [str(PurePath(*path.parts[start:])) for start in range(len(path.parts))] + [path.stem]
+    below = [PurePath(*path.parts[start:]) for start in range(len(path.parts))]
+    return list(dict.fromkeys(str(each) for name in below for each in (name, name.with_suffix(""))))

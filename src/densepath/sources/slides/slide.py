@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.levels import Level
 from densepath.sources.slides.resolution import Spacing
 from densepath.sources.slides.tile_codecs import Pixels
@@ -164,6 +165,15 @@ class Slide:
         if y0 < y1 and x0 < x1:
             out[y0 - top : y1 - top, x0 - left : x1 - left] = self.file.read(level, (y0, x0, y1 - y0, x1 - x0), scale)
         return out
+
+    def end_problem(self) -> str:
+        """What is wrong with the last pixel, which a truncated file lacks; empty if nothing is."""
+        height, width = self.size
+        try:
+            self.read(0, (height - 1, width - 1, 1, 1))
+        except CorruptImage as error:
+            return error.why
+        return ""
 
     def nearest(self, mpp: float) -> tuple[int, int]:
         """The level and scale that are read for a resolution: the coarsest that is not coarser, or else the finest.

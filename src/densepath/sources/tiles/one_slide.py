@@ -116,7 +116,7 @@ class Job(PerSlide[_Tiled]):
         row["mpp"] = float(f"{sum(slide.spacing) / 2:.6g}")
         if damage := slide.file.check():
             raise CorruptImage(path, "; ".join(damage))
-        problems = list(slide.file.problems)
+        problems = [*slide.file.problems, *filter(None, [slide.end_problem()])]
         if min(slide.spacing) > self.mpp * _COARSER:
             problems.append(
                 f"its {row['mpp']:g} µm per pixel are coarser than the asked {self.mpp:g}: its tiles are enlarged"

@@ -104,8 +104,10 @@ def tile(
         parquet_module()
     slides = list(find_slides(data, exclude, passed))
     names = output_names([Path(name) for name in names_below(slides, data)])
-    given = NamedFiles(coords, coord_files.ENDINGS, "coords", "HDF5 files of tiles") if coords is not None else None
-    drawn = NamedFiles(tissue, outlines.ENDINGS, "tissue", "GeoJSON files") if tissue != "auto" else None
+    given = (
+        NamedFiles(coords, coord_files.ENDINGS, "coords", "HDF5 files of tiles", names) if coords is not None else None
+    )
+    drawn = NamedFiles(tissue, outlines.ENDINGS, "tissue", "GeoJSON files", names) if tissue != "auto" else None
     if given and drawn:
         raise UserError("--coords gives the tiles, so that --tissue has no use; leave one of them out")
     mpp, size, overlap = _measures(mpp, size, overlap, given, names)

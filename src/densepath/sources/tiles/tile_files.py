@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -211,7 +212,11 @@ def read_tile_folder(
             f"{folder} has no slides",
             "correct the list",
         )
-        rows = [row for row in rows if asked.intersection(_spellings(row))]
+        alike = Counter(name for row in rows for name in asked.intersection(_spellings(row)))
+        own = asked.intersection(composed(row["slide"]) for row in rows)
+        several = [one_line(name) for name, count in alike.items() if count > 1 and name not in own]
+        refuse(several, f"{folder} has several slides of a name", "write their folders before it")
+        rows = [row for row in rows if (asked - own).intersection(_spellings(row)) or composed(row["slide"]) in own]
     rows = [row for row in rows if int(row["tiles"] or 0)]
     if not rows:
         raise UserError(f"{folder} has no tiles of {'these' if slides is not None else 'any'} slides; see its {SLIDES}")
