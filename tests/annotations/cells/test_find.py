@@ -163,6 +163,7 @@ def test_what_may_pass_is_tried_again(
 
 def test_other_weights_are_other_work(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_area, "build_finder", lambda *_: Blobs())
+    monkeypatch.setattr(find, "check_finder", lambda *_: None)
     for name, content in (("a", b"1"), ("copy", b"1"), ("b", b"2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w").write_bytes(content)
