@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import densepath
-from densepath.analysis import cell_share
+from densepath.analysis import cell_share, show_cells
 from densepath.core.errors import UserError
 
 
@@ -52,6 +52,27 @@ def test_cells_are_drawn_where_they_are(cells: tuple[Path, Path], tmp_path: Path
     columns = np.flatnonzero(cyan.any(axis=0))
     assert made["cells"] == 65 and columns.min() < 0.05 * picture.shape[1] < columns.max()
     assert cyan[: picture.shape[0] // 2, : picture.shape[1] // 4].sum() > 10 * cyan[picture.shape[0] // 2 :].sum() > 0
+
+
+def test_classes_have_a_legend_of_their_colors(
+    cells: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = cells
+    figures: list[Figure] = []
+    monkeypatch.setattr(show_cells, "save", lambda figure, path: figures.append(figure))
+    (tmp_path / "points.csv").write_text("slide,x_um,y_um,class\na,9,9,stroma\na,30,30,immune\nb,9,9,tumor\n")
+    options = {"source": "csv", "points": tmp_path / "points.csv", "default_mpp": 0.5, "workers": 0}
+    densepath.cells(data=data, out=tmp_path / "D", **options)  # type: ignore[arg-type]
+    densepath.show_cells(data=data, cells=tmp_path / "D", out=tmp_path / "c.png", count=2)
+    (figure,) = figures
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["immune", "stroma", "tumor"]
+    own = [tuple(handle.get_facecolor()[0]) for handle in legend.legend_handles]
+    drawn = {tuple(color) for axes in figure.axes for dots in axes.collections for color in dots.get_facecolors()}
+    assert len(set(own)) == 3 and drawn == set(own)
+    box, figure_box = legend.get_window_extent(), figure.bbox
+    assert box.x0 >= 0 and box.x1 <= figure_box.x1 and box.y0 >= 0
+    assert all(axes.get_window_extent().y0 >= box.y1 for axes in figure.axes)
 
 
 def test_no_bar_of_a_resolution_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

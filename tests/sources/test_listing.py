@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import tempfile
@@ -9,7 +10,7 @@ import threading
 import time
 import unicodedata
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -266,3 +267,22 @@ def test_a_slow_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.scandir", lambda *place: time.sleep(0.15) or look(*place))
     monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "1.2")  # for all folders together it would not be enough
     assert len(find_images(tmp_path)) == 8
+
+
+def test_an_excluded_folder_may_be_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.png", "closed/b.png", "open/c.png")
+    read = os.scandir
+
+    def refusing(folder: str) -> Any:  # permissions do not stop an administrator, who may run the tests
+        if folder.endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return read(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=r"closed cannot be read \(Permission denied\); check its permissions"):
+        find_images(tmp_path)
+    with pytest.raises(UserError, match="closed cannot be read"):
+        find_images(tmp_path, exclude=["open"])
+    passed = Passed()
+    assert list(list_images(tmp_path, ["closed"], passed)) == [f"{tmp_path}/a.png", f"{tmp_path}/open/c.png"]
+    assert not passed.unused

@@ -89,17 +89,40 @@ def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], pl
         handles, labels: as for ``Figure.legend``.
         place: "upper left" or "lower center".
     """
-    options: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0.3}
-    for columns in range(len(labels), 0, -1):
-        legend = figure.legend(handles, labels, **options, loc=place, ncols=columns)
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            break
-        legend.remove()
     width, height = figure.get_size_inches()
-    taken = legend.get_window_extent().height / figure.dpi
+    taken = _legend(figure, handles, labels, place)
     figure.set_size_inches(width, height + taken)
     share, above = taken / (height + taken), place.startswith("upper")
     figure.tight_layout(pad=0.7, rect=(0, 0 if above else share, 1, 1 - share if above else 1))
+
+
+def add_panel_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Add a legend below the panels of a :class:`PanelGrid`, as :func:`add_legend`: the figure grows by its height."""
+    _grow(figure, _legend(figure, handles, labels, "lower center") + _GAP)
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], place: Any) -> float:
+    """Add a legend with the columns that fit; its height in inches."""
+    options: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0.3}
+    columns = len(labels)
+    legend = figure.legend(handles, labels, **options, loc=place, ncols=columns)
+    while columns > 1 and legend.get_window_extent().width > figure.bbox.width:
+        legend.remove()
+        columns -= 1
+        legend = figure.legend(handles, labels, **options, loc=place, ncols=columns)
+    return float(legend.get_window_extent().height / figure.dpi)
+
+
+def _grow(figure: Figure, below: float) -> None:
+    """Add inches below the panels of a :class:`PanelGrid`, which keep their size."""
+    width, height = figure.get_size_inches()
+    whole = height + below
+    figure.set_size_inches(width, whole)
+    for text in figure.texts:
+        text.set_y((text.get_position()[1] * height + below) / whole)
+    for axes in figure.axes:
+        box = axes.get_position(original=True)  # the other one is that of an image in the changed figure
+        axes.set_position((box.x0, (box.y0 * height + below) / whole, box.width, box.height * height / whole))
 
 
 def add_color_bar(figure: Figure, colors: str, ticks: Mapping[float, str], label: str) -> None:
@@ -111,14 +134,8 @@ def add_color_bar(figure: Figure, colors: str, ticks: Mapping[float, str], label
         ticks: position in the bar, from 0 to 1 -> its text.
         label: what the colors mean.
     """
-    width, height = figure.get_size_inches()
-    whole = height + _BAR
-    figure.set_size_inches(width, whole)
-    for text in figure.texts:
-        text.set_y((text.get_position()[1] * height + _BAR) / whole)
-    for axes in figure.axes:
-        box = axes.get_position(original=True)  # the other one is that of an image in the changed figure
-        axes.set_position((box.x0, (box.y0 * height + _BAR) / whole, box.width, box.height * height / whole))
+    _grow(figure, _BAR)
+    width, whole = figure.get_size_inches()
     side = min(1.8, width - 4 * _GAP)
     bar = figure.add_axes(((width - side) / 2 / width, (_BAR - 0.12) / whole, side / width, 0.1 / whole))
     bar.imshow(np.linspace(0, 1, 256)[None], cmap=colors, aspect="auto", extent=(0, 1, 0, 1))

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from PIL import Image
 
 from densepath.analysis.cell_share import ShareTable, cellular_shares, draw_shares, write_shares
-from densepath.analysis.panels import INK, OBJECTS, PanelGrid, picture_file, save, show
+from densepath.analysis.panels import INK, OBJECTS, PanelGrid, add_panel_legend, picture_file, save, show
 from densepath.annotations.cells.cell_files import cell_path, read_cells
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
 from densepath.core.errors import UserError, counted, one_line
@@ -23,6 +24,8 @@ from densepath.sources.tiles.overview import read_overview
 
 _SLIDES, _COLUMNS = 3, 3
 _ON_OVERVIEW = 20000  # cells; of more, every n-th is drawn
+_DARK = "#0047ff"  # on an overview, where cells have one class
+_LEAST = 720  # pixels of an overview's longer side
 _MPP = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -85,10 +88,14 @@ def show_cells(
         found = read_cells(cell_path(cells, points.name_of(tiling.path)))
         overview = read_overview(open_slide(tiling.path, sum(tiling.spacing) / 2))
         step = -(-max(len(found), 1) // _ON_OVERVIEW)
-        places = found.points[::step] * np.divide(tiling.spacing[::-1], overview.spacing[::-1])
+        height, width = overview.pixels.shape[:2]
+        larger = max(1, _LEAST // max(height, width))
+        shown = Image.fromarray(overview.pixels).resize((width * larger, height * larger), Image.Resampling.BICUBIC)
+        places = found.points[::step] * np.divide(tiling.spacing[::-1], overview.spacing[::-1]) * larger
         panel = next(axes)
-        show(panel, overview.pixels)
-        _dots(panel, places, found.classes[::step], 0.6, ("#0047ff", *OBJECTS[1:]))
+        show(panel, np.asarray(shown))
+        size = float(np.clip(1500 / max(len(found), 1), 0.6, 9.0))
+        _dots(panel, places, found.classes[::step], size, (_DARK,) if len(points.class_names) == 1 else OBJECTS)
         _label(panel, f"{one_line(tiling.name)}: {counted(len(found), 'cell')}")
     for position in chosen:
         pixels = images.spec.to_rgb(images.read(position))
@@ -97,6 +104,10 @@ def show_cells(
         show(panel, pixels)
         _dots(panel, (own[:, :2] + 1) / 2 * pixels.shape[1::-1], own[:, 2], 9.0, OBJECTS)
         _label(panel, counted(len(own), "cell"))
+    if len(points.class_names) > 1:
+        colors = [OBJECTS[number % len(OBJECTS)] for number in range(len(points.class_names))]
+        handles = [panel.scatter([], [], s=20, color=color, edgecolors="black", linewidths=0.5) for color in colors]
+        add_panel_legend(grid.figure, handles, [one_line(name) for name in points.class_names])
     return {"cells": points.count, "picture": save(grid.figure, out)}
 
 

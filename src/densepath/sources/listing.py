@@ -57,6 +57,13 @@ class Passed:
         """A phrase for a source without an image: what else is in it."""
         return f", only {first_few(self._others(), _SHOWN)}" if self.kinds else ""
 
+    def leaves_out(self, inside: str, exclude: Sequence[str]) -> bool:
+        """Whether a pattern matches a path below the folder; such patterns are noted as used."""
+        found = matches_any(inside, exclude)
+        if found:
+            self.unused = [pattern for pattern in self.unused if not matches_any(inside, [pattern])]
+        return found
+
     def _others(self) -> list[str]:
         return [counted(n, _ONE.get(kind, kind.removesuffix("s")), kind) for kind, n in self.kinds.most_common()]
 
@@ -84,7 +91,7 @@ def list_images(
             a glob pattern (``**`` crosses folders): the images that match, sorted;
             one image.
         exclude: patterns with ``*`` and ``?``; an image is left out if one matches its path relative to the source's
-            folder, a folder above it, or its name.
+            folder, a folder above it, or its name. A folder that one matches may be unreadable.
         passed: what was passed over is added to it.
         runs: whether images in folders that hold a run of densepath are included: they are pictures of it.
         suffixes: the endings of images.
@@ -104,7 +111,7 @@ def _list(
 ) -> PathTable:
     remedy = ""
     if os.path.isdir(text):
-        found, root = _walk(text, suffixes, passed, runs), text
+        found, root = _walk(text, suffixes, passed, runs, exclude), text
         empty = f"{text} and its subfolders contain no {kinds}"
     elif text.lower().endswith(LIST_SUFFIXES):
         found, root = read_list(text, suffixes), os.path.dirname(text)
@@ -175,14 +182,21 @@ def _while_reading(read: Callable[[], T], source: str | Path, passed: Passed) ->
     return next(in_threads(lambda call: call(), [read], 1, what, sign=lambda: passed.read))
 
 
-def _walk(folder: str | Path, suffixes: Sequence[str], passed: Passed, runs: bool) -> Iterator[str]:
+def _walk(
+    folder: str | Path, suffixes: Sequence[str], passed: Passed, runs: bool, exclude: Sequence[str] = ()
+) -> Iterator[str]:
     root = os.path.realpath(folder)
     read = {_identity(root)}
     stack: list[Iterator[os.DirEntry[str]]] = []
 
     def enter(path: str) -> None:
         passed.read += 1
-        entries = _entries(path)
+        try:
+            entries = _entries(path)
+        except UserError:
+            if not passed.leaves_out(os.path.relpath(path, folder), exclude):
+                raise
+            return
         if not runs and any(entry.name == _CONFIG and _is_run(entry.path) for entry in entries):
             passed.kinds[_RUNS] += 1
         else:
@@ -248,9 +262,8 @@ def _without(names: Iterable[str], exclude: Sequence[str], root: str, passed: Pa
     for name in names:
         passed.read += 1
         inside = os.path.relpath(name, root or ".") if exclude else ""
-        if exclude and matches_any(inside, exclude):
+        if exclude and passed.leaves_out(inside, exclude):
             passed.excluded += 1
-            passed.unused = [pattern for pattern in passed.unused if not matches_any(inside, [pattern])]
         else:
             yield name
 

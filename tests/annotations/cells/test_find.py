@@ -163,6 +163,7 @@ def test_what_may_pass_is_tried_again(
 
 def test_other_weights_are_other_work(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_area, "build_finder", lambda *_: Blobs())
+    monkeypatch.setattr(find, "check_finder", lambda *_: None)
     for name, content in (("a", b"1"), ("copy", b"1"), ("b", b"2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w").write_bytes(content)
@@ -335,6 +336,25 @@ def test_tables_as_spreadsheets_write_them(encoding: str, tmp_path: Path) -> Non
     (tmp_path / "t.csv").write_text("x;y;class\r\n1,5;20;a, b\r\n", encoding=encoding, newline="")
     found = read_points(tmp_path / "t.csv", "csv")
     assert found.points.tolist() == [[1.5, 20]] and list(found.classes) == ["a, b"]
+
+
+def test_magnifications_and_coordinates_that_are_not_numbers(tmp_path: Path) -> None:
+    nuclei = {"1": {"centroid": [10, 20], "type": 1}}
+    path = tmp_path / "a.json"
+    for mag, unit in ((40, 40.0), ("20x", 20.0), (None, "px")):
+        path.write_text(json.dumps({"mag": mag, "nuc": nuclei}))
+        assert read_points(path, "hovernet").unit == unit
+    for mag in ("large", -20, float("nan"), [40]):
+        path.write_text(json.dumps({"mag": mag, "nuc": nuclei}))
+        with pytest.raises(UserError, match=r"has the magnification .* which is not a number such as 40"):
+            read_points(path, "hovernet")
+    for source, content in (
+        ("hovernet", {"1": {"centroid": [float("nan"), 20]}}),
+        ("geojson", [{"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, float("inf")]}}]),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match="cells whose coordinates are NaN or Inf"):
+            read_points(path, source)
 
 
 def test_a_row_of_a_table_is_of_one_image(images: Path, tmp_path: Path) -> None:

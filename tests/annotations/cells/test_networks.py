@@ -116,11 +116,21 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
         build_finder("histomicstk")
 
 
+def test_a_package_that_is_missing_is_noticed_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "find_spec", lambda name: None)
+    for source, package in (("hovernet", "tiatoolbox"), ("cellpose", "cellpose")):
+        with pytest.raises(UserError, match=f"{package} is not installed; pip install"):
+            run(tmp_path / source, source, Path(__file__))
+        assert not (tmp_path / source / "C").exists()
+
+
 def run(tmp_path: Path, source: str, weights: Path | None) -> None:
     """The verb on an image."""
     from PIL import Image
 
-    (tmp_path / "images").mkdir()
+    (tmp_path / "images").mkdir(parents=True)
     Image.fromarray(painted(0.5)[0]).save(tmp_path / "images" / "a.png")
     build_finder.cache_clear()
     made = densepath.cells(

@@ -19,6 +19,7 @@ from densepath.core.errors import UserError
 Pixels = npt.NDArray[np.uint8]
 FINDERS = ("blobs", "cellpose", "stardist", "hovernet", "histomicstk")
 MODELS = ("cellpose", "stardist", "hovernet")  # that need weights
+_PACKAGES = {**{name: name for name in FINDERS[1:]}, "hovernet": "tiatoolbox"}
 FinderName = Literal["blobs", "cellpose", "stardist", "hovernet", "histomicstk"]
 
 
@@ -124,7 +125,7 @@ def check_finder(name: str, weights: str | Path | None, mpp: float | None) -> No
     """Check the options of a finder before any slide is read.
 
     Raises:
-        UserError: weights are missing, or an option has no effect.
+        UserError: weights or the package are missing, or an option has no effect.
     """
     if name in MODELS and weights is None:
         raise UserError(f"{name} needs its weights; give the path with --weights, nothing is downloaded")
@@ -136,6 +137,8 @@ def check_finder(name: str, weights: str | Path | None, mpp: float | None) -> No
         raise UserError("blobs works at its own resolution; leave --model_mpp out")
     if mpp is not None and not 0.05 <= mpp <= 10:
         raise UserError(f"model_mpp is {mpp}; give µm per pixel, such as 0.5")
+    if name in _PACKAGES:
+        networks.check_package(_PACKAGES[name])
 
 
 def digest_of_weights(path: str | Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ _NUCLEUS = 8.5  # µm: the diameter for which Cellpose's model of nuclei is made
 _WINDOW, _CENTER = 256, 164  # pixels that HoVer-Net sees at a time, and for which it answers
 _BATCH = 8
 _STAINS = ("hematoxylin", "eosin", "null")
+_INSTALL = {"stardist": "stardist tensorflow"}  # what is to be installed, where it is not only the package
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ def cellpose(weights: str | Path | None, mpp: float | None) -> Segmenter:
     Raises:
         UserError: the package is missing, or cannot read the weights.
     """
-    models = _package("cellpose.models", "cellpose")
+    models = _package("cellpose.models")
     resolution = mpp or 0.5
     model = _loaded(lambda: models.CellposeModel(gpu=_has_gpu(), pretrained_model=str(weights)), "Cellpose", weights)
     diameter = _NUCLEUS / resolution
@@ -61,7 +63,7 @@ def stardist(weights: str | Path | None, mpp: float | None) -> Segmenter:
     Raises:
         UserError: the package or TensorFlow is missing, or it cannot read the weights.
     """
-    models = _package("stardist.models", "stardist tensorflow")
+    models = _package("stardist.models")
     folder = Path(str(weights)).resolve()
     model = _loaded(lambda: models.StarDist2D(None, name=folder.name, basedir=str(folder.parent)), "StarDist", weights)
     gray = int(model.config.n_channel_in) == 1
@@ -82,7 +84,7 @@ def hovernet(weights: str | Path | None, mpp: float | None) -> Segmenter:
     """
     import torch
 
-    architecture = _package("tiatoolbox.models.architecture.hovernet", "tiatoolbox")
+    architecture = _package("tiatoolbox.models.architecture.hovernet")
     content = _loaded(lambda: torch.load(str(weights), map_location="cpu", weights_only=True), "HoVer-Net", weights)
     tensors = content.get("desc", content)  # as the authors publish them
     kinds = next((t.shape[0] for name, t in tensors.items() if name.startswith("decoder.tp.") and "u0" in name), None)
@@ -115,8 +117,8 @@ def histomicstk(mpp: float | None) -> Segmenter:
     Raises:
         UserError: the package is missing.
     """
-    nuclear = _package("histomicstk.segmentation.nuclear", "histomicstk")
-    deconvolution = _package("histomicstk.preprocessing.color_deconvolution", "histomicstk")
+    nuclear = _package("histomicstk.segmentation.nuclear")
+    deconvolution = _package("histomicstk.preprocessing.color_deconvolution")
     resolution = mpp or 0.5
     stains = np.array([deconvolution.stain_color_map[stain] for stain in _STAINS]).T
 
@@ -145,11 +147,23 @@ def _windows(pixels: Pixels) -> tuple[Pixels, Sequence[tuple[int, int]], tuple[i
     return np.stack([wide[y : y + _WINDOW, x : x + _WINDOW] for y, x in places]), places, (height, width)
 
 
-def _package(module: str, install: str) -> Any:
+def check_package(package: str) -> None:
+    """Check that a package of a finder is installed, without loading it.
+
+    Raises:
+        UserError: it is not.
+    """
+    if find_spec(package) is None:
+        raise UserError(f"{package} is not installed; pip install {_INSTALL.get(package, package)}")
+
+
+def _package(module: str) -> Any:
+    package = module.partition(".")[0]
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"{module.partition('.')[0]} is not installed ({error}); pip install {install}") from error
+        install = _INSTALL.get(package, package)
+        raise UserError(f"{package} is not installed ({error}); pip install {install}") from error
 
 
 def _loaded(load: Callable[[], Any], name: str, weights: str | Path | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,11 +77,12 @@ def read_points(path: Path, source: str) -> PointsFile:
     Raises:
         UserError: it cannot be read, or is not such a file.
     """
-    if source == "geojson":
-        return _read_geojson(path)
-    if source == "hovernet":
-        return _read_hovernet(path)
-    ((_, found),) = read_tables(path, by_slide=False)
+    if source == "csv":
+        ((_, found),) = read_tables(path, by_slide=False)
+        return found
+    found = _read_geojson(path) if source == "geojson" else _read_hovernet(path)
+    if not np.isfinite(found.points).all():
+        raise UserError(f"{path} has cells whose coordinates are NaN or Inf; export it again")
     return found
 
 
@@ -134,9 +136,15 @@ def _read_hovernet(path: Path) -> PointsFile:
     try:
         points = np.array([each["centroid"][:2] for each in nuclei.values()], np.float64).reshape(-1, 2) + 0.5
         kinds = [each.get("type") for each in nuclei.values()]
-        unit = float(content["mag"]) if "nuc" in content and content.get("mag") else "px"
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} has nuclei whose centroid is not two numbers; export it again") from error
+    mag = content.get("mag") if "nuc" in content else None
+    try:
+        unit: str | float = float(str(mag).lower().removesuffix("x")) if mag else "px"
+    except ValueError:
+        unit = math.nan
+    if isinstance(unit, float) and not 0 < unit < math.inf:
+        raise UserError(f"{path} has the magnification {mag!r}, which is not a number such as 40; correct it")
     return PointsFile(points, [None if kind is None else _type_name(kind) for kind in kinds], unit)
 
 
