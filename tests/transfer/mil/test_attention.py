@@ -42,6 +42,21 @@ def test_the_tile_with_the_highest_attention_is_shown_where_it_is(tmp_path: Path
     assert (tmp_path / "out/sub/a.png").exists()
 
 
+def test_slides_without_pictures_are_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides/broken.tif").write_bytes(b"II*\0" + bytes(4))
+    write_slide(tmp_path / "slides/whole.tif", size=(512, 512), levels=(1, 4))
+    files = AttentionFiles(tmp_path / "out", [], tmp_path / "slides")
+    for name, corners in {"broken": CORNERS, "gone": CORNERS, "whole": None}.items():
+        files.write(name, SlideFeatures(name, NONE, corners, side=128.0), np.full((1, 16), 1 / 16), 0)
+    said = capfd.readouterr().err
+    assert "broken has no pictures: " in said and "broken.tif" in said
+    assert f"gone has no pictures, as there is no such slide in {tmp_path / 'slides'}" in said
+    assert "whole has no pictures, as the places of its tiles are unknown" in said
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.csv")) == ["broken.csv", "gone.csv", "whole.csv"]
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
 def test_micrometres_become_pixels_of_level_0() -> None:
     tiles = SlideFeatures("a", NONE, CORNERS / 2, unit="um", side=64.0)
     boxes = boxes_px(tiles, (0.5, 0.5))

@@ -194,6 +194,14 @@ def test_wrong_features_are_refused(tmp_path: Path, second: torch.Tensor, messag
         read_bags(["a", "b"], files)
 
 
+def test_damaged_features_are_refused_in_few_words(tmp_path: Path) -> None:
+    path = features(tmp_path, "a") / "a.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError) as refused:
+        read_bags(["a"], [(path,)])
+    assert str(refused.value) == f"{path} is damaged or not a torch file; copy or export it again"
+
+
 def test_slides_of_a_patient_are_one_bag_of_float16(tmp_path: Path) -> None:
     features(tmp_path, "a", "b")
     files = (tmp_path / "a.pt", tmp_path / "b.pt")

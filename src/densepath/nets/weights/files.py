@@ -46,7 +46,7 @@ def read_tensors(path: Path, holders: tuple[str, ...] = _HOLDERS) -> tuple[dict[
         return _read_safetensors(path)
     with path.open("rb") as file:
         by_torch = file.read(64).startswith(_TORCH_STARTS)
-    content = _read_torch(path) if by_torch else read_pickle(path)
+    content = load_torch(path) if by_torch else read_pickle(path)
     found, size = _tensors(content, holders, path), path.stat().st_size
     if sum(tensor.numel() * tensor.element_size() for tensor in found.values()) > _MOST_SHARED * size + _FREE:
         raise UserError(f"{path} is damaged: its tensors are far larger than the file; copy or export it again")
@@ -61,7 +61,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} is damaged or not a safetensors file; copy or export it again") from error
 
 
-def _read_torch(path: Path) -> Any:
+def load_torch(path: Path) -> Any:
+    """What a file of ``torch.save`` holds, with tensors on the CPU.
+
+    Raises:
+        UserError: the file is damaged, or contains more than tensors and settings.
+    """
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP_START)) == _ZIP_START
     if zipped:

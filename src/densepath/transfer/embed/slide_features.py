@@ -18,6 +18,7 @@ import torch
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, writing
 from densepath.core.hdf5 import new_hdf5
+from densepath.nets.weights.files import load_torch
 from densepath.sources.tiles.coords import attributes_of, unit_of
 from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
 from densepath.transfer.embed.chunked_rows import read_rows
@@ -188,7 +189,7 @@ def _read_hdf5(path: Path, read: bool) -> SlideFeatures:
 
 
 def _read_torch(path: Path) -> SlideFeatures:
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    content = load_torch(path)
     if not isinstance(content, Mapping):
         return SlideFeatures(path.stem, _as_rows(torch.as_tensor(content).numpy()))
     name = next((name for name in _FEATURES if name in content), None)

@@ -12,6 +12,7 @@ import numpy as np
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.streams import say
 from densepath.runs.closing import draw_safely
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.find import find_slides
@@ -36,7 +37,7 @@ class AttentionFiles:
     """
 
     def __init__(self, out: Path, classes: Sequence[str], slides: str | Path | None = None) -> None:
-        self._out, self._classes = out, classes
+        self._out, self._classes, self._folder = out, classes, slides
         paths = [] if slides is None else find_slides(slides)
         self._paths = {slide_name(os.path.relpath(path, slides or "")): path for path in paths}
         self._names = Names(list(self._paths))
@@ -57,7 +58,11 @@ class AttentionFiles:
         spacing = tiles.spacing or (slide.spacing if slide is not None else None)
         if (boxes := boxes_px(tiles, spacing)) is not None:
             write_geojson(stem.with_name(f"{stem.name}.geojson"), boxes, attention, self._classes)
-        if not drawn or slide is None or spacing is None or tiles.corners is None:
+        if not drawn or slide is None:
+            return
+        if spacing is None or tiles.corners is None:
+            unknown = "the places of its tiles" if tiles.corners is None else "its µm per pixel"
+            say(f"densepath: {name} has no pictures, as {unknown} are unknown")
             return
         own = attention[shown if len(attention) > 1 else 0]
         own = own / own.mean()  # 1 is the mean, however many tiles there are
@@ -68,14 +73,17 @@ class AttentionFiles:
         draw_safely(lambda: draw_extremes(stem.with_name(f"{stem.name}_tiles.png"), slide, um, own, label))
 
     def _open(self, name: str, tiles: SlideFeatures) -> Slide | None:
-        """The slide, if it is there and can be read."""
+        """The slide, if it is there and can be read; of a slide that was asked for, what is wrong is said."""
         noted = tiles.notes.get("slide_path")  # of densepath embed
         try:
-            path = self._paths.get(self._names.find(name, "the features") or "")
-            path = noted if path is None else path
-            return open_slide(path) if path is not None and os.path.exists(path) else None
-        except (UserError, CorruptImage):
-            return None
+            path = self._paths.get(self._names.find(name, "the features") or "", noted)
+            if path is not None and os.path.exists(path):
+                return open_slide(path)
+            if self._folder is not None:
+                say(f"densepath: {name} has no pictures, as there is no such slide in {self._folder}")
+        except (UserError, CorruptImage) as error:
+            say(f"densepath: {name} has no pictures: {error}")
+        return None
 
 
 def boxes_px(tiles: SlideFeatures, spacing: tuple[float, float] | None) -> Floats | None:
