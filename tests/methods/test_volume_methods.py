@@ -140,6 +140,16 @@ def test_the_released_pcrl_paints_both_volumes_inside_or_both_outside(make, view
     assert 0 < inside[0][0][both].sum() < both.sum()
 
 
+def test_painting_of_the_released_pcrl_is_an_option_of_volumes(make):
+    x = torch.full((4, 1, 16, 16, 16), 2.0)
+    draw = Draw(0, 0, torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    for share in (0.0, 1.0):
+        painting = make(PCRLReleased, painting=share).views()["first"].appearance[-1]
+        assert (painting.apply(x.clone(), draw) != 2).flatten(1).any(1).tolist() == [share > 0] * 4
+    with pytest.raises(UserError, match=r"not painted; leave out --method\.painting 0"):
+        PCRLReleased(build_backbone("test_resnet"), painting=0.0)
+
+
 def test_cube_restores_against_a_discriminator(make, views_of):
     method = make(Cube, error="l2")
     batch = views_of(method)

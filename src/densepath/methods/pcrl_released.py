@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.core.distillation import deviation
+from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.methods.base import Losses, Reconstruction
 from densepath.methods.c2l import C2L, C2LOptions, Maps
@@ -28,6 +29,8 @@ from densepath.views.declarations import Declaration, Turned, window_views
 from densepath.views.local_shuffle import LocalShuffle
 from densepath.views.turns import indicator
 from densepath.views.view import Batch
+
+_PAINTING = 0.9
 
 
 class PCRLReleased(C2L):
@@ -53,6 +56,7 @@ class PCRLReleased(C2L):
             these sizes, resized to the views, as in volumes.
         min_iou: the least intersection over union of such a pair.
         border: distance of windows from the edges of an image along each axis, where it is large enough.
+        painting: probability that the views of a volume are painted; those of images never are.
         sigmoid: whether a sigmoid follows the predicted pixels, which then are in [0, 1]: for mean 0 and std 1.
         **options: as in :class:`C2L`.
 
@@ -66,15 +70,18 @@ class PCRLReleased(C2L):
         windows: tuple[tuple[int, ...], ...] = (),
         min_iou: float = 0.25,
         border: tuple[int, ...] = (),
+        painting: float = _PAINTING,
         sigmoid: bool = False,
         **options: Unpack[C2LOptions],
     ) -> None:
+        if backbone.ndim == 2 and painting != _PAINTING:
+            raise UserError(f"the views of images are not painted; leave out --method.painting {painting}")
         super().__init__(backbone, temperature=temperature, **options)
         width, ndim = backbone.channels[backbone.deepest], backbone.ndim
         self.gate = TransformationAttention(width, ndim + 4, "gate", ndim=ndim)
         self.decoder, self.pixels = build_decoder(backbone)
         self.sigmoid = sigmoid
-        views = partial(self.views, windows=windows, min_iou=min_iou, border=border, ndim=ndim)
+        views = partial(self.views, windows=windows, min_iou=min_iou, border=border, painting=painting, ndim=ndim)
         self.views = views  # type: ignore[method-assign]
 
     @staticmethod
@@ -87,12 +94,13 @@ class PCRLReleased(C2L):
         windows: tuple[tuple[int, ...], ...] = (),
         min_iou: float = 0.25,
         border: tuple[int, ...] = (),
+        painting: float = _PAINTING,
         ndim: int = 2,
     ) -> dict[str, Declaration]:
         """Two corrupted crops, the same crops clean, and the corrupted ones flipped and turned."""
         own = Augment(rotation=10.0, jitter=1.0, hue=0.4)
         view = (augment or own).random_view()
-        corruptions = (Cutout(),) if ndim == 2 else (LocalShuffle(), Painting(same_choice=True))
+        corruptions = (Cutout(),) if ndim == 2 else (LocalShuffle(), Painting(painting, same_choice=True))
         view = replace(view, appearance=(*view.appearance, *corruptions))
         first, second = (view, view) if not windows else window_views(view, windows, min_iou, border, equal=False)
         same = {"flip": (0.0,) * 3, "quarter_turns": False, "clean": True}
