@@ -90,7 +90,7 @@ def test_patients_get_the_answers_of_all_folds(run: Path, tmp_path: Path) -> Non
             np.testing.assert_allclose(shown, attention.mean(0)[:, len(bags["x"]) :], rtol=1e-4)
     slides_rows = rows_of(tmp_path / "out" / "slides.csv", "slide")
     assert float(slides_rows["x"]["label_tumour"]) == pytest.approx(expected(run, bags["x"])[0][:, 1].mean(), 1e-4)
-    assert "has no features" in slides_rows["damaged"]["problem"] and slides_rows["damaged"]["pred"] == ""
+    assert "not a torch file" in slides_rows["damaged"]["problem"] and slides_rows["damaged"]["pred"] == ""
 
 
 def test_the_same_command_continues(run: Path, tmp_path: Path) -> None:
