@@ -225,8 +225,8 @@ class Method(nn.Module):
         return [
             *lines,
             f"the run ends with the {name.replace('_', ' ')} at {row[name]:.3f}, {ratio:.2f} times that of chance: "
-            "it cannot tell keys apart; try another learning rate, more steps, --method.standardize, or a smaller "
-            "queue",
+            "it cannot tell keys apart; try another learning rate, more steps, views that are more alike "
+            "(--augment.jitter 0, a larger --augment.scale), --method.standardize, or a smaller queue",
         ]
 
     @classmethod
