@@ -35,7 +35,7 @@ ABLATIONS = ["conv_mim_embedding_masking", "conv_mim_invariance"]
 TAUGHT = ["beit_v2", "eva", "vq_kd"]
 DISTILLED = ["cellback", "dino", "dirl"]
 DENSE = ["esvit", "ibot", "selfpatch"]
-HIPT = ["hipt_patch", "hipt_region", "hipt_region_small"]
+HIPT = ["hipt_patch", "hipt_region"]
 DEEPER = ["dino_13", "dino_13_two_heads"]
 COMPARED = ["dino_imix", "dino_sup"]
 OTHERS = ["dirl_simclr", "dirl_byol", "cellback_simclr", "cellback_byol"]  # frameworks besides DINO
@@ -44,7 +44,7 @@ RADIOGRAPHS = ["c2l", "model_genesis", "pcrl", "pcrl_released", "semantic_genesi
 VOLUMES = ["c2l_3d", "concl_3d", "cpc_3d", "cube", "model_genesis_3d", "moco_v2_3d", "pcrl_3d", "pcrl_3d_released"]
 VOLUMES += ["semantic_genesis_3d"]
 PCRL_ROWS = ["contrast", "crossmix", "crossmix_05", "flips", "rotnet", "self", "transatt"]
-SMALL = [*PAPER, *OWN, *MASKED, *TAUGHT, *DISTILLED, *DENSE, *OTHERS, *RADIOGRAPHS, *VOLUMES, "dino_sup"]
+SMALL = [*PAPER, *OWN, *MASKED, *TAUGHT, *DISTILLED, *DENSE, *DEEPER, *COMPARED, *OTHERS, *HIPT, *RADIOGRAPHS, *VOLUMES]
 NAMES = sorted(
     [
         *PAPER,
