@@ -13,6 +13,7 @@ from PIL import Image
 import densepath
 from densepath.analysis import cell_share, show_cells
 from densepath.core.errors import UserError
+from densepath.synthetic.slide import write_slide
 
 
 @pytest.fixture
@@ -73,6 +74,23 @@ def test_classes_have_a_legend_of_their_colors(
     box, figure_box = legend.get_window_extent(), figure.bbox
     assert box.x0 >= 0 and box.x1 <= figure_box.x1 and box.y0 >= 0
     assert all(axes.get_window_extent().y0 >= box.y1 for axes in figure.axes)
+
+
+def test_a_class_has_one_color_in_all_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slide has some of the classes, which have other numbers in its file."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(show_cells, "save", lambda figure, path: figures.append(figure))
+    for name in "ab":
+        write_slide(tmp_path / f"S/{name}.tif", size=(512, 512), levels=(1, 4))
+    densepath.tile(data=tmp_path / "S", out=tmp_path / "T", mpp=0.5, size=128, min_tissue=0.0, workers=0)
+    (tmp_path / "points.csv").write_text("slide,x,y,class\na,9,9,immune\na,99,99,stroma\nb,9,9,stroma\nb,99,99,tumor\n")
+    options = {"source": "csv", "points": tmp_path / "points.csv", "workers": 0}
+    densepath.cells(data=tmp_path / "T", out=tmp_path / "C", **options)  # type: ignore[arg-type]
+    densepath.show_cells(data=tmp_path / "T", cells=tmp_path / "C", out=tmp_path / "c.png", count=1)
+    (figure,) = figures
+    immune, stroma, tumor = (tuple(handle.get_facecolor()[0]) for handle in figure.legends[0].legend_handles)
+    drawn = [[tuple(color) for color in axes.collections[0].get_facecolors()] for axes in figure.axes[:2]]
+    assert drawn == [[immune, stroma], [stroma, tumor]]
 
 
 def test_no_bar_of_a_resolution_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

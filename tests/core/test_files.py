@@ -13,7 +13,7 @@ from densepath.core.files import (
     Unchanged,
     _machine,
     atomic_write,
-    check_place,
+    check_writable,
     remove_abandoned,
     remove_remains,
     require_new_folder,
@@ -106,14 +106,14 @@ def test_a_folder_may_be_a_mount_point(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_work_begins(tmp_path):
-    check_place(tmp_path / "new" / "deep" / "scores.json")
+    check_writable(tmp_path / "new" / "deep" / "scores.json")
     assert content(tmp_path) == []
     (tmp_path / "file").write_text("text")
     with pytest.raises(UserError, match="file is not a folder"):
-        check_place(tmp_path / "file" / "deep" / "scores.json")
+        check_writable(tmp_path / "file" / "deep" / "scores.json")
     if not can_mount():
         pytest.skip("no file system can be mounted here")
-    program = "import sys; from densepath.core.files import check_place; check_place(sys.argv[1])"
+    program = "import sys; from densepath.core.files import check_writable; check_writable(sys.argv[1])"
     script = f'mount -t tmpfs -o ro tmpfs {tmp_path} && exec "$0" -c "$1" {tmp_path}/new/scores.json'
     done = subprocess.run(
         [*NAMESPACE, "sh", "-c", script, sys.executable, program], capture_output=True, text=True, check=False

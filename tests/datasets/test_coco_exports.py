@@ -317,9 +317,13 @@ def test_folders_with_names_in_any_encoding(tmp_path: Path) -> None:
     """The manifest names them, and is read again as a table of splits."""
     source = one_set(tmp_path).rename(tmp_path / os.fsdecode(b"Gewebe\xe4"))
     dest = convert_coco(source, tmp_path / "out", test_share=0.5)
-    again = convert_coco(source, tmp_path / "again", splits=dest / "manifest.csv")
-    for split in ("train", "test"):
-        assert (again / f"annotations/{split}.json").read_bytes() == (dest / f"annotations/{split}.json").read_bytes()
+    saved = tmp_path / "saved.csv"  # by a spreadsheet
+    saved.write_bytes((dest / "manifest.csv").read_bytes().replace(b",", b";"))
+    for number, table in enumerate((dest / "manifest.csv", saved)):
+        again = convert_coco(source, tmp_path / f"again{number}", splits=table)
+        for split in ("train", "test"):
+            name = f"annotations/{split}.json"
+            assert (again / name).read_bytes() == (dest / name).read_bytes()
     assert patients_of(dest, ["a"]) == {}
 
 

@@ -73,6 +73,12 @@ def test_a_list_of_slides(text: str, tiles: SlideTiles, tmp_path: Path) -> None:
     assert [tiling.name for tiling in taken.tilings] == ["a/s0", "b/s3", "b/s5"]  # type: ignore[attr-defined]
 
 
+def test_the_first_column_of_a_list_may_be_empty(tiles: SlideTiles, tmp_path: Path) -> None:
+    (tmp_path / "list.tsv").write_text("case\tslide\n1\ta/s0\n\ts3\n")
+    taken = restrict(tiles, tmp_path / "list.tsv")
+    assert [tiling.name for tiling in taken.tilings] == ["a/s0", "b/s3"]  # type: ignore[attr-defined]
+
+
 def test_names_in_a_text_list_are_whole_lines_in_any_normal_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

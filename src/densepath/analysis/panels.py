@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, check_place
+from densepath.core.files import atomic_write, check_writable
 from densepath.sources.run_folders import refuse_among_images
 
 INK = "#2b2b33"
@@ -204,7 +204,7 @@ def picture_file(out: str | Path, *data: str | Path) -> Path:
     if Path(out).suffix.lower() != ".png":
         raise UserError(f"a picture cannot be written to {out}; use a file name that ends in .png")
     refuse_among_images(out, *data)
-    check_place(out)
+    check_writable(out)
     return Path(out)
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from densepath.analysis.cell_share import ShareTable, cellular_shares, draw_shares, write_shares
 from densepath.analysis.panels import INK, OBJECTS, PanelGrid, add_panel_legend, picture_file, save, show
-from densepath.annotations.cells.cell_files import cell_path, read_cells
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
 from densepath.core.errors import UserError, counted, one_line
 from densepath.core.random import check_seed
@@ -85,17 +84,17 @@ def show_cells(
     grid = PanelGrid(-(-total // _COLUMNS), min(total, _COLUMNS), panel=3.0)
     axes = iter([axes for row in grid.axes for axes in row])
     for tiling in tilings:
-        found = read_cells(cell_path(cells, points.name_of(tiling.path)))
+        found, classes = points.of_slide(tiling.path)
         overview = read_overview(open_slide(tiling.path, sum(tiling.spacing) / 2))
         step = -(-max(len(found), 1) // _ON_OVERVIEW)
         height, width = overview.pixels.shape[:2]
         larger = max(1, _LEAST // max(height, width))
         shown = Image.fromarray(overview.pixels).resize((width * larger, height * larger), Image.Resampling.BICUBIC)
-        places = found.points[::step] * np.divide(tiling.spacing[::-1], overview.spacing[::-1]) * larger
+        places = found[::step] * np.divide(tiling.spacing[::-1], overview.spacing[::-1]) * larger
         panel = next(axes)
         show(panel, np.asarray(shown))
         size = float(np.clip(1500 / max(len(found), 1), 0.6, 9.0))
-        _dots(panel, places, found.classes[::step], size, (_DARK,) if len(points.class_names) == 1 else OBJECTS)
+        _dots(panel, places, classes[::step], size, (_DARK,) if len(points.class_names) == 1 else OBJECTS)
         _label(panel, f"{one_line(tiling.name)}: {counted(len(found), 'cell')}")
     for position in chosen:
         pixels = images.spec.to_rgb(images.read(position))

@@ -208,7 +208,7 @@ def _known(entry: Entry) -> bool:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """Ticks at the values of a sweep, on a logarithmic axis if they span more than a decade."""
+    """Ticks at the values of a sweep, on a logarithmic axis if they span a factor of _WIDE."""
     if values[0] > 0 and values[-1] >= _WIDE * values[0]:
         axes.set_xscale("log")
         axes.minorticks_off()

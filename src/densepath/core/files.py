@@ -127,7 +127,7 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         raise UserError(f"{known} cannot be written ({error.strerror}); {remedy}") from error
 
 
-def check_place(out: str | Path) -> None:
+def check_writable(out: str | Path) -> None:
     """Check that a file can be written, before the work for it begins.
 
     Raises:

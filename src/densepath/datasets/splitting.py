@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from densepath.annotations.patients import patient_in_name
+from densepath.core.csv_files import open_table
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.random import ordered_by_seed
 from densepath.core.streams import say
@@ -147,15 +148,14 @@ def _listed(samples: Sequence[Sample], table: Path) -> list[str]:
 def _read_table(path: Path) -> dict[str, str]:
     """File -> split."""
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            table = csv.DictReader(lines)
+        with open_table(path, errors="surrogateescape") as table:
             columns = {(name or "").strip().lower(): name for name in table.fieldnames or ()}
             if not set(_COLUMNS) <= set(columns):
                 raise UserError(f"{path} has no columns file and split; give a CSV file with this header")
             # A data set's own manifest names the images as they were before.
             file = columns.get("source", columns["file"])
             rows = [(row[file] or "", (row[columns["split"]] or "").strip().lower()) for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); give a CSV file with the columns file and split") from None
     names = {"valid": "val", "validation": "val", "training": "train"} | {split: split for split in SPLITS}
     wrong = [f"{file}: {split or 'empty'}" for file, split in rows if split not in names]

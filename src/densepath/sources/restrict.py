@@ -88,17 +88,17 @@ def read_slide_list(path: str | Path) -> list[str]:
     """
     try:
         with open(path, newline="", encoding=encoding_of(path), errors="surrogateescape") as file:
-            lines = [line.strip() for line in file if line.strip()]
+            lines = [line.strip("\r\n") for line in file if line.strip()]
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"the list of slides {path} cannot be read ({why}); check the path") from error
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv"):
-        lines = [line for line in lines if not line.startswith("#")]
+        lines = [line for line in lines if not line.lstrip().startswith("#")]
         table = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else delimiter_of("".join(lines[:1])))
         rows = [[field.strip() for field in row] for row in table]
     else:
-        rows = [[line] for line in lines if not line.startswith("# ")]
+        rows = [[line.strip()] for line in lines if not line.lstrip().startswith("# ")]
     heads = [field.lower() for field in rows[0]] if rows else []
     column = next((heads.index(name) for name in _COLUMNS if name in heads), None)
     names = [row[column or 0] for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]

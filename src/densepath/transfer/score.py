@@ -15,7 +15,7 @@ from densepath.annotations.class_masks import ClassMasks
 from densepath.annotations.coco_writing import annotation_of
 from densepath.core.closing import say_end
 from densepath.core.errors import UserError, refuse
-from densepath.core.files import atomic_write, check_place, refuse_replacing
+from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.result import Result
 from densepath.core.scores import SCALE
 from densepath.core.stopwatch import Stopwatch
@@ -90,7 +90,7 @@ def score(
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"score is {score}; give a number from 0 to 1")
     if out is not None:
-        check_place(out)
+        check_writable(out)
         folder = Path(predictions) if Path(predictions).is_dir() else Path(predictions).parent
         for path in (Path(out), Path(out).with_suffix(".csv")):
             refuse_replacing(path, predictions, *(folder / name for name in (PREDICTIONS, IMAGES, TABLE)))

@@ -119,8 +119,8 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
 def test_a_package_that_is_missing_is_noticed_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(networks, "find_spec", lambda name: None)
-    for source, package in (("hovernet", "tiatoolbox"), ("cellpose", "cellpose")):
+    monkeypatch.setattr(networks, "find_spec", lambda name: name == "stardist" or None)
+    for source, package in (("hovernet", "tiatoolbox"), ("cellpose", "cellpose"), ("stardist", "tensorflow")):
         with pytest.raises(UserError, match=f"{package} is not installed; pip install"):
             run(tmp_path / source, source, Path(__file__))
         assert not (tmp_path / source / "C").exists()

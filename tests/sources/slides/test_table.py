@@ -171,3 +171,10 @@ def test_the_table_does_not_replace_what_it_is_made_of(slides: dict[str, Path], 
         with pytest.raises(UserError, match="is read, and the result would replace it"):
             list_slides(out=out, **inputs)  # type: ignore[arg-type]
         assert out.read_bytes() == before
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_slides_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "S").mkdir()
+    (tmp_path / "S" / "a.svs").touch()  # it would be refused when it is opened
+    with pytest.raises(UserError, match=r"a\.svs is not a folder; use another path"):
+        list_slides(data=tmp_path / "S", out=tmp_path / "S" / "a.svs" / "t.csv")

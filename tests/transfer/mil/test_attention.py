@@ -55,6 +55,9 @@ def test_slides_without_pictures_are_reported(tmp_path: Path, capfd: pytest.Capt
     assert "whole has no pictures, as the places of its tiles are unknown" in said
     assert sorted(path.name for path in (tmp_path / "out").glob("*.csv")) == ["broken.csv", "gone.csv", "whole.csv"]
     assert not list((tmp_path / "out").glob("*.png"))
+    for name in ("broken", "gone"):
+        files.write(name, SlideFeatures(name, NONE, CORNERS, side=128.0), np.full((1, 16), 1 / 16), 0, drawn=False)
+    assert not capfd.readouterr().err
 
 
 def test_micrometres_become_pixels_of_level_0() -> None:

@@ -13,6 +13,7 @@ import torch
 from densepath.core.errors import UserError
 from densepath.transfer.mil.bags import read_bags
 from densepath.transfer.mil.cohort import Cohort, read_cohort
+from densepath.transfer.mil.feature_files import Names
 from densepath.transfer.mil.slide_table import BRIGHT, Columns, patient_of_tcga
 
 
@@ -175,6 +176,19 @@ def test_a_slide_with_two_files_and_an_ambiguous_name_are_refused(tmp_path: Path
     (data / "one/s1.h5").write_bytes(b"")
     with pytest.raises(UserError, match="are both features of the slide one/s1"):
         read_cohort(data, listed, Columns())
+
+
+def test_a_name_is_that_of_one_slide() -> None:
+    names = Names(["s", "a/s", "TCGA-3X-AAVA-01Z-00-DX1.U", "TCGA-3X-AAVA-01Z-00-DX1.V"])
+    for asked, found in (
+        ("s.svs", "s"),
+        ("a/s", "a/s"),
+        ("TCGA-3X-AAVA-01Z-00-DX1.V.svs", "TCGA-3X-AAVA-01Z-00-DX1.V"),
+    ):
+        assert names.find(asked, "t.csv") == found
+    for asked in ("b/s", "TCGA-3X-AAVA-01Z-00-DX1", "TCGA-3X-AAVA-01Z-00-DX1.W"):
+        with pytest.raises(UserError, match=f"names {asked}, which may be"):
+            names.find(asked, "t.csv")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.transfer.mil.bag_task import BagBatch, BagSet, BagTask
-from densepath.transfer.mil.models import ALL, MODELS, blocks, models_named
+from densepath.transfer.mil.models import ALL, MODELS, blocks, models_named, pooling
 from densepath.transfer.mil.models.abmil import ABMIL, GatedABMIL
 from densepath.transfer.mil.models.clam import CLAM
 from densepath.transfer.mil.models.dsmil import DSMIL
@@ -179,6 +179,16 @@ def test_pooling_is_of_the_stored_features(name: str) -> None:
         assert sum(attention[n] for n in set(tile.tolist())).item() == pytest.approx(1)
 
 
+def test_of_equal_tiles_max_attends_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever blocks of tiles are looked at together."""
+    monkeypatch.setattr(pooling, "_ROWS", 3)
+    x = torch.zeros(8, 4).half()
+    x[:, 1] = torch.tensor([0, 0, 0, 0, 5, 0, 5, 0])
+    x[7, 2:] = 1
+    _, attention = MODELS["max"](4, K)(x)
+    assert attention.tolist() == [0.25, 0, 0, 0, 0.25, 0, 0, 0.5]
+
+
 @pytest.mark.parametrize("kind", [ABMIL, GatedABMIL])
 def test_abmil_is_that_of_the_paper(kind: type[ABMIL]) -> None:
     model, x = kind(D, K, 6, 5), torch.randn(9, D)
@@ -299,6 +309,21 @@ def test_a_step_of_several_bags_has_the_gradient_of_their_mean_loss() -> None:
     alone = sum(gradient(n) for n in range(3)) / 3
     torch.manual_seed(0)
     torch.testing.assert_close(gradient(0, 1, 2), alone, rtol=1e-4, atol=1e-7)
+
+
+def test_linear_dsmil_computes_several_bags_again_in_mixed_precision() -> None:
+    model, bags = LinearDSMIL(D, 2), [torch.randn(n, D).half() for n in (20, 25)]
+    task = BagTask(model, Classification(2, False), model.solver, BagSet([], np.array([]), np.zeros((0, 1))), 1, True)
+    targets = torch.tensor([[0.0], [1.0]])
+
+    def gradient(*numbers: int) -> torch.Tensor:
+        model.zero_grad()
+        batch = BagBatch([bags[n] for n in numbers], targets[list(numbers)], torch.tensor(numbers))
+        with torch.autocast("cpu", torch.bfloat16):
+            task.forward(task.inputs(batch))["loss"].backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    torch.testing.assert_close(gradient(0, 1), (gradient(0) + gradient(1)) / 2, rtol=1e-4, atol=1e-7)
 
 
 def test_the_critical_tile_of_dsmil_is_exact_in_bfloat16() -> None:

@@ -165,6 +165,12 @@ class CellPoints:
         """The name in ``cells.csv`` of a slide or an image of the source, given its path."""
         return self._slide_of[path]
 
+    def of_slide(self, path: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """All cells (N, 2) of a slide or image of the source, given its path, in pixels of level 0; and their classes
+        (N,) as positions in ``class_names``."""
+        points, classes, *_ = self._open(self._slide_of[path])
+        return points, classes
+
     def digest(self) -> str:
         """A digest of the table of these slides or images, by which a run that is resumed notices others."""
         return self._digest

@@ -148,13 +148,15 @@ def _windows(pixels: Pixels) -> tuple[Pixels, Sequence[tuple[int, int]], tuple[i
 
 
 def check_package(package: str) -> None:
-    """Check that a package of a finder is installed, without loading it.
+    """Check that a package of a finder, and what it needs besides, are installed, without loading them.
 
     Raises:
-        UserError: it is not.
+        UserError: one is not.
     """
-    if find_spec(package) is None:
-        raise UserError(f"{package} is not installed; pip install {_INSTALL.get(package, package)}")
+    install = _INSTALL.get(package, package)
+    for name in install.split():
+        if find_spec(name) is None:
+            raise UserError(f"{name} is not installed; pip install {install}")
 
 
 def _package(module: str) -> Any:

@@ -163,7 +163,7 @@ class Job(PerSlide[Cells]):
     def describe_unmatched(self) -> str:
         """A line about files or slides of a table that are none of these; empty if there are none."""
         if isinstance(self.points, NamedFiles):
-            return self.points.describe_unmatched(list(self.paths))
+            return self.points.describe_unmatched()
         used = {spelling for name in self.paths for spelling in spellings(name, self.paths[name])}
         others = [one_line(name) for name in self.points or {} if name not in used]
         what = "slides" if self.tilings else "images"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core.errors import UserError, counted, one_line
-from densepath.core.files import atomic_write, refuse_replacing
+from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.streams import say, write_line
 from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
@@ -68,6 +68,7 @@ def list_slides(
     paths = find_slides(data, exclude, passed)
     if out is not None:
         refuse_replacing(out, data, mpp_table, *paths)
+        check_writable(out)
     rows = []
     for path, slide in with_progress(open_slides(paths, mpp), len(paths), "opening slides"):
         name = one_line(os.path.relpath(path, data) if os.path.isdir(data) else path)

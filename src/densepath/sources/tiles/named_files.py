@@ -63,9 +63,9 @@ class NamedFiles:
             )
         return found[0] if found else None
 
-    def describe_unmatched(self, names: Sequence[str]) -> str:
+    def describe_unmatched(self) -> str:
         """A line about files that belong to none of the slides; empty if there are none."""
-        known = {spelling for name in names for spelling in (name, PurePath(name).name)}
+        known = {spelling for name in self._slides for spelling in (name, PurePath(name).name)}
         used = {path for name, paths in self._paths.items() if name in known for path in paths}
         others = sorted({path for paths in self._paths.values() for path in paths} - used)
         if not others:

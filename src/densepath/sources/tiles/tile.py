@@ -142,7 +142,7 @@ def tile(
             workers=lambda: min(usable_cores(), _MOST_WORKERS) if workers is None else workers,
             shard=part,
             also=f"; passed over: {passed.describe()}" if passed.describe() else "",
-            lines=(given_mpp.unknown(slides), *(each.describe_unmatched(names) for each in (given, drawn) if each)),
+            lines=(given_mpp.unknown(slides), *(each.describe_unmatched() for each in (given, drawn) if each)),
         )
         return _gather(job, names, table, part, watch)
 
@@ -154,7 +154,7 @@ def _measures(
     if given and (mpp is None or size is None):
         found = next(filter(None, map(_given_size, repeat(given), names)), None)
         if found is None:
-            why = given.describe_unmatched(names) or "the files of --coords do not say the µm per pixel of their tiles"
+            why = given.describe_unmatched() or "the files of --coords do not say the µm per pixel of their tiles"
             raise UserError(f"{why}; give --mpp and --size, and files that are named as the slides")
         mpp, size, overlap = mpp or found[0], size or found[1], overlap or found[2]
     mpp, size = _MPP if mpp is None else mpp, _SIZE if size is None else size

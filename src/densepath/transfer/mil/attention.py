@@ -54,7 +54,7 @@ class AttentionFiles:
         """
         stem = self._out / name
         write_table(stem.with_name(f"{stem.name}.csv"), tiles, attention, self._classes)
-        slide = self._open(name, tiles)
+        slide = self._open(name, tiles, drawn)
         spacing = tiles.spacing or (slide.spacing if slide is not None else None)
         if (boxes := boxes_px(tiles, spacing)) is not None:
             write_geojson(stem.with_name(f"{stem.name}.geojson"), boxes, attention, self._classes)
@@ -72,17 +72,18 @@ class AttentionFiles:
         draw_safely(lambda: write_heat_map(stem, slide, um, own, label=label)[1])
         draw_safely(lambda: draw_extremes(stem.with_name(f"{stem.name}_tiles.png"), slide, um, own, label))
 
-    def _open(self, name: str, tiles: SlideFeatures) -> Slide | None:
-        """The slide, if it is there and can be read; of a slide that was asked for, what is wrong is said."""
+    def _open(self, name: str, tiles: SlideFeatures, drawn: bool) -> Slide | None:
+        """The slide, if it is there and can be read; what is wrong with it is said if pictures of it were asked for."""
         noted = tiles.notes.get("slide_path")  # of densepath embed
         try:
             path = self._paths.get(self._names.find(name, "the features") or "", noted)
             if path is not None and os.path.exists(path):
                 return open_slide(path)
-            if self._folder is not None:
+            if drawn and self._folder is not None:
                 say(f"densepath: {name} has no pictures, as there is no such slide in {self._folder}")
         except (UserError, CorruptImage) as error:
-            say(f"densepath: {name} has no pictures: {error}")
+            if drawn:
+                say(f"densepath: {name} has no pictures: {error}")
         return None
 
 

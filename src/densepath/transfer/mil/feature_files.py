@@ -78,6 +78,7 @@ class Names:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
+        self._own = {composed(name): name for name in names}
         self._keys: dict[str, list[str]] = {}
         for name in names:
             parts = composed(name).split("/")
@@ -93,16 +94,20 @@ class Names:
         Raises:
             UserError: several slides may be meant.
         """
-        parts = slide_name(asked).split("/")
-        for start in range(len(parts)):
-            found = self._keys.get("/".join(parts[start:]), [])
+        name = slide_name(asked)
+        if name in self._own:
+            return self._own[name]
+        parts = name.split("/")
+        keys = ["/".join(parts[start:]) for start in range(len(parts))]
+        for key in [*keys, *([parts[-1].partition(".")[0]] if patient_of_tcga(parts[-1]) else [])]:
+            found = self._keys.get(key, [])
             if len(found) > 1:
                 raise UserError(
                     f"{place} names {asked}, which may be {first_few(found)}; give the path of the features"
                 )
             if found:
                 return found[0]
-        return self._keys.get(parts[-1].partition(".")[0], [None])[0] if patient_of_tcga(parts[-1]) else None
+        return None
 
 
 def check_one_file_each(files: Sequence[Path], names: Sequence[str]) -> None:

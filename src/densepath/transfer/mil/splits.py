@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from densepath.annotations.classes import Classes
-from densepath.core.csv_files import encoding_of
+from densepath.core.csv_files import open_table
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
@@ -188,8 +188,11 @@ def _clam_lists(folder: Path) -> list[list[list[str]]]:
         raise UserError(f"{folder} has no splits_0.csv, splits_1.csv, ... as CLAM writes them; name another folder")
     lists = []
     for _, file in files:
-        with open(file, encoding=encoding_of(file), newline="") as opened:
-            rows = list(csv.DictReader(opened))
+        try:
+            with open_table(file, errors="surrogateescape") as table:
+                rows = list(table)
+        except (OSError, UnicodeError, csv.Error) as error:
+            raise UserError(f"{file} cannot be read ({error}); use files as CLAM writes them") from error
         if not rows or not {"train", "test"} <= set(rows[0]):
             raise UserError(f"{file} has no columns train, val and test; use files as CLAM writes them")
         columns = [[(row.get(name) or "").strip() for row in rows] for name in ("train", "val", "test")]

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from densepath.core.errors import UserError, counted
-from densepath.core.files import atomic_write, check_place
+from densepath.core.files import atomic_write, check_writable
 from densepath.core.scores import SCALE
 from densepath.transfer.probe.images import ImageProbe
 from densepath.transfer.probe.metrics import METRICS
@@ -35,7 +35,7 @@ def check_out(out: str | Path | None) -> None:
         return
     if Path(out).suffix != ".json":
         raise UserError(f"cannot write the scores to {out}; use a file name that ends in .json")
-    check_place(out)
+    check_writable(out)
 
 
 def table_of(probe: ImageProbe) -> str:

@@ -84,7 +84,8 @@ class _AttentionMean(torch.autograd.Function):
         """The softmax is that of the tiles so far, and earlier sums are scaled when a higher score comes."""
         with full_precision(keys.device):
             scores = keys.new_empty(len(keys), len(bag))
-            highest, total, sums = keys.new_full((len(keys), 1), -torch.inf), keys.new_zeros(len(keys), 1), 0 * keys
+            highest, total = keys.new_full((len(keys), 1), -torch.inf), keys.new_zeros(len(keys), 1)
+            sums = torch.zeros_like(keys)
             for place, tiles in bag:
                 own = scores[:, place] = F.linear(keys, tiles)
                 higher = torch.maximum(highest, own.amax(1, keepdim=True))

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from densepath.transfer.mil.models.base import BagModel, Solver
 from densepath.transfer.mil.models.blocks import Blocks, full_precision
 
+_ROWS = 4096  # tiles that are looked at together
+
 
 class _Pooling(BagModel):
     """A linear layer on one vector of a bag, which is computed from the features as they are stored.
@@ -45,8 +47,10 @@ class MaxPooling(_Pooling):
 
     def forward(self, bag: Tensor) -> tuple[Tensor, Tensor]:
         highest = bag.amax(0)  # many times as fast as with the positions
-        tile, feature = (bag == highest).nonzero(as_tuple=True)
-        first = torch.full_like(highest, len(bag), dtype=torch.int64).scatter_reduce(0, feature, tile, "amin")
+        first = torch.full_like(highest, len(bag), dtype=torch.int64)
+        for start in range(0, len(bag), _ROWS):  # of a feature that is the same everywhere all tiles are found
+            tile, feature = (bag[start : start + _ROWS] == highest).nonzero(as_tuple=True)
+            first.scatter_reduce_(0, feature, tile + start, "amin")
         attention = torch.bincount(first, minlength=len(bag)) / bag.shape[1]
         return self._classify(self._prepared(highest)), attention
 
