@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_work_begins(tmp_path):
     done = subprocess.run(
         [*NAMESPACE, "sh", "-c", script, sys.executable, program], capture_output=True, text=True, check=False
     )
-    assert f"UserError: {tmp_path}/new/scores.json cannot be written: {tmp_path} is read-only" in done.stderr
+    assert f"UserError: {tmp_path}/new/scores.json cannot be written (Read-only file system); use" in done.stderr
 
 
 def test_an_interrupted_folder_leaves_an_empty_one_empty(tmp_path):

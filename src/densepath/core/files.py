@@ -139,7 +139,8 @@ def check_writable(out: str | Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{out} cannot be written: {folder} is not a folder; use another path")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{out} cannot be written: {folder} is read-only; use another path")
+        code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise UserError(f"{out} cannot be written ({os.strerror(code)}); use another path")
 
 
 def refuse_replacing(out: str | Path, *inputs: str | Path | None) -> None:
