@@ -14,10 +14,8 @@ from densepath.core.files import atomic_write, require_new_folder, writing
 from densepath.core.locks import shared_work
 from densepath.core.log import logged
 from densepath.core.plain import plain
+from densepath.core.records import CONFIG, record_text
 from densepath.core.shared_work import LOCKS
-from densepath.version import __version__
-
-CONFIG = "config.yaml"
 
 
 @contextmanager
@@ -73,7 +71,7 @@ def _check(path: Path, options: dict[str, Any], free: Collection[str]) -> None:
     """Write the record, or compare the options with it."""
     if not path.exists():
         with atomic_write(path) as part:
-            part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(options, sort_keys=False)}")
+            part.write_text(record_text(options))
         return
     old = recorded(path.parent)
     changed = [name for name in options if name not in free and old.get(name) != options[name]]

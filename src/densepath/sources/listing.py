@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from densepath.core.errors import UserError, counted, first_few
+from densepath.core.records import CONFIG, is_record
 from densepath.core.spelling import composed
 from densepath.core.threads import in_threads
 from densepath.sources.lists import read_list
@@ -27,7 +28,6 @@ _RUNS = "folders of results"
 _AGAIN = "links to folders that are read already"
 _BROKEN, _SPECIAL = "broken links", "special files"
 _ONE = {_RUNS: "folder of results", _AGAIN: "link to a folder that is read already"}
-_CONFIG, _HEAD = "config.yaml", b"# densepath "  # the file that each run folder has, and how it begins
 
 
 @dataclass
@@ -154,7 +154,7 @@ def _outside_runs(names: Iterable[str], root: str, passed: Passed) -> Iterator[s
 
     def inside(folder: str) -> bool:
         if folder not in known:
-            known[folder] = inside(os.path.dirname(folder)) or _is_run(os.path.join(folder, _CONFIG))
+            known[folder] = inside(os.path.dirname(folder)) or is_record(os.path.join(folder, CONFIG))
             passed.kinds[_RUNS] += known[folder] and not known[os.path.dirname(folder)]
         return known[folder]
 
@@ -197,7 +197,7 @@ def _walk(
             if not passed.leaves_out(os.path.relpath(path, folder), exclude):
                 raise
             return
-        if not runs and any(entry.name == _CONFIG and _is_run(entry.path) for entry in entries):
+        if not runs and any(entry.name == CONFIG and is_record(entry.path) for entry in entries):
             passed.kinds[_RUNS] += 1
         else:
             stack.append(iter(entries))
@@ -238,14 +238,6 @@ def _is_read(link: str, root: str) -> bool:
     """Whether a link leads to a folder that is read without it: below the root, and not hidden."""
     place = os.path.relpath(os.path.realpath(link), root)
     return not any(part.startswith(".") and part != "." for part in place.split(os.sep))
-
-
-def _is_run(config: str) -> bool:
-    try:
-        with open(config, "rb") as file:
-            return file.read(len(_HEAD)) == _HEAD
-    except OSError:
-        return False
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from densepath.core.errors import UserError, suggest
+from densepath.core.records import RECORD_HEAD
 from densepath.methods import METHODS
 from densepath.runs.old_options import refuse_moved, rename_options
 
 if TYPE_CHECKING:
     from densepath.methods import Method
 
-_OF_RUN = "# densepath "  # how the configuration in a run folder begins
 # Entries of the config.yaml of a run that are not options: the specification of its pixels.
 _NOTED = {"": ("pixels",), "classify": ("pixels",), "segment": ("pixels",), "detect": ("mean", "std", "window")}
 
@@ -49,7 +49,7 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
-    if text.startswith(_OF_RUN) and ("method" in recipe) == bool(verb):  # only those of pre-training have a method
+    if text.startswith(RECORD_HEAD) and ("method" in recipe) == bool(verb):  # only those of pre-training have a method
         wanted = f"that of a run of {verb}" if verb else "that of a pre-training run"
         raise UserError(f"{name} is the configuration of a run of another verb; give {wanted}, or a recipe")
     options = recipe if verb else refuse_moved(rename_options(recipe), f"the recipe {name}")

@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from densepath.core.closing import command, say_end
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
+from densepath.core.records import record_text
 from densepath.core.result import Result
 from densepath.core.shared_work import Shard
 from densepath.core.stopwatch import Stopwatch
@@ -44,7 +43,6 @@ from densepath.transfer.segment.segmenter import is_segmenter
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.predict_slides import SLIDES, predict_slides, search_of
 from densepath.transfer.slides.slide_list import list_of_slides, refuse_options
-from densepath.version import __version__
 
 LOG = "predict.log"
 _SCORE, _PICTURES = 0.5, 8
@@ -241,4 +239,4 @@ def _alone(out: Path, record: Mapping[str, Any]) -> Iterator[None]:
 def _begin(out: Path, record: Mapping[str, Any]) -> None:
     if check_run(out, record, resume=True, free=_FREE, defaults=_LATER) is None:
         with atomic_write(out / CONFIG) as part:
-            part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(dict(record), sort_keys=False)}")
+            part.write_text(record_text(record))

@@ -51,7 +51,7 @@ def test_slides_without_pictures_are_reported(tmp_path: Path, capfd: pytest.Capt
         files.write(name, SlideFeatures(name, NONE, corners, side=128.0), np.full((1, 16), 1 / 16), 0)
     said = capfd.readouterr().err
     assert "broken has no pictures: " in said and "broken.tif" in said
-    assert f"gone has no pictures, as there is no such slide in {tmp_path / 'slides'}" in said
+    assert f"gone has no pictures, as its slide is not in {tmp_path / 'slides'}" in said
     assert "whole has no pictures, as the places of its tiles are unknown" in said
     assert sorted(path.name for path in (tmp_path / "out").glob("*.csv")) == ["broken.csv", "gone.csv", "whole.csv"]
     assert not list((tmp_path / "out").glob("*.png"))

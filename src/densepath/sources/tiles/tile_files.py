@@ -16,12 +16,12 @@ import numpy.typing as npt
 from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError, one_line, refuse
 from densepath.core.files import atomic_write
+from densepath.core.records import CONFIG, is_record
 from densepath.core.spelling import composed
 from densepath.sources.listing import matches_any
 from densepath.sources.slides.resolution import Spacing
 
 SLIDES = "slides.csv"
-_CONFIG, _HEAD = "config.yaml", b"# densepath "  # the record of a verb, and how it begins
 _FOLDERS = "*mpp_*px_*px_overlap"
 _PATCHES, _SUFFIX, _TISSUE = "patches", "_patches.h5", "tissue"
 _AT_10X = 10.0  # µm per pixel times magnification
@@ -172,14 +172,7 @@ def overlap_of(folder: str | Path) -> int:
 
 def is_tile_folder(path: str | Path) -> bool:
     """Whether a path is a folder of ``densepath tile``, finished or not."""
-    config = os.path.join(path, _CONFIG)
-    if not os.path.isfile(config) or not any(Path(path).glob(_FOLDERS)):
-        return False
-    try:
-        with open(config, "rb") as file:
-            return file.read(len(_HEAD)) == _HEAD
-    except OSError:
-        return False
+    return is_record(os.path.join(path, CONFIG)) and any(Path(path).glob(_FOLDERS))
 
 
 def read_tile_folder(

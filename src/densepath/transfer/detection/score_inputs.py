@@ -20,7 +20,7 @@ from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_object
 from densepath.annotations.outlines import are_numbers, draw
 from densepath.core.errors import UserError
 from densepath.core.output_names import output_names
-from densepath.core.work_folder import CONFIG
+from densepath.core.records import CONFIG
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import walk
 from densepath.transfer.detection.instances import label_map_of

@@ -13,13 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write, require_new_file
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
+from densepath.core.records import record_text
 from densepath.core.result import Result
 from densepath.core.streams import say
 from densepath.core.system import with_progress
@@ -187,7 +186,7 @@ def _begin(folder: Path, record: dict[str, Any]) -> None:
         raise UserError(f"{folder} holds features that were begun {what}; remove it, or name another file with --out")
     if check_run(folder, record, resume=True, free=_FREE) is None:
         with atomic_write(folder / CONFIG) as part:
-            part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(record, sort_keys=False)}")
+            part.write_text(record_text(record))
 
 
 def _await_record(folder: Path, record: dict[str, Any]) -> None:

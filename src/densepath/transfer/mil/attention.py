@@ -80,7 +80,7 @@ class AttentionFiles:
             if path is not None and os.path.exists(path):
                 return open_slide(path)
             if drawn and self._folder is not None:
-                say(f"densepath: {name} has no pictures, as there is no such slide in {self._folder}")
+                say(f"densepath: {name} has no pictures, as its slide is not in {self._folder}")
         except (UserError, CorruptImage) as error:
             if drawn:
                 say(f"densepath: {name} has no pictures: {error}")

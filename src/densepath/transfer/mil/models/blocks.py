@@ -16,11 +16,6 @@ _GPU = 2**24
 Prepare = Callable[[Tensor], Tensor]
 
 
-def full_precision(device: torch.device) -> torch.autocast:
-    """Computes without bfloat16, as a context."""
-    return torch.autocast(device.type, enabled=False)
-
-
 class Blocks:
     """The tiles of a bag in full precision, some at a time.
 
@@ -31,7 +26,7 @@ class Blocks:
     """
 
     def __init__(self, bag: Tensor, dtype: torch.dtype, prepare: Prepare | None = None) -> None:
-        self._bag, self.dtype, self._prepare = bag, dtype, prepare
+        self._bag, self._dtype, self._prepare = bag, dtype, prepare
         self._rows = max(1, (_CPU if bag.device.type == "cpu" else _GPU) // bag.shape[1])
 
     def __len__(self) -> int:
@@ -40,7 +35,7 @@ class Blocks:
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Where a block lies in the bag, and its tiles (R, D), which are valid until the next block."""
         rows = min(self._rows, len(self))
-        memory = torch.empty(rows, self._bag.shape[1], dtype=self.dtype, device=self._bag.device)
+        memory = torch.empty(rows, self._bag.shape[1], dtype=self._dtype, device=self._bag.device)
         for start in range(0, len(self), rows):
             stored = self._bag[start : start + rows]
             yield slice(start, start + len(stored)), self._ready(stored, memory[: len(stored)])
@@ -48,11 +43,11 @@ class Blocks:
     def tiles(self, index: Tensor) -> Tensor:
         """(M, D) some tiles."""
         stored = self._bag[index]
-        return self._ready(stored, torch.empty_like(stored, dtype=self.dtype))
+        return self._ready(stored, torch.empty_like(stored, dtype=self._dtype))
 
     def products(self, vectors: Tensor) -> Tensor:
         """(K, N) products of the tiles with vectors (K, D), without gradients."""
-        with torch.no_grad(), full_precision(self._bag.device):
+        with torch.no_grad(), torch.autocast(self._bag.device.type, enabled=False):
             found = vectors.new_empty(len(vectors), len(self))
             for place, tiles in self:
                 found[:, place] = vectors @ tiles.T
@@ -82,7 +77,7 @@ class _AttentionMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, keys: Tensor, bag: Blocks) -> tuple[Tensor, Tensor]:
         """The softmax is that of the tiles so far, and earlier sums are scaled when a higher score comes."""
-        with full_precision(keys.device):
+        with torch.autocast(keys.device.type, enabled=False):
             scores = keys.new_empty(len(keys), len(bag))
             highest, total = keys.new_full((len(keys), 1), -torch.inf), keys.new_zeros(len(keys), 1)
             sums = torch.zeros_like(keys)
@@ -105,7 +100,7 @@ class _AttentionMean(torch.autograd.Function):
         """sum_i a_i (g . h_i - g . mean) h_i, of attention a, tiles h and the gradient g of the mean."""
         mean, attention = ctx.saved_tensors
         gradient, of_mean = torch.zeros_like(mean), of_mean.contiguous()
-        with full_precision(mean.device):
+        with torch.autocast(mean.device.type, enabled=False):
             constant = (of_mean * mean).sum(1, keepdim=True)
             for place, tiles in ctx.bag:
                 weights = F.linear(of_mean, tiles).sub_(constant).mul_(attention[:, place])

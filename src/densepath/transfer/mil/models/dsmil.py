@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.transfer.mil.models.base import BagModel, Solver, initialize, softmax_over_tiles
-from densepath.transfer.mil.models.blocks import Blocks, full_precision
+from densepath.transfer.mil.models.blocks import Blocks
 
 QUERY = 128
 
@@ -66,5 +66,5 @@ class DSMIL(BagModel):
         """
         critical = bag.products(self.tile_classifier.weight).argmax(1)  # the bias is the same for all tiles
         tiles = bag.tiles(critical)
-        with full_precision(tiles.device):
+        with torch.autocast(tiles.device.type, enabled=False):
             return critical, self.tile_classifier(tiles).diagonal()

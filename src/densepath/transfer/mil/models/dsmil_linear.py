@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.transfer.mil.models.base import initialize
-from densepath.transfer.mil.models.blocks import Blocks, attention_mean, full_precision
+from densepath.transfer.mil.models.blocks import Blocks, attention_mean
 from densepath.transfer.mil.models.dsmil import DSMIL, QUERY
 
 
@@ -32,7 +33,7 @@ class LinearDSMIL(DSMIL):
     def _streams(self, bag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         blocks = Blocks(bag, self.tile_classifier.weight.dtype, self.prepare)
         critical, scores = self._critical(blocks)
-        with full_precision(bag.device):
+        with torch.autocast(bag.device.type, enabled=False):
             keys = self.query(blocks.tiles(critical)) @ self.query.weight / QUERY**0.5  # (K, D)
             mean, attention = attention_mean(keys, blocks)
             output = F.linear(self.value(mean).flatten(), self.classifier.weight.flatten(1), self.classifier.bias)

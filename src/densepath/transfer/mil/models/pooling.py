@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.transfer.mil.models.base import BagModel, Solver
-from densepath.transfer.mil.models.blocks import Blocks, full_precision
+from densepath.transfer.mil.models.blocks import Blocks
 
 _ROWS = 4096  # tiles that are looked at together
 
@@ -27,7 +27,7 @@ class _Pooling(BagModel):
         self.classifier = nn.Linear(dim, outputs)
 
     def _classify(self, vector: Tensor) -> Tensor:
-        with full_precision(vector.device):
+        with torch.autocast(vector.device.type, enabled=False):
             return self.classifier(vector).float()
 
 
