@@ -115,8 +115,8 @@ def train(
         hardware.place(task, fabric.device)
         model = fabric.strategy.setup_module(task)  # Fabric's own wrapper would copy each batch
         updates = task.updates()
-        saver.restore(updates)
         meter: Meter = Meter()
+        saver.restore(updates, meter)
         run = RunControl(task, out, saver, meter, recorder, signals, intervals, fabric.device, total)
         stack.enter_context(listening(run.while_waiting))
         stack.enter_context(run.save_before_stopping())

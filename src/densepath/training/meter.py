@@ -71,6 +71,16 @@ class Meter(Generic[BatchT]):
         self._losses.append((step, outputs["loss"].detach(), getattr(batch, "index", None)))
         self._images += len(batch)
 
+    def state(self) -> dict[str, Any]:
+        """What was recorded since the last :meth:`collect`, for a checkpoint; waits for the device."""
+        tensors = {name: torch.stack(values).cpu() for name, values in self._tensors.items()}
+        return {"numbers": {name: list(numbers) for name, numbers in self._numbers.items()}, "tensors": tensors}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Continue from a state of :meth:`state`, so that means do not depend on where a run was stopped."""
+        self._numbers = {name: list(numbers) for name, numbers in state["numbers"].items()}
+        self._tensors = {name: list(values.to(device).unbind()) for name, values in state["tensors"].items()}
+
     def not_finite(self) -> tuple[int, list[int]] | None:
         """The first step since the last :meth:`collect` whose loss is NaN or Inf, and its images.
 

@@ -56,8 +56,8 @@ class RunControl:
         iterator = iter(batches)
         try:
             batch = next(iterator)
-            self._saver.restore_generators()
             self._meter.restart()
+            self._saver.begin(self._device)
             self._recorder.progress.begin()
             yield batch
             yield from self._meter.timed(iterator)

@@ -18,6 +18,7 @@ from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.folder import changed_options, train_longer
 from densepath.runs.old_options import rename_record
+from densepath.training.meter import Meter
 from densepath.training.random_state import random_state, seed_generators, set_random_state
 from densepath.training.sharding import collect, divide_state
 from densepath.training.task import Task
@@ -87,9 +88,12 @@ class Saver:
         self._watch = Stopwatch()
         self._saved_at = self._watch.read()
 
-    def restore(self, updates: Updates) -> None:
-        """Restore the optimizer, its schedule and this process's statistics, after the weights are on their device."""
-        self._updates = updates
+    def restore(self, updates: Updates, meter: Meter) -> None:
+        """Restore the optimizer, its schedule and this process's statistics, after the weights are on their device.
+
+        The measurements of ``meter`` are saved and restored, too.
+        """
+        self._updates, self._meter = updates, meter
         if self._state:
             (optimizer,), (schedule,) = self._state["optimizers"], self._state["schedules"]
             updates.optimizer.load_state_dict(divide_state(optimizer, updates.optimizer))
@@ -97,10 +101,12 @@ class Saver:
             if world_size() > 1 and len(self._state.get("statistics", ())) == world_size():
                 set_statistics(self._task, self._state["statistics"][rank()])
 
-    def restore_generators(self) -> None:
-        """Restore or seed the random generators, after the loader has started, which draws from them."""
-        kept = self._state["random"] if self._state else []
-        self._state = None
+    def begin(self, device: torch.device) -> None:
+        """Restore the measurements, and restore or seed the random generators, after the loader has drawn from them."""
+        state, self._state = self._state or {}, None
+        measured, kept = state.get("measured", ()), state.get("random", ())
+        if rank() < len(measured):
+            self._meter.restore(measured[rank()], device)
         if rank() < len(kept):
             set_random_state(kept[rank()])
         else:
@@ -112,10 +118,10 @@ class Saver:
 
     def save(self, step: int, best: bool = False) -> None:
         """Write a checkpoint of the state after a step; the best one is also kept. All processes call this."""
-        states = [random_state()]
+        states = [(random_state(), self._meter.state())]
         if world_size() > 1:
-            states *= world_size()
-            dist.all_gather_object(states, random_state())
+            mine, states = states[0], states * world_size()
+            dist.all_gather_object(states, mine)
         statistics = gather_statistics(self._task)
         weights, optimizer = (collect(part.state_dict()) for part in (self._task, self._updates.optimizer))
         if rank() == 0:
@@ -127,7 +133,8 @@ class Saver:
                 "statistics": statistics,  # of each process
                 "optimizers": [optimizer],
                 "schedules": [self._updates.schedule.state_dict()],
-                "random": states,
+                "random": [generators for generators, _ in states],
+                "measured": [measured for _, measured in states],  # since the last row of metrics.csv
                 "threads": torch.get_num_threads(),
             }
             last = write_checkpoint(self._out / CHECKPOINTS, state)
