@@ -109,6 +109,7 @@ def test_what_cannot_be_checked_is_named(data: Path, tmp_path: Path) -> None:
         ({"data": tmp_path}, "has no annotations/train.json"),
         ({"out": tmp_path / "sheet.jpg"}, "use a file name that ends in .png"),
         ({"out": data / "train/sheet.png"}, "would lie among the images"),
+        ({"out": data / "annotations/train.json/sheet.png"}, "is not a folder; use another path"),
         ({"count": -1}, "count is -1"),
         ({"patient_regex": "("}, "is not a regular expression"),
     ):

@@ -79,7 +79,10 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_undisturbed(tmp_path, sig
     assert stopped.seen + resumed.seen == whole.seen
     assert same(resumed, whole)
     measured = [
-        [[row[column] for column in ("step", "loss", "norm", "lr")] for row in read_metrics(tmp_path / name / "metrics.csv")]
+        [
+            [row[column] for column in ("step", "loss", "norm", "lr")]
+            for row in read_metrics(tmp_path / name / "metrics.csv")
+        ]
         for name in ("cut", "whole")
     ]
     assert [row[0] for row in measured[0]] == [5, 10, 15, 20, 25, 30]

@@ -20,10 +20,10 @@ from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError, counted
 from densepath.core.random import check_seed
+from densepath.core.records import CONFIG
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
-from densepath.runs.folder import CONFIG
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.csv_files import delimiter_of, encoding_of
+from densepath.core.csv_files import open_lines
 from densepath.core.errors import UserError
 from densepath.core.spelling import composed
 from densepath.sources.listing import SUFFIXES
@@ -83,8 +83,8 @@ def table_columns(path: str) -> list[str]:
 
 def _first_line(path: str) -> list[str]:
     try:
-        with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
-            return _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
+        with open_lines(path) as (reader, _):
+            return _heads(next(reader, []))
     except (OSError, ValueError) as error:  # the latter for a path with a null byte
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
@@ -113,8 +113,8 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: 
     depths: set[int] = set()
     backslashes = False
     try:
-        with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
-            for line, name, label in _rows(file, path, columns, empty):
+        with open_lines(path) as (reader, _):
+            for line, name, label in _rows(reader, path, columns, empty):
                 backslashes = backslashes or "\\" in name
                 parts = parts_of(os.path.normpath(name.replace("\\", "/") if windows else name))
                 depths.add(len(parts))
@@ -139,9 +139,8 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: 
     return Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True), backslashes)
 
 
-def _rows(file: Any, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+def _rows(reader: Any, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     """The number of each line, and the file and the texts of columns in it; with ``empty``, they may be empty."""
-    reader = csv.reader(file, delimiter=_delimiter(file))
     places, width = [0, 1], 2
     for row in reader:
         heads = _heads(row)
@@ -155,12 +154,6 @@ def _rows(file: Any, path: str, columns: Sequence[str], empty: bool) -> Iterator
                     f"file,{columns[0]}, or a header that names these columns"
                 )
             yield reader.line_num, name, tuple(texts)
-
-
-def _delimiter(file: Any) -> str:
-    found = delimiter_of(file.readline())
-    file.seek(0)
-    return found
 
 
 def _heads(row: list[str]) -> list[str]:

@@ -39,9 +39,28 @@ def open_table(path: str | Path, errors: str = "strict") -> Iterator[csv.DictRea
     Raises:
         OSError, UnicodeError, csv.Error: it cannot be read.
     """
+    with _open(path, errors) as (lines, delimiter):
+        yield csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+
+
+@contextmanager
+def open_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
+    """The lines of such a table as lists of fields (a reader of :mod:`csv`), the header first, and its delimiter.
+
+    Bytes that are not text become surrogates.
+
+    Raises:
+        OSError, UnicodeError, csv.Error: it cannot be read.
+    """
+    with _open(path, "surrogateescape") as (lines, delimiter):
+        yield csv.reader(lines, delimiter=delimiter), delimiter
+
+
+@contextmanager
+def _open(path: str | Path, errors: str) -> Iterator[tuple[Iterator[str], str]]:
     with open(path, newline="", encoding=encoding_of(path), errors=errors) as file:
         first = next(file, "")
-        yield csv.DictReader(chain([first], file), delimiter=delimiter_of(first), skipinitialspace=True)
+        yield chain([first] if first else [], file), delimiter_of(first)
 
 
 def read_rows(path: Path, remedy: str) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.patients import patients_of
 from densepath.annotations.splits import identical_images
 from densepath.core.errors import UserError, counted, first_few
+from densepath.core.files import check_writable
 from densepath.core.streams import write_line
 from densepath.datasets.check_list import check_list
 from densepath.datasets.contact_sheet import draw_sheet
@@ -73,6 +74,8 @@ def check_data(
         raise UserError(f"count is {count}; give the number of images to draw, or 0")
     if count != 0 and out.suffix.lower() != ".png":
         raise UserError(f"a picture cannot be written to {out}; use a file name that ends in .png")
+    if count != 0:
+        check_writable(out)
     if volumes:
         return check_volumes(data, out, count, patient_regex)
     assert count is not None

@@ -14,12 +14,13 @@ import yaml
 
 from densepath.core.errors import UserError, one_line
 from densepath.core.locks import refuse_held
+from densepath.core.records import CONFIG
 from densepath.core.scores import in_percent
 from densepath.report.blocks import Section
 from densepath.report.measurements import Row, read_measurements
 from densepath.report.paths import own_file, recorded_data
 from densepath.report.values import MISSING
-from densepath.runs.folder import CONFIG, SESSIONS, TRAIN_LOG, read_config
+from densepath.runs.folder import SESSIONS, TRAIN_LOG, read_config
 
 METRICS, SCORES = "metrics.csv", ("metrics.json", "scores.json")
 _NO_SCORES = {"seconds"}

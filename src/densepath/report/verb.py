@@ -10,7 +10,7 @@ from pathlib import Path
 
 from densepath.analysis.short_names import short_names
 from densepath.core.errors import UserError, first_few, one_line
-from densepath.core.files import refuse_replacing
+from densepath.core.files import check_writable, refuse_replacing
 from densepath.core.result import Result
 from densepath.core.streams import say
 from densepath.report.answers import CLASSIFIER, MIL, PROBE
@@ -70,6 +70,7 @@ def write_report(
         raise UserError(f"every is {every:g}; give a number of seconds above 0")
     for path in given:
         refuse_replacing(out, path)
+    check_writable(out)
     opened, said = False, set[str]()
     while True:
         (name, subtitle, sections), counts, running = _read(given, said)

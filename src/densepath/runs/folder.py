@@ -17,9 +17,9 @@ from densepath.core.files import LOCK, atomic_write, remove_remains, require_new
 from densepath.core.locks import sole_writer
 from densepath.core.log import log, logged
 from densepath.core.plain import plain
+from densepath.core.records import CONFIG
 from densepath.runs.old_options import rename_record
 
-CONFIG = "config.yaml"
 TRAIN_LOG = "train.log"
 SESSIONS = "sessions.yaml"  # where and how the run was computed
 EXPORTED = Path("exported") / "backbone.safetensors"  # of a run that is complete

@@ -14,12 +14,12 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
-from densepath.core.records import record_text
+from densepath.core.records import CONFIG, record_text
 from densepath.core.result import Result
 from densepath.core.shared_work import Shard
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.work_folder import work_folder
-from densepath.runs.folder import CONFIG, check_run
+from densepath.runs.folder import check_run
 from densepath.runs.progress import say
 from densepath.sources.listing import Passed
 from densepath.sources.run_folders import refuse_among_images

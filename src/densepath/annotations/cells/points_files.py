@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.csv_files import delimiter_of, encoding_of
+from densepath.core.csv_files import open_lines
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.geojson import Feature, is_area, polygons_in, read_features
@@ -194,10 +194,7 @@ def _column(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Seque
 
 def _csv(path: Path) -> dict[str, list[Any]]:
     try:
-        with path.open(newline="", encoding=encoding_of(path), errors="surrogateescape") as file:
-            delimiter = delimiter_of(file.readline())
-            file.seek(0)
-            rows = csv.reader(file, delimiter=delimiter)
+        with open_lines(path) as (rows, delimiter):
             header = [name.strip().lower() for name in next(rows, [])]
             body = [row for row in rows if row]
     except (OSError, UnicodeError, csv.Error) as error:

@@ -18,12 +18,12 @@ from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write, require_new_file
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
-from densepath.core.records import record_text
+from densepath.core.records import CONFIG, record_text
 from densepath.core.result import Result
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
-from densepath.runs.folder import CONFIG, changed_options, check_run, read_config
+from densepath.runs.folder import changed_options, check_run, read_config
 from densepath.runs.watchdog import PARENT
 from densepath.sources.slides.find import holds_slides
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory

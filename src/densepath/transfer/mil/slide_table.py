@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from densepath.annotations.patients import PATIENT_COLUMNS
-from densepath.core.csv_files import delimiter_of, encoding_of
+from densepath.core.csv_files import open_lines
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import MISSING, several_spellings
 from densepath.core.streams import say
@@ -266,10 +266,7 @@ def _column(
 def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
     """The heads by their plain names, and the lines by their numbers."""
     try:
-        with open(table, encoding=encoding_of(table), errors="surrogateescape", newline="") as file:
-            delimiter = delimiter_of(file.readline())
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter)
+        with open_lines(table) as (reader, _):
             heads = [head.strip() for head in next(reader, [])]
             lines = []
             for fields in reader:
