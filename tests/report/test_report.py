@@ -391,3 +391,9 @@ def test_the_cells_of_a_slide_are_layers_above_its_tiles(tmp_path: Path) -> None
 def test_other_names_than_html_are_refused(make_pretraining: Make, name: str) -> None:
     with pytest.raises(UserError, match="html"):
         write_report([str(make_pretraining())], out=name)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_runs_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is not a folder; use another path"):
+        write_report([str(tmp_path / "no run")], out=tmp_path / "file" / "page.html")
