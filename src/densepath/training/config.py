@@ -92,8 +92,10 @@ class PretrainConfig:
         optimizer: the optimizer and its schedule.
         workers: processes that decode images, per device; default: chosen automatically.
         cache: "ram" keeps decoded images in memory, "auto" does so if they fit, "none" never does.
-        mean: mean of each channel, for pixels in [0, 1]; default: ImageNet's for RGB, 0.449 for grey images.
-        std: standard deviation of each channel; default: ImageNet's for RGB, 0.226 for grey images.
+        mean: mean of each channel, for pixels in [0, 1]; default: that of ``weights`` if it is known, else ImageNet's
+            for RGB, 0.449 for grey images.
+        std: standard deviation of each channel; default: that of ``weights`` if it is known, else ImageNet's for RGB,
+            0.226 for grey images.
         window: the two stored values that become 0 and 1; default: the range of 8 bits, and for 16-bit images the
             range of the bits that a sample of them uses.
         devices: "auto" (one GPU, or the CPU), a number of processes, "cpu" or "cpu:N".

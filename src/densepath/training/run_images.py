@@ -13,6 +13,7 @@ from torch import Tensor
 from densepath.annotations.fraction import choose_fraction
 from densepath.core.errors import UserError, counted
 from densepath.core.files import require_new_folder
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.trained_on import slides_of_run, slides_of_weights, write_slides
 from densepath.runs.folder import TILES, read_config, refuse_other_run
 from densepath.sources.image_files import ImageFiles
@@ -66,13 +67,15 @@ def divided(owners: Sequence[str], fraction: float, seed: int) -> tuple[Tensor, 
 
 
 def choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: PretrainConfig) -> PixelSpec:
-    """The specification of the pixels: of the resumed run, or else from the options, or else from the images.
+    """The specification of the pixels: of the resumed run; else of the images, with the mean and standard deviation of
+    the initial weights, if they are known, and what the options say.
 
     Raises:
         UserError: values that are invalid for these images.
     """
     if old is None:
-        return images.spec.override(config.mean, config.std, config.window)
+        trained = images.spec if config.weights == "random" else pixels_of_weights(config.weights, images.spec)
+        return images.spec.override(trained.mean, trained.std).override(config.mean, config.std, config.window)
     recorded = pixels_of(old)
     early = "pixels" not in old  # a run of version 0.1, which read all images as 8-bit RGB
     if early and isinstance(images, ImageFiles) and images.dtype == torch.uint8:
