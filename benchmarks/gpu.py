@@ -26,6 +26,7 @@ from benchmarks.measure import isolated, report, shown, synchronizations, write_
 from benchmarks.step import Step, measure_peer, measure_recipe, options
 from benchmarks.targets import PAPER_IMAGES, print_summary, summary
 from benchmarks.tiles import jpeg_folder
+from benchmarks.volume_store import write_store
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store, pack
 from densepath.synthetic.tissue import write_tissue
@@ -35,6 +36,8 @@ _BATCH = 64  # for the comparison with the CPU: two of the recipes' batch-norm g
 _PEER_STEPS = 40  # steps of a whole run of lightly: enough to measure its speed
 # The other methods, with the backbones of their recipes.
 MORE = ("densecl", "conv_mim", "mae", "dino", "dirl", "pcrl")
+VOLUMES = ("pcrl_3d", "model_genesis_3d")
+_SIDES = (160, 160, 112)  # of volumes, along x, y and z: windows of PCRL have up to 112 x 112 x 96 voxels
 Section = Callable[[], Iterable[dict[str, Any]]]
 
 
@@ -97,6 +100,12 @@ def sections(asked: Namespace, hardware: Hardware, scratch: Path) -> dict[str, S
         for recipe in recipes:
             yield projected(_alone(hardware, measure_recipe, recipe, store, options))
 
+    def volumes() -> Iterator[dict[str, Any]]:
+        write_store(scratch / "volumes", 8, _SIDES)
+        options = Namespace(**(vars(asked) | {"as_recipe": True, "batch_size": asked.volume_batch}))
+        for recipe in asked.volumes:
+            yield _alone(hardware, measure_recipe, recipe, scratch / "volumes", options)
+
     def peers() -> Iterator[dict[str, Any]]:
         for name in asked.peer:
             yield _alone(hardware, measure_peer, name, folder, asked)
@@ -134,6 +143,7 @@ def sections(asked: Namespace, hardware: Hardware, scratch: Path) -> dict[str, S
         "steps, compiled": lambda: steps(asked.method, compile=True),
         "whole runs": whole_runs,
         "steps, other methods": lambda: steps(asked.more, backbone=None),
+        "steps, volumes": volumes,
         "correctness": compare,
         "peers": peers,
         "whole runs, lightly": whole_runs_of_peers,
@@ -160,6 +170,8 @@ def main() -> None:
     made.set_defaults(batch_size=256, workers=8, peer=["moco_v2", "densecl"], repeats=5)
     made.add_argument("--minutes", type=float, default=6.0, help="no case starts after three quarters of this time")
     made.add_argument("--more", nargs="*", default=MORE, help="recipes whose steps are measured with their backbones")
+    made.add_argument("--volumes", nargs="*", default=VOLUMES, help="recipes for volumes, with their sizes and networks")
+    made.add_argument("--volume_batch", type=int, default=32)
     made.add_argument("--more_backbones", nargs="*", default=["resnet50"])
     made.add_argument("--steps", type=int, default=200, help="steps of a whole run")
     asked = made.parse_args()

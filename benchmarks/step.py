@@ -45,7 +45,8 @@ from densepath.core.momentum import Momentum
 from densepath.methods import concl, conv_mim, densecl
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.sources.loader import ImageBatches
-from densepath.sources.packing import open_store
+from densepath.sources.open import find_source
+from densepath.sources.packed import PackedTiles
 from densepath.sources.pixel_source import PixelSource
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import PretrainConfig
@@ -246,7 +247,8 @@ def _calls(hardware: Hardware) -> int:
 def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
     """The row of one recipe of densepath."""
     hardware = _hardware(asked)
-    images = open_store(store).to("cpu")
+    found = find_source(store)
+    images = found.to("cpu") if isinstance(found, PackedTiles) else found
     given = {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in asked.given)}
     backbone, size = asked.backbone, asked.size
     if asked.as_recipe:

@@ -224,7 +224,8 @@ def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     small = partial(torchvision.models.ResNet, torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
     monkeypatch.setattr(torchvision.models, "test_resnet", small, raising=False)  # for lightly
     words = [*TINY, "--device", "cpu", "--precision", "32", "--workers", "0", "--method", "moco_v2", "--steps", "10"]
-    words += ["--peer", "moco_v2", "--more", "pcrl", "--more_backbones", "--json", str(tmp_path / "gpu.json")]
+    words += ["--peer", "moco_v2", "--more", "pcrl", "--more_backbones", "--volumes", "model_genesis_3d_small"]
+    words += ["--volume_batch", "2", "--json", str(tmp_path / "gpu.json")]
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)  # it takes a minute on a CPU
     monkeypatch.setattr(sys, "argv", ["gpu", *words])
     gpu.main()
@@ -234,6 +235,7 @@ def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         "steps, compiled",
         "whole runs",
         "steps, other methods",
+        "steps, volumes",
         "correctness",
         "peers",
         "whole runs, lightly",
