@@ -15,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
@@ -93,6 +94,8 @@ class Step:
         options, run = dict(given or {}), {"data": "", "out": ""}
         run |= {name: options.pop(name) for name in ("teacher", "teacher_weights", "tokenizer") if name in options}
         config = resolve(PretrainConfig, recipe, {**run, "method_options": options})
+        images = copy(images)
+        images.spec = images.spec.override(config.mean, config.std, config.window)
         group = config.batch_norm_group
         network = build_backbone(str(backbone or config.backbone), images.spec.channels)
         method = find_method(config.method)(network, **config.method_options)
