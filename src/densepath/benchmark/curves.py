@@ -21,7 +21,7 @@ _MARKERS = "os^"  # one marker for the first round of colors, the next one for t
 def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path) -> Path | None:
     """Draw the first metric of every task against the number of images in pre-training, one line per curve.
 
-    A row that has a curve but no pre-training is a horizontal line. The paper's numbers are dashed.
+    A row that has a curve but no pre-training is a horizontal line with its name. The paper's numbers are dashed.
 
     Args:
         results: the results so far.
@@ -54,10 +54,9 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     handles = []
-    for name in names:
-        color, marker = looks.get(name, (FAINT, ""))
+    for color, marker in looks.values():
         handles += grid.flat[0].plot([], [], color=color, marker=marker, ms=4, lw=1.8)
-    labels = [str(name) for name in names]
+    labels = [str(name) for name in looks]
     if any(entry.paper is not None for panel in panels for entry in panel):
         handles += grid.flat[0].plot([], [], color=INK, lw=1.3, ls="--", alpha=0.6)
         labels.append("the paper's")
@@ -70,6 +69,17 @@ def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: s
     for entry in entries:
         if entry.row.name not in budgets and entry.mean_std:
             axes.axhline(entry.mean_std[0], color=color, lw=1.4)
+            across = axes.get_yaxis_transform()  # x as a share of the panel
+            axes.text(
+                1,
+                entry.mean_std[0],
+                f"{entry.row.curve}",
+                color=color,
+                fontsize=8,
+                transform=across,
+                ha="right",
+                va="bottom",
+            )
             if entry.mean_std[1]:
                 low, high = (entry.mean_std[0] + sign * entry.mean_std[1] for sign in (-1, 1))
                 axes.axhspan(low, high, color=color, alpha=0.1, lw=0)
