@@ -170,7 +170,9 @@ def main() -> None:
     made.set_defaults(batch_size=256, workers=8, peer=["moco_v2", "densecl"], repeats=5)
     made.add_argument("--minutes", type=float, default=6.0, help="no case starts after three quarters of this time")
     made.add_argument("--more", nargs="*", default=MORE, help="recipes whose steps are measured with their backbones")
-    made.add_argument("--volumes", nargs="*", default=VOLUMES, help="recipes for volumes, with their sizes and networks")
+    made.add_argument(
+        "--volumes", nargs="*", default=VOLUMES, help="recipes for volumes, with their sizes and networks"
+    )
     made.add_argument("--volume_batch", type=int, default=32)
     made.add_argument("--more_backbones", nargs="*", default=["resnet50"])
     made.add_argument("--steps", type=int, default=200, help="steps of a whole run")

@@ -28,6 +28,7 @@ from densepath.api import pretrain
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
+from densepath.core.records import CONFIG
 from densepath.core.scores import SCALE
 from densepath.core.streams import open_console
 from densepath.nets.backbones import build_backbone
@@ -257,7 +258,7 @@ def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) ->
 
 def _draw(out: Path, real: Path | None, seed: int) -> None:
     pictures = out / "pictures"
-    recipe = out / "pretrained" / "config.yaml"
+    recipe = out / "pretrained" / CONFIG
     views = show_views(
         data=out / "tiles", out=pictures / "views.png", config=recipe, view_size=_TILE, count=4, seed=seed
     )

@@ -95,6 +95,16 @@ def test_the_papers_column_is_left_out_if_the_paper_has_no_numbers(results):
     assert len(json.loads(to_record(results, []))["parts"][0]["rows"][0]) == 2 + 2 * 3
 
 
+def test_the_names_of_untrained_rows_lie_on_their_lines(results, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("densepath.benchmark.curves.save", lambda figure, path: shown.append(figure) or path)
+    draw_budgets(results, {}, tmp_path / "curves.png")
+    curves = {entry.row.curve for entry in results.entries.values() if entry.row.curve and entry.mean_std}
+    texts = [{text.get_text(): text.get_ha() for text in axes.texts} for axes in shown[0].axes]
+    assert curves and all(named.keys() <= curves for named in texts) and any(named.keys() == curves for named in texts)
+    assert all(len(named) < 2 or {"left", "right"} == set(named.values()) for named in texts)
+
+
 def test_the_plot_has_a_panel_for_each_task_with_scores(results, tmp_path):
     assert draw_budgets(results, {"MoCo": 600}, tmp_path / "curves.png") == tmp_path / "curves.png"
     two = Image.open(tmp_path / "curves.png").width

@@ -111,6 +111,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_work_begins(tmp_path):
     (tmp_path / "file").write_text("text")
     with pytest.raises(UserError, match="file is not a folder"):
         check_writable(tmp_path / "file" / "deep" / "scores.json")
+    with pytest.raises(UserError, match="is a folder; give the path of a file"):
+        check_writable(tmp_path)
     if not can_mount():
         pytest.skip("no file system can be mounted here")
     program = "import sys; from densepath.core.files import check_writable; check_writable(sys.argv[1])"

@@ -361,7 +361,7 @@ def test_timm_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _same(backbone.net, fetched)
     assert line == "resnet18 with timm's resnet18.a1_in1k"
     fetched.pretrained_cfg["mean"] = (0.5, 0.5, 0.5)
-    assert "trained with another normalization: mean (0.5, 0.5, 0.5)" in load_weights(backbone, "resnet18")
+    assert "; its normalization: mean (0.5, 0.5, 0.5)" in load_weights(backbone, "resnet18")
     with pytest.raises(UserError, match=r"resnet18 does not fit convnext_atto; .* \(--backbone resnet18\)"):
         load_weights(other, "resnet18")
 

@@ -250,6 +250,7 @@ def two(action):
 def processes(folder):
     """A run of one process, the same in two, and one in two of which the second gets a stop signal."""
     intervals, saving = Intervals(log_every=5), Intervals(log_every=5, save_every_steps=5)
+    between = Intervals(log_every=5, save_every_steps=3)  # stopped and saved between two rows
 
     def only(rank, act):
         """What one of the processes does."""
@@ -261,7 +262,7 @@ def processes(folder):
     stop = only("1", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def stopped():
-        fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), intervals=intervals)
+        fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), intervals=between)
 
     def method(out, stop=None, kind="concl", **options):
         in_float64()
@@ -279,9 +280,9 @@ def processes(folder):
         two(lambda: keep("even", fit_toy(folder / "even", 20, Toy(noise=0.0), intervals=intervals))),
         ended(fork(lambda: keep("parts", fit_toy(folder / "parts", 20, Toy(noise=0.0), size=12, accumulate=3)))),
         two(lambda: keep("parts2", fit_toy(folder / "parts2", 20, Toy(noise=0.0), accumulate=3))),
-        two(lambda: keep("whole", fit_toy(folder / "whole", 20, intervals=intervals))),
+        two(lambda: keep("whole", fit_toy(folder / "whole", 20, intervals=between))),
         two(stopped),
-        two(lambda: keep("cut", fit_toy(folder / "cut", 20, intervals=intervals, resume=True))),
+        two(lambda: keep("cut", fit_toy(folder / "cut", 20, intervals=between, resume=True))),
         two(lambda: fit_toy(folder / "nan", 20, Toy(at_step={7: lambda: float("nan")}), intervals=intervals)),
         two(lambda: fit_toy(folder / "gone", 20, Toy(at_step={13: only("1", die)}), intervals=saving)),
         two(lambda: fit_toy(folder / "early", 20, Toy(at_step={3: only("0", die)}), intervals=saving)),

@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from densepath.core import stopwatch as stopwatch_module
+from densepath.runs.checkpoints import read_checkpoint, write_checkpoint
 from densepath.training.meter import Meter
 
 
@@ -50,6 +52,23 @@ def test_rates_count_neither_pauses_nor_what_came_before(clock):
     row = meter.collect()
     assert row["images_per_second"] == pytest.approx(8 / 8)
     assert row["waiting"] == pytest.approx(2 / 8)
+
+
+def test_a_checkpoint_keeps_what_was_recorded(tmp_path):
+    meters = Meter(), Meter()
+    for step, (loss, share) in enumerate([(1.0, np.float64(0.5)), (2.5, 0.25), (4.0, 1)]):
+        for meter in meters:
+            meter.record(step, {"loss": torch.tensor(loss), "share": share}, Images([1]))
+        if step == 1:
+            write_checkpoint(tmp_path, {"step": 2, "state_dict": {}, "measured": meters[1].state()})
+            meters[1].restart()
+            meters[1].restore(read_checkpoint(tmp_path / "last.ckpt")["measured"], torch.device("cpu"))
+    rows = [meter.collect() for meter in meters]
+    assert (
+        [rows[1][name] for name in ("loss", "share")]
+        == [rows[0][name] for name in ("loss", "share")]
+        == [2.5, 1.75 / 3]
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

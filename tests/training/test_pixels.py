@@ -227,13 +227,19 @@ def test_a_run_of_the_first_version_reads_grey_images_as_it_did(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("given", [{}, {"std": (0.3, 0.3, 0.3)}])
-def test_a_run_from_weights_normalizes_as_they_were_trained(tmp_path: Path, tiles: Path, given: dict) -> None:
+def test_a_run_from_weights_normalizes_as_they_were_trained(
+    tmp_path: Path, tiles: Path, given: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone, spec = build_backbone("test_resnet"), PixelSpec(mean=(0.5, 0.4, 0.6), std=(0.5, 0.5, 0.2))
     save_backbone(tmp_path / "w.safetensors", backbone, metadata=pixel_notes(spec))
     run = {**SMALL, **MOCO, "augment": Augment(), "max_steps": 1, "weights": tmp_path / "w.safetensors", **given}
     out = pretrain(data=tiles, out=tmp_path / "run", **run)
     known = PixelSpec(mean=spec.mean, std=given.get("std", spec.std))
     assert pixels_of_weights(out) == known
+    drawn: list[PixelSpec] = []
+    monkeypatch.setattr("densepath.analysis.show.draw_views", lambda batch, views, out, spec: drawn.append(spec) or out)
+    show_views(data=tiles, out=tmp_path / "views.png", config=out / "config.yaml")
+    assert drawn == [known]
     assert pretrain(data=tiles, out=tmp_path / "run", resume=True, **run) == out
     grey = write_xrays(tmp_path / "grey", 8)
     of_grey = pretrain(data=grey, out=tmp_path / "of_grey", **{**run, **MOCO, "mean": None, "std": None})

@@ -47,6 +47,8 @@ def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
     # One of them gets a stop signal: both stop after the same step, and resume to the bits of the undisturbed run. Each
     # also draws numbers of its own.
     assert torch.equal(weight("cut.0"), weight("whole.0"))
+    losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("cut", "whole")]
+    assert len(losses[0]) == 4 and losses[0] == losses[1]
     assert len(read_checkpoint(tmp_path / "cut" / "checkpoints" / "last.ckpt")["random"]) == 2
     assert stderr.count("--resume continues") == 3  # once for each of the runs that were stopped
 

@@ -24,6 +24,7 @@ from densepath.core.records import CONFIG
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
+from densepath.runs.folder import read_config
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
@@ -74,6 +75,10 @@ def show_views(
     images = open_images(data, cache="none", exclude=exclude)
     check_size(images, recipe.shortest_side // 2)
     spec = images.spec.override(recipe.mean, recipe.std, recipe.window)
+    run = read_config(Path(config).parent) if Path(config).name == CONFIG else None
+    known = pixels_of(run) if run is not None and "pixels" in run else spec
+    if known.channels == spec.channels:  # a run from weights normalizes as they were trained
+        spec = spec.override(known.mean, known.std)
     with torch.random.fork_rng(devices=[]):  # some views depend on the options of the method
         made = method(build_backbone(str(recipe.backbone), spec.channels), **(recipe.method_options or {}))
     views, _ = without_color(made.views(recipe.augment), method.views(), spec)

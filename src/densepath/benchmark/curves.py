@@ -47,6 +47,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     for axes, panel in zip(grid.flat, panels, strict=False):
         for name in names:
             _line(axes, [entry for entry in panel if entry.row.curve == name], budgets, *looks.get(name, (FAINT, "")))
+        _name_lines(axes, [entry for entry in panel if entry.row.curve not in looks and entry.mean_std])
         first = panel[0]
         style_curve(axes, f"{first.task.table}: {column_name(first.task, first.metric)}", "images in pre-training")
         axes.margins(x=0.05)
@@ -64,22 +65,20 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     return save(figure, path)
 
 
+def _name_lines(axes: Axes, entries: list[Entry]) -> None:
+    """The names of horizontal lines on them, at the left and at the right in turns, so that two do not overlap."""
+    place = axes.get_yaxis_transform()  # x as a share of the panel
+    for number, entry in enumerate(sorted(entries, key=lambda e: e.mean_std or ())):
+        x, side = ((1, "right"), (0, "left"))[number % 2]
+        y = entry.mean_std[0] if entry.mean_std else 0.0
+        axes.text(x, y, str(entry.row.curve), color=FAINT, fontsize=8, transform=place, ha=side, va="bottom")
+
+
 def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: str, marker: str) -> None:
     """One curve with standard deviations, and the paper's curve."""
     for entry in entries:
         if entry.row.name not in budgets and entry.mean_std:
             axes.axhline(entry.mean_std[0], color=color, lw=1.4)
-            across = axes.get_yaxis_transform()  # x as a share of the panel
-            axes.text(
-                1,
-                entry.mean_std[0],
-                f"{entry.row.curve}",
-                color=color,
-                fontsize=8,
-                transform=across,
-                ha="right",
-                va="bottom",
-            )
             if entry.mean_std[1]:
                 low, high = (entry.mean_std[0] + sign * entry.mean_std[1] for sign in (-1, 1))
                 axes.axhspan(low, high, color=color, alpha=0.1, lw=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,8 +51,10 @@ def open_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
     Bytes that are not text become surrogates.
 
     Raises:
-        OSError, UnicodeError, csv.Error: it cannot be read.
+        OSError, UnicodeError, csv.Error: it cannot be read, or is a pipe: such tables are read more than once.
     """
+    if not os.path.isfile(path) and not os.path.isdir(path) and os.path.exists(path):
+        raise OSError(errno.ESPIPE, "it is a pipe or a device; give a file", str(path))
     with _open(path, "surrogateescape") as (lines, delimiter):
         yield csv.reader(lines, delimiter=delimiter), delimiter
 

@@ -131,8 +131,10 @@ def check_writable(out: str | Path) -> None:
     """Check that a file can be written, before the work for it begins.
 
     Raises:
-        UserError: the folder, or the one that it would be created in, is read-only, or no folder.
+        UserError: it is a folder; or the folder that it would be created in is read-only, or no folder.
     """
+    if os.path.isdir(out):
+        raise UserError(f"{out} is a folder; give the path of a file")
     folder = Path(out).absolute().parent
     while not os.path.lexists(folder):
         folder = folder.parent

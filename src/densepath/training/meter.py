@@ -74,7 +74,10 @@ class Meter(Generic[BatchT]):
     def state(self) -> dict[str, Any]:
         """What was recorded since the last :meth:`collect`, for a checkpoint; waits for the device."""
         tensors = {name: torch.stack(values).cpu() for name, values in self._tensors.items()}
-        return {"numbers": {name: list(numbers) for name, numbers in self._numbers.items()}, "tensors": tensors}
+        return {
+            "numbers": {name: [float(n) for n in numbers] for name, numbers in self._numbers.items()},
+            "tensors": tensors,
+        }
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continue from a state of :meth:`state`, so that means do not depend on where a run was stopped."""

@@ -74,8 +74,11 @@ def choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: Pr
         UserError: values that are invalid for these images.
     """
     if old is None:
-        trained = images.spec if config.weights == "random" else pixels_of_weights(config.weights, images.spec)
-        return images.spec.override(trained.mean, trained.std).override(config.mean, config.std, config.window)
+        mean, std = config.mean, config.std
+        if config.weights != "random" and None in (mean, std):
+            trained = pixels_of_weights(config.weights, images.spec)
+            mean, std = trained.mean if mean is None else mean, trained.std if std is None else std
+        return images.spec.override(mean, std, config.window)
     recorded = pixels_of(old)
     early = "pixels" not in old  # a run of version 0.1, which read all images as 8-bit RGB
     if early and isinstance(images, ImageFiles) and images.dtype == torch.uint8:

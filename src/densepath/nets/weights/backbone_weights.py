@@ -234,7 +234,7 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
     line = f"{backbone.name} with timm's {name}"
     statistics = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
     if backbone.in_channels == 3 and statistics != (PixelSpec().mean, PixelSpec().std):
-        line += f"; it was trained with another normalization: mean {statistics[0]}, std {statistics[1]}"
+        line += f"; its normalization: mean {statistics[0]}, std {statistics[1]}"
     return line
 
 

@@ -11,12 +11,11 @@ import yaml
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.core.records import CONFIG
 from densepath.nets.backbones.unet3d import first_weight
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.published import configuration_of, is_published, preprocessing, published_folder
 from densepath.sources.pixel_source import PixelSpec
-
-_CONFIG = "config.yaml"  # of a run
 
 
 def pixels_of_weights(source: str | Path, images: PixelSpec | None = None) -> PixelSpec:
@@ -86,7 +85,7 @@ def _known_from_unet3d(state: Mapping[str, Tensor]) -> Mapping[str, Any]:
 def _known_from_run(checkpoint: Path) -> Mapping[str, Any]:
     """The fields in the configuration of a checkpoint's run; the checkpoint has none."""
     try:
-        config = yaml.safe_load((checkpoint.parent.parent / _CONFIG).read_text())
+        config = yaml.safe_load((checkpoint.parent.parent / CONFIG).read_text())
         pixels = config.get("pixels")
     except (yaml.YAMLError, OSError, ValueError, RecursionError, AttributeError):
         return {}

@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.core.records import CONFIG
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.backbones.unet3d import name_unet3d
 from densepath.nets.weights.backbone_weights import load_weights, read_weights, weights_file
@@ -161,7 +162,7 @@ def _recorded(metadata: Mapping[str, str], file: Path) -> str | None:
         return metadata["backbone"]
     try:
         detector: Any = json.loads(metadata.get("densepath_detector", "{}"))
-        config: Any = detector or yaml.safe_load((file.parent.parent / "config.yaml").read_text())
+        config: Any = detector or yaml.safe_load((file.parent.parent / CONFIG).read_text())
         found = config.get("backbone")
     except (yaml.YAMLError, OSError, ValueError, RecursionError, AttributeError):
         return None

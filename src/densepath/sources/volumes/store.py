@@ -17,6 +17,7 @@ from torch import Tensor
 
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted
+from densepath.core.records import CONFIG
 from densepath.sources.batch import new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
@@ -29,7 +30,6 @@ from densepath.sources.windows import percentile_window
 
 INDEX, VOLUMES = "volumes.json", "volumes"
 FORMAT, VERSION = "densepath-volumes", 1
-_CONFIG = "config.yaml"  # the record of a verb
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def _range(values: Sequence[float]) -> str:
 def is_volume_store(path: str | Path) -> bool:
     """Whether a path is the folder of a store of volumes, finished or not."""
     folder = Path(path)
-    return (folder / INDEX).is_file() or ((folder / VOLUMES).is_dir() and (folder / _CONFIG).is_file())
+    return (folder / INDEX).is_file() or ((folder / VOLUMES).is_dir() and (folder / CONFIG).is_file())
 
 
 def open_volumes(folder: str | Path, exclude: Sequence[str] = ()) -> VolumeStore:

@@ -11,6 +11,7 @@ from densepath.annotations.coco import open_split
 from densepath.annotations.splits import check_objects, fit_window, summarize_split
 from densepath.core.errors import UserError
 from densepath.core.locks import refuse_held, sole_writer
+from densepath.core.records import CONFIG
 from densepath.core.streams import say
 from densepath.sources.run_folders import refuse_among_images
 from densepath.training.hardware import choose_device
@@ -82,7 +83,7 @@ def sam(
         raise UserError(
             f"predicted_iou is {predicted_iou}, stability {stability} and box_nms {box_nms}; give numbers from 0 to 1"
         )
-    if (out / "config.yaml").exists():
+    if (out / CONFIG).exists():
         raise UserError(f"{out} holds another run; use another folder")
     images = open_split(data, "test", orientation=orientation)
     check_objects(images)

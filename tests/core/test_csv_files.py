@@ -1,0 +1,29 @@
+"""Tables of users, opened in one way."""
+
+import os
+
+import pytest
+
+from densepath.core.csv_files import open_lines
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "delimiter"),
+    [("\ufeffname;x\nä;1,5\n", "utf-8", ";"), ("name\tx\nä\t1\n", "utf-16", "\t"), ("name,x\nä,1\n", "utf-8", ",")],
+)
+def test_what_spreadsheets_write(tmp_path, text, encoding, delimiter):
+    (tmp_path / "table").write_bytes(text.encode(encoding))
+    with open_lines(tmp_path / "table") as (reader, found):
+        assert found == delimiter
+        assert next(reader) == ["name", "x"]
+        assert [(reader.line_num, fields[0]) for fields in reader] == [(2, "ä")]
+
+
+def test_pipes_are_refused_and_an_empty_file_has_no_lines(tmp_path):
+    """A table may be read again: the second reader of a pipe would find nothing."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is a pipe or a device; give a file"), open_lines(tmp_path / "pipe"):
+        pass
+    (tmp_path / "empty").touch()
+    with open_lines(tmp_path / "empty") as (reader, _):
+        assert list(reader) == []
