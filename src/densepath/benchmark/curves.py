@@ -47,7 +47,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     for axes, panel in zip(grid.flat, panels, strict=False):
         for name in names:
             _line(axes, [entry for entry in panel if entry.row.curve == name], budgets, *looks.get(name, (FAINT, "")))
-        _name_lines(axes, [entry for entry in panel if entry.row.curve not in looks and entry.mean_std])
+        _name_lines(axes, [(e.mean_std[0], str(e.row.curve)) for e in panel if e.row.curve not in looks and e.mean_std])
         first = panel[0]
         style_curve(axes, f"{first.task.table}: {column_name(first.task, first.metric)}", "images in pre-training")
         axes.margins(x=0.05)
@@ -65,13 +65,12 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     return save(figure, path)
 
 
-def _name_lines(axes: Axes, entries: list[Entry]) -> None:
-    """The names of horizontal lines on them, at the left and at the right in turns, so that two do not overlap."""
+def _name_lines(axes: Axes, lines: list[tuple[float, str]]) -> None:
+    """The names of horizontal lines (y, name) on them, at the right and at the left in turns: two do not overlap."""
     place = axes.get_yaxis_transform()  # x as a share of the panel
-    for number, entry in enumerate(sorted(entries, key=lambda e: e.mean_std or ())):
+    for number, (y, name) in enumerate(sorted(lines)):
         x, side = ((1, "right"), (0, "left"))[number % 2]
-        y = entry.mean_std[0] if entry.mean_std else 0.0
-        axes.text(x, y, str(entry.row.curve), color=FAINT, fontsize=8, transform=place, ha=side, va="bottom")
+        axes.text(x, y, name, color=FAINT, fontsize=8, transform=place, ha=side, va="bottom")
 
 
 def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: str, marker: str) -> None:
