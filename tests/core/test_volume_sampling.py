@@ -44,6 +44,19 @@ def test_crops_equal_those_of_one_table_for_the_batch(mode, seed):
         torch.testing.assert_close(ours, theirs * inside, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
+@pytest.mark.parametrize("axis", range(3))
+def test_rotated_volumes_are_the_same_on_other_devices(mode, axis):
+    """They are one table there: nothing shrinks, some axes do, all do, and parts lie outside of the volume."""
+    x = torch.rand(4, 2, 16, 21, 24)
+    maps = torch.cat([s * rotation(axis, angle) for s, angle in ((0.2, 10.0), (0.5, 80.0), (0.8, 3.0), (1.1, -40.0))])
+    for size in ((5, 8, 7), (20, 6, 30)):
+        ours = sample(x, maps.double(), size, mode=mode, extent=EXTENT)
+        theirs = _sample_groups(x, maps.double(), size, mode, EXTENT, None)
+        within = sample(torch.ones_like(x), maps.double(), size, mode=mode, extent=EXTENT) > 0
+        torch.testing.assert_close(ours, theirs * within, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.float64])
 def test_several_maps_sample_one_volume_of_any_type(dtype):
     x, maps = (200 * torch.rand(2, 1, 16, 21, 24)).to(dtype), aligned_maps(1)

@@ -2,7 +2,7 @@
 
 For a crop, a flip or a quarter turn, every output position is a weighted sum of a few input positions along each axis,
 so the axes are processed one after another, as sums of a few rows. What other maps rotate is resized along its axes
-first, then sampled; labels (and volumes on other devices than a CPU) are sampled on a finer grid, and averaged.
+first, then sampled; labels are sampled on a finer grid, and averaged.
 """
 
 from __future__ import annotations
@@ -115,11 +115,14 @@ def _sample_group(
 ) -> Tensor:
     if isinstance(kind, Aligned):
         return _sample_axes(x, maps, size, mode, extent, kind.axes, rows)
-    if maps.shape[1] == 2 and mode != "area":
-        return _sample_shrunk(x, maps, size, extent, rows)
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or maps.shape[1] == 3:  # on a CPU, volumes are sampled one by one elsewhere
         x = x if rows is None else x[rows.to(x.device, non_blocking=True)]
-        return average_parts(sample_finely(x, maps, size, mode, extent, kind.parts), kind.parts)
+        if kind.flat:
+            return _sample_planes(x, maps, size, mode, extent, kind.parts)
+        resized: Mode = "bilinear" if mode == "bicubic" and maps.shape[1] == 2 else mode
+        return _sample_together(x, maps, size, resized, extent, kind.parts)
+    if mode != "area":
+        return _sample_shrunk(x, maps, size, extent, rows)
     out = x.new_empty(len(maps), x.shape[1], *size, dtype=x.dtype if x.is_floating_point() else torch.float32)
     for own in torch.arange(len(maps)).split(torch.get_num_threads()):
         values = _floats(x[own if rows is None else rows[own]])
@@ -128,13 +131,31 @@ def _sample_group(
     return out
 
 
+def _sample_together(
+    x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor, parts: Sequence[int]
+) -> Tensor:
+    """All maps at once; unless areas are sampled, inputs are resized along their axes before."""
+    if mode != "area":
+        low, high = needed_boxes(maps, size, mode, extent).unbind(1)
+        x, maps, extent = shrink(x, maps, size, extent, low, high, mode)
+    return average_parts(sample_finely(x, maps, size, mode, extent, parts), parts)
+
+
+def _sample_planes(
+    x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor, parts: Sequence[int]
+) -> Tensor:
+    """The same for maps that rotate in the xy-plane: sums along z, then samples of images whose channels are slices."""
+    scale, shift = maps[:, 2, 2], maps[:, 2, 3]
+    taps = axis_taps(shift - scale, shift + scale, size[0], mode, extent[:, 0], x.device)
+    slices = weighted_rows(x, *taps, axis=2)
+    planes = torch.cat((maps[:, :2, :2], maps[:, :2, 3:]), dim=-1)
+    made = _sample_together(slices.flatten(1, 2), planes, size[1:], mode, extent[:, 1:], parts[1:])
+    return made.unflatten(1, slices.shape[1:3])
+
+
 def _sample_shrunk(x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor, rows: Tensor | None) -> Tensor:
-    """Bilinear samples of images resized along their axes before: on a CPU one by one, only what each needs."""
+    """Bilinear samples of images resized along their axes before: one by one, only what each needs."""
     low, high = needed_boxes(maps, size, "bilinear", extent).unbind(1)
-    if x.device.type != "cpu":
-        x = x if rows is None else x[rows.to(x.device, non_blocking=True)]
-        x, maps, extent = shrink(x, maps, size, extent, low, high)
-        return sample_finely(x, maps, size, "bilinear", extent, (1, 1))
     out = []
     maps = onto_boxes(maps, extent, low, high)
     sides = [shrunk_sides(*each, size) for each in zip(maps.tolist(), (high - low).tolist(), strict=True)]

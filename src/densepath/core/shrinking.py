@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.boxes import onto_boxes
-from densepath.core.filters import axis_taps, weighted_rows, whole_axis_taps
+from densepath.core.filters import Mode, axis_taps, weighted_rows, whole_axis_taps
 
 SLACK = 0.25  # bilinear samples of what shrinks by less hardly alias
 
@@ -27,19 +27,20 @@ def axis_rates(maps: Tensor, size: Sequence[int], extent: Tensor) -> Tensor:
 
 
 def shrink(
-    x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor, low: Tensor, high: Tensor
+    x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor, low: Tensor, high: Tensor, mode: Mode = "bilinear"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Resize images along the axes along which their maps shrink them.
+    """Resize images or volumes along the axes along which their maps shrink them.
 
     Args:
-        x: (N, C, H, W) floats, a canvas with the images in its low corner.
-        maps: (N, 2, 3) from output to input coordinates, on the CPU.
+        x: (N, C, *spatial) floats, a canvas with the inputs in its low corner.
+        maps: (N, d, d + 1) from output to input coordinates, on the CPU.
         size: the output's spatial size.
-        extent: (N, 2) the images' sizes, on the CPU.
-        low, high: (N, 2) corners of the boxes that the maps need. An image's result depends on its own box.
+        extent: (N, d) the inputs' sizes, on the CPU.
+        low, high: (N, d) corners of the boxes that the maps need. An input's result depends on its own box.
+        mode: the filter.
 
     Returns:
-        The resized images (N, C, H', W'), the maps to them and their sizes: arguments of a bilinear sample.
+        The resized inputs (N, C, *spatial), the maps to them and their sizes: arguments of a bilinear sample.
     """
     side = high - low
     rates = axis_rates(maps, size, extent)
@@ -56,7 +57,7 @@ def shrink(
         most = int(count[:, axis].max())
         first = start[:, axis].double()
         ends = first, first + most * step[:, axis].double()
-        taps = axis_taps(*ends, most, "bilinear", extent[:, axis], x.device)
+        taps = axis_taps(*ends, most, mode, extent[:, axis], x.device)
         table = weighted_rows(table, *taps, axis=1 + axis)
     return table.movedim(-1, 1), onto_boxes(maps, extent, low, high), count
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from densepath.core.boxes import needed_boxes
 from densepath.core.filters import Mode, axis_taps, tap_count, whole_axis_taps
 from densepath.core.grids import average_parts, positions, sample_grid
-from densepath.core.map_kinds import aligned_axes, oblique_parts
+from densepath.core.map_kinds import aligned_axes, keeps_z, oblique_parts
 from densepath.core.shrinking import SLACK
 from densepath.core.trilinear import sample_trilinear
 
@@ -29,7 +29,6 @@ Along: TypeAlias = tuple[float, float, int, int]  # the scale and shift of a map
 _COLUMNS = 16  # of a matrix that are multiplied at a time, where it is worth it: from so many products
 _PRODUCTS = 2**22
 _GRIDS = 2**18  # positions of the grids that are computed together
-_SMALL = 1e-6  # entries of a map below this share of its largest are rounding errors
 
 
 class Plan(NamedTuple):
@@ -59,7 +58,7 @@ def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, ext
         maps: (N, 3, 4), size, mode, extent: as there.
         rows: (N,) int64, the input that each map samples.
     """
-    parts = oblique_parts(maps, size, mode, extent).tolist() if mode == "area" else [(1, 1, 1)] * len(maps)
+    parts = oblique_parts(maps, size, mode, extent).tolist()
     boxes = needed_boxes(maps, size, mode, extent).tolist()
     # One map is few numbers: Python computes them many times faster than tensor operations.
     plans = [_plan(*each) for each in zip(maps.double().tolist(), extent.tolist(), boxes, parts, strict=True)]
@@ -83,7 +82,7 @@ def _plan(map_: Map, extent: list[int], box: list[list[int]], parts: Sequence[in
         return None
     own = _onto_box(map_, extent, low, high)
     axes = aligned_axes(own)
-    return Plan(low, high, own, axes, axes is None and _keeps_z(own), parts)
+    return Plan(low, high, own, axes, axes is None and keeps_z(own), parts)
 
 
 def _kept_axes(plan: Plan | None, size: Sequence[int]) -> dict[int, Along]:
@@ -226,12 +225,6 @@ def _banded(x: Tensor, matrix: Tensor, taps: Tensor) -> Tensor:
         rows = slice(int(low[columns].min()), int(high[columns].max()))
         torch.mm(table[:, rows], matrix[rows, columns], out=out[:, columns])
     return out.view(*x.shape[:-1], -1)
-
-
-def _keeps_z(map_: Map) -> bool:
-    """Whether a map neither tilts the z-axis nor mixes it into others."""
-    largest = max(abs(value) for row in map_ for value in row[:3])
-    return all(abs(value) <= _SMALL * largest for value in (*map_[2][:2], map_[0][2], map_[1][2]))
 
 
 def _wide(x: Tensor) -> torch.dtype:
