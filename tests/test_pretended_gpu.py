@@ -64,7 +64,7 @@ WORK = {
     ],
     "slides": [
         ("mil --data {0}/study/features --table {0}/study/table.csv --epochs 2 --folds 2 --out m"
-         " --precision 32", ["m/fold-test-preds.csv"]),
+         " --precision 32", ["m/patient-preds.csv", "m/scores.json"]),
     ],
 }  # fmt: skip
 # What differs between two runs of the same command.

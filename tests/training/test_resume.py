@@ -78,6 +78,25 @@ def test_the_checkpoint_of_another_run_is_refused(out, tiles, tmp_path):
         resume(tiles, out)
 
 
+def test_a_run_whose_checkpoints_were_removed_keeps_its_weights_or_says_that_it_starts_again(out, tiles, capsys):
+    shutil.rmtree(out / "checkpoints")
+    weights, measured = ((out / name).read_bytes() for name in ("exported/backbone.safetensors", "metrics.csv"))
+    with pytest.raises(UserError, match=r"its checkpoints were removed; use the weights \(--weights .*run\), or name"):
+        resume(tiles, out)
+    assert weights == (out / "exported/backbone.safetensors").read_bytes()
+    assert measured == (out / "metrics.csv").read_bytes()
+    shutil.rmtree(out / "exported")
+    resume(tiles, out)
+    assert f"densepath: {out} has no checkpoint, so the run starts again" in capsys.readouterr().err
+    assert (out / "metrics.csv").read_bytes().count(b"\n") == 4
+
+
+def test_checkpoints_without_a_configuration_are_not_thrown_away(out, tiles):
+    (out / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"has checkpoints but no config\.yaml; restore that file"):
+        resume(tiles, out)
+
+
 def test_the_way_to_a_longer_run_is_given(out, tiles, capsys):
     way = f"train longer in another folder, from its weights: --weights {out} --out {out}_2"
     for change in ({"max_steps": 5}, {"max_steps": None, "epochs": 1}):

@@ -102,9 +102,12 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
         try:
             return read_checkpoint(path)
         except UserError as error:
+            reason = str(error).rpartition("; ")[0]
             if path == paths[-1]:
-                raise
-            _log.warning("%s; continuing from %s", error, PREVIOUS)
+                raise UserError(
+                    f"{reason}; no checkpoint there can be read, so remove {folder} to start the run again"
+                ) from error
+            _log.warning("%s; continuing from %s", reason, PREVIOUS)
     return None
 
 

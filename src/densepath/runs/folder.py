@@ -18,6 +18,7 @@ from densepath.core.locks import sole_writer
 from densepath.core.log import log, logged
 from densepath.core.plain import plain
 from densepath.core.records import CONFIG
+from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.old_options import rename_record
 
 TRAIN_LOG = "train.log"
@@ -79,6 +80,8 @@ def check_run(
         stale.unlink(missing_ok=True)
     old = read_config(out)
     if old is None:
+        if has_checkpoint(out / CHECKPOINTS):
+            raise UserError(f"{out} has checkpoints but no {CONFIG}; restore that file, or name another folder")
         require_new_folder(out, "the run", but=(TILES,))
         return None
     refuse_other_run(out, resume)

@@ -13,10 +13,12 @@ import torch.distributed as dist
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
 from densepath.nets.running_statistics import gather_statistics, name_statistics, set_statistics
 from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
-from densepath.runs.folder import changed_options, train_longer
+from densepath.runs.closing import METRICS
+from densepath.runs.folder import EXPORTED, changed_options, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.meter import Meter
 from densepath.training.random_state import random_state, seed_generators, set_random_state
@@ -59,7 +61,8 @@ class Saver:
         saved: the step of the newest checkpoint; -1 without one.
 
     Raises:
-        UserError: no checkpoint is readable, or it belongs to a run with other facts or weights.
+        UserError: no checkpoint is readable, or it belongs to a run with other facts or weights; or a run with trained
+            weights has none.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class Saver:
         self._state = newest_checkpoint(out / CHECKPOINTS) if resume else None
         self.start = 0
         self.saved = -1
+        if resume and not self._state:
+            _start_again(out)
         if self._state:
             _check_config(config, self._state.get("config"), free, out)
             _check_facts(facts, self._state["facts"], out, config)
@@ -145,6 +150,17 @@ class Saver:
         if step == self._total:
             set_statistics(self._task, statistics.mean(0))  # the exported weights equal the saved ones
         self._saved_at, self.saved = self._watch.read(), step
+
+
+def _start_again(out: Path) -> None:
+    """Say that a run without a checkpoint starts again; raise UserError if that would replace its trained weights."""
+    if any((out / EXPORTED).parent.glob("*.safetensors")):
+        raise UserError(
+            f"{out} has trained weights but no checkpoint: its checkpoints were removed; use the weights "
+            f"(--weights {out}), or name another folder to train again"
+        )
+    if rank() == 0 and (out / METRICS).exists():
+        say(f"densepath: {out} has no checkpoint, so the run starts again")
 
 
 def load_task(task: Task, state: dict[str, Any], out: Path) -> None:
