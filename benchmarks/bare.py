@@ -97,11 +97,19 @@ def _moco_v2(method: Any, views: Batch) -> None:
 
 
 def _concl(method: Any, views: Batch) -> None:
-    """As MoCo-v2; for clustered concepts also the reference forward up to the clustered stage."""
+    """As MoCo-v2, with the head on as many vectors as there are concepts, too; and for clustered concepts the reference
+    forward up to the clustered stage."""
     if isinstance(method.source, KMeansConcepts):
         with torch.no_grad():
             method.key_backbone(views["reference"].pixels, last=method.source.stage)
-    _moco_v2(method, views)
+    query = method.backbone(views["query"].pixels)[method.backbone.deepest]
+    count, pooled = method.source.num_concepts or query[0, 0].numel(), _pooled(query)
+    heads = method.head(pooled.repeat_interleave(count, 0)), method.head(pooled)
+    with torch.no_grad():
+        key = _pooled(method.key_backbone(views["key"].pixels)[method.backbone.deepest])
+        method.key_head(key.repeat_interleave(count, 0))
+        method.key_head(key)
+    _backward(method, *heads)
 
 
 def _densecl(method: Any, views: Batch) -> None:
