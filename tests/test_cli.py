@@ -508,12 +508,19 @@ def test_a_mistake_gives_one_line_and_leaves_nothing(
     assert _contents(folder) == before
 
 
+MEMORY = "this machine has not enough memory; end other programs, or raise the limit (see ulimit -a)"
+THREADS = "no more threads can be started; raise the limit on processes or on memory (see ulimit -a)"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "expected"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(28, "No space left on device", "run/last.ckpt"), 2, "run/last.ckpt: No space left on device"),
         (PermissionError(13, "Permission denied", "run"), 2, "run: Permission denied"),
+        (RuntimeError("can't start new thread"), 2, THREADS),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 2, MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), 2, MEMORY),
     ],
 )
 def test_what_the_system_refuses_is_one_line(
@@ -525,6 +532,24 @@ def test_what_the_system_refuses_is_one_line(
     monkeypatch.setattr(cli, "_run", fail)
     assert main(["probe"]) == code
     assert capsys.readouterr().err == f"densepath: error: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "advice"),
+    [
+        ("pretrain", "lower --batch_size or --view_size or --workers"),
+        ("detect", "lower --batch_size or --train_size or --workers"),
+    ],
+)
+def test_the_advice_against_short_memory_names_options_of_the_verb(
+    verb: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert main(verb.split()) == 2
+    assert f"this machine has not enough memory; {advice}\n" in capsys.readouterr().err
 
 
 def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

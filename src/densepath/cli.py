@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from densepath.core import system
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, shortage
 from densepath.core.signals import unwinding_on_signals
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import flush_streams, open_streams, write_line
@@ -19,6 +19,7 @@ from densepath.verbs import NEXT, SCORED, VERBS
 from densepath.version import __version__
 
 EXIT_BUG, EXIT_USER, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
+_OF_MEMORY = ("batch_size", "view_size", "train_size")  # options on which the memory of a device depends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,17 +72,32 @@ def _checked(argv: list[str]) -> int:
         reason = error.strerror or str(error) or type(error).__name__
         return _fail(f"{error.filename}: {reason}" if error.filename else reason)
     except Exception as error:
-        if type(error).__name__ == "CorruptImage":  # of densepath.sources, which --help and --version do not load
+        if "CorruptImage" in [
+            kind.__name__ for kind in type(error).__mro__
+        ]:  # of densepath.sources, which --help and --version do not load
             return _fail(f"{error}; replace the file, or take it out")
         if type(error).__name__ == "OutOfMemoryError":
-            return _fail("the device has not enough memory; lower --batch_size or --view_size")
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-            return _fail("this machine has not enough memory; use smaller values (--batch_size, queues, sizes)")
+            return _fail(f"the device has not enough memory; {_less_memory(argv)}")
+        if (lacking := shortage(error)) == "memory":
+            return _fail(f"this machine has not enough memory; {_less_memory(argv, 'workers')}")
+        if lacking == "threads":
+            return _fail("no more threads can be started; raise the limit on processes or on memory (see ulimit -a)")
         write_line("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
         command = shlex.join(["densepath", *argv])
         return _fail(
             f"this is a bug in densepath {__version__}; please report the lines above and: {command}", EXIT_BUG
         )
+
+
+def _less_memory(argv: list[str], *more: str) -> str:
+    """What a user can do if memory is short: the options that the verb has for it."""
+    try:
+        name, _ = _find_verb(argv)
+        known = VERBS[name].command(name).options() if name else {}
+    except Exception:  # its module may not fit into memory either
+        known = {}
+    options = [f"--{option}" for option in (*_OF_MEMORY, *more) if option in known]
+    return f"lower {' or '.join(options)}" if options else "end other programs, or raise the limit (see ulimit -a)"
 
 
 def _fail(message: str, code: int = EXIT_USER) -> int:

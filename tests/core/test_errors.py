@@ -1,7 +1,12 @@
-"""An error message is one line, for any names in it."""
+"""An error message is one line, for any names in it; what a machine lacks is told from a bug."""
+
+import errno
+
+import pytest
 
 from densepath.cli import _fail
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, shortage
+from densepath.core.failures import describe_failure
 from densepath.sources.corrupt import CorruptImage
 
 
@@ -12,3 +17,17 @@ def test_names_cannot_break_the_line_or_paint_the_terminal(capsys):
     assert str(CorruptImage(name, "cut\noff")) == f"{expected}: cut\\noff"
     _fail(str(UserError(name)))
     assert capsys.readouterr().err == f"densepath: error: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "lacking"),
+    [
+        (MemoryError(), "memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
+        (RuntimeError("can't start new thread"), "threads"),
+        (ValueError("other"), ""),
+    ],
+)
+def test_what_a_machine_lacks_is_no_fault_of_the_program(error, lacking):
+    assert shortage(error) == lacking
+    assert describe_failure(error).startswith("a bug in densepath") == (not lacking)

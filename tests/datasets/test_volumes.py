@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from isal import igzip
 from PIL import Image
 
 from densepath.cli import main
@@ -28,7 +30,9 @@ from densepath.datasets.volumes.lits import convert_lits
 from densepath.datasets.volumes.luna import LUNA, convert_luna
 from densepath.datasets.volumes.msd import convert_msd
 from densepath.datasets.volumes.nnunet import convert_nnunet
+from densepath.sources.volumes import volume as volume_
 from densepath.sources.volumes.store import VolumeStore, open_volumes
+from densepath.transfer.detection.object_colors import PALETTE
 from tests.sources.volumes.test_dicom_series import VALUES as SLICES
 from tests.sources.volumes.test_dicom_series import write_slice
 
@@ -501,3 +505,56 @@ def test_a_share_of_the_patients_becomes_the_test(tmp_path: Path) -> None:
     lits = fill(tmp_path / "one", {"volume-0.nii": nifti(CT), "segmentation-0.nii": nifti(LABELS)})
     with pytest.raises(UserError, match="at least two patients; there are 1"):
         convert_lits(Conversion(lits, tmp_path / "L", test_share=0.5))
+
+
+def test_too_little_memory_ends_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: Any) -> bytes:
+        raise MemoryError
+
+    source = fill(tmp_path / "in", {"a.nii.gz": gzip.compress(nifti(CT))})
+    monkeypatch.setattr(igzip.GzipFile, "read", read)
+    with pytest.raises(UserError, match="not enough memory to convert a;"):
+        convert_folder(FolderConversion(source, tmp_path / "S"))
+
+
+def test_a_spacing_whose_voxels_do_not_fit_into_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = fill(tmp_path / "in", {"a.nii": nifti(CT)})
+    monkeypatch.setattr(volume_, "available_memory", lambda: 10**9)
+    too_large = r"a: at 0\.001 x 0\.001 x 0\.001 mm it would have 2,000 x 2,500 x 12,000 voxels, .* change --spacing"
+    with pytest.raises(UserError, match=too_large):
+        convert_folder(FolderConversion(source, tmp_path / "S", (0.001, 0.001, 0.001)))
+
+
+def test_labels_below_zero_are_reported_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    big = np.kron(LABELS.astype(np.int16) - 1, np.ones((4, 4, 4), np.int16))
+    files = {"i/a.nii": nifti(np.kron(MR, np.ones((4, 4, 4), np.int16))), "l/a.nii": nifti(big)}
+    store = convert_folder(FolderConversion(fill(tmp_path / "in", files), tmp_path / "S", images="i", labels="l"))
+    assert "1 volume has labels below 0, which densepath segment takes only with --ignore: a" in capsys.readouterr().err
+    check_data(store, tmp_path / "sheet.png")
+    assert (np.asarray(Image.open(tmp_path / "sheet.png")) == PALETTE[-1]).all(axis=2).any()
+
+
+def test_what_is_passed_over_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = b"NDims = 3\nDimSize = 4 5 6\nElementSpacing = 1 1 2\nElementType = MET_SHORT\nElementDataFile = m.raw\n"
+    others = dict.fromkeys(("a.hdr", "a.img", "b.nrrd", "c.nrrd"), b"x")
+    files = {"m.mhd": head, "m.raw": CT.tobytes("F"), "manifest.csv": b"file,patient\nm.mhd,P1\n"}
+    convert_folder(FolderConversion(fill(tmp_path / "in", files | others), tmp_path / "S"))
+    assert "passed over: 2 .nrrd files, 1 .hdr file, 1 .img file\n" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"\.b2nd\), only 2 \.nrrd files, 1 \.hdr file"):
+        convert_folder(FolderConversion(fill(tmp_path / "none", others), tmp_path / "T"))
+
+
+def test_a_folder_without_series_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    write_slice(tmp_path / "in" / "a", SLICES[0], 0.0, "1.2")
+    with pytest.raises(UserError, match=r"holds no DICOM series .* only 1 image outside of a volume; check the path"):
+        convert_dicom(DicomConversion(tmp_path / "in", tmp_path / "S"))
+
+
+@pytest.mark.parametrize("facts", [[], {"training": [], "modality": ["CT"]}, {"training": [], "labels": [1]}])
+@pytest.mark.parametrize("convert", [convert_nnunet, convert_msd])
+def test_a_dataset_json_of_another_form_is_refused(tmp_path: Path, convert: Any, facts: Any) -> None:
+    source = fill(tmp_path / "in", {"dataset.json": json.dumps(facts).encode()})
+    with pytest.raises(UserError, match=r"dataset\.json is not .*; restore it"):
+        convert(Conversion(source, tmp_path / "S"))

@@ -142,7 +142,7 @@ def _load_matlab(path: Path) -> npt.NDArray[Any]:
     try:
         content = _matlab_element(path, name, 8 * shape[0] * shape[1] + _MATLAB_HEAD)
         return np.asarray(scipy.io.loadmat(content, variable_names=[name])[name])
-    except CorruptImage:
+    except (CorruptImage, MemoryError):
         raise
     except Exception as error:  # corrupt bytes fail anywhere in the reader
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error

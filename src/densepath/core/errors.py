@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+# What torch, C++ libraries and the loader of shared libraries say
+_NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "failed to map segment")
+_NO_THREAD = "can't start new thread"
 
 
 class UserError(Exception):
@@ -40,3 +45,12 @@ def refuse(cases: Sequence[str], what: str, remedy: str) -> None:
     """Raise a UserError that names the first cases, if there are any."""
     if cases:
         raise UserError(f"{what}: {first_few(cases)}; {remedy}")
+
+
+def shortage(error: BaseException) -> str:
+    """What the machine lacked if that raised an error: "memory", or "threads"; empty for other errors."""
+    text = str(error)
+    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or of_system or any(sign in text for sign in _NO_MEMORY):
+        return "memory"
+    return "threads" if _NO_THREAD in text else ""

@@ -97,6 +97,8 @@ def read_dicom(path: str | Path) -> npt.NDArray[Any]:
     try:
         stored = content.pixel_array
         shown = _shown(content, stored)
+    except MemoryError:
+        raise
     except Exception as error:  # its decoders raise nearly any type on corrupt bytes
         raise CorruptImage(str(path), f"cannot be decoded ({one_line(str(error))[:200]})") from error
     if stored.min() == stored.max():
@@ -164,5 +166,7 @@ def _read(path: str | Path, tags: tuple[str, ...], pixels: bool = False) -> Any:
         return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=list(tags), force=not known)
     except FileNotFoundError as error:
         raise CorruptImage(str(path), "the file is missing") from error
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises nearly any type on corrupt bytes
         raise CorruptImage(str(path), f"not a DICOM file, or damaged ({one_line(str(error))[:200]})") from error

@@ -169,6 +169,8 @@ class ImageFile(_WholeImage):
         try:
             with tifffile.TiffFile(self.name) as tiff:
                 return spacing_of(tiff.pages.first)
+        except MemoryError:
+            raise
         except Exception:  # not a TIFF
             return None
 
@@ -203,6 +205,8 @@ def _open_stored(path: str | Path, channels: int, dtype: npt.DTypeLike) -> Image
         with tifffile.TiffFile(path) as tiff:
             page: Any = tiff.pages.first
             pixels = page.imagewidth * page.imagelength
+    except MemoryError:
+        raise
     except Exception:  # not a TIFF, or one that only Pillow reads
         pixels = 0
     if pixels <= _IN_PARTS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ _SHOWN = 4  # kinds of files
 _RUNS = "folders of results"
 _AGAIN = "links to folders that are read already"
 _BROKEN, _SPECIAL = "broken links", "special files"
+_PLURAL = re.compile(r"\b(file|image|link)s\b")
 _ONE = {_RUNS: "folder of results", _AGAIN: "link to a folder that is read already"}
 
 
@@ -65,7 +67,9 @@ class Passed:
         return found
 
     def _others(self) -> list[str]:
-        return [counted(n, _ONE.get(kind, kind.removesuffix("s")), kind) for kind, n in self.kinds.most_common()]
+        return [
+            counted(n, _ONE.get(kind, _PLURAL.sub(r"\1", kind, count=1)), kind) for kind, n in self.kinds.most_common()
+        ]
 
 
 def find_images(source: str | Path, exclude: Sequence[str] = ()) -> list[Path]:
@@ -161,18 +165,18 @@ def _outside_runs(names: Iterable[str], root: str, passed: Passed) -> Iterator[s
     return (name for name in names if not inside(os.path.normpath(os.path.dirname(name))))
 
 
-def walk(folder: str | Path, suffixes: Sequence[str], runs: bool = True) -> list[str]:
+def walk(folder: str | Path, suffixes: Sequence[str], runs: bool = True, passed: Passed | None = None) -> list[str]:
     """The files of some suffixes below a folder, depth first, sorted by the characters of their names. A disk that
     hangs is reported.
 
     Hidden files and folders are left out. Each folder is read once: a link to one that is read anyway is not followed.
-    With ``runs=False``, folders that hold a run of densepath are left out.
+    With ``runs=False``, folders that hold a run of densepath are left out. What was passed over is added to ``passed``.
 
     Raises:
         UserError: a folder cannot be read.
         Stuck: nothing was read within the limit of :func:`~densepath.core.waiting.wait_for`.
     """
-    passed = Passed()
+    passed = passed or Passed()
     return _while_reading(lambda: list(_walk(folder, suffixes, passed, runs)), folder, passed)
 
 

@@ -79,6 +79,8 @@ class TiffParts:
             self._file.filehandle.seek(page.dataoffsets[index])
             data = self._file.filehandle.read(page.databytecounts[index])
             segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
+        except MemoryError:
+            raise
         except Exception as error:  # codecs raise nearly any type on corrupt bytes
             if "imagecodecs" in str(error):
                 codec = getattr(page.compression, "name", page.compression)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes import volume
 from densepath.sources.volumes.dicom_series import find_series, read_series
-from densepath.sources.volumes.volume import spacing_of
+from densepath.sources.volumes.volume import TooLarge, spacing_of
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (8, 5, 6)).astype(np.int16)  # slices, rows, columns
 STEP = 2.5
@@ -66,7 +69,8 @@ def test_slices_are_ordered_by_place(write: Callable[..., Path]) -> None:
     volume = read_series(series)
     (channel,) = volume.channels
     assert np.array_equal(channel.values, VALUES.transpose(2, 1, 0)) and channel.values.dtype == np.int16
-    assert (channel.slope, channel.intercept) == (1, -1024) and passed == {} and volume.notes == ()
+    assert (channel.slope, channel.intercept) == (1, -1024) and volume.notes == ()
+    assert passed.describe() == "1 file of other formats"
     assert np.allclose(spacing_of(volume.affine), (0.7, 0.8, STEP))
     # LPS of the file: column 2, row 1, slice 3
     assert np.allclose((volume.affine @ [2, 1, 3, 1])[:3], [100 - 2 * 0.7, 120 - 0.8, -50 + 3 * STEP])
@@ -111,7 +115,7 @@ def test_a_copy_of_a_file_is_passed_over(write: Callable[..., Path]) -> None:
     first = next(folder.iterdir())
     (folder / "copy").write_bytes(first.read_bytes())
     (series,), passed = find_series(folder)
-    assert len(series.slices) == 8 and passed == {"copies of other files": 1}
+    assert len(series.slices) == 8 and passed.kinds == {"repeated files": 1}
 
 
 def test_a_tilted_gantry_keeps_its_shear(write: Callable[..., Path]) -> None:
@@ -131,7 +135,7 @@ def test_two_series_two_sizes_and_a_localizer_are_told_apart(write: Callable[...
     folder = write([0.0], values=VALUES[:1], series=one, ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
     found, passed = find_series(folder)
     assert sorted(len(series.slices) for series in found) == [2, 8, 8] and len({s.name for s in found}) == 3
-    assert passed == {"images that are not part of a volume": 1}
+    assert passed.kinds == {"images outside of a volume": 1}
     assert {series.patient for series in found} == {"patient_0001", "patient_0002"}
     assert all(np.isclose(spacing_of(read_series(s).affine)[2], STEP) for s in found if len(s.slices) == 8)
 
@@ -169,7 +173,7 @@ def test_a_damaged_slice_costs_its_series(write: Callable[..., Path]) -> None:
         read_series(series)
     path.write_bytes(path.read_bytes()[:300])
     (series,), passed = find_series(folder)
-    assert sum(passed.values()) == 1 and len(series.slices) == 7
+    assert passed.kinds == {"DICOM files without an image": 1} and len(series.slices) == 7
 
 
 def test_a_large_gap_is_named_as_such(write: Callable[..., Path]) -> None:
@@ -183,3 +187,65 @@ def test_files_without_a_patient_are_of_unknown_ones(write: Callable[..., Path])
     write(STEP * np.arange(3), PatientID=" ")
     found, _ = find_series(write(STEP * np.arange(3), PatientID="MRN1"))
     assert sorted(str(series.patient) for series in found) == ["None", "None", "patient_0001"]
+
+
+def test_folders_are_read_once_and_pipes_not_at_all(write: Callable[..., Path]) -> None:
+    folder = write(STEP * np.arange(3))
+    for name in ("up", "again"):
+        (folder / name).symlink_to("..")
+    os.mkfifo(folder / "pipe")
+    (series,), passed = find_series(folder)
+    assert len(series.slices) == 3
+    assert passed.kinds == {"special files": 1, "links to folders that are read already": 2}
+
+
+def test_a_folder_that_cannot_be_read_is_refused(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(STEP * np.arange(3))
+    (folder / "closed").mkdir()
+    whole = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"the folder .*closed cannot be read \(Permission denied\)"):
+        find_series(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"SeriesInstanceUID": ""}, "images without SeriesInstanceUID"),
+        ({"ImagePositionPatient": None}, "images without ImagePositionPatient"),
+        ({"Rows": None}, "DICOM files without an image"),
+        ({"SamplesPerPixel": 3}, "images with colors"),
+    ],
+)
+def test_what_an_image_lacks_is_named(write: Callable[..., Path], changes: dict[str, Any], kind: str) -> None:
+    found, passed = find_series(write(STEP * np.arange(3), **changes))
+    assert not found and passed.kinds == {kind: 3}
+
+
+def test_a_spacing_is_that_of_files_that_name_none(write: Callable[..., Path]) -> None:
+    """It is along the axes of the patient: the columns of these sagittal slices are along y, their rows along z."""
+    folder = write(
+        STEP * np.arange(3),
+        PixelSpacing=None,
+        ImageOrientationPatient=[0, 1, 0, 0, 0, -1],
+        ImagePositionPatient=lambda k: [STEP * k, 0, 0],
+    )
+    (series,), _ = find_series(folder)
+    with pytest.raises(CorruptImage, match="no PixelSpacing; give it with --spacing"):
+        read_series(series)
+    assert np.allclose(spacing_of(read_series(series, spacing=(9.0, 0.5, 0.25)).affine), (0.5, 0.25, STEP))
+
+
+def test_slices_at_equal_steps_must_fit_into_memory(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (series,), _ = find_series(write([0, 0.002, 0.004, 100, 100.002, 100.004]))
+    monkeypatch.setattr(volume, "available_memory", lambda: 10**6)
+    with pytest.raises(TooLarge, match=r"6 x 5 x 50,003 voxels, too many for 0\.001 GB"):
+        read_series(series, "resample")

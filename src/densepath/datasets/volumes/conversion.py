@@ -10,6 +10,8 @@ from typing import Literal
 
 from densepath.core.errors import UserError, refuse
 from densepath.core.random import ordered_by_seed
+from densepath.core.streams import say
+from densepath.sources.listing import Passed
 from densepath.sources.volumes.dicom_series import Gaps
 from densepath.sources.volumes.volume import Volume
 
@@ -167,3 +169,9 @@ def source_folder(source: str | Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; check the path")
     return folder
+
+
+def say_passed(passed: Passed) -> None:
+    """Print what was passed over while files were listed, if anything was."""
+    if also := passed.describe():
+        say(f"densepath: passed over: {also}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from densepath.annotations.patients import patient_in_name
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, counted, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line, shortage
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.streams import say, write_line
 from densepath.core.system import available_memory, usable_cores, with_progress
@@ -27,6 +27,7 @@ from densepath.sources.listing import matches_any
 from densepath.sources.volumes.prepare import prepare
 from densepath.sources.volumes.read import files_of
 from densepath.sources.volumes.store import FORMAT, INDEX, VERSION, VOLUMES, shared_window
+from densepath.sources.volumes.volume import TooLarge
 from densepath.sources.volumes.volume_file import SUFFIX, read_header, write_volume
 
 _THREADS = 4  # volumes in memory at a time
@@ -48,7 +49,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
         The folder of the store.
 
     Raises:
-        UserError: two volumes have one name, none can be read, or the folder holds something else.
+        UserError: two volumes have one name, none can be read, memory is short, or the folder holds something else.
     """
     dest = Path(how.dest)
     kept = [case for case in cases if not matches_any(case.name, how.exclude)]
@@ -88,7 +89,11 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
 
 
 def _convert_one(case: Case, dest: Path, how: Conversion) -> Header | str:
-    """The header of a case's file, which is written if it is not there; or what is wrong with the case."""
+    """The header of a case's file, which is written if it is not there; or what is wrong with the case.
+
+    Raises:
+        UserError: there is not enough memory for it.
+    """
     path = dest / VOLUMES / f"{case.name}{SUFFIX}"
     inputs = digest_of(_facts_of(case))
     try:
@@ -101,10 +106,17 @@ def _convert_one(case: Case, dest: Path, how: Conversion) -> Header | str:
         volume = case.read()
         labels = case.read_labels() if case.read_labels is not None else None
         ready = prepare(case.name, volume, labels, how.target)
+    except TooLarge as error:
+        raise UserError(f"{error}; change --spacing (in mm), or leave it out with --exclude") from error
     except CorruptImage as error:
         return str(error) if error.path == case.name else f"{case.name} ({error})"
-    except MemoryError:
-        return f"{case.name}: it needs more memory than there is"
+    except Exception as error:
+        if shortage(error) != "memory":
+            raise
+        raise UserError(
+            f"this machine has not enough memory to convert {case.name}; free some, raise its limit (see ulimit -a), "
+            "or leave the volume out with --exclude; then start again to continue"
+        ) from error
     return write_volume(path, {**ready.facts, "inputs": inputs}, ready.channels, ready.labels)
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from densepath.annotations.patients import patients_of
+from densepath.annotations.patients import MANIFEST, patients_of
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.json_files import load_json
 from densepath.core.streams import say
-from densepath.datasets.volumes.conversion import Case, Contents, Conversion, FolderConversion, source_folder
+from densepath.datasets.volumes.conversion import (
+    Case,
+    Contents,
+    Conversion,
+    FolderConversion,
+    say_passed,
+    source_folder,
+)
 from densepath.datasets.volumes.convert import convert
-from densepath.sources.listing import walk
-from densepath.sources.volumes.read import SUFFIXES, read_volume
+from densepath.datasets.volumes.dataset_json import reading
+from densepath.sources.listing import Passed, walk
+from densepath.sources.volumes.read import SUFFIXES, files_of, read_volume
 
 _MASK = "anatomy_mask"
 
@@ -40,7 +47,13 @@ def convert_folder(how: FolderConversion) -> Path:
     for folder in (images, *([labels] if labels else [])):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; check --images and --labels")
-    found = volumes_in(images)
+    passed = Passed()
+    found = volumes_in(images, passed)
+    if not found:
+        raise UserError(
+            f"{images} and its subfolders contain no volume (NIfTI, MetaImage or .b2nd){passed.only()}; check the path"
+        )
+    say_passed(passed)
     if labels is not None and labels.is_relative_to(images):
         found = {name: path for name, path in found.items() if not path.resolve().is_relative_to(labels.resolve())}
     of_labels = volumes_in(labels) if labels is not None else {}
@@ -64,18 +77,24 @@ def convert_folder(how: FolderConversion) -> Path:
     return convert(cases, Contents("volumes"), how)
 
 
-def volumes_in(folder: Path) -> dict[str, Path]:
+def volumes_in(folder: Path, passed: Passed | None = None) -> dict[str, Path]:
     """The files of volumes in a folder and its subfolders, by their names below it without suffix.
+
+    What was passed over is added to ``passed``, without files that belong to volumes.
 
     Raises:
         UserError: two files have one name.
     """
     found: dict[str, Path] = {}
-    for path in map(Path, walk(folder, SUFFIXES)):
+    for path in map(Path, walk(folder, SUFFIXES, passed=passed)):
         name = Path(os.path.relpath(path, os.path.realpath(folder))).with_name(stem(path)).as_posix()
         if name in found:
             raise UserError(f"volumes that are there more than once: {found[name]}, {path}; keep one file of each")
         found[name] = path
+    if passed is not None:
+        parts = {part for path in found.values() for part in (*files_of(path)[1:], path.parent / MANIFEST)}
+        inside = [part for part in {*parts, folder / MANIFEST} if part.is_relative_to(folder) and part.is_file()]
+        passed.kinds -= Counter(f"{part.suffix.lower() or 'other'} files" for part in inside)
     return found
 
 
@@ -87,8 +106,7 @@ def stem(path: Path) -> str:
 
 def _cases_of_nnssl(path: Path, how: Conversion) -> Iterator[Case]:
     """The volumes that nnssl's JSON file lists, with their subjects as patients and their anatomy masks as labels."""
-    collection = load_json(path, "a pretrain_data.json of nnssl")
-    try:
+    with reading(path, "a pretrain_data.json of nnssl") as collection:
         for index, dataset in collection["datasets"].items():
             for subject, of_subject in dataset["subjects"].items():
                 for session, of_session in of_subject["sessions"].items():
@@ -100,8 +118,6 @@ def _cases_of_nnssl(path: Path, how: Conversion) -> Iterator[Case]:
                         inputs = (file, *([_place(mask, path)] if mask else []))
                         read = partial(read_volume, file, how.target)
                         yield Case(name, read, labels, patient, file=str(file), inputs=inputs)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a pretrain_data.json of nnssl ({error!r}); give one, or a folder") from error
 
 
 def _place(text: str, listed_in: Path) -> Path:
@@ -113,13 +129,3 @@ def _place(text: str, listed_in: Path) -> Path:
             raise UserError(f"{listed_in} names files below {first}; set this environment variable to their folder")
         return Path(folder) / rest
     return listed_in.parent / text
-
-
-def names_of(labels: Mapping[str, Any] | None) -> dict[int, str]:
-    """The labels of a dataset.json, code -> name: it has them as name -> code (nnU-Net) or code -> name (MSD)."""
-    found: dict[int, str] = {}
-    for key, value in (labels or {}).items():
-        code, name = (key, value) if str(key).isdigit() else (value, key)
-        if isinstance(code, int) or str(code).isdigit():  # regions of several codes have no code of their own
-            found[int(code)] = str(name)
-    return found

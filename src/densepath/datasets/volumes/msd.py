@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from densepath.core.errors import UserError, counted, first_few
-from densepath.core.json_files import load_json
+from densepath.core.errors import counted, first_few
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
 from densepath.datasets.volumes.convert import convert
-from densepath.datasets.volumes.folder import names_of, stem, volumes_in
+from densepath.datasets.volumes.dataset_json import DATASET_JSON, channels_of, labels_of, reading
+from densepath.datasets.volumes.folder import stem, volumes_in
 from densepath.sources.volumes.read import count_channels, read_channels, read_volume
 
 
@@ -30,13 +29,10 @@ def convert_msd(how: Conversion) -> Path:
     Source: http://medicaldecathlon.com (CC BY-SA 4.0).
     """
     source = source_folder(how.source)
-    facts: dict[str, Any] = load_json(source / "dataset.json", "the dataset.json of a task")
-    try:
+    with reading(source / DATASET_JSON, "the dataset.json of a task of MSD") as facts:
         listed = [(source / item["image"], source / item["label"], "train") for item in facts["training"]]
         listed += [(source / item, None, "test") for item in facts.get("test", ())]
-        modality = tuple(str(name) for _, name in sorted(facts.get("modality", {}).items(), key=lambda i: int(i[0])))
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{source / 'dataset.json'} is not of a task of MSD ({error!r}); restore it") from error
+        modality, labels = channels_of(facts), labels_of(facts)
     cases = [
         Case(
             stem(image),
@@ -62,4 +58,4 @@ def convert_msd(how: Conversion) -> Path:
             f"{first_few(sorted(more))}"
         )
     kind = "CT" if modality == ("CT",) else "MR" if modality else ""
-    return convert(cases, Contents("msd", kind, names_of(facts.get("labels")), modality), how)
+    return convert(cases, Contents("msd", kind, labels, modality), how)

@@ -6,14 +6,13 @@ import re
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
 from densepath.datasets.volumes.convert import convert
-from densepath.datasets.volumes.folder import names_of, volumes_in
+from densepath.datasets.volumes.dataset_json import DATASET_JSON, channels_of, labels_of, reading
+from densepath.datasets.volumes.folder import volumes_in
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.read import count_channels, read_channels, read_volume
 from densepath.sources.volumes.volume import Volume
@@ -35,17 +34,16 @@ def convert_nnunet(how: Conversion) -> Path:
         UserError: there is no case, or none can be read.
     """
     source = source_folder(how.source)
-    facts: dict[str, Any] = load_json(source / "dataset.json", "nnU-Net's dataset.json")
-    channels = facts.get("channel_names") or facts.get("modality") or {}
-    names = tuple(str(name) for _, name in sorted(channels.items(), key=lambda item: int(item[0])))
+    with reading(source / DATASET_JSON, "nnU-Net's dataset.json") as facts:
+        names, labels, counted_cases = channels_of(facts), labels_of(facts), facts.get("numTraining")
     cases = []
     for split, folders in _SPLITS.items():
         cases += _cases(source, split, folders, max(len(names), 1), how)
     trained = sum(case.split == "train" for case in cases)
-    if "numTraining" in facts and facts["numTraining"] != trained:
-        say(f"densepath: warning: {trained} training cases, and dataset.json counts {facts['numTraining']}")
+    if counted_cases not in (None, trained):
+        say(f"densepath: warning: {trained} training cases, and dataset.json counts {counted_cases}")
     modality = "CT" if names and all(name.upper() == "CT" for name in names) else "other" if names else ""
-    return convert(cases, Contents("nnunet", modality, names_of(facts.get("labels")), names), how)
+    return convert(cases, Contents("nnunet", modality, labels, names), how)
 
 
 def _cases(source: Path, split: str, folders: tuple[str, str], channels: int, how: Conversion) -> list[Case]:

@@ -19,7 +19,7 @@ from densepath.core.spacing import evenly_spaced
 from densepath.datasets.contact_sheet import compose_sheet, short_name
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.store import VolumeStore
-from densepath.transfer.detection.object_colors import color_of
+from densepath.transfer.detection.object_colors import PALETTE, color_of
 
 _WIDTH, _COLUMNS, _GAP = 480, 2, 4  # pixels, panels in a row
 _TALLEST = 320
@@ -84,4 +84,4 @@ def _outline(shown: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> None:
     """Draw the borders of labels (H, W) onto a slice (H, W, 3)."""
     borders = find_boundaries(labels, mode="inner", background=0) & (labels != 0)
     for code in np.unique(labels[borders]).tolist():
-        shown[borders & (labels == code)] = color_of(code)
+        shown[borders & (labels == code)] = color_of(code % len(PALETTE))

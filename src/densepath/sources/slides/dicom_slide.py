@@ -95,6 +95,8 @@ class DicomSlide:
         try:
             with _handles.reading:
                 return np.asarray(read(_handles.get(self.file)).convert("RGB"))
+        except MemoryError:
+            raise
         except Exception as error:  # its decoders raise nearly any type on corrupt bytes
             _handles.drop(self.file)
             raise CorruptImage(self.file.path, f"{what} cannot be decoded ({one_line(str(error))})") from error
@@ -117,6 +119,8 @@ def open_dicom(path: str) -> DicomSlide:
         names = tuple(name for name, images in others if images is not None and len(images))
     except ImportError as error:
         raise UserError('OpenSlide does not read this DICOM slide; pip install "densepath[dicom]"') from error
+    except MemoryError:
+        raise
     except Exception as error:  # it raises many types, and may quote what the files say
         raise CorruptImage(path, f"a DICOM slide that cannot be opened ({type(error).__name__})") from error
     steps = downsamples(sizes)

@@ -37,7 +37,7 @@ def _file(path: str) -> SlideFile:
     if start[:4] in TIFF_STARTS:
         try:
             tiled = open_tiff(path)
-        except (CorruptImage, UserError):
+        except (CorruptImage, UserError, MemoryError):
             raise
         except Exception as error:  # tifffile raises nearly any type on corrupt bytes, and may quote what the file says
             tiled, refused = None, CorruptImage(path, "a TIFF that is truncated or damaged; copy it again")

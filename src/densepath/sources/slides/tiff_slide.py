@@ -71,6 +71,8 @@ class TiffSlide:
             with TiffImageFile(path) as image:  # Image.open would refuse the size of level 0
                 image.seek(self.pages[name])
                 return np.asarray(image.convert("RGB"))
+        except MemoryError:
+            raise
         except Exception as error:  # decoders raise nearly any type on corrupt bytes
             raise CorruptImage(path, f"its {name} cannot be decoded ({one_line(str(error))})") from error
 

@@ -29,6 +29,8 @@ def read_blosc2(path: str, spacing: Sequence[float] | None = None, channels: boo
         raise UserError('.b2nd files need the package blosc2; pip install "densepath[blosc2]"') from error
     try:
         values = np.asarray(blosc2.open(path, mode="r")[:])
+    except MemoryError:
+        raise
     except Exception as error:  # it raises many types on corrupt bytes
         raise CorruptImage(path, f"it cannot be decompressed ({one_line(str(error))})") from error
     values = values[None] if values.ndim == 3 else values

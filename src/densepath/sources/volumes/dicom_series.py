@@ -6,7 +6,6 @@ Nothing that identifies a patient is taken from the files: patients are numbers,
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +15,30 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import counted, one_line
+from densepath.core.errors import UserError, counted, one_line
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.dicom_image import DICOM_START, is_dicom
-from densepath.sources.volumes.volume import Array, Channel, Volume, check_affine, check_values, library
+from densepath.sources.listing import Passed, walk
+from densepath.sources.volumes.volume import (
+    Array,
+    Channel,
+    Spacing,
+    Volume,
+    check_affine,
+    check_size,
+    check_values,
+    library,
+    spacing_of,
+)
 
 Gaps = Literal["error", "resample"]
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns"),
     *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "NumberOfFrames", "SamplesPerPixel"),
 )
+_NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "SeriesInstanceUID", "SOPInstanceUID")
 _GAP = 0.01  # of the spacing, by which steps between slices may differ
 _APART = 1e-3  # mm between slices at different places
 _TILT = 0.5  # degrees between the slices' normal and the direction in which they follow each other
@@ -44,7 +55,7 @@ class Slice:
     instance: str
     orientation: tuple[float, ...]
     position: npt.NDArray[np.float64]
-    spacing: tuple[float, float]
+    spacing: tuple[float, float] | None
     size: tuple[int, int]
 
     @property
@@ -74,19 +85,22 @@ class Series:
     slices: tuple[Slice, ...]
 
 
-def find_series(folder: str | Path) -> tuple[list[Series], dict[str, int]]:
+def find_series(folder: str | Path) -> tuple[list[Series], Passed]:
     """The series in a folder and its subfolders, without those of fewer than two slices.
 
     Returns:
-        The series in the order of their names, and how many files were passed over, by reason.
+        The series in the order of their names, and what was passed over.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
-    paths = sorted(os.path.join(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
     found: dict[Any, list[Slice]] = defaultdict(list)
-    passed: dict[str, int] = defaultdict(int)
+    passed = Passed()
+    paths = walk(folder, ("",), passed=passed)
     for read in in_threads(_slice, paths, usable_cores(), "DICOM headers"):
         if isinstance(read, str):
-            passed[read] += 1
-        elif read is not None:
+            passed.kinds[read] += 1
+        else:
             axes = tuple(np.round(read.orientation, 3) + 0.0)  # without the noise of their text form
             found[read.series, axes, read.size].append(read)
     patients = sorted({part[0].patient for part in found.values()} - {""})
@@ -97,9 +111,9 @@ def find_series(folder: str | Path) -> tuple[list[Series], dict[str, int]]:
     for group in sorted(groups, key=lambda group: (group[0].series, -len(group), group[0].orientation)):
         unique = {part.instance: part for part in group}  # the same file twice
         if len(unique) < len(group):
-            passed["copies of other files"] += len(group) - len(unique)
+            passed.kinds["repeated files"] += len(group) - len(unique)
         if len(unique) < 2:
-            passed["images that are not part of a volume"] += len(unique)
+            passed.kinds["images outside of a volume"] += len(unique)
             continue
         per_series[group[0].series] += 1
         number = per_series[group[0].series]
@@ -107,19 +121,21 @@ def find_series(folder: str | Path) -> tuple[list[Series], dict[str, int]]:
         name = f"series_{digest}" + (f"_{number}" if number > 1 else "")
         ordered = tuple(sorted(unique.values(), key=lambda part: part.depth))
         made.append(Series(name, numbers.get(group[0].patient), ordered))
-    return sorted(made, key=lambda series: series.name), dict(passed)
+    return sorted(made, key=lambda series: series.name), passed
 
 
-def read_series(series: Series, gaps: Gaps = "error") -> Volume:
+def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = None) -> Volume:
     """Read a series.
 
     Args:
         series: its slices.
         gaps: what to do if steps between slices differ by over 1% of the spacing: "error", or "resample" to equal
             steps, linearly between the two neighbors.
+        spacing: mm along x, y and z of the pixels of files that name none.
 
     Raises:
         CorruptImage: a slice cannot be read or is missing, or several lie at one place.
+        TooLarge: at equal steps it would not fit into memory.
     """
     slices = list(series.slices)
     steps = np.diff([part.depth for part in slices])
@@ -148,7 +164,10 @@ def read_series(series: Series, gaps: Gaps = "error") -> Volume:
             f"{usual:.4g} mm, first {steps[k]:.4g} mm after slice {k + 1} "
             f"of {len(slices)}; complete it, or give --gaps resample",
         )
-    affine, more = _affine(series, slices, usual if uneven.size else None)
+    affine, more = _affine(series, slices, usual if uneven.size else None, spacing)
+    if uneven.size:
+        rows, columns = slices[0].size
+        check_size(series.name, (columns, rows, round(float(depths[-1] - depths[0]) / usual) + 1), spacing_of(affine))
     values, slope, intercept, finite = _values(series, slices)
     if uneven.size:
         values = _even(values, depths, usual)
@@ -169,7 +188,9 @@ def _even(values: Array, depths: Array, step: float) -> Array:
     return out
 
 
-def _affine(series: Series, slices: Sequence[Slice], step: float | None) -> tuple[Array, list[str]]:
+def _affine(
+    series: Series, slices: Sequence[Slice], step: float | None, spacing: Spacing | None
+) -> tuple[Array, list[str]]:
     """The affine map, which keeps the shear of a tilted gantry, and a note about that."""
     first, last = slices[0], slices[-1]
     along = last.position - first.position
@@ -182,8 +203,13 @@ def _affine(series: Series, slices: Sequence[Slice], step: float | None) -> tupl
     tilt = float(np.degrees(np.arccos(np.clip(across @ first.normal, -1, 1))))
     between = along / (len(slices) - 1) if step is None else along * step / depths[-1]
     affine = np.eye(4)
-    affine[:3, 0] = np.array(first.orientation[:3]) * first.spacing[1]
-    affine[:3, 1] = np.array(first.orientation[3:]) * first.spacing[0]
+    axes = np.array(first.orientation).reshape(2, 3)  # along a row, along a column
+    sides = first.spacing
+    if sides is None and spacing is not None:
+        sides = spacing[int(np.abs(axes[1]).argmax())], spacing[int(np.abs(axes[0]).argmax())]
+    if sides is None:
+        raise CorruptImage(series.name, "its files have no PixelSpacing; give it with --spacing X Y Z")
+    affine[:3, 0], affine[:3, 1] = axes[0] * sides[1], axes[1] * sides[0]
     affine[:3, 2], affine[:3, 3] = between, first.position
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's axes point left and posterior
     check_affine(series.name, affine)
@@ -211,6 +237,8 @@ def _pixels(series: Series, part: Slice) -> tuple[Array, tuple[float, float]]:
         content = library("pydicom").dcmread(part.path)
         pixels = content.pixel_array
         scale = float(content.get("RescaleSlope", 1) or 1), float(content.get("RescaleIntercept", 0) or 0)
+    except MemoryError:
+        raise
     except Exception as error:  # its decoders raise nearly any type on corrupt bytes
         number = series.slices.index(part) + 1
         raise CorruptImage(series.name, f"slice {number} cannot be decoded ({one_line(str(error))[:200]})") from error
@@ -219,21 +247,23 @@ def _pixels(series: Series, part: Slice) -> tuple[Array, tuple[float, float]]:
     return pixels, scale
 
 
-def _slice(path: str) -> Slice | str | None:
-    """A slice of a volume; else why the file is passed over; None for files of other formats."""
+def _slice(path: str) -> Slice | str:
+    """A slice of a volume; else why the file is passed over."""
     try:
         with open(path, "rb") as file:
             known = is_dicom(file.read(DICOM_START))
     except OSError:
-        return "files that cannot be read"
+        return "unreadable files"
     if not known and not path.lower().endswith(".dcm"):
-        return None
+        return "files of other formats"
     try:
         header = library("pydicom").dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=not known)
         if int(header.get("NumberOfFrames", 1) or 1) > 1:
             return "files of several frames (convert them with dcm2niix)"
-        if header.get("ImagePositionPatient") is None or header.get("ImageOrientationPatient") is None:
-            return "DICOM files without an image that has a place"
+        if header.get("Rows") is None:
+            return "DICOM files without an image"
+        if missing := [tag for tag in _NEEDED if not header.get(tag)]:
+            return f"images without {missing[0]}"
         if int(header.get("SamplesPerPixel", 1)) != 1:
             return "images with colors"
         return Slice(
@@ -244,12 +274,12 @@ def _slice(path: str) -> Slice | str | None:
             str(header.SOPInstanceUID),
             tuple(float(x) for x in header.ImageOrientationPatient),
             np.array([float(x) for x in header.ImagePositionPatient]),
-            (float(header.PixelSpacing[0]), float(header.PixelSpacing[1])),
+            (float(spacing[0]), float(spacing[1])) if (spacing := header.get("PixelSpacing")) else None,
             (int(header.Rows), int(header.Columns)),
         )
-    except Exception as error:  # pydicom raises nearly any type on corrupt bytes
-        if type(error).__name__ == "UserError":
-            raise
+    except (UserError, MemoryError):
+        raise
+    except Exception:  # pydicom raises nearly any type on corrupt bytes
         return "damaged DICOM files"
 
 

@@ -91,6 +91,8 @@ def read_bytes(path: str, most: int = -1) -> bytes:
         if isinstance(error, OSError) and error.errno is not None:
             raise CorruptImage(path, f"it cannot be read ({error.strerror})") from error
         raise CorruptImage(path, f"its compressed data are damaged or truncated ({one_line(str(error))})") from error
+    except MemoryError:
+        raise
     except Exception as error:  # isal's own type
         raise CorruptImage(path, f"its compressed data are damaged ({one_line(str(error))})") from error
     if not data:

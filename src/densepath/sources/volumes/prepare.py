@@ -13,7 +13,7 @@ from densepath.core.resampling import sample
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.encode import encode
 from densepath.sources.volumes.read import check_same_place
-from densepath.sources.volumes.volume import Array, Channel, Spacing, Volume, spacing_of, to_ras
+from densepath.sources.volumes.volume import Array, Channel, Spacing, Volume, check_size, spacing_of, to_ras
 
 _SAME = 1e-3  # relative difference of spacings that are equal
 _WHOLE = 1e-3  # by which a label may differ from a whole number
@@ -51,6 +51,7 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
 
     Raises:
         CorruptImage: the labels do not fit the volume, or are not labels.
+        TooLarge: it would not fit into memory.
     """
     if labels is not None:
         check_same_place(f"labels of {name}", labels, name, volume)
@@ -58,7 +59,7 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
     channels, scales, affine, codes = [], [], volume.affine, ""
     for channel in volume.channels:
         turned, affine, codes = to_ras(channel.values, volume.affine)
-        values, affine = resampled(turned, affine, target)
+        values, affine = resampled(name, turned, affine, target)
         stored, slope, intercept = encode(Channel(values, channel.slope, channel.intercept))
         channels.append(stored.transpose(2, 1, 0))
         scales.append({"slope": slope, "intercept": intercept, "window": _window(stored, slope, intercept)})
@@ -72,7 +73,9 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
     if labels is not None:
         whole = _whole_labels(f"labels of {name}", labels.channels)
         own, own_affine, _ = to_ras(whole, volume.affine)
-        codes_of_labels = resampled(own, own_affine, target, nearest=True)[0].transpose(2, 1, 0)
+        codes_of_labels = resampled(name, own, own_affine, target, nearest=True)[0].transpose(2, 1, 0)
+        if codes_of_labels.min() < 0:
+            notes.append("labels below 0, which densepath segment takes only with --ignore")
     origin = {"shape": list(volume.shape), "affine": volume.affine.tolist(), "codes": codes}
     facts = {"name": name, "affine": affine.tolist(), "scales": scales, "origin": origin, "notes": notes}
     facts["values"] = 0 if squeezed else max(counts)
@@ -80,7 +83,7 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
 
 
 def resampled(
-    values: Array, affine: npt.NDArray[np.float64], target: Spacing | None, nearest: bool = False
+    name: str, values: Array, affine: npt.NDArray[np.float64], target: Spacing | None, nearest: bool = False
 ) -> tuple[Array, npt.NDArray[np.float64]]:
     """Values (X, Y, Z) at another spacing, and their affine map; whole numbers stay whole.
 
@@ -88,15 +91,20 @@ def resampled(
     larger.
 
     Args:
+        name: of the volume.
         values: the values.
         affine: their affine map.
         target: mm between voxels; None for no change.
         nearest: take the nearest voxel instead, for labels.
+
+    Raises:
+        TooLarge: the result would not fit into memory.
     """
     old = spacing_of(affine)
     if target is None or np.allclose(old, target, rtol=_SAME, atol=0):
         return values, affine
     size = [max(1, round(n * a / b)) for n, a, b in zip(values.shape, old, target, strict=True)]
+    check_size(name, size, target)
     share = np.array([m * b / (n * a) for m, n, a, b in zip(size, values.shape, old, target, strict=True)])
     made = affine.copy()
     made[:3, :3] *= np.divide(target, old)

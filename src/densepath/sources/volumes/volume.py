@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, shortage
+from densepath.core.system import available_memory
 from densepath.sources.corrupt import CorruptImage
 
 Array = npt.NDArray[Any]
@@ -17,6 +19,7 @@ Spacing = tuple[float, float, float]
 RAS = "RAS"
 _PLAUSIBLE = (1e-3, 100.0)  # mm between voxels
 _ALL_NUMBERS = "biuf"
+_BYTES = 8  # of memory for a voxel that is resampled: its value and a copy of it in 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,10 @@ class Volume:
         return self.channels[0].values.shape
 
 
+class TooLarge(CorruptImage):
+    """A volume that would have more voxels at another spacing than there is memory for."""
+
+
 def library(name: str) -> Any:
     """A package of the extra ``volumes``.
 
@@ -64,6 +71,8 @@ def library(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
+        if shortage(error):
+            raise MemoryError from error
         package = name.partition(".")[0]
         raise UserError(f'volumes need the package {package}; pip install "densepath[volumes]"') from error
 
@@ -99,6 +108,20 @@ def check_affine(path: str, affine: Array) -> None:
         raise CorruptImage(path, f"its voxels are {shown} mm apart; if that is wrong, fix its header")
     if abs(np.linalg.det(affine[:3, :3])) < 1e-3 * float(np.prod(spacing)):
         raise CorruptImage(path, "the axes of its affine map lie in a plane")
+
+
+def check_size(path: str, shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """Check that a volume that is to be resampled will fit into memory.
+
+    Raises:
+        TooLarge: it will not.
+    """
+    memory = available_memory()
+    if _BYTES * math.prod(shape) > memory:
+        sides, steps = (" x ".join(f"{side:,g}" for side in sides) for sides in (shape, spacing))
+        raise TooLarge(
+            path, f"at {steps} mm it would have {sides} voxels, too many for {memory / 1e9:.3g} GB of memory"
+        )
 
 
 def check_values(path: str, channels: Iterable[Array]) -> tuple[list[Array], tuple[str, ...]]:

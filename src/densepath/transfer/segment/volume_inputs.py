@@ -175,7 +175,8 @@ class VolumeInputs:
         row, pixels = store.rows[position], store.read(position)
         affine = np.array(row["affine"])
         if self._differs(affine):
-            parts = [resampled(part.transpose(2, 1, 0), affine, self._target) for part in np.moveaxis(pixels, -1, 0)]
+            channels = (part.transpose(2, 1, 0) for part in np.moveaxis(pixels, -1, 0))
+            parts = [resampled(row["name"], values, affine, self._target) for values in channels]
             pixels, affine = np.stack([values.transpose(2, 1, 0) for values, _ in parts], axis=-1), parts[0][1]
         return self._input(pixels, row["origin"], affine, _SCANNER)
 
