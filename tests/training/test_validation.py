@@ -49,6 +49,8 @@ def test_a_patient_is_trained_on_or_held_out(tmp_path):
     assert {str(again.paths[n]) for n in range(len(again))} == {str(held.paths[n]) for n in range(len(held))}
     with pytest.raises(UserError, match="leaves no patient to train on"):
         hold_out_images(ImageFiles(["00000001_000.png", "00000001_001.png"]), "", 0.5, 0)
+    with pytest.raises(UserError, match="leaves no image to train on; give a smaller share, or more images"):
+        hold_out_images(ImageFiles(["a.png", "b.png"]), "", 0.99, 0)
 
 
 def test_patience_counts_evaluations_since_the_lowest_loss():

@@ -22,13 +22,18 @@ from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.decode import Header, read_header, read_image, read_size
 from densepath.sources.listing import Passed
 from densepath.sources.path_table import PathTable
-from densepath.sources.pixel_source import Gathered, PixelSpec
+from densepath.sources.pixel_source import Gathered, PixelSource, PixelSpec
 
 T = TypeVar("T")
 
 MAX_SIDE = 1024
 SAMPLE = 256
 _DECODED_SAMPLE = 32
+
+
+def passed_over(images: PixelSource) -> str:
+    """What was passed over when a source was listed, as the end of a line: see :meth:`Passed.also`."""
+    return images.passed.also() if isinstance(images, ImageFiles) else ""
 
 
 class ImageFiles:

@@ -55,6 +55,11 @@ class Passed:
         parts += [f"nothing by --exclude {pattern}" for pattern in self.unused]
         return first_few(parts, _SHOWN)
 
+    def also(self) -> str:
+        """The end of a line that says what is read, empty if nothing was passed over."""
+        phrase = self.describe()
+        return f"; passed over: {phrase}" if phrase else ""
+
     def only(self) -> str:
         """A phrase for a source without an image: what else is in it."""
         return f", only {first_few(self._others(), _SHOWN)}" if self.kinds else ""

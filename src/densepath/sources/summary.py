@@ -48,9 +48,7 @@ def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]
         return [", ".join(parts)]
     sides = [side for header in files.headers.values() for side in (header.height, header.width)]
     kept = "kept in memory" if isinstance(images, PackedTiles) else "read each time"
-    line = ", ".join([*parts, size_range(min(sides), max(sides)), kept])
-    if passed := files.passed.describe():
-        line += f"; passed over: {passed}"
+    line = ", ".join([*parts, size_range(min(sides), max(sides)), kept]) + files.passed.also()
     reduced = [files.names(position) for position, header in files.headers.items() if header.factor > 1]
     warnings = []
     if reduced:

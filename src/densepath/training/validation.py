@@ -61,7 +61,8 @@ def hold_out_images(images: PixelSource, data: str | Path, share: float, seed: i
             break
         held += numbers
     if len(held) == len(owners):
-        raise UserError(f"--val_share {share} leaves no patient to train on; give a smaller share, or more patients")
+        what = "patient" if len(groups) < len(owners) else "image"
+        raise UserError(f"--val_share {share} leaves no {what} to train on; give a smaller share, or more {what}s")
     kept = sorted({*range(len(owners))}.difference(held))
     return torch.tensor(kept), torch.tensor(sorted(held))
 

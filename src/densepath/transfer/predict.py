@@ -223,8 +223,7 @@ def predict(
 
 
 def _say_begin(detector: str, run: str | Path, passed: Passed) -> None:
-    also = f"; passed over: {passed.describe()}" if passed.describe() else ""
-    say(f"densepath: {detector} of {run}{also}")
+    say(f"densepath: {detector} of {run}{passed.also()}")
 
 
 @contextmanager

@@ -155,15 +155,19 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         classify(**{**again, "folds": 3}, resume=True)
 
 
-def test_a_trained_classifier_answers_as_in_its_test(data: Path, classify: Classify, tmp_path: Path) -> None:
+def test_a_trained_classifier_answers_as_in_its_test(
+    data: Path, classify: Classify, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from densepath.transfer.predict import predict
 
     result = classify(data=data / "images", labels=data / "labels.csv", folds=2, epochs=2)
     folds = json.loads((tmp_path / "run/metrics.json").read_text())
     tested = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv") if row["run"] == folds["exported"]}
     (data / "images" / "broken.png").write_bytes(b"no image")
+    (data / "images" / "scan.nii.gz").touch()
     done = predict(result, data=data / "images", out=tmp_path / "new", devices="cpu", precision="32")
     assert (done["images"], done["damaged"]) == (25, 1)
+    assert "25 images; passed over: 1 .gz file" in capsys.readouterr().err
     new = {row["image"]: row for row in rows(tmp_path / "new/predictions.csv")}
     for name, row in tested.items():
         assert new[name]["predicted"] == row["predicted"]
@@ -197,6 +201,9 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     refused("there are no test images", folds=0)
     refused("a fraction of 0.1 of the training images lacks", fraction=0.1, folds=2)
     refused("folds is 1;", folds=1)
+    parts = [[f, "new" if p[2] == "5" else k, p, "test" if p[2] == "5" else "train"] for f, k, p in table]
+    labels = write_table(data / "parts.csv", [*heads, "split"], parts)
+    refused("classes that the training images lack: new;", labels=labels)
     refused("give the table with --labels", labels="folders", target="label")
     classify(
         data=data / "images",

@@ -15,7 +15,8 @@ from densepath.sources.open import find_source
 from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.cohort import Pool, read_pool
 from densepath.transfer.classify.config import ClassifyConfig
-from densepath.transfer.classify.splits import make_study
+from densepath.transfer.classify.splits import Study, check_labels, check_regions, divide, make_study
+from densepath.transfer.classify.targets import Targets
 
 from .conftest import write_table
 
@@ -136,3 +137,48 @@ def test_official_validation_images_that_become_the_test_are_reported(
     assert len(study.tested) == 2 and not len(study.held)
     line = "no images are of the split test: the 2 validation images are the test, and a share of the training images"
     assert line in capsys.readouterr().err
+
+
+LABELS = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], *[[1, 0, 0], [0, 1, 0]] * 4])
+
+
+def study_of(values: Any, exclusive: bool, parts: str) -> Study:
+    """Images of a patient each, without pixels; the letters of ``parts`` are f (fit), h (held) and t (tested)."""
+    targets = Targets(("x", "y", "z"), np.array(values, float), exclusive)
+    names = [str(k) for k in range(len(targets))]
+    images: Any = None
+    pool = Pool(images, names, targets, names, "", [], [*names])
+    return Study(pool, pool, *(np.array([k for k, part in enumerate(parts) if part == each], int) for each in "fht"))
+
+
+@pytest.mark.parametrize(
+    ("exclusive", "check", "message"),
+    [
+        (True, check_labels, "classes that the training images of here lack: z;"),
+        (False, check_labels, "labels that all or none of the training images of here have: z;"),
+        (False, check_regions, "classes that the training images of here lack: z;"),
+    ],
+)
+def test_what_no_training_image_has_is_refused(exclusive: bool, check: Any, message: str) -> None:
+    values = LABELS.argmax(1)[:, None] if exclusive else LABELS
+    for parts in ("ffffhhhhhtttt", "fffftttttthhh"):
+        study = study_of(values, exclusive, parts)
+        with pytest.raises(UserError, match=message):
+            check(study, divide(study, None, 0.2, 1.0, 0)[0], "here")
+    study = study_of(values, exclusive, "fffffhhhhtttt")
+    check(study, divide(study, None, 0.2, 1.0, 0)[0], "here")
+
+
+def test_what_no_image_has_at_all_is_not_missing_in_training() -> None:
+    study = study_of(LABELS * [1, 1, 0], False, "ffffhhhhhtttt")
+    check_regions(study, divide(study, None, 0.2, 1.0, 0)[0], "")
+
+
+def test_the_only_image_with_a_label_is_trained_on_or_tested_but_chooses_no_epoch() -> None:
+    study = study_of(LABELS, False, "f" * len(LABELS))
+    for seed in range(10):
+        for split in divide(study, 2, 0.3, 1.0, seed):
+            assert len(split.validation) and 4 not in split.validation
+            if 4 in split.test:
+                with pytest.raises(UserError, match="of fold_0 have: z; leave these labels out"):
+                    check_labels(study, split, "fold_0")

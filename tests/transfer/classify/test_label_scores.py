@@ -47,6 +47,18 @@ def test_scores_of_classes_are_those_of_scikit_learn() -> None:
     assert found["macro_auc"] == pytest.approx(100 * metrics.roc_auc_score(truth, chances, multi_class="ovr"))
 
 
+def test_images_of_one_class_say_nothing_on_ranks() -> None:
+    """Average precision would be 1 whatever the order, as without a negative image there is no area."""
+    rng = np.random.default_rng(2)
+    one = scores_of_run(Targets(("a", "b"), np.ones((9, 1)), True), rng.random((9, 2)))
+    undefined = {"macro_auc", "macro_ap", "auc_a", "auc_b", "ap_a", "ap_b"}
+    assert {name for name, value in one.items() if np.isnan(value)} == undefined
+    values, chances = np.append(rng.integers(0, 2, 20), np.ones(20)), rng.random(40)
+    targets, runs = Targets(("x",), values[:, None], False), np.arange(40) // 20  # the second has no negative image
+    both = score_targets(targets, chances[:, None], runs, np.arange(40), 0)
+    assert both["ap_x"].value == pytest.approx(100 * metrics.average_precision_score(values[:20], chances[:20]))
+
+
 def test_the_interval_of_accuracy_is_that_of_a_binomial_of_patients() -> None:
     """Each patient's images are all right or all wrong: the bootstrap draws a binomial number of right patients."""
     from scipy.stats import binom

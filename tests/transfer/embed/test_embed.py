@@ -62,11 +62,13 @@ def names_and_values(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".h5", ".parquet"])
-def test_features_are_those_of_a_plain_loop(tmp_path: Path, suffix: str) -> None:
+def test_features_are_those_of_a_plain_loop(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip({".h5": "h5py", ".parquet": "pyarrow"}.get(suffix, "safetensors"))
     images = write_images(tmp_path / "data")
     (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "data" / "scan.nii").touch()
     result = embed(data=tmp_path / "data", out=tmp_path / f"f{suffix}", **SMALL)
+    assert "11 images, 96 numbers each; passed over: 1 .nii file" in capsys.readouterr().err
     encoder, _ = load_encoder("random", "test_resnet")
     found = result.load()
     assert sorted(found.names) == sorted(images) and (result["images"], result["dim"]) == found.values.shape

@@ -251,6 +251,27 @@ def test_the_pseudo_inverse_is_that_of_numpy() -> None:
     torch.testing.assert_close(pseudo_inverse(x, 40), torch.from_numpy(np.linalg.pinv(x.numpy())), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(("count", "alike"), [(1, 7), (5, 3), (8, 1), (17, 2), (21, 1)])
+def test_landmarks_of_padding_are_inverted_as_one(monkeypatch: pytest.MonkeyPatch, count: int, alike: int) -> None:
+    """Tokens and gradients are those of the whole matrices."""
+    layer = NystromAttention(16, heads=2, landmarks=8, dropout=0.0).double()
+    tokens, merged, found = torch.randn(count, 16, dtype=torch.float64), [], []
+
+    def whole(x: torch.Tensor, iterations: int, same: int) -> torch.Tensor:
+        merged.append(same)
+        return pseudo_inverse(x, iterations)
+
+    for inverse in (pseudo_inverse, whole):
+        monkeypatch.setattr("densepath.transfer.mil.models.nystrom.pseudo_inverse", inverse)
+        layer.zero_grad()
+        out, first = layer(tokens)
+        (out.square().sum() + first[0]).backward()
+        found.append([out, first, *(parameter.grad for parameter in layer.parameters())])
+    assert merged == [alike]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_transmil_fills_the_square_with_the_first_tiles() -> None:
     model, x = TransMIL(D, K).eval(), torch.randn(7, D)
     output, attention = model(x)

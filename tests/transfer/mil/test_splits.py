@@ -130,7 +130,7 @@ def test_a_column_of_parts_or_of_folds(capsys: pytest.CaptureFixture[str]) -> No
         (([0, 1, 2, 3], [4, 5], [5, 6]), "leak: patients that are validation and test cases of fold 0 in here: P5"),
         (([0, 1, 2, 3], [3, 5], [6, 7]), "leak: patients that are train and validation cases of fold 0 in here: P3"),
         (([0, 1], [2, 3], []), "fold 0 of here has no test case"),
-        (([0, 2], [3, 5], [6, 7]), "the training cases of fold 0 of here lack y"),
+        (([0, 2], [3, 5], [6, 7]), "classes that the training cases of fold 0 of here lack: y; add cases of them"),
     ],
 )
 def test_leaks_and_folds_that_cannot_be_used_are_refused(split: tuple[list[int], ...], message: str) -> None:

@@ -30,6 +30,13 @@ def test_values_become_classes() -> None:
     assert objects.scored == ("gland",)
 
 
+def test_a_class_of_no_image_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    legend((0, 4), classes=("0:no", "4:a"))
+    assert not capsys.readouterr().err
+    legend((0, 4), classes=("0:no", "4:a", "7:b"))
+    assert "warning: no label map has 7 (b); check --classes" in capsys.readouterr().err
+
+
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     for message, options in {
         "4: both a class and to be ignored": {"classes": ("0:no", "4:a"), "ignore": (4,)},

@@ -44,7 +44,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_folds_by_patient_and_predictions_as_in_the_test(data: Path, segment: Segment, tmp_path: Path) -> None:
+def test_folds_by_patient_and_predictions_as_in_the_test(
+    data: Path, segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     result = segment(data=data / "images", classes=CLASSES, folds=2, oversample=0.5, optimizer={"lr": 1e-2}, epochs=6)
     cases = rows(out / "cases.csv")
@@ -60,8 +62,10 @@ def test_folds_by_patient_and_predictions_as_in_the_test(data: Path, segment: Se
     # What the exported segmenter predicts has the scores of its test
     exported = record["exported"]
     (data / "images" / "broken.png").write_bytes(b"no image")
+    (data / "images" / "notes.txt").touch()
     done = predict(result, data=data / "images", out=tmp_path / "new", devices="cpu", precision="32", pictures=1)
     assert (done["images"], done["damaged"]) == (9, 1)
+    assert "background, red, blue; passed over: 1 .txt file" in capsys.readouterr().err
     legend = read_segmenter(out / "exported/segmenter.safetensors")[1].legend
     for row in cases:
         if row["run"] != exported or row["region"] != "red":
@@ -151,7 +155,7 @@ def test_two_processes_are_one(data: Path, segment: Segment, tmp_path: Path) -> 
 
 
 def test_volumes_come_back_in_the_orientation_of_their_files(
-    segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nibabel = pytest.importorskip("nibabel")
     store, scans = write_store(tmp_path), tmp_path / "scans/images"
@@ -167,7 +171,10 @@ def test_volumes_come_back_in_the_orientation_of_their_files(
         return -(x * spec.std[0] + spec.mean[0] - torch.tensor([0.05, 0.5, 0.97]).view(3, 1, 1, 1)).square()
 
     monkeypatch.setattr("densepath.transfer.segment.network.SegmentationNet.forward", by_brightness)
+    (scans / "notes.txt").touch()
     predict(result, data=scans, out=tmp_path / "files", pictures=1, **given)
+    assert "; passed over: 1 .txt file" in capsys.readouterr().err
+    (scans / "notes.txt").unlink()
     predict(result, data=store, out=tmp_path / "stored", pictures=0, **given)
     for path in sorted(scans.iterdir()):
         source, found = nibabel.load(path), nibabel.load(tmp_path / "files/labels" / path.name)
@@ -212,6 +219,8 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, segment: Segm
     refused("has no folder labels beside it", data=tmp_path / "bare/images")
     labels = tmp_path / "labels"
     shutil.copytree(data / "labels", labels)
+    Image.fromarray(np.resize(np.uint8([0, 10, 20, 30]), (40, 48))).save(labels / "P0_0.png")
+    refused("classes that the training images of fold_[01] lack: class_30;", labels=labels, folds=2)
     Image.new("L", (10, 10)).save(labels / "P0_0.png")
     refused(r"of another size than their images: P0_0.png \(48 x 40, labels 10 x 10\)", labels=labels)
     (labels / "P0_0.png").unlink()

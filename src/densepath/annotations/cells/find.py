@@ -90,7 +90,7 @@ def cells(
         listed = list(list_images(data, exclude, passed, runs=False))
         names = output_names([Path(name) for name in names_below(listed, data)])
         paths, tilings, what = dict(zip(names, listed, strict=True)), {}, "images"
-        also = f"; passed over: {passed.describe()}" if passed.describe() else ""
+        also = passed.also()
     given = _given_points(points, source, paths)
     job = Job(out, paths, tilings, source, given, weights, model_mpp, default_mpp)
     if default_mpp is not None and tilings:

@@ -75,7 +75,7 @@ def list_slides(
         rows.append(_row(slide) if isinstance(slide, Slide) else {"problem": _why(slide)})
         rows[-1] = {column: {"slide": name, **rows[-1]}.get(column, "") for column in COLUMNS}
     _print(rows)
-    also = f"; passed over: {passed.describe()}" if passed.describe() else ""
+    also = passed.also()
     wrong = [row for row in rows if row["problem"]]
     for row in wrong:
         write_line(f"{row['slide']}: {row['problem']}", sys.stdout)

@@ -141,7 +141,7 @@ def tile(
             what="tiling",
             workers=lambda: min(usable_cores(), _MOST_WORKERS) if workers is None else workers,
             shard=part,
-            also=f"; passed over: {passed.describe()}" if passed.describe() else "",
+            also=passed.also(),
             lines=(given_mpp.unknown(slides), *(each.describe_unmatched() for each in (given, drawn) if each)),
         )
         return _gather(job, names, table, part, watch)

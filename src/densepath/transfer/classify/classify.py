@@ -34,7 +34,7 @@ from densepath.transfer.classify.config import FREE, ClassifyConfig
 from densepath.transfer.classify.label_scores import SHOWN
 from densepath.transfer.classify.pictures import PICTURES, draw_pictures
 from densepath.transfer.classify.results import METRICS, PREDICTIONS, SCORES, collect_answers, score, write_results
-from densepath.transfer.classify.splits import Split, Study, make_study, only_listed
+from densepath.transfer.classify.splits import Split, Study, check_labels, make_study, only_listed
 from densepath.transfer.classify.training import Answers, answer, fit
 from densepath.transfer.embed.encoder import Encoder
 from densepath.transfer.trainings import (
@@ -73,6 +73,8 @@ def run(config: ClassifyConfig) -> Result:
         pool.images.spec = spec
     notes = _notes(config, study, spec)
     trainings = Trainings.of(config, study, hardware)
+    for _, split, name in trainings.each:
+        check_labels(study, split, name)
     backbone, size = notes.backbone, notes.view_size
     record = replace(
         config, precision=hardware.precision, backbone=backbone, view_size=size[0] if len(set(size)) == 1 else size

@@ -17,7 +17,7 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.core.work_folder import work_folder
-from densepath.sources.image_files import ImageFiles
+from densepath.sources.image_files import ImageFiles, passed_over
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import AllNames
 from densepath.sources.run_folders import refuse_among_images
@@ -104,6 +104,7 @@ def _predict_images(
             f"{counted(images.spec.channels, 'channel')}, and the "
             f"classifier takes {spec.ndim} and {spec.channels}; train one on such images"
         )
+    say(f"densepath: {counted(len(images), 'image')}{passed_over(images)}")
     paths = list(AllNames(images))
     names = names_below(paths, data) if isinstance(images, ImageFiles) else paths
     if images.spec.image_dtype is not spec.image_dtype:

@@ -16,7 +16,7 @@ from densepath.core.errors import UserError, refuse
 from densepath.core.streams import say
 from densepath.transfer.classify.cohort import Pool, file_of
 from densepath.transfer.classify.targets import Targets
-from densepath.transfer.probe.folds import PART_NUMBERS, hold_out, make_folds, parts_of
+from densepath.transfer.probe.folds import PART_NUMBERS, hold_out, make_folds, parts_of, refuse_untrained
 from densepath.transfer.probe.metrics import Integers
 
 PARTS = ("train", "validation", "test")
@@ -159,6 +159,42 @@ def divide(study: Study, folds: int | None, validation: float, fraction: float, 
     return splits
 
 
+def check_labels(study: Study, split: Split, name: str) -> None:
+    """Refuse what a training does not learn.
+
+    Args:
+        study: the images.
+        split: those of the training.
+        name: of the training; "" for the only one.
+
+    Raises:
+        UserError: the training images lack a class, or all or none of them have a label.
+    """
+    targets, whose = study.train.targets.take(split.train), _images_of(name)
+    if targets.exclusive:
+        refuse_untrained(targets.names, [count > 0 for count in targets.counts()], whose)
+    else:
+        remedy = "leave these labels out, or divide the images in another way"
+        refuse(targets.constant(), f"labels that all or none of {whose} have", remedy)
+
+
+def check_regions(study: Study, split: Split, name: str) -> None:
+    """Refuse what a training does not learn, but is validated or tested on. Arguments as for :func:`check_labels`.
+
+    Raises:
+        UserError: the training images lack something that the other images have.
+    """
+    train, validation = (study.train.targets.take(part).counts() for part in (split.train, split.validation))
+    test = study.test.targets.take(split.test).counts()
+    trained = [own > 0 or held + tested == 0 for own, held, tested in zip(train, validation, test, strict=True)]
+    refuse_untrained(study.train.targets.names, trained, _images_of(name))
+
+
+def _images_of(name: str) -> str:
+    """The training images of a training, in words."""
+    return f"the training images of {name}" if name else "the training images"
+
+
 def frequent_strata(targets: Targets, owners: Sequence[str], least: int) -> Integers:
     """(N,) what images are stratified by; of several labels those with fewer patients than ``least`` are not used."""
     strata = targets.strata()
@@ -185,7 +221,16 @@ def _with_validation(pool: Pool, fit: Integers, share: float, seed: int) -> tupl
             f"{name} has training images of one patient, and validation needs those of another; add images, or leave "
             "this class out"
         )
-    held = hold_out(counts, share, seed)[owners]
+    kept = np.zeros((len(counts), 0))
+    if not pool.targets.exclusive:  # an image with and one without each label is trained on
+        values = pool.targets.values[fit]
+        kept = np.zeros((len(counts), 2 * values.shape[1]))
+        np.add.at(kept, owners, np.concatenate((values == 1, values == 0), axis=1))
+    held = hold_out(counts, share, seed, kept)[owners]
+    if not held.any():
+        raise UserError(
+            "the training images cannot be divided for validation by patient; add images, or name an official split"
+        )
     if abs(held.mean() - share) > max(0.1, 2 / len(fit)):
         say(
             f"densepath: {held.mean():.0%} of the training images are held out for validation instead of {share:.0%}, "

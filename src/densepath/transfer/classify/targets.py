@@ -57,6 +57,11 @@ class Targets:
         """(T,) images with each class or label."""
         return [int(count) for count in np.nansum(self.matrix(), axis=0)]
 
+    def constant(self) -> list[str]:
+        """The classes or labels that all or none of the images have, as far as they are known."""
+        present = [set(column[~np.isnan(column)]) for column in self.matrix().T]
+        return [name for name, values in zip(self.names, present, strict=True) if len(values) < 2]
+
     def strata(self) -> Integers:
         """(N,) what images are stratified by: the class, or the rarest of their labels; T for those without any."""
         if self.exclusive:
@@ -189,11 +194,6 @@ def _lists(texts: Sequence[str], kept: npt.NDArray[np.bool_], separator: str, ta
 
 def _checked(targets: Targets, kept: npt.NDArray[np.bool_], table: str) -> Targets:
     """Refuse labels that all or none of the images have."""
-    known = targets.values[kept]
-    constant = [
-        name
-        for name, column in zip(targets.names, known.T, strict=True)
-        if not ((column == 0).any() and (column == 1).any())
-    ]
+    constant = targets.take(np.flatnonzero(kept)).constant()
     refuse(constant, f"labels in {table} that all or none of the images have", "leave these columns out")
     return targets

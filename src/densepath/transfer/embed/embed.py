@@ -25,6 +25,7 @@ from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
 from densepath.runs.folder import changed_options, check_run, read_config
 from densepath.runs.watchdog import PARENT
+from densepath.sources.image_files import passed_over
 from densepath.sources.slides.find import holds_slides
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
 from densepath.training.processes import other_processes
@@ -166,7 +167,8 @@ def embed(
             stack.enter_context(sole_writer(folder))
             stack.enter_context(_kept_if_begun(folder))
             _begin(folder, record)
-            say(f"densepath: {line}; {counted(len(inputs), 'image')}, {counted(encoder.dim, 'number')} each")
+            what = f"{counted(len(inputs), 'image')}, {counted(encoder.dim, 'number')} each"
+            say(f"densepath: {line}; {what}{passed_over(source)}")
             children = stack.enter_context(other_processes(hardware))
         else:
             _await_record(folder, record)

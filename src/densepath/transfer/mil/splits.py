@@ -20,7 +20,7 @@ from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
-from densepath.transfer.probe.folds import PART_NUMBERS, Fold, hold_out, make_folds, parts_of
+from densepath.transfer.probe.folds import PART_NUMBERS, Fold, hold_out, make_folds, parts_of, refuse_untrained
 from densepath.transfer.probe.metrics import Integers
 
 SPLITS = "splits.json"
@@ -124,9 +124,8 @@ def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
             if not len(part) and name != "validation":  # which is drawn
                 raise UserError(f"fold {number} of {source} has no {name} case with features; use other splits")
         if cohort.classes:
-            lacking = set(range(len(cohort.classes))) - set(cohort.labels[split.train].tolist())
-            if lacking:
-                raise UserError(f"the training cases of fold {number} of {source} lack {cohort.classes[min(lacking)]}")
+            trained = np.isin(np.arange(len(cohort.classes)), cohort.labels[split.train])
+            refuse_untrained(cohort.classes, trained, f"the training cases of fold {number} of {source}")
 
 
 def write_splits(path: Path, cohort: Cohort, splits: Sequence[Split], notes: dict[str, Any]) -> None:

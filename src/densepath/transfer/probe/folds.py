@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from densepath.annotations.classes import Classes
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError, counted, refuse
 from densepath.core.streams import say
 from densepath.transfer.probe.metrics import Floats, Integers
 
@@ -69,9 +70,7 @@ def one_fold(test: npt.NDArray[np.bool_], classes: Classes, patients: Integers, 
         UserError: a class has no training image.
     """
     labels = classes.labels.numpy()
-    absent = [name for number, name in enumerate(classes.names) if not (labels[~test] == number).any()]
-    if absent:
-        raise UserError(f"the training images have no {', '.join(absent)}; add some, or take these test images out")
+    refuse_untrained(classes.names, np.isin(np.arange(len(classes.names)), labels[~test]), "the training images")
     shared = np.intersect1d(patients[test], patients[~test])
     if known and len(shared):
         say(
@@ -80,6 +79,18 @@ def one_fold(test: npt.NDArray[np.bool_], classes: Classes, patients: Integers, 
             "divide the images by patient"
         )
     return [Fold(np.flatnonzero(~test), np.flatnonzero(test))]
+
+
+def refuse_untrained(names: Sequence[str], trained: Iterable[bool], whose: str) -> None:
+    """Refuse classes that nothing is trained on, but that are tested or have an output.
+
+    Args:
+        names: of the classes.
+        trained: whether a training case has each.
+        whose: the training cases, in words.
+    """
+    absent = [name for name, known in zip(names, trained, strict=True) if not known]
+    refuse(absent, f"classes that {whose} lack", "add cases of them, or leave these classes out")
 
 
 def make_folds(classes: Classes, patients: Integers, count: int, seed: int, what: str = "images") -> list[Fold]:
@@ -120,7 +131,7 @@ def make_folds(classes: Classes, patients: Integers, count: int, seed: int, what
     return folds
 
 
-def hold_out(counts: Floats, share: float, seed: int) -> npt.NDArray[np.bool_]:
+def hold_out(counts: Floats, share: float, seed: int, kept: Floats | None = None) -> npt.NDArray[np.bool_]:
     """(G,) which groups are held out, so that of each stratum about a share of the images is.
 
     Groups are taken in random order, if they bring the numbers of held images closer to what is asked for; a stratum
@@ -130,8 +141,10 @@ def hold_out(counts: Floats, share: float, seed: int) -> npt.NDArray[np.bool_]:
         counts: (G, S) images by group and stratum.
         share: the share to hold out.
         seed: seed of the order.
+        kept: (G, T) images by group and something else of which an image is not held, if there is any.
     """
     total = counts.sum(0)
+    every = counts if kept is None else np.concatenate((counts, kept[:, kept.any(0)]), axis=1)
     wanted = np.clip(np.round(share * total), 1, np.maximum(total - 1, 1))
     order = np.random.default_rng(seed).permutation(len(counts))
     held = np.zeros(len(counts), bool)
@@ -139,14 +152,16 @@ def hold_out(counts: Floats, share: float, seed: int) -> npt.NDArray[np.bool_]:
     def distance(now: Floats) -> float:  # rare classes count as much as frequent ones
         return float((((now - wanted) ** 2) / wanted).sum())
 
+    def can_be_held(group: int) -> bool:
+        return bool((every[held].sum(0) + every[group] < every.sum(0)).all())
+
     for group in order:
         now = counts[held].sum(0)
-        after = now + counts[group]
-        if (after < total).all() and distance(after) < distance(now):
+        if can_be_held(group) and distance(now + counts[group]) < distance(now):
             held[group] = True
     for stratum in range(len(total)):  # whose groups were all too large
         if not counts[held, stratum].any():
-            own = [g for g in order if counts[g, stratum] and (counts[held].sum(0) + counts[g] < total).all()]
+            own = [g for g in order if counts[g, stratum] and can_be_held(g)]
             if own:
                 held[min(own, key=lambda g: counts[g].sum())] = True
     return held

@@ -18,6 +18,7 @@ from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.core.system import with_progress
+from densepath.sources.image_files import passed_over
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.transfer.embed.encode import Encodes, batches_of, collect, encode
 from densepath.transfer.embed.encoder import Encoder, Pool, input_size, load_encoder
@@ -244,7 +245,8 @@ def features_of(data: str | Path, encoding: Encoding) -> Features:
         encoding.weights, encoding.backbone, source, stage=encoding.stage, pool=encoding.pool, seed=encoding.seed
     )
     inputs = Inputs(source, data, encoder.spec, input_size(encoder, encoding.size))
-    say(f"densepath: {line}; {counted(len(inputs), 'image')}, {counted(encoder.dim, 'number')} each")
+    what = f"{counted(len(inputs), 'image')}, {counted(encoder.dim, 'number')} each"
+    say(f"densepath: {line}; {what}{passed_over(source)}")
     positions, values = encode_all(encoder, encoder, inputs, hardware)
     notes = {"weights": str(encoding.weights), "data": str(data), **encoder.notes(), "size": inputs.size}
     return Features([inputs.names[position] for position in positions], values, notes)

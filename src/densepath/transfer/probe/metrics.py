@@ -133,12 +133,13 @@ def measure(
 
 
 def ranked(weights: Floats, positive: npt.NDArray[np.bool_], chance: Floats, folds: Integers) -> tuple[Floats, Floats]:
-    """Area under the ROC curve, and average precision, (B,) each; NaN without a positive image.
+    """Area under the ROC curve, and average precision, (B,) each; NaN without a positive or a negative image.
 
     The area is the share of pairs of a positive and a negative image of one fold in which the positive one has the
     higher probability; equal ones count half. Average precision is the mean, over positive images, of the share of
-    positives among the images of its fold with at least its probability. Images of different folds are not compared:
-    each fold has a classifier of its own.
+    positives among the images of its fold with at least its probability; a fold without negative images is left out, as
+    every order of it has an average precision of 1. Images of different folds are not compared: each fold has a
+    classifier of its own.
     """
     won, pairs, precision, found = (np.zeros(len(weights)) for _ in range(4))
     for fold in np.unique(folds):
@@ -150,8 +151,9 @@ def ranked(weights: Floats, positive: npt.NDArray[np.bool_], chance: Floats, fol
         won += (yes * (no.cumsum(1) - no / 2)).sum(1)
         pairs += yes.sum(1) * no.sum(1)
         true, false = (part[:, ::-1].cumsum(1)[:, ::-1] for part in (yes, no))  # with at least this probability
-        precision += (yes * true / np.maximum(true + false, _TINY)).sum(1)
-        found += yes.sum(1)
+        mixed = no.any(1)
+        precision += mixed * (yes * true / np.maximum(true + false, _TINY)).sum(1)
+        found += mixed * yes.sum(1)
     return _divide(won, pairs), _divide(precision, found)
 
 

@@ -17,6 +17,7 @@ from densepath.annotations.patients import owners_by_name, patient_in_name
 from densepath.core.errors import UserError, counted
 from densepath.core.random import uniform
 from densepath.core.streams import say
+from densepath.sources.image_files import passed_over
 from densepath.sources.listing import LIST_SUFFIXES
 from densepath.sources.pixel_source import AllNames
 from densepath.training.hardware import choose_hardware
@@ -136,7 +137,7 @@ def probe_task(
     views: Rotations | PatchPairs = Rotations(encoder) if task == "rotation" else PatchPairs(encoder, encoding.seed)
     say(
         f"densepath: {line}; {counted(len(inputs), 'image')} of {size} px, "
-        f"{counted(len(views.classes), 'class', 'classes')}"
+        f"{counted(len(views.classes), 'class', 'classes')}{passed_over(source)}"
     )
     positions, values = encode_all(views, encoder, inputs, hardware)
     paths = list(AllNames(source))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.json_files import load_json
+from densepath.core.streams import say
 from densepath.transfer.segment.config import SegmentConfig
 
 IGNORED = 255  # in place of a class: the pixel counts neither in the loss nor in the scores
@@ -132,6 +133,8 @@ def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named
             raise UserError("no pixel of the label maps is of a class; change --classes or --ignore")
         only = ", ".join(names[value] for value in sorted(present))
         raise UserError(f"all pixels of the label maps are of one class, {only}; a segmenter needs two or more")
+    if lacking := [f"{value} ({names[value]})" for value in values if value not in present]:
+        say(f"densepath: warning: no label map has {first_few(lacking)}; check --classes")
     if len(values) > IGNORED - 1:
         raise UserError(f"there are {len(values)} classes; at most {IGNORED - 1} are possible")
     return Legend(

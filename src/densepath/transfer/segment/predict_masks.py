@@ -29,7 +29,7 @@ from densepath.core.system import with_progress
 from densepath.core.work_folder import work_folder
 from densepath.runs.closing import draw_safely
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.image_files import ImageFiles
+from densepath.sources.image_files import ImageFiles, passed_over
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import AllNames
 from densepath.sources.run_folders import refuse_among_images
@@ -59,12 +59,14 @@ class _Work:
         suffix: of the label maps.
         segment: segments and writes an image by its position; draws it if asked to. Raises CorruptImage.
         sizes: a line on a written label map.
+        also: what was passed over, as the end of a line.
     """
 
     names: list[str]
     suffix: str
     segment: Callable[[int, Path, Path | None], None]
     sizes: Callable[[str, Path], dict[str, Any]]
+    also: str
 
 
 def predict_masks(
@@ -119,7 +121,7 @@ def predict_masks(
     shown = evenly_spaced(count, len(work.names)) if count else []
     drawn, number = {work.names[k] for k in shown}, {name: k for k, name in enumerate(work.names)}
     with work_folder(out, record, log=LOG, free=_FREE):
-        say(f"densepath: {notes.backbone} of {run}: {first_few(notes.legend.names, 12)}")
+        say(f"densepath: {notes.backbone} of {run}: {first_few(notes.legend.names, 12)}{work.also}")
         with atomic_write(out / LEGEND) as part:
             part.write_text(json.dumps(notes.legend.record(), indent=1) + "\n")
         damaged: list[str] = []
@@ -182,7 +184,7 @@ def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exc
     def sizes(name: str, path: Path) -> dict[str, Any]:
         return {"image": name, **_counts(read_labels(path), notes, "px", 1)}
 
-    return _Work(names, ".png", segment, sizes)
+    return _Work(names, ".png", segment, sizes, passed_over(images))
 
 
 def _volumes(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exclude: Sequence[str]) -> _Work:
@@ -203,7 +205,7 @@ def _volumes(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, ex
         volume = read_nifti(str(path))
         return {"image": name, **_counts(volume.channels[0].values, notes, "mm3", voxel_mm3(volume.affine))}
 
-    return _Work(inputs.names, ".nii.gz", segment, sizes)
+    return _Work(inputs.names, ".nii.gz", segment, sizes, inputs.passed.also())
 
 
 def _counts(values: npt.NDArray[Any], notes: SegmenterNotes, unit: str, size: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.volumes.store import VolumeStore
 from densepath.training.resolve import resolve
 from densepath.transfer.classify.cohort import still_there
-from densepath.transfer.classify.splits import Split, Study, make_study
+from densepath.transfer.classify.splits import Split, Study, check_regions, make_study
 from densepath.transfer.segment.cohort import Cases, read_cases
 from densepath.transfer.segment.config import FREE, SegmentConfig
 from densepath.transfer.segment.results import CASES, METRICS, SCORES, SHOWN, Outcome, describe, score, write_results
@@ -66,6 +66,8 @@ def run(config: SegmentConfig) -> Result:
         part.pool.images.spec = spec
     notes = _notes(config, cases, spec)
     trainings = Trainings.of(config, study, hardware)
+    for _, split, name in trainings.each:
+        check_regions(study, split, name)
     size = notes.view_size
     record = replace(
         config,

@@ -17,7 +17,7 @@ from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below, output_names
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.listing import list_images
+from densepath.sources.listing import Passed, list_images
 from densepath.sources.volumes.prepare import prepare, resampled
 from densepath.sources.volumes.read import SUFFIXES, read_volume
 from densepath.sources.volumes.store import VolumeStore, is_volume_store, open_volumes
@@ -108,20 +108,22 @@ class VolumeInputs:
 
     Attributes:
         names: of the volumes, as those of their results.
+        passed: what was passed over.
 
     Raises:
         UserError: there are none, or they do not fit the segmenter.
     """
 
     def __init__(self, data: str | Path, notes: SegmenterNotes, exclude: Sequence[str] = ()) -> None:
-        self._notes, self._store = notes, None
+        self._notes, self._store, self.passed = notes, None, Passed()
         self._target: Spacing | None = None if notes.spacing is None else tuple(notes.spacing[::-1])  # type: ignore
         if is_volume_store(data):
             self._store = open_volumes(data, exclude)
             self._check(self._store, data)
             self.names = [self._store.names(k) for k in range(len(self._store))]
             return
-        self._paths = [str(path) for path in list_images(data, exclude, suffixes=SUFFIXES, kinds=_KINDS)]
+        listed = list_images(data, exclude, self.passed, suffixes=SUFFIXES, kinds=_KINDS)
+        self._paths = [str(path) for path in listed]
         below = names_below(self._paths, data)
         ends = [max((end for end in SUFFIXES if name.lower().endswith(end)), key=len) for name in below]
         plain = [name[: -len(end)] + "." + end[1:].replace(".", "_") for name, end in zip(below, ends, strict=True)]

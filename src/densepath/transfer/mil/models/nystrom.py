@@ -45,7 +45,8 @@ class NystromAttention(nn.Module):
         groups = (self.heads, self.landmarks, -1, q.shape[-1])
         q_land, k_land = q.reshape(groups).mean(2), k.reshape(groups).mean(2)
         near = (q @ k_land.mT).softmax(-1)  # (heads, N, landmarks)
-        middle = pseudo_inverse((q_land @ k_land.mT).softmax(-1), self.iterations).to(v.dtype)
+        alike = max(1, pad // (len(padded) // self.landmarks))  # landmarks of padding only, which are all 0
+        middle = pseudo_inverse((q_land @ k_land.mT).softmax(-1), self.iterations, alike).to(v.dtype)
         far = (q_land @ k.mT).softmax(-1)  # (heads, landmarks, N)
         attended = (near @ middle) @ (far @ v) + self._convolve(v)
         out: Tensor = self.output(attended.transpose(0, 1).reshape(len(padded), dim))
@@ -57,16 +58,32 @@ class NystromAttention(nn.Module):
         return self.convolution(values.permute(2, 0, 1)).permute(1, 2, 0)
 
 
-def pseudo_inverse(x: Tensor, iterations: int) -> Tensor:
+def pseudo_inverse(x: Tensor, iterations: int, alike: int = 1) -> Tensor:
     """The Moore-Penrose inverse of matrices (..., M, M) by iteration, in full precision.
+
+    With rows and columns that are alike, X is U S U^T with orthonormal columns of U, one of them for those rows, and
+    every iterate is U Z U^T: the iteration takes place on S and Z, which are smaller.
+
+    Args:
+        x: the matrices.
+        iterations: number of iterations.
+        alike: how many of the first rows are alike, and of the first columns.
 
     Source: Razavi et al. 2014, as in Xiong et al., equation 11.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if x.dtype != torch.float64 else x
-        z = x.mT / (x.abs().sum(-1).max() * x.abs().sum(-2).max())
+        scale = x.abs().sum(-1).max() * x.abs().sum(-2).max()
+        times = x.new_ones(x.shape[-1] - alike + 1)  # that each row of S is in X
+        times[0] = alike
+        weight = (times[:, None] * times).sqrt()
+        x = x[..., alike - 1 :, alike - 1 :] * weight
+        z = x.mT / scale
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         for _ in range(iterations):
             xz = x @ z
             z = 0.25 * z @ (13 * identity - xz @ (15 * identity - xz @ (7 * identity - xz)))
+        z = z / weight
+        for dim in (-1, -2):
+            z = torch.cat((z.narrow(dim, 0, 1).repeat_interleave(alike - 1, dim), z), dim)
     return z
