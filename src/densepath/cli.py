@@ -56,7 +56,7 @@ def _checked(argv: list[str]) -> int:
             sys.stdout.flush()
         return 0
     except UserError as error:
-        return _fail(str(error))
+        return _fail(f"{error}{error.remedy}")
     except SystemExit:
         raise
     except KeyboardInterrupt:
@@ -71,8 +71,6 @@ def _checked(argv: list[str]) -> int:
         reason = error.strerror or str(error) or type(error).__name__
         return _fail(f"{error.filename}: {reason}" if error.filename else reason)
     except Exception as error:
-        if type(error).__name__ == "CorruptImage":  # of densepath.sources, which --help and --version do not load
-            return _fail(f"{error}; replace the file, or take it out")
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the device has not enough memory; lower --batch_size or --view_size")
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):

@@ -1,6 +1,8 @@
 """An error message is one line, for any names in it."""
 
-from densepath.cli import _fail
+import pytest
+
+from densepath import cli
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 
@@ -10,5 +12,15 @@ def test_names_cannot_break_the_line_or_paint_the_terminal(capsys):
     expected = "a\\nb\\r\\x1b[31m\\u2028\\ud800é.png"
     assert str(UserError(f"{name} is missing")) == f"{expected} is missing"
     assert str(CorruptImage(name, "cut\noff")) == f"{expected}: cut\\noff"
-    _fail(str(UserError(name)))
+    cli._fail(str(UserError(name)))
     assert capsys.readouterr().err == f"densepath: error: {expected}\n"
+
+
+def test_a_damaged_file_is_an_error_of_the_user(capsys, monkeypatch: pytest.MonkeyPatch):
+    def run(argv: list[str]) -> None:
+        raise CorruptImage("a.png", "the file is missing")
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli._checked([]) == 2
+    said = "a.png: the file is missing; replace the file, or take it out"
+    assert capsys.readouterr().err == f"densepath: error: {said}\n"

@@ -9,6 +9,8 @@ from difflib import get_close_matches
 class UserError(Exception):
     """An error that the user can fix: one line that says what is wrong and what to do."""
 
+    remedy = ""  # what the command line adds to the line
+
     def __str__(self) -> str:
         return one_line(super().__str__())
 

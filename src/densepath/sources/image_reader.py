@@ -226,6 +226,6 @@ def _tiled(path: str | Path) -> ImageReader | None:
         if slide is None:
             return None
         slide.read(0, (0, 0, 1, 1), 1)
-    except (CorruptImage, UserError):  # it is damaged, or its decoder is not installed
+    except UserError:  # it is damaged, or its decoder is not installed
         return None
     return SlideLevel(Slide(str(path), slide))
