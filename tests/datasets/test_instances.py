@@ -199,6 +199,12 @@ def test_stored_numbers_of_an_lzw_tiff_count(tag: int, inverted: bool, tmp_path:
     np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels(0))
 
 
+def test_signed_numbers_keep_their_sign(tmp_path: Path) -> None:
+    stored = np.array([[0, 3], [-1, -128]], np.int8)
+    Image.fromarray(stored.view(np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={339: 2})
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), stored)
+
+
 def test_a_label_map_has_one_page(tmp_path: Path) -> None:
     pages = np.stack([labels(0) == number for number in (1, 2, 7)]).astype(np.uint8)
     for name, options in (("pages", {}), ("imagej", {"imagej": True})):
