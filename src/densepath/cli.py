@@ -57,7 +57,7 @@ def _checked(argv: list[str]) -> int:
             sys.stdout.flush()
         return 0
     except UserError as error:
-        return _fail(str(error))
+        return _fail(f"{error}{error.remedy}")
     except SystemExit:
         raise
     except KeyboardInterrupt:
@@ -72,10 +72,6 @@ def _checked(argv: list[str]) -> int:
         reason = error.strerror or str(error) or type(error).__name__
         return _fail(f"{error.filename}: {reason}" if error.filename else reason)
     except Exception as error:
-        if "CorruptImage" in [
-            kind.__name__ for kind in type(error).__mro__
-        ]:  # of densepath.sources, which --help and --version do not load
-            return _fail(f"{error}; replace the file, or take it out")
         if type(error).__name__ == "OutOfMemoryError":
             return _fail(f"the device has not enough memory; {_less_memory(argv)}")
         if (lacking := shortage(error)) == "memory":

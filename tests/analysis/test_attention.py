@@ -176,6 +176,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         show_attention(**given)
     with pytest.raises(UserError, match=r"query is \[4, 0\], but random has 4 x 4 tokens"):
         show_attention(**given, backbone="test_vit", view_size=64, query=[4, 0])
+    with pytest.raises(UserError, match="images have 0 x 0 px; give a size of at least 1"):
+        show_attention(**given, backbone="test_vit", view_size=0)
     with pytest.raises(UserError, match="heat maps are for slides"):
         show_attention(**given, backbone="test_vit", heat_maps=1)
     with pytest.raises(UserError, match="name a folder"):

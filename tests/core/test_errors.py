@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from densepath.cli import _fail
+from densepath import cli
 from densepath.core.errors import UserError, shortage
 from densepath.core.failures import describe_failure
 from densepath.sources.corrupt import CorruptImage
@@ -15,7 +15,7 @@ def test_names_cannot_break_the_line_or_paint_the_terminal(capsys):
     expected = "a\\nb\\r\\x1b[31m\\u2028\\ud800é.png"
     assert str(UserError(f"{name} is missing")) == f"{expected} is missing"
     assert str(CorruptImage(name, "cut\noff")) == f"{expected}: cut\\noff"
-    _fail(str(UserError(name)))
+    cli._fail(str(UserError(name)))
     assert capsys.readouterr().err == f"densepath: error: {expected}\n"
 
 
@@ -31,3 +31,13 @@ def test_names_cannot_break_the_line_or_paint_the_terminal(capsys):
 def test_what_a_machine_lacks_is_no_fault_of_the_program(error, lacking):
     assert shortage(error) == lacking
     assert describe_failure(error).startswith("a bug in densepath") == (not lacking)
+
+
+def test_a_damaged_file_is_an_error_of_the_user(capsys, monkeypatch: pytest.MonkeyPatch):
+    def run(argv: list[str]) -> None:
+        raise CorruptImage("a.png", "the file is missing")
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli._checked([]) == 2
+    said = "a.png: the file is missing; replace the file, or take it out"
+    assert capsys.readouterr().err == f"densepath: error: {said}\n"

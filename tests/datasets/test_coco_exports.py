@@ -223,6 +223,26 @@ def test_crowds_and_boxes_stay_what_they_are(tmp_path: Path, capsys: pytest.Capt
         open_split(boxes, "train")
 
 
+@pytest.mark.parametrize("outline", [polygon, packed_runs, lambda box: []], ids=["polygon", "runs", "box"])
+def test_repeated_objects_count_once(outline: Callable[[Any], Any], tmp_path: Path, capsys: Any) -> None:
+    content = truth(["a.png", "b.png"], outline)
+    content["annotations"] += [a | {"id": 90 + a["id"]} for a in content["annotations"]]
+    content["annotations"][0]["category_id"] = 2  # which its copy has not
+    place(tmp_path / "in/labels.json", content, {"a.png": 0, "b.png": 1})
+    dest = convert_coco(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    assert "labels.json: 3 repeated objects left out" in capsys.readouterr().err
+    assert sum(open_split(dest, split, outlines=False).objects for split in ("train", "test")) == 5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["", " ", None])
+def test_a_category_without_a_name_is_called_by_its_id(name: Any, tmp_path: Path) -> None:
+    source = one_set(tmp_path)
+    content = json.loads((source / "result.json").read_text())
+    content["categories"][1]["name"] = name
+    (source / "result.json").write_text(json.dumps(content))
+    assert open_split(convert_coco(source, tmp_path / "out", test_share=0.5), "train").category_names == ["1", "Lumen"]
+
+
 @pytest.mark.parametrize("orientation", ["stored", "viewed"])
 def test_orientation_tags_are_explained(orientation: Any, tmp_path: Path) -> None:
     source = one_set(tmp_path)

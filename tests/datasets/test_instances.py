@@ -156,7 +156,7 @@ def test_nested_folders_keep_images_of_one_name_apart(tmp_path: Path) -> None:
         np.testing.assert_array_equal(samples[name]["image"], pixels(number))
         np.testing.assert_array_equal(samples[name]["masks"], labels(number) == np.array([1, 2, 7])[:, None, None])
     (tmp_path / "in/labels/B/c/tile.png").unlink()
-    with pytest.raises(UserError, match=r"images without a label map \*: B/c/tile;"):
+    with pytest.raises(UserError, match=r"images without a label map: B/c/tile;"):
         convert_instances(tmp_path / "in", tmp_path / "other", test_share=0.3)
 
 
@@ -199,6 +199,12 @@ def test_stored_numbers_of_an_lzw_tiff_count(tag: int, inverted: bool, tmp_path:
     np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels(0))
 
 
+def test_signed_numbers_keep_their_sign(tmp_path: Path) -> None:
+    stored = np.array([[0, 3], [-1, -128]], np.int8)
+    Image.fromarray(stored.view(np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={339: 2})
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), stored)
+
+
 def test_a_label_map_has_one_page(tmp_path: Path) -> None:
     pages = np.stack([labels(0) == number for number in (1, 2, 7)]).astype(np.uint8)
     for name, options in (("pages", {}), ("imagej", {"imagej": True})):
@@ -236,10 +242,20 @@ def test_orientation_tags_turn_images_and_label_maps_alike(tag: int, tmp_path: P
     np.testing.assert_array_equal(sample["masks"], np.asarray(seen) == np.array([1, 2, 7])[:, None, None])
 
 
+@pytest.mark.parametrize(
+    ("name", "why"), [("a.jpg", "is a JPEG, which changes numbers"), ("A.png", "differs in capital and small letters")]
+)
+def test_a_label_map_that_is_not_read_is_named(name: str, why: str, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(1), name="a")
+    (tmp_path / "in" / "labels" / "a.png").rename(tmp_path / "in" / "labels" / name)
+    with pytest.raises(UserError, match=f"images without a label map: a; .*{name} {why}"):
+        convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+
+
 def test_images_without_label_maps_are_left_out_on_request(tmp_path: Path) -> None:
     write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(4))
     (tmp_path / "in" / "labels" / "2.png").unlink()
-    with pytest.raises(UserError, match=r"images without a label map \*: 2;"):
+    with pytest.raises(UserError, match=r"images without a label map: 2;"):
         convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
     dest = convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5, labelled_only=True)
     assert sorted(stems(dest, "train") + stems(dest, "test")) == ["0", "1", "3"]
@@ -358,7 +374,7 @@ def other_split(source: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (drop_map, r"images without a label map \*: test_2; give each image one label map"),
+        (drop_map, r"images without a label map: test_2; give each image one label map"),
         (drop_image, "label maps without an image: train_9;"),
         (resize_map, r"different sizes: train_10.png \(25 x 18 px\) and train_10.png \(24 x 18 px\)"),
         (truncate_map, "train_10.png: cannot be decoded"),

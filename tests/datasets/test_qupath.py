@@ -158,6 +158,22 @@ def test_names_splits_and_what_is_left_out(tmp_path: Path, capsys: pytest.Captur
         convert_qupath(tmp_path / "in", tmp_path / "no")
 
 
+def test_what_has_no_area_and_what_is_repeated_is_left_out(tmp_path: Path, capsys: Any) -> None:
+    ring = polygon(box(4, 4, 9, 9))
+    bare = [{"type": "LineString", "coordinates": [[1, 1], [2, 2]]}, None, None]
+    collection = {"type": "GeometryCollection", "geometries": [ring]}
+    content = [feature(geometry) for geometry in (ring, ring, *bare, collection)]
+    content += [feature(ring, "Stroma"), feature(ring, " "), feature(ring)]
+    content[-1]["properties"]["classification"] = {"names": [None, "Positive"]}
+    found = masks(
+        convert_qupath(write(tmp_path / "in", {"a": content, "b": content}), tmp_path / "out", test_share=0.5)
+    )
+    assert found["a"][1] == ["Tumor", "Stroma", "object", "Positive"]
+    said = capsys.readouterr().err
+    assert "left out: 2 points or lines, 4 objects without an outline, 2 GeometryCollections" in said
+    assert "2 repeated objects left out" in said
+
+
 def test_faults_of_geojson_are_named(tmp_path: Path) -> None:
     outside = [feature(polygon(box(5000, 5000, 9, 9)))]
     for content, message in (

@@ -300,6 +300,8 @@ def test_a_page_of_a_run_in_progress_reloads_itself(make_pretraining: Make, monk
     holder.__enter__()
     last = page_of(run, watch=True, every=7.0)
     assert [body.get("data-reload") for body in bodies] == ["7.0"] and last.of("body")[0] == {}
+    with pytest.raises(UserError, match="every is nan; give a number of seconds"):
+        page_of(run, watch=True, every=float("nan"))
 
 
 def test_features_become_a_map_with_thumbnails(make_pretraining: Make) -> None:

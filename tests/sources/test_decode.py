@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image, read_size
+from densepath.sources.image_reader import open_file
 
 HEIGHT, WIDTH = 24, 34
 CHANNELS = {"grey": 1, "grey+alpha": 2, "rgb": 3, "rgba": 4}
@@ -172,10 +173,33 @@ def test_orientation_is_ignored_in_every_format(tmp_path: Path, kind: str) -> No
     assert (read_image(tmp_path / "turned") == read_image(tmp_path / "plain")).all()
 
 
-def test_first_page_is_read(tmp_path: Path) -> None:
-    pages = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
-    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    assert (read_image(tmp_path / "a.tif") == [255, 0, 0]).all()
+@pytest.mark.parametrize("orientation", [1, 6], ids=["Pillow", "tifffile"])
+def test_of_a_pyramid_the_first_page_is_read(tmp_path: Path, orientation: int) -> None:
+    pixels = (smooth(3) // 256).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tags = [(274, 3, 1, orientation, True)]
+        tiff.write(pixels, photometric="rgb", subifds=1, extratags=tags)
+        tiff.write(pixels[::2, ::2], photometric="rgb", subfiletype=1)
+        tiff.write(pixels[::2, ::2], photometric="rgb", subfiletype=1)
+        tiff.write(pixels[:, :, 0], photometric="minisblack", subfiletype=1)  # reduced in its colors
+        tiff.write(pixels[:5], photometric="rgb")  # a label
+    assert (read_image(tmp_path / "a.tif") == pixels).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["pages", "turned", "imagej", "imagej with one header"])
+def test_stacks_are_refused(tmp_path: Path, kind: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densepath.sources.image_reader._IN_PARTS", 0)
+    stack = np.zeros((3, 8, 9, channels), np.uint8).squeeze()
+    path, photometric = tmp_path / "a.tif", "rgb" if channels == 3 else "minisblack"
+    if kind.endswith("header"):
+        tifffile.imwrite(path, stack[0], photometric=photometric, metadata=None, description="ImageJ=1.54\nimages=3\n")
+    else:
+        turned = [(274, 3, 1, 6, True)] if kind == "turned" else []
+        tifffile.imwrite(path, stack, photometric=photometric, imagej=kind == "imagej", extratags=turned)
+    for read in (read_image, read_size, open_file):
+        with pytest.raises(CorruptImage, match=r"it has several pages of 9 x 8 px \(channels or slices\?\)"):
+            read(path)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])
@@ -254,7 +278,7 @@ def test_formats_that_were_not_asked_for_are_not_opened(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint32])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint32, np.int8, np.int16])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_without_an_agreed_range_are_refused(tmp_path: Path, dtype: type, channels: int) -> None:
     photometric = "rgb" if channels == 3 else "minisblack"
@@ -291,7 +315,7 @@ def test_bombs_are_refused_before_memory_is_taken(tmp_path: Path, data: bytes) -
     tracemalloc.start()
     try:
         for read in (read_image, read_size):
-            with pytest.raises(CorruptImage, match=r"px are more than|exceeds limit"):
+            with pytest.raises(CorruptImage, match=r"more than 89,478,485; cut it into smaller images"):
                 read(tmp_path / "bomb")
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:

@@ -183,6 +183,7 @@ def test_names_that_are_not_unicode_survive(tmp_path: Path) -> None:
     [
         ("absent", "does not exist"),
         ("absent/*.png", "does not exist"),
+        ("br[a]ck/*.png", "a pattern; in a pattern, [abc] is one of these characters, and [[] is ["),
         ("empty", "contain no PNG, JPEG, TIFF, WebP, BMP or DICOM image"),
         ("other", "contain no PNG, JPEG, TIFF, WebP, BMP or DICOM image"),
         ("other/a.svs", "is not a PNG, JPEG, TIFF, WebP, BMP or DICOM image"),

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.sources import packed as packed_module
-from densepath.sources.packing import open_store, write_store
+from densepath.sources.packing import open_store, pack, write_store
 from densepath.sources.pixel_source import PixelSpec
 
 SIZES = {
@@ -66,6 +67,13 @@ def test_boxes_are_the_parts_of_the_images(tmp_path: Path, kind: str) -> None:
         inside = images[position][tuple(slice(a, b) for a, b in zip(*box, strict=True))]
         assert np.array_equal(pixels[tuple(slice(n) for n in inside.shape[:-1])], inside)
         assert np.count_nonzero(pixels) == np.count_nonzero(inside)
+
+
+@pytest.mark.parametrize("max_side", [0, -1])
+def test_a_side_is_positive(tmp_path: Path, max_side: int) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=f"max_side is {max_side}; give the longest side"):
+        pack(tmp_path, tmp_path / "s.safetensors", max_side=max_side)
 
 
 def test_boxes_are_read_of_large_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,6 @@ def test_pairs_of_slides_are_patients_of_one_part(tmp_path: Path) -> None:
         assert slide.mpp == pytest.approx((0.5, 0.5)) and slide.levels[0].size == (512, 512)
     with pytest.raises(UserError, match="not empty"):
         write_arranged(tmp_path / "A", pairs=3)
-    for wrong in ({"pairs": 1}, {"test": 0.0}, {"side": 256}):
+    for wrong in ({"pairs": 1}, {"test": 0.0}, {"test": float("nan")}, {"side": 256}):
         with pytest.raises(UserError, match="pairs for both"):
             write_arranged(tmp_path / "B", **wrong)  # type: ignore[arg-type]

@@ -165,8 +165,9 @@ def test_what_lacks_is_named_and_nothing_is_written(
     with pytest.raises(UserError, match="name the file to write with --out"):
         export("resnet18.a1_in1k")
     (tmp_path / "w.txt").write_text("not weights")
-    with pytest.raises(UserError, match="contains no weights"):
-        export(tmp_path / "w.txt", out)
+    for given in (out, None):
+        with pytest.raises(UserError, match="contains no weights"):
+            export(tmp_path / "w.txt", given)
     assert "are written" not in capsys.readouterr().err and not out.exists()
 
 

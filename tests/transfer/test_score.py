@@ -186,6 +186,7 @@ def _results(folder: Path, **changed: Any) -> None:
             "result 0 of .*r.json is not an object",
         ),
         (lambda f: _results(f, score=None), {"predictions": "r.json"}, "result 2 of .*r.json has no score"),
+        (lambda f: _results(f, image_id="1"), {"predictions": "r.json"}, "has the image_id '1', not a whole number"),
         (lambda f: _results(f, image_id=7), {"predictions": "r.json"}, "the image_id 7, which no image has"),
         (
             lambda f: _results(f, score=float("nan")),

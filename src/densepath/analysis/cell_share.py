@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def cellular_shares(
     Raises:
         UserError: no crop fits into an image at any resolution, or the images' µm per pixel are unknown.
     """
-    if patch_size < 1 or view_size % patch_size or not mpp or min(mpp) <= 0:
+    whole = patch_size > 0 and view_size > 0 and view_size % patch_size == 0
+    if not (whole and mpp and all(0 < each < math.inf for each in mpp)):
         raise UserError(
             f"view_size {view_size}, patch_size {patch_size}, mpp {list(mpp)}: crops have a whole number of patches, "
             "and µm per pixel are positive"

@@ -166,7 +166,7 @@ def _load(
     torch.manual_seed(seed)
     network, spec, trained, _ = pretrained_backbone(source, backbone, images.spec)
     attention = LastAttention(network.eval().to(device))
-    size = view_size or trained or int(network.net.model.patch_embed.img_size[0])
+    size = (trained or int(network.net.model.patch_embed.img_size[0])) if view_size is None else view_size
     network.check_size(size, size)
     grid = network.grid(network.deepest, size, size)
     if query is not None and (query[0] >= grid[0] or query[1] >= grid[1]):

@@ -30,6 +30,7 @@ from densepath.core.streams import say
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.slides.resolution import plausible
 from densepath.training.hardware import choose_device
 
 GROUPS = ("cells", "background")
@@ -104,6 +105,8 @@ def show_tokens(
         raise UserError(
             "give at least one of --weights, a --count of 1 or more, --tokens of 3 or more, and a perplexity"
         )
+    if mpp is not None and plausible(mpp, mpp) is None:
+        raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")
     names = short_names(sources, "weights")
     images = find_source(data, exclude=exclude)
     report_source(images)
@@ -185,7 +188,7 @@ def _sample(
     network, spec, trained, _ = pretrained_backbone(source, backbone, images.spec)
     network.eval().to(device)
     embedding: Any = getattr(getattr(network.net, "model", None), "patch_embed", None)
-    size = view_size or trained or (224 if embedding is None else int(embedding.img_size[0]))
+    size = (trained or (224 if embedding is None else int(embedding.img_size[0]))) if view_size is None else view_size
     network.check_size(size, size)
     parts: tuple[list[Tensor], list[Tensor]] = [], []
     views = center_views(images, chosen(images, count, seed), spec, size, device=device, what="tokens")

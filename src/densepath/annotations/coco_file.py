@@ -21,7 +21,8 @@ def read_coco(path: Path) -> dict[str, Any]:
     """Read a COCO instances JSON. Boxes and outlines are not checked.
 
     Returns:
-        Its content; ids and sizes are integers, every annotation has ``iscrowd``, every category a ``name``.
+        Its content; ids and sizes are integers, every annotation has ``iscrowd``, every category a ``name``: its
+        id if it has none.
 
     Raises:
         UserError: it cannot be read, or is not a COCO instances JSON.
@@ -58,7 +59,8 @@ def check_keys(truth: Any, path: Path) -> dict[str, Any]:
         if entry.get("area", 0) is None:
             del entry["area"]
     for entry in checked["categories"]:
-        entry["name"] = composed(str(entry.get("name", entry["id"])))
+        name = str(entry.get("name") or "")
+        entry["name"] = composed(name if name.strip() else str(entry["id"]))
     return checked
 
 

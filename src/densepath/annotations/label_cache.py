@@ -24,7 +24,7 @@ from densepath.core.files import atomic_write, remove_remains, writing
 from densepath.core.locks import shared_work
 from densepath.core.system import cores
 from densepath.core.waiting import HANGING_READER, Stuck
-from densepath.sources.corrupt import CorruptImage, CorruptLog
+from densepath.sources.corrupt import CorruptLog
 from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.prefetch import ahead
 from densepath.sources.read_all import read_all
@@ -218,5 +218,5 @@ class _Labelled(Dataset[Any]):
             return np.zeros((SIDE, SIDE), np.int16)
         try:
             return shrink(self.labeller.label(image, name))
-        except (UserError, CorruptImage) as error:  # as a value: an exception would arrive with its whole traceback
+        except UserError as error:  # as a value: an exception would arrive with its whole traceback
             return str(error)

@@ -107,7 +107,7 @@ def _read_tiff(read: Callable[[Path], _T], path: Path) -> _T:
     """Stored numbers: Pillow would invert and turn some, and reads the first page only."""
     try:
         return read(path)
-    except (UserError, CorruptImage, MemoryError):
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # corrupt bytes fail anywhere in the reader
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error

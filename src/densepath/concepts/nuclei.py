@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +36,7 @@ class Nuclei:
     parallel, needs_color = True, True
 
     def __init__(self, radius: float = 8.0) -> None:
-        if radius < 1:
+        if not 1 <= radius < math.inf:
             raise UserError(f"nucleus_radius is {radius}; give a number of pixels, at least 1")
         self.radius = float(radius)  # 8 and 8.0 share a cache
 

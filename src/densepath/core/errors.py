@@ -14,6 +14,8 @@ _NO_THREAD = "can't start new thread"
 class UserError(Exception):
     """An error that the user can fix: one line that says what is wrong and what to do."""
 
+    remedy = ""  # what the command line adds to the line
+
     def __str__(self) -> str:
         return one_line(super().__str__())
 

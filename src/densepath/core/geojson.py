@@ -80,10 +80,11 @@ def _category(classification: Any) -> str | None:
     """The name of a class: derived ones have several names, which QuPath joins by a colon."""
     if isinstance(classification, dict):
         names = classification.get("names")
-        name = classification.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else None)
+        joined = ": ".join(str(each) for each in names if each) if isinstance(names, list) else None
+        name = classification.get("name") or joined
     else:
         name = classification
-    return str(name) if name else None
+    return str(name) if name and str(name).strip() else None
 
 
 def fill_geometry(

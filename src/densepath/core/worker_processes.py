@@ -149,7 +149,7 @@ def _run(work: Callable[[], None], sender: Connection, made: Any) -> None:
     try:
         work()
     except UserError as error:
-        sender.send(str(error))
+        sender.send(f"{error}{error.remedy}")
     except SystemExit:
         sys.exit(0)
 

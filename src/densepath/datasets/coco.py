@@ -19,7 +19,7 @@ from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
 from densepath.datasets.find_files import FileIndex, image_folder, split_named
-from densepath.datasets.samples import SPLITS, Sample, stems_below, with_patients
+from densepath.datasets.samples import SPLITS, Sample, stems_below, with_patients, without_repeats
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
 from densepath.sources.listing import SUFFIXES, matches_any, walk
@@ -50,6 +50,7 @@ def convert_coco(
     a box only, which box detectors need. Categories are matched by their names. Splits that the source has (train,
     valid or val, test in the names of files or folders) are kept; validation images become the test images if there are
     no others. Image files are found by the last parts of their names, copied unchanged (BMP becomes PNG).
+    Objects that repeat another one, with its image, category and outline, are left out.
 
     Args:
         source: the folder of the export, or one JSON file.
@@ -89,7 +90,7 @@ def convert_coco(
         truth, found = _read(path, content, index, exclude, crowds, orientation, split)
         kinds = {category["id"]: category["name"] for category in truth["categories"]}
         names += kinds.values()
-        objects = _by_image(truth, kinds, renaming)
+        objects = without_repeats(_by_image(truth, kinds, renaming), path)
         listed.update(file.resolve() for file in found.values())
         for image in truth["images"]:
             patient = image.get("patient", image.get("patient_id"))

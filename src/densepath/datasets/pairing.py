@@ -18,6 +18,8 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header
 from densepath.sources.tiff import turn
 
+_JPEG = (".jpg", ".jpeg", ".JPG", ".JPEG")
+
 
 def pair_up(
     images: Iterable[Path],
@@ -59,7 +61,9 @@ def pair_up(
         image_of, map_of = ({n: p for n, p in found.items() if n not in left_out} for found in (image_of, map_of))
     remedy = "give each image one label map with the same name"
     if not labelled_only:
-        refuse(sorted(image_of.keys() - map_of.keys(), key=_by_number), f"images without a label map *{suffix}", remedy)
+        missing = sorted(image_of.keys() - map_of.keys(), key=_by_number)
+        hint = _unusable(f"{missing[0]}{suffix}", map_of.values(), map_root) if missing and map_root else ""
+        refuse(missing, "images without a label map" + f" *{suffix}" * bool(suffix), hint or remedy)
     refuse(sorted(map_of.keys() - image_of.keys(), key=_by_number), "label maps without an image", remedy)
     pairs = [(name, image_of[name], map_of[name]) for name in sorted(map_of, key=_by_number)]
     compared = [_compare(image, labels, orientation) for _, image, labels in pairs]
@@ -70,6 +74,18 @@ def pair_up(
     )
     refuse([fault for _, fault in compared if fault], "images and label maps of different sizes", "they must be equal")
     return [Sample(name, image, partial(_labels, labels, orientation), split=split) for name, image, labels in pairs]
+
+
+def _unusable(name: str, maps: Iterable[Path], root: Path) -> str:
+    """Why the file that looks like the label map of a name is not read as such; empty if there is no such file."""
+    for path in maps:
+        found = str(path.relative_to(root).with_suffix(""))
+        if found != name and found.lower() == name.lower():
+            return f"the name of {path} differs in capital and small letters; rename it"
+    for ending in _JPEG:
+        if (path := root / f"{name}{ending}").is_file():
+            return f"{path} is a JPEG, which changes numbers; save label maps as PNG or TIFF"
+    return ""
 
 
 def _shared_parts(paths: Sequence[Path]) -> tuple[str, ...]:

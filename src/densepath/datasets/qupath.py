@@ -18,7 +18,7 @@ from densepath.core.system import with_progress
 from densepath.datasets.categories import Renaming
 from densepath.datasets.find_files import FileIndex, image_folder, split_named
 from densepath.datasets.geojson import annotation_of_geometry
-from densepath.datasets.samples import Sample, stems_below, with_patients, without_excluded
+from densepath.datasets.samples import Sample, stems_below, with_patients, without_excluded, without_repeats
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
 from densepath.sources.corrupt import CorruptImage
@@ -49,9 +49,9 @@ def convert_qupath(
 
     Each GeoJSON file belongs to the image of the same name (tile.geojson or tile.png.geojson to tile.png), in pixels of
     that image. It holds a FeatureCollection, a list of features or one feature; Polygons and MultiPolygons with holes
-    become the pixels whose centers lie inside, ellipses are read as QuPath reads them, points and lines are left out.
-    The category is the name of the classification. An image without a GeoJSON file is left out. Splits in the names of
-    folders (train, val, test) are kept.
+    become the pixels whose centers lie inside, ellipses are read as QuPath reads them. Points and lines, and objects
+    that repeat another one, are left out. The category is the name of the classification. An image without a GeoJSON
+    file is left out. Splits in the names of folders (train, val, test) are kept.
 
     Args:
         source: the folder of the GeoJSON files, or one of them.
@@ -96,6 +96,7 @@ def convert_qupath(
         raise UserError(f"{source} has no object; check --objects and --categories")
     sizes = _sizes(list(image_of.values()), orientation)
     drawn = _draw(kept, {path: sizes[image] for path, image in image_of.items()}, outline, source)
+    drawn = without_repeats(drawn, source)
     places = stems_below(list(image_of.values()))
     samples = [
         Sample(name, image, partial(list, drawn[path]), split=split_named(path.parent.name))
@@ -151,13 +152,22 @@ def _choose(
     wanted = {path: [f for f in found if f.kind in (types or TYPES)] for path, found in features.items()}
     chosen = {path: [f for f in found if is_area(f.geometry)] for path, found in wanted.items()}
     other = sum(counts.values()) - sum(map(len, wanted.values()))
-    flat = sum(map(len, wanted.values())) - sum(map(len, chosen.values()))
-    if other or flat:
-        say(
-            f"densepath: {source}: left out: {counted(other, 'object')} of other types and "
-            f"{counted(flat, 'point or line', 'points or lines')}"
-        )
+    flat = Counter(_shape(f.geometry) for found in wanted.values() for f in found if not is_area(f.geometry))
+    parts = [f"{counted(other, 'object')} of other types"] * bool(other)
+    parts += [counted(count, *words) for words, count in flat.items()]
+    if parts:
+        say(f"densepath: {source}: left out: {', '.join(parts)}")
     return chosen
+
+
+def _shape(geometry: Any) -> tuple[str, str]:
+    """What a geometry without an area is: the words for one and for several."""
+    kind = str(geometry.get("type")) if isinstance(geometry, dict) else ""
+    if kind.removeprefix("Multi") in ("Point", "LineString"):
+        return "point or line", "points or lines"
+    if kind == "GeometryCollection":
+        return "GeometryCollection", "GeometryCollections"
+    return "object without an outline", "objects without an outline"
 
 
 def _sizes(images: Sequence[Path], orientation: Orientation | None) -> dict[Path, tuple[int, int]]:

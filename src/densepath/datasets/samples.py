@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from densepath.annotations.coco_writing import Objects
 from densepath.annotations.patients import MANIFEST, patients_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.output_names import names_below
 from densepath.core.streams import say
 from densepath.sources.listing import matches_any
 
 SPLITS = ("train", "val", "test")
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,33 @@ class Sample:
     objects: Callable[[], Objects]
     patient: str | None = None
     split: str | None = None
+
+
+def without_repeats(objects: Mapping[K, Objects], source: str | Path) -> dict[K, list[dict[str, Any]]]:
+    """The objects of each image, once each; the number of others is printed.
+
+    Objects are the same if they have one category and the same pixels, or without an outline the same box.
+
+    Args:
+        objects: of each image, as annotations of COCO with outlines as run lengths.
+        source: where they are from, for the message.
+    """
+    kept: dict[K, list[dict[str, Any]]] = {}
+    repeated = 0
+    for image, listed in objects.items():
+        first: dict[Hashable, dict[str, Any]] = {}
+        for annotation in listed:
+            repeated += first.setdefault(_identity(annotation), annotation) is not annotation
+        kept[image] = list(first.values())
+    if repeated:
+        what = counted(repeated, "repeated object")
+        say(f"densepath: {source}: {what} left out, with the image, category and outline of another one")
+    return kept
+
+
+def _identity(annotation: Mapping[str, Any]) -> Hashable:
+    outline = annotation["segmentation"]
+    return annotation["category"], annotation["iscrowd"], outline["counts"] if outline else tuple(annotation["bbox"])
 
 
 def with_patients(samples: Iterable[Sample], source: str | Path, table: str = MANIFEST) -> list[Sample]:

@@ -21,7 +21,6 @@ from densepath.report.embedded import below, encode, encode_pixels
 from densepath.report.paths import inside, own_file, recorded_data
 from densepath.report.runs import Run
 from densepath.runs.folder import read_config
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import SUFFIXES as IMAGES
 from densepath.sources.slides.find import SUFFIXES
 from densepath.sources.slides.open import open_slide
@@ -66,7 +65,7 @@ def slide_layers(run: Run, most: int) -> tuple[list[Layers], list[str]]:
             continue
         try:
             picture = slide_picture(open_slide(path), _SIDE)
-        except (UserError, CorruptImage, OSError) as error:
+        except (UserError, OSError) as error:
             lines.append(f"{name}: the slide cannot be read ({one_line(str(error))})")
             continue
         files = {layer: f"{part}/{name}.geojson" for layer, part in _OUTLINES.items()}

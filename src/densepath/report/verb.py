@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import webbrowser
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def write_report(
         raise UserError(f"a report cannot be written to {out}; use a file name that ends in .html")
     if not given:
         raise UserError("no run is given; name run folders")
-    if every <= 0:
+    if not 0 < every < math.inf:
         raise UserError(f"every is {every:g}; give a number of seconds above 0")
     for path in given:
         refuse_replacing(out, path)

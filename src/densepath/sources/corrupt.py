@@ -16,13 +16,15 @@ _OF_CONTENT = (None, errno.EINVAL)  # numbers of errors that files cause: a plac
 log = logging.getLogger(__name__)
 
 
-class CorruptImage(Exception):
+class CorruptImage(UserError):
     """An image file that cannot be read.
 
     Args:
         path: the file.
         why: the reason, in a few words.
     """
+
+    remedy = "; replace the file, or take it out"
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(path, why)

@@ -18,14 +18,12 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.dicom_image import DICOM_START, dicom_header, is_dicom, read_dicom
 from densepath.sources.dicom_image import SUFFIXES as DICOM_SUFFIXES
 from densepath.sources.expansion import check_scans, still_webp
-from densepath.sources.tiff import TIFF_STARTS, read_tiff, refuse_bomb, refuse_channels, tiff_header
+from densepath.sources.tiff import TIFF_STARTS, pillow_corrupts, read_tiff, refuse_bomb, tiff_header, too_large
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "DIB")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_NOTES = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
-_COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _CHANNELS_TAG, _PLANES_TAG = 259, 262, 274, 277, 284
-_EXTRA_TAG = 338
-_TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
+_PHOTOMETRIC_TAG, _ORIENTATION_TAG = 262, 274
 _WHITE_IS_ZERO = 0
 
 Image.init()  # Pillow loads its plugins at first use, which is not thread-safe
@@ -66,8 +64,8 @@ def read_image(
     RGB: grey, palette and CMYK images are converted; transparent pixels are blended with white, the background of a
     slide. Grey: color is converted to luma, and the alpha channel of grey is dropped. 8 bits: of 16 bits, the upper 8
     are kept (value // 256: the full range is mapped, regardless of the range that the image uses). 16 bits: 8-bit
-    values are multiplied by 257. An orientation tag (EXIF, TIFF) is ignored: pixels are returned as stored. Of several
-    pages or frames, the first is read.
+    values are multiplied by 257. An orientation tag (EXIF, TIFF) is ignored: pixels are returned as stored. Of the
+    frames of an animation the first is read, and of the pages of a TIFF if none of the others has its size.
 
     Args:
         path: the file; its content decides the format, not its suffix.
@@ -80,8 +78,8 @@ def read_image(
         (H, W, channels) of ``dtype``.
 
     Raises:
-        CorruptImage: missing, truncated, foreign, 32-bit or floating-point pixels, or more than ``MAX_PIXELS`` pixels
-            (refused before memory is allocated).
+        CorruptImage: missing, truncated, foreign, signed, 32-bit or floating-point pixels, a stack of pages, or more
+            than ``MAX_PIXELS`` pixels (refused before memory is allocated).
     """
     try:
         with _open(path) as image:
@@ -172,19 +170,14 @@ def _open(path: str | Path) -> Image.Image:
         if start[:4] not in TIFF_STARTS:
             raise CorruptImage(str(path), "not an image, or truncated in its first bytes") from None
         return _Unread(path, tiff_header, read_tiff)
+    except Image.DecompressionBombError:
+        raise too_large(path) from None
     except ValueError:  # Pillow refuses PNG files with notes of over 1 MiB
         image = Image.open(without_notes(path), formats=("PNG",))
     refuse_bomb(path, *image.size)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # Pillow applies the orientation itself, and corrupts uncompressed files; it corrupts 16-bit planes, too
-        refuse_bomb(path, image.tag_v2.get(_TILE_WIDTH_TAG, 0), image.tag_v2.get(_TILE_HEIGHT_TAG, 0))
-        tags = image.tag_v2
-        refuse_channels(path, tags.get(_PHOTOMETRIC_TAG, 0), tags.get(_CHANNELS_TAG, 1), tags.get(_EXTRA_TAG, ()))
-        turned = image.tag_v2.get(_ORIENTATION_TAG, 1) != 1
-        planes = image.tag_v2.get(_PLANES_TAG) == 2 and image.tag_v2.get(_COMPRESSION_TAG, 1) == 1
-        if turned or planes:
-            image.close()
-            return _Unread(path, tiff_header, read_tiff)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and pillow_corrupts(path, image):
+        image.close()
+        return _Unread(path, tiff_header, read_tiff)
     return image
 
 

@@ -19,7 +19,7 @@ from densepath.sources.decode import read_header, read_image
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.slide import Slide, SlideLevel
 from densepath.sources.slides.tiff_slide import open_tiff
-from densepath.sources.tiff import MAX_PIXELS, mirrored, stored_orientation, turn
+from densepath.sources.tiff import MAX_PIXELS, mirrored, refuse_stack, stored_orientation, turn
 from densepath.sources.tiff_parts import TiffParts, spacing_of
 
 _IN_PARTS = 2**24  # pixels from which a TIFF is decoded in parts
@@ -205,7 +205,9 @@ def _open_stored(path: str | Path, channels: int, dtype: npt.DTypeLike) -> Image
         with tifffile.TiffFile(path) as tiff:
             page: Any = tiff.pages.first
             pixels = page.imagewidth * page.imagelength
-    except MemoryError:
+            if pixels > _IN_PARTS:
+                refuse_stack(path, tiff)
+    except (CorruptImage, MemoryError):
         raise
     except Exception:  # not a TIFF, or one that only Pillow reads
         pixels = 0
@@ -230,6 +232,6 @@ def _tiled(path: str | Path) -> ImageReader | None:
         if slide is None:
             return None
         slide.read(0, (0, 0, 1, 1), 1)
-    except (CorruptImage, UserError):  # it is damaged, or its decoder is not installed
+    except UserError:  # it is damaged, or its decoder is not installed
         return None
     return SlideLevel(Slide(str(path), slide))

@@ -128,7 +128,9 @@ def _list(
     else:
         matches = [text] if os.path.isfile(text) else sorted(glob.glob(text, recursive=True))
         if not matches:
-            raise UserError(f"{text or 'an empty path'} does not exist; give a folder, a text list or a pattern")
+            brackets = "; in a pattern, [abc] is one of these characters, and [[] is [" * ("[" in text)
+            what = text or "an empty path"
+            raise UserError(f"{what} does not exist; give a folder, a text list or a pattern{brackets}")
         found = _matched(matches, suffixes, passed)
         root = os.path.commonpath([os.path.dirname(name) for name in matches]) if len(matches) > 1 else ""
         found = found if runs or len(matches) == 1 else _outside_runs(found, root, passed)

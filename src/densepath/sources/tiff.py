@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from densepath.core.errors import UserError, counted
 from densepath.sources.corrupt import CorruptImage
@@ -20,7 +21,11 @@ MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, above which Pillow warns of decompres
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE_IS_ZERO, _GREY, _RGB = 0, (0, 1), 2  # PhotometricInterpretation
 _TRANSPARENCY = {1, 2, 999}  # ExtraSamples; 999 is Corel's
-_ORIENTATION_TAG = 274
+_COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _CHANNELS_TAG, _PLANES_TAG = 259, 262, 274, 277, 284
+_DESCRIPTION_TAG, _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG, _EXTRA_TAG, _FORMAT_TAG = 270, 322, 323, 338, 339
+_SIGNED = 2  # SampleFormat
+_IMAGEJ = "ImageJ="  # how its descriptions begin
+_OTHER_VIEWS = 1 | 4  # NewSubfileType: reduced, or a mask of transparency
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # CorruptImage reports what is wrong with a file
 
@@ -32,10 +37,37 @@ def refuse_bomb(path: str | Path, width: int, height: int) -> None:
         CorruptImage: there are more.
     """
     if width * height > MAX_PIXELS:
-        raise CorruptImage(str(path), f"{width} x {height} px are more than {MAX_PIXELS:,}; cut it into tiles first")
+        raise too_large(path, f"{width} x {height} px are")
 
 
-def refuse_channels(path: str | Path, photometric: int, channels: int, extra: Sequence[int]) -> None:
+def too_large(path: str | Path, what: str = "its pixels are") -> CorruptImage:
+    """The error for an image with more pixels than ``MAX_PIXELS``."""
+    remedy = "cut it into smaller images, a tiled TIFF with `densepath tile`"
+    return CorruptImage(str(path), f"{what} more than {MAX_PIXELS:,}; {remedy}")
+
+
+def refuse_stack(path: str | Path, tiff: tifffile.TiffFile) -> None:
+    """Refuse a file whose further pages are other images than the first: channels, or slices of a stack.
+
+    The levels of a pyramid, thumbnails, labels and masks of transparency have other sizes, or say what they are. An
+    ImageJ stack may have one header for all of its pages.
+
+    Raises:
+        CorruptImage: it has such a page.
+    """
+    first: Any = tiff.pages.first
+    size = first.imagewidth, first.imagelength
+    others: Iterator[Any] = islice(tiff.pages, 1, None)
+    alike = ((page.imagewidth, page.imagelength) == size and not page.subfiletype & _OTHER_VIEWS for page in others)
+    if any(alike) or (tiff.is_imagej and int((tiff.imagej_metadata or {}).get("images", 1)) > 1):
+        raise CorruptImage(
+            str(path),
+            f"it has several pages of {size[0]} x {size[1]} px (channels or slices?); save the one to read, or an RGB "
+            "image of them, as a file of its own",
+        )
+
+
+def _refuse_channels(path: str | Path, photometric: int, channels: int, extra: Sequence[int]) -> None:
     """Refuse channels besides grey or color that are not marked as transparency.
 
     Args:
@@ -51,6 +83,38 @@ def refuse_channels(path: str | Path, photometric: int, channels: int, extra: Se
         raise CorruptImage(
             str(path), f"of its {channels} channels the last is not marked as transparency; give grey or RGB images"
         )
+
+
+def pillow_corrupts(path: str | Path, image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Check a TIFF that Pillow has opened.
+
+    Returns:
+        Whether Pillow would change its pixels: it applies the orientation itself and corrupts uncompressed files, and
+        16-bit planes too.
+
+    Raises:
+        CorruptImage: it has more pixels in a tile than ``MAX_PIXELS``, unmarked channels, signed numbers, which Pillow
+            reads as unsigned ones where they have 8 bits, or pages that are other images.
+    """
+    tags = image.tag_v2
+    refuse_bomb(path, tags.get(_TILE_WIDTH_TAG, 0), tags.get(_TILE_HEIGHT_TAG, 0))
+    _refuse_channels(path, tags.get(_PHOTOMETRIC_TAG, 0), tags.get(_CHANNELS_TAG, 1), tags.get(_EXTRA_TAG, ()))
+    if _SIGNED in np.atleast_1d(tags.get(_FORMAT_TAG, ())):
+        raise CorruptImage(str(path), "signed pixels have no agreed range; convert the image to unsigned 8 or 16 bits")
+    if _IMAGEJ in str(tags.get(_DESCRIPTION_TAG, "")) or _has_pages(image):
+        with tifffile.TiffFile(path) as tiff:
+            refuse_stack(path, tiff)
+    planes = tags.get(_PLANES_TAG) == 2 and tags.get(_COMPRESSION_TAG, 1) == 1
+    return bool(tags.get(_ORIENTATION_TAG, 1) != 1 or planes)
+
+
+def _has_pages(image: TiffImagePlugin.TiffImageFile) -> bool:
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    image.seek(0)
+    return True
 
 
 def turn(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
@@ -83,7 +147,9 @@ def read_stored(path: str | Path) -> npt.NDArray[Any]:
         orientation = page.tags.valueof(_ORIENTATION_TAG, 1)
     with Image.open(path, formats=("TIFF",)) as image:  # LZW, which Pillow reads; it turns and inverts pixels
         inverted = str(image.tile[0].args).find(";I") >= 0
-        pixels = turn(np.asarray(image), {6: 8, 8: 6}.get(orientation, orientation))
+        stored = np.asarray(image)
+        stored = stored.view(np.int8) if page.dtype == np.int8 else stored
+        pixels = turn(stored, {6: 8, 8: 6}.get(orientation, orientation))
         return np.invert(pixels) if inverted else pixels
 
 
@@ -144,7 +210,8 @@ def _checked(path: str | Path, tiff: tifffile.TiffFile) -> Any:
         raise CorruptImage(
             str(path), f"{counted(page.samplesperpixel, 'channel')} of {page.dtype}, not 8- or 16-bit RGB"
         )
-    refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
+    _refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
+    refuse_stack(path, tiff)
     return page
 
 

@@ -24,8 +24,10 @@ def find_unpacked(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequenc
         exclude: patterns of files or slides to leave out.
 
     Raises:
-        UserError: the source is missing or empty, or holds whole slides.
+        UserError: the source is missing or empty, or holds whole slides, or ``max_side`` is not positive.
     """
+    if max_side < 1:
+        raise UserError(f"max_side is {max_side}; give the longest side of an image in pixels, such as {MAX_SIDE}")
     if is_tile_folder(source):
         return read_tiles(source, exclude)
     passed = Passed()

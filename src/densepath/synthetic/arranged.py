@@ -99,7 +99,7 @@ def write_arranged(dest: str | Path, *, pairs: int = 50, test: float = 0.4, side
         UserError: a number is invalid, or the folder exists.
     """
     check_seed(seed)
-    held = round(pairs * test)
+    held = round(pairs * test) if 0 < test < 1 else 0
     if not 0 < held < pairs or side < 512:
         raise UserError("give pairs for both training and test (--pairs, --test), and a side of 512 px or more")
     dest = Path(dest)

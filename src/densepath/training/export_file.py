@@ -48,6 +48,8 @@ def export_file(
     if not (Path(source).exists() or is_published(source) or timm.models.is_model_pretrained(name)):
         raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     if out is None:
+        if Path(source).is_file():
+            _state(source)  # reports a file that holds no weights
         raise UserError(f"{source} is not the folder of a pre-training run; name the file to write with --out")
     if layout != "tensors":
         try:

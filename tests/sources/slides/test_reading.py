@@ -147,11 +147,14 @@ def test_a_palette_is_left_to_openslide(tmp_path: Path) -> None:
     np.testing.assert_array_equal(slide.read(0, (9, 5, 70, 60)), (colors.T >> 8)[stored][9:79, 5:65])
 
 
-def test_channels_of_ome_in_separate_pages_are_refused(tissue: Pixels, tmp_path: Path) -> None:
+def test_channels_in_separate_pages_are_refused(tissue: Pixels, tmp_path: Path) -> None:
     planes = np.ascontiguousarray(np.moveaxis(tissue, 2, 0))
     tifffile.imwrite(tmp_path / "a.ome.tiff", planes, tile=(64, 64), photometric="minisblack", metadata={"axes": "CYX"})
     with pytest.raises(CorruptImage, match="3 channels in separate pages are not RGB"):
         open_slide(tmp_path / "a.ome.tiff")
+    tifffile.imwrite(tmp_path / "a.tiff", planes, tile=(64, 64), photometric="minisblack", metadata=None)
+    with pytest.raises(CorruptImage, match="it has several pages of 517 x 333 px"):
+        open_slide(tmp_path / "a.tiff")
 
 
 def test_lzw_tiles_are_exact(tissue: Pixels, tmp_path: Path) -> None:

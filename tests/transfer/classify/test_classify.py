@@ -173,8 +173,11 @@ def test_a_trained_classifier_answers_as_in_its_test(
         assert new[name]["predicted"] == row["predicted"]
         assert float(new[name]["p b"]) == pytest.approx(float(row["p b"]), abs=1e-4)
     name, row = next(iter(tested.items()))
-    found = load_classifier(tmp_path / "run").predict(data / "images" / name)
+    classifier = load_classifier(tmp_path / "run")
+    found = classifier.predict(data / "images" / name)
     assert found["b"] == pytest.approx(float(row["p b"]), abs=1e-4) and sum(found.values()) == pytest.approx(1)
+    with pytest.raises(UserError, match=r"gone\.png: the file is missing"):
+        classifier.predict("gone.png")
     for idle in ({"score": 0.3}, {"pictures": 2}):
         with pytest.raises(UserError, match=f"{next(iter(idle))}: only for detectors"):
             predict(result, data=data / "images", out=tmp_path / "no", **idle)  # type: ignore[arg-type]

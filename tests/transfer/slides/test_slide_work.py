@@ -13,8 +13,10 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.log import logged
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.resolution import MppTable
 from densepath.transfer.slides.precision import begun_precision
-from densepath.transfer.slides.slide_work import SlideWork, attempt
+from densepath.transfer.slides.slide_list import ListedSlide
+from densepath.transfer.slides.slide_work import SlideWork, as_corrupt, attempt
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,14 @@ def test_a_slide_is_passed_over(error: Exception, why: str, tmp_path: Path) -> N
     said = (tmp_path / "log").read_text()
     assert f"densepath: a: {why}" in said and ("Traceback" in said) == isinstance(error, KeyError)
     assert attempt("a", tmp_path, lambda name: {"objects": name}) == {"objects": "a"}
+
+
+def test_a_damaged_slide_keeps_its_reason() -> None:
+    slide = ListedSlide("a", "a.tiff", MppTable())
+    with pytest.raises(CorruptImage, match=r"^a\.tiff: cut off$"), as_corrupt(slide):
+        raise CorruptImage("a.tiff", "cut off")
+    with pytest.raises(CorruptImage, match=r"^a\.tiff: needs h5py$"), as_corrupt(slide):
+        raise UserError("needs h5py")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), UserError("no"), SystemExit()])

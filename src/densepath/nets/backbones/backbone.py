@@ -89,13 +89,15 @@ class Backbone(nn.Module):
         """Check that the network takes images of a size, in pixels along each axis.
 
         Raises:
-            UserError: they have another number of dimensions, or cannot be divided into patches.
+            UserError: they have another number of dimensions, are empty, or cannot be divided into patches.
         """
         if len(size) != self.ndim:
             raise UserError(
                 f"{self.name} takes images of {self.ndim} dimensions, but these have {len(size)}; "
                 "choose another backbone"
             )
+        if any(side < 1 for side in size):
+            raise UserError(f"images have {' x '.join(map(str, reversed(size)))} px; give a size of at least 1")
         if any(side % self.patch_size for side in size):
             raise UserError(
                 f"{self.name} divides images into patches of {self.patch_size} px, and "

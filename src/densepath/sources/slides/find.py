@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from densepath.core.errors import UserError
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import SUFFIXES as IMAGES
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.slides.dicom_slide import is_slide, series_of
@@ -62,7 +61,7 @@ def holds_slides(data: str | Path, exclude: Sequence[str] = ()) -> bool:
         return False
     try:
         return len(open_slide(names[0]).levels) > 1
-    except (CorruptImage, UserError):
+    except UserError:
         return False
 
 

@@ -33,11 +33,11 @@ def open_slide(path: str | Path, mpp: float | None = None, default_mpp: float | 
 
 def _file(path: str) -> SlideFile:
     start = _start(path)
-    refused: CorruptImage | UserError | None = None
+    refused: UserError | None = None
     if start[:4] in TIFF_STARTS:
         try:
             tiled = open_tiff(path)
-        except (CorruptImage, UserError, MemoryError):
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # tifffile raises nearly any type on corrupt bytes, and may quote what the file says
             tiled, refused = None, CorruptImage(path, "a TIFF that is truncated or damaged; copy it again")
@@ -46,7 +46,7 @@ def _file(path: str) -> SlideFile:
             return tiled
     try:
         other = open_with_openslide(path)
-    except (CorruptImage, UserError) as error:
+    except UserError as error:
         other, refused = None, refused or error
     if other is not None:
         return other

@@ -15,6 +15,7 @@ from densepath.core.streams import say, write_line
 from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed
+from densepath.sources.slides.failures import reason_of
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable
@@ -23,9 +24,7 @@ from densepath.sources.slides.slide import NO_MPP, Slide
 COLUMNS = ("slide", "vendor", "width", "height", "levels", "mpp", "codec", "reader", "associated", "problem")
 
 
-def open_slides(
-    paths: Sequence[str], mpp: MppTable | None = None
-) -> Iterator[tuple[str, Slide | CorruptImage | UserError]]:
+def open_slides(paths: Sequence[str], mpp: MppTable | None = None) -> Iterator[tuple[str, Slide | UserError]]:
     """Open slides one after the other; a slide that cannot be opened gives its error.
 
     Args:
@@ -35,7 +34,7 @@ def open_slides(
     for path in paths:
         try:
             yield path, open_slide(path, *(mpp.given(path), mpp.default) if mpp else ())
-        except (CorruptImage, UserError) as error:
+        except UserError as error:
             yield path, error
 
 
@@ -72,7 +71,7 @@ def list_slides(
     rows = []
     for path, slide in with_progress(open_slides(paths, mpp), len(paths), "opening slides"):
         name = one_line(os.path.relpath(path, data) if os.path.isdir(data) else path)
-        rows.append(_row(slide) if isinstance(slide, Slide) else {"problem": _why(slide)})
+        rows.append(_row(slide) if isinstance(slide, Slide) else {"problem": reason_of(slide)})
         rows[-1] = {column: {"slide": name, **rows[-1]}.get(column, "") for column in COLUMNS}
     _print(rows)
     also = passed.also()
@@ -119,10 +118,6 @@ def _spacing(slide: Slide) -> str:
         return ""
     y, x = slide.spacing
     return f"{x:.6g}" if x == y else f"{x:.6g} x {y:.6g}"
-
-
-def _why(error: CorruptImage | UserError) -> str:
-    return error.why if isinstance(error, CorruptImage) else str(error)
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from densepath.sources.slides.resolution import Spacing
 from densepath.sources.slides.slide import Box
 from densepath.sources.slides.tile_codecs import Pixels, decodes
 from densepath.sources.slides.tile_table import TileTable
+from densepath.sources.tiff import refuse_stack
 
 _REDUCED = 1  # bit of NewSubfileType
 _NDPI = 65420  # a tag that Hamamatsu's slides have
@@ -104,6 +105,8 @@ def open_tiff(path: str) -> TiffSlide | None:
         planes = resolution.ome_channels(tiff.ome_metadata or "") if ome and first.samplesperpixel == 1 else 1
         if planes > 1:
             raise CorruptImage(path, f"{planes} channels in separate pages are not RGB; convert it to RGB")
+        if not ome and first.samplesperpixel == 1:
+            refuse_stack(path, tiff)
         aperio = not ome and first.description.startswith("Aperio")
         tables, problems = [TileTable.of(file, first)], []
         for number, page in enumerate(_reduced(tiff, aperio), 1):

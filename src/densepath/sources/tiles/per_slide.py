@@ -96,9 +96,9 @@ class PerSlide(ABC, Generic[Found]):
             found = self._found(name, row)
             if found is not None:
                 self.write(name, row, found)
-        except UserError:
-            raise
         except Exception as error:  # a fault of this program must not end a long run
+            if isinstance(error, UserError) and not isinstance(error, CorruptImage):
+                raise
             row |= {"problem": reason_of(error), "again": True}
         self._finish(name, row)
 
@@ -203,7 +203,7 @@ class PerSlide(ABC, Generic[Found]):
     def _found(self, name: str, row: dict[str, Any]) -> Found | None:
         try:
             return self.find(name, row)
-        except (CorruptImage, UserError) as error:
+        except UserError as error:
             row |= {"problem": reason_of(error), "again": can_pass(error)}
             return None
 

@@ -172,9 +172,11 @@ def _fault(result: Any, sizes: Mapping[int, Size], masks: bool) -> str:
     """What is wrong with a COCO result, or an empty text; its outline is drawn, and its box completed."""
     if not isinstance(result, dict):
         return "is not an object with image_id, category_id, score and segmentation or bbox"
-    numbers = [("image_id", int), ("category_id", int), ("score", (int, float))]
-    if wrong := [name for name, kind in numbers if not isinstance(result.get(name), kind)]:  # type: ignore[arg-type]
-        return f"has no {wrong[0]}"
+    for name, kind in (("image_id", int), ("category_id", int), ("score", int | float)):
+        if name not in result:
+            return f"has no {name}"
+        if not isinstance(result[name], kind):
+            return f"has the {name} {result[name]!r}, not a {'whole ' * (kind is int)}number"
     if not math.isfinite(result["score"]):
         return f"has the score {result['score']}"
     if result["image_id"] not in sizes:

@@ -14,7 +14,6 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.runs.closing import draw_safely
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
@@ -81,7 +80,7 @@ class AttentionFiles:
                 return open_slide(path)
             if drawn and self._folder is not None:
                 say(f"densepath: {name} has no pictures, as its slide is not in {self._folder}")
-        except (UserError, CorruptImage) as error:
+        except UserError as error:
             if drawn:
                 say(f"densepath: {name} has no pictures: {error}")
         return None

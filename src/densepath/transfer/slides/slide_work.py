@@ -112,9 +112,9 @@ def attempt(name: str, out: Path, work: Callable[[str], dict[str, Any]]) -> dict
     try:
         with writing(out):
             return work(name)
-    except UserError:
-        raise
     except Exception as error:  # a fault of this program must not end a long run
+        if isinstance(error, UserError) and not isinstance(error, CorruptImage):
+            raise
         why = reason_of(error)
     report_problem(name, why)
     return {"problem": one_line(why)}
@@ -129,5 +129,7 @@ def as_corrupt(slide: ListedSlide) -> Iterator[None]:
     """
     try:
         yield
+    except CorruptImage:
+        raise
     except UserError as error:
         raise CorruptImage(slide.path, str(error)) from error
