@@ -433,11 +433,6 @@ MISTAKES = {
         f"{PRETRAIN} --config mine.yaml",
         "the recipe mine.yaml: labels takes text or path, not null",
     ),
-    "recipe with null for a name": (
-        _recipe("detector: null"),
-        f"{DETECT} --config mine.yaml",
-        "the recipe mine.yaml: detector takes text, not null",
-    ),
     "recipe with a class": (
         _recipe("augment: {class_path: os.system, init_args: {command: touch owned}}"),
         f"{PRETRAIN} --config mine.yaml",

@@ -253,6 +253,10 @@ def test_one_augment_option_of_a_row_keeps_the_methods_others():
         ("recipe: moco_v2_small", "recipe: moco_v2_small, needs: {labels: 3}", "name the option that takes it"),
         ("{size: 64}", "{size: big}", "the task 'probe': size takes a whole number, not 'big'"),
         ("train_size: [64, 64]", "train_size: 64", "the task 'detect': train_size takes 2 values"),
+        ("max_steps: 80", "max_steps: -2", "the row 'MoCo': max_steps is -2"),
+        ("batch_size: 4", "batch_size: 0", "the row 'MoCo': batch_size is 0"),
+        ("batch_size: 4", "optimizer: {lr: -1}", "the row 'MoCo': the learning rate must be positive"),
+        ("test_size: 64}", "test_size: 1}", "the row 'random' on the task 'detect': train_size is [64, 64] and test"),
         ("max_steps: 80", "max_steps: many", "the row 'MoCo': max_steps takes a whole number"),
         ("queue_size: 16", "queue_size: few", "the row 'MoCo': method_options.queue_size takes a whole number"),
         ("max_steps: 80", "precision: 16", "the row 'MoCo': precision takes one of auto, 32, bf16-mixed"),
@@ -267,7 +271,7 @@ def test_one_augment_option_of_a_row_keeps_the_methods_others():
         ("data: tissue, table", "data: tis/sue, table", "use a name without / and ="),
         ("title: A table", "title: [", "not valid YAML"),
         ("title: A table", "- title", "not valid YAML"),
-        ("title: A table", "title: A table\ntitle: Another", "title in line 1 and again in line 2; keep one"),
+        ("title: A table", "title: A table\ntitle: Another", "title in line 2 and again in line 3; keep one"),
     ],
 )
 def test_an_invalid_table_is_refused(table, old, new, message):
