@@ -428,6 +428,11 @@ MISTAKES = {
     "recipe that is not a mapping": (_recipe("- 1"), f"{PRETRAIN} --config mine.yaml", "mine.yaml"),
     "recipe with an unknown option": (_recipe("epoch: 1"), f"{PRETRAIN} --config mine.yaml", "did you mean epochs"),
     "recipe with text for a number": (_recipe("seed: one"), f"{PRETRAIN} --config mine.yaml", "'one'"),
+    "recipe with null for a path": (
+        _recipe("labels: null"),
+        f"{PRETRAIN} --config mine.yaml",
+        "the recipe mine.yaml: labels takes text or path, not null",
+    ),
     "recipe with a class": (
         _recipe("augment: {class_path: os.system, init_args: {command: touch owned}}"),
         f"{PRETRAIN} --config mine.yaml",

@@ -15,7 +15,6 @@ from densepath.options import EVERYDAY, Option, build, describe_parameters, is_r
 from densepath.parser import Parser
 from densepath.training.recipes import load_recipe, recipe_names
 from densepath.training.resolve import (
-    check_names,
     check_options,
     flat,
     make_parser,
@@ -23,6 +22,7 @@ from densepath.training.resolve import (
     nested,
     over_recipe,
     short_forms,
+    written,
 )
 
 _PRINT = "--print_config"
@@ -73,8 +73,8 @@ class Command:
         everything = any(pair[0] in _HELP and pair[1] == "all" for pair in pairwise(words))
         recipe, whose, method, _ = self._recipe([word for word in words if word not in (*_HELP, _PRINT)])
         parser = self._parser(method)
-        check_names(parser, recipe, whose)
-        shown = dict(flat(over_recipe(self.schema, recipe, {}), parser)) if recipe else {}
+        written(parser, self.schema, recipe, whose=whose)
+        shown = dict(flat(over_recipe(self.schema, recipe, {}, whose), parser)) if recipe else {}
         if len(parser.options) > _FEW and not everything:
             return self._brief(self.options(method), method, shown)
         return self._parser(method, shown=shown).format_help()
@@ -121,9 +121,10 @@ class Command:
         """
         recipe, whose, method, rest = self._recipe(words)
         parser = self._parser(method, complete)
-        check_names(parser, recipe, whose)
         typed = nested(parser.read(rest)) | ({"method": method} if method else {})
-        return check_options(parser, self.schema, over_recipe(self.schema, recipe, typed), method)
+        names = written(parser, self.schema, recipe, typed, whose)
+        whole = over_recipe(self.schema, recipe, typed, whose)
+        return check_options(parser, self.schema, whole, method, names)
 
     def parse_recipe(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Check options that are given as in a recipe; any may be missing.
@@ -132,7 +133,8 @@ class Command:
             UserError: an option is unknown, or its value has the wrong type.
         """
         method = method_of(self.schema, recipe)
-        return check_options(self._parser(method, complete=False), self.schema, recipe, method)
+        parser = self._parser(method, complete=False)
+        return check_options(parser, self.schema, recipe, method, written(parser, self.schema, recipe))
 
     def _recipe(self, words: Sequence[str]) -> tuple[dict[str, Any], str, Any, list[str]]:
         """The recipe, its name in messages, the method, and the other words."""

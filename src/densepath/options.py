@@ -84,6 +84,16 @@ class Option:
         """Whether it is turned on by its name, without a value."""
         return self.annotation is bool
 
+    def takes(self, value: Any) -> bool:
+        """Whether it takes null, or a value such as false or a list; as words these would be the names of files."""
+        alternatives = _alternatives(self.annotation)
+        if value is None or self.annotation is Any:
+            return self.annotation is Any or type(None) in alternatives
+        if not isinstance(value, bool | list | tuple | Mapping) or not {str, Path}.intersection(alternatives):
+            return True
+        kinds = {bool: bool in alternatives, Mapping: any(get_origin(a) is dict for a in alternatives)}
+        return next((known for kind, known in kinds.items() if isinstance(value, kind)), self.is_list)
+
     def words(self, value: Any) -> list[str]:
         """The words on the command line that give the option a value."""
         if self.is_flag and isinstance(value, bool):

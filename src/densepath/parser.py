@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from argparse import Action, ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import docstring_parser
@@ -134,11 +135,12 @@ class Parser(ArgumentParser):
             raise UserError(f"unexpected argument {places[len(self._positional)]!r}; {self.see_help}")
         return given | dict(zip(self._positional, places, strict=False))
 
-    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, given: Mapping[str, Any], written: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
         """The values of all options in their types; parts are dictionaries.
 
         Args:
             given: option -> its value, or the text of it.
+            written: option whose value is that of a YAML file -> its name there, for messages.
 
         Raises:
             UserError: an option is missing, or a value has the wrong type.
@@ -149,11 +151,14 @@ class Parser(ArgumentParser):
         if missing:
             names = [key if key in self._positional else f"--{key}" for key in missing]
             raise UserError(f"{' and '.join(names)} must be given; {self.see_help}")
+        for key, value in given.items():
+            if not self.options[key].takes(value):
+                raise UserError(self._wrong(key, given, written))
         words = [word for key in given if key not in self._positional for word in self.options[key].words(given[key])]
         try:
             values: dict[str, Any] = self.parse_args([*words, *(given[key] for key in self._positional)]).as_dict()
         except ArgumentError as error:
-            raise UserError(self._explain(str(error), given)) from None
+            raise UserError(self._explain(str(error), given, written)) from None
         return values
 
     def unknown(self, name: str, known: Sequence[str]) -> str:
@@ -165,15 +170,20 @@ class Parser(ArgumentParser):
             return f"unknown option {name}; {self.prog} counts epochs, so give --epochs"
         return f"unknown option {name}; {close_match(name, known) or self.see_help}"
 
-    def _explain(self, message: str, given: Mapping[str, Any]) -> str:
+    def _explain(self, message: str, given: Mapping[str, Any], written: Mapping[str, str]) -> str:
         match = re.match(r'Parser key "([^"]+)"', message)
-        option = self.options.get(match[1]) if match else None
-        if option is None:
+        if match is None or match[1] not in self.options:
             return f"{message}; {self.see_help}"
-        name = option.key if option.key in self._positional else f"--{option.key}"
-        value = given.get(option.key, "its default")
-        hint = close_match(str(value), [c for c in choices_of(option.annotation) if isinstance(c, str)])
-        return f"{name} takes {in_words(option.annotation)}, not {value!r}" + (f"; {hint}" if hint else "")
+        return self._wrong(match[1], given, written)
+
+    def _wrong(self, key: str, given: Mapping[str, Any], written: Mapping[str, str]) -> str:
+        """The error message for a value of the wrong type."""
+        annotation = self.options[key].annotation
+        value = given.get(key, "its default")
+        shown = as_yaml(value) if key in written and not isinstance(value, str) else repr(value)
+        name = written.get(key, key if key in self._positional else f"--{key}")
+        hint = close_match(str(value), [c for c in choices_of(annotation) if isinstance(c, str)])
+        return f"{name} takes {in_words(annotation)}, not {shown}" + (f"; {hint}" if hint else "")
 
     @property
     def see_help(self) -> str:

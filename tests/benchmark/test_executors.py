@@ -106,6 +106,8 @@ def test_a_job_holds_its_folder_when_its_submitter_has_ended(tmp_path):
 def test_mistakes_are_lines(tmp_path):
     with pytest.raises(UserError, match="NAME=VALUE"):
         make_submit("debug", tmp_path, ["gpus"])
+    with pytest.raises(UserError, match=r"executor_options timeout_min=\[1 is not valid YAML"):
+        make_submit("debug", tmp_path, ["timeout_min=[1"])
     with pytest.raises(UserError, match="cannot be used"):
         make_submit("local", tmp_path, ["no_such_parameter=1"])
     with pytest.raises(UserError, match="needs a time limit"):

@@ -53,6 +53,7 @@ def test_views_grow_at_shares_of_the_run_and_a_resumed_run_is_the_same(tmp_path,
         ({"early_view_sizes": ((0.5, 32), (0.3, 48))}, "rising shares"),
         ({"early_view_sizes": ((1.0, 32),)}, "rising shares"),
         ({"early_view_sizes": ((0.5, 0),)}, "would have 0 x 0 px"),
+        ({"early_view_sizes": ((0.5, 31),)}, "views of 31 x 31 px are too small"),
         (
             {
                 "method": "mae",

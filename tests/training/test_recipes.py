@@ -364,6 +364,55 @@ def test_a_users_own_file_is_read(tmp_path):
     assert config.augment == Augment(blur=0)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("out: null", "^--out must be given"),
+        ("out: no", "mine.yaml: out takes text or path, not false$"),
+        ("out: [run]", r'mine.yaml: out takes text or path, not \["run"\]$'),
+        ("batch_size: 8.0", "mine.yaml: batch_size takes a whole number, not 8.0$"),
+        ("batch_norm: null", "mine.yaml: batch_norm takes one of auto, per_process, synchronized, not null$"),
+        ("accumulate: no", "mine.yaml: accumulate takes a whole number, not false$"),
+        ("lr: .nan", "mine.yaml: lr takes a number, not NaN$"),
+        ("optimizer: {lr: .nan}", "mine.yaml: optimizer.lr takes a number, not NaN$"),
+        ("optimizer: 1\nlr: 1", "mine.yaml: optimizer is 1; give its options by name"),
+        ("optimizer: {lr: 1}\nlr: 1", "mine.yaml: lr and optimizer.lr are the same option"),
+        (
+            "method: moco_v2\nmethod_options: {dim: few}",
+            "mine.yaml: method_options.dim takes a whole number, not 'few'$",
+        ),
+        ("method: null", "mine.yaml: method takes the name of a method, not null$"),
+        ("sed: 1", "mine.yaml: unknown option sed; did you mean seed"),
+    ],
+)
+def test_an_invalid_value_is_named_as_the_recipe_has_it(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        resolve(PretrainConfig, tmp_path / "mine.yaml", {"data": "tiles"} | ({} if "out" in text else {"out": "run"}))
+
+
+def test_what_overrides_an_invalid_value_of_a_recipe_counts(tmp_path):
+    (tmp_path / "mine.yaml").write_text("batch_size: 8.0\nout: null\n")
+    assert resolve(PretrainConfig, tmp_path / "mine.yaml", RUN | {"batch_size": 4}).batch_size == 4
+    with pytest.raises(UserError, match=r"^--batch_size takes a whole number, not 4\.0$"):
+        resolve(PretrainConfig, tmp_path / "mine.yaml", RUN | {"batch_size": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": None}, "--out must be given"),
+        ({"labels": None}, "--labels takes text or path, not None"),
+        ({"backbone": None}, "--backbone takes text, not None"),
+        ({"method": None}, "no method is called None"),
+    ],
+)
+@pytest.mark.parametrize("recipe", [None, "moco_v2_small"])
+def test_none_is_not_the_name_of_anything(recipe, options, message):
+    with pytest.raises(UserError, match=message):
+        resolve(PretrainConfig, recipe, RUN | options)
+
+
 def test_the_error_about_an_unknown_name_suggests_the_closest():
     with pytest.raises(UserError, match="did you mean concl"):
         load_recipe("conkl")

@@ -8,12 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from densepath.benchmark.checks import checked_seeds, is_number, listed, mapping, positive
 from densepath.benchmark.entries import Row, Task, check_names, check_options, check_words, read_row, read_task
 from densepath.benchmark.steps import STEPS
 from densepath.core.errors import UserError, suggest
+from densepath.core.yaml_files import load_yaml, read_text
 
 _KNOWN = (
     *("title", "source", "seeds", "pretrain_seed", "baseline", "backbone", "pretrain", "rows", "tasks", "rates"),
@@ -82,13 +81,8 @@ def load_table(name: str | Path) -> TableConfig:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and str(name) not in config_names():
         raise UserError(f"no table is called {str(name)!r}; {suggest(str(name), config_names())}, or a YAML file")
-    try:
-        text = path.read_text() if path.suffix in (".yaml", ".yml") else (_folder() / f"{name}.yaml").read_text()
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the table {name} cannot be read ({type(error).__name__}); check its path") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"the table {name} is not valid YAML ({' '.join(str(error).split())}); fix it") from None
+    own = path if path.suffix in (".yaml", ".yml") else _folder() / f"{name}.yaml"
+    content = load_yaml(read_text(own, f"the table {name}"), f"the table {name}")
     try:
         return _table(path.stem, content)
     except UserError as error:

@@ -174,6 +174,11 @@ def read_row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backb
     if row.recipe is not None:
         for own in dict.fromkeys(map(str, (task.pretrain for task in tasks))):  # before any data is read
             row.pretraining({}, next(task for task in tasks if str(task.pretrain) == own))
+    for task in tasks if row.runs and row.sam is None else ():
+        try:
+            STEPS[task.verb].check_whole({**task.options, **row.steps.get(task.verb, {})})
+        except UserError as error:
+            raise UserError(f"the row {name!r} on the task {task.name!r}: {error}") from None
     return row
 
 

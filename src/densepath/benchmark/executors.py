@@ -13,10 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from densepath.benchmark.run_folder import lock_for_job
 from densepath.core.errors import UserError
+from densepath.core.yaml_files import load_yaml
 
 EXECUTORS = ("local", "slurm", "debug")
 _LIMITS = ("timeout_min", "slurm_time")  # submitit's default is 5 minutes
@@ -99,7 +98,7 @@ def make_submit(
         name, sign, value = option.partition("=")
         if not sign:
             raise UserError(f"executor_options has {option!r}; write NAME=VALUE")
-        parameters[name] = yaml.safe_load(value)
+        parameters[name] = load_yaml(value, f"executor_options {option}")
     if not parameters.keys() & {*_LIMITS}:
         if executor == "slurm":
             raise UserError("--executor slurm needs a time limit of its jobs; give --executor_options timeout_min=720")

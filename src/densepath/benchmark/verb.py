@@ -107,6 +107,8 @@ def benchmark_table(
     table = _chosen(load_table(config), seeds, rows, baseline)
     if pretrain_seeds == "own":
         table = replace(table, pretrain_seed=None)
+    if executor is None and executor_options:
+        raise UserError("--executor_options are those of an executor; give --executor too, or leave them out")
     available = parse_devices(devices) if executor is None else job_slots(devices, executor)
     out = Path(out)
     sources = _tile_sources(tiles, table)

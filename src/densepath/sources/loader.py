@@ -142,9 +142,10 @@ class ImageBatches:
         self.steps_per_epoch = len(images) // self.global_size
         if self.steps_per_epoch == 0:
             processes = f" in each of {world_size} processes" if world_size > 1 else ""
+            remedy = "use a smaller batch_size or more images" if len(images) > 1 else "use more images"
             raise UserError(
                 f"a batch of {counted(batch_size, 'image')}{processes} needs more than the "
-                f"{counted(len(images), 'image')} of the source; use a smaller batch_size or more images"
+                f"{counted(len(images), 'image')} of the source; {remedy}"
             )
         self.total_steps = max_steps if max_steps is not None else math.ceil((epochs or 0) * self.steps_per_epoch)
         self._corrupt = CorruptLog(len(images), images.corrupt, ndim=images.spec.ndim)

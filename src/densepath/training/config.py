@@ -200,6 +200,9 @@ class PretrainConfig:
             raise UserError("both val_share and probe_data are given; leave one out: a run is evaluated in one way")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
+        for name in ("batch_size", "accumulate"):
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise UserError(f"{name} is {getattr(self, name)}; give at least 1, up to {_MOST:,}")
         for name in ("probe_every", "picture_every", "keep_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number of epochs, or 0 for never")

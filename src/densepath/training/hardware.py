@@ -150,10 +150,10 @@ def choose_workers(hardware: Hardware) -> int:
 def divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
     """Number of images in one batch of one process."""
     parts = processes * accumulate
-    if accumulate < 1 or batch_size < 1 or batch_size % parts:
+    if batch_size % parts:
         raise UserError(
             f"batch_size {batch_size} cannot be divided among {counted(processes, 'process', 'processes')} with "
-            f"accumulate {accumulate}; make it a multiple of {max(parts, 1)}"
+            f"accumulate {accumulate}; make it a multiple of {parts}"
         )
     return batch_size // parts
 

@@ -174,6 +174,7 @@ def run(
     for size in (*(size for _, size in config.early_view_sizes), config.view_size):
         sizes = view_sizes(declared, size, images.spec.ndim)
         method.check(sizes, together, hardware.world_size)
+        network.check_reach(*max(sizes.values(), key=math.prod))  # local crops may be smaller
         smallest = min(smallest, *(min(sides) for sides in sizes.values()))
     seen = {name: view for name, view in declared.items() if name not in method.unused_views}
     views = ViewMaker(seen, config.view_size, config.seed, images.spec, hardware.memory_format)

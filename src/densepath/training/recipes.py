@@ -12,11 +12,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from densepath.core.errors import UserError, suggest
 from densepath.core.records import RECORD_HEAD
+from densepath.core.yaml_files import load_yaml, read_text
 from densepath.methods import METHODS
+from densepath.options import as_yaml
 from densepath.runs.old_options import refuse_moved, rename_options
 
 if TYPE_CHECKING:
@@ -43,15 +43,14 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         UserError: there is no such recipe, it is not a YAML mapping, or of a run of another verb.
     """
     text = _read(str(name), verb)
-    try:
-        recipe = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); correct it") from None
+    recipe = load_yaml(text, f"the recipe {name}")
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
     if text.startswith(RECORD_HEAD) and ("method" in recipe) == bool(verb):  # only those of pre-training have a method
         wanted = f"that of a run of {verb}" if verb else "that of a pre-training run"
         raise UserError(f"{name} is the configuration of a run of another verb; give {wanted}, or a recipe")
+    if not isinstance(recipe.get("method", ""), str):
+        raise UserError(f"the recipe {name}: method takes the name of a method, not {as_yaml(recipe['method'])}")
     options = recipe if verb else refuse_moved(rename_options(recipe), f"the recipe {name}")
     return {option: value for option, value in options.items() if option not in _NOTED[verb]}
 
@@ -117,7 +116,7 @@ def name_of(method: Any) -> str:
     """The name by which :func:`find_method` finds a method; a run records this name."""
     if isinstance(method, str):
         return method
-    module = method.__module__
+    module = find_method(method).__module__
     package, _, name = module.rpartition(".")
     if package == METHODS.__module__ and name in METHODS and METHODS[name] is method:
         return name
@@ -163,11 +162,8 @@ def _folder(verb: str) -> Any:
 def _read(name: str, verb: str) -> str:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        try:
-            return path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"the recipe {name} cannot be read ({type(error).__name__}); check its path") from None
+        return read_text(path, f"the recipe {name}")
     if name not in recipe_names(verb):
         raise UserError(f"no recipe is called {name!r}; {suggest(name, recipe_names(verb))}")
-    text: str = (_folder(verb) / f"{name}.yaml").read_text()
+    text: str = (_folder(verb) / f"{name}.yaml").read_text(encoding="utf-8")
     return text

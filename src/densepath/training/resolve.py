@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from densepath.core.errors import UserError
@@ -42,11 +44,14 @@ def resolve(
         recipe: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
     else:
         recipe = load_recipe(str(config), recipes) if config is not None else {}
-    whole = over_recipe(schema, recipe, options)
+    whose = "" if isinstance(config, schema) else f"the recipe {config}"
+    whole = over_recipe(schema, recipe, options, whose)
     method = method_of(schema, whole)
+    parser = make_parser(schema, f"densepath {recipes or 'pretrain'}", method)
     # Classes and networks have no text form.
-    objects = {name: whole.pop(name) for name in ("method", "backbone") if not isinstance(whole.get(name, ""), str)}
-    values = check_options(make_parser(schema, f"densepath {recipes or 'pretrain'}", method), schema, whole, method)
+    objects = {name: whole.pop(name) for name in ("method", "backbone") if callable(whole.get(name))}
+    names = written(parser, schema, recipe, options, whose) if whose else {}
+    values = check_options(parser, schema, whole, method, names)
     made: Config = build(schema, values | objects)
     return made
 
@@ -55,7 +60,8 @@ def method_of(schema: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     """The method that the options choose; None for a function that takes no method."""
     if _OPTIONS not in inspect.signature(schema).parameters:
         return None
-    return options.get("method") or default_of(schema, "method")
+    method = options.get("method", default_of(schema, "method"))
+    return method if isinstance(method, str) else find_method(method)
 
 
 def make_parser(
@@ -96,7 +102,11 @@ def make_parser(
 
 
 def check_options(
-    parser: Parser, schema: Callable[..., Any], options: Mapping[str, Any], method: Any
+    parser: Parser,
+    schema: Callable[..., Any],
+    options: Mapping[str, Any],
+    method: Any,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Check options and convert them to their types; dataclasses become dictionaries of their fields.
 
@@ -105,6 +115,7 @@ def check_options(
         schema: the function or dataclass that takes them.
         options: the options as in a recipe: values or their text.
         method: the method of the parser.
+        names: of the options in a YAML file, see :func:`written`.
 
     Raises:
         UserError: an option is unknown or missing, or its value has the wrong type.
@@ -113,9 +124,9 @@ def check_options(
     given = {
         key: value
         for key, value in flat(options, parser)
-        if value is not None or parser.options[key].default is not None
+        if value is not None or not (parser.options[key].default is None or parser.options[key].required)
     }
-    typed = parser.check(given)
+    typed = parser.check(given, names)
     parameters = inspect.signature(schema).parameters
     values = {name: value for name, value in typed.items() if name in parameters}
     for name in parameters:
@@ -136,11 +147,42 @@ def check_names(parser: Parser, options: Mapping[str, Any], whose: str = "") -> 
     for key, value in flat(options, parser):
         if key not in parser.options and any(option.startswith(f"{key}.") for option in parser.options):
             part = _OPTIONS if key == METHOD.rstrip(".") else key
-            message = f"{part} is {value!r}; give its options by name, as a mapping"
-            raise UserError(f"{whose}: {message}" if whose else message)
+            raise UserError(_of(whose, f"{part} is {value!r}; give its options by name, as a mapping"))
         if key not in parser.options:
-            message = parser.unknown(key, list(parser.options))
-            raise UserError(f"{whose}: {message}" if whose else message)
+            raise UserError(_of(whose, parser.unknown(key, list(parser.options))))
+
+
+def written(
+    parser: Parser,
+    schema: Callable[..., Any],
+    recipe: Mapping[str, Any],
+    options: Mapping[str, Any] = MappingProxyType({}),
+    whose: str = "",
+) -> dict[str, str]:
+    """Where the options of a recipe are that no others override: dotted name -> the recipe and the name there.
+
+    Args:
+        parser: the parser of these options.
+        schema: the function or dataclass that takes them.
+        recipe: the options of a YAML file.
+        options: those that override them.
+        whose: names the recipe; "" if the caller does.
+
+    Raises:
+        UserError: an option of the recipe is unknown.
+    """
+    short = short_forms(schema)
+    full = _in_full(_mapped(recipe), short, whose)
+    check_names(parser, full, whose)
+    over = dict(flat(_in_full(_mapped(options), short), parser))
+    forms = {name: form for form, name in short.items() if form in recipe}
+    keys = [key for key, _ in flat(full, parser) if key not in over]
+    inside = {key: re.sub(f"^{re.escape(METHOD)}", f"{_OPTIONS}.", key) for key in keys}
+    return {key: _of(whose, forms.get(key, name)) for key, name in inside.items()}
+
+
+def _of(whose: str, message: str) -> str:
+    return f"{whose}: {message}" if whose else message
 
 
 def short_forms(schema: Callable[..., Any]) -> dict[str, str]:
@@ -149,13 +191,16 @@ def short_forms(schema: Callable[..., Any]) -> dict[str, str]:
     return {"lr": "optimizer.lr"} if "optimizer" in parameters and "lr" not in parameters else {}
 
 
-def over_recipe(schema: Callable[..., Any], recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def over_recipe(
+    schema: Callable[..., Any], recipe: Mapping[str, Any], options: Mapping[str, Any], whose: str = ""
+) -> dict[str, Any]:
     """A recipe, overridden by options: parts such as ``optimizer`` field by field, the length of a run as a whole.
 
     The recipe's method options are dropped if another method is chosen. If only the options set ``augment``, the
-    remaining augmentation is the method's own.
+    remaining augmentation is the method's own. ``whose`` names the recipe in messages.
     """
-    recipe, options = (_in_full(_mapped(given), short_forms(schema)) for given in (recipe, options))
+    short = short_forms(schema)
+    recipe, options = _in_full(_mapped(recipe), short, whose), _in_full(_mapped(options), short)
     if {"method"} <= recipe.keys() & options.keys() and name_of(options["method"]) != name_of(recipe["method"]):
         recipe.pop(_OPTIONS, None)
     method = method_of(schema, {**recipe, **options})
@@ -176,8 +221,8 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _in_full(options: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
-    """Replace short forms of options by the full names.
+def _in_full(options: dict[str, Any], short: Mapping[str, str], whose: str = "") -> dict[str, Any]:
+    """Replace short forms of options by the full names; ``whose`` names their recipe.
 
     Raises:
         UserError: a short form and its full name are both given.
@@ -185,9 +230,9 @@ def _in_full(options: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any
     for form in short.keys() & options.keys():
         part, _, name = short[form].partition(".")
         if not isinstance(options.get(part), Mapping | None):
-            raise UserError(f"{part} is {options[part]!r}; give its options by name, as a mapping")
+            raise UserError(_of(whose, f"{part} is {options[part]!r}; give its options by name, as a mapping"))
         if name in (options.get(part) or {}):
-            raise UserError(f"{form} and {short[form]} are the same option; give it once")
+            raise UserError(_of(whose, f"{form} and {short[form]} are the same option; give it once"))
         options[part] = {**(options.get(part) or {}), name: options.pop(form)}
     return options
 

@@ -53,5 +53,5 @@ def pretraining_options(
         raise UserError(f"its recipe has the backbone {known['backbone']}, but the row has {backbone}; make them equal")
     resolved = over_recipe(PretrainConfig, known, merged(options, nested(given))) | {"backbone": backbone}
     all_options(method_of(PretrainConfig, resolved), resolved.get("method_options"))
-    PRETRAIN.check_values(resolved)
+    PRETRAIN.check_whole(resolved)
     return resolved

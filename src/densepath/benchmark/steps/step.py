@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from densepath.benchmark.labelled_sets import LabelledSet, Reader
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.core.scores import in_percent
-from densepath.options import default_of
+from densepath.options import build, default_of, is_required
 
 PRETRAINING = ("core", "sources", "annotations", "views", "nets", "concepts", "methods", "runs", "training")
 TRANSFER = (*PRETRAINING, "transfer")
@@ -105,6 +105,17 @@ class Step:
         """
         _check_values(self.verb, self.schema, self.recipes, json.dumps(options, default=str))
 
+    def check_whole(self, options: Options) -> None:
+        """Check all options that a table has of a run, also their ranges, and those that do not go together.
+
+        Raises:
+            UserError: one of them is invalid.
+        """
+        tables = ("labels",) if "labels" in self.own else ()
+        _check_values(
+            self.verb, self.schema, self.recipes, json.dumps(options, default=str), whole=True, of_data=tables
+        )
+
     def device(self, devices: str) -> str:
         """What ``--devices`` says for a device of the table."""
         return "auto" if self.one_device and devices != "cpu" else devices
@@ -138,9 +149,19 @@ class Step:
 
 
 @cache
-def _check_values(verb: str, schema: Callable[..., Any], recipes: str | None, options: str) -> None:
+def _check_values(
+    verb: str,
+    schema: Callable[..., Any],
+    recipes: str | None,
+    options: str,
+    whole: bool = False,
+    of_data: tuple[str, ...] = (),
+) -> None:
     """Cached: many tasks and rows of a table have equal options."""
-    Command(f"densepath {verb}", schema, recipes=recipes).parse_recipe(json.loads(options))
+    values = Command(f"densepath {verb}", schema, recipes=recipes).parse_recipe(json.loads(options))
+    if whole and is_dataclass(schema):
+        paths = [name for name, value in values.items() if value is None and is_required(schema, name)]
+        build(schema, values | dict.fromkeys([*paths, *of_data], ""))  # known when there is a run
 
 
 def as_words(options: Options) -> list[str]:

@@ -105,6 +105,19 @@ class Backbone(nn.Module):
                 f"e.g. {max(1, size[0] // self.patch_size) * self.patch_size}"
             )
 
+    def check_reach(self, *size: int) -> None:
+        """Check that images of a size have more than a part of one position of the deepest map.
+
+        Raises:
+            UserError: they are smaller than its stride along each axis.
+        """
+        strides = self.strides[self.deepest]
+        if all(side < stride for side, stride in zip(size, strides, strict=True)):
+            raise UserError(
+                f"views of {' x '.join(map(str, reversed(size)))} px are too small for {self.name}, whose deepest map "
+                f"has one position for {' x '.join(map(str, reversed(strides)))} px; use a larger view_size"
+            )
+
     def last_stage(self) -> tuple[nn.Module, ...]:
         """The modules that compute the deepest map from the one before it, or from any part of that, in order.
 
