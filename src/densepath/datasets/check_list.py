@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from densepath.annotations.patients import owners_by_name, patient_in_name
-from densepath.core.csv_files import read_rows
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
@@ -24,7 +23,8 @@ from densepath.datasets.contact_sheet import compose_sheet, short_name
 from densepath.datasets.similar_images import ALIKE, Thumbnails, similar, thumbnails
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import Header, read_header, read_image
-from densepath.sources.listing import list_images
+from densepath.sources.listing import SUFFIXES, list_images
+from densepath.sources.lists import read_columns
 
 _ALL = "all"  # images without splits
 _SIDE, _COLUMNS = 240, 4  # pixels of a panel, panels in a row
@@ -40,11 +40,10 @@ def check_list(data: Path, out: Path, count: int, patient_regex: str | None = No
     :func:`~densepath.annotations.patients.owners_by_name`.
     """
     names = list(list_images(data))
-    rows = read_rows(data, "give a table with a column file") if data.suffix.lower() == ".csv" else []
-    told = len(rows) == len(names) and bool(rows) and "split" in rows[0]
+    told = [split.lower() for _, (split,) in read_columns(str(data), SUFFIXES, ["split"])] or [""] * len(names)
     splits: dict[str, list[int]] = defaultdict(list)
-    for position in range(len(names)):
-        splits[(rows[position]["split"] or _ALL) if told else _ALL].append(position)
+    for position, split in enumerate(told):
+        splits[split or _ALL].append(position)
     if patient_regex is not None:
         owners = [patient_in_name(name, patient_regex) for name in names]
     else:

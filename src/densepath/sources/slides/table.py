@@ -33,8 +33,9 @@ def open_slides(
         mpp: µm per pixel that the user gives.
     """
     for path in paths:
+        given = (mpp.given(path), mpp.default) if mpp else ()
         try:
-            yield path, open_slide(path, *(mpp.given(path), mpp.default) if mpp else ())
+            yield path, open_slide(path, *given)
         except (CorruptImage, UserError) as error:
             yield path, error
 
