@@ -41,9 +41,9 @@ def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFE
     """The patients of images: name -> patient, for those that a manifest lists.
 
     A manifest lies in the folder of the source, in its parent, or in a folder below it, where it applies only to the
-    images of that folder. A source that is a list of images with a column of patients is one. Its columns are found by their names: a
-    file (a path relative to the manifest, or only a name, which then applies to every file with that name; with or
-    without suffix) and a patient.
+    images of that folder. A source that is a list of images with a column of patients is one. Its columns are found by
+    their names: a file (a path relative to the manifest, or only a name, which then applies to every file with that
+    name; with or without suffix) and a patient.
 
     Args:
         source: a folder, a file in a folder, or a pattern (its folder is the part before the first wildcard).

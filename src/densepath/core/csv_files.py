@@ -56,7 +56,9 @@ class Lines:
             before, first = before + 1, ""
         self.delimiter = delimiter or delimiter_of(first)
         self._before = before
-        self._reader = csv.reader(chain([first] if first else [], lines), delimiter=self.delimiter, skipinitialspace=True)
+        self._reader = csv.reader(
+            chain([first] if first else [], lines), delimiter=self.delimiter, skipinitialspace=True
+        )
 
     @property
     def line_num(self) -> int:
@@ -146,21 +148,25 @@ def find_column(heads: Sequence[str], names: Iterable[str], path: str | Path) ->
     return heads.index(name)
 
 
-def read_rows(path: Path, remedy: str) -> list[dict[str, str]]:
+def read_rows(path: Path, remedy: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a table by its columns.
 
     Args:
         path: the file.
         remedy: what the user should do if it is damaged.
+        columns: those that it must have.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or lacks a column.
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return list(csv.DictReader(file))
+            table = csv.DictReader(file, restval="")
+            rows, heads = list(table), table.fieldnames or ()
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+    refuse([name for name in columns if name not in heads], f"{path} lacks columns", remedy)
+    return rows
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

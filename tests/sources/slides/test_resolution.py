@@ -73,7 +73,12 @@ def test_a_table_overrides_slides_and_a_default_does_not(slides: dict[str, Path]
 
 @pytest.mark.parametrize(
     "text",
-    ["wsi;mpp\r\na;0,5\r\nb;0,25\r\n", "wsi\tmpp\na\t0.5\nb\t0.25\n", 'wsi, mpp\n"a", "0.5"\n"b", "0.25"\n', "sep=;\n\nwsi;mpp\na;0.5\nb;0.25\n"],
+    [
+        "wsi;mpp\r\na;0,5\r\nb;0,25\r\n",
+        "wsi\tmpp\na\t0.5\nb\t0.25\n",
+        'wsi, mpp\n"a", "0.5"\n"b", "0.25"\n',
+        "sep=;\n\nwsi;mpp\na;0.5\nb;0.25\n",
+    ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_tables_as_spreadsheets_write_them(text: str, encoding: str, tmp_path: Path) -> None:
