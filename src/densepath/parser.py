@@ -141,19 +141,23 @@ class Parser(ArgumentParser):
             given: option -> its value, or the text of it.
 
         Raises:
-            UserError: an option is missing, or a value has the wrong type.
+            UserError: an option is missing, a value has the wrong type, or a path is empty.
         """
         missing = [
             key for key, option in self.options.items() if option.required and self._complete and key not in given
         ]
         if missing:
-            names = [key if key in self._positional else f"--{key}" for key in missing]
+            names = [self._name(key) for key in missing]
             raise UserError(f"{' and '.join(names)} must be given; {self.see_help}")
         words = [word for key in given if key not in self._positional for word in self.options[key].words(given[key])]
         try:
             values: dict[str, Any] = self.parse_args([*words, *(given[key] for key in self._positional)]).as_dict()
         except ArgumentError as error:
             raise UserError(self._explain(str(error), given)) from None
+        for key in given:
+            value = values.get(key)
+            if self.options[key].is_path and "" in (given[key], *(value if isinstance(value, list | tuple) else ())):
+                raise UserError(f"an empty path does not exist; give {self._name(key)} a path")
         return values
 
     def unknown(self, name: str, known: Sequence[str]) -> str:
@@ -170,10 +174,14 @@ class Parser(ArgumentParser):
         option = self.options.get(match[1]) if match else None
         if option is None:
             return f"{message}; {self.see_help}"
-        name = option.key if option.key in self._positional else f"--{option.key}"
+        name = self._name(option.key)
         value = given.get(option.key, "its default")
         hint = close_match(str(value), [c for c in choices_of(option.annotation) if isinstance(c, str)])
         return f"{name} takes {in_words(option.annotation)}, not {value!r}" + (f"; {hint}" if hint else "")
+
+    def _name(self, key: str) -> str:
+        """An option as the user writes it."""
+        return key if key in self._positional else f"--{key}"
 
     @property
     def see_help(self) -> str:

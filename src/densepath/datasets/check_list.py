@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -16,7 +15,7 @@ from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.spacing import evenly_spaced
-from densepath.core.streams import write_line
+from densepath.core.streams import write_result
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.datasets.contact_sheet import compose_sheet, short_name
@@ -56,7 +55,7 @@ def check_list(data: Path, out: Path, count: int, patient_regex: str | None = No
     lines = [*_counts(splits, patients, headers), *_looks(paths, headers, small)]
     lines += [*_twice(paths), *_shared(paths, splits, patients, small)]
     for line in lines:
-        write_line(line, sys.stdout)
+        write_result(line)
     return _draw(paths, splits, out, count) if count else data
 
 

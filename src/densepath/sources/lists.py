@@ -130,9 +130,7 @@ def _only_image(fields: Sequence[str], suffixes: Sequence[str], where: str) -> s
     """
     images = [name for name in fields if name.lower().endswith(tuple(suffixes))]
     if len(images) > 1:
-        raise UserError(
-            f"{where} names {len(images)} images; give one path per line, or a header with a column file"
-        )
+        raise UserError(f"{where} names {len(images)} images; give one path per line, or a header with a column file")
     return (images or fields)[0]
 
 
