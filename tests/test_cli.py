@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -396,6 +397,7 @@ MISTAKES = {
     "option of another method": (_nothing, f"{PRETRAIN} --method moco_v2", "unknown option --method."),
     "option without a value": (_nothing, "export run --out", "--out needs a value"),
     "recipe without a name": (_nothing, "pretrain --config", "--config needs a value"),
+    "recipe of no character": (_nothing, "pretrain --config=", "--config needs a value"),
     "old name of an option": (_nothing, "export run --to w.pth", "--to is now --out"),
     "old name of a regular expression": (
         _nothing,
@@ -567,6 +569,46 @@ def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "Traceback" in error
     assert "ZeroDivisionError: a bug" in error
     assert error.splitlines()[-1].endswith("densepath probe --data 'my data'")
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["data", "pack", "", "x.safetensors"], "source"),
+        (["report", "run", ""], "runs"),
+        (["show", "curves", "--runs", "", "--out", "x.png"], "runs"),
+        (["show", "views", "--data", "", "--out", "x.png"], "--data"),
+        (["show", "attention", "--data", "x", "--out", "y", "--weights", "random", ""], "--weights"),
+        (["slides", "--data", "x", "--mpp_table="], "--mpp_table"),
+        (["pretrain", "--data", "x", "--out="], "--out"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unset variable of the shell gives one."""
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"densepath: error: an empty path does not exist; give {option} a path\n"
+
+
+@pytest.mark.parametrize("verb", ["data check {}/list.csv --count 0", "slides --data {}/a.tif --default_mpp 1"])
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_under_a_table_is_an_error_and_a_closed_pipe_is_not(
+    verb: str, full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.tif")
+    (tmp_path / "list.csv").write_text("file\na.tif\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full" if full else writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(verb.format(tmp_path).split()) == (2 if full else 0)
+    if full:
+        os.close(writing)
+    says = (
+        "densepath: error: stdout cannot be written (No space left on device); free disk space or redirect it elsewhere"
+    )
+    assert (says in capsys.readouterr().err) == full
 
 
 def test_a_closed_pipe_is_not_an_error() -> None:

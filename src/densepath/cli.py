@@ -6,14 +6,15 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from densepath.core import system
 from densepath.core.errors import UserError, shortage
 from densepath.core.signals import unwinding_on_signals
 from densepath.core.stopwatch import Stopwatch
-from densepath.core.streams import flush_streams, open_streams, write_line
+from densepath.core.streams import flush_streams, open_streams, write_line, write_result
 from densepath.options import close_match
 from densepath.verbs import NEXT, SCORED, VERBS
 from densepath.version import __version__
@@ -168,15 +169,18 @@ def _overview(group: str = "") -> str:
 def _report(verb: str, result: Any, watch: Stopwatch) -> None:
     """Print the result of a verb: scores as a table, a path as it is. Only the first of several processes prints.
 
-    A closed output is ignored.
+    A closed output is ignored, and so is a full disk where a file holds the scores.
     """
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         return
     if isinstance(result, dict) or (isinstance(result, Mapping) and verb in SCORED):
+        write: Callable[[str], Any] = write_result
+        if getattr(result, "out", None) is not None:
+            write = partial(write_line, stream=sys.stdout)
         width = max([24, *(len(name) + 2 for name in result)])
         for name, value in result.items():
             shown = f"{value:.4g}" if isinstance(value, float) else value
-            write_line(f"{name:{width}}{shown}", sys.stdout)
+            write(f"{name:{width}}{shown}")
     elif isinstance(result, os.PathLike):
         write_line(os.fspath(result), sys.stdout)
         if verb in NEXT and not (verb == "embed" and os.path.isdir(result)):  # of slides, which it has named itself

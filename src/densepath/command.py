@@ -167,9 +167,11 @@ def _take(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     value, rest = None, list(words)
     for position, word in reversed(list(enumerate(words))):
         if word == name:
-            if position + 1 >= len(rest) or rest[position + 1].startswith("--"):
+            if not (rest[position + 1 : position + 2] or [""])[0] or rest[position + 1].startswith("--"):
                 raise UserError(f"{name} needs a value")
             value, rest = value or rest[position + 1], rest[:position] + rest[position + 2 :]
         elif word.startswith(f"{name}="):
+            if not word.partition("=")[2]:
+                raise UserError(f"{name} needs a value")
             value, rest = value or word.partition("=")[2], rest[:position] + rest[position + 1 :]
     return value, rest

@@ -22,6 +22,7 @@ _WORDS = {
     Path: "path",
     type(None): "null",
 }
+_PATHS = ("data", "images", "labels", "runs", "weights")  # also where they are texts
 _CONTAINERS = (Literal, tuple, list, Sequence, dict)
 # The options of any verb that are shown first, in this order.
 EVERYDAY = (
@@ -78,6 +79,11 @@ class Option:
     def is_text_list(self) -> bool:
         """Whether it takes several values of arbitrary text."""
         return any(str in get_args(a) for a in _alternatives(self.annotation))
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it takes a path, or several."""
+        return Path in _alternatives(self.annotation) or self.key in _PATHS
 
     @property
     def is_flag(self) -> bool:

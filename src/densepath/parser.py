@@ -143,13 +143,13 @@ class Parser(ArgumentParser):
             written: option whose value is that of a YAML file -> its name there, for messages.
 
         Raises:
-            UserError: an option is missing, or a value has the wrong type.
+            UserError: an option is missing, a value has the wrong type, or a path is empty.
         """
         missing = [
             key for key, option in self.options.items() if option.required and self._complete and key not in given
         ]
         if missing:
-            names = [key if key in self._positional else f"--{key}" for key in missing]
+            names = [self._name(key) for key in missing]
             raise UserError(f"{' and '.join(names)} must be given; {self.see_help}")
         for key, value in given.items():
             if not self.options[key].takes(value):
@@ -159,6 +159,10 @@ class Parser(ArgumentParser):
             values: dict[str, Any] = self.parse_args([*words, *(given[key] for key in self._positional)]).as_dict()
         except ArgumentError as error:
             raise UserError(self._explain(str(error), given, written)) from None
+        for key in given:
+            value = values.get(key)
+            if self.options[key].is_path and "" in (given[key], *(value if isinstance(value, list | tuple) else ())):
+                raise UserError(f"an empty path does not exist; give {written.get(key, self._name(key))} a path")
         return values
 
     def unknown(self, name: str, known: Sequence[str]) -> str:
@@ -181,9 +185,13 @@ class Parser(ArgumentParser):
         annotation = self.options[key].annotation
         value = given.get(key, "its default")
         shown = as_yaml(value) if key in written and not isinstance(value, str) else repr(value)
-        name = written.get(key, key if key in self._positional else f"--{key}")
+        name = written.get(key, self._name(key))
         hint = close_match(str(value), [c for c in choices_of(annotation) if isinstance(c, str)])
         return f"{name} takes {in_words(annotation)}, not {shown}" + (f"; {hint}" if hint else "")
+
+    def _name(self, key: str) -> str:
+        """An option as the user writes it."""
+        return key if key in self._positional else f"--{key}"
 
     @property
     def see_help(self) -> str:

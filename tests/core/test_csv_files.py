@@ -13,8 +13,8 @@ from densepath.core.csv_files import open_lines
 )
 def test_what_spreadsheets_write(tmp_path, text, encoding, delimiter):
     (tmp_path / "table").write_bytes(text.encode(encoding))
-    with open_lines(tmp_path / "table") as (reader, found):
-        assert found == delimiter
+    with open_lines(tmp_path / "table") as reader:
+        assert reader.delimiter == delimiter
         assert next(reader) == ["name", "x"]
         assert [(reader.line_num, fields[0]) for fields in reader] == [(2, "ä")]
 
@@ -25,5 +25,5 @@ def test_pipes_are_refused_and_an_empty_file_has_no_lines(tmp_path):
     with pytest.raises(OSError, match="it is a pipe or a device; give a file"), open_lines(tmp_path / "pipe"):
         pass
     (tmp_path / "empty").touch()
-    with open_lines(tmp_path / "empty") as (reader, _):
+    with open_lines(tmp_path / "empty") as reader:
         assert list(reader) == []

@@ -106,7 +106,10 @@ def test_the_short_side_lets_nine_of_ten_objects_match_the_smallest_anchor() -> 
 
 def test_what_cannot_be_checked_is_named(data: Path, tmp_path: Path) -> None:
     for given, message in (
-        ({"data": tmp_path}, "has no annotations/train.json"),
+        ({"data": tmp_path}, "has no annotations/train.json or labels.csv; give a folder as densepath data writes it"),
+        ({"data": tmp_path / "none"}, "none does not exist; give a folder"),
+        ({"data": data / "train/1.png"}, r"1.png is not a list \(.txt, .csv, .tsv\); give a folder"),
+        ({"patient_regex": "zz"}, "--patient_regex 'zz' does not match the name .*0.png; it must match"),
         ({"out": tmp_path / "sheet.jpg"}, "use a file name that ends in .png"),
         ({"out": data / "train/sheet.png"}, "would lie among the images"),
         ({"out": data / "annotations/train.json/sheet.png"}, "is not a folder; use another path"),
@@ -142,3 +145,24 @@ def test_a_list_of_labelled_images(tmp_path: Path, capsys: pytest.CaptureFixture
     assert np.asarray(Image.open(tmp_path / "sheet.png")).shape[1] > 4 * 96
     check_data(tmp_path / "labels.csv", count=0, patient_regex=r"^(\d)\.png")
     assert "patients in train and test: 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("l.csv", "file;split;patient\n1.png;train;P\n2.png;test;P\n", "utf-8"),
+        ("l.csv", "File, Split, Patient\n1.png, Train, P\n2.png, Test, P\n", "utf-8"),
+        ("l.csv", "# exported\nsep=,\nfile,split,PatientID\n1.png,train,P\n# all\n2.png,test,P\n", "utf-8"),
+        ("l.csv", "file\tsplit\tpatient\n1.png\ttrain\tP\n2.png\ttest\tP\n", "utf-16"),
+        ("l.tsv", "img\tsplit\tpatient id\n1.png\ttrain\tP\n2.png\ttest\tP\n", "utf-8"),
+    ],
+)
+def test_lists_of_spreadsheets_have_splits_and_patients(
+    name: str, text: str, encoding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        Image.fromarray(picture(number)).save(tmp_path / f"{number}.png")
+    (tmp_path / name).write_text(text, encoding=encoding)
+    check_data(tmp_path / name, count=0)
+    out = capsys.readouterr().out
+    assert out.startswith("train: 1 image of 1 patient, ") and "patients in train and test: 1: P; scores" in out

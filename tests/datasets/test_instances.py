@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import unicodedata
 import zlib
@@ -327,6 +328,34 @@ def test_validation_images_and_patients_of_a_manifest(tmp_path: Path, capsys: py
     assert [stems(again, split) for split in ("train", "val", "test")] == [
         stems(dest, split) for split in ("train", "val", "test")
     ]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("sep=;\nFile;PatientID\n0.png;P\n1.png;P\n2.png;Q\n3.png;Q\n", ""),
+        ("file,patient\n./0.png,P\n.\\1.png,P\n2.png,Q\n", "warning: 1 image has no known patient, and each .*: 3\n"),
+        ("file,person\n0.png,P\n", "manifest.csv has no column of patients, so .* patient .or patient_id, patientid"),
+        ("slide,patient\n0.png,P\n", "manifest.csv has no column of files, so .* file .or file_name, filename"),
+    ],
+)
+def test_what_a_manifest_lacks_is_said_once(
+    manifest: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in/images", tmp_path / "in/labels", range(4))
+    (tmp_path / "in/manifest.csv").write_text(manifest)
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    err = capsys.readouterr().err
+    assert len(re.findall(message, err)) == 1 if message else "manifest" not in err
+    if not message:
+        assert stems(dest, "test") in (["0", "1"], ["2", "3"])
+
+
+def test_a_manifest_that_gives_a_file_two_patients_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "in/images", tmp_path / "in/labels", range(4))
+    (tmp_path / "in/manifest.csv").write_text("file,patient\n0.png,P\n./0.png,Q\n")
+    with pytest.raises(UserError, match=r"manifest\.csv gives 0\.png two patients, P and Q; keep one"):
+        convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
 
 
 @pytest.mark.parametrize("kind", ["grey", "color"])

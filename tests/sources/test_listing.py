@@ -120,6 +120,12 @@ LISTS = {
     "backslashes": ".\\a.png\n..\\x\\c d.png\n",
     "UTF-16": "a.png\nc d.png\n",
     "old line ends": "a.png\rc d.png\r",
+    "commas before semicolons": "file,notes\na.png,tumour; dense\nc d.png,\n",
+    "commas before semicolons, without header": "a.png,tumour; dense\nc d.png,\n",
+    "line ends in quotes": 'file,notes\na.png,"two\nlines"\n# comment\nc d.png,x\n',
+    "a delimiter that is named": "sep=;\nfile;notes, all\na.png;1,5\nc d.png;2\n",
+    "a delimiter that is named, without header": "sep=;\na.png;1,5\nc d.png;2\n",
+    "outlines": f'File Path,outline\na.png,"POLYGON (({"1 2, " * 50_000}))"\nc d.png,\n',
 }
 
 
@@ -142,6 +148,18 @@ def test_a_list_with_two_images_in_a_line_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
     (tmp_path / "list.csv").write_text("x,y\na.png,b.png\n")
     with pytest.raises(UserError, match=r"line 2 of .*list\.csv names 2 images; give one path per line, or a header"):
+        find_images(tmp_path / "list.csv")
+
+
+def test_a_list_that_has_its_files_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file,File\na.png,b.png\n")
+    with pytest.raises(UserError, match=r"list\.csv has two columns: file; rename one"):
+        find_images(tmp_path / "list.csv")
+
+
+def test_a_field_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('file,x\na.png,"' + "t" * (2**24 + 1))
+    with pytest.raises(UserError, match=r"list\.csv cannot be read \(field larger than field limit"):
         find_images(tmp_path / "list.csv")
 
 

@@ -8,12 +8,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.csv_files import open_lines
+from densepath.core.csv_files import Lines, find_column, open_lines, plain_head
 from densepath.core.errors import UserError
 from densepath.core.spelling import composed
 from densepath.sources.listing import SUFFIXES
@@ -59,10 +58,12 @@ def known_columns(path: str, columns: Sequence[str]) -> list[str]:
             f"{path} has no column of files; its header names {', '.join(heads)}: call that of the files {_FILE[0]} "
             f"(or {', '.join(_FILE[1:4])})"
         )
+    find_column(known, _FILE, path)
     for column in columns:
+        find_column(known, [plain_head(column)], path)
         if column == LABEL and (not known or _place(known, LABEL) is not None):
             continue
-        if _heads([column])[0] not in known:
+        if plain_head(column) not in known:
             raise UserError(
                 f"{path} has no column {column}; its header names {', '.join(known)}: name one of these"
                 if known
@@ -72,7 +73,7 @@ def known_columns(path: str, columns: Sequence[str]) -> list[str]:
 
 
 def table_columns(path: str) -> list[str]:
-    """The columns of a table of labels, as ``_heads`` spells them; none if its first line is not a header.
+    """The columns of a table of labels, as ``plain_head`` spells them; none if its first line is not a header.
 
     Raises:
         UserError: it cannot be read.
@@ -83,7 +84,7 @@ def table_columns(path: str) -> list[str]:
 
 def _first_line(path: str) -> list[str]:
     try:
-        with open_lines(path) as (reader, _):
+        with open_lines(path) as reader:
             return _heads(next(reader, []))
     except (OSError, ValueError) as error:  # the latter for a path with a null byte
         why = error.strerror if isinstance(error, OSError) else error
@@ -113,7 +114,7 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: 
     depths: set[int] = set()
     backslashes = False
     try:
-        with open_lines(path) as (reader, _):
+        with open_lines(path) as reader:
             for line, name, label in _rows(reader, path, columns, empty):
                 backslashes = backslashes or "\\" in name
                 parts = parts_of(os.path.normpath(name.replace("\\", "/") if windows else name))
@@ -139,12 +140,12 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: 
     return Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True), backslashes)
 
 
-def _rows(reader: Any, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+def _rows(reader: Lines, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     """The number of each line, and the file and the texts of columns in it; with ``empty``, they may be empty."""
     places, width = [0, 1], 2
-    for row in reader:
+    for number, row in enumerate(reader):
         heads = _heads(row)
-        if reader.line_num == 1 and (found := _places(heads, columns)):
+        if number == 0 and (found := _places(heads, columns)):
             places, width = found, len(row)
         elif any(heads):
             name, *texts = (row[place].strip() if len(row) == width else "" for place in places)
@@ -157,8 +158,7 @@ def _rows(reader: Any, path: str, columns: Sequence[str], empty: bool) -> Iterat
 
 
 def _heads(row: list[str]) -> list[str]:
-    """Names of columns as they are compared: ``Patient ID`` is ``patient_id``."""
-    return [field.strip().lower().replace(" ", "_") for field in row]
+    return [plain_head(field) for field in row]
 
 
 def _places(heads: list[str], columns: Sequence[str]) -> list[int] | None:

@@ -6,7 +6,8 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,35 @@ from typing import Any
 from densepath.core.csv_files import open_table
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
+from densepath.core.spelling import composed
+from densepath.core.streams import say
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.dicom_image import patient_id
+from densepath.sources.listing import LIST_SUFFIXES, SUFFIXES
+from densepath.sources.lists import read_columns
 
 MANIFEST = "manifest.csv"
-_FILE = ("file", "file_name", "filename", "path", "image", "name")
+_FILE = (
+    *("file", "file_name", "filename", "path", "image", "name", "filepath", "file_path", "image_path", "image_file"),
+    *("image_name", "image_index"),
+)
 # NIH ChestX-ray14: 00001280_004.png; CheXpert: patient00001/study1/view1_frontal.jpg
 _IN_NAMES = re.compile(r"(?:^|/)(?:(patient\d+)/|(\d{8})_\d{3}\.)")
 NUMBERED = "DICOM files, numbered"  # patients of one source only
 _RANK = "patient_"
-PATIENT_COLUMNS = ("patient", "patient_id", "case", "case_id", "subject", "subject_id")
+PATIENT_COLUMNS = (
+    *("patient", "patient_id", "patientid", "case", "case_id", "caseid", "subject", "subject_id", "subjectid"),
+)
 
 
 def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFEST) -> dict[str, str]:
     """The patients of images: name -> patient, for those that a manifest lists.
 
     A manifest lies in the folder of the source, in its parent, or in a folder below it, where it applies only to the
-    images of that folder. A source that is itself a table with patients is one. Its columns are found by their names: a
-    file (a path relative to the manifest, or only a name, which then applies to every file with that name; with or
-    without suffix) and a patient.
+    images of that folder. A source that is a list of images with a column of patients is one. Its columns are found by
+    their names: a file (a path relative to the manifest, or only a name, which then applies to every file with that
+    name; with or without suffix) and a patient.
 
     Args:
         source: a folder, a file in a folder, or a pattern (its folder is the part before the first wildcard).
@@ -41,20 +51,20 @@ def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFE
         manifest: the table's file name.
 
     Raises:
-        UserError: the manifest cannot be read.
+        UserError: the manifest cannot be read, or gives a file two patients.
     """
     found: dict[str, str] = {}
     folder = _folder(source)
     places = [*_below(folder, names), folder, folder.parent]
-    listed = [Path(source)] if str(source).lower().endswith(".csv") else []
+    listed = [Path(source)] if str(source).lower().endswith(LIST_SUFFIXES) else []
     for table in [*listed, *(place / manifest for place in places)]:
-        known, place = _read(table), table.parent
+        known, place = _read(table, table in listed), table.parent
         if known:
             within = place not in (folder, folder.parent)
             for name in names:
                 if within and not Path(name).is_relative_to(place):
                     continue
-                paths = (os.path.relpath(name, place), name, os.path.basename(name))
+                paths = map(composed, (os.path.relpath(name, place), os.path.normpath(name), os.path.basename(name)))
                 keys = [key for path in paths for key in (path, os.path.splitext(path)[0])]
                 patient = next((known[key] for key in keys if key in known), None)
                 if patient is not None:
@@ -154,19 +164,52 @@ def _below(folder: Path, names: Sequence[str]) -> list[Path]:
     return sorted(between, key=lambda path: (-len(path.parts), path))
 
 
-def _read(path: Path) -> dict[str, str]:
-    """File -> patient; each file with and without its suffix."""
+def _read(path: Path, listed: bool) -> dict[str, str]:
+    """File -> patient, of a manifest or of a list of images; each file with and without its suffix."""
     if not path.is_file():
         return {}
+    rows = list(_of_list(path) if listed else _of_manifest(path))
+    owners: dict[str, str] = {}
+    for name, patient in rows:
+        if owners.setdefault(name, patient) != patient:
+            raise UserError(f"{path} gives {name} two patients, {owners[name]} and {patient}; keep one")
+    stems: dict[str, set[str]] = {}
+    for name, patient in owners.items():
+        stems.setdefault(os.path.splitext(name)[0], set()).add(patient)
+    return {stem: next(iter(known)) for stem, known in stems.items() if len(known) == 1} | owners
+
+
+def _of_list(path: Path) -> Iterator[tuple[str, str]]:
+    for name, (patient,) in read_columns(str(path), SUFFIXES, PATIENT_COLUMNS):
+        if patient:
+            yield from ((spelling, patient) for spelling in _spellings(name))
+
+
+def _of_manifest(path: Path) -> Iterator[tuple[str, str]]:
     try:
         with open_table(path, errors="surrogateescape") as table:
-            columns = {(column or "").strip().lower().replace(" ", "_"): column for column in table.fieldnames or ()}
-            file = next((columns[name] for name in _FILE if name in columns), None)
-            patient = next((columns[name] for name in PATIENT_COLUMNS if name in columns), None)
+            file, patient = table.column(_FILE), table.column(PATIENT_COLUMNS)
             if file is None or patient is None:
-                return {}
-            pairs = [(row[file].strip(), row[patient].strip()) for row in table if row[file] and row[patient]]
-            pairs = [(name.replace("\\", "/"), owner) for name, owner in pairs if "\\" in name] + pairs
+                what = "files" if file is None else "patients"
+                names = _FILE if file is None else PATIENT_COLUMNS
+                _say_once(
+                    f"densepath: warning: {path} has no column of {what}, so its patients are not used; call that "
+                    f"column {names[0]} (or {', '.join(names[1:4])})"
+                )
+                return
+            for _, row in table.rows():
+                if row[file] and row[patient]:
+                    yield from ((spelling, row[patient]) for spelling in _spellings(row[file]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); fix it or delete it") from None
-    return {os.path.splitext(name)[0]: patient for name, patient in pairs} | dict(pairs)
+
+
+@cache
+def _say_once(line: str) -> None:
+    """A manifest is read again for each purpose."""
+    say(line)
+
+
+def _spellings(name: str) -> set[str]:
+    """A path as the table has it, and with "/" between folders."""
+    return {composed(os.path.normpath(each)) for each in (name, name.replace("\\", "/"))}

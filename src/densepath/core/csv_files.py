@@ -6,14 +6,20 @@ import codecs
 import csv
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, refuse
 from densepath.core.files import atomic_write
+
+# An outline in a column is longer than Python's default of 128 KiB.
+csv.field_size_limit(2**24)
+SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # a first line of Excel, which names the delimiter
+_COMMENT = re.compile(r"#[^,;\t]")  # a column may be called "#"
 
 
 def delimiter_of(line: str) -> str:
@@ -29,9 +35,71 @@ def encoding_of(path: str | Path) -> str:
         return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
+class Lines:
+    """The lines of a table as lists of fields, the header first; blank lines and comments before it are skipped.
+
+    Args:
+        lines: of the text. A first line ``sep=;``, as Excel writes and reads it, names the delimiter; otherwise the
+            header shows it.
+        before: the number of lines that were read before.
+        delimiter: of a text without such a first line; empty to see it in the header.
+    """
+
+    def __init__(self, lines: Iterable[str], before: int = 0, delimiter: str = "") -> None:
+        lines = iter(lines)
+        first = ""
+        for first in lines:
+            if match := SEPARATOR.fullmatch(first):
+                delimiter = match[1]
+            elif first.strip() and not _COMMENT.match(first):
+                break
+            before, first = before + 1, ""
+        self.delimiter = delimiter or delimiter_of(first)
+        self._before = before
+        self._reader = csv.reader(
+            chain([first] if first else [], lines), delimiter=self.delimiter, skipinitialspace=True
+        )
+
+    @property
+    def line_num(self) -> int:
+        """The number of the line in the file that was read last."""
+        return self._before + self._reader.line_num
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self._reader
+
+    def __next__(self) -> list[str]:
+        return next(self._reader)
+
+
+class Table:
+    """A table by its columns.
+
+    Args:
+        path: the file, for messages.
+        lines: its lines.
+    """
+
+    def __init__(self, path: str | Path, lines: Lines) -> None:
+        self.columns = [plain_head(head) for head in next(lines, [])]
+        self._path, self._lines = path, lines
+
+    def column(self, names: Iterable[str]) -> str | None:
+        """The first of some columns that the table has. Raises UserError if it has it twice."""
+        place = find_column(self.columns, names, self._path)
+        return None if place is None else self.columns[place]
+
+    def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Line number and fields of each row that is not empty; fields that it lacks are empty."""
+        for fields in self._lines:
+            if any(field.strip() for field in fields):
+                found = zip_longest(self.columns, map(str.strip, fields[: len(self.columns)]), fillvalue="")
+                yield self._lines.line_num, dict(found)
+
+
 @contextmanager
-def open_table(path: str | Path, errors: str = "strict") -> Iterator[csv.DictReader[str]]:
-    """The rows of a user's table by its columns: commas, semicolons or tabs; UTF-8 or UTF-16; blanks after commas.
+def open_table(path: str | Path, errors: str = "strict") -> Iterator[Table]:
+    """A user's table: commas, semicolons or tabs; UTF-8 or UTF-16; blanks after commas.
 
     Args:
         path: the file, or a pipe.
@@ -40,47 +108,65 @@ def open_table(path: str | Path, errors: str = "strict") -> Iterator[csv.DictRea
     Raises:
         OSError, UnicodeError, csv.Error: it cannot be read.
     """
-    with _open(path, errors) as (lines, delimiter):
-        yield csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+    with open_text(path, errors) as file:
+        yield Table(path, Lines(file))
 
 
 @contextmanager
-def open_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
-    """The lines of such a table as lists of fields (a reader of :mod:`csv`), the header first, and its delimiter.
-
-    Bytes that are not text become surrogates.
+def open_lines(path: str | Path) -> Iterator[Lines]:
+    """The lines of such a table. Bytes that are not text become surrogates.
 
     Raises:
         OSError, UnicodeError, csv.Error: it cannot be read, or is a pipe: such tables are read more than once.
     """
     if not os.path.isfile(path) and not os.path.isdir(path) and os.path.exists(path):
         raise OSError(errno.ESPIPE, "it is a pipe or a device; give a file", str(path))
-    with _open(path, "surrogateescape") as (lines, delimiter):
-        yield csv.reader(lines, delimiter=delimiter), delimiter
+    with open_text(path) as file:
+        yield Lines(file)
 
 
-@contextmanager
-def _open(path: str | Path, errors: str) -> Iterator[tuple[Iterator[str], str]]:
-    with open(path, newline="", encoding=encoding_of(path), errors=errors) as file:
-        first = next(file, "")
-        yield chain([first] if first else [], file), delimiter_of(first)
+def open_text(path: str | Path, errors: str = "surrogateescape") -> TextIO:
+    """A user's text file, whose ends of lines are as they are."""
+    return open(path, newline="", encoding=encoding_of(path), errors=errors)
 
 
-def read_rows(path: Path, remedy: str) -> list[dict[str, str]]:
+def plain_head(head: str) -> str:
+    """The name of a column as it is compared: ``Patient ID`` is ``patient_id``."""
+    return head.strip().lower().replace(" ", "_")
+
+
+def find_column(heads: Sequence[str], names: Iterable[str], path: str | Path) -> int | None:
+    """The place of the first of some columns that a header names, as ``plain_head`` spells them; None without one.
+
+    Raises:
+        UserError: the header names it twice.
+    """
+    name = next((name for name in names if name in heads), None)
+    if name is None:
+        return None
+    refuse([name] * (heads.count(name) > 1), f"{path} has two columns", "rename one")
+    return heads.index(name)
+
+
+def read_rows(path: Path, remedy: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a table by its columns.
 
     Args:
         path: the file.
         remedy: what the user should do if it is damaged.
+        columns: those that it must have.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or lacks a column.
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return list(csv.DictReader(file))
+            table = csv.DictReader(file, restval="")
+            rows, heads = list(table), table.fieldnames or ()
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+    refuse([name for name in columns if name not in heads], f"{path} lacks columns", remedy)
+    return rows
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -23,7 +23,7 @@ LOCK = ".lock"  # in a folder that a process writes to
 _REMAINS = re.compile(r"\.(.+)\.(\d+)(?:@(.*))?\.part")  # temporary names of atomic_write: name, process, machine
 _ABANDONED = 24 * 3600  # seconds without a change, after which another machine's temporary files are abandoned
 _LONGEST = 150  # bytes of a file's name in its temporary name
-_CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
+CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
 
 
 def _remove(path: Path) -> None:
@@ -120,7 +120,7 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
     except OSError as error:
         named = error.filename is not None and Path(os.fsdecode(error.filename))
         denied = error.errno in (errno.EACCES, errno.EPERM) and named and named.is_relative_to(temporary or path)
-        if error.errno not in _CANNOT_HOLD and not denied:
+        if error.errno not in CANNOT_HOLD and not denied:
             raise
         known = Path(path).with_name(_REMAINS.sub(r"\1", Path(path).name))  # a temporary name becomes the final one
         remedy = "use another path" if denied or error.errno == errno.EROFS else "free disk space or use another path"

@@ -12,6 +12,8 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
+from densepath.core.errors import UserError
+from densepath.core.files import CANNOT_HOLD
 from densepath.core.log import log
 
 _PATIENCE = 0.5  # seconds that a line waits for a full pipe
@@ -33,6 +35,23 @@ def write_line(line: str, stream: TextIO | None) -> bool:
         silence(stream)
         return False
     return True
+
+
+def write_result(line: str) -> None:
+    """Write a line of a result to stdout, which has it alone: unlike :func:`write_line` it waits for a slow reader.
+
+    Raises:
+        UserError: the disk is full. A reader that has closed its pipe is no error.
+    """
+    try:
+        if sys.stdout is not None:
+            print(line, file=sys.stdout, flush=True)
+    except (OSError, ValueError) as error:
+        silence(sys.stdout)
+        if isinstance(error, OSError) and error.errno in CANNOT_HOLD:
+            raise UserError(
+                f"stdout cannot be written ({error.strerror}); free disk space or redirect it elsewhere"
+            ) from error
 
 
 def _takes_a_line(stream: TextIO) -> bool:

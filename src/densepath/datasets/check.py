@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
@@ -14,11 +12,11 @@ import numpy as np
 from densepath.annotations.coco import CocoImages
 from densepath.annotations.coco_boxes import corners_of
 from densepath.annotations.coco_checks import Orientation
-from densepath.annotations.patients import patients_of
+from densepath.annotations.patients import patient_in_name, patients_of
 from densepath.annotations.splits import identical_images
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import check_writable
-from densepath.core.streams import write_line
+from densepath.core.streams import write_result
 from densepath.datasets.check_list import check_list
 from densepath.datasets.contact_sheet import draw_sheet
 from densepath.datasets.labelled_lists import LIST
@@ -83,7 +81,10 @@ def check_data(
     if not names and (listed := _list_in(data)) is not None:
         return check_list(listed, out, count, patient_regex)
     if not names:
-        raise UserError(f"{data} has no annotations/train.json; give a folder as `densepath data` writes it")
+        why = "does not exist"
+        if data.exists():
+            why = f"has no annotations/train.json or {LIST}" if data.is_dir() else "is not a list (.txt, .csv, .tsv)"
+        raise UserError(f"{data} {why}; give a folder as densepath data writes it, a list of images or a volume store")
     if count:
         refuse_among_images(out, *(data / split for split in names))
     splits = {
@@ -92,7 +93,7 @@ def check_data(
     }
     patients = {split: _patients(images, patient_regex) for split, images in splits.items()}
     for line in [*_counts(splits, patients), *_sizes(splits), *_outside(splits), *_shared(splits, patients)]:
-        write_line(line, sys.stdout)
+        write_result(line)
     return draw_sheet(splits, out, count) if count else data
 
 
@@ -160,18 +161,14 @@ def _outside(splits: Splits) -> list[str]:
 
 
 def _patients(images: CocoImages, regex: str | None) -> dict[str, str]:
-    """The known patients: path of an image -> patient."""
+    """The known patients: path of an image -> patient. Raises UserError if ``regex`` does not match each name."""
     paths = [str(path) for path in images.paths()]
     if regex is None:
         listed = patients_of(images.folder, paths)
         entries = images.coco_ground_truth()["images"]
         stated = {p: e.get("patient", e.get("patient_id")) for p, e in zip(paths, entries, strict=True)}
         return listed | {path: str(patient) for path, patient in stated.items() if patient is not None}
-    try:
-        found = {path: re.search(regex, Path(path).name) for path in paths}
-    except re.error as error:
-        raise UserError(f"--patient_regex {regex!r} is not a regular expression ({error}); correct it") from error
-    return {path: match[1 if match.re.groups else 0] for path, match in found.items() if match}
+    return {path: patient_in_name(path, regex) for path in paths}
 
 
 def _shared(splits: Splits, patients: Mapping[str, dict[str, str]]) -> list[str]:

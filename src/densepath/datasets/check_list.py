@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -12,19 +11,19 @@ import numpy as np
 from PIL import Image
 
 from densepath.annotations.patients import owners_by_name, patient_in_name
-from densepath.core.csv_files import read_rows
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.spacing import evenly_spaced
-from densepath.core.streams import write_line
+from densepath.core.streams import write_result
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.datasets.contact_sheet import compose_sheet, short_name
 from densepath.datasets.similar_images import ALIKE, Thumbnails, similar, thumbnails
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import Header, read_header, read_image
-from densepath.sources.listing import list_images
+from densepath.sources.listing import SUFFIXES, list_images
+from densepath.sources.lists import read_columns
 
 _ALL = "all"  # images without splits
 _SIDE, _COLUMNS = 240, 4  # pixels of a panel, panels in a row
@@ -40,11 +39,10 @@ def check_list(data: Path, out: Path, count: int, patient_regex: str | None = No
     :func:`~densepath.annotations.patients.owners_by_name`.
     """
     names = list(list_images(data))
-    rows = read_rows(data, "give a table with a column file") if data.suffix.lower() == ".csv" else []
-    told = len(rows) == len(names) and bool(rows) and "split" in rows[0]
+    told = [split.lower() for _, (split,) in read_columns(str(data), SUFFIXES, ["split"])] or [""] * len(names)
     splits: dict[str, list[int]] = defaultdict(list)
-    for position in range(len(names)):
-        splits[(rows[position]["split"] or _ALL) if told else _ALL].append(position)
+    for position, split in enumerate(told):
+        splits[split or _ALL].append(position)
     if patient_regex is not None:
         owners = [patient_in_name(name, patient_regex) for name in names]
     else:
@@ -57,7 +55,7 @@ def check_list(data: Path, out: Path, count: int, patient_regex: str | None = No
     lines = [*_counts(splits, patients, headers), *_looks(paths, headers, small)]
     lines += [*_twice(paths), *_shared(paths, splits, patients, small)]
     for line in lines:
-        write_line(line, sys.stdout)
+        write_result(line)
     return _draw(paths, splits, out, count) if count else data
 
 

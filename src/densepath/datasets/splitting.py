@@ -17,7 +17,6 @@ from densepath.datasets.find_files import FileIndex
 from densepath.datasets.samples import SPLITS, Sample
 
 Splits = dict[str, list[Sample]]
-_COLUMNS = ("file", "split")
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,12 @@ def _drawn(given: Sequence[str | None], owners: Sequence[str], how: Splitting) -
 def _owners(samples: Sequence[Sample], regex: str | None) -> list[str]:
     """The patient of each image; an image without a known one is its own."""
     if regex is None:
+        unknown = [sample.name for sample in samples if sample.patient is None]
+        if 0 < len(unknown) < len(samples):
+            say(
+                f"densepath: warning: {counted(len(unknown), 'image has', 'images have')} no known patient, and each "
+                f"counts as one of its own: {first_few(unknown)}"
+            )
         return [sample.patient if sample.patient is not None else sample.name for sample in samples]
     owners = [patient_in_name(sample.name, regex) for sample in samples]
     if len(set(owners)) == len(owners) > 1:
@@ -149,12 +154,11 @@ def _read_table(path: Path) -> dict[str, str]:
     """File -> split."""
     try:
         with open_table(path, errors="surrogateescape") as table:
-            columns = {(name or "").strip().lower(): name for name in table.fieldnames or ()}
-            if not set(_COLUMNS) <= set(columns):
-                raise UserError(f"{path} has no columns file and split; give a CSV file with this header")
             # A data set's own manifest names the images as they were before.
-            file = columns.get("source", columns["file"])
-            rows = [(row[file] or "", (row[columns["split"]] or "").strip().lower()) for row in table]
+            file, split = table.column(("source", "file")), table.column(["split"])
+            if file is None or split is None:
+                raise UserError(f"{path} has no columns file and split; give a CSV file with this header")
+            rows = [(row[file], row[split].lower()) for _, row in table.rows()]
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); give a CSV file with the columns file and split") from None
     names = {"valid": "val", "validation": "val", "training": "train"} | {split: split for split in SPLITS}

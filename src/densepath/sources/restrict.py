@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from densepath.core.csv_files import delimiter_of, encoding_of
+from densepath.core.csv_files import Lines, find_column, open_text, plain_head
 from densepath.core.errors import UserError
 from densepath.core.random import ordered_by_seed, permute
 from densepath.sources.image_files import ImageFiles
@@ -86,21 +86,19 @@ def read_slide_list(path: str | Path) -> list[str]:
     Raises:
         UserError: it cannot be read, or has no names.
     """
-    try:
-        with open(path, newline="", encoding=encoding_of(path), errors="surrogateescape") as file:
-            lines = [line.strip("\r\n") for line in file if line.strip()]
-    except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"the list of slides {path} cannot be read ({why}); check the path") from error
     suffix = Path(path).suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        lines = [line for line in lines if not line.lstrip().startswith("#")]
-        table = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else delimiter_of("".join(lines[:1])))
-        rows = [[field.strip() for field in row] for row in table]
-    else:
-        rows = [[line.strip()] for line in lines if not line.lstrip().startswith("# ")]
-    heads = [field.lower() for field in rows[0]] if rows else []
-    column = next((heads.index(name) for name in _COLUMNS if name in heads), None)
+    try:
+        with open_text(path) as file:
+            if suffix in (".csv", ".tsv"):
+                lines = (line for line in file if line.strip() and not line.lstrip().startswith("#"))
+                table = Lines(lines, delimiter="\t" if suffix == ".tsv" else "")
+                rows = [[field.strip() for field in row] for row in table]
+            else:
+                rows = [[line.strip()] for line in file if line.strip() and not line.lstrip().startswith("# ")]
+    except (OSError, UnicodeError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"the list of slides {path} cannot be read ({why}); check the path") from error
+    column = find_column([plain_head(field) for field in rows[0]] if rows else [], _COLUMNS, path)
     names = [row[column or 0] for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]
     if not any(names):
         raise UserError(f"the list of slides {path} has no names; give a name in each line, or a column slide")

@@ -73,7 +73,12 @@ def test_a_table_overrides_slides_and_a_default_does_not(slides: dict[str, Path]
 
 @pytest.mark.parametrize(
     "text",
-    ["wsi;mpp\r\na;0,5\r\nb;0,25\r\n", "wsi\tmpp\na\t0.5\nb\t0.25\n", 'wsi, mpp\n"a", "0.5"\n"b", "0.25"\n'],
+    [
+        "wsi;mpp\r\na;0,5\r\nb;0,25\r\n",
+        "wsi\tmpp\na\t0.5\nb\t0.25\n",
+        'wsi, mpp\n"a", "0.5"\n"b", "0.25"\n',
+        "sep=;\n\nwsi;mpp\na;0.5\nb;0.25\n",
+    ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_tables_as_spreadsheets_write_them(text: str, encoding: str, tmp_path: Path) -> None:
@@ -87,6 +92,9 @@ def test_names_in_a_table_may_have_folders_and_need_not_be_of_one_slide(tmp_path
     slides = ["S/a/x.svs", "S/b/x.svs", "S/a/y.svs", "S/b/y.svs"]
     assert [table.given(slide) for slide in slides] == [0.25, None, 0.5, 0.5]
     assert table.unknown(slides[:3]) == ""
+    (tmp_path / "t.csv").write_text("wsi,mpp\ny,0.25\ny.svs,0.5\n")
+    with pytest.raises(UserError, match=r"t\.csv gives S/a/y\.svs two values, as y\.svs and as y; keep one"):
+        MppTable(tmp_path / "t.csv").given(slides[2])
     assert "names of several slides, which all get its value: y (2 slides)" in table.unknown(slides)
 
 
@@ -96,10 +104,11 @@ def test_names_in_a_table_may_have_folders_and_need_not_be_of_one_slide(tmp_path
         ("", "no rows with columns wsi and mpp"),
         ("name,size\na,1\n", "no rows with columns wsi and mpp"),
         ("wsi,mpp\na,x\n", "line 2 of .*'x' is not µm per pixel"),
-        ("wsi,mpp\na\n", "line 2 of .*None is not µm per pixel"),
+        ("wsi,mpp\na\n", "line 2 of .*'' is not µm per pixel"),
         ("wsi,mpp\na,0\n", "line 2 .*'0' is not"),
         ("wsi,mpp\na,nan\n", "line 2 .*'nan' is not"),
         ("wsi,mpp\na,0.5\na,0.25\n", "line 3 .* gives a a second value"),
+        ("wsi,mpp,MPP\na,0.5,0.25\n", "two columns: mpp; rename one"),
         ("\udcff", "cannot be read"),
     ],
 )

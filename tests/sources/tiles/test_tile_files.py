@@ -90,6 +90,9 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match="the file is missing"):
         read_tile_folder(folder)
+    (folder / SLIDES).write_text("slide,height\na,100\n")
+    with pytest.raises(UserError, match=r"slides\.csv lacks columns: path, tiles; run densepath tile again"):
+        read_tile_folder(folder)
     (folder / SLIDES).unlink()
     with pytest.raises(UserError, match="unfinished; continue with the same densepath tile command"):
         read_tile_folder(folder)

@@ -125,8 +125,8 @@ def read_cell_rows(folder: str | Path) -> list[dict[str, str]]:
         begun = (Path(folder) / _FOLDER).is_dir()
         remedy = "continue with the same densepath cells command" if begun else "write one with densepath cells"
         raise UserError(f"{folder} is {'an unfinished' if begun else 'not a'} folder of cells; {remedy}")
-    rows = read_rows(path, "run densepath cells again")
-    if any(not row.get("slide") or "path" not in row or "problem" not in row for row in rows):
+    rows = read_rows(path, "run densepath cells again", ("slide", "path", "problem"))
+    if any(not row["slide"] or not row["path"] for row in rows):
         raise UserError(f"{path} is not a table of densepath cells; run it again")
     return rows
 

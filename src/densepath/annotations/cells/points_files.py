@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.csv_files import open_lines
+from densepath.core.csv_files import find_column, open_lines
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.geojson import Feature, is_area, polygons_in, read_features
@@ -194,15 +194,17 @@ def _column(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Seque
 
 def _csv(path: Path) -> dict[str, list[Any]]:
     try:
-        with open_lines(path) as (rows, delimiter):
+        with open_lines(path) as rows:
             header = [name.strip().lower() for name in next(rows, [])]
             body = [row for row in rows if row]
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); give a table of points") from error
     if any(len(row) != len(header) for row in body):
         raise UserError(f"{path} has rows of other lengths than its first line; save it again")
+    for name in (*_NUMBERS, *_CLASS, *_SLIDE):
+        find_column(header, [name], path)
     columns = {name: [row[place].strip() for row in body] for place, name in enumerate(header)}
-    if delimiter == ";":  # because numbers have commas
+    if rows.delimiter == ";":  # because numbers have commas
         columns |= {name: [text.replace(",", ".") for text in columns[name]] for name in _NUMBERS if name in columns}
     return columns
 

@@ -84,23 +84,21 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
         UserError: it cannot be read, or a row is invalid.
     """
     try:
-        with open_table(path) as table_rows:
-            rows = list(table_rows)
+        with open_table(path) as given:
+            name, value = given.column(_NAMES), given.column(_VALUES)
+            rows = list(given.rows())
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(
             f"the table {path} cannot be read ({error}); give a CSV file with the columns wsi,mpp"
         ) from error
-    heads = {head.strip().lower(): head for head in (rows[0] if rows else {}) if head}
-    name = next((heads[each] for each in _NAMES if each in heads), None)
-    value = next((heads[each] for each in _VALUES if each in heads), None)
-    if name is None or value is None:
+    if name is None or value is None or not rows:
         raise UserError(f"the table {path} has no rows with columns wsi and mpp; give a CSV file with wsi,mpp")
     table: dict[str, float] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         mpp = _number(row[value])
         if plausible(mpp, mpp) is None:
             raise UserError(f"line {number} of {path}: {row[value]!r} is not µm per pixel; give a number such as 0.25")
-        key = composed((row[name] or "").strip())
+        key = composed(row[name])
         if table.setdefault(key, mpp) != mpp:
             raise UserError(f"line {number} of {path} gives {key} a second value; keep one")
     return table
@@ -133,8 +131,15 @@ class MppTable:
         self._given = read_mpp_table(path) if path is not None else {}
 
     def given(self, slide: str | Path) -> float | None:
-        """The value that the table gives for a slide; None if it has none."""
-        return next((self._given[name] for name in _spellings(slide) if name in self._given), None)
+        """The value that the table gives for a slide; None if it has none.
+
+        Raises:
+            UserError: it gives two, for two spellings of the slide.
+        """
+        values = {name: self._given[name] for name in _spellings(slide) if name in self._given}
+        if len(set(values.values())) > 1:
+            raise UserError(f"{self.path} gives {slide} two values, as {' and as '.join(values)}; keep one")
+        return next(iter(values.values()), None)
 
     def unknown(self, slides: Iterable[str | Path]) -> str:
         """A line about the rows that belong to none of the slides, or to several; empty if there are none."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from densepath.core.errors import UserError, counted, one_line
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
-from densepath.core.streams import say, write_line
+from densepath.core.streams import say, write_result
 from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed
@@ -32,8 +31,9 @@ def open_slides(paths: Sequence[str], mpp: MppTable | None = None) -> Iterator[t
         mpp: µm per pixel that the user gives.
     """
     for path in paths:
+        given = (mpp.given(path), mpp.default) if mpp else ()
         try:
-            yield path, open_slide(path, *(mpp.given(path), mpp.default) if mpp else ())
+            yield path, open_slide(path, *given)
         except UserError as error:
             yield path, error
 
@@ -73,21 +73,21 @@ def list_slides(
         name = one_line(os.path.relpath(path, data) if os.path.isdir(data) else path)
         rows.append(_row(slide) if isinstance(slide, Slide) else {"problem": reason_of(slide)})
         rows[-1] = {column: {"slide": name, **rows[-1]}.get(column, "") for column in COLUMNS}
-    _print(rows)
-    also = passed.also()
-    wrong = [row for row in rows if row["problem"]]
-    for row in wrong:
-        write_line(f"{row['slide']}: {row['problem']}", sys.stdout)
-    if unknown := mpp.unknown(paths):
-        write_line(unknown, sys.stdout)
-    say(f"densepath: {counted(len(rows), 'slide')}, {len(wrong)} with problems{also}")
-    if all(not row["reader"] for row in rows):
-        raise UserError(f"none of {counted(len(rows), 'slide')} can be read ({rows[0]['slide']}: {rows[0]['problem']})")
-    if out is not None:
+    readable = any(row["reader"] for row in rows)
+    if out is not None and readable:
         with atomic_write(out) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+    _print(rows)
+    wrong = [row for row in rows if row["problem"]]
+    for row in wrong:
+        write_result(f"{row['slide']}: {row['problem']}")
+    if unknown := mpp.unknown(paths):
+        write_result(unknown)
+    say(f"densepath: {counted(len(rows), 'slide')}, {len(wrong)} with problems{passed.also()}")
+    if not readable:
+        raise UserError(f"none of {counted(len(rows), 'slide')} can be read ({rows[0]['slide']}: {rows[0]['problem']})")
     return rows
 
 
@@ -127,4 +127,4 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         words = (word.ljust(width) for word, width in zip(line, widths, strict=True))
-        write_line("  ".join(words).rstrip(), sys.stdout)
+        write_result("  ".join(words).rstrip())

@@ -229,8 +229,8 @@ def read_slide_rows(folder: Path) -> list[dict[str, str]]:
     path = folder / SLIDES
     if not path.exists():
         raise UserError(f"the tiles in {folder} are unfinished; continue with the same densepath tile command")
-    rows = read_rows(path, "run densepath tile again")
-    if any(not row.get("slide") or not (row.get("tiles") or "0").isdecimal() or "path" not in row for row in rows):
+    rows = read_rows(path, "run densepath tile again", ("slide", "path", "tiles"))
+    if any(not row["slide"] or not (row["tiles"] or "0").isdecimal() or not row["path"] for row in rows):
         raise UserError(f"{path} is not a table of densepath tile; run it again")
     return rows
 

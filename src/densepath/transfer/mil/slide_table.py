@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from densepath.annotations.patients import PATIENT_COLUMNS
-from densepath.core.csv_files import open_lines
+from densepath.core.csv_files import open_lines, plain_head
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import MISSING, several_spellings
 from densepath.core.streams import say
@@ -251,10 +251,10 @@ def _column(
 ) -> str | None:
     """The head of a column as its table spells it."""
     if asked is not None:
-        if (found := heads.get(_plain(asked))) is None:
+        if (found := heads.get(plain_head(asked))) is None:
             raise UserError(f"{table} has no column {asked}; its columns are {first_few(list(heads.values()), 12)}")
         return found
-    found = next((heads[_plain(name)] for name in usual if _plain(name) in heads), None)
+    found = next((heads[plain_head(name)] for name in usual if plain_head(name) in heads), None)
     if found is None and usual and needed:
         raise UserError(
             f"{table} has no usual column of the {what}; name it with --{what} (its columns are "
@@ -266,7 +266,7 @@ def _column(
 def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
     """The heads by their plain names, and the lines by their numbers."""
     try:
-        with open_lines(table) as (reader, _):
+        with open_lines(table) as reader:
             heads = [head.strip() for head in next(reader, [])]
             lines = []
             for fields in reader:
@@ -282,13 +282,9 @@ def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, 
         raise UserError(f"the table {table} cannot be read ({why}); check the path") from error
     if not lines:
         raise UserError(f"the table {table} has no rows; give a header and a row for each slide")
-    twice = _repeated([_plain(head) for head in heads])
+    twice = _repeated([plain_head(head) for head in heads])
     refuse(twice, f"{table} has two columns", "rename one")
-    return {_plain(head): head for head in heads}, lines
-
-
-def _plain(head: str) -> str:
-    return head.strip().lower().replace(" ", "_")
+    return {plain_head(head): head for head in heads}, lines
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

@@ -189,12 +189,13 @@ def _clam_lists(folder: Path) -> list[list[list[str]]]:
     for _, file in files:
         try:
             with open_table(file, errors="surrogateescape") as table:
-                rows = list(table)
+                parts = [table.column([name]) for name in ("train", "val", "test")]
+                rows = [row for _, row in table.rows()]
         except (OSError, UnicodeError, csv.Error) as error:
             raise UserError(f"{file} cannot be read ({error}); use files as CLAM writes them") from error
-        if not rows or not {"train", "test"} <= set(rows[0]):
+        if not rows or parts[0] is None or parts[2] is None:
             raise UserError(f"{file} has no columns train, val and test; use files as CLAM writes them")
-        columns = [[(row.get(name) or "").strip() for row in rows] for name in ("train", "val", "test")]
+        columns = [[row[name] if name else "" for row in rows] for name in parts]
         lists.append([[slide_name(name) for name in column if name] for column in columns])
     return lists
 

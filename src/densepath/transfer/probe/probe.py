@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from densepath.annotations.classes import FOLDERS
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.core.result import Result
-from densepath.core.streams import write_line
+from densepath.core.streams import write_result
 from densepath.core.system import first_on_node
 from densepath.transfer.embed.encoder import Pool
 from densepath.transfer.probe.images import Encoding, ImageProbe, features_of, load_or_compute, probe_images
@@ -190,7 +189,7 @@ def _finish(result: ImageProbe, out: str | Path | None, asked: dict[str, Any]) -
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
         write_record(result, Path(out), plain)
     if first_on_node():
-        write_line(table_of(result), sys.stdout)
+        write_result(table_of(result))
     return result
 
 
