@@ -1,5 +1,7 @@
 """An error message is one line, for any names in it."""
 
+import warnings
+
 import pytest
 
 from densepath import cli
@@ -14,6 +16,15 @@ def test_names_cannot_break_the_line_or_paint_the_terminal(capsys):
     assert str(CorruptImage(name, "cut\noff")) == f"{expected}: cut\\noff"
     cli._fail(str(UserError(name)))
     assert capsys.readouterr().err == f"densepath: error: {expected}\n"
+
+
+def test_warnings_of_pillow_are_not_printed(recwarn, monkeypatch: pytest.MonkeyPatch):
+    def run(argv: list[str]) -> None:
+        warnings.warn_explicit("Corrupt EXIF data", UserWarning, "a.py", 1, module="PIL.TiffImagePlugin")
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main([]) == 0
+    assert not recwarn.list
 
 
 def test_a_damaged_file_is_an_error_of_the_user(capsys, monkeypatch: pytest.MonkeyPatch):
