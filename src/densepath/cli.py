@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _wait_shortly()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged files are reported in a line that names them
     open_streams()
     try:
         with unwinding_on_signals():

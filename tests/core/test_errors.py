@@ -2,6 +2,8 @@
 
 import errno
 
+import warnings
+
 import pytest
 
 from densepath import cli
@@ -31,6 +33,15 @@ def test_names_cannot_break_the_line_or_paint_the_terminal(capsys):
 def test_what_a_machine_lacks_is_no_fault_of_the_program(error, lacking):
     assert shortage(error) == lacking
     assert describe_failure(error).startswith("a bug in densepath") == (not lacking)
+
+
+def test_warnings_of_pillow_are_not_printed(recwarn, monkeypatch: pytest.MonkeyPatch):
+    def run(argv: list[str]) -> None:
+        warnings.warn_explicit("Corrupt EXIF data", UserWarning, "a.py", 1, module="PIL.TiffImagePlugin")
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main([]) == 0
+    assert not recwarn.list
 
 
 def test_a_damaged_file_is_an_error_of_the_user(capsys, monkeypatch: pytest.MonkeyPatch):

@@ -38,7 +38,7 @@ class Sample:
     split: str | None = None
 
 
-def without_repeats(objects: Mapping[K, Objects], source: str | Path) -> dict[K, list[dict[str, Any]]]:
+def without_repeats(objects: Mapping[K, list[dict[str, Any]]], source: str | Path) -> dict[K, list[dict[str, Any]]]:
     """The objects of each image, once each; the number of others is printed.
 
     Objects are the same if they have one category and the same pixels, or without an outline the same box.
