@@ -416,7 +416,7 @@ def test_cells_of_another_slide_and_outside_of_tiles_are_counted(
         ({"source": "csv", "points": "one.csv"}, "one.csv is one file, and there are 2; give a folder"),
         ({"source": "csv", "points": "bad.csv"}, r"bad.csv has the columns a, b; name them x, y"),
         ({"source": "csv", "points": "words.csv"}, "words.csv has coordinates that are not numbers"),
-        ({"points": "twice.csv", "default_mpp": 0.5}, "twice.csv has two columns: x; rename one"),
+        ({"source": "csv", "points": "twice.csv"}, "twice.csv has two columns: x; rename one"),
         ({"source": "geojson", "points": "one.csv"}, "one.csv is not a file of geojson"),
         ({"default_mpp": 0.0}, "default_mpp is 0.0"),
         ({"default_mpp": 0.5, "workers": -1}, "workers is -1"),
