@@ -12,7 +12,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -576,7 +578,7 @@ def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     [
         (["data", "pack", "", "x.safetensors"], "source"),
         (["report", "run", ""], "runs"),
-        (["show", "curves", "--runs", "", "--out", "x.png"], "runs"),
+        (["show", "curves", "--runs", "", "--out", "x.png"], "--runs"),
         (["show", "views", "--data", "", "--out", "x.png"], "--data"),
         (["show", "attention", "--data", "x", "--out", "y", "--weights", "random", ""], "--weights"),
         (["slides", "--data", "x", "--mpp_table="], "--mpp_table"),
@@ -596,7 +598,7 @@ def test_an_empty_path_is_not_the_current_folder(
 def test_a_full_disk_under_a_table_is_an_error_and_a_closed_pipe_is_not(
     verb: str, full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), tile=(32, 32), photometric="rgb")
     (tmp_path / "list.csv").write_text("file\na.tif\n")
     reading, writing = os.pipe()
     os.close(reading)

@@ -102,6 +102,7 @@ WRONG = {
     "is empty": "",
     "all images are of one class, t": "TUM/1.png,t\nADI/1.png,t\nTUM/2.png,t\nADI/deep/3.png,t\n",
     "line 1 of": b"\x89PNG\r\n\x1a\n\x00\x00",
+    "labels.csv has two columns: label; rename one": "file,label,Label\nTUM/1.png,t,a\n",
     "is not a table of labels": "TUM/1.png," + "t" * (2**24 + 1),
 }
 

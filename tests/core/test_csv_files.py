@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from densepath.core.csv_files import open_lines
+from densepath.core.csv_files import open_lines, open_table
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,12 @@ def test_what_spreadsheets_write(tmp_path, text, encoding, delimiter):
         assert reader.delimiter == delimiter
         assert next(reader) == ["name", "x"]
         assert [(reader.line_num, fields[0]) for fields in reader] == [(2, "ä")]
+
+
+def test_a_named_delimiter_and_comments_come_before_the_header(tmp_path):
+    (tmp_path / "table").write_text('sep=,\r\n\r\n# exported\r\nname, a;b;c\r\n"x\ny", 1\r\n\r\nz\r\n', newline="")
+    with open_table(tmp_path / "table") as table:
+        assert list(table.rows()) == [(6, {"name": "x\ny", "a;b;c": "1"}), (8, {"name": "z", "a;b;c": ""})]
 
 
 def test_pipes_are_refused_and_an_empty_file_has_no_lines(tmp_path):
