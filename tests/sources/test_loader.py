@@ -185,7 +185,7 @@ def test_batch_larger_than_the_source_is_refused(tiles: Path) -> None:
         ImageBatches(source, batch_size=24, seed=0, epochs=1)
     with pytest.raises(UserError, match="a batch of 12 images in each of 2 processes"):
         ImageBatches(source, batch_size=12, seed=0, epochs=1, world_size=2)
-    with pytest.raises(UserError, match="needs more than the 1 image of the source; use more images$"):
+    with pytest.raises(UserError, match=r"needs more than the 1 image of the source; use more images$"):
         ImageBatches(take(source, torch.tensor([0])), batch_size=2, seed=0, epochs=1)
     assert ImageBatches(source, batch_size=COUNT, seed=0, epochs=1).total_steps == 1
 
