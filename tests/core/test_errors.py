@@ -1,7 +1,6 @@
 """An error message is one line, for any names in it; what a machine lacks is told from a bug."""
 
 import errno
-
 import warnings
 
 import pytest
