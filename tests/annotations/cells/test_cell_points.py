@@ -243,7 +243,7 @@ def test_folders_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is an unfinished folder of cells; continue with the same densepath cells"):
         read_cell_rows(tmp_path)
     (tmp_path / "cells.csv").write_text("name,label\na,1\n")
-    with pytest.raises(UserError, match=r"is not a table of densepath cells; run it again"):
+    with pytest.raises(UserError, match=r"cells.csv lacks columns: slide, path, problem; run densepath cells again"):
         read_cell_rows(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from densepath.annotations.patients import patient_in_name
 from densepath.core.errors import counted, first_few, one_line
-from densepath.core.streams import write_line
+from densepath.core.streams import write_result
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.datasets.volumes.sheet import draw_volumes
@@ -36,7 +35,7 @@ def check_volumes(data: Path, out: Path, count: int | None, patient_regex: str |
     ]
     lines = [store.describe(), _window(store), *_splits(store, splits, patients), *_labels(store), *_copies(store)]
     for line in [*lines, *_damaged(store)]:
-        write_line(one_line(line), sys.stdout)
+        write_result(one_line(line))
     if count is None:
         count = max(1, _DRAWN // len(splits))
     return draw_volumes(store, splits, out, count) if count else data
