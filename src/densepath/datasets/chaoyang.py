@@ -56,7 +56,7 @@ def _place(root: Path, split: str, name: str) -> Path:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); download it again") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):

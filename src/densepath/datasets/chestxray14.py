@@ -112,7 +112,7 @@ def _splits(folder: Path, lists: dict[str, str]) -> dict[str, str]:
     twice = []
     for split, name in lists.items():
         try:
-            lines = (folder / name).read_text().splitlines()
+            lines = (folder / name).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{folder / name} cannot be read ({error}); download it") from error
         for image in (line.split()[0] for line in lines if line.strip()):
