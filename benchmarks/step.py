@@ -91,7 +91,7 @@ class Step:
         self.device = hardware.device
         self.autocast = hardware.precision == "bf16-mixed"
         torch.manual_seed(0)
-        options, run = dict(given or {}), {"data": "", "out": ""}
+        options, run = dict(given or {}), {"data": ".", "out": "."}
         run |= {name: options.pop(name) for name in ("teacher", "teacher_weights", "tokenizer") if name in options}
         config = resolve(PretrainConfig, recipe, {**run, "method_options": options})
         images = copy(images)
@@ -255,7 +255,7 @@ def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
     given = {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in asked.given)}
     backbone, size = asked.backbone, asked.size
     if asked.as_recipe:
-        backbone, size = None, resolve(PretrainConfig, recipe, {"data": "", "out": ""}).view_size
+        backbone, size = None, resolve(PretrainConfig, recipe, {"data": ".", "out": "."}).view_size
     step = Step(recipe, images, size, asked.batch_size, backbone, hardware, given, asked.compile)
     return {"case": f"densepath {recipe}"} | measure(step, asked.batch_size, asked.repeats, _calls(hardware))
 

@@ -57,7 +57,7 @@ def steps(
     """A training step of each small recipe, compared with its bare passes."""
     rows, hardware = [], choose_hardware("cpu", "auto")
     for recipe in recipes:
-        size = resolve(PretrainConfig, f"{recipe}_small", {"data": "", "out": ""}).view_size
+        size = resolve(PretrainConfig, f"{recipe}_small", {"data": ".", "out": "."}).view_size
         step = Step(f"{recipe}_small", store, size, batch_size, backbone, hardware)
         found = turns({"step": step, "bare": step.bare}, repeats)
         named = {f"{name}, s": seconds for name, seconds in found.items()}
@@ -112,7 +112,7 @@ class ReleasedViews:
 
 def loader(store: VolumeStore, pairs: int, repeats: int) -> dict[str, Any]:
     """A pair of crops with all their views: ours from the store, the released ones from files of crops."""
-    config = resolve(PretrainConfig, "pcrl_3d_released", {"data": "", "out": ""})
+    config = resolve(PretrainConfig, "pcrl_3d_released", {"data": ".", "out": "."})
     method = find_method(config.method)(
         build_backbone("unet_3d_w1", 1), **{**config.method_options, "border": (4, 8, 8)}
     )
