@@ -356,6 +356,8 @@ def test_a_manifest_that_gives_a_file_two_patients_is_refused(tmp_path: Path) ->
     (tmp_path / "in/manifest.csv").write_text("file,patient\n0.png,P\n./0.png,Q\n")
     with pytest.raises(UserError, match=r"manifest\.csv gives 0\.png two patients, P and Q; keep one"):
         convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    (tmp_path / "in/manifest.csv").write_text("file,patient\n0.png,P\nother.png,P\nother.png,Q\n")  # of other images
+    convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
 
 
 @pytest.mark.parametrize("kind", ["grey", "color"])

@@ -186,6 +186,18 @@ def test_of_a_pyramid_the_first_page_is_read(tmp_path: Path, orientation: int) -
     assert (read_image(tmp_path / "a.tif") == pixels).all()
 
 
+@pytest.mark.parametrize("next_page", [9, 10**9])
+def test_a_damaged_pointer_to_a_second_page_does_not_matter(tmp_path: Path, next_page: int) -> None:
+    pixels = (smooth(3) // 256).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    first = int.from_bytes(content[4:8], "little")
+    place = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    content[place : place + 4] = next_page.to_bytes(4, "little")
+    (tmp_path / "a.tif").write_bytes(content)
+    assert (read_image(tmp_path / "a.tif") == pixels).all()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["pages", "turned", "imagej", "imagej with one header"])
 def test_stacks_are_refused(tmp_path: Path, kind: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,19 @@ def test_names_in_lists_may_look_like_tables(tmp_path: Path) -> None:
     assert [path.name for path in find_images(tmp_path / "list.txt")] == names[::-1]
 
 
+def test_a_text_list_may_begin_with_a_sentence(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "c, 2.png")
+    (tmp_path / "list.txt").write_text("Images of A, 2021\na.png\nc, 2.png\n")
+    assert [path.name for path in find_images(tmp_path / "list.txt")] == ["a.png", "c, 2.png"]
+
+
+def test_a_quote_that_is_not_closed_hides_no_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.csv").write_text('file,note\na.png,"big\nb.png,x\n')
+    with pytest.raises(UserError, match="unexpected end of data"):
+        find_images(tmp_path / "list.csv")
+
+
 def test_a_list_with_two_images_in_a_line_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
     (tmp_path / "list.csv").write_text("x,y\na.png,b.png\n")

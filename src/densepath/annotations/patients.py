@@ -6,7 +6,7 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -66,10 +66,19 @@ def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFE
                     continue
                 paths = map(composed, (os.path.relpath(name, place), os.path.normpath(name), os.path.basename(name)))
                 keys = [key for path in paths for key in (path, os.path.splitext(path)[0])]
-                patient = next((known[key] for key in keys if key in known), None)
-                if patient is not None:
-                    found.setdefault(name, patient)
+                if (key := next((key for key in keys if key in known), None)) is not None:
+                    found.setdefault(name, _only_patient(known[key], key, table))
     return found
+
+
+def _only_patient(patients: Set[str], file: str, table: Path) -> str:
+    patient, *others = sorted(patients)
+    if others:
+        raise UserError(
+            f"{table} gives {file} two patients, {patient} and {others[0]}; keep one, or name files by their paths "
+            "from its folder"
+        )
+    return patient
 
 
 def owners_by_name(source: str | Path, names: Sequence[str]) -> tuple[list[str], str]:
@@ -164,19 +173,17 @@ def _below(folder: Path, names: Sequence[str]) -> list[Path]:
     return sorted(between, key=lambda path: (-len(path.parts), path))
 
 
-def _read(path: Path, listed: bool) -> dict[str, str]:
-    """File -> patient, of a manifest or of a list of images; each file with and without its suffix."""
+def _read(path: Path, listed: bool) -> dict[str, set[str]]:
+    """File -> its patient, or patients, of a manifest or of a list of images; each file with and without its suffix."""
     if not path.is_file():
         return {}
-    rows = list(_of_list(path) if listed else _of_manifest(path))
-    owners: dict[str, str] = {}
-    for name, patient in rows:
-        if owners.setdefault(name, patient) != patient:
-            raise UserError(f"{path} gives {name} two patients, {owners[name]} and {patient}; keep one")
+    owners: dict[str, set[str]] = {}
+    for name, patient in _of_list(path) if listed else _of_manifest(path):
+        owners.setdefault(name, set()).add(patient)
     stems: dict[str, set[str]] = {}
-    for name, patient in owners.items():
-        stems.setdefault(os.path.splitext(name)[0], set()).add(patient)
-    return {stem: next(iter(known)) for stem, known in stems.items() if len(known) == 1} | owners
+    for name, known in owners.items():
+        stems.setdefault(os.path.splitext(name)[0], set()).update(known)
+    return {stem: known for stem, known in stems.items() if len(known) == 1} | owners
 
 
 def _of_list(path: Path) -> Iterator[tuple[str, str]]:

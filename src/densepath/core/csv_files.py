@@ -43,9 +43,10 @@ class Lines:
             header shows it.
         before: the number of lines that were read before.
         delimiter: of a text without such a first line; empty to see it in the header.
+        strict: whether a quote that is not closed is an error; else the rest of the text is its field.
     """
 
-    def __init__(self, lines: Iterable[str], before: int = 0, delimiter: str = "") -> None:
+    def __init__(self, lines: Iterable[str], before: int = 0, delimiter: str = "", strict: bool = False) -> None:
         lines = iter(lines)
         first = ""
         for first in lines:
@@ -57,7 +58,7 @@ class Lines:
         self.delimiter = delimiter or delimiter_of(first)
         self._before = before
         self._reader = csv.reader(
-            chain([first] if first else [], lines), delimiter=self.delimiter, skipinitialspace=True
+            chain([first] if first else [], lines), delimiter=self.delimiter, skipinitialspace=True, strict=strict
         )
 
     @property

@@ -105,7 +105,8 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
             reason = str(error).rpartition("; ")[0]
             if path == paths[-1]:
                 raise UserError(
-                    f"{reason}; no checkpoint there can be read, so remove {folder} to start the run again"
+                    f"{reason}; no checkpoint there can be read, so name another folder, or remove {folder.parent} to "
+                    "start the run again"
                 ) from error
             _log.warning("%s; continuing from %s", reason, PREVIOUS)
     return None

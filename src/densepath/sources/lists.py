@@ -87,8 +87,9 @@ def _lines(
         head = _fields(line.strip(), delimiter_of(line))
         split = [field for mark in _DELIMITERS for field in _fields(line.strip(), mark)]
         is_head = _is_header(split, suffixes) and not _find(os.path.dirname(path), line.strip())
-        if SEPARATOR.fullmatch(line) or (is_head and len(head) > 1):
-            yield from _table(Lines(chain([line], file), number - 1), path, suffixes, columns)
+        named = not path.lower().endswith(".txt") or any(plain_head(field) in _COLUMNS for field in head)
+        if SEPARATOR.fullmatch(line) or (is_head and len(head) > 1 and named):
+            yield from _table(Lines(chain([line], file), number - 1, strict=True), path, suffixes, columns)
             return
         rest = lines if is_head else chain([(number, line)], lines)
         yield from ((n, _candidates(line.strip(), suffixes, f"line {n} of {path}"), []) for n, line in rest)

@@ -111,10 +111,13 @@ def pillow_corrupts(path: str | Path, image: TiffImagePlugin.TiffImageFile) -> b
 def _has_pages(image: TiffImagePlugin.TiffImageFile) -> bool:
     try:
         image.seek(1)
-    except EOFError:
+        return True
+    except MemoryError:
+        raise
+    except Exception:  # the first is the last, or its pointer to another is damaged
         return False
-    image.seek(0)
-    return True
+    finally:
+        image.seek(0)
 
 
 def turn(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

@@ -154,7 +154,7 @@ class Saver:
 
 def _start_again(out: Path) -> None:
     """Say that a run without a checkpoint starts again; raise UserError if that would replace its trained weights."""
-    if any((out / EXPORTED).parent.glob("*.safetensors")):
+    if any("_epoch_" not in path.name for path in (out / EXPORTED).parent.glob("*.safetensors")):  # at its end
         raise UserError(
             f"{out} has trained weights but no checkpoint: its checkpoints were removed; use the weights "
             f"(--weights {out}), or name another folder to train again"

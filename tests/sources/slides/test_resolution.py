@@ -92,6 +92,8 @@ def test_names_in_a_table_may_have_folders_and_need_not_be_of_one_slide(tmp_path
     slides = ["S/a/x.svs", "S/b/x.svs", "S/a/y.svs", "S/b/y.svs"]
     assert [table.given(slide) for slide in slides] == [0.25, None, 0.5, 0.5]
     assert table.unknown(slides[:3]) == ""
+    (tmp_path / "t.csv").write_text("wsi,mpp\nx,0.75\na/x,0.25\n")  # the longest path counts
+    assert [MppTable(tmp_path / "t.csv").given(slide) for slide in slides[:2]] == [0.25, 0.75]
     (tmp_path / "t.csv").write_text("wsi,mpp\ny,0.25\ny.svs,0.5\n")
     with pytest.raises(UserError, match=r"t\.csv gives S/a/y\.svs two values, as y\.svs and as y; keep one"):
         MppTable(tmp_path / "t.csv").given(slides[2])

@@ -180,5 +180,5 @@ def test_the_only_image_with_a_label_is_trained_on_or_tested_but_chooses_no_epoc
         for split in divide(study, 2, 0.3, 1.0, seed):
             assert len(split.validation) and 4 not in split.validation
             if 4 in split.test:
-                with pytest.raises(UserError, match="of fold_0 have: z; leave these labels out"):
+                with pytest.raises(UserError, match="of fold_0 have: z; take these labels out"):
                     check_labels(study, split, "fold_0")

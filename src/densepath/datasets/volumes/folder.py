@@ -92,9 +92,14 @@ def volumes_in(folder: Path, passed: Passed | None = None) -> dict[str, Path]:
             raise UserError(f"volumes that are there more than once: {found[name]}, {path}; keep one file of each")
         found[name] = path
     if passed is not None:
-        parts = {part for path in found.values() for part in (*files_of(path)[1:], path.parent / MANIFEST)}
-        inside = [part for part in {*parts, folder / MANIFEST} if part.is_relative_to(folder) and part.is_file()]
-        passed.kinds -= Counter(f"{part.suffix.lower() or 'other'} files" for part in inside)
+        parts = {
+            folder / MANIFEST,
+            *(p for path in found.values() for p in (*files_of(path)[1:], path.parent / MANIFEST)),
+        }
+        place = os.path.realpath(folder)
+        inside = [part for part in {Path(os.path.realpath(p)) for p in parts} if part.is_relative_to(place)]
+        shown = [part for part in inside if part.is_file() and not part.name.startswith(".")]
+        passed.kinds -= Counter(f"{part.suffix.lower() or 'other'} files" for part in shown)
     return found
 
 

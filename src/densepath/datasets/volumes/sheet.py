@@ -84,4 +84,4 @@ def _outline(shown: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> None:
     """Draw the borders of labels (H, W) onto a slice (H, W, 3)."""
     borders = find_boundaries(labels, mode="inner", background=0) & (labels != 0)
     for code in np.unique(labels[borders]).tolist():
-        shown[borders & (labels == code)] = color_of(code % len(PALETTE))
+        shown[borders & (labels == code)] = color_of(code if code >= 0 else code % len(PALETTE))

@@ -131,15 +131,16 @@ class MppTable:
         self._given = read_mpp_table(path) if path is not None else {}
 
     def given(self, slide: str | Path) -> float | None:
-        """The value that the table gives for a slide; None if it has none.
+        """The value that the table gives for a slide, by the longest path; None if it has none.
 
         Raises:
-            UserError: it gives two, for two spellings of the slide.
+            UserError: it gives two, with and without the suffix.
         """
-        values = {name: self._given[name] for name in _spellings(slide) if name in self._given}
-        if len(set(values.values())) > 1:
-            raise UserError(f"{self.path} gives {slide} two values, as {' and as '.join(values)}; keep one")
-        return next(iter(values.values()), None)
+        known = [name for name in _spellings(slide) if name in self._given]
+        same = [name for name in known if name.count("/") == known[0].count("/")]
+        if len({self._given[name] for name in same}) > 1:
+            raise UserError(f"{self.path} gives {slide} two values, as {' and as '.join(same)}; keep one")
+        return self._given[known[0]] if known else None
 
     def unknown(self, slides: Iterable[str | Path]) -> str:
         """A line about the rows that belong to none of the slides, or to several; empty if there are none."""

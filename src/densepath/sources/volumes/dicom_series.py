@@ -25,6 +25,7 @@ from densepath.sources.volumes.volume import (
     Array,
     Channel,
     Spacing,
+    TooLarge,
     Volume,
     check_affine,
     check_size,
@@ -134,8 +135,8 @@ def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = 
         spacing: mm along x, y and z of the pixels of files that name none.
 
     Raises:
-        CorruptImage: a slice cannot be read or is missing, or several lie at one place.
-        TooLarge: at equal steps it would not fit into memory.
+        CorruptImage: a slice cannot be read or is missing, several lie at one place, or the volume would not fit into
+            memory at equal steps.
     """
     slices = list(series.slices)
     steps = np.diff([part.depth for part in slices])
@@ -167,7 +168,11 @@ def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = 
     affine, more = _affine(series, slices, usual if uneven.size else None, spacing)
     if uneven.size:
         rows, columns = slices[0].size
-        check_size(series.name, (columns, rows, round(float(depths[-1] - depths[0]) / usual) + 1), spacing_of(affine))
+        sides = columns, rows, round(float(depths[-1] - depths[0]) / usual) + 1
+        try:
+            check_size(series.name, sides, spacing_of(affine))
+        except TooLarge as error:
+            raise CorruptImage(series.name, f"{error.why}; leave out --gaps resample") from error
     values, slope, intercept, finite = _values(series, slices)
     if uneven.size:
         values = _even(values, depths, usual)

@@ -12,7 +12,7 @@ import torch
 from densepath.annotations.classes import Classes
 from densepath.annotations.fraction import choose_fraction
 from densepath.annotations.patients import NUMBERED
-from densepath.core.errors import UserError, refuse
+from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.streams import say
 from densepath.transfer.classify.cohort import Pool, file_of
 from densepath.transfer.classify.targets import Targets
@@ -174,7 +174,7 @@ def check_labels(study: Study, split: Split, name: str) -> None:
     if targets.exclusive:
         refuse_untrained(targets.names, [count > 0 for count in targets.counts()], whose)
     else:
-        remedy = "leave these labels out, or divide the images in another way"
+        remedy = "take these labels out of the table or of --targets, or divide the images in another way"
         refuse(targets.constant(), f"labels that all or none of {whose} have", remedy)
 
 
@@ -228,8 +228,12 @@ def _with_validation(pool: Pool, fit: Integers, share: float, seed: int) -> tupl
         np.add.at(kept, owners, np.concatenate((values == 1, values == 0), axis=1))
     held = hold_out(counts, share, seed, kept)[owners]
     if not held.any():
+        values = pool.targets.matrix()[fit] == 1
+        alone = [name for name, own in zip(pool.targets.names, values.T, strict=True) if len({*owners[own]}) == 1]
+        why = f", as only one patient has {first_few(alone)}" if alone else ""
         raise UserError(
-            "the training images cannot be divided for validation by patient; add images, or name an official split"
+            f"the training images cannot be divided for validation by patient{why}; add images, or name an official "
+            "split"
         )
     if abs(held.mean() - share) > max(0.1, 2 / len(fit)):
         say(
