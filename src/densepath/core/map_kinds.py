@@ -69,7 +69,9 @@ def group_rows(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) ->
             rows = (aligned & (columns == axes).all(-1)).nonzero().squeeze(-1)
             groups.append((Aligned(tuple(axes.tolist())), rows))
     if not bool(aligned.all()):
-        flat = torch.tensor([maps.shape[1] == 3 and keeps_z(map_) for map_ in maps.tolist()])
+        flat = torch.zeros(len(maps), dtype=torch.bool)
+        if maps.shape[1] == 3:
+            flat = torch.tensor([keeps_z(map_) for map_ in maps.tolist()])
         kinds = torch.cat((oblique_parts(maps, size, mode, extent), flat.unsqueeze(-1)), dim=-1)
         for own in torch.unique(kinds[~aligned], dim=0):
             rows = (~aligned & (kinds == own).all(-1)).nonzero().squeeze(-1)

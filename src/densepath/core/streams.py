@@ -41,7 +41,7 @@ def write_result(line: str) -> None:
     """Write a line of a result to stdout, which has it alone: unlike :func:`write_line` it waits for a slow reader.
 
     Raises:
-        UserError: the disk is full. A reader that has closed its pipe is no error.
+        UserError: the disk is full. A reader that has closed its pipe is not an error.
     """
     try:
         if sys.stdout is not None:

@@ -77,7 +77,7 @@ def pair_up(
 
 
 def _unusable(name: str, maps: Iterable[Path], root: Path) -> str:
-    """Why the file that looks like the label map of a name is not read as such; empty if there is no such file."""
+    """Why the file that looks like the label map of a name is not read as such; empty if none does."""
     for path in maps:
         found = str(path.relative_to(root).with_suffix(""))
         if found != name and found.lower() == name.lower():

@@ -50,7 +50,7 @@ def read_list(path: str, suffixes: Sequence[str]) -> Iterator[str]:
 
 
 def read_columns(path: str, suffixes: Sequence[str], *columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each file of a list as it is written there, with the texts of some columns; nothing if the list is no table.
+    """Each file of a list as it is written there, with the texts of some columns; nothing if the list is not a table.
 
     Args:
         path: the list.

@@ -14,10 +14,8 @@ from densepath.nets.norms import plain_batch_norm
 from densepath.nets.running_statistics import gather_statistics, set_statistics
 from densepath.nets.weights import save_backbone
 from densepath.nets.weights.trained_on import slides_of_run
-from densepath.runs.folder import EXPORTED
+from densepath.runs.folder import EXPORTED, KEPT
 from densepath.training.export import describe_run
-
-_NAME = "backbone_epoch_"
 
 
 class KeptEpochs:
@@ -40,12 +38,12 @@ class KeptEpochs:
         network, epoch = exported_now(self._method), f"{step // self._every_steps * self._every:g}"
         if rank() == 0:
             notes = describe_run(self._config, step, slides_of_run(self._out)) | {"epoch": epoch}
-            save_backbone(self._out / EXPORTED.parent / f"{_NAME}{epoch}.safetensors", network, metadata=notes)
+            save_backbone(self._out / EXPORTED.parent / f"{KEPT}{epoch}.safetensors", network, metadata=notes)
 
 
 def kept_epochs(out: Path) -> dict[str, Path]:
     """The backbones of epochs in a run folder: "epoch_5" -> file, in the order of the epochs."""
-    found = {path.stem.removeprefix(_NAME): path for path in (out / EXPORTED.parent).glob(f"{_NAME}*.safetensors")}
+    found = {path.stem.removeprefix(KEPT): path for path in (out / EXPORTED.parent).glob(f"{KEPT}*.safetensors")}
     return {f"epoch_{epoch}": found[epoch] for epoch in sorted(found, key=float)}
 
 

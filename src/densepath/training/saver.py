@@ -18,7 +18,7 @@ from densepath.nets.running_statistics import gather_statistics, name_statistics
 from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.closing import METRICS
-from densepath.runs.folder import EXPORTED, changed_options, train_longer
+from densepath.runs.folder import EXPORTED, KEPT, changed_options, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.meter import Meter
 from densepath.training.random_state import random_state, seed_generators, set_random_state
@@ -154,7 +154,7 @@ class Saver:
 
 def _start_again(out: Path) -> None:
     """Say that a run without a checkpoint starts again; raise UserError if that would replace its trained weights."""
-    if any("_epoch_" not in path.name for path in (out / EXPORTED).parent.glob("*.safetensors")):  # at its end
+    if any(not path.name.startswith(KEPT) for path in (out / EXPORTED).parent.glob("*.safetensors")):
         raise UserError(
             f"{out} has trained weights but no checkpoint: its checkpoints were removed; use the weights "
             f"(--weights {out}), or name another folder to train again"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, counted, one_line
-from densepath.core.files import atomic_write, check_writable, refuse_replacing
+from densepath.core.files import check_writable, refuse_replacing
 from densepath.core.streams import say, write_result
 from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
@@ -75,10 +75,7 @@ def list_slides(
         rows[-1] = {column: {"slide": name, **rows[-1]}.get(column, "") for column in COLUMNS}
     readable = any(row["reader"] for row in rows)
     if out is not None and readable:
-        with atomic_write(out) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(Path(out), COLUMNS, rows)
     _print(rows)
     wrong = [row for row in rows if row["problem"]]
     for row in wrong:
