@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import scipy.io
 import tifffile
+import torch
 
+from densepath.annotations.cells.cell_files import read_cells
 from densepath.annotations.labels import read_labels
+from densepath.nets.weights.files import load_torch
 from densepath.sources.image_reader import ImageFile, open_file
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiff_parts import TiffParts
+from densepath.sources.tiles.coords import given_size
+from densepath.sources.tiles.tile_files import read_tiling
 from densepath.sources.volumes.dicom_series import find_series, read_series
 from densepath.sources.volumes.read import read_volume
+from densepath.transfer.embed.slide_features import read_slide_features
 from tests.sources.test_dicom_image import STORED
 from tests.sources.test_dicom_image import write as write_radiograph
 from tests.sources.volumes.test_dicom_series import VALUES, write_slice
@@ -53,6 +59,20 @@ def _blosc2(path: Path) -> Any:
     return lambda: read_volume(path.rename(path.with_suffix(".b2nd")))
 
 
+def _hdf5(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    def prepare(path: Path) -> Any:
+        path = path.with_suffix(".h5")
+        path.touch()
+        return lambda: read(path)
+
+    return prepare
+
+
+def _weights(path: Path) -> Any:
+    torch.save({"a": torch.zeros(1)}, path)
+    return lambda: load_torch(path)
+
+
 CASES = {
     "series": (_series, "pydicom.dcmread"),
     "radiograph": (_radiograph, "pydicom.dcmread"),
@@ -62,6 +82,11 @@ CASES = {
     "slide": (_tiff(open_slide), "densepath.sources.slides.open.open_tiff"),
     "label map": (_matlab, "scipy.io.loadmat"),
     "preprocessed volume": (_blosc2, "blosc2.open"),
+    "cells": (_hdf5(read_cells), "h5py.File"),
+    "coordinates": (_hdf5(lambda path: given_size(str(path))), "h5py.File"),
+    "features of a slide": (_hdf5(read_slide_features), "h5py.File"),
+    "tiles of a slide": (_hdf5(lambda path: read_tiling(path, "")), "h5py.File"),
+    "weights": (_weights, "torch.load"),
 }
 
 

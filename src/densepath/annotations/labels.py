@@ -15,7 +15,7 @@ import scipy  # its parts are imported when they are used
 from PIL import Image
 
 from densepath.core.errors import UserError, counted
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.decode import read_header, read_size, without_notes
 from densepath.sources.tiff import TIFF_STARTS, read_stored, refuse_bomb, stored_orientation, stored_shape
 
@@ -105,12 +105,8 @@ def _is_tiff(path: Path) -> bool:
 
 def _read_tiff(read: Callable[[Path], _T], path: Path) -> _T:
     """Stored numbers: Pillow would invert and turn some, and reads the first page only."""
-    try:
+    with decoding(path):
         return read(path)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # corrupt bytes fail anywhere in the reader
-        raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
 
 
 def _decode(path: Path) -> npt.NDArray[Any]:
@@ -139,13 +135,9 @@ def _load(path: Path) -> npt.NDArray[Any]:
 def _load_matlab(path: Path) -> npt.NDArray[Any]:
     name, shape = _variable(path)
     refuse_bomb(path, *reversed(shape))
-    try:
+    with decoding(path):
         content = _matlab_element(path, name, 8 * shape[0] * shape[1] + _MATLAB_HEAD)
         return np.asarray(scipy.io.loadmat(content, variable_names=[name])[name])
-    except (CorruptImage, MemoryError):
-        raise
-    except Exception as error:  # corrupt bytes fail anywhere in the reader
-        raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
 
 
 def _matlab_element(path: Path, name: str, most: int) -> io.BytesIO:
@@ -188,12 +180,11 @@ def _matlab_elements(path: Path, most: int) -> Iterator[tuple[list[Any], io.Byte
 
 def _variable(path: Path) -> tuple[str, tuple[int, ...]]:
     """Name and shape of the map in a MATLAB file, from its headers: the only matrix of numbers, or ``inst_map``."""
-    try:
-        listed = [each for variables, *_ in _matlab_elements(path, _MATLAB_HEAD) for each in variables]
-    except NotImplementedError:
-        raise UserError(f"{path} has MATLAB's format 7.3; save it with -v7, or as PNG or .npy") from None
-    except Exception as error:  # as above
-        raise CorruptImage(str(path), f"is not a MATLAB file ({error})") from error
+    with decoding(path, "is not a MATLAB file"):
+        try:
+            listed = [each for variables, *_ in _matlab_elements(path, _MATLAB_HEAD) for each in variables]
+        except NotImplementedError:
+            raise UserError(f"{path} has MATLAB's format 7.3; save it with -v7, or as PNG or .npy") from None
     maps = {n: shape for n, shape, kind in listed if len(shape) == 2 and min(shape) > 1 and kind in _MATLAB_KINDS}
     if len(maps) > 1 and _USUAL in maps:
         maps = {_USUAL: maps[_USUAL]}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.nets.weights.checks import require_numbers_in
 from densepath.nets.weights.hub import fetch, quiet
 from densepath.nets.weights.model_folders import read_image_processor
@@ -41,7 +41,12 @@ def load_saliency_model(path: Path) -> Predict:
     """
     suffix = path.suffix.lower()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+
+    def refusal(error: Exception) -> UserError:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return UserError(f"the saliency model {path} cannot be read ({reason}); export it again")
+
+    with errors_as(refusal):
         if path.is_dir():
             return _load_transformers(path, device)
         if suffix == ".onnx":
@@ -50,11 +55,6 @@ def load_saliency_model(path: Path) -> Predict:
             return _prepared(_load_exported(path, device), path)
         if suffix in _TORCHSCRIPT:
             return _prepared(_load_torchscript(path, device), path)
-    except UserError:
-        raise
-    except Exception as error:  # each reader raises its own errors for corrupt files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"the saliency model {path} cannot be read ({reason}); export it again") from error
     raise UserError(f"the format of the saliency model {path} is unknown; use .pt2, {', '.join(_TORCHSCRIPT)} or .onnx")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 # What torch, C++ libraries and the loader of shared libraries say
@@ -56,3 +57,17 @@ def shortage(error: BaseException) -> str:
     if isinstance(error, MemoryError) or of_system or any(sign in text for sign in _NO_MEMORY):
         return "memory"
     return "threads" if _NO_THREAD in text else ""
+
+
+@contextmanager
+def errors_as(refusal: Callable[[Exception], UserError]) -> Iterator[None]:
+    """Raise another error for what a reader raises, which on damaged content is nearly any type.
+
+    A UserError passes as it is, and so does what a lack of memory or of threads raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or shortage(error):
+            raise
+        raise refusal(error) from error

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.core.files import atomic_write
 
 CHECKPOINTS = "checkpoints"  # in a run folder
@@ -76,10 +76,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; name a run that has one")
     _verify(path)
-    try:
+    with errors_as(lambda _: UserError(f"{path} is not a checkpoint of densepath; use one that densepath wrote")):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is not a checkpoint of densepath; use one that densepath wrote") from error
     known = isinstance(state, dict) and state.get("format") == _FORMAT
     if not (known and isinstance(state.get("step"), int) and isinstance(state.get("state_dict"), dict)):
         raise UserError(f"{path} is not a checkpoint of this version of densepath; use one that it wrote")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 
-from densepath.core.errors import UserError, one_line
+from densepath.core.errors import UserError, errors_as, one_line
 from densepath.core.waiting import Stuck
 
 LARGEST_SHARE = {2: 0.01, 3: 0.1}  # by dimensions: volumes are few, so one of them may always be corrupt
@@ -33,6 +35,17 @@ class CorruptImage(UserError):
 
     def __str__(self) -> str:
         return one_line(f"{self.path}: {self.why}")
+
+
+def decoding(path: str | Path, failure: str = "cannot be decoded") -> AbstractContextManager[None]:
+    """Raise CorruptImage with ``failure`` for what a library raises, see :func:`~densepath.core.errors.errors_as`."""
+
+    def refusal(error: Exception) -> CorruptImage:
+        if isinstance(error, FileNotFoundError):
+            return CorruptImage(str(path), "the file is missing")
+        return CorruptImage(str(path), f"{failure} ({one_line(str(error))[:200]})")
+
+    return errors_as(refusal)
 
 
 def can_pass(error: BaseException | None) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from densepath.core.errors import errors_as
 from densepath.sources.conversion import TO_16_BITS, upper_bits, with_channels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.dicom_image import DICOM_START, dicom_header, is_dicom, read_dicom
@@ -81,25 +82,20 @@ def read_image(
         CorruptImage: missing, truncated, foreign, signed, 32-bit or floating-point pixels, a stack of pages, or more
             than ``MAX_PIXELS`` pixels (refused before memory is allocated).
     """
-    try:
-        with _open(path) as image:
-            factor = _factor(image.size, max_side)
-            if np.dtype(dtype) == np.uint16 and _bits(image) == 16:
-                return _reduce(with_channels(_read_16_bits(path, image), channels), factor)
-            if isinstance(image, JpegImagePlugin.JpegImageFile):
-                if "progressive" in image.info:
-                    check_scans(path, image.width * image.height)
-                shrink = next(power for power in (8, 4, 2, 1) if factor % power == 0 and min(image.size) >= power)
-                image.draft(None, (image.width // shrink, image.height // shrink))
-                factor //= shrink
-            picture = to_grey(image) if channels == 1 else to_rgb(image)
-            pixels = np.array(picture.reduce(factor) if factor > 1 else picture)
-            pixels = pixels[..., None] if channels == 1 else pixels
-            return pixels if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * TO_16_BITS
-    except (CorruptImage, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly any type on corrupt bytes
-        raise CorruptImage(str(path), _reason(error)) from error
+    with errors_as(lambda error: CorruptImage(str(path), _reason(error))), _open(path) as image:
+        factor = _factor(image.size, max_side)
+        if np.dtype(dtype) == np.uint16 and _bits(image) == 16:
+            return _reduce(with_channels(_read_16_bits(path, image), channels), factor)
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            if "progressive" in image.info:
+                check_scans(path, image.width * image.height)
+            shrink = next(power for power in (8, 4, 2, 1) if factor % power == 0 and min(image.size) >= power)
+            image.draft(None, (image.width // shrink, image.height // shrink))
+            factor //= shrink
+        picture = to_grey(image) if channels == 1 else to_rgb(image)
+        pixels = np.array(picture.reduce(factor) if factor > 1 else picture)
+        pixels = pixels[..., None] if channels == 1 else pixels
+        return pixels if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * TO_16_BITS
 
 
 def read_header(path: str | Path, max_side: int | None = None) -> Header:
@@ -108,16 +104,11 @@ def read_header(path: str | Path, max_side: int | None = None) -> Header:
     Raises:
         CorruptImage: as for :func:`read_image`, as far as the header shows it.
     """
-    try:
-        with _open(path) as image:
-            factor = _factor(image.size, max_side)
-            height, width = -(-image.height // factor), -(-image.width // factor)
-            indexed = image.mode == "P"
-            return Header(height, width, _is_grey(image), _bits(image), _orientation(image), indexed, factor)
-    except (CorruptImage, MemoryError):
-        raise
-    except Exception as error:  # as above
-        raise CorruptImage(str(path), _reason(error)) from error
+    with errors_as(lambda error: CorruptImage(str(path), _reason(error))), _open(path) as image:
+        factor = _factor(image.size, max_side)
+        height, width = -(-image.height // factor), -(-image.width // factor)
+        indexed = image.mode == "P"
+        return Header(height, width, _is_grey(image), _bits(image), _orientation(image), indexed, factor)
 
 
 def read_size(path: str | Path, max_side: int | None = None) -> tuple[int, int]:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import one_line
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.volumes.volume import library
 
 SUFFIXES = (".dcm", ".dicom")
@@ -94,13 +93,9 @@ def read_dicom(path: str | Path) -> npt.NDArray[Any]:
     """
     bits = dicom_header(path)[3]
     content = _read(path, (*_HEADER, *_PIXELS), pixels=True)
-    try:
+    with decoding(path):
         stored = content.pixel_array
         shown = _shown(content, stored)
-    except MemoryError:
-        raise
-    except Exception as error:  # its decoders raise nearly any type on corrupt bytes
-        raise CorruptImage(str(path), f"cannot be decoded ({one_line(str(error))[:200]})") from error
     if stored.min() == stored.max():
         raise CorruptImage(str(path), f"all of its pixels have the value {stored.flat[0]}; export it again")
     if not shown.max() > shown.min():  # also for NaN
@@ -161,12 +156,6 @@ def _first(value: Any) -> float:
 def _read(path: str | Path, tags: tuple[str, ...], pixels: bool = False) -> Any:
     """Some elements of a file; no others are kept in memory."""
     pydicom = library("pydicom")
-    try:
+    with decoding(path, "not a DICOM file, or damaged"):
         known = is_dicom_file(path)
         return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=list(tags), force=not known)
-    except FileNotFoundError as error:
-        raise CorruptImage(str(path), "the file is missing") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # pydicom raises nearly any type on corrupt bytes
-        raise CorruptImage(str(path), f"not a DICOM file, or damaged ({one_line(str(error))[:200]})") from error

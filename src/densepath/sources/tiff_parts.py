@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from densepath.core.errors import one_line
+from densepath.core.errors import errors_as, one_line
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.resolution import from_tags
@@ -75,18 +75,10 @@ class TiffParts:
             self._parts.move_to_end(index)
             return self._parts[index]
         page = self._page
-        try:
+        with errors_as(self._damaged):
             self._file.filehandle.seek(page.dataoffsets[index])
             data = self._file.filehandle.read(page.databytecounts[index])
             segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
-        except MemoryError:
-            raise
-        except Exception as error:  # codecs raise nearly any type on corrupt bytes
-            if "imagecodecs" in str(error):
-                codec = getattr(page.compression, "name", page.compression)
-                why = f"{codec} in a TIFF of this size needs the package imagecodecs: pip install imagecodecs"
-                raise CorruptImage(self.name, why) from error
-            raise CorruptImage(self.name, f"a part cannot be decoded ({one_line(str(error))})") from error
         if segment is None:  # a tile that was left out
             segment = np.zeros(shape, page.dtype)
         part = segment.reshape(segment.shape[-3:])
@@ -96,6 +88,13 @@ class TiffParts:
         while self._kept > _KEPT and len(self._parts) > 1:
             self._kept -= self._parts.popitem(last=False)[1].nbytes
         return part
+
+    def _damaged(self, error: Exception) -> CorruptImage:
+        if "imagecodecs" in str(error):
+            codec = getattr(self._page.compression, "name", self._page.compression)
+            why = f"{codec} in a TIFF of this size needs the package imagecodecs: pip install imagecodecs"
+            return CorruptImage(self.name, why)
+        return CorruptImage(self.name, f"a part cannot be decoded ({one_line(str(error))})")
 
 
 def spacing_of(page: Any) -> float | None:

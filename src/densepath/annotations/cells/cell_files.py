@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.csv_files import read_rows, write_rows
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.core.files import atomic_write
 from densepath.sources.tiles.tile_files import h5py_module
 
@@ -100,7 +100,12 @@ def read_cells(path: str | Path) -> Cells:
         UserError: the file is missing or damaged, or of other software.
     """
     h5py = h5py_module()
-    try:
+
+    def refusal(error: Exception) -> UserError:
+        why = "the file is missing" if not os.path.exists(path) else "damaged, or not written by densepath cells"
+        return UserError(f"the cells {path} cannot be read ({why}); run densepath cells again")
+
+    with errors_as(refusal):
         with h5py.File(path) as file:
             points, classes = (_mapped(file[name], path) for name in ("points", "classes"))
             notes, names = file["points"].attrs, file["classes"].attrs["class_names"]
@@ -109,9 +114,6 @@ def read_cells(path: str | Path) -> Cells:
         if points.shape != (len(classes), 2) or points.dtype != np.float32 or classes.dtype != np.uint8:
             raise ValueError("other arrays")
         return Cells(points, extent, classes, tuple(str(name) for name in names), scores)
-    except Exception as error:  # h5py raises nearly any type on corrupt bytes
-        why = "the file is missing" if not os.path.exists(path) else "damaged, or not written by densepath cells"
-        raise UserError(f"the cells {path} cannot be read ({why}); run densepath cells again") from error
 
 
 def read_cell_rows(folder: str | Path) -> list[dict[str, str]]:

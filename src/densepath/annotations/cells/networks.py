@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 
 Pixels = npt.NDArray[np.uint8]
 # An image (H, W, 3) -> labels (H, W) with background 0, and the name of each label's class or None.
@@ -169,10 +169,9 @@ def _package(module: str) -> Any:
 
 
 def _loaded(load: Callable[[], Any], name: str, weights: str | Path | None) -> Any:
-    try:
+    wrong = f"{weights} are not weights of {name}"
+    with errors_as(lambda error: UserError(f"{wrong} ({error}); give others with --weights")):
         return load()
-    except Exception as error:  # packages raise nearly any type on wrong files
-        raise UserError(f"{weights} are not weights of {name} ({error}); give others with --weights") from error
 
 
 def _has_gpu() -> bool:

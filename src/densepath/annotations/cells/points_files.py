@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from densepath.core.csv_files import find_column, open_lines
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.core.geojson import Feature, is_area, polygons_in, read_features
 from densepath.core.json_files import load_json
 
@@ -214,8 +214,6 @@ def _parquet(path: Path) -> dict[str, list[Any]]:
         from pyarrow.parquet import read_table
     except ImportError as error:
         raise UserError('tables as Parquet need pyarrow; pip install "densepath[embed]"') from error
-    try:
+    with errors_as(lambda _: UserError(f"{path} cannot be read as Parquet; save it again")):
         table = read_table(path)
         return {name.lower(): table[name].to_pylist() for name in table.column_names}
-    except Exception as error:  # pyarrow raises nearly any type
-        raise UserError(f"{path} cannot be read as Parquet; save it again") from error

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.listed import NAMES_LISTED, build_resenc
 from densepath.nets.backbones.names import check_arguments, create_network, parse_name, why_not_built
@@ -149,19 +149,11 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
         build = {"unet": build_unet3d, "rese": build_resenc}.get(name[:4], build_resnet3d)
         return build(name, channels)
     _check_name(name)
-    try:
+    with errors_as(lambda error: UserError(why_not_built(name, error) if parse_name(name)[1] else _no_maps(name))):
         network = make_network(name, channels=channels)
-    except UserError:
-        raise
-    except Exception as error:  # each timm family raises other exceptions
-        raise UserError(why_not_built(name, error) if parse_name(name)[1] else _no_maps(name)) from error
-    try:
+    with errors_as(lambda _: UserError(_no_maps(name))):
         backbone = TimmBackbone(network, name, channels)
         _check_maps(backbone)
-    except UserError:
-        raise
-    except Exception as error:  # each timm family raises other exceptions
-        raise UserError(_no_maps(name)) from error
     if model_entrypoint(parse_name(name)[0]).__module__ == "timm.models.resnet":
         backbone.apply(_init_resnet_layer)
     return backbone

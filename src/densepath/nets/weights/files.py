@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.core.streams import say
 from densepath.nets.weights.pickles import read_pickle
 
@@ -71,29 +71,28 @@ def load_torch(path: Path) -> Any:
         zipped = file.read(len(_ZIP_START)) == _ZIP_START
     if zipped:
         _refuse_compressed(path)
-    try:
+    with errors_as(lambda error: _refusal(path, error)):
         harmless: Any = [(_Setting, name) for name in _settings(path)]
         with (
             warnings.catch_warnings(action="ignore"),  # torch warns about files that it then refuses
             torch.serialization.safe_globals(harmless),
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    if isinstance(error, pickle.UnpicklingError):
+        return UserError(
             f"{path} holds more than tensors, or is not a torch file, and could run code if it were loaded; "
             "save only its state_dict()"
-        ) from error
-    except Exception as error:  # a damaged file fails anywhere in the reader
-        raise UserError(f"{path} is damaged or not a torch file; copy or export it again") from error
+        )
+    return UserError(f"{path} is damaged or not a torch file; copy or export it again")
 
 
 def _refuse_compressed(path: Path) -> None:
     """Refuse compressed files, which may expand to any size; ``torch.save`` never writes them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except Exception as error:  # corrupt bytes fail anywhere in the reader
-        raise UserError(f"{path} is damaged or not a torch file; copy or export it again") from error
+    with errors_as(lambda error: _refusal(path, error)), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise UserError(f"{path} is a TorchScript program, not weights; save its state_dict() with torch.save")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:

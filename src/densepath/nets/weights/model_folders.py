@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.nets.weights.checks import require_numbers_in
 from densepath.nets.weights.hub import quiet
 from densepath.sources.pixel_source import PixelSpec
@@ -134,24 +134,26 @@ def load_transformers_model(folder: Path, config: dict[str, Any]) -> Transformer
         ) from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no .safetensors file; save the model as one (save_pretrained does)")
-    try:
-        with quiet(transformers):  # missing tensors are reported below
-            model, found = transformers.AutoModel.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except Exception as error:  # a damaged folder fails anywhere in the reader
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise UserError(f"the model in {folder} ({config['model_type']}) cannot be loaded: {reason}") from error
+    # Missing tensors are reported below
+    with errors_as(lambda error: _refusal(folder, config, error)), quiet(transformers):
+        model, found = transformers.AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
     missing = [key for key in found["missing_keys"] if "pooler" not in key]  # the pooler is not used
     if missing:
         raise UserError(f"the weights in {folder} lack {sorted(missing)[0]}; fetch the model again")
     require_numbers_in(model, folder)
     return TransformersModel(model.eval(), folder)
+
+
+def _refusal(folder: Path, config: dict[str, Any], error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return UserError(f"the model in {folder} ({config['model_type']}) cannot be loaded: {reason}")
 
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 
 _MOST_STEPS = 10**6  # each instruction may take some memory; a ResNet-152 has 30,000
 _NUMBERS = re.compile(r"f[248]|[iu][1248]|b1")
@@ -29,20 +29,24 @@ def read_pickle(path: Path) -> Any:
     Raises:
         UserError: the file is damaged, or needs any other class or function; the message names it.
     """
-    try:
-        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-            _check(content)
-            return _finished(_ArrayUnpickler(content).load(), set())
-    except _Unsupported as error:
-        raise UserError(
-            f"{path} holds more than arrays ({error}) and could run code if it were loaded; save only its state_dict()"
-        ) from error
-    except Exception as error:  # a damaged file fails anywhere in the reader
-        raise UserError(f"{path} is damaged or contains no weights; copy or export it again") from error
+    with (
+        errors_as(lambda error: _refusal(path, error)),
+        path.open("rb") as file,
+        mmap(file.fileno(), 0, access=ACCESS_READ) as content,
+    ):
+        _check(content)
+        return _finished(_ArrayUnpickler(content).load(), set())
 
 
 class _Unsupported(Exception):
     """A pickle contains more than arrays and plain containers."""
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    if not isinstance(error, _Unsupported):
+        return UserError(f"{path} is damaged or contains no weights; copy or export it again")
+    holds = f"{path} holds more than arrays ({error}) and could run code if it were loaded"
+    return UserError(f"{holds}; save only its state_dict()")
 
 
 def _check(content: Any) -> None:

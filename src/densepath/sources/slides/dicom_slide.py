@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.errors import UserError, one_line
-from densepath.sources.corrupt import CorruptImage
+from densepath.core.errors import UserError, errors_as
+from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
@@ -93,13 +93,11 @@ class DicomSlide:
 
     def _pixels(self, what: str, read: Any) -> Pixels:
         try:
-            with _handles.reading:
+            with decoding(self.file.path, f"{what} cannot be decoded"), _handles.reading:
                 return np.asarray(read(_handles.get(self.file)).convert("RGB"))
-        except MemoryError:
-            raise
-        except Exception as error:  # its decoders raise nearly any type on corrupt bytes
+        except CorruptImage:
             _handles.drop(self.file)
-            raise CorruptImage(self.file.path, f"{what} cannot be decoded ({one_line(str(error))})") from error
+            raise
 
 
 def open_dicom(path: str) -> DicomSlide:
@@ -110,19 +108,20 @@ def open_dicom(path: str) -> DicomSlide:
         UserError: wsidicom is not installed.
     """
     file = FileParts.of(path)
-    try:
+    with errors_as(lambda error: _refusal(path, error)):
         slide = _handles.get(file)
         levels = sorted(slide.pyramid, key=lambda level: level.level)
         sizes = [(level.size.height, level.size.width) for level in levels]
         spacing = plausible(levels[0].mpp.height, levels[0].mpp.width)
         others = (("label", slide.labels), ("macro", slide.overviews))
         names = tuple(name for name, images in others if images is not None and len(images))
-    except ImportError as error:
-        raise UserError('OpenSlide does not read this DICOM slide; pip install "densepath[dicom]"') from error
-    except MemoryError:
-        raise
-    except Exception as error:  # it raises many types, and may quote what the files say
-        raise CorruptImage(path, f"a DICOM slide that cannot be opened ({type(error).__name__})") from error
     steps = downsamples(sizes)
     found = tuple(Level(size, step) for size, step in zip(sizes, steps, strict=True))
     return DicomSlide(file, tuple(level.level for level in levels), found, spacing, names)
+
+
+def _refusal(path: str, error: Exception) -> UserError:
+    if isinstance(error, ImportError):
+        return UserError('OpenSlide does not read this DICOM slide; pip install "densepath[dicom]"')
+    # the text may quote what the files say
+    return CorruptImage(path, f"a DICOM slide that cannot be opened ({type(error).__name__})")

@@ -13,8 +13,8 @@ import numpy as np
 import tifffile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from densepath.core.errors import counted, one_line
-from densepath.sources.corrupt import CorruptImage
+from densepath.core.errors import counted
+from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.slides import resolution
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.levels import Level, disagree, downsamples
@@ -68,14 +68,10 @@ class TiffSlide:
     def read_associated(self, name: str) -> Pixels:
         """Another image (H, W, 3). Raises CorruptImage."""
         path = self.tables[0].file.path
-        try:
-            with TiffImageFile(path) as image:  # Image.open would refuse the size of level 0
-                image.seek(self.pages[name])
-                return np.asarray(image.convert("RGB"))
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders raise nearly any type on corrupt bytes
-            raise CorruptImage(path, f"its {name} cannot be decoded ({one_line(str(error))})") from error
+        # Image.open would refuse the size of level 0
+        with decoding(path, f"its {name} cannot be decoded"), TiffImageFile(path) as image:
+            image.seek(self.pages[name])
+            return np.asarray(image.convert("RGB"))
 
     def check(self) -> list[str]:
         """A line for each level with tiles that the file ends before."""

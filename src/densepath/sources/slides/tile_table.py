@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError, counted, one_line
+from densepath.core.errors import counted, errors_as, one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.decoded_tiles import decodes_in_part, recent_tiles
 from densepath.sources.slides.file_parts import FileParts
@@ -182,11 +182,10 @@ class TileTable:
         if not count:  # a tile that was left out is empty glass
             return np.full((*shape, 1), WHITE, np.uint8)
         data = self.file.read(start, count)
-        try:
+        with errors_as(lambda error: self._damaged(index, error)):
             return self.format.decode(data, scale, rows)
-        except (UserError, MemoryError):
-            raise
-        except Exception as error:  # decoders raise nearly any type on corrupt bytes
-            y, x = index // self.across * self.format.height, index % self.across * self.format.width
-            where = f"the tile at x {x}, y {y} of its level of {self.size[1]} x {self.size[0]} px is damaged"
-            raise CorruptImage(self.file.path, f"{where} ({one_line(str(error))})") from error
+
+    def _damaged(self, index: int, error: Exception) -> CorruptImage:
+        y, x = index // self.across * self.format.height, index % self.across * self.format.width
+        where = f"the tile at x {x}, y {y} of its level of {self.size[1]} x {self.size[0]} px is damaged"
+        return CorruptImage(self.file.path, f"{where} ({one_line(str(error))})")

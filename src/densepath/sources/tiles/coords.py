@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.sources.slides.slide import Slide
 from densepath.sources.tiles.tile_files import h5py_module
 
@@ -135,17 +135,16 @@ def _step(path: str, coords: npt.NDArray[np.float64]) -> float:
 
 def _read(path: str) -> tuple[npt.NDArray[np.float64], dict[str, Any], dict[str, Any]]:
     """Coordinates (N, 2), their attributes, and those of the file."""
-    try:
-        with h5py_module().File(path) as file:
-            coords = np.asarray(file["coords"][:], np.float64)
-            notes, of_file = attributes_of(file["coords"]), attributes_of(file)
-    except UserError:
-        raise
-    except KeyError:
-        raise UserError(f"{path} has no coords; give files of TRIDENT, CLAM or STAMP") from None
-    except Exception as error:  # h5py raises nearly any type on corrupt bytes
-        raise UserError(f"{path} is not an HDF5 file, or is damaged; copy it again") from error
+    with errors_as(lambda error: _refusal(path, error)), h5py_module().File(path) as file:
+        coords = np.asarray(file["coords"][:], np.float64)
+        notes, of_file = attributes_of(file["coords"]), attributes_of(file)
     coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords  # TRIDENT's features have a first axis of 1
     if coords.ndim != 2 or coords.shape[1] != 2 or not np.isfinite(coords).all():
         raise UserError(f"{path} has coords of shape {coords.shape}, not pairs of numbers; write it again")
     return coords, notes, of_file
+
+
+def _refusal(path: str, error: Exception) -> UserError:
+    if isinstance(error, KeyError):
+        return UserError(f"{path} has no coords; give files of TRIDENT, CLAM or STAMP")
+    return UserError(f"{path} is not an HDF5 file, or is damaged; copy it again")

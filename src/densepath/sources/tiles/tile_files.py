@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.csv_files import read_rows
-from densepath.core.errors import UserError, one_line, refuse
+from densepath.core.errors import UserError, errors_as, one_line, refuse
 from densepath.core.files import atomic_write
 from densepath.core.records import CONFIG, is_record
 from densepath.core.spelling import composed
@@ -141,21 +141,22 @@ def read_tiling(path: str | Path, slide_path: str) -> SlideTiling:
         UserError: the file is missing or damaged, or of other software.
     """
     h5py = h5py_module()
-    try:
-        with h5py.File(path) as file:
-            notes, corners = dict(file["coords"].attrs), file["coords"][:]
-            return SlideTiling(
-                name=str(notes["name"]),
-                path=slide_path,
-                corners=corners.astype(np.int64).reshape(-1, 2),
-                mpp=float(notes["mpp"]),
-                size=int(notes["patch_size"]),
-                spacing=(float(notes["level0_mpp_y"]), float(notes["level0_mpp_x"])),
-                extent=(int(notes["level0_height"]), int(notes["level0_width"])),
-            )
-    except Exception as error:  # h5py raises nearly any type on corrupt bytes
+
+    def refusal(error: Exception) -> UserError:
         why = "the file is missing" if not os.path.exists(path) else "damaged, or not written by densepath tile"
-        raise UserError(f"the tiles {path} cannot be read ({why}); run densepath tile again") from error
+        return UserError(f"the tiles {path} cannot be read ({why}); run densepath tile again")
+
+    with errors_as(refusal), h5py.File(path) as file:
+        notes, corners = dict(file["coords"].attrs), file["coords"][:]
+        return SlideTiling(
+            name=str(notes["name"]),
+            path=slide_path,
+            corners=corners.astype(np.int64).reshape(-1, 2),
+            mpp=float(notes["mpp"]),
+            size=int(notes["patch_size"]),
+            spacing=(float(notes["level0_mpp_y"]), float(notes["level0_mpp_x"])),
+            extent=(int(notes["level0_height"]), int(notes["level0_width"])),
+        )
 
 
 def read_shares(path: str | Path) -> npt.NDArray[np.float32]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.errors import UserError, counted, one_line
-from densepath.sources.corrupt import CorruptImage
+from densepath.core.errors import UserError, counted
+from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.volumes.volume import Channel, Volume, check_affine, check_values, diagonal
 
 SUFFIXES = (".b2nd",)
@@ -27,12 +27,8 @@ def read_blosc2(path: str, spacing: Sequence[float] | None = None, channels: boo
         import blosc2
     except ImportError as error:
         raise UserError('.b2nd files need the package blosc2; pip install "densepath[blosc2]"') from error
-    try:
+    with decoding(path, "it cannot be decompressed"):
         values = np.asarray(blosc2.open(path, mode="r")[:])
-    except MemoryError:
-        raise
-    except Exception as error:  # it raises many types on corrupt bytes
-        raise CorruptImage(path, f"it cannot be decompressed ({one_line(str(error))})") from error
     values = values[None] if values.ndim == 3 else values
     if values.ndim != 4 or (len(values) > 1 and not channels):
         raise CorruptImage(path, f"it is not a volume ({' x '.join(map(str, values.shape))})")
@@ -49,15 +45,14 @@ def read_blosc2(path: str, spacing: Sequence[float] | None = None, channels: boo
 
 def _spacing(path: Path) -> tuple[float, ...] | None:
     """mm along x, y, z of the preprocessed voxels, from the properties beside a file."""
-    try:
-        with path.with_suffix(".pkl").open("rb") as file:
+    properties = path.with_suffix(".pkl")
+    if not properties.exists():
+        return None
+    with decoding(path, "its properties cannot be read"):
+        with properties.open("rb") as file:
             found = _Plain(file).load()
         sides = found.get("spacing_after_resampling", found.get("spacing")) if isinstance(found, dict) else None
         return tuple(float(side) for side in reversed(list(sides))) if sides is not None else None
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # unpickling raises nearly any type
-        raise CorruptImage(str(path), f"its properties cannot be read ({one_line(str(error))})") from error
 
 
 class _Plain(pickle.Unpickler):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError, counted, one_line
+from densepath.core.errors import UserError, counted, errors_as, one_line
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.corrupt import CorruptImage
@@ -238,18 +238,18 @@ def _values(series: Series, slices: Sequence[Slice]) -> tuple[Array, float, floa
 
 def _pixels(series: Series, part: Slice) -> tuple[Array, tuple[float, float]]:
     """The pixels (H, W) of a slice, and its slope and intercept."""
-    try:
+    with errors_as(lambda error: _undecodable(series, part, error)):
         content = library("pydicom").dcmread(part.path)
         pixels = content.pixel_array
         scale = float(content.get("RescaleSlope", 1) or 1), float(content.get("RescaleIntercept", 0) or 0)
-    except MemoryError:
-        raise
-    except Exception as error:  # its decoders raise nearly any type on corrupt bytes
-        number = series.slices.index(part) + 1
-        raise CorruptImage(series.name, f"slice {number} cannot be decoded ({one_line(str(error))[:200]})") from error
     if pixels.shape != part.size:
         raise CorruptImage(series.name, f"a slice has {pixels.shape} pixels instead of {part.size}")
     return pixels, scale
+
+
+def _undecodable(series: Series, part: Slice, error: Exception) -> CorruptImage:
+    number = series.slices.index(part) + 1
+    return CorruptImage(series.name, f"slice {number} cannot be decoded ({one_line(str(error))[:200]})")
 
 
 def _slice(path: str) -> Slice | str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from densepath.core.errors import counted, one_line
-from densepath.sources.corrupt import CorruptImage
+from densepath.core.errors import counted, errors_as, one_line
+from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.volumes.volume import Array, Channel, Volume, check_affine, check_values, diagonal, library
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -44,10 +43,8 @@ def read_nifti(path: str, spacing: Sequence[float] | None = None, channels: bool
         )
     values = _values(path, header, data, shape)
     affine, notes = _affine(path, header, spacing)
-    try:
+    with decoding(path, "its slope and intercept are not numbers"):
         slope, intercept = header.get_slope_inter()
-    except Exception as error:  # nibabel's own type
-        raise CorruptImage(path, f"its slope and intercept are not numbers ({one_line(str(error))})") from error
     scale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     parts = [values] if values.ndim == 3 else [values[..., k] for k in range(values.shape[3])]
     checked, more = check_values(path, parts)
@@ -78,26 +75,23 @@ def read_bytes(path: str, most: int = -1) -> bytes:
     Raises:
         CorruptImage: it cannot be read, is truncated, or its checksum is wrong.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-            file.seek(0)
-            if start != _GZIP:
-                data = file.read(most)
-            else:
-                with library("isal.igzip").GzipFile(fileobj=file, mode="rb") as content:
-                    data = content.read(most)  # all: checks the length and the CRC too
-    except (EOFError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise CorruptImage(path, f"it cannot be read ({error.strerror})") from error
-        raise CorruptImage(path, f"its compressed data are damaged or truncated ({one_line(str(error))})") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # isal's own type
-        raise CorruptImage(path, f"its compressed data are damaged ({one_line(str(error))})") from error
+    with errors_as(lambda error: CorruptImage(path, _unreadable(error))), open(path, "rb") as file:
+        start = file.read(2)
+        file.seek(0)
+        if start != _GZIP:
+            data = file.read(most)
+        else:
+            with library("isal.igzip").GzipFile(fileobj=file, mode="rb") as content:
+                data = content.read(most)  # all: checks the length and the CRC too
     if not data:
         raise CorruptImage(path, "it is empty")
     return data
+
+
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"it cannot be read ({error.strerror})"
+    return f"its compressed data are damaged or truncated ({one_line(str(error))})"
 
 
 def _header(path: str, data: bytes) -> Any:
@@ -105,21 +99,17 @@ def _header(path: str, data: bytes) -> Any:
     kind = next((name for n, (place, name) in _SIZES.items() if n in size and data[place : place + 3] in _MAGIC), None)
     if kind is None:
         raise CorruptImage(path, "it is not a NIfTI file")
-    try:
+    with decoding(path, "its header is damaged"):
         nibabel = library("nibabel")
         # Its own check would change what it finds wrong: a spacing of 0 becomes 1
         return getattr(nibabel, kind).from_fileobj(io.BytesIO(data), check=False)
-    except Exception as error:  # nibabel raises many types on corrupt bytes
-        raise CorruptImage(path, f"its header is damaged ({one_line(str(error))})") from error
 
 
 def _values(path: str, header: Any, data: bytes, shape: tuple[int, ...]) -> Array:
     """The voxels, as a view of the bytes."""
-    try:
+    with decoding(path, "its type of voxels is unknown"):
         dtype = np.dtype(header.get_data_dtype())
         start = int(header.get_data_offset())
-    except Exception as error:
-        raise CorruptImage(path, f"its type of voxels is unknown ({one_line(str(error))})") from error
     needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if start < 0 or len(data) - start < needed:
         raise CorruptImage(path, f"it is truncated: {max(len(data) - start, 0):,} of {needed:,} bytes of voxels")
@@ -141,11 +131,9 @@ def _affine(path: str, header: Any, spacing: Sequence[float] | None) -> tuple[Ar
         affine = diagonal([side * to_mm for side in zooms] if told else spacing or ())
         check_affine(path, affine)
         return affine, ["no affine map, its axes are taken as R, A, S"]
-    try:
+    with decoding(path, "its affine map is damaged"):
         affine = header.get_sform() if sform else header.get_qform()
         other = header.get_qform() if sform and qform else None
-    except Exception as error:
-        raise CorruptImage(path, f"its affine map is damaged ({one_line(str(error))})") from error
     affine = np.array(affine, np.float64)
     if other is not None and np.isfinite(other).all() and np.isfinite(affine).all():
         far = np.array(header.get_data_shape()[:3], np.float64) - 1

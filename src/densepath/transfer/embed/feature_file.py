@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.core.files import atomic_write
 from densepath.core.hdf5 import new_hdf5
 
@@ -116,14 +116,14 @@ def read_features(path: str | Path) -> Features:
     suffix = check_format(path)
     if not Path(path).is_file():
         raise UserError(f"there are no features at {path}; densepath embed writes them")
-    try:
+
+    def refusal(error: Exception) -> UserError:
+        what = str(error) or type(error).__name__
+        return UserError(f"{path} is not a file of features with names ({what}); write it with densepath embed")
+
+    with errors_as(refusal):
         names, values, text = _READERS[suffix](Path(path))
         notes = json.loads(text or "{}")
-    except Exception as error:  # each library raises other exceptions
-        what = str(error) or type(error).__name__
-        raise UserError(
-            f"{path} is not a file of features with names ({what}); write it with densepath embed"
-        ) from error
     if values.ndim != 2 or len(values) != len(names) or not len(names) or values.dtype.kind != "f":
         raise UserError(f"{path} does not hold one vector for each name; write it with densepath embed")
     return Features(names, values, notes)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError, counted, errors_as
 from densepath.core.files import atomic_write, writing
 from densepath.core.hdf5 import new_hdf5
 from densepath.nets.weights.files import load_torch
@@ -162,13 +162,13 @@ def read_slide_features(path: str | Path, features: bool = True) -> SlideFeature
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there are no features at {path}; densepath embed writes them")
-    try:
-        found = _read_torch(path) if path.suffix.lower() in (".pt", ".pth") else _read_hdf5(path, features)
-    except UserError:
-        raise
-    except Exception as error:  # each library raises other exceptions
+
+    def refusal(error: Exception) -> UserError:
         what = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} has no features of tiles ({what}); make them again with densepath embed") from error
+        return UserError(f"{path} has no features of tiles ({what}); make them again with densepath embed")
+
+    with errors_as(refusal):
+        found = _read_torch(path) if path.suffix.lower() in (".pt", ".pth") else _read_hdf5(path, features)
     if found.corners is not None and len(found.corners) != len(found):
         raise UserError(
             f"{path} has {counted(len(found), 'feature')} and {counted(len(found.corners), 'place')}; make it again"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.nets.weights.checks import require_numbers_in
 from densepath.nets.weights.hub import fetch, quiet
 
@@ -42,7 +42,15 @@ class SegmentAnything:
             from transformers import MaskGenerationPipeline, SamModel, SamProcessor
         except ImportError as error:
             raise UserError("this needs transformers; run pip install 'densepath[sam]'") from error
-        try:
+
+        def refusal(error: Exception) -> UserError:  # a missing or corrupt file, no network: many kinds of errors
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            return UserError(
+                f"{weights} is not a readable Segment Anything model ({reason}); give a folder with config.json, "
+                "model.safetensors and the processor's settings, or a name such as facebook/sam-vit-huge"
+            )
+
+        with errors_as(refusal):
             folder = Path(weights)
             if not folder.is_dir():
                 if not _HUB_NAME.fullmatch(str(weights)):
@@ -54,14 +62,6 @@ class SegmentAnything:
                 if notes["missing_keys"] or notes["mismatched_keys"]:
                     raise ValueError("its tensors belong to another model")
                 processor: Any = SamProcessor.from_pretrained(folder)
-        except UserError:
-            raise
-        except Exception as error:  # a missing or corrupt file, no network: many kinds of errors
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"{weights} is not a readable Segment Anything model ({reason}); give a folder with config.json, "
-                "model.safetensors and the processor's settings, or a name such as facebook/sam-vit-huge"
-            ) from error
         require_numbers_in(model, weights)
         self.device = device
         self.model = model.eval().to(device)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.core.files import atomic_write
 from densepath.transfer.segment.legend import ClassMap
 
@@ -63,7 +63,7 @@ def read_slices(path: Path) -> Slices:
     Raises:
         UserError: it is damaged, or too large.
     """
-    try:
+    with errors_as(lambda error: UserError(f"the slices {path} cannot be read ({error})")):
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > _LARGEST:
                 raise ValueError("it is too large")
@@ -76,5 +76,3 @@ def read_slices(path: Path) -> Slices:
         if image.ndim != 3 or any(each.shape != image.shape or each.dtype != np.uint8 for each in arrays.values()):
             raise ValueError("other arrays")
         return Slices(image.astype(np.uint8, copy=False), arrays, background, tuple(size), tuple(spacing))
-    except Exception as error:  # whatever NumPy and zipfile raise for a damaged file
-        raise UserError(f"the slices {path} cannot be read ({error})") from None
