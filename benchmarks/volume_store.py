@@ -21,7 +21,8 @@ from scipy import ndimage
 from benchmarks.measure import in_turns, isolated, report
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion
 from densepath.datasets.volumes.convert import convert
-from densepath.sources.volumes.store import VolumeStore, open_volumes
+from densepath.sources.volumes.open_store import open_volumes
+from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Channel, Volume
 
 SIZE = (256, 320, 320)  # D, H, W

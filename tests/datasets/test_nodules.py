@@ -13,7 +13,7 @@ from densepath.core.errors import UserError
 from densepath.datasets.volumes.conversion import Conversion
 from densepath.datasets.volumes.luna import convert_luna
 from densepath.datasets.volumes.nodules import NodulesConversion, convert_nodules
-from densepath.sources.volumes.store import open_volumes
+from densepath.sources.volumes.open_store import open_volumes
 from densepath.transfer.classify.classify import classify
 
 SIZE = (10, 9, 8)  # of scans, D, H, W

@@ -31,7 +31,8 @@ from densepath.datasets.volumes.luna import LUNA, convert_luna
 from densepath.datasets.volumes.msd import convert_msd
 from densepath.datasets.volumes.nnunet import convert_nnunet
 from densepath.sources.volumes import volume as volume_
-from densepath.sources.volumes.store import VolumeStore, open_volumes
+from densepath.sources.volumes.open_store import open_volumes
+from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.detection.object_colors import PALETTE
 from tests.sources.volumes.test_dicom_series import VALUES as SLICES
 from tests.sources.volumes.test_dicom_series import write_slice

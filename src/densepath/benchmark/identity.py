@@ -29,7 +29,8 @@ from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.tiles.slide_tiles import read_tiles as read_tiles_of_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
-from densepath.sources.volumes.store import VolumeStore, is_volume_store, open_volumes
+from densepath.sources.volumes.open_store import is_volume_store, open_volumes
+from densepath.sources.volumes.store import VolumeStore
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
 

@@ -26,7 +26,7 @@ from densepath.datasets.similar_images import ALIKE, similar, thumbnails
 from densepath.datasets.volumes.check import check_volumes
 from densepath.sources.listing import LIST_SUFFIXES
 from densepath.sources.run_folders import refuse_among_images
-from densepath.sources.volumes.store import is_volume_store
+from densepath.sources.volumes.open_store import is_volume_store
 
 _BEYOND = 2.0  # pixels by which boxes may exceed their images: conventions differ
 

@@ -16,7 +16,8 @@ from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.unpacked import find_unpacked
-from densepath.sources.volumes.store import VolumeStore, is_volume_store, open_volumes
+from densepath.sources.volumes.open_store import is_volume_store, open_volumes
+from densepath.sources.volumes.store import VolumeStore
 
 Cache = Literal["auto", "ram", "none"]
 _KEPT_FREE = 0.5  # share of a GPU's memory that is left to training

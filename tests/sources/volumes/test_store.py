@@ -23,7 +23,8 @@ from densepath.sources.restrict import restrict
 from densepath.sources.summary import summarize
 from densepath.sources.volumes import mapped
 from densepath.sources.volumes.encode import encode
-from densepath.sources.volumes.store import VolumeStore, open_volumes
+from densepath.sources.volumes.open_store import open_volumes
+from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Channel
 from densepath.training.pretrain import pretrain
 from densepath.views.crops import Crop

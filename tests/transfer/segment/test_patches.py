@@ -12,7 +12,7 @@ from PIL import Image
 
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
-from densepath.sources.volumes.store import open_volumes
+from densepath.sources.volumes.open_store import open_volumes
 from densepath.transfer.segment.config import Patches
 from densepath.transfer.segment.legend import Legend
 from densepath.transfer.segment.loss import segmentation_loss

@@ -15,7 +15,8 @@ from densepath.core.threads import in_threads
 from densepath.datasets.volumes.sheet import draw_volumes
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.run_folders import refuse_among_images
-from densepath.sources.volumes.store import VolumeStore, open_volumes
+from densepath.sources.volumes.open_store import open_volumes
+from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import voxel_mm3
 
 _ALL = "all"  # volumes without splits

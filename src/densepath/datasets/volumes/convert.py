@@ -24,9 +24,10 @@ from densepath.datasets.volumes.conversion import Case, Contents, Conversion, ch
 from densepath.datasets.volumes.suspects import AIR, warnings_of
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import matches_any
+from densepath.sources.volumes.open_store import FORMAT, INDEX, VERSION, shared_window
 from densepath.sources.volumes.prepare import prepare
 from densepath.sources.volumes.read import files_of
-from densepath.sources.volumes.store import FORMAT, INDEX, VERSION, VOLUMES, shared_window
+from densepath.sources.volumes.store import VOLUMES
 from densepath.sources.volumes.volume import TooLarge
 from densepath.sources.volumes.volume_file import SUFFIX, read_header, write_volume
 

@@ -15,8 +15,8 @@ from densepath.datasets.volumes.convert import convert
 from densepath.datasets.volumes.folder import stem, volumes_in
 from densepath.sources.listing import walk
 from densepath.sources.volumes.metaimage import SUFFIXES
+from densepath.sources.volumes.open_store import open_volumes
 from densepath.sources.volumes.read import read_volume
-from densepath.sources.volumes.store import open_volumes
 
 LUNA = Published("LUNA16", "https://luna16.grand-challenge.org", "CC BY 4.0", {"CT": 888})
 _LUNGS = "seg-lungs-LUNA16"

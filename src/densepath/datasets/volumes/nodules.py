@@ -20,7 +20,8 @@ from densepath.datasets.volumes.conversion import Case, Contents, Conversion
 from densepath.datasets.volumes.convert import convert
 from densepath.datasets.volumes.luna import CANDIDATES
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.volumes.store import VolumeStore, open_volumes
+from densepath.sources.volumes.open_store import open_volumes
+from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Channel, Volume
 
 LABELS = "labels.csv"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,22 +14,16 @@ import torch
 from torch import Tensor
 
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, counted
-from densepath.core.records import CONFIG
+from densepath.core.errors import counted
 from densepath.sources.batch import new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
-from densepath.sources.listing import matches_any
 from densepath.sources.pixel_source import Gathered, PixelSpec
 from densepath.sources.volumes.blocks import read_box, touched, write_blocks
 from densepath.sources.volumes.mapped import MappedFiles
 from densepath.sources.volumes.volume_file import file_size
-from densepath.sources.windows import percentile_window
 
-INDEX, VOLUMES = "volumes.json", "volumes"
-FORMAT, VERSION = "densepath-volumes", 1
-
-log = logging.getLogger(__name__)
+VOLUMES = "volumes"  # the folder of their files
 
 
 class VolumeStore:
@@ -259,56 +251,3 @@ def _inside(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
 def _range(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g}-{high:g}"
-
-
-def is_volume_store(path: str | Path) -> bool:
-    """Whether a path is the folder of a store of volumes, finished or not."""
-    folder = Path(path)
-    return (folder / INDEX).is_file() or ((folder / VOLUMES).is_dir() and (folder / CONFIG).is_file())
-
-
-def open_volumes(folder: str | Path, exclude: Sequence[str] = ()) -> VolumeStore:
-    """The store of volumes in a folder. Each damaged volume is reported, and replaced in training.
-
-    Args:
-        folder: the folder.
-        exclude: patterns of volumes to leave out, of their names or of their split, as if it were a folder of them.
-
-    Raises:
-        UserError: it is missing, unfinished or damaged, ``exclude`` leaves no volume, or none can be read.
-    """
-    folder = Path(folder)
-    path = folder / INDEX
-    if not is_volume_store(folder):
-        there = "is not a store of volumes" if folder.exists() else "does not exist"
-        raise UserError(
-            f"{folder} {there}; give the folder that densepath data volumes or another verb for volumes wrote"
-        )
-    if not path.is_file():
-        raise UserError(f"the store of volumes {folder} is unfinished; continue with the same densepath data command")
-    try:
-        index = json.loads(path.read_text())
-        known = (index["format"], index["version"]) == (FORMAT, VERSION)
-        rows = [row for row in index["volumes"] if not _excluded(row, exclude)] if known else []
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is damaged; convert the volumes again") from error
-    if not known:
-        raise UserError(f"{path} is of another version of densepath; convert the volumes again")
-    if not rows:
-        raise UserError(f"--exclude leaves out all volumes of {folder}; narrow it")
-    store = VolumeStore(folder, index, rows)
-    for what in store.corrupt.values():
-        log.warning("damaged image: %s", what)
-    if len(store.corrupt) == len(rows):
-        raise UserError(f"none of the {counted(len(rows), 'volume')} of {folder} can be read; convert them again")
-    return store
-
-
-def _excluded(row: Mapping[str, Any], patterns: Sequence[str]) -> bool:
-    name, split = str(row["name"]), str(row["split"])
-    return matches_any(name, patterns) or bool(split and matches_any(f"{split}/{name}", patterns))
-
-
-def shared_window(folder: Path, index: Mapping[str, Any]) -> tuple[float, float]:
-    """The window of all volumes together: the percentiles of a sample of them."""
-    return percentile_window(VolumeStore(folder, {**index, "window": None}, index["volumes"]))

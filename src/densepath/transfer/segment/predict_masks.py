@@ -35,7 +35,7 @@ from densepath.sources.pixel_source import AllNames
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
-from densepath.sources.volumes.store import is_volume_store
+from densepath.sources.volumes.open_store import is_volume_store
 from densepath.sources.volumes.volume import voxel_mm3
 from densepath.training.hardware import Precision, choose_hardware
 from densepath.transfer.classify.training import Stored

@@ -18,9 +18,10 @@ from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below, output_names
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed, list_images
+from densepath.sources.volumes.open_store import is_volume_store, open_volumes
 from densepath.sources.volumes.prepare import prepare, resampled
 from densepath.sources.volumes.read import SUFFIXES, read_volume
-from densepath.sources.volumes.store import VolumeStore, is_volume_store, open_volumes
+from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Spacing, from_ras, library, spacing_of, to_ras
 from densepath.transfer.segment.legend import ClassMap
 from densepath.transfer.segment.segmenter import SAME_SPACING, SegmenterNotes
