@@ -63,7 +63,7 @@ def test_every_row_of_why_concl_is_in_its_factors():
     table = load_table("why_concl")
     assert {task.verb for task in table.tasks} == {"probe", "detect"} and len(table.seeds) == 5
     concepts = {row.name.split(",")[0] for row in table.rows if row.recipe}
-    assert concepts == {"K=1", "K=8", "K=8 shares"} and len(table.rows) == 1 + 3 * 4
+    assert concepts == {"K=1", "K=8", "K=8 shares"} and len(table.rows) == 1 + 3 * 5
 
 
 def _table(folder: Path, plus: list[str]) -> Path:
