@@ -22,7 +22,7 @@ SIZES = {
     "volumes": [(4, 6, 5), (2, 7, 3), (5, 3, 6), (4, 4, 4)],
     "volumes of one size": [(4, 6, 5)] * 4,
 }
-DTYPES = [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float16, np.float32]
+DTYPES = [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float16, np.float32, np.float64]
 
 
 def images_of(sizes: list[tuple[int, ...]], channels: int, dtype: npt.DTypeLike) -> list[npt.NDArray]:
@@ -49,6 +49,47 @@ def test_a_store_gives_back_images_of_any_kind(tmp_path: Path, kind: str, channe
         assert np.array_equal(pixels[corner], images[position])
         assert np.count_nonzero(pixels) == np.count_nonzero(images[position])
         assert np.array_equal(store.read(position), images[position])
+
+
+def test_pixels_of_another_byte_order_keep_their_values(tmp_path: Path) -> None:
+    images = images_of(SIZES["tiles"], 3, np.int16)
+    store = open_store(write_store(tmp_path / "s.safetensors", [i.astype(">i2") for i in images], "abcd", PixelSpec()))
+    assert store.dtype == torch.int16
+    assert all(np.array_equal(store.read(k), image) for k, image in enumerate(images))
+
+
+_IMAGE = np.zeros((4, 5, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "names", "spacing", "message"),
+    [
+        ([], "", None, "at least one image"),
+        ([_IMAGE] * 2, "a", None, "2 images cannot have 1 name"),
+        ([_IMAGE], "ab", None, "1 image cannot have 2 names"),
+        ([_IMAGE, _IMAGE[..., :1]], "ab", None, r"image 1 has the shape \[4, 5, 1\]; give height x width x 3"),
+        ([_IMAGE[..., 0]], "a", None, r"image 0 has the shape \[4, 5\]"),
+        ([_IMAGE[:0]], "a", None, r"image 0 has the shape \[0, 5, 3\]"),
+        ([_IMAGE > 0], "a", None, "image 0 is bool; convert it to whole numbers or floats"),
+        ([_IMAGE.astype(np.uint16), _IMAGE.astype(np.int16)], "ab", None, "image 1 is int16, and those before are uint16"),
+        ([_IMAGE] * 2, "ab", np.ones((1, 2)), r"spacing has the shape \[1, 2\], not \[2, 2\]"),
+        ([_IMAGE], "a", [[0.5, -0.5]], "spacing must be positive"),
+    ],
+)
+def test_what_does_not_fit_in_a_store_is_refused(
+    tmp_path: Path, images: list[npt.NDArray], names: str, spacing: npt.ArrayLike, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        write_store(tmp_path / "s.safetensors", images, names, PixelSpec(), spacing)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_is_a_new_file_with_its_suffix(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s.safetensors", [_IMAGE], "a", PixelSpec(), [[0.5, 0.5]])
+    with pytest.raises(UserError, match="already exists"):
+        write_store(path, [_IMAGE], "a", PixelSpec())
+    with pytest.raises(UserError, match=r"name it s\.bin\.safetensors"):
+        write_store(tmp_path / "s.bin", [_IMAGE], "a", PixelSpec())
 
 
 @pytest.mark.parametrize("kind", SIZES)

@@ -29,6 +29,20 @@ def colors(pixels: torch.Tensor) -> torch.Tensor:
     return pixels * torch.tensor(PixelSpec().std).view(1, 3, 1, 1) + torch.tensor(PixelSpec().mean).view(1, 3, 1, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int16, torch.uint16])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_views_of_pixels_of_any_dtype_are_those_of_float32(ndim: int, dtype: torch.dtype):
+    shape = (3, 24, 20, 16)[: ndim + 1]
+    pixels = torch.randint(0, 256, (*shape, 3), generator=torch.Generator().manual_seed(0)).float()
+    sizes = torch.tensor([shape[1:]] * 3)
+    make = ViewMaker({"view": PLAIN, "center": Center()}, 16, 0, PixelSpec.default(3, ndim=ndim))
+    expected = make(ImageBatch(pixels, sizes, torch.arange(3)))
+    made = make(ImageBatch(pixels.to(dtype), sizes, torch.arange(3)))
+    for name in ("view", "center"):
+        assert made[name].pixels.dtype == torch.float32
+        assert torch.equal(made[name].pixels, expected[name].pixels)
+
+
 def test_a_view_shows_what_its_map_says():
     """Pixels against torchvision's resize of the same rectangle cut out of the image."""
     batch = images(12)

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError, counted
-from densepath.core.files import require_new_file
 from densepath.core.streams import say
-from densepath.sources.packing import SUFFIX, write_store
+from densepath.sources.packing import new_store, write_store
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
 from densepath.transfer.mil.feature_files import find_features
@@ -41,10 +40,7 @@ def write_regions(source: str | Path, dest: str | Path, *, grid: int = 16, least
     Raises:
         UserError: there are no features with places, tiles overlap, features differ in length, or no region is left.
     """
-    dest = Path(dest)
-    if dest.suffix.lower() != SUFFIX:
-        raise UserError(f"a packed store is a {SUFFIX} file; name it {dest.name}{SUFFIX} instead of {dest.name}")
-    require_new_file(dest)
+    dest = new_store(dest)
     if grid < 1 or not 0 < least <= 1:
         raise UserError("grid is at least 1, and least a share of its tiles, more than 0 and at most 1")
     files = find_features(source)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_file
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptLog
@@ -40,6 +40,7 @@ _PER_CHANNEL = 48  # bytes more for the mean and std of each channel
 _FEW_CHANNELS = 16  # for which there is room
 _MOST_CHANNELS = 2**16
 _RGB = PixelSpec()
+_STORABLE = tuple(np.dtype(code) for code in ("u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8"))
 _TABLES = {"offsets": torch.int64, "name_starts": torch.int64, "sizes": torch.int32, "names": torch.uint8}
 
 
@@ -59,10 +60,7 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, excl
     Raises:
         UserError: the source contains no images or too many corrupt ones, or ``dest`` exists or has another suffix.
     """
-    dest = Path(dest)
-    if dest.suffix.lower() != SUFFIX:
-        raise UserError(f"a packed store is a {SUFFIX} file; name it {dest.name}{SUFFIX} instead of {dest.name}")
-    require_new_file(dest)
+    dest = new_store(dest)
     images = find_unpacked(source, max_side, exclude)
     for line in summarize(images, images if isinstance(images, ImageFiles) else None):
         say(f"densepath: {line}")
@@ -78,26 +76,46 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, excl
     return dest
 
 
+def new_store(dest: str | Path) -> Path:
+    """The path of a store that is to be written.
+
+    Raises:
+        UserError: it exists, or has another suffix.
+    """
+    dest = Path(dest)
+    if dest.suffix.lower() != SUFFIX:
+        raise UserError(f"a packed store is a {SUFFIX} file; name it {dest.name}{SUFFIX} instead of {dest.name}")
+    require_new_file(dest)
+    return dest
+
+
 def write_store(
     dest: str | Path,
     images: Iterable[npt.NDArray[Any]],
     names: Iterable[str],
     spec: PixelSpec,
-    spacing: npt.NDArray[np.float32] | None = None,
+    spacing: npt.ArrayLike | None = None,
 ) -> Path:
     """Write images in memory, of 2 or 3 dimensions, as a packed store.
 
     Args:
-        dest: the file to write.
-        images: (*size, C) of one dtype.
+        dest: the file to write, ``*.safetensors``.
+        images: (*size, C) of one integer or floating dtype, of any byte order.
         names: their names.
         spec: the meaning of their values.
         spacing: (N, d) the distance of neighboring pixels along each axis, in µm or mm.
+
+    Raises:
+        UserError: an image, the names or the spacing do not fit, or ``dest`` exists or has another suffix.
     """
-    with atomic_write(Path(dest)) as temporary, open(temporary, "wb") as file:
+    dest = new_store(dest)
+    with atomic_write(dest) as temporary, open(temporary, "wb") as file:
         sizes, dtype = _write_pixels(file, images, spec)
-        write_tables(file, sizes, PathTable.of(names), spec, dtype, spacing)
-    return Path(dest)
+        table = PathTable.of(names)
+        if len(table) != len(sizes):
+            raise UserError(f"{counted(len(sizes), 'image')} cannot have {counted(len(table), 'name')}; give one each")
+        write_tables(file, sizes, table, spec, dtype, None if spacing is None else _checked_spacing(spacing, sizes))
+    return dest
 
 
 def open_store(path: str | Path) -> PackedTiles:
@@ -157,14 +175,42 @@ def _header_bytes(spec: PixelSpec) -> int:
 def _write_pixels(
     file: BinaryIO, images: Iterable[npt.NDArray[Any]], spec: PixelSpec
 ) -> tuple[npt.NDArray[np.int32], np.dtype[Any]]:
-    """Write the images one after another. Returns their sizes (N, d) and their dtype."""
+    """Write the images one after another. Returns their sizes (N, d) and their dtype.
+
+    Raises:
+        UserError: there are none, or one does not fit the specification or the first one.
+    """
     file.seek(_header_bytes(spec))
-    sizes, dimensions, dtype = array("i"), 2, np.dtype(np.uint8)
-    for image in images:
-        dimensions, dtype = image.ndim - 1, image.dtype
+    sizes, dtype = array("i"), None
+    for number, image in enumerate(map(np.asarray, images)):
+        _check_image(image, number, spec, dtype)
+        dtype = dtype or image.dtype.newbyteorder("<")
         sizes.extend(image.shape[:-1])
-        file.write(np.ascontiguousarray(image).data)
-    return np.frombuffer(sizes, dtype=np.int32).reshape(-1, dimensions), dtype
+        file.write(np.ascontiguousarray(image, dtype).data)
+    if dtype is None:
+        raise UserError("a packed store needs at least one image")
+    return np.frombuffer(sizes, dtype=np.int32).reshape(-1, spec.ndim), dtype
+
+
+def _check_image(image: npt.NDArray[Any], number: int, spec: PixelSpec, dtype: np.dtype[Any] | None) -> None:
+    """Raise UserError where an image cannot be stored, or has another dtype than the images before it."""
+    if image.ndim != spec.ndim + 1 or image.shape[-1] != spec.channels or not image.size:
+        axes = "height x width" if spec.ndim == 2 else "depth x height x width"
+        raise UserError(f"image {number} has the shape {list(image.shape)}; give {axes} x {spec.channels}")
+    if image.dtype.newbyteorder("<") not in _STORABLE:
+        raise UserError(f"image {number} is {image.dtype}; convert it to whole numbers or floats of 8 to 64 bits")
+    if dtype not in (None, image.dtype.newbyteorder("<")):
+        raise UserError(f"image {number} is {image.dtype}, and those before are {dtype}; convert all to one dtype")
+
+
+def _checked_spacing(spacing: npt.ArrayLike, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    """The spacing of images, if it has one positive number for each axis of each image."""
+    table = np.asarray(spacing, np.float32)
+    if table.shape != sizes.shape:
+        raise UserError(f"spacing has the shape {list(table.shape)}, not {list(sizes.shape)}: images x axes")
+    if not (np.isfinite(table) & (table > 0)).all():
+        raise UserError("spacing must be positive; leave it out where it is unknown")
+    return table
 
 
 def write_tables(

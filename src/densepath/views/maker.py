@@ -96,8 +96,8 @@ class ViewMaker:
         shown = {view.of for view in self.views.values() if isinstance(view, Turned) and view.clean}
         for rows in self._shares(images, plan):
             part = images.pixels[rows].movedim(-1, 1)
-            if device.type != "cpu":
-                part = part.to(torch.float32)  # once for all views
+            if device.type != "cpu" or part.is_floating_point():
+                part = part.to(torch.float32)  # once for all views; on a CPU, whole numbers are converted as sampled
             clean: dict[str, Tensor] = {}  # the views that others show without their changed appearance
             for name, view in self.views.items():
                 of_crops = torch.arange(counts[name]).unsqueeze(1) * len(images) + torch.arange(rows.start, rows.stop)
