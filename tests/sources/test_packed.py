@@ -71,7 +71,7 @@ _IMAGE = np.zeros((4, 5, 3), np.uint8)
         ([_IMAGE[..., 0]], "a", None, r"image 0 has the shape \[4, 5\]"),
         ([_IMAGE[:0]], "a", None, r"image 0 has the shape \[0, 5, 3\]"),
         ([_IMAGE > 0], "a", None, "image 0 is bool; convert it to whole numbers or floats"),
-        ([_IMAGE.astype(np.uint16), _IMAGE.astype(np.int16)], "ab", None, "image 1 is int16, and those before are uint16"),
+        ([_IMAGE.astype(np.uint16), _IMAGE.astype(np.int16)], "ab", None, "image 1 is int16, and those before"),
         ([_IMAGE] * 2, "ab", np.ones((1, 2)), r"spacing has the shape \[1, 2\], not \[2, 2\]"),
         ([_IMAGE], "a", [[0.5, -0.5]], "spacing must be positive"),
     ],
