@@ -148,7 +148,7 @@ def test_a_fraction_of_images_in_files_and_in_a_store(tmp_path: Path) -> None:
     (tmp_path / "png").mkdir()
     for k, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "png" / f"{k:02}.png")
-    spacing = np.arange(80, dtype=np.float32).reshape(40, 2)
+    spacing = np.arange(1, 81, dtype=np.float32).reshape(40, 2)
     path = write_store(tmp_path / "s.safetensors", images, (f"{k:02}.png" for k in range(40)), PixelSpec(), spacing)
     kept = {}
     for share in (0.1, 0.5):

@@ -1,5 +1,8 @@
 """Changes of color and sharpness against torchvision, kornia, scikit-image and scipy."""
 
+import math
+from typing import Any
+
 import kornia
 import numpy as np
 import pytest
@@ -8,8 +11,10 @@ import skimage.color
 import torch
 from torchvision.transforms.v2 import functional as TF
 
+from densepath.core.errors import UserError
 from densepath.views import color, intensity
 from densepath.views.augment import Augment
+from densepath.views.elastic import Elastic
 from densepath.views.random_streams import Draw, Stream
 
 
@@ -128,3 +133,27 @@ def test_probabilities(name, share):
     images = torch.rand(2000, 3, 4, 4)
     changed = (apply(augment, images.clone(), numbers(2000)) != images).flatten(1).any(1)
     assert abs(changed.float().mean().item() - share) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rotation": math.nan}, "rotation must be at least 0 and finite, not nan"),
+        ({"brightness": math.inf}, "brightness must be at least 0 and finite, not inf"),
+        ({"noise_std": (0.0, math.inf)}, "noise_std must be two numbers from 0, the smaller first, not 0.0, inf"),
+        ({"ratio": (1.0, math.inf)}, "ratio must be two positive numbers"),
+        ({"gamma_power": (math.nan, 1.0)}, "gamma_power must be two positive numbers"),
+        ({"scale": (0.2,)}, "scale must be two positive numbers, the smaller first, not 0.2"),
+        ({"noise_std": 0.1}, "noise_std must be two numbers from 0, the smaller first, not 0.1"),
+        ({"blur_sigma": (0.1, 1e9)}, "blur_sigma is in pixels of the view: at most 100"),
+    ],
+)
+def test_options_without_a_finite_meaning_are_refused(options: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=rf"augment\.{message}"):
+        Augment(**options)
+
+
+@pytest.mark.parametrize("values", [{"sigma": math.inf}, {"displacement": math.inf}])
+def test_an_elastic_deformation_is_a_share_of_the_view(values: dict[str, float]):
+    with pytest.raises(UserError, match="needs shares of the view"):
+        Elastic(**values)

@@ -40,7 +40,7 @@ _PER_CHANNEL = 48  # bytes more for the mean and std of each channel
 _FEW_CHANNELS = 16  # for which there is room
 _MOST_CHANNELS = 2**16
 _RGB = PixelSpec()
-_STORABLE = tuple(map(np.dtype, "u1 <u2 <u4 <u8 i1 <i2 <i4 <i8 <f2 <f4 <f8".split()))
+_STORABLE = tuple(map(np.dtype, ["u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8"]))
 _TABLES = {"offsets": torch.int64, "name_starts": torch.int64, "sizes": torch.int32, "names": torch.uint8}
 
 

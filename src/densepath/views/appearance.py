@@ -5,6 +5,7 @@ Random numbers are drawn on the CPU, so the images that an operation changes are
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import ClassVar
@@ -90,14 +91,15 @@ def check_probability(name: str, value: float) -> None:
         raise UserError(f"{name} must be between 0 and 1, not {value}")
 
 
-def check_range(name: str, values: Iterable[float]) -> None:
-    """Raise UserError where values are not a range above 0."""
-    low, high = values
-    if not 0 < low <= high:
-        raise UserError(f"{name} must be two positive numbers, the smaller first, not {low}, {high}")
+def check_range(name: str, values: Iterable[float], zero: bool = False) -> None:
+    """Raise UserError where values are not a finite range above 0, or with ``zero`` from 0."""
+    numbers = tuple(values) if isinstance(values, Iterable) else (values,)
+    if len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1] < math.inf or not (zero or numbers[0]):
+        kind = "numbers from 0" if zero else "positive numbers"
+        raise UserError(f"{name} must be two {kind}, the smaller first, not {', '.join(map(str, numbers))}")
 
 
 def check_not_negative(name: str, value: float) -> None:
-    """Raise UserError where a value is negative."""
-    if value < 0:
-        raise UserError(f"{name} must be at least 0, not {value}")
+    """Raise UserError where a value is negative, infinite or NaN."""
+    if not 0 <= value < math.inf:
+        raise UserError(f"{name} must be at least 0 and finite, not {value}")

@@ -11,7 +11,7 @@ from densepath.views.color import ColorJitter, Grayscale, StainJitter
 from densepath.views.corruptions import Corruption
 from densepath.views.crops import Crop
 from densepath.views.declarations import RandomView
-from densepath.views.intensity import Gamma, GaussianBlur, GaussianNoise, Solarize
+from densepath.views.intensity import Gamma, GaussianBlur, GaussianNoise, Solarize, check_sigma
 
 _FLIPS = ("flip", "vertical_flip", "depth_flip")
 _PROBABILITIES = (*_FLIPS, "jitter", "grayscale", "gamma", "blur", "noise", "solarize", "stain")
@@ -41,7 +41,7 @@ class Augment:
         gamma: probability of a gamma correction: values to a power.
         gamma_power: range of the power of the gamma correction; its logarithm is uniform.
         blur: probability of a Gaussian blur.
-        blur_sigma: range of the standard deviation of the blur, in pixels of the view.
+        blur_sigma: range of the standard deviation of the blur, in pixels of the view; at most 100.
         noise: probability of normal noise on each value.
         noise_std: range of the standard deviation of the noise, for values in [0, 1].
         solarize: probability of inverting values of at least 0.5.
@@ -79,8 +79,10 @@ class Augment:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
-        for name in ("scale", "ratio", "blur_sigma", "gamma_power"):
+        for name in ("scale", "ratio", "gamma_power"):
             check_range(f"augment.{name}", getattr(self, name))
+        check_range("augment.noise_std", self.noise_std, zero=True)
+        check_sigma("augment.blur_sigma", self.blur_sigma)
         if self.scale[1] > 1:
             raise UserError(f"augment.scale is a share of the image's area: at most 1, not {self.scale[1]}")
         for name in _PROBABILITIES:
@@ -89,8 +91,6 @@ class Augment:
             check_not_negative(f"augment.{name}", getattr(self, name))
         if self.hue > 0.5:
             raise UserError(f"augment.hue is a share of the color circle, at most 0.5, not {self.hue}")
-        if not 0 <= self.noise_std[0] <= self.noise_std[1]:
-            raise UserError(f"augment.noise_std must be two numbers from 0, the smaller first, not {self.noise_std}")
 
     def random_view(self, size: float = 1.0, count: int = 1) -> RandomView:
         """The view that the options describe; ``size`` and ``count`` as in :class:`RandomView`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
-from densepath.views.appearance import check_probability, check_range
+from densepath.views.appearance import check_not_negative, check_probability, check_range
 
 _AXES = "xyz"
 
@@ -36,8 +36,7 @@ class Pose:
             check_probability(f"the probability of a flip along {axis}", probability)
         if len(self.flip) > len(_AXES):
             raise UserError(f"flips have a probability along x, y and z, not {len(self.flip)}")
-        if self.rotation < 0:
-            raise UserError(f"the rotation must be at least 0, not {self.rotation}")
+        check_not_negative("the rotation", self.rotation)
         if self.rotation_axes not in ("xy", "all"):
             raise UserError(f"unknown rotation axes {self.rotation_axes!r}; choose xy or all")
         if self.interpolation not in ("bilinear", "bicubic"):

@@ -37,7 +37,7 @@ class Elastic(Corruption):
 
     def __post_init__(self) -> None:
         check_probability("the probability of an elastic deformation", self.probability)
-        if not (self.displacement >= 0 and self.sigma > 0):
+        if not (0 <= self.displacement <= 1 and 0 < self.sigma <= 1):
             raise UserError(
                 f"an elastic deformation needs shares of the view, not {self.displacement} and {self.sigma}"
             )

@@ -22,6 +22,7 @@ from densepath.views.appearance import (
 from densepath.views.random_streams import Draw, Stream
 
 _BLUR_REACH = 4  # standard deviations: the weights beyond sum to less than 1e-4
+_LARGEST_SIGMA = 100  # px; memory and time grow with it
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class GaussianBlur(Appearance):
 
     Args:
         probability: of a blur.
-        sigma: range of the standard deviation, in pixels of the view.
+        sigma: range of the standard deviation, in pixels of the view; at most 100.
     """
 
     probability: float = 0.5
@@ -102,7 +103,7 @@ class GaussianBlur(Appearance):
 
     def __post_init__(self) -> None:
         check_probability("the probability of blur", self.probability)
-        check_range("sigma of the blur", self.sigma)
+        check_sigma("sigma of the blur", self.sigma)
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
         low, high = self.sigma
@@ -128,8 +129,7 @@ class GaussianNoise(Appearance):
 
     def __post_init__(self) -> None:
         check_probability("the probability of noise", self.probability)
-        if not 0 <= self.std[0] <= self.std[1]:
-            raise UserError(f"std of the noise must be two numbers from 0, the smaller first, not {self.std}")
+        check_range("std of the noise", self.std, zero=True)
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
         low, high = self.std
@@ -159,6 +159,13 @@ class Solarize(Appearance):
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
         change(x, chosen(draw, Stream.SOLARIZE, self.probability), lambda part, _: solarize(part))
         return x
+
+
+def check_sigma(name: str, sigma: tuple[float, float]) -> None:
+    """Raise UserError where standard deviations of a blur are not a range that can be computed."""
+    check_range(name, sigma)
+    if sigma[1] > _LARGEST_SIGMA:
+        raise UserError(f"{name} is in pixels of the view: at most {_LARGEST_SIGMA}, not {sigma[1]}")
 
 
 def solarize(x: Tensor) -> Tensor:
