@@ -18,7 +18,7 @@ def upper_bits(pixels: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]) -> npt.ND
 
 
 def as_pixels(pixels: npt.NDArray[Any], channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Grey or RGB pixels (h, w, C) of 8 or 16 bits with other channels and bits."""
+    """Grey or RGB pixels (h, w, C) with other channels, and of 8 or 16 bits with other bits."""
     if pixels.dtype != dtype and pixels.dtype in (np.uint8, np.uint16):
         pixels = upper_bits(pixels) if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * TO_16_BITS
     if pixels.shape[2] == 1 and channels == 3:
@@ -26,7 +26,8 @@ def as_pixels(pixels: npt.NDArray[Any], channels: int, dtype: npt.DTypeLike) -> 
     if pixels.shape[2] == 3 and channels == 1:
         if pixels.dtype == np.uint8:
             return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-        return np.rint(pixels @ np.array(_LUMA)).astype(pixels.dtype)[..., None]
+        grey = pixels @ np.array(_LUMA)
+        return (grey if pixels.dtype.kind == "f" else np.rint(grey)).astype(pixels.dtype)[..., None]
     return pixels
 
 
@@ -35,8 +36,11 @@ def with_channels(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[
     stored = pixels.shape[2]
     if channels == 1 and stored <= 2:
         return pixels[..., :1]
-    color = pixels[..., : stored - 1 if stored in (2, 4) else stored]
-    if stored in (2, 4):
-        alpha = pixels[..., -1:] / np.float64(65535)
-        color = np.rint(color * alpha + 65535 * (1 - alpha)).astype(np.uint16)
-    return as_pixels(color, channels, np.uint16)
+    return as_pixels(on_white(pixels) if stored in (2, 4) else pixels, channels, np.uint16)
+
+
+def on_white(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Pixels (h, w, C) of 8 or 16 bits, the last channel of which is alpha, blended with white."""
+    most = np.iinfo(pixels.dtype).max
+    alpha = pixels[..., -1:] / np.float64(most)
+    return np.rint(pixels[..., :-1] * alpha + most * (1 - alpha)).astype(pixels.dtype)

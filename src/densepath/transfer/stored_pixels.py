@@ -3,40 +3,91 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
 
-from densepath.core.errors import UserError, counted
-from densepath.sources.conversion import as_pixels
-from densepath.sources.decode import read_image
+from densepath.core.errors import UserError, errors_as
+from densepath.sources.conversion import as_pixels, on_white
+from densepath.sources.decode import read_image, to_grey, to_rgb
 from densepath.sources.pixel_source import PixelSpec
 
+InMemory: TypeAlias = npt.NDArray[Any] | Tensor | Image.Image
+Picture: TypeAlias = InMemory | str | Path
+_FILE_WINDOWS = ((0, 255), (0, 65535))  # of networks that were trained on files
+_FILE_DTYPES = (np.uint8, np.uint16)
 
-def stored_pixels(image: str | Path | npt.NDArray[Any], spec: PixelSpec, max_side: int, what: str) -> npt.NDArray[Any]:
-    """The pixels (*size, C) of an image.
+
+def stored_pixels(image: Picture, spec: PixelSpec, max_side: int) -> npt.NDArray[Any]:
+    """The pixels (*size, C) of an image in a file or in memory.
 
     Args:
-        image: a file, or stored pixels (*size, C), or (*size) of a grey image or a volume.
+        image: a file, or what :func:`pixels_in_memory` takes.
         spec: what the network takes.
         max_side: files with longer sides are reduced.
-        what: the network, for messages: "classifier".
 
     Raises:
         UserError: it does not fit the network.
         CorruptImage: the file cannot be read.
     """
-    if isinstance(image, str | Path):
-        image = read_image(str(image), max_side, spec.channels, spec.image_dtype)
-    pixels = np.asarray(image)
-    if pixels.ndim == spec.ndim:
-        pixels = pixels[..., None]
-    if spec.ndim == 2 and pixels.ndim == 3 and {pixels.shape[2], spec.channels} <= {1, 3}:
-        pixels = as_pixels(pixels, spec.channels, pixels.dtype)
-    if pixels.ndim != spec.ndim + 1 or pixels.shape[-1] != spec.channels:
-        raise UserError(
-            f"an image of the shape {pixels.shape} does not fit a {what} of images with {spec.ndim} dimensions "
-            f"and {counted(spec.channels, 'channel')}"
-        )
-    return pixels
+    if not isinstance(image, str | Path):
+        return pixels_in_memory(image, spec)
+    if spec.ndim != 2:
+        raise UserError("files of volumes are read by densepath predict; give an array")
+    return pixels_in_memory(read_image(str(image), max_side, spec.channels, spec.image_dtype), spec)
+
+
+def pixels_in_memory(image: InMemory, spec: PixelSpec) -> npt.NDArray[Any]:
+    """The pixels (*size, C) of an image in memory. Grey, RGB, transparency, 8 and 16 bits are converted as in files.
+
+    Args:
+        image: an array (*size, C), or (*size) of one channel; a tensor of these or (C, *size); or an image of Pillow.
+            Values that files do not have, e.g. floats, are those of a packed store; a network of files takes none.
+        spec: what the network takes.
+
+    Raises:
+        UserError: it does not fit the network.
+    """
+    of_files = spec.ndim == 2 and spec.channels in (1, 3)
+    if isinstance(image, Tensor):
+        pixels = (image.float() if image.is_floating_point() else image).numpy(force=True)
+    elif isinstance(image, Image.Image):
+        pixels = _of_pillow(image, spec) if of_files else np.asarray(image)
+    elif hasattr(image, "__array__"):
+        pixels = np.asarray(image)
+    else:
+        raise UserError(f"an image is {type(image).__name__}; give an array, an image of Pillow, or a file")
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    as_file = of_files and pixels.dtype in _FILE_DTYPES
+    channels = ((1, 3, 4) if as_file else (1, 3)) if of_files else (spec.channels,)
+    pixels = pixels[..., None] if pixels.ndim == spec.ndim else pixels
+    if isinstance(image, Tensor) and pixels.ndim == spec.ndim + 1 and pixels.shape[-1] not in channels:
+        pixels = np.moveaxis(pixels, 0, -1)
+    _check(pixels, spec, channels, as_file or not (of_files and spec.window in _FILE_WINDOWS))
+    if as_file and pixels.shape[2] == 4:
+        pixels = on_white(pixels)
+    return as_pixels(pixels, spec.channels, spec.image_dtype) if of_files else pixels
+
+
+def _of_pillow(image: Image.Image, spec: PixelSpec) -> npt.NDArray[Any]:
+    """The pixels of an image of Pillow, as those of its file; 32-bit ones as they are."""
+    with errors_as(lambda error: UserError(f"an image of Pillow of the mode {image.mode} cannot be read ({error})")):
+        if image.mode in ("I", "F") or (image.mode.startswith("I;16") and spec.image_dtype is np.uint16):
+            return np.asarray(image)
+        return np.asarray(to_rgb(image) if spec.channels == 3 else to_grey(image))
+
+
+def _check(pixels: npt.NDArray[Any], spec: PixelSpec, channels: tuple[int, ...], takes: bool) -> None:
+    """Raise UserError for pixels that a network cannot take; ``takes`` is whether it takes their dtype."""
+    dtype, shape = pixels.dtype, list(pixels.shape)
+    if not takes or dtype.kind not in "uif" or len(shape) != spec.ndim + 1 or shape[-1] not in channels:
+        axes = "height x width" if spec.ndim == 2 else "depth x height x width"
+        numbers = "numbers" if takes else np.dtype(spec.image_dtype)
+        raise UserError(f"an image is {dtype} {shape}; give {numbers} of {axes} x {spec.channels}")
+    if not pixels.size:
+        raise UserError(f"an image has no pixels: {shape}")
+    if dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise UserError("an image has pixels that are NaN or Inf; replace them")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from densepath.core.errors import UserError
@@ -176,6 +178,9 @@ def test_a_trained_classifier_answers_as_in_its_test(
     classifier = load_classifier(tmp_path / "run")
     found = classifier.predict(data / "images" / name)
     assert found["b"] == pytest.approx(float(row["p b"]), abs=1e-4) and sum(found.values()) == pytest.approx(1)
+    with Image.open(data / "images" / name) as picture, warnings.catch_warnings(action="error"):
+        for same in (picture, np.asarray(picture), np.asarray(picture).astype(np.uint16) * 257):
+            assert classifier.predict(same) == found
     with pytest.raises(UserError, match=r"gone\.png: the file is missing"):
         classifier.predict("gone.png")
     for idle in ({"score": 0.3}, {"pictures": 2}):

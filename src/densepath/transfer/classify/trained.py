@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from densepath.sources.image_files import MAX_SIDE
 from densepath.transfer.classify.classifier import Readout, classifier_path, read_classifier
-from densepath.transfer.stored_pixels import stored_pixels
+from densepath.transfer.stored_pixels import Picture, stored_pixels
 
 
 class TrainedClassifier:
@@ -35,18 +33,19 @@ class TrainedClassifier:
         return self
 
     @torch.inference_mode()
-    def predict(self, image: str | Path | npt.NDArray[Any]) -> dict[str, float]:
+    def predict(self, image: Picture) -> dict[str, float]:
         """The probability of each class or label.
 
         Args:
-            image: a file, or stored pixels (*size, C), or (H, W) of a grey image.
+            image: a file, an array (*size, C) or (*size), a tensor of these or (C, *size), or an image of Pillow.
+                Channels and bits are converted as those of files.
 
         Raises:
             UserError: it does not fit the classifier.
             CorruptImage: the file cannot be read.
         """
-        pixels = stored_pixels(image, self.notes.spec, MAX_SIDE, "classifier")
-        found = self._readout(torch.from_numpy(np.ascontiguousarray(pixels))[None].to(self._device))[0]
+        pixels = stored_pixels(image, self.notes.spec, MAX_SIDE)
+        found = self._readout(torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].to(self._device))[0]
         return dict(zip(self.labels, found.tolist(), strict=True))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -17,9 +16,7 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.core.threads import in_threads
-from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.decode import to_grey, to_rgb
 from densepath.sources.image_reader import DecodedImage, ImageReader, open_file
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes, detector_path
@@ -28,16 +25,14 @@ from densepath.transfer.detection.found import FoundObject, Window, found_object
 from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.samples import into_detector
 from densepath.transfer.detection.windows import LEAST_WINDOW, check_search, merge, windows_of
+from densepath.transfer.stored_pixels import Picture, pixels_in_memory
 
 OVERLAP = 0.25
 _PRECISIONS = ("32", "bf16-mixed")
 _SAME_SCALE = 1.1  # µm per pixel that differ less are the same: training images were resized by more
 _LARGE = 2.0  # an image with more pixels than this many windows is cut into windows
-_CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 _MUCH_LARGER = 16  # times the pixels of the detector's input: larger than any training image could be
 _AT_ONCE = {"cpu": 1, "cuda": 8}  # windows in a batch
-
-Picture = npt.NDArray[Any] | Image.Image | str | Path
 
 
 class TrainedDetector(nn.Module):
@@ -259,31 +254,13 @@ class TrainedDetector(nn.Module):
         return (orientation or self.notes.orientation) == "viewed"
 
     def _reader(self, image: Any, viewed: bool) -> ImageReader:
-        channels = len(self.notes.mean)
         if isinstance(image, str | Path):
             if Path(image).is_dir():
                 raise UserError(f"{image} is a folder; give its images, or use densepath predict")
-            return open_file(image, channels, self.dtype, viewed)
+            return open_file(image, len(self.notes.mean), self.dtype, viewed)
         if isinstance(image, Image.Image) and viewed:
             image = ImageOps.exif_transpose(image)
-        if isinstance(image, Image.Image) and not image.mode.startswith("I;16"):
-            image = to_rgb(image) if channels == 3 else to_grey(image)
-        pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        if isinstance(image, Tensor) and pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS:
-            pixels = np.moveaxis(pixels, 0, 2)
-        if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] not in _CHANNELS:
-            raise UserError(
-                f"an image is {pixels.dtype} {list(pixels.shape)}; give {np.dtype(self.dtype)} of height x width x "
-                f"{channels}"
-            )
-        if not pixels.size:
-            raise UserError(f"an image has no pixels: {list(pixels.shape)}")
-        if pixels.shape[2] == 4:  # transparency, as in files
-            most = np.iinfo(pixels.dtype).max
-            share = pixels[..., 3:] / most
-            pixels = np.rint(pixels[..., :3] * share + most * (1 - share)).astype(pixels.dtype)
-        return DecodedImage(as_pixels(pixels, channels, self.dtype))
+        return DecodedImage(pixels_in_memory(image, self.notes.spec))
 
 
 def load_detector(path: str | Path) -> TrainedDetector:

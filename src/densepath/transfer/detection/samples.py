@@ -207,7 +207,7 @@ def into_detector(
         shape = resized_shape(height, width, sample["short_edge"])
         scale = torch.tensor([width / shape[1], height / shape[0]] * 2, device=device)
         resized = F.interpolate(
-            spec.apply_window(pixels.permute(2, 0, 1)[None].float()),
+            spec.apply_window(pixels.permute(2, 0, 1)[None].to(torch.float32, copy=True)),
             shape,
             mode="bilinear",
             antialias=True,

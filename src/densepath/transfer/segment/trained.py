@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.segment.cohort import MAX_SIDE
 from densepath.transfer.segment.segmenter import read_segmenter, segmenter_path
-from densepath.transfer.stored_pixels import stored_pixels
+from densepath.transfer.stored_pixels import Picture, stored_pixels
 
 
 class TrainedSegmenter:
@@ -31,12 +30,13 @@ class TrainedSegmenter:
         self._model = model.to(self._hardware.device)
 
     def predict(
-        self, image: str | Path | npt.NDArray[Any], window: Sequence[int] | None = None, overlap: float | None = None
+        self, image: Picture, window: Sequence[int] | None = None, overlap: float | None = None
     ) -> npt.NDArray[Any]:
         """The value of the class of each pixel, (*size).
 
         Args:
-            image: a file, or stored pixels (*size, C), or (*size) of a grey image or a volume: depth, height, width.
+            image: a file, an array (*size, C) or (*size), where the size of a volume is depth, height, width; a tensor
+                of these or (C, *size); or an image of Pillow. Channels and bits are converted as those of files.
             window: sides of the windows that large images are divided into; default: those of the training patches.
             overlap: share of a window that the next one covers.
 
@@ -44,10 +44,7 @@ class TrainedSegmenter:
             UserError: the image does not fit the segmenter.
             CorruptImage: the file cannot be read.
         """
-        spec = self.notes.spec
-        if isinstance(image, str | Path) and spec.ndim != 2:
-            raise UserError("files of volumes are segmented by densepath predict; give an array")
-        pixels = stored_pixels(image, spec, MAX_SIDE, "segmenter")
+        pixels = stored_pixels(image, self.notes.spec, MAX_SIDE)
         sliding = self.notes.sliding(self._model, self._hardware, window, overlap)
         return self.notes.legend.values_of(sliding.classes(pixels))
 
