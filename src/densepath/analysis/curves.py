@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, picture_file, save
 from densepath.analysis.short_names import short_names
 from densepath.core.errors import UserError
+from densepath.core.single_values import take_single_values
 from densepath.runs.closing import CHANCE, METRICS
 from densepath.runs.folder import CURVES, read_config
 from densepath.runs.metrics import read_metrics
@@ -21,6 +22,7 @@ _NOT_CURVES = ("step", "epoch")
 _PER_ROW = 4  # panels
 
 
+@take_single_values
 def show_curves(*, runs: Sequence[str], out: str | Path, columns: Sequence[str] | None = None) -> Path:
     """Draw the measurements of runs: one panel for each measurement, one line for each run.
 

@@ -21,6 +21,7 @@ from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError, counted
 from densepath.core.random import check_seed
 from densepath.core.records import CONFIG
+from densepath.core.single_values import take_single_values
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
@@ -39,6 +40,7 @@ from densepath.views.maker import ViewMaker
 Columns = dict[str, list[np.ndarray]]  # title -> a label map for each tile
 
 
+@take_single_values
 def show_views(
     *,
     data: str | Path,
@@ -86,6 +88,7 @@ def show_views(
     return draw_views(batch, ViewMaker(views, size, seed, spec)(batch), out, spec)
 
 
+@take_single_values
 def show_concepts(
     *,
     data: str | Path,
@@ -131,7 +134,7 @@ def show_concepts(
         UserError: no such images, concepts, weights or stage, or a file name that does not end in .png.
     """
     out = picture_file(out, data)
-    names = short_names([concepts] if isinstance(concepts, str) else concepts, "concepts")
+    names = short_names(concepts, "concepts")
     images = open_images(data, cache="none", exclude=exclude)
     batch = _draw(images, count, seed)
     stored = [images.read(position) for position in batch.index.tolist()]
@@ -168,6 +171,7 @@ def show_concepts(
     return draw_concepts(tiles, columns, out, breaks=list(accumulate(map(len, groups), initial=1))[:-1])
 
 
+@take_single_values
 def show_reconstruction(
     *,
     data: str | Path,
@@ -226,12 +230,11 @@ def _clusters(
 ) -> list[Columns]:
     """The clusters of the features of several weights, on tiles as they are stored."""
     groups = []
-    sources = [weights] if isinstance(weights, str) else weights
-    for source, title in zip(sources, short_names(sources, "weights"), strict=True):
+    for source, title in zip(weights, short_names(weights, "weights"), strict=True):
         torch.manual_seed(seed)
         network, spec, *_ = pretrained_backbone(source, backbone, images)
         maps = [find_concepts(network, tile, stages, num_concepts, seed, spec) for tile in tiles]
-        name = f"{title} " if len(sources) > 1 else ""
+        name = f"{title} " if len(weights) > 1 else ""
         groups.append({f"{name}f{stage}": [m[stage] for m in maps] for stage in stages})
     return groups
 

@@ -25,6 +25,7 @@ from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed
+from densepath.core.single_values import take_single_values
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -63,6 +64,7 @@ class _Network:
         return attention, prefix, attention[:, :, row].mean(1) * attention.shape[-1]
 
 
+@take_single_values
 def show_attention(
     *,
     data: str | Path,
@@ -109,7 +111,7 @@ def show_attention(
         UserError: there are no such images or weights, weights are not of a vision transformer, or the query lies
             outside of the tokens.
     """
-    out, sources = Path(out), [weights] if isinstance(weights, str) else list(weights)
+    out, sources = Path(out), list(weights)
     check_seed(seed)
     if not sources or count < 1 or examples < 0 or heat_maps < 0:
         raise UserError("give at least one of --weights, a --count of 1 or more, and numbers that are not negative")

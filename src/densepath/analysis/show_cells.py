@@ -16,6 +16,7 @@ from densepath.analysis.panels import INK, OBJECTS, PanelGrid, add_panel_legend,
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
 from densepath.core.errors import UserError, counted, one_line
 from densepath.core.random import check_seed
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.sources.open import find_source
 from densepath.sources.slides.open import open_slide
@@ -28,6 +29,7 @@ _LEAST = 720  # pixels of an overview's longer side
 _MPP = (0.25, 0.5, 1.0, 2.0)
 
 
+@take_single_values
 def show_cells(
     *,
     data: str | Path,

@@ -18,6 +18,7 @@ from densepath.annotations.splits import fit_window
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.fonts import font
+from densepath.core.single_values import take_single_values
 from densepath.core.spacing import evenly_spaced
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
@@ -32,6 +33,7 @@ _WIDTH = 480  # pixels of a panel
 _GAP, _LINE, _FONT = 10, 24, 15
 
 
+@take_single_values
 def show_detections(
     *,
     data: str | Path,

@@ -17,6 +17,7 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
+from densepath.core.single_values import take_single_values
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
 from densepath.training.hardware import choose_device
@@ -26,6 +27,7 @@ _LINE = 0.17  # inches, of the legend below a panel
 _HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
 
 
+@take_single_values
 def show_similarity(
     *,
     data: Sequence[str],
@@ -66,8 +68,8 @@ def show_similarity(
             or a file name that does not end in .png.
     """
     out = picture_file(out, *data)
-    sources = [data] if isinstance(data, str) else list(data)
-    networks = [weights] if isinstance(weights, str) else list(weights)
+    sources = list(data)
+    networks = list(weights)
     if not sources or not networks:
         raise UserError("data or weights is empty; give at least one source of images and one of weights")
     if len(sources) > len(LINES):

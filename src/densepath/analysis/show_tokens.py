@@ -26,6 +26,7 @@ from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed
 from densepath.core.regions import point_counts
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import find_source
@@ -54,6 +55,7 @@ class Separation:
     distance: float
 
 
+@take_single_values
 def show_tokens(
     *,
     data: str | Path,
@@ -99,7 +101,7 @@ def show_tokens(
     Raises:
         UserError: there are no such images, weights or cells, or too few tokens of a group.
     """
-    out, sources = picture_file(out, data), [weights] if isinstance(weights, str) else list(weights)
+    out, sources = picture_file(out, data), list(weights)
     check_seed(seed)
     if not sources or count < 1 or tokens < 3 or not perplexity > 0:
         raise UserError(

@@ -27,6 +27,7 @@ from densepath.benchmark.sweeps import draw_sweeps
 from densepath.benchmark.tables import to_csv, to_markdown, to_record
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import open_console
 from densepath.sources.run_folders import refuse_among_images
 
@@ -36,6 +37,7 @@ _JOBS = "jobs"  # submitit's own files
 _OWN = (_RUNS, _DIGESTS, f"{TABLE}.md")
 
 
+@take_single_values
 def benchmark_table(
     *,
     config: str | Path,

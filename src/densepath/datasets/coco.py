@@ -16,6 +16,7 @@ from densepath.annotations.coco_writing import Objects
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.json_files import load_json
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
 from densepath.datasets.find_files import FileIndex, image_folder, split_named
@@ -29,6 +30,7 @@ _OTHER = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_"
 Annotations = list[dict[str, Any]]
 
 
+@take_single_values
 def convert_coco(
     source: str | Path,
     dest: str | Path,

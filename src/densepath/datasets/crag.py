@@ -8,6 +8,7 @@ from pathlib import Path
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.datasets.pairing import pair_up
 from densepath.datasets.published import CRAG
 from densepath.datasets.samples import Sample, with_patients
@@ -19,6 +20,7 @@ _SPLITS = {"train": ("train",), "test": ("valid", "test")}  # our split: its nam
 _IMAGES, _ANNOTATIONS = ("images",), ("annotation", "annotations")
 
 
+@take_single_values
 def convert_crag(
     source: str | Path, dest: str | Path, exclude: Sequence[str] = (), orientation: Orientation | None = None
 ) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.datasets.pairing import pair_up
 from densepath.datasets.published import GLAS
 from densepath.datasets.samples import Sample, with_patients
@@ -20,6 +21,7 @@ _SPLITS = ("train", "test")
 _GRADES = "Grade.csv"  # the published table of patients and grades
 
 
+@take_single_values
 def convert_glas(
     source: str | Path, dest: str | Path, exclude: Sequence[str] = (), orientation: Orientation | None = None
 ) -> Path:

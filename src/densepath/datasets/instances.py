@@ -9,6 +9,7 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.labels import LABEL_SUFFIXES
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.datasets.pairing import pair_up
 from densepath.datasets.samples import SPLITS, Sample, with_patients
 from densepath.datasets.splitting import Splitting, split_samples
@@ -16,6 +17,7 @@ from densepath.datasets.writing import write_samples
 from densepath.sources.listing import SUFFIXES, walk
 
 
+@take_single_values
 def convert_instances(
     source: str | Path,
     dest: str | Path,

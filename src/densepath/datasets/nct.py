@@ -13,6 +13,7 @@ from typing import Literal
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed, shuffled
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say, write_line
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
@@ -27,6 +28,7 @@ _SIDE = 224  # pixels of a tile
 _CONCL = dict(zip(NCT_CLASSES, (8290, 8398, 9219, 9209, 7105, 10900, 7007, 8385, 11487), strict=True))
 
 
+@take_single_values
 def convert_nct(
     source: str | Path,
     dest: str | Path,

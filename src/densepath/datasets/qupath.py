@@ -13,6 +13,7 @@ from densepath.annotations.left_out import LeftOut
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.geojson import TYPES, Feature, is_area, read_features
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.datasets.categories import Renaming
@@ -29,6 +30,7 @@ _SUFFIXES = (".geojson", ".json")
 Kind = Literal["annotation", "detection", "cell"]
 
 
+@take_single_values
 def convert_qupath(
     source: str | Path,
     dest: str | Path,

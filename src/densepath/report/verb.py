@@ -13,6 +13,7 @@ from densepath.analysis.short_names import short_names
 from densepath.core.errors import UserError, first_few, one_line
 from densepath.core.files import check_writable, refuse_replacing
 from densepath.core.result import Result
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.report.answers import CLASSIFIER, MIL, PROBE
 from densepath.report.blocks import Block, Note, Section
@@ -32,6 +33,7 @@ _MOST_SHOWN = 40  # runs with a section of their own
 _FEW_ROWS = 400  # measurements of each of many runs
 
 
+@take_single_values
 def write_report(
     runs: Sequence[str],
     *,
@@ -62,7 +64,7 @@ def write_report(
     Raises:
         UserError: there is no run, or none can be read; or the file is not an HTML file.
     """
-    given, out = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)], Path(out)
+    given, out = [Path(run) for run in runs], Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"a report cannot be written to {out}; use a file name that ends in .html")
     if not given:

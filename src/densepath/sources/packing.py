@@ -22,6 +22,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_file
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
@@ -44,6 +45,7 @@ _STORABLE = tuple(map(np.dtype, ["u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", 
 _TABLES = {"offsets": torch.int64, "name_starts": torch.int64, "sizes": torch.int32, "names": torch.uint8}
 
 
+@take_single_values
 def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, exclude: Sequence[str] = ()) -> Path:
     """Decode all images of a source into one file, which is read by mapping it into memory.
 

@@ -17,6 +17,7 @@ from densepath.core.log import logged
 from densepath.core.records import CONFIG, record_text
 from densepath.core.result import Result
 from densepath.core.shared_work import Shard
+from densepath.core.single_values import take_single_values
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.work_folder import work_folder
 from densepath.runs.folder import check_run
@@ -50,6 +51,7 @@ _FREE = ("data", "run", "pictures", "devices")
 _LATER = {"orientation": None, "mpp": None, "mpp_table": None, "default_mpp": None}  # of later versions
 
 
+@take_single_values
 def predict(
     run: str | Path,
     *,

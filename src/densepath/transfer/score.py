@@ -18,6 +18,7 @@ from densepath.core.errors import UserError, refuse
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.result import Result
 from densepath.core.scores import SCALE
+from densepath.core.single_values import take_single_values
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
 from densepath.runs.progress import say
@@ -40,6 +41,7 @@ from densepath.transfer.slides.slide_list import refuse_options
 _COLUMNS = ("image", "true", "found", *OBJECT_METRICS)
 
 
+@take_single_values
 def score(
     *,
     data: str | Path,

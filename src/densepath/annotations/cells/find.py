@@ -18,6 +18,7 @@ from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
+from densepath.core.single_values import take_single_values
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.system import available_memory, usable_cores
@@ -33,6 +34,7 @@ _OBJECTS = 14  # bytes of Python's numbers and lists that become of a byte of te
 Source = Literal["blobs", "geojson", "csv", "hovernet", "cellpose", "stardist", "histomicstk"]
 
 
+@take_single_values
 def cells(
     *,
     data: str | Path,

@@ -10,6 +10,7 @@ from typing import Literal
 
 from densepath.core.errors import UserError, refuse
 from densepath.core.random import ordered_by_seed
+from densepath.core.single_values import list_single_fields
 from densepath.core.streams import say
 from densepath.sources.listing import Passed
 from densepath.sources.volumes.dicom_series import Gaps
@@ -43,6 +44,7 @@ class Conversion:
     test_share: float | None = None
 
     def __post_init__(self) -> None:
+        list_single_fields(self)
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise UserError(f"--test_share is {self.test_share}; give a number between 0 and 1")
         if self.spacing != "native" and (len(self.spacing) != 3 or not all(0 < side < 1000 for side in self.spacing)):

@@ -10,6 +10,7 @@ from typing import Any
 from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, counted, one_line
 from densepath.core.files import check_writable, refuse_replacing
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say, write_result
 from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
@@ -38,6 +39,7 @@ def open_slides(paths: Sequence[str], mpp: MppTable | None = None) -> Iterator[t
             yield path, error
 
 
+@take_single_values
 def list_slides(
     *,
     data: str | Path,

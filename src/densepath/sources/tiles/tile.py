@@ -15,6 +15,7 @@ from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
+from densepath.core.single_values import take_single_values
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.system import usable_cores
@@ -44,6 +45,7 @@ _MPP, _SIZE = 0.5, 256
 _MOST_WORKERS = 16
 
 
+@take_single_values
 def tile(
     *,
     data: str | Path,

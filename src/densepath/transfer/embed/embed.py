@@ -20,6 +20,7 @@ from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
 from densepath.core.records import CONFIG, record_text
 from densepath.core.result import Result
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
@@ -63,6 +64,7 @@ class Embeddings(Result):
         return read_features(Path(self))
 
 
+@take_single_values
 def embed(
     *,
     data: str | Path,

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
 from densepath.core.random import check_seed
+from densepath.core.single_values import list_single_fields
 from densepath.training.hardware import Precision
 from densepath.transfer.mil.cohort import Grouping, Task
 from densepath.transfer.mil.slide_table import Columns
@@ -89,6 +90,7 @@ class MilConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        list_single_fields(self)
         check_seed(self.seed)
         for name, kind in (("task", Task), ("grouping", Grouping), ("class_weights", ClassWeights)):
             if (given := getattr(self, name)) not in (known := get_args(kind)):

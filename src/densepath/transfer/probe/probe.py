@@ -10,6 +10,7 @@ from densepath.annotations.classes import FOLDERS
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.core.result import Result
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import write_result
 from densepath.core.system import first_on_node
 from densepath.transfer.embed.encoder import Pool
@@ -22,6 +23,7 @@ from densepath.transfer.probe.tasks import Task, probe_task
 _NEIGHBORS, _FOLDS = 20, 5
 
 
+@take_single_values
 def probe(
     *,
     data: str | Path | None = None,

@@ -1,0 +1,75 @@
+"""Arguments that are lists: a single value is a list of one, as on the command line.
+
+Otherwise Python would take the letters of a text for the list, or the names of the scores of a result.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from numbers import Real
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from densepath.core.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_TEXTS, _NUMBERS = (str, Path), (int, float)
+
+
+def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that takes a single value wherever its signature has a sequence, and paths where that is of texts.
+
+    Raises:
+        UserError: a single value has another type than the sequence.
+    """
+    signature, hints = inspect.signature(function), functools.cache(lambda: get_type_hints(function))
+
+    @functools.wraps(function)
+    def with_lists(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # which names what is missing or unknown
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = _listed(name, hints().get(name), value)
+        return function(*bound.args, **bound.kwargs)
+
+    return with_lists
+
+
+def list_single_fields(options: Any) -> None:
+    """The same for the fields of a frozen dataclass, in its ``__post_init__``."""
+    hints = get_type_hints(type(options))
+    for field in fields(options):
+        value = getattr(options, field.name)
+        object.__setattr__(options, field.name, _listed(field.name, hints[field.name], value))
+
+
+def _listed(name: str, annotation: Any, value: Any) -> Any:
+    """A value for a type: where only a sequence is meant, a single value in a tuple."""
+    alternatives = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    item = next((get_args(a)[0] for a in alternatives if _is_list(a)), None)
+    if item is None:
+        return value
+    of_texts = item is str or get_origin(item) is Literal
+    if isinstance(value, list | tuple):
+        paths = of_texts and any(isinstance(each, os.PathLike) for each in value)
+        return tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in value) if paths else value
+    is_text, is_number = isinstance(value, str | os.PathLike), isinstance(value, Real)
+    single = _TEXTS if is_text else _NUMBERS
+    if not (is_text or is_number) or any(a in single or get_origin(a) is Literal for a in alternatives):
+        return value
+    if is_text != of_texts:
+        raise UserError(f"{name} takes {'texts' if of_texts else 'numbers'}, not {value!r}")
+    return (os.fspath(value) if isinstance(value, os.PathLike) else value,)
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a type is that of any number of values."""
+    return get_origin(annotation) is Sequence or (get_origin(annotation) is tuple and Ellipsis in get_args(annotation))

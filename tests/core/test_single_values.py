@@ -1,0 +1,72 @@
+"""Single values where lists are meant: the public functions take them as the command line does."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+import densepath
+from densepath.core.errors import UserError
+from densepath.core.result import Result
+from densepath.core.single_values import take_single_values
+from densepath.transfer.mil.config import MilConfig
+
+
+@take_single_values
+def _given(
+    texts: Sequence[str] = (),
+    numbers: Sequence[int] | None = None,
+    either: str | Path | Sequence[str] = "",
+    words: tuple[str, ...] = (),
+    kinds: Sequence[Literal["a", "b"]] = (),
+    pair: tuple[float, float] | None = None,
+    size: int | tuple[int, ...] = 1,
+) -> dict[str, Any]:
+    return {name: value for name, value in locals().items() if value not in ((), None, "", 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "taken"),
+    [
+        ("texts", "abc", ("abc",)),
+        ("texts", Path("a/b"), ("a/b",)),
+        ("texts", Result(Path("run"), {"loss": 1.0}), ("run",)),
+        ("texts", [Result(Path("run"), {"loss": 1.0}), "x"], ("run", "x")),
+        ("texts", ["x", "y"], ["x", "y"]),
+        ("numbers", 4, (4,)),
+        ("words", "abc", ("abc",)),
+        ("kinds", "a", ("a",)),
+        ("either", "abc", "abc"),
+        ("either", Path("a"), Path("a")),
+        ("pair", "ab", "ab"),
+        ("size", 5, 5),
+    ],
+)
+def test_a_single_value_is_a_list_of_one(name: str, value: Any, taken: Any) -> None:
+    assert _given(**{name: value}) == {name: taken}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"), [("numbers", "4", "numbers, not '4'"), ("texts", 4, "texts, not 4")]
+)
+def test_a_single_value_of_another_type_is_refused(name: str, value: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"{name} takes {says}"):
+        _given(**{name: value})
+
+
+def test_all_public_functions_take_single_values() -> None:
+    functions = [each for name in densepath.__all__ if inspect.isfunction(each := getattr(densepath, name))]
+    lists = re.compile(r"Sequence\[|, \.\.\.\]")
+    taking = [
+        f for f in functions if any(lists.search(str(p.annotation)) for p in inspect.signature(f).parameters.values())
+    ]
+    assert len(taking) > 20 and not [f.__name__ for f in taking if inspect.unwrap(f) is f]
+
+
+def test_fields_of_options_take_single_values() -> None:
+    assert densepath.Conversion("s", "d", exclude="a*").exclude == ("a*",)
+    config = MilConfig("f", "t.csv", "o", lr=0.1, classes="bright3")  # type: ignore[arg-type]
+    assert (config.lr, config.classes) == ((0.1,), ("bright3",))
