@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -32,7 +31,7 @@ from densepath.transfer.detection.prediction_files import (
 )
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.score_inputs import LABELS
-from densepath.transfer.predict_records import gather, record_of, refuse_others, source_of
+from densepath.transfer.predict_records import gather, identity_of_file, record_of, refuse_others, source_of
 
 _AHEAD = 2  # images
 
@@ -170,12 +169,8 @@ class Readers:
 
     def identity(self, position: int) -> list[Any]:
         """What changes if an image is another one: its path, its size and its time."""
-        file = self.names[position] if self._store is None else str(self._data)
-        try:
-            status = os.stat(file)
-        except OSError:
-            return [self.names[position]]
-        return [os.path.abspath(file), self.names[position], status.st_size, status.st_mtime_ns]
+        name = self.names[position]
+        return identity_of_file(name, name if self._store is None else self._data)
 
     def open(self, position: int) -> ImageReader:
         """The reader of an image. Raises CorruptImage."""
