@@ -94,6 +94,8 @@ def predict_images(
     # The network runs in this thread, so that Ctrl-C ends it at once; others decode images and write results.
     with OneBehind() as behind, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
         for position, reader in with_progress(opened, len(left), "predicting"):
+            if source_of(record_of(out, stems[position])) != readers.identity(position):
+                _remove(out, stems[position])
             try:
                 if isinstance(reader, CorruptImage):
                     raise reader
@@ -116,6 +118,14 @@ def predict_images(
         )
     counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
     return counts, {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
+
+
+def _remove(out: Path, stem: str) -> None:
+    """Remove what is left of another image with the same name."""
+    labels = [out / LABELS / f"{stem}{end}" for end in (".png", ".tif")]
+    others = [out / "geojson" / f"{stem}.geojson", out / "pictures" / f"{stem}.png"]
+    for path in (record_of(out, stem), *labels, *others):
+        path.unlink(missing_ok=True)
 
 
 def _say_scale(detector: TrainedDetector, image: ImageReader, spacing: float | None) -> bool:

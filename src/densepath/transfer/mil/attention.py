@@ -22,7 +22,7 @@ from densepath.transfer.embed.slide_features import SlideFeatures
 from densepath.transfer.mil.feature_files import Names, slide_name
 from densepath.transfer.mil.tile_sheet import draw_extremes
 from densepath.transfer.probe.metrics import Floats
-from densepath.transfer.slides.heat_map import write_heat_map
+from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
 
 ATTENTION = "attention"  # a folder, and the name of a measurement
 
@@ -83,7 +83,8 @@ class AttentionFiles:
     def files(self, name: str) -> list[Path]:
         """The files of a slide, of which some may be missing."""
         stem = self._out / name
-        return [stem.with_name(f"{stem.name}{end}") for end in (".csv", ".geojson", ".png", ".tif", "_tiles.png")]
+        own = [stem.with_name(f"{stem.name}{end}") for end in (".csv", ".geojson", "_tiles.png")]
+        return [*own, *files_of_map(stem)]
 
     def shows(self, name: str, noted: str | None, drawn: list[int] | None) -> bool:
         """Whether the pictures of a slide need not be drawn: they show the slide, or there is none to be found.

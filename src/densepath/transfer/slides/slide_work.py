@@ -77,7 +77,7 @@ class SlideWork:
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
             for name in watched(mine, mine_left, f"{self.one}s"):
                 if self.facts(name) is None:
-                    for path in self.files(name):
+                    for path in (record_of(self.out, name), *self.files(name)):
                         path.unlink(missing_ok=True)
                 facts = attempt(name, self.out, work)
                 with atomic_write(record_of(self.out, name)) as part:
