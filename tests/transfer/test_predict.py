@@ -304,12 +304,15 @@ def test_results_of_other_images_are_not_reported(
     names = [Path(each["file_name"]).name for each in json.loads((out / "images.json").read_text())["images"]]
     assert names == ["0.png", "00.png", "1.png"]
     assert [each | {"image_id": 3} for each in first] == [each for each in results_of(out) if each["image_id"] == 3]
+    (tmp_path / "data" / "0.png").write_bytes(b"damaged")
+    predict(detector, data=tmp_path / "data", out=out, **ALL)
+    assert not list(Path(out).glob("*/0.*"))
     (tmp_path / "data" / "00.png").unlink()
     predict(detector, data=tmp_path / "data", out=out, **ALL)
     assert "keeps files of 1 image that is not in the data: 00" in capsys.readouterr().err
     (tmp_path / "data").rename(tmp_path / "gone")
     images(tmp_path / "data" / "others", 1)
-    with pytest.raises(UserError, match=r"holds results of other images \(0, 00, 1\)"):
+    with pytest.raises(UserError, match=r"holds results of other images \(00, 1\)"):
         predict(detector, data=tmp_path / "data", out=out, **ALL)
 
 

@@ -13,12 +13,18 @@ METRICS = "metrics.csv"
 CHANCE = "_vs_chance"  # of the name of a loss that is divided by its value for a network that knows nothing
 
 
-def draw_safely(draw: Callable[[], Path], failure: str = "a picture was not drawn") -> None:
-    """Draw a picture, or write another file for people; an error is reported, and does not stop the run."""
+def draw_safely(draw: Callable[[], Path], failure: str = "a picture was not drawn") -> bool:
+    """Draw a picture, or write another file for people; an error is reported, and does not stop the run.
+
+    Returns:
+        Whether it was drawn.
+    """
     try:
         draw()
+        return True
     except Exception as error:  # whatever a full disk or a drawing library raises
         say(f"densepath: warning: {failure} ({' '.join(str(error).split())})")
+        return False
 
 
 def files_of_run(run: Path, **others: Path) -> dict[str, Path]:

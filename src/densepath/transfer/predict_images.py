@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -32,7 +31,7 @@ from densepath.transfer.detection.prediction_files import (
 )
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.score_inputs import LABELS
-from densepath.transfer.predict_records import gather, record_of, refuse_others, source_of
+from densepath.transfer.predict_records import gather, identity_of_file, record_of, refuse_others, source_of
 
 _AHEAD = 2  # images
 
@@ -95,6 +94,8 @@ def predict_images(
     # The network runs in this thread, so that Ctrl-C ends it at once; others decode images and write results.
     with OneBehind() as behind, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
         for position, reader in with_progress(opened, len(left), "predicting"):
+            if source_of(record_of(out, stems[position])) != readers.identity(position):
+                _remove(out, stems[position])
             try:
                 if isinstance(reader, CorruptImage):
                     raise reader
@@ -117,6 +118,14 @@ def predict_images(
         )
     counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
     return counts, {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
+
+
+def _remove(out: Path, stem: str) -> None:
+    """Remove what is left of another image with the same name."""
+    labels = [out / LABELS / f"{stem}{end}" for end in (".png", ".tif")]
+    others = [out / "geojson" / f"{stem}.geojson", out / "pictures" / f"{stem}.png"]
+    for path in (record_of(out, stem), *labels, *others):
+        path.unlink(missing_ok=True)
 
 
 def _say_scale(detector: TrainedDetector, image: ImageReader, spacing: float | None) -> bool:
@@ -170,12 +179,8 @@ class Readers:
 
     def identity(self, position: int) -> list[Any]:
         """What changes if an image is another one: its path, its size and its time."""
-        file = self.names[position] if self._store is None else str(self._data)
-        try:
-            status = os.stat(file)
-        except OSError:
-            return [self.names[position]]
-        return [os.path.abspath(file), self.names[position], status.st_size, status.st_mtime_ns]
+        name = self.names[position]
+        return identity_of_file(name, name if self._store is None else self._data)
 
     def open(self, position: int) -> ImageReader:
         """The reader of an image. Raises CorruptImage."""

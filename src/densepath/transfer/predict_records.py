@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,23 @@ class Images(Protocol):
     def identity(self, position: int) -> list[Any]:
         """What changes if an image is another one."""
         ...
+
+
+def identity_of_file(name: str, *files: str | Path) -> list[Any]:
+    """What changes if an image is another one: its name, and the paths, sizes and times of its files.
+
+    Args:
+        name: of the image in its source.
+        files: that it is read from.
+    """
+    found: list[Any] = []
+    for file in files:
+        try:
+            status = os.stat(file)
+            found += [os.path.abspath(file), name, status.st_size, status.st_mtime_ns]
+        except OSError:
+            found += [name]
+    return found
 
 
 def record_of(out: Path, stem: str) -> Path:

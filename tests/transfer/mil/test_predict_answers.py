@@ -115,6 +115,37 @@ def test_the_same_command_continues(run: Path, tmp_path: Path) -> None:
         predict(other, data=tmp_path / "new", out=out, **CPU)
 
 
+def test_slides_that_are_named_later_are_drawn(run: Path, tmp_path: Path) -> None:
+    def write_features(seed: int) -> None:
+        with h5py.File(tmp_path / "new" / "s.h5", "w") as file:
+            file["features"] = np.random.default_rng(seed).standard_normal((4, DIM), np.float32)
+            file["coords"] = np.array([[0, 0], [64, 0], [0, 64], [64, 64]])
+            file["coords"].attrs["patch_size_level0"] = 64
+
+    (tmp_path / "new").mkdir()
+    write_features(0)
+    out, given = tmp_path / "out", {"data": tmp_path / "new", "out": tmp_path / "out", **CPU}
+    table = {"s.csv", "s.geojson"}
+    pictures = [out / "attention" / name for name in ("s.png", "s.tif", "s_tiles.png")]
+
+    def drawn_at(**options: Any) -> list[int]:
+        predict(run, **given, **options)
+        return [path.stat().st_mtime_ns for path in pictures]
+
+    predict(run, **given)
+    write_slide(tmp_path / "slides" / "other.tiff", size=(128, 128), levels=(1, 2), tile=64)
+    predict(run, **given, slides=tmp_path / "slides")
+    assert {path.name for path in (out / "attention").iterdir()} == table
+    write_slide(tmp_path / "slides" / "s.tiff", size=(128, 128), levels=(1, 2), tile=64)
+    first = drawn_at(slides=tmp_path / "slides")
+    assert first == drawn_at() == drawn_at(slides=tmp_path / "slides", pictures=0)
+    write_slide(tmp_path / "slides" / "s.tiff", size=(144, 128), levels=(1, 2), tile=64)  # another slide
+    assert not set(first).intersection(drawn_at(slides=tmp_path / "slides"))
+    write_features(1)
+    predict(run, **given, pictures=0)  # pictures of the former features would be wrong
+    assert {path.name for path in (out / "attention").iterdir()} == table
+
+
 @pytest.mark.parametrize("grouping", ["averaged", "single"])
 def test_slides_are_grouped_as_in_the_training(grouping: str, run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "run")

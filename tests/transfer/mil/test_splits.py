@@ -118,8 +118,26 @@ def test_a_column_of_parts_or_of_folds(capsys: pytest.CaptureFixture[str]) -> No
     assert [split.test.tolist() for split in read_splits("fold", cohort, 0.3, 0)] == [
         [0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11],
     ]  # fmt: skip
-    cohort.splits[:] = ["a"] * 12
-    with pytest.raises(UserError, match="the column part has the value 'a'; give train, val and test, or numbers"):
+    cohort.splits[:] = ["9", "9.0", "09", "10", "10.", "10.0"] * 2
+    assert [split.test.tolist() for split in read_splits("fold", cohort, 0.3, 0)] == [
+        [0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        (["a"], "a"),
+        (["0", "", "1"], ""),
+        (["train", "", "0"], ""),
+        (["train", "test", "2.5"], "2.5"),
+        (["0", "Train", "1"], "Train"),
+    ],
+)
+def test_the_wrong_value_of_a_column_is_named(values: list[str], wrong: str) -> None:
+    cohort = cohort_of([0, 1] * 6)
+    cohort.splits[:] = (values * 12)[:12]
+    with pytest.raises(UserError, match=f"the column part has the value '{wrong}'; give train, val and test, or num"):
         read_splits("part", cohort, 0.3, 0)
 
 

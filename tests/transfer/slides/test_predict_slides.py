@@ -132,6 +132,9 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
     assert not list(out.rglob("*.part"))
     with pytest.raises(UserError, match="other values of mpp"):
         search(data, out, known=0.5, pictures="all", mpp=0.7)
+    (data / "good.tiff").write_bytes(b"")
+    assert search(data, out, known=0.5, pictures="all")["damaged"] == 4
+    assert list(out.glob("*/good.*")) == [out / "records" / "good.json"]
 
 
 def test_a_share_says_what_it_leaves(search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

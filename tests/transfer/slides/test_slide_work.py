@@ -73,6 +73,28 @@ def test_files_of_a_killed_command_are_removed(tmp_path: Path) -> None:
         assert list((tmp_path / "heat_maps").iterdir()) == [part]
 
 
+def test_files_of_another_slide_are_removed(tmp_path: Path) -> None:
+    """Also where the slide that replaced it is damaged."""
+    file, kept = tmp_path / "a.png", tmp_path / "b.png"
+
+    def do(identity: int, fails: bool = False) -> None:
+        def work(name: str) -> dict[str, int]:
+            if fails:
+                raise CorruptImage(name, "cut off")
+            file.touch()
+            return {}
+
+        shared = SlideWork(tmp_path, {"a": identity}, lambda name: [file])
+        shared.do(shared.succeeded, work)
+
+    kept.touch()
+    do(1)
+    do(1, fails=True)  # it is done
+    assert file.exists()
+    do(2, fails=True)
+    assert not file.exists() and kept.exists()
+
+
 def test_all_results_of_a_folder_have_one_precision(tmp_path: Path) -> None:
     assert begun_precision(tmp_path, "auto", "32") == "32"
     (tmp_path / "config.yaml").write_text("precision: bf16-mixed\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from densepath.transfer.classify.classifier import ClassifierNotes, Readout
 from densepath.transfer.classify.label_scores import rows_of
 from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
-from densepath.transfer.slides.heat_map import write_heat_map
+from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
 from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
 from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corrupt
 
@@ -96,7 +97,12 @@ def predict_tiles(
         tile(data=data, out=tiles, mpp=mpp, size=side, exclude=exclude, shard=_ALL, **given)
         exclude, table = (), MppTable()
     slides = {slide.name: slide for slide in list_of_slides(tiles, exclude, table)}
-    shared = SlideWork(out, {name: slide.identity() for name, slide in slides.items()})
+
+    def files(name: str) -> list[Path]:
+        maps = [files_of_map(_heat_map(out, name, label)) for label in notes.labels]
+        return [_table(out, name), *chain.from_iterable(maps)]
+
+    shared = SlideWork(out, {name: slide.identity() for name, slide in slides.items()}, files)
     shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware), shard)
     with shared_work(out / LOCKS / "tables", "tables"):
         found = shared.found()
@@ -132,13 +138,21 @@ def _predict_slide(
         {"x": int(x), "y": int(y), "x_um": f"{left:.2f}", "y_um": f"{top:.2f}", **row}
         for (x, y), (top, left), row in zip(corners, boxes[:, :2], answers, strict=True)
     ]
-    (path := out / "tiles" / f"{slide.name}.csv").parent.mkdir(parents=True, exist_ok=True)
+    (path := _table(out, slide.name)).parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, list(rows[0]), rows)
     only_second = notes.exclusive and len(notes.labels) == 2  # the other map is its inverse
     for t, name in list(enumerate(notes.labels))[1 if only_second else 0 :]:
-        part = re.sub(r"[^\w.-]+", "_", name)
-        heat_map = out / "heat_maps" / f"{slide.name}_{part}"
+        heat_map = _heat_map(out, slide.name, name)
         heat_map.parent.mkdir(parents=True, exist_ok=True)
         write_heat_map(heat_map, opened, boxes, chances[:, t], label=f"probability of {name}", limits=(0.0, 1.0))
     means = {f"mean p {name}": float(mean) for name, mean in zip(notes.labels, chances.mean(0), strict=True)}
     return {"tiles": len(tiling), "damaged": len(damaged), **means}
+
+
+def _table(out: Path, slide: str) -> Path:
+    return out / "tiles" / f"{slide}.csv"
+
+
+def _heat_map(out: Path, slide: str, label: str) -> Path:
+    part = re.sub(r"[^\w.-]+", "_", label)
+    return out / "heat_maps" / f"{slide}_{part}"

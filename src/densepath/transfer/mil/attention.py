@@ -17,11 +17,12 @@ from densepath.runs.closing import draw_safely
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
+from densepath.sources.tiles.records import identity_of
 from densepath.transfer.embed.slide_features import SlideFeatures
 from densepath.transfer.mil.feature_files import Names, slide_name
 from densepath.transfer.mil.tile_sheet import draw_extremes
 from densepath.transfer.probe.metrics import Floats
-from densepath.transfer.slides.heat_map import write_heat_map
+from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
 
 ATTENTION = "attention"  # a folder, and the name of a measurement
 
@@ -41,7 +42,9 @@ class AttentionFiles:
         self._paths = {slide_name(os.path.relpath(path, slides or "")): path for path in paths}
         self._names = Names(list(self._paths))
 
-    def write(self, name: str, tiles: SlideFeatures, attention: Floats, shown: int, drawn: bool = True) -> None:
+    def write(
+        self, name: str, tiles: SlideFeatures, attention: Floats, shown: int, drawn: bool = True
+    ) -> list[int] | None:
         """Write ``NAME.csv``, and as far as the file of features says where its tiles are, the other files.
 
         Args:
@@ -50,40 +53,77 @@ class AttentionFiles:
             attention: (1, N), or (K, N), for each class.
             shown: the class whose attention is drawn.
             drawn: whether there are pictures.
+
+        Returns:
+            What the slide of the pictures is known by, for :meth:`shows`; None if they were not drawn.
         """
         stem = self._out / name
         write_table(stem.with_name(f"{stem.name}.csv"), tiles, attention, self._classes)
-        slide = self._open(name, tiles, drawn)
+        slide, identity = self._open(name, tiles, drawn)
         spacing = tiles.spacing or (slide.spacing if slide is not None else None)
         if (boxes := boxes_px(tiles, spacing)) is not None:
             write_geojson(stem.with_name(f"{stem.name}.geojson"), boxes, attention, self._classes)
         if not drawn or slide is None:
-            return
+            return None
         if spacing is None or tiles.corners is None:
             unknown = "the places of its tiles" if tiles.corners is None else "its µm per pixel"
             say(f"densepath: {name} has no pictures, as {unknown} are unknown")
-            return
+            return None
         own = attention[shown if len(attention) > 1 else 0]
         own = own / own.mean()  # 1 is the mean, however many tiles there are
         label = "attention" if len(attention) == 1 else f"attention for {self._classes[shown]}"
         label += " (mean 1)"
         um = tiles.boxes_um(spacing)
-        draw_safely(lambda: write_heat_map(stem, slide, um, own, label=label)[1])
-        draw_safely(lambda: draw_extremes(stem.with_name(f"{stem.name}_tiles.png"), slide, um, own, label))
+        done = (
+            draw_safely(lambda: write_heat_map(stem, slide, um, own, label=label)[1]),
+            draw_safely(lambda: draw_extremes(stem.with_name(f"{stem.name}_tiles.png"), slide, um, own, label)),
+        )
+        return identity if all(done) else None
 
-    def _open(self, name: str, tiles: SlideFeatures, drawn: bool) -> Slide | None:
-        """The slide, if it is there and can be read; what is wrong with it is said if pictures of it were asked for."""
-        noted = tiles.notes.get("slide_path")  # of densepath embed
+    def files(self, name: str) -> list[Path]:
+        """The files of a slide, of which some may be missing."""
+        stem = self._out / name
+        own = [stem.with_name(f"{stem.name}{end}") for end in (".csv", ".geojson", "_tiles.png")]
+        return [*own, *files_of_map(stem)]
+
+    def shows(self, name: str, noted: str | None, drawn: list[int] | None) -> bool:
+        """Whether the pictures of a slide need not be drawn: they show the slide, or there is none to be found.
+
+        Args:
+            name: of the slide.
+            noted: its path, as the features name it.
+            drawn: what :meth:`write` returned.
+        """
         try:
-            path = self._paths.get(self._names.find(name, "the features") or "", noted)
-            if path is not None and os.path.exists(path):
-                return open_slide(path)
+            path = self._path(name, noted)
+        except UserError:
+            path = None
+        if path is None:
+            return drawn is not None or self._folder is None
+        return drawn == identity_of(path)
+
+    def _path(self, name: str, noted: str | None) -> str | None:
+        """The slide of a name, if it is there. Raises UserError."""
+        path = self._paths.get(self._names.find(name, "the features") or "", noted)
+        return path if path is not None and os.path.exists(path) else None
+
+    def _open(self, name: str, tiles: SlideFeatures, drawn: bool) -> tuple[Slide | None, list[int]]:
+        """The slide and its identity, if it is there and can be read; else says why, if it was to be drawn."""
+        try:
+            if (path := self._path(name, slide_path(tiles))) is not None:
+                return open_slide(path), identity_of(path)
             if drawn and self._folder is not None:
                 say(f"densepath: {name} has no pictures, as its slide is not in {self._folder}")
         except UserError as error:
             if drawn:
                 say(f"densepath: {name} has no pictures: {error}")
-        return None
+        return None, []
+
+
+def slide_path(tiles: SlideFeatures) -> str | None:
+    """The path of their slide, which ``densepath embed`` notes."""
+    path = tiles.notes.get("slide_path")
+    return path if isinstance(path, str) else None
 
 
 def boxes_px(tiles: SlideFeatures, spacing: tuple[float, float] | None) -> Floats | None:

@@ -28,7 +28,7 @@ from densepath.sources.slides.failures import report_problem
 from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
-from densepath.transfer.mil.attention import ATTENTION, AttentionFiles
+from densepath.transfer.mil.attention import ATTENTION, AttentionFiles, slide_path
 from densepath.transfer.mil.bags import Bag, check_place, extractor_of, half
 from densepath.transfer.mil.ensemble import Answer, Ensemble
 from densepath.transfer.mil.extractor_record import ExtractorRecord
@@ -131,11 +131,15 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
         cases.setdefault(slide.name if work.grouping == "single" else slide.patient, []).append(slide)
     # The names of patients come from a table: a case is known by its first slide.
     cases = {own[0].name: own for own in cases.values()}
-    shared = SlideWork(work.out, {name: _identity(own, work.models) for name, own in cases.items()})
+    shared = SlideWork(
+        work.out,
+        {name: _identity(own, work.models) for name, own in cases.items()},
+        lambda name: [path for slide in cases[name] for path in work.attention.files(slide.name)],
+    )
 
     def is_done(name: str) -> bool:
         facts = _answered(shared.facts(name), cases[name])
-        return not facts["problems"] and work.drawn.intersection(facts["slides"]) <= set(facts["drawn"])
+        return not facts["problems"] and _shown(work, facts)
 
     shared.do(is_done, lambda name: _answer_case(work, cases[name]))
     with shared_work(work.out / LOCKS / "tables", "tables"):
@@ -150,6 +154,13 @@ def _answered(facts: dict[str, Any] | None, slides: Sequence[NewSlide]) -> dict[
     return facts
 
 
+def _shown(work: _Work, facts: Mapping[str, Any]) -> bool:
+    """Whether the slides of a case that are to be drawn are drawn, as far as they can be found."""
+    slides, pictures = facts["slides"], facts.get("pictures", {})
+    drawn = work.drawn.intersection(slides)
+    return all(work.attention.shows(name, slides[name].get("path"), pictures.get(name)) for name in drawn)
+
+
 def _answer_case(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
     """Answer for the slides of a case, each and together, write their attention, and return what is known of it."""
     bags: dict[str, tuple[SlideFeatures, Bag]] = {}
@@ -161,7 +172,7 @@ def _answer_case(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
             problems[slide.name] = error.why
             report_problem(slide.name, error.why)
     if not bags:
-        return {"slides": {}, "problems": problems, "drawn": [], "values": None}
+        return {"slides": {}, "problems": problems, "values": None}
     answers = {own: work.models.answer(bag) for own, (_, bag) in bags.items()}
     together = Answer(np.mean([answer.values for answer in answers.values()], axis=0), np.zeros((1, 0)))
     if work.grouping == "joined" and len(bags) > 1:
@@ -170,15 +181,16 @@ def _answer_case(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
         ends = np.cumsum([len(bag.tiles()) for _, bag in bags.values()])[:-1]
         parts = np.split(together.attention, ends, axis=1)
         answers = {own: Answer(answers[own].values, attention) for own, attention in zip(bags, parts, strict=True)}
-    for own, (tiles, _) in bags.items():
-        shown = work.models.predicted(together.values)
-        work.attention.write(own, tiles, answers[own].attention, shown, own in work.drawn)
+    shown = work.models.predicted(together.values)
+    found, pictures = {}, {}
+    for own, (tiles, bag) in bags.items():
+        answer = answers[own]
+        pictures[own] = work.attention.write(own, tiles, answer.attention, shown, own in work.drawn)
+        found[own] = {"tiles": len(bag.tiles()), "values": answer.values.tolist(), "path": slide_path(tiles)}
     return {
-        "slides": {
-            own: {"tiles": len(bags[own][1].tiles()), "values": a.values.tolist()} for own, a in answers.items()
-        },
+        "slides": found,
         "problems": problems,
-        "drawn": sorted(work.drawn.intersection(bags)),
+        "pictures": {own: identity for own, identity in pictures.items() if identity is not None},
         "values": together.values.tolist(),
     }
 

@@ -26,6 +26,7 @@ from densepath.transfer.probe.metrics import Integers
 SPLITS = "splits.json"
 PARTS = ("train", "validation", "test")
 _CLAM = re.compile(r"splits_(\d+)\.csv")
+_FOLD = re.compile(r"[0-9]+(\.0*)?")  # a whole number, as spreadsheets write it
 _BINS = 4  # of numbers, to stratify by
 
 
@@ -238,11 +239,10 @@ def _of_column(cohort: Cohort, source: str) -> list[Split]:
     if not set(values) - set(PART_NUMBERS):
         parts = parts_of(values, "cases", ", and a share of the training cases chooses epoch and thresholds")
         return [Split(*(np.flatnonzero(parts == part) for part in range(3)))]
-    numbers = sorted(set(values), key=lambda value: (len(value), value))
-    if not all(re.fullmatch(r"\d+(\.0)?", value) for value in numbers):
-        wrong = next(value for value in cohort.splits if value.lower() not in PART_NUMBERS)
+    if other := [value for value, low in zip(cohort.splits, values, strict=True) if not _FOLD.fullmatch(low)]:
+        wrong = next((value for value in other if value.lower() not in PART_NUMBERS), other[0])
         raise UserError(f"{source} has the value {wrong!r}; give train, val and test, or numbers of folds")
-    folds = np.array([numbers.index(value) for value in values])
+    numbers, folds = np.unique([int(float(value)) for value in values], return_inverse=True)
     none = np.array([], np.int64)
     return [Split(np.flatnonzero(folds != k), none, np.flatnonzero(folds == k)) for k in range(len(numbers))]
 

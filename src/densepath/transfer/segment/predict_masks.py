@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +12,15 @@ from typing import Any, Literal
 import numpy.typing as npt
 from PIL import Image
 
-from densepath.annotations.labels import read_labels
 from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
+from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names
 from densepath.core.result import Result
-from densepath.core.shared_work import Shard, claimed
+from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
@@ -39,14 +38,18 @@ from densepath.sources.volumes.open_store import is_volume_store
 from densepath.sources.volumes.volume import voxel_mm3
 from densepath.training.hardware import Precision, choose_hardware
 from densepath.transfer.classify.training import Stored
+from densepath.transfer.predict_records import identity_of_file
 from densepath.transfer.segment.cohort import MAX_SIDE
 from densepath.transfer.segment.legend import ClassMap
 from densepath.transfer.segment.overlays import draw_case
 from densepath.transfer.segment.segmenter import SegmenterNotes, read_segmenter, segmenter_path
 from densepath.transfer.segment.sliding import SlidingWindow
 from densepath.transfer.segment.volume_inputs import VolumeInputs
+from densepath.transfer.segment.volume_slices import SUFFIX
+from densepath.transfer.slides.slide_work import SlideWork
 
 LABELS, PICTURES, LEGEND, SIZES, LOG = "labels", "pictures", "legend.json", "sizes.csv", "predict.log"
+_PIXELS, _MM3 = "px", "mm3"
 _FREE = ("data", "run", "devices", "precision", "pictures")
 
 
@@ -56,16 +59,19 @@ class _Work:
 
     Args:
         names: of the results.
+        files: that an image is read from, by its position.
         suffix: of the label maps.
-        segment: segments and writes an image by its position; draws it if asked to. Raises CorruptImage.
-        sizes: a line on a written label map.
+        segment: segments and writes an image by its position; draws it if asked to. Returns the size of each class.
+            Raises CorruptImage.
+        unit: of the sizes.
         also: what was passed over, as the end of a line.
     """
 
     names: list[str]
+    files: Callable[[int], Sequence[str | Path]]
     suffix: str
-    segment: Callable[[int, Path, Path | None], None]
-    sizes: Callable[[str, Path], dict[str, Any]]
+    segment: Callable[[int, Path, Path | None], dict[str, Any]]
+    unit: str
     also: str
 
 
@@ -91,7 +97,7 @@ def predict_masks(
         overlap: share of a window that the next one covers; default: that of the training.
 
     Returns:
-        ``out``, with the numbers of "images" and of "damaged" ones.
+        ``out``, with the numbers of "images", of "damaged" ones, and of those "left" to other processes.
 
     Raises:
         UserError: no image can be read, or the segmenter does not fit the images.
@@ -117,43 +123,62 @@ def predict_masks(
     record: dict[str, Any] = {"run": str(run), "data": str(data), "segmenter": digest_of_file(path)}
     record |= {"window": window, "overlap": overlap, "exclude": list(exclude), "pictures": pictures}
     record |= {"devices": devices, "precision": hardware.precision}
-    count = len(work.names) if pictures == "all" else pictures
-    shown = evenly_spaced(count, len(work.names)) if count else []
-    drawn, number = {work.names[k] for k in shown}, {name: k for k, name in enumerate(work.names)}
+    shown = evenly_spaced(len(work.names) if pictures == "all" else pictures, len(work.names))
+    drawn = {work.names[k] for k in shown}
     with work_folder(out, record, log=LOG, free=_FREE):
         say(f"densepath: {notes.backbone} of {run}: {first_few(notes.legend.names, 12)}{work.also}")
         with atomic_write(out / LEGEND) as part:
             part.write_text(json.dumps(notes.legend.record(), indent=1) + "\n")
-        damaged: list[str] = []
+        shared = _segment_all(work, out, drawn, "volume" if volumes else "image", Shard.of(shard))
+        with shared_work(out / LOCKS / "tables", "tables"):
+            found = shared.found()
+            done = {name: facts for name, facts in found.items() if "problem" not in facts}
+            rows = [{"image": name, **facts} for name, facts in done.items()]
+            write_rows(out / SIZES, ["image", *_columns(notes, work.unit)], rows)
+        counts, line = shared.summary(found)
+        say(f"densepath: label maps of {counted(len(done), shared.one)}{line}")
+        if not counts["left"]:
+            made = {"label maps": out / LABELS, "sizes": out / SIZES}
+            say_end(watch, "", made | ({"pictures": out / PICTURES} if drawn else {}))
+    files = {name: out / PICTURES / f"{name}.png" for name in sorted(drawn.intersection(done))}
+    return Result(out, {"images": counts.pop("slides"), **counts}, files | {"sizes": out / SIZES})
 
-        def target(name: str) -> Path:
-            return out / LABELS / f"{name}{work.suffix}"
 
-        with closing(claimed(out, work.names, lambda name: target(name).is_file(), Shard.of(shard))) as names:
-            for name in with_progress(names, len(work.names), "segmenting"):
-                target(name).parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    work.segment(number[name], target(name), out / PICTURES if name in drawn else None)
-                except CorruptImage as error:
-                    damaged.append(str(error))
-        done = [name for name in work.names if target(name).is_file()]
-        if not done:
-            raise UserError(
-                f"none of {counted(len(work.names), 'image')} can be read; check the files ({first_few(damaged)})"
-            )
-        if damaged:
-            say(f"densepath: {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}")
-        rows = [work.sizes(name, target(name)) for name in done]
-        write_rows(out / SIZES, list(rows[0]), rows)
-        made = {"label maps": out / LABELS, "sizes": out / SIZES}
-        say_end(
-            watch,
-            counted(len(done), "volume" if volumes else "image"),
-            made | ({"pictures": out / PICTURES} if drawn else {}),
-        )
-    counts = {"images": len(work.names), "damaged": len(damaged)}
-    files = {name: out / PICTURES / f"{name}.png" for name in sorted(drawn) if name in set(done)}
-    return Result(out, counts, files | {"sizes": out / SIZES})
+def _segment_all(work: _Work, out: Path, drawn: Collection[str], one: str, shard: Shard | None) -> SlideWork:
+    """Segment the images that are not done.
+
+    Args:
+        work: the images.
+        out: the folder, which other processes may share.
+        drawn: names of the images with pictures.
+        one: what an image is called.
+        shard: the share of this process.
+
+    Returns:
+        The images with their records.
+    """
+    number = {name: k for k, name in enumerate(work.names)}
+
+    def target(name: str) -> Path:
+        return out / LABELS / f"{name}{work.suffix}"
+
+    def picture(name: str) -> Path:
+        return out / PICTURES / f"{name}.png"
+
+    def is_done(name: str) -> bool:
+        return shared.succeeded(name) and target(name).is_file() and (name not in drawn or picture(name).is_file())
+
+    def segment(name: str) -> dict[str, Any]:
+        return work.segment(number[name], target(name), out / PICTURES if name in drawn else None)
+
+    shared = SlideWork(
+        out,
+        {name: identity_of_file(name, *work.files(k)) for name, k in number.items()},
+        lambda name: (target(name), picture(name), out / PICTURES / f"{name}{SUFFIX}"),
+        one,
+    )
+    shared.do(is_done, segment, shard, watched=with_progress)
+    return shared
 
 
 def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exclude: Sequence[str]) -> _Work:
@@ -171,48 +196,49 @@ def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exc
     below = names_below(paths, data) if isinstance(images, ImageFiles) else paths
     names = [name.replace(os.sep, "/") for name in output_names([Path(name) for name in below])]
 
-    def segment(position: int, path: Path, pictures: Path | None) -> None:
+    def segment(position: int, path: Path, pictures: Path | None) -> dict[str, Any]:
         pixels = stored.read(position)
         if isinstance(pixels, CorruptImage):
             raise pixels
         classes = sliding.classes(pixels)
+        values = notes.legend.values_of(classes)
         with atomic_write(path) as part:
-            Image.fromarray(notes.legend.values_of(classes)).save(part, "PNG")
+            Image.fromarray(values).save(part, "PNG")
         if pictures is not None:
             draw_safely(lambda: draw_case(pictures, names[position], pixels, spec, classes, None, notes.legend))
+        return _sizes(values, notes, _PIXELS, 1)
 
-    def sizes(name: str, path: Path) -> dict[str, Any]:
-        return {"image": name, **_counts(read_labels(path), notes, "px", 1)}
+    def files(position: int) -> Sequence[str | Path]:
+        return (images.names(position) if isinstance(images, ImageFiles) else data,)
 
-    return _Work(names, ".png", segment, sizes, passed_over(images))
+    return _Work(names, files, ".png", segment, _PIXELS, passed_over(images))
 
 
 def _volumes(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exclude: Sequence[str]) -> _Work:
     inputs = VolumeInputs(data, notes, exclude)
 
-    def segment(position: int, path: Path, pictures: Path | None) -> None:
+    def segment(position: int, path: Path, pictures: Path | None) -> dict[str, Any]:
         volume = inputs.read(position)
         classes: ClassMap = volume.restored(sliding.slabs(volume.pixels))
-        volume.write(path, notes.legend.values_of(classes))
+        values = notes.legend.values_of(classes)
+        volume.write(path, values)
         if pictures is not None:
             shown = volume.on_pixels(classes)
             drawn = inputs.names[position], volume.pixels, sliding.spec, shown, None, notes.legend, ()
             draw_safely(lambda: draw_case(pictures, *drawn, volume.spacing))
+        return _sizes(values, notes, _MM3, voxel_mm3(volume.affine))
 
-    def sizes(name: str, path: Path) -> dict[str, Any]:
-        from densepath.sources.volumes.nifti import read_nifti
-
-        volume = read_nifti(str(path))
-        return {"image": name, **_counts(volume.channels[0].values, notes, "mm3", voxel_mm3(volume.affine))}
-
-    return _Work(inputs.names, ".nii.gz", segment, sizes, inputs.passed.also())
+    return _Work(inputs.names, inputs.files, ".nii.gz", segment, _MM3, inputs.passed.also())
 
 
-def _counts(values: npt.NDArray[Any], notes: SegmenterNotes, unit: str, size: float) -> dict[str, Any]:
+def _sizes(values: npt.NDArray[Any], notes: SegmenterNotes, unit: str, size: float) -> dict[str, float]:
     """The size of each class in a label map."""
+    columns = _columns(notes, unit).items()
+    return {column: round(float((values == value).sum() * size), 3) for column, value in columns}
+
+
+def _columns(notes: SegmenterNotes, unit: str) -> dict[str, int]:
+    """The columns of the sizes, with the values of their classes in label maps."""
     legend = notes.legend
-    return {
-        f"{name}_{unit}": round(float((values == value).sum() * size), 3)
-        for number, (name, value) in enumerate(zip(legend.names, legend.values, strict=True))
-        if number != legend.background
-    }
+    classes = enumerate(zip(legend.names, legend.values, strict=True))
+    return {f"{name}_{unit}": value for number, (name, value) in classes if number != legend.background}

@@ -20,7 +20,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.volumes.open_store import is_volume_store, open_volumes
 from densepath.sources.volumes.prepare import prepare, resampled
-from densepath.sources.volumes.read import SUFFIXES, read_volume
+from densepath.sources.volumes.read import SUFFIXES, files_of, read_volume
 from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Spacing, from_ras, library, spacing_of, to_ras
 from densepath.transfer.segment.legend import ClassMap
@@ -132,6 +132,10 @@ class VolumeInputs:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def files(self, position: int) -> Sequence[Path]:
+        """The files that a volume is read from."""
+        return files_of(self._paths[position]) if self._store is None else (self._store.path(position),)
 
     def read(self, position: int) -> VolumeInput:
         """A volume. Raises CorruptImage."""

@@ -78,11 +78,17 @@ def write_heat_map(
     return write_map(path, slide, heat_map(slide, boxes, values), label=label, limits=limits)
 
 
+def files_of_map(path: str | Path) -> tuple[Path, Path]:
+    """The TIFF and the PNG of a map, by their path without suffixes."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.tif"), path.with_name(f"{path.name}.png")
+
+
 def write_map(
     path: str | Path, slide: Slide, found: HeatMap, *, label: str = "", limits: tuple[float, float] | None = None
 ) -> tuple[Path, Path]:
     """Write a map of a slide. Files, arguments and errors as for :func:`write_heat_map`."""
-    tiff, png = (Path(path).with_name(f"{Path(path).name}{suffix}") for suffix in (".tif", ".png"))
+    tiff, png = files_of_map(path)
     colored = found.values.shape[2] == 3
     if limits is None and not colored:
         known = found.values[np.isfinite(found.values)]

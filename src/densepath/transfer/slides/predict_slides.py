@@ -26,7 +26,7 @@ from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.windows import merged, windows_of
 from densepath.transfer.predict_records import TABLE, record_of
-from densepath.transfer.slides.heat_map import write_density
+from densepath.transfer.slides.heat_map import files_of_map, write_density
 from densepath.transfer.slides.object_files import ObjectFiles, centroids_in
 from densepath.transfer.slides.object_pictures import draw_objects
 from densepath.transfer.slides.slide_list import ListedSlide, share_of_tiles
@@ -106,7 +106,7 @@ def predict_slides(
     chosen = evenly_spaced(len(slides) if pictures == "all" else pictures, len(slides))
     drawn = {slides[position].name for position in chosen}
 
-    shared = SlideWork(out, {slide.name: slide.identity() for slide in slides})
+    shared = SlideWork(out, {slide.name: slide.identity() for slide in slides}, lambda name: _files(out, name))
 
     def is_done(name: str) -> bool:
         return shared.succeeded(name) and (name not in drawn or _picture(out, name).exists())
@@ -164,6 +164,12 @@ def _predict_slide(
         facts["unread"] = unread = f"{where} ({damaged[0][1].why})"
         report_problem(name, unread)
     return facts
+
+
+def _files(out: Path, name: str) -> list[Path]:
+    """All files of a slide but its record."""
+    maps = files_of_map(out / "heat_maps" / name)
+    return [out / "geojson" / f"{name}.geojson", _table(out, name), _picture(out, name), *maps]
 
 
 def _picture(out: Path, name: str) -> Path:

@@ -1,9 +1,9 @@
-"""Work on many slides, by any number of processes: what is wrong with one costs a line, and does not end the run."""
+"""Work on many slides or images, by any number of processes: what is wrong with one does not end the run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,14 @@ class SlideWork:
     Args:
         out: the folder of the results, which other processes may share.
         identities: by name, what changes if a slide is another one.
+        files: those of a slide, by its name: what is left there of another slide is removed.
+        one: what a slide is called.
     """
 
     out: Path
     identities: Mapping[str, Any]
+    files: Callable[[str], Iterable[Path]] = lambda name: ()
+    one: str = "slide"
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """The record of a slide; None if it is not done."""
@@ -52,6 +56,7 @@ class SlideWork:
         work: Callable[[str], dict[str, Any]],
         shard: Shard | None = None,
         also: str = "",
+        watched: Callable[[Iterator[str], int, str], Iterator[str]] = with_lines,
     ) -> None:
         """Do the slides that are not done, each in one of the processes that share the folder.
 
@@ -59,6 +64,7 @@ class SlideWork:
             is_done, shard: as for :func:`~densepath.core.shared_work.claimed`.
             work: does a slide, and returns what is known of it.
             also: the end of the first line.
+            watched: yields the slides, and shows how many of them are done.
 
         Raises:
             UserError: as for :func:`attempt`, or another process does other slides.
@@ -67,9 +73,12 @@ class SlideWork:
         names = list(self.identities)
         left = [name for name in names if not is_done(name)]
         mine_left = len(left if shard is None else set(left).intersection(names[shard.number :: shard.count]))
-        say(f"densepath: {counted(len(names), 'slide')}, {len(names) - len(left)} done before{also}")
+        say(f"densepath: {counted(len(names), self.one)}, {len(names) - len(left)} done before{also}")
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
-            for name in with_lines(mine, mine_left, "slides"):
+            for name in watched(mine, mine_left, f"{self.one}s"):
+                if self.facts(name) is None:
+                    for path in (record_of(self.out, name), *self.files(name)):
+                        path.unlink(missing_ok=True)
                 facts = attempt(name, self.out, work)
                 with atomic_write(record_of(self.out, name)) as part:
                     part.write_text(f"{json.dumps(self.identities[name])}\n{json.dumps(facts)}\n")
@@ -88,10 +97,10 @@ class SlideWork:
         count, left = len(self.identities), len(self.identities) - len(found)
         problems = [f"{name}: {facts['problem']}" for name, facts in found.items() if "problem" in facts]
         if len(problems) == count:
-            raise UserError(f"none of {counted(count, 'slide')} can be read ({problems[0]})")
-        line = f"; {counted(len(problems), 'slide')} passed over: {first_few(problems)}" if problems else ""
+            raise UserError(f"none of {counted(count, self.one)} can be read ({problems[0]})")
+        line = f"; {counted(len(problems), self.one)} passed over: {first_few(problems)}" if problems else ""
         if left:
-            line += f"; this process is done, {left} of {counted(count, 'slide')} left to other processes"
+            line += f"; this process is done, {left} of {counted(count, self.one)} left to other processes"
         return {"slides": count, "damaged": len(problems), "left": left}, line
 
 

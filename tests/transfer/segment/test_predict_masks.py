@@ -1,0 +1,97 @@
+"""``densepath predict`` with a segmenter in a folder that has results: what is done again, and the table of all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock, Timeout
+
+from densepath.sources.pixel_source import PixelSpec
+from densepath.transfer.segment import predict_masks as module
+from densepath.transfer.segment.legend import legend_of
+from densepath.transfer.segment.predict_masks import predict_masks
+from densepath.transfer.segment.segmenter import SegmenterNotes, save_segmenter
+
+from .conftest import write_images, write_store
+
+CPU: dict[str, Any] = {"devices": "cpu", "precision": "32"}
+
+
+def write_segmenter(path: Path, ndim: int) -> Path:
+    backbone, channels, window = ("test_resnet", 3, (0.0, 255.0)) if ndim == 2 else ("resnet10_3d_w4", 1, (0.0, 1.0))
+    spec = PixelSpec.default(channels, window, ndim=ndim).record()
+    legend = legend_of(("0:background", "1:red"))
+    notes = SegmenterNotes(backbone, "unet", "group", legend, (32,) * ndim, 0.5, spec, own_window=ndim == 3)
+    save_segmenter(path, notes.build(), notes)
+    return path
+
+
+def two_images(folder: Path) -> tuple[Path, Path]:
+    images = write_images(folder, 2, 1) / "images"
+    return images, images / "P0_0.png"
+
+
+def two_volumes(folder: Path) -> tuple[Path, Path]:
+    folder.mkdir()
+    for name in ("a", "b"):
+        fields = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\nElementSpacing = 1 1 1\n"
+        (folder / f"{name}.mhd").write_text(f"{fields}ElementDataFile = {name}.raw\n")
+        (folder / f"{name}.raw").write_bytes(np.arange(512, dtype=np.int16).tobytes())
+    return folder, folder / "a.raw"
+
+
+def two_in_a_store(folder: Path) -> tuple[Path, Path]:
+    store = write_store(folder, 2)
+    return store, min((store / "volumes").iterdir())
+
+
+@pytest.mark.parametrize(("write", "ndim"), [(two_images, 2), (two_volumes, 3), (two_in_a_store, 3)])
+def test_only_an_image_that_changed_is_done_again(write: Any, ndim: int, tmp_path: Path) -> None:
+    data, changed = write(tmp_path / "data")
+    run, out = write_segmenter(tmp_path / "segmenter.safetensors", ndim), tmp_path / "out"
+
+    def times(part: str, pictures: int) -> dict[str, int]:
+        predict_masks(run, data=data, out=out, pictures=pictures, **CPU)
+        return {path.name: path.stat().st_mtime_ns for path in sorted((out / part).iterdir())}
+
+    assert len(before := times("labels", 0)) == 2 and not (out / "pictures").exists()
+    drawn = times("pictures", 2)  # pictures that are asked for later
+    assert len(drawn) == (2 if ndim == 2 else 4)
+    before = times("labels", 2)
+    assert times("pictures", 0) == drawn
+    os.utime(changed, ns=(0, 0))
+    first, second = times("labels", 0).items()
+    assert first not in before.items() and second in before.items()
+    assert dict(list(drawn.items())[len(drawn) // 2 :]) == times("pictures", 0)  # none of the former image
+
+
+def test_a_damaged_image_keeps_no_map_of_a_former_one(tmp_path: Path) -> None:
+    data, changed = two_images(tmp_path / "data")
+    run, out = write_segmenter(tmp_path / "segmenter.safetensors", 2), tmp_path / "out"
+    predict_masks(run, data=data, out=out, **CPU)
+    changed.write_bytes(b"no image")
+    assert predict_masks(run, data=data, out=out, **CPU)["damaged"] == 1
+    assert [len(list((out / part).iterdir())) for part in ("labels", "pictures")] == [1, 1]
+    assert [line.partition(",")[0] for line in (out / "sizes.csv").read_text().splitlines()] == ["image", "P1_1"]
+
+
+def test_the_table_is_read_and_written_by_one_process_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = two_images(tmp_path / "data")[0], tmp_path / "out"
+    run, write_rows, found = write_segmenter(tmp_path / "segmenter.safetensors", 2), module.write_rows, []
+
+    def locked(path: Path, columns: Sequence[str], rows: Any) -> None:
+        with pytest.raises(Timeout):
+            FileLock(out / ".locks" / "tables").acquire(timeout=0)
+        found.append([row["image"] for row in rows])
+        write_rows(path, columns, rows)
+
+    monkeypatch.setattr(module, "write_rows", locked)
+    assert [predict_masks(run, data=data, out=out, shard=f"{k}/2", **CPU)["left"] for k in (1, 2)] == [1, 0]
+    assert found == [["P0_0"], ["P0_0", "P1_1"]]
