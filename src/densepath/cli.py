@@ -106,8 +106,8 @@ def _of_method(error: BaseException) -> str:
         if file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in libraries):
             continue
         held = [value for value in frame.f_globals.values() if isinstance(value, type)]
-        own = base is not None and any(issubclass(each, base) for each in held)
-        return f"{file}, line {line}" if own else ""
+        if base is not None and any(issubclass(each, base) for each in held):
+            return f"{file}, line {line}"
     return ""
 
 

@@ -182,8 +182,8 @@ def report_dead_workers(workers: int, remedy: str) -> Iterator[threading.Event]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if not arrived.is_set() and not system.is_command and (how := get_start_method()) != "fork":
             raise UserError(
-                f"a process that decodes images died before its first image ({reason}): Python starts processes by {how}, "
-                f"which runs the script again; {GUARD}, or set workers to 0"
+                f"a process that decodes images died before its first image ({reason}): Python starts processes by "
+                f"{how}, which runs the script again; {GUARD}, or set workers to 0"
             ) from error
         raise UserError(
             f"a process that decodes images died, most likely out of memory ({reason}); {remedy}"

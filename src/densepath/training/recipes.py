@@ -155,7 +155,7 @@ def refuse_rerun() -> None:
         UserError: one is.
     """
     if _importing or getattr(current_process(), "_inheriting", False):
-        raise UserError(f"the script runs again when it is imported; {GUARD}")
+        raise UserError(f"the script runs again when it is imported; {GUARD}, or its method in a file of its own")
 
 
 def _import_here(place: str, method: str) -> Any:

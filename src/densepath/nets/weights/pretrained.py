@@ -31,7 +31,7 @@ from densepath.nets.weights.transformer_names import name_transformer, to_timm, 
 from densepath.sources.pixel_source import PixelSpec
 
 DEFAULT_BACKBONE = "resnet18"
-GIVE_NETWORK = "in Python, pass the network as backbone to densepath.embed, probe, export, show_* or pretrain"
+GIVE_NETWORK = "in Python, pass the network as backbone to densepath.embed, probe, export or pretrain"
 # Blocks of layer1 to layer4, and whether they are bottlenecks
 _RESNETS = {
     ((2, 2, 2, 2), False): "resnet18",
