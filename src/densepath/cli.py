@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +96,8 @@ def _of_method(error: BaseException) -> str:
 
     What libraries raise counts where they are called.
     """
+    import sysconfig
+
     base = getattr(sys.modules.get("densepath.methods.base"), "Method", None)
     libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
