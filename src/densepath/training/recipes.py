@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from importlib.resources import files
-from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +153,8 @@ def refuse_rerun() -> None:
     Raises:
         UserError: one is.
     """
+    from multiprocessing import current_process  # slow, and not needed for help
+
     if _importing or getattr(current_process(), "_inheriting", False):
         raise UserError(f"the script runs again when it is imported; {GUARD}, or its method in a file of its own")
 
