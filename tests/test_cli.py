@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -571,6 +572,23 @@ def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "Traceback" in error
     assert "ZeroDivisionError: a bug" in error
     assert error.splitlines()[-1].endswith("densepath probe --data 'my data'")
+
+
+@pytest.mark.parametrize(
+    ("call", "place"), [("F.nll_loss(None, None)", "/home/me/mine.py, line 6"), ("warp(0, 0, 0, 0)", "")]
+)
+def test_an_error_in_a_users_method_is_theirs(
+    call: str, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imports = (
+        "import torch.nn.functional as F\nfrom densepath.core.affine import warp\nfrom densepath.methods import Method"
+    )
+    module: dict[str, Any] = {}
+    exec(compile(f"{imports}\n\ndef forward():\n    {call}\n", "/home/me/mine.py", "exec"), module)
+    monkeypatch.setattr(cli, "_run", lambda argv: module["forward"]())
+    assert main(["pretrain"]) == (2 if place else 1)
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback") and place in last and ("bug in densepath" in last) == (not place)
 
 
 @pytest.mark.parametrize(

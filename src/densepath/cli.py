@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from densepath.core import system
@@ -82,10 +83,33 @@ def _checked(argv: list[str]) -> int:
         if lacking == "threads":
             return _fail("no more threads can be started; raise the limit on processes or on memory (see ulimit -a)")
         write_line("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
+        if place := _of_method(error):
+            return _fail(f"{type(error).__name__} in the method of {place}: {error}; correct it, see the lines above")
         command = shlex.join(["densepath", *argv])
         return _fail(
             f"this is a bug in densepath {__version__}; please report the lines above and: {command}", EXIT_BUG
         )
+
+
+def _of_method(error: BaseException) -> str:
+    """The file and line of a user's own method that raised an error; empty if it was raised elsewhere.
+
+    What libraries raise counts where they are called.
+    """
+    import sysconfig
+
+    base = getattr(sys.modules.get("densepath.methods.base"), "Method", None)
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = frame.f_code.co_filename
+        if Path(file).is_relative_to(Path(__file__).parent):
+            return ""
+        if file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in libraries):
+            continue
+        held = [value for value in frame.f_globals.values() if isinstance(value, type)]
+        if base is not None and any(issubclass(each, base) for each in held):
+            return f"{file}, line {line}"
+    return ""
 
 
 def _less_memory(argv: list[str], *more: str) -> str:

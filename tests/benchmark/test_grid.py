@@ -99,6 +99,20 @@ def test_other_data_and_other_code_make_new_runs(lay_out, tissue, tmp_path, monk
     assert not before & set(lay_out().runs)
 
 
+def test_a_changed_method_of_ones_own_makes_new_runs(lay_out, tmp_path, monkeypatch):
+    own, recipe = tmp_path / "grid_method.py", tmp_path / "mine.yaml"
+    own.write_text("from densepath.methods import MoCoV2\n\nclass Mine(MoCoV2):\n    pass\n")
+    recipe.write_text("method: grid_method:Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    change = ("recipe: moco_v2_small", f"recipe: {recipe}")
+    before = lay_out(change)
+    assert before.runs.keys() == lay_out(change).runs.keys()
+    own.write_text(own.read_text() + "    # changed\n")
+    common = before.runs.keys() & lay_out(change).runs.keys()
+    assert common and all(before.runs[name].parent is None and before.runs[name].weights for name in common)
+    assert pretraining(lay_out()).identity["code"] == code_digest(STEPS["pretrain"].code)
+
+
 def test_excluded_tiles_are_left_out_of_the_table_and_of_its_pre_training(lay_out, tissue, tmp_path, monkeypatch):
     kept = tmp_path / "kept"
     tiles = read_tiles(tissue / "tiles", kept, ["*0[0-5].png"])

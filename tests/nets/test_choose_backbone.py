@@ -10,7 +10,7 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.backbones.choose import choose_backbone
+from densepath.nets.backbones.choose import choose_backbone, is_rebuilt
 from densepath.nets.weights import load_weights, published
 
 
@@ -46,9 +46,56 @@ def test_a_network_of_ones_own_is_derived_from_backbone():
     assert choose_backbone(Own())(torch.rand(1, 3, 32, 32))[4].shape == (1, 8, 2, 2)
     for other in (nn.Conv2d(3, 8, 3), timm.create_model("test_resnet")):
         with pytest.raises(
-            UserError, match=r"does not return the maps of its stages; build it with timm\.create_model"
+            UserError,
+            match=r"does not return the maps of its stages \(ValueError: .*\); build it with timm\.create_model",
         ):
             choose_backbone(other)
+
+
+class Maps(nn.Module):
+    """Returns one map."""
+
+    def __init__(self, stride=2):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride, 1)
+
+    def forward(self, x):
+        return [self.conv(x)]
+
+
+class Fails(Maps):
+    def forward(self, x):
+        raise LookupError("no such layer")
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Fails(), r"\(LookupError: no such layer\)"),
+        (Maps(3), r"\(ValueError: a map of 22 x 22 for 64 px has no whole stride\)"),
+        (nn.Linear(3, 3), r"\(ValueError: it has no convolution"),
+        (Own().double(), r"an? Own, has weights of torch\.float64; convert it with \.float\(\)"),
+        (Own, "not its class"),
+        (timm.create_model("vit_tiny_patch16_224", depth=1), r"dynamic_img_size=True"),
+        (timm.create_model("vit_tiny_patch16_224", depth=3, features_only=True), r"dynamic_img_size=True"),
+    ],
+)
+def test_the_cause_is_named_if_a_network_is_no_backbone(network, message):
+    with pytest.raises(UserError, match=message):
+        choose_backbone(network)
+
+
+def test_a_network_is_trained_whatever_its_mode():
+    for network in (Own(), Maps(), timm.create_model("test_resnet", features_only=True)):
+        assert all(part.training for part in choose_backbone(network.eval()).modules())
+
+
+def test_a_network_is_rebuilt_if_its_name_gives_the_same_tensors():
+    vit = "vit_tiny_patch16_224"
+    sizes = {"any": {"dynamic_img_size": True}, "64": {"img_size": 64}}
+    made = {name: choose_backbone(timm.create_model(vit, num_classes=0, **size)) for name, size in sizes.items()}
+    assert {name: is_rebuilt(network) for name, network in made.items()} == {"any": True, "64": False}
+    assert not is_rebuilt(Own())
 
 
 @pytest.fixture

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from densepath.core.errors import UserError
 from densepath.sources import workers
-from densepath.sources.workers import end_workers, from_worker, out_of_worker, outlive_signals, start_workers
+from densepath.sources.workers import (
+    end_workers,
+    from_worker,
+    out_of_worker,
+    outlive_signals,
+    report_dead_workers,
+    start_workers,
+)
 
 Usage = namedtuple("Usage", "total used free")
 Named = namedtuple("Named", "where sizes")
@@ -50,6 +58,24 @@ def test_a_result_is_the_same_with_and_without_shared_memory(monkeypatch, capsys
         assert result.pixels.is_shared() == (free == 2**30)
     told = capsys.readouterr().err
     assert told.count("free in /dev/shm, so images are copied from worker processes") == (free < 2**30)
+
+
+@pytest.mark.parametrize(
+    ("how", "arrived", "is_command", "message"),
+    [
+        ("spawn", False, False, r"before its first image \(exited\): Python starts processes by spawn, .* __name__ =="),
+        ("fork", False, False, "most likely out of memory"),
+        ("spawn", True, False, "most likely out of memory"),
+        ("spawn", False, True, "most likely out of memory"),
+    ],
+)
+def test_a_script_without_a_guard_is_named_where_processes_import_it(monkeypatch, how, arrived, is_command, message):
+    monkeypatch.setattr(workers, "get_start_method", lambda: how)
+    monkeypatch.setattr(workers.system, "is_command", is_command)
+    with pytest.raises(UserError, match=message), report_dead_workers(1, "use fewer") as first:
+        if arrived:
+            first.set()
+        raise RuntimeError("exited")
 
 
 @pytest.mark.parametrize("end", [end_workers, lambda loaders: loaders[0]._workers[0].kill()])

@@ -3,6 +3,7 @@ import math
 import shutil
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,10 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import densepath
 from densepath.core.errors import UserError
 from densepath.methods import MAE
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
+from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.sources.pixel_source import PixelSpec
@@ -352,6 +355,36 @@ def test_a_backbone_may_be_a_network(tmp_path, tiles):
     again = load_file(run / "exported" / "backbone.safetensors")
     assert all(torch.equal(value, again[name]) for name, value in exported.items())
     with pytest.raises(
-        UserError, match=r"the backbone of .*own cannot be built from its name \(unknown backbone 'own'"
+        UserError,
+        match=r"the backbone of .*own cannot be built from its name \(unknown backbone 'own'.* in Python, pass",
     ):
         export(run)
+    with pytest.raises(
+        UserError, match=r"own has the weights of 'own', a network that cannot be built .* in Python, pass"
+    ):
+        backbone_of_weights(run)
+
+
+def test_a_network_is_given_again_where_its_run_is_used(tmp_path, tiles, capsys):
+    options = {"data": tiles, **SMALL, **MOCO, "max_steps": 1, "precision": "32", "view_size": 48}
+    run = densepath.pretrain(**options | {"backbone": Own().eval(), "out": tmp_path / "run"})
+    assert run.next == () and "in Python, pass the network as backbone" in capsys.readouterr().err
+    given = Own()
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    first, second = (tmp_path / name for name in ("from_run.safetensors", "from_file.safetensors"))
+    densepath.export(run, first, backbone=given)
+    densepath.export(first, second, backbone=given)
+    assert all(torch.equal(value, load_file(first)[name]) for name, value in load_file(second).items())
+    features = densepath.embed(data=tiles, weights=run, backbone=given, out=tmp_path / "f.safetensors", size=48)
+    plain = densepath.embed(data=tiles, weights="random", backbone=given, out=tmp_path / "p.safetensors", size=48)
+    assert not np.array_equal(features.load().values, plain.load().values)
+    densepath.show_similarity(
+        data=[tiles], weights=[run], backbone=given, view_size=48, count=2, out=tmp_path / "s.png", devices="cpu"
+    )
+    assert all(torch.equal(value, given.state_dict()[name]) for name, value in before.items())
+    assert given.training and all(parameter.requires_grad for parameter in given.parameters())
+    with pytest.raises(UserError, match=r"the checkpoint in .* does not fit the backbone test_resnet"):
+        densepath.export(run, backbone=timm.create_model("test_resnet", features_only=True))
+    for verb in (densepath.detect, densepath.classify, densepath.segment):
+        with pytest.raises(UserError, match=rf"what {verb.__name__} trains is built from a name"):
+            verb(data=tiles, out=tmp_path / "other", backbone=given)

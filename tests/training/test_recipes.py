@@ -1,15 +1,19 @@
+import sys
 from dataclasses import replace
+from multiprocessing import current_process
+from types import ModuleType
 
 import pytest
 import torch
 
 from densepath.core.errors import UserError
+from densepath.methods import Method
 from densepath.nets.backbones import build_backbone
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.config import PretrainConfig
 from densepath.training.inputs import check_inputs
 from densepath.training.optimizers import Optimizer, build_schedule
-from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names
+from densepath.training.recipes import all_options, find_method, is_found, load_recipe, name_of, recipe_names
 from densepath.training.resolve import resolve
 from densepath.views.augment import Augment
 from densepath.views.declarations import view_sizes, without_color
@@ -411,6 +415,43 @@ def test_what_overrides_an_invalid_value_of_a_recipe_counts(tmp_path):
 def test_none_is_not_the_name_of_anything(recipe, options, message):
     with pytest.raises(UserError, match=message):
         resolve(PretrainConfig, recipe, RUN | options)
+
+
+MINE = """
+import densepath
+from densepath.methods.base import Method
+
+class Mine(Method):
+    views = forward = lambda self: None
+
+densepath.pretrain(method=Mine, data="tiles", out="run")
+"""
+
+
+def test_a_method_of_a_script_or_notebook_is_found_where_it_runs_and_never_starts_a_run(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r'mine:Mine cannot be imported: the script runs again .* if __name__ == "__main__"'
+    ):
+        find_method("mine:Mine")
+    main = ModuleType("__main__")
+    main.Mine = type("Mine", (Method,), {"__module__": "__main__", "views": len, "forward": len})
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert name_of(main.Mine) == "__main__:Mine" and find_method("__main__:Mine") is main.Mine
+    main.__file__ = "<stdin>"
+    assert name_of(main.Mine) == "__main__:Mine"
+    main.__file__ = str(tmp_path / "mine.py")
+    assert name_of(main.Mine) == "mine:Mine" and find_method("mine:Mine") is main.Mine and not is_found(main.Mine)
+    with pytest.raises(UserError, match=r"Other was defined in a notebook .* write methods:Other into"):
+        find_method("__main__:Other")
+    assert is_found(find_method("concl"))
+
+
+def test_no_verb_trains_in_a_process_that_starts(monkeypatch):
+    monkeypatch.setattr(current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(UserError, match="the script runs again"):
+        resolve(PretrainConfig, None, {"data": "tiles", "out": "run"})
 
 
 def test_the_error_about_an_unknown_name_suggests_the_closest():

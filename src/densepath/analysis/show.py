@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from densepath.analysis.concepts import find_concepts
 from densepath.analysis.panels import picture_file
@@ -95,7 +96,7 @@ def show_concepts(
     out: str | Path,
     concepts: Sequence[str] = ("kmeans",),
     weights: Sequence[str] = ("random",),
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     stages: Sequence[int] = (3, 4, 5),
     num_concepts: int = 8,
     grid_size: int = 3,
@@ -115,7 +116,8 @@ def show_concepts(
         concepts: sources of concepts, as in ConCL's option of this name: "kmeans", "grid", "superpixels", "nuclei",
             "saliency", "files".
         weights: for kmeans: weights of the backbone: files, run folders, "random", or timm names.
-        backbone: for kmeans: a timm name; default: that of the weights, resnet18 for random ones.
+        backbone: for kmeans: a timm name, or in Python a network; default: that of the weights, resnet18 for random
+            ones.
         stages: for kmeans: stages f1..f5 whose features are clustered.
         num_concepts: for kmeans: number of clusters K.
         grid_size: for grid: concepts per side.
@@ -223,7 +225,7 @@ def _clusters(
     tiles: list[np.ndarray],
     images: PixelSpec,
     weights: Sequence[str],
-    backbone: str | None,
+    backbone: str | nn.Module | None,
     stages: Sequence[int],
     num_concepts: int,
     seed: int,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from matplotlib import colormaps
 from matplotlib.patches import Rectangle
-from torch import Tensor
+from torch import Tensor, nn
 
 from densepath.analysis.attention import BINS, AttentionShares, LastAttention, aggregated
 from densepath.analysis.center_views import center_views, chosen
@@ -70,7 +70,7 @@ def show_attention(
     data: str | Path,
     weights: Sequence[str],
     out: str | Path,
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     view_size: int | None = None,
     count: int = 200,
     examples: int = 4,
@@ -93,7 +93,7 @@ def show_attention(
         weights: one or more of: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such
             a model, all of vision transformers.
         out: the folder of the results.
-        backbone: a timm name; default: that of the weights.
+        backbone: a timm name, or in Python a network; default: that of the weights.
         view_size: side of the center crop of an image in pixels; default: what the weights were trained for.
         count: number of images, chosen at random; all if there are fewer.
         examples: number of images that are drawn.
@@ -158,7 +158,7 @@ def _query(query: Sequence[int] | None) -> Query:
 
 def _load(
     source: str,
-    backbone: str | None,
+    backbone: str | nn.Module | None,
     images: PixelSource,
     view_size: int | None,
     query: Query,

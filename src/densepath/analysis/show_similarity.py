@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from torch import nn
 
 from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
@@ -33,7 +34,7 @@ def show_similarity(
     data: Sequence[str],
     out: str | Path,
     weights: Sequence[str] = ("random",),
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     stage: int | None = None,
     view_size: int = 224,
     count: int = 500,
@@ -52,7 +53,7 @@ def show_similarity(
         data: up to six folders of images, text lists of files, globs, or packed stores.
         out: a PNG file.
         weights: files, run folders, "random", or timm names.
-        backbone: a timm name; default: that of the weights, resnet18 for random ones.
+        backbone: a timm name, or in Python a network; default: that of the weights, resnet18 for random ones.
         stage: stage 1 to 5 whose positions are the regions; default: the deepest, 7 x 7 positions of a ResNet.
         view_size: height and width in pixels of the center crop of an image.
         count: number of images per source, chosen at random; all if there are fewer.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
-from torch import Tensor
+from torch import Tensor, nn
 
 from densepath.analysis.center_views import center_views, chosen
 from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save
@@ -63,7 +63,7 @@ def show_tokens(
     out: str | Path,
     cells: str | Path | None = None,
     mpp: float | None = None,
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     view_size: int | None = None,
     count: int = 200,
     tokens: int = 2000,
@@ -86,7 +86,7 @@ def show_tokens(
         out: a PNG file.
         cells: the folder that ``densepath cells`` wrote; by default cells are found as that does by default.
         mpp: µm per pixel of images that do not say it, to find cells.
-        backbone: a timm name; default: that of the weights.
+        backbone: a timm name, or in Python a network; default: that of the weights.
         view_size: side of the center crop of an image in pixels; default: what the weights were trained for, or 224.
         count: number of images, chosen at random; all if there are fewer.
         tokens: tokens of each group, chosen at random; DiRL has 30,000.
@@ -172,7 +172,7 @@ def _finder(images: PixelSource, mpp: float | None) -> Cells:
 
 def _sample(
     source: str,
-    backbone: str | None,
+    backbone: str | nn.Module | None,
     images: PixelSource,
     cells: Cells,
     view_size: int | None,

@@ -184,10 +184,11 @@ def _labelled(
         worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # otherwise it would draw from the global one
     )
-    with report_dead_workers(workers, "start again where more memory is free"):
+    with report_dead_workers(workers, "start again where more memory is free") as arrived:
         started = start_workers(loader, loaders)
         try:
             for labels in started:
+                arrived.set()
                 if isinstance(labels, str):
                     raise UserError(labels)
                 yield labels

@@ -15,7 +15,14 @@ import timm
 
 from densepath.benchmark.config import TableConfig
 from densepath.benchmark.entries import Row, Task
-from densepath.benchmark.identity import SHOWN_DIGITS, ImageSet, code_digest, digest_of_given, digest_of_weights
+from densepath.benchmark.identity import (
+    SHOWN_DIGITS,
+    ImageSet,
+    code_digest,
+    digest_of_given,
+    digest_of_weights,
+    method_digest,
+)
 from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.benchmark.shares import LEFT_IMAGES, write_left_images
 from densepath.benchmark.steps import STEPS, Step
@@ -231,6 +238,7 @@ class _Maker:
         else:
             share = options.get("fraction", 1.0) * (1 - options.get("val_share", 0.0))
             images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names) * share)
+        identity = _identity(step, resolved, seed, tiles.digest)
         return Run(
             verb="pretrain",
             label=f"pretrain-{Path(str(row.recipe)).stem}",
@@ -239,7 +247,7 @@ class _Maker:
             options=options,
             weights=None,
             parent=None,
-            identity=_identity(step, resolved, seed, tiles.digest),
+            identity=identity | {"code": method_digest(method, identity["code"])},
             images=images,
             rate=row.rate or self.table.rates.get("pretrain"),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import inspect
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from densepath.sources.tiles.slide_tiles import read_tiles as read_tiles_of_slid
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.sources.volumes.open_store import is_volume_store, open_volumes
 from densepath.sources.volumes.store import VolumeStore
+from densepath.training.recipes import find_method
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
 
@@ -68,6 +70,12 @@ def code_digest(packages: tuple[str, ...]) -> str:
     package = Path(str(files("densepath")))
     sources = sorted(path for name in packages for path in (package / name).rglob("*.py"))
     return digest_of(part for path in sources for part in (str(path.relative_to(package)), path.read_bytes()))
+
+
+def method_digest(method: str, code: str) -> str:
+    """The digest of the package's code, joined with the file of a method that is not in the package."""
+    file = Path(str(inspect.getsourcefile(find_method(method))))
+    return code if file.is_relative_to(str(files("densepath"))) else digest_of([code, file.read_bytes()])
 
 
 def read_tiles(source: str | Path, cache: Path, exclude: Sequence[str] = ()) -> ImageSet:

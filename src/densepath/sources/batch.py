@@ -29,7 +29,8 @@ class ImageBatch:
         spacing: (B, d) float32 on the CPU: the distance of neighboring pixels along each axis, in µm or mm; None where
             unknown.
         plan: the plan of the views, if it was drawn before the pixels were read; else None.
-        extras: annotations of each image, by name: "class" (B,), "regions" (B, *grid), "cells" (B, N, d).
+        extras: annotations of each image, by name: "class" (B,) int32, "regions" (B, *grid) int16, "cells"
+            (B, N, d) float32.
     """
 
     pixels: Tensor

@@ -218,10 +218,11 @@ class ImageBatches:
             worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # otherwise it would draw from the global one
         )
-        with report_dead_workers(self.workers, "use fewer workers, or pack the images first"):
+        with report_dead_workers(self.workers, "use fewer workers, or pack the images first") as arrived:
             parts: Iterator[Gathered] = map(from_worker, start_workers(loader, loaders))
             try:
                 while first := next(parts, None):
+                    arrived.set()
                     wanted = ordered.popleft()
                     rest = islice(parts, math.ceil(len(wanted.index) / _CHUNK) - 1)
                     yield wanted, join([first, *rest], pin)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
+from multiprocessing import get_start_method
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
-from densepath.core.errors import UserError
+from densepath.core import system
+from densepath.core.errors import GUARD, UserError
 from densepath.core.streams import say
 from densepath.sources.pixel_source import PixelSource
 
@@ -155,18 +157,22 @@ def _map(work: Any, kind: type[T], function: Callable[[T], Any]) -> Any:
 
 
 @contextmanager
-def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
+def report_dead_workers(workers: int, remedy: str) -> Iterator[threading.Event]:
     """Turn the loader's errors about a dead worker process into a UserError.
 
     Args:
         workers: number of worker processes.
         remedy: what the user can do.
 
+    Returns:
+        An event to set when the first result arrives.
+
     Raises:
         UserError: one of them died.
     """
+    arrived = threading.Event()
     try:
-        yield
+        yield arrived
     except (RuntimeError, OSError, EOFError) as error:
         if workers and (why := out_of_shared_memory(error)):
             raise UserError(why) from error
@@ -174,6 +180,11 @@ def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
         if not workers or str(error).startswith("Caught"):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if not arrived.is_set() and not system.is_command and (how := get_start_method()) != "fork":
+            raise UserError(
+                f"a process that decodes images died before its first image ({reason}): Python starts processes by "
+                f"{how}, which runs the script again; {GUARD}, or set workers to 0"
+            ) from error
         raise UserError(
             f"a process that decodes images died, most likely out of memory ({reason}); {remedy}"
         ) from error

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
@@ -34,7 +34,7 @@ def export(
     out: str | Path | None = None,
     layout: Layout | None = None,
     *,
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     prefix: str = "",
     licence: str | None = None,
 ) -> Path:
@@ -52,9 +52,11 @@ def export(
             )
         target, card = None if out is None else Path(out), {"scores": scores, "licence": licence}
         return export_file(source, target, layout, backbone, prefix, card)
-    if layout == "tensors" or backbone or prefix:
-        raise UserError("the layout tensors, backbone and prefix are for files of other projects; leave them out")
-    method, config, steps = load_run(folder)
+    if layout == "tensors" or isinstance(backbone, str) or prefix:
+        raise UserError(
+            "the layout tensors, the name of a backbone and prefix are for files of other projects; leave them out"
+        )
+    method, config, steps = load_run(folder, backbone)
     layout = layout or "timm"
     suffix = "" if layout == "timm" else f"_{layout}"
     kind = ".pth" if layout in ("detectron2", *VOLUME_LAYOUTS) else ".safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
-from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights import FORMAT_VERSION, load_weights, pixel_notes, read_weights, save_backbone, write_tensors
 from densepath.nets.weights.backbone_weights import ACCEPTED
 from densepath.nets.weights.pixels import pixels_of_weights
@@ -28,7 +29,12 @@ _FIRST = ("patch_embed.proj.weight", "conv1.weight", ".0.weight")  # ends of the
 
 
 def export_file(
-    source: str | Path, out: Path | None, layout: str | None, backbone: str | None, prefix: str, card: Mapping[str, Any]
+    source: str | Path,
+    out: Path | None,
+    layout: str | None,
+    backbone: str | nn.Module | None,
+    prefix: str,
+    card: Mapping[str, Any],
 ) -> Path:
     """Write the backbone in weights of another project, its model card beside it, and report what was taken.
 
@@ -53,7 +59,7 @@ def export_file(
         raise UserError(f"{source} is not the folder of a pre-training run; name the file to write with --out")
     if layout != "tensors":
         try:
-            found = backbone or backbone_of_weights(source, prefix)
+            found = backbone_of_weights(source, prefix) if backbone is None else copy.deepcopy(backbone)
         except UserError as error:
             if layout is not None or not Path(source).exists():
                 raise UserError(f"{error}; or write its tensors unchanged with --layout tensors") from error
@@ -66,7 +72,7 @@ def export_file(
     spec = pixels_of_weights(source)
     if spec.channels != (channels := _channels(source, prefix, found)) and channels:
         spec = PixelSpec.default(channels)
-    made = build_backbone(found, spec.channels)
+    made = choose_backbone(found, spec.channels)
     line = load_weights(made, source, prefix, complete=True)
     notes = {"origin": Path(name).name if Path(name).exists() else name} | pixel_notes(spec)
     save_backbone(out, made, layout, notes)
@@ -108,8 +114,10 @@ def _state(source: str | Path) -> Mapping[str, Tensor]:
     return read_published(source).state if is_published(source) else read_weights(source).state_dict
 
 
-def _channels(source: str | Path, prefix: str, backbone: str) -> int:
+def _channels(source: str | Path, prefix: str, backbone: str | nn.Module) -> int:
     """The channels of the images, from the first layer; 0 if unknown."""
+    if isinstance(backbone, nn.Module):
+        return next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 0)
     if not (is_published(source) or Path(source).exists()):
         return 0
     state = {key: value for key, value in _state(source).items() if key.startswith(prefix) and value.ndim == 4}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.methods.base import Method
 from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights.checks import require_numbers_in
+from densepath.nets.weights.pretrained import GIVE_NETWORK
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
 from densepath.runs.folder import read_config
 from densepath.sources.pixel_source import PixelSpec
@@ -35,8 +39,12 @@ def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
     return PixelSpec.from_record(config.get("pixels", {}))
 
 
-def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
+def load_run(run: Path, backbone: nn.Module | None = None) -> tuple[Method, dict[str, Any], int]:
     """The method of a run, in its newest state; the run need not be complete.
+
+    Args:
+        run: its folder.
+        backbone: a network like that of the run, for one that cannot be built from its name; it is copied.
 
     Returns:
         The method, the run's configuration, and the number of optimizer steps done.
@@ -52,18 +60,21 @@ def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
     method_type = find_method(config["method"])
     try:
         stride = config.get("output_stride", 32)
-        network = choose_backbone(str(config["backbone"]), pixels_of(config).channels, stride)
+        given = str(config["backbone"]) if backbone is None else copy.deepcopy(backbone)
+        network = choose_backbone(given, pixels_of(config).channels, stride)
     except UserError as error:
-        raise UserError(
-            f"the backbone of {run} cannot be built from its name ({error}); its weights are in exported/ and "
-            "checkpoints/ of that folder"
-        ) from error
+        if backbone is not None:
+            raise
+        raise UserError(f"the backbone of {run} cannot be built from its name ({error}); {GIVE_NETWORK}") from error
     try:
         method = method_type(network, **config["method_options"])
         method.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
         raise UserError(
-            f"the checkpoint in {run} does not belong to its config.yaml; restore one of the two"
+            f"the checkpoint in {run} does not belong to its config.yaml; restore one of the two, or, if its "
+            f"backbone was given as a network: {GIVE_NETWORK}"
+            if backbone is None
+            else f"the checkpoint in {run} does not fit the backbone {network.name}; pass one like that of the run"
         ) from error
     require_numbers_in(method, f"the checkpoint in {run}")
     return method, config, state["step"]

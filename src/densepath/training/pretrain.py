@@ -22,7 +22,7 @@ from densepath.core.locks import refuse_held
 from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
-from densepath.nets.backbones.choose import choose_backbone
+from densepath.nets.backbones.choose import choose_backbone, is_rebuilt
 from densepath.nets.weights import load_weights, pixel_notes
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
@@ -146,6 +146,7 @@ def run(
     known = fingerprint(images)
     torch.manual_seed(config.seed)
     network = choose_backbone(config.backbone, images.spec.channels, config.output_stride)
+    named = isinstance(config.backbone, str) or is_rebuilt(network)
     if network.ndim != images.spec.ndim:
         raise UserError(
             f"{network.name} takes images of {network.ndim} dimensions, but those of {config.data} have "
@@ -281,7 +282,7 @@ def run(
         export_parts(out / EXPORTED.parent, method.exported_parts(), record, done, slides)
         if draw_curves is not None:
             draw_safely(partial(draw_curves, out))
-        measured, commands = newest_measurements(out), after_pretraining(with_tiles(config), method, images)
+        measured, commands = newest_measurements(out), after_pretraining(with_tiles(config), method, images, named)
         say_end(watch, describe_training(measured), {"weights": out / EXPORTED}, commands)
     return Result(out, measured, files_of_run(out, weights=out / EXPORTED, **kept_epochs(out)), commands)
 

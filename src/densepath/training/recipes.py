@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densepath.core.errors import UserError, suggest
+from densepath.core.errors import GUARD, UserError, suggest
 from densepath.core.records import RECORD_HEAD
 from densepath.core.yaml_files import load_yaml, read_text
 from densepath.methods import METHODS
@@ -22,6 +22,8 @@ from densepath.runs.old_options import refuse_moved, rename_options
 if TYPE_CHECKING:
     from densepath.methods import Method
 
+_MAIN = "__main__"
+_importing: list[str] = []  # modules of methods
 # Entries of the config.yaml of a run that are not options: the specification of its pixels.
 _NOTED = {"": ("pixels",), "classify": ("pixels",), "segment": ("pixels",), "detect": ("mean", "std", "window")}
 
@@ -87,7 +89,7 @@ def own_augment(method: Any) -> dict[str, Any]:
 def find_method(method: Any) -> type[Method]:
     """Find a method by its name, by "module:Class", or by its class.
 
-    The module is any that Python can import, or a file in the current folder.
+    The module is any that Python can import, a file in the current folder, or the script or notebook that runs.
 
     Raises:
         UserError: there is no such method, or its module cannot be imported.
@@ -101,9 +103,15 @@ def find_method(method: Any) -> type[Method]:
     if not isinstance(method, str) or ":" not in method:
         raise UserError(f"no method is called {method!r}; {suggest(str(method), METHODS)}, or give module:Class")
     place, _, name = method.partition(":")
-    module = _import_here(place, method)
+    main = sys.modules.get("__main__")
+    module = main if place in (_MAIN, _script()) and hasattr(main, name) else _import_here(place, method)
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Method)):
+        if place == _MAIN:
+            raise UserError(
+                f"the method {name} was defined in a notebook or an interactive session, and here it is not; put it in "
+                f"a file of its own, such as methods.py, and write methods:{name} into the run's config.yaml"
+            )
         own = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Method) and c is not Method]
         raise UserError(f"{place} has no method {name!r}; {suggest(name, own) if own else 'derive one from Method'}")
     missing = [n for n in ("views", "forward") if getattr(found, n) is getattr(Method, n)]
@@ -120,23 +128,52 @@ def name_of(method: Any) -> str:
     package, _, name = module.rpartition(".")
     if package == METHODS.__module__ and name in METHODS and METHODS[name] is method:
         return name
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    if module == "__main__" and main:
-        module = Path(main).stem  # as other processes import it
+    if module == _MAIN:
+        module = _script() or module  # as other processes import it
     return f"{module}:{method.__qualname__}"
+
+
+def is_found(method: type[Method]) -> bool:
+    """Whether other processes find a method by its name, without running a script again."""
+    try:
+        return method.__module__ != _MAIN and find_method(name_of(method)) is method
+    except UserError:
+        return False
+
+
+def _script() -> str:
+    """The module that other processes import the running script as; empty in a notebook, and for one from stdin."""
+    file = getattr(sys.modules.get(_MAIN), "__file__", None)
+    return Path(file).stem if file and os.path.isfile(file) else ""
+
+
+def refuse_rerun() -> None:
+    """Check that no script is running again, only to be imported.
+
+    Raises:
+        UserError: one is.
+    """
+    from multiprocessing import current_process  # slow, and not needed for help
+
+    if _importing or getattr(current_process(), "_inheriting", False):
+        raise UserError(f"the script runs again when it is imported; {GUARD}, or its method in a file of its own")
 
 
 def _import_here(place: str, method: str) -> Any:
     """Import a module that Python finds, or a file in the current folder."""
     here = os.getcwd()
     sys.path.insert(0, here)
+    _importing.append(place)
     try:
         return import_module(place)
+    except UserError as error:
+        raise UserError(f"the method {method} cannot be imported: {error}") from error
     except Exception as error:  # whatever a user's file raises
         missing = isinstance(error, ModuleNotFoundError) and error.name == place.split(".")[0]
         why = f"there is no {place}.py in {here}" if missing else f"{type(error).__name__}: {error}"
         raise UserError(f"the method {method} cannot be imported ({why}); give module:Class") from error
     finally:
+        _importing.pop()
         sys.path.remove(here)
 
 

@@ -16,7 +16,7 @@ from densepath.core.errors import UserError
 from densepath.options import Option, build, default_of, describe_parameters, options_of
 from densepath.parser import Parser
 from densepath.runs.old_options import MOVED
-from densepath.training.recipes import find_method, load_recipe, name_of, own_augment
+from densepath.training.recipes import find_method, load_recipe, name_of, own_augment, refuse_rerun
 
 Config = TypeVar("Config")
 _RENAMED = {f"method.{old}": new for old, new in MOVED.items()}
@@ -40,6 +40,7 @@ def resolve(
     Raises:
         UserError: an unknown recipe, method or option, a value of the wrong type, or a missing option.
     """
+    refuse_rerun()
     if isinstance(config, schema):
         recipe: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
     else:
@@ -50,6 +51,11 @@ def resolve(
     parser = make_parser(schema, f"densepath {recipes or 'pretrain'}", method)
     # Classes and networks have no text form.
     objects = {name: whole.pop(name) for name in ("method", "backbone") if callable(whole.get(name))}
+    if "backbone" in objects and recipes:
+        raise UserError(
+            f"backbone is a network, but what {recipes} trains is built from a name when it is loaded; give a name, or "
+            "use the network in densepath.embed or probe"
+        )
     names = written(parser, schema, recipe, options, whose) if whose else {}
     values = check_options(parser, schema, whole, method, names)
     made: Config = build(schema, values | objects)

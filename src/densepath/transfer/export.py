@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_file
 from densepath.training.export import export as export_weights
@@ -17,7 +19,7 @@ def export(
     layout: Literal["timm", "torchvision", "detectron2", "models_genesis", "monai", "nnunet", "tensors", "onnx"]
     | None = None,
     *,
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     prefix: str = "",
     licence: str | None = None,
 ) -> Path:
@@ -35,7 +37,8 @@ def export(
             unet_3d with its decoder, "monai" for a resnet18_3d, "nnunet" for a resenc_3d; "tensors" for the tensors of
             a file under their own names, which is the default if densepath has no such network; "onnx" for a detector
             with all steps from the stored pixels of an image to its objects.
-        backbone: the network in a file, a timm name; by default it follows from the file.
+        backbone: the network in a file, a timm name; by default it follows from the file. In Python also a network, for
+            a run or file whose network cannot be built from its name.
         prefix: the beginning of the names of a network's tensors, if a file has several networks, such as
             "module.encoder_k."; by default the trained encoder is taken, and reported.
         licence: the licence of the weights for the model card, such as "cc-by-nc-4.0".
@@ -51,6 +54,6 @@ def export(
         require_new_file(out)
     if layout != "onnx":
         return export_weights(run, out, layout, backbone=backbone, prefix=prefix, licence=licence)
-    if backbone or prefix or licence:
+    if backbone is not None or prefix or licence:
         raise UserError("backbone, prefix and licence are for weights; leave them out for an ONNX file")
     return export_onnx(run, out)

@@ -39,8 +39,8 @@ class Batch:
         step: 0-based step of the run.
         epoch: epochs done so far, with the fraction.
         progress: the share of the run that is done, in [0, 1].
-        extras: annotations of each image, by name, on the views' device: "class" (B,), "regions" (B, *grid), "cells"
-            (B, N, d).
+        extras: annotations of each image, by name, on the views' device: "class" (B,) int32 (a loss may need
+            ``.long()``), "regions" (B, *grid) int16, "cells" (B, N, d) float32.
     """
 
     views: Mapping[str, View]

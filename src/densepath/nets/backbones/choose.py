@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError, counted, errors_as
 from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.dilation import dilate_last_stage
 from densepath.nets.backbones.listed import ListedBackbone
 from densepath.nets.backbones.timm_backbone import TRIAL_SIZE, TimmBackbone, build_backbone
 from densepath.nets.backbones.transformers import is_transformer, wrap_transformer
+from densepath.nets.preserve_mode import preserve_mode
 from densepath.nets.weights.hub import is_hub_name
 from densepath.nets.weights.model_folders import read_json
 from densepath.nets.weights.published import backbone_of_config, published_folder, read_published
@@ -25,14 +26,16 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3, output_stride:
         backbone: a name as for :func:`build_backbone`; "hf-hub:OWNER/NAME" for the architecture of a model on the
             Hugging Face hub (with random weights; give it as the weights, too, to load them); a
             :class:`~densepath.nets.backbones.Backbone`; a network of ``timm.create_model(name, features_only=True)``;
-            a vision transformer of timm; or a network that returns the list of its maps, from the first to the deepest,
-            such as the encoder of a U-Net of dynamic-network-architectures.
+            a vision transformer of ``timm.create_model(name, dynamic_img_size=True)``; or a network that returns the
+            list of its maps, from the first to the deepest, such as the encoder of a U-Net of
+            dynamic-network-architectures. A network is put into training mode.
         channels: channels of the images.
         output_stride: 16 dilates the last stage of a ConvNet, see :func:`dilate_last_stage`; 32 leaves the network as
             it is.
 
     Raises:
-        UserError: the name is unknown, or the network does not return its stages or cannot be dilated.
+        UserError: the name is unknown, or the network does not return its stages, is not in float32, or cannot be
+            dilated.
     """
     made = _choose(backbone, channels)
     if output_stride == 16:
@@ -43,16 +46,38 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3, output_stride:
     return made
 
 
+def is_rebuilt(network: Backbone) -> bool:
+    """Whether the name of a network, with which its weights are saved, builds one that takes these weights."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            named = build_backbone(network.name, network.in_channels)
+    except UserError:
+        return False
+    return _shapes(named) == _shapes(network)
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
 def _choose(backbone: str | nn.Module, channels: int) -> Backbone:
     if isinstance(backbone, str):
         return _of_hub(backbone, channels) if is_hub_name(backbone) else build_backbone(backbone, channels)
+    if not isinstance(backbone, nn.Module):
+        raise UserError(f"backbone is {backbone!r}; give the name of a network, or a network, not its class")
+    others = {x.dtype for x in backbone.parameters() if x.is_floating_point() and x.dtype != torch.float32}
+    if others:
+        raise UserError(
+            f"the backbone, a {type(backbone).__name__}, has weights of {min(map(str, others))}; convert it with "
+            ".float(); the option precision sets that of a run"
+        )
     made = backbone if isinstance(backbone, Backbone) else _wrap(backbone, channels)
     if made.in_channels != channels:
         raise UserError(
             f"the backbone {made.name} takes images of {counted(made.in_channels, 'channel')}, but these have "
             f"{channels}; build it for {channels}"
         )
-    return made
+    return made.train()
 
 
 def _of_hub(name: str, channels: int) -> Backbone:
@@ -67,25 +92,31 @@ def _of_hub(name: str, channels: int) -> Backbone:
 
 
 def _wrap(network: Any, channels: int) -> Backbone:
-    """A network of timm as a backbone."""
+    """A network of timm, or one that returns the list of its maps, as a backbone."""
     name = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
     info = getattr(network, "feature_info", None)
-    try:
+    transformer = name is not None and is_transformer(name)
+    with errors_as(lambda error: _refusal(network, transformer, error)):
         if name is None and info is None:
             return ListedBackbone(network, type(network).__name__, channels)
-        if name is None or not (hasattr(info, "reduction") or is_transformer(name)):
-            raise ValueError("not a timm network that returns its stages")
+        if name is None or not (hasattr(info, "reduction") or transformer):
+            raise ValueError("it is not a network of timm that returns its stages")
         net = network if hasattr(info, "reduction") else wrap_transformer(network)
         made = TimmBackbone(net, name, channels)
-        mode = made.training
-        with torch.no_grad():
+        with torch.no_grad(), preserve_mode(made):
             side = made.patch_size * (TRIAL_SIZE // made.patch_size)
             made.eval()(torch.zeros(1, channels, side, side))
-        made.train(mode)
-    except Exception as error:  # each network raises other exceptions
-        raise UserError(
-            f"the backbone, a {type(network).__name__}, does not return the maps of its stages; build it with "
-            "timm.create_model(name, features_only=True), let it return the list of its maps, or derive it from "
-            "densepath.nets.backbones.Backbone"
-        ) from error
     return made
+
+
+def _refusal(network: nn.Module, transformer: bool, error: Exception) -> UserError:
+    remedy = (
+        "build it for images of any size, with timm.create_model(name, dynamic_img_size=True)"
+        if transformer
+        else "build it with timm.create_model(name, features_only=True), let it return the list of its maps, or derive "
+        "it from densepath.nets.backbones.Backbone"
+    )
+    return UserError(
+        f"the backbone, a {type(network).__name__}, does not return the maps of its stages ({type(error).__name__}: "
+        f"{error}); {remedy}"
+    )

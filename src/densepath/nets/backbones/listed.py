@@ -35,12 +35,16 @@ class ListedBackbone(Backbone):
     """
 
     def __init__(self, net: nn.Module, name: str, in_channels: int) -> None:
-        first = next(module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
+        first = next((module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
+        if first is None:
+            raise ValueError("it has no convolution, whose dimensions are those of its images")
         ndim = 2 if isinstance(first, nn.Conv2d) else 3
         trial = torch.zeros(1, in_channels, *[_SIDE] * ndim, device="meta")
         maps = copy.deepcopy(net).to("meta").eval()(trial)
-        if not isinstance(maps, list | tuple) or any(x.ndim != 2 + ndim or _SIDE % x.shape[-1] for x in maps):
-            raise ValueError("the network does not return a list of maps with whole strides")
+        if not isinstance(maps, list | tuple) or any(x.ndim != 2 + ndim for x in maps):
+            raise ValueError("it does not return a list of maps")
+        if odd := [tuple(x.shape[2:]) for x in maps if any(_SIDE % side for side in x.shape[2:])]:
+            raise ValueError(f"a map of {' x '.join(map(str, odd[0]))} for {_SIDE} px has no whole stride")
         channels = {stage: x.shape[1] for stage, x in enumerate(maps, start=1)}
         strides = {stage: tuple(_SIDE // n for n in x.shape[2:]) for stage, x in enumerate(maps, start=1)}
         super().__init__(net, name, channels, strides, in_channels)

@@ -18,7 +18,7 @@ from densepath.nets.backbones.resnet3d import NAMES_3D, build_resnet3d, is_for_v
 from densepath.nets.backbones.transformers import build_transformer, is_transformer
 from densepath.nets.backbones.unet3d import NAMES_UNET, build_unet3d
 
-__all__ = ["TRIAL_SIZE", "Backbone", "TimmBackbone", "build_backbone", "make_network"]
+__all__ = ["TRIAL_SIZE", "Backbone", "TimmBackbone", "build_backbone", "is_named", "make_network"]
 
 _STAGE_OF_STRIDE = {2**stage: stage for stage in range(1, 6)}
 _TRIAL_GRID = 4  # patches along a side
@@ -157,6 +157,17 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
     if model_entrypoint(parse_name(name)[0]).__module__ == "timm.models.resnet":
         backbone.apply(_init_resnet_layer)
     return backbone
+
+
+def is_named(name: str) -> bool:
+    """Whether :func:`build_backbone` knows a name."""
+    if is_for_volumes(name):
+        return name.startswith((*NAMES_3D, *NAMES_UNET, *NAMES_LISTED))
+    try:
+        _check_name(name)
+    except UserError:
+        return False
+    return True
 
 
 def make_network(name: str, pretrained: bool = False, channels: int = 3) -> nn.Module:

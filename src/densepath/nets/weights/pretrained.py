@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.core.records import CONFIG
-from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.backbones import Backbone, is_named
+from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.backbones.unet3d import name_unet3d
 from densepath.nets.weights.backbone_weights import load_weights, read_weights, weights_file
+from densepath.nets.weights.hub import is_hub_name
 from densepath.nets.weights.layouts import match_names, trained_first
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.published import (
@@ -28,6 +31,7 @@ from densepath.nets.weights.transformer_names import name_transformer, to_timm, 
 from densepath.sources.pixel_source import PixelSpec
 
 DEFAULT_BACKBONE = "resnet18"
+GIVE_NETWORK = "in Python, pass the network as backbone to densepath.embed, probe, export or pretrain"
 # Blocks of layer1 to layer4, and whether they are bottlenecks
 _RESNETS = {
     ((2, 2, 2, 2), False): "resnet18",
@@ -64,22 +68,27 @@ class Pretrained(NamedTuple):
 
 
 def pretrained_backbone(
-    weights: str | Path, backbone: str | None = None, images: PixelSpec | None = None
+    weights: str | Path, backbone: str | nn.Module | None = None, images: PixelSpec | None = None
 ) -> Pretrained:
     """The backbone of any weights: what ``--weights`` and ``--backbone`` of a verb mean.
 
     Args:
         weights: as for :func:`~densepath.nets.weights.load_weights`: "random", a file, a run folder, a timm name,
             "hf-hub:OWNER/NAME" or the folder of such a model.
-        backbone: its name; default: that of the weights.
+        backbone: its name, or a network as for :func:`choose_backbone`, which is copied and keeps its own weights where
+            ``weights`` is "random"; default: that of the weights.
         images: the specification of the images; None if they are read as the weights need them.
 
     Raises:
         UserError: there are no such weights, they do not fit, or their backbone is not known.
     """
     spec = pixels_of_weights(weights, images)
-    made = build_backbone(backbone or backbone_of_weights(weights), spec.channels)
-    return Pretrained(made, spec, size_of_weights(weights), load_weights(made, weights))
+    given = backbone_of_weights(weights) if backbone is None else backbone
+    made = choose_backbone(copy.deepcopy(given), spec.channels)
+    line = load_weights(made, weights)
+    if isinstance(backbone, nn.Module) and str(weights) == "random":
+        line = f"{made.name} with the weights that it has"
+    return Pretrained(made, spec, size_of_weights(weights), line)
 
 
 def backbone_of_weights(weights: str | Path, prefix: str = "") -> str:
@@ -101,7 +110,12 @@ def backbone_of_weights(weights: str | Path, prefix: str = "") -> str:
     elif Path(weights).exists():
         state, metadata = read_weights(weights)
         own = {key.removeprefix(prefix): value for key, value in to_timm(state).items() if key.startswith(prefix)}
-        found = _recorded(metadata, weights_file(weights)) or guess_backbone(own, metadata.get("arch"))
+        recorded = _recorded(metadata, weights_file(weights))
+        if recorded is not None and not (is_hub_name(recorded) or is_named(recorded)):
+            raise UserError(
+                f"{name} has the weights of {recorded!r}, a network that cannot be built from its name; {GIVE_NETWORK}"
+            )
+        found = recorded or guess_backbone(own, metadata.get("arch"))
     else:
         import timm
 

@@ -154,10 +154,12 @@ class TrainingBatches:
             generator=torch.Generator(),  # otherwise it would use the global generator
         )
         try:
-            with report_dead_workers(self.workers, "use fewer workers"):
+            with report_dead_workers(self.workers, "use fewer workers") as arrived:
                 started = start_workers(loader, loaders)
                 try:
-                    yield from map(from_worker, started)
+                    for samples in map(from_worker, started):
+                        arrived.set()
+                        yield samples
                 finally:
                     end_workers(loaders)  # they ignore the signal by which torch would end them
                     loaders.clear()

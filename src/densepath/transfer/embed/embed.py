@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write, require_new_file
@@ -70,7 +72,7 @@ def embed(
     data: str | Path,
     weights: str | Path,
     out: str | Path,
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     stage: int | None = None,
     pool: Pool = "auto",
     size: int | None = None,
@@ -102,7 +104,7 @@ def embed(
             or the folder of ``densepath tile``.
         weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
         out: the file of the features: .h5, .hdf5, .parquet or .safetensors; for slides, a folder.
-        backbone: a timm name; default: that of the weights, resnet18 for random ones.
+        backbone: a timm name, or in Python a network; default: that of the weights, resnet18 for random ones.
         stage: the stage whose map is pooled; by default the deepest.
         pool: "mean" over all positions of the map, which are the patch tokens of a vision transformer; "cls", its class
             token; "cls_mean", both one after the other; "attention", the attention pool of CONCH; "auto" is "attention"

@@ -99,7 +99,7 @@ class Encoder(nn.Module):
 
 def load_encoder(
     weights: str | Path,
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     images: PixelSource | None = None,
     *,
     stage: int | None = None,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import nn
 
 from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.core.errors import UserError, counted, first_few
@@ -42,7 +43,7 @@ class Encoding:
     """
 
     weights: str | Path = "random"
-    backbone: str | None = None
+    backbone: str | nn.Module | None = None
     stage: int | None = None
     pool: Pool = "auto"
     size: int | None = None

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.splits import check_objects, fit_window, say_read
@@ -55,7 +55,7 @@ def probe_pixels(
     data: str | Path,
     orientation: Literal["stored", "viewed"] | None = None,
     weights: str | Path = "random",
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     seed: int = 0,
     size: int = SIZE,
     fraction: float = 1.0,
@@ -72,7 +72,7 @@ def probe_pixels(
         orientation: for images with an orientation tag (of cameras), the pixels that the outlines describe: as "stored"
             in the file, or as "viewed", turned by the tag. Without it such images are refused.
         weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
-        backbone: a timm name; default: that of the weights, resnet18 for random ones.
+        backbone: a timm name, or in Python a network; default: that of the weights, resnet18 for random ones.
         seed: seed of random weights, of the choice of images, and of positions if there are too many.
         size: short side in pixels to which images are resized.
         fraction: share of the training images to use, by patient where patients are known (``patient`` in the JSON, or
@@ -103,10 +103,12 @@ def probe_pixels(
     if out is not None:
         with atomic_write(out) as part:
             part.write_text(json.dumps(result, indent=2) + "\n")
-    named = ["--backbone", backbone] if backbone else []
-    named += with_detector(network)
-    run = f"{Path(weights)}_detector" if Path(weights).is_dir() else f"{Path(data)}_detector"
-    commands = (command("detect", "--data", data, "--weights", weights, *named, "--out", run),)
+    commands: tuple[str, ...] = ()
+    if not isinstance(backbone, nn.Module):
+        named = ["--backbone", backbone] if backbone else []
+        named += with_detector(network)
+        run = f"{Path(weights)}_detector" if Path(weights).is_dir() else f"{Path(data)}_detector"
+        commands = (command("detect", "--data", data, "--weights", weights, *named, "--out", run),)
     say_end(watch, "", {} if out is None else {"scores": Path(out)}, commands)
     return Result(None if out is None else Path(out), result, next=commands)
 

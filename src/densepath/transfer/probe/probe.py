@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from densepath.annotations.classes import FOLDERS
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
@@ -37,7 +39,7 @@ def probe(
     folds: int = _FOLDS,
     neighbors: int = _NEIGHBORS,
     weights: str | Path = "random",
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     stages: Sequence[int] | None = None,
     pool: Pool = "auto",
     size: int | None = None,
@@ -76,7 +78,7 @@ def probe(
         folds: with labels, number of folds.
         neighbors: with labels, k of the nearest neighbors.
         weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
-        backbone: a timm name; default: that of the weights, resnet18 for random ones.
+        backbone: a timm name, or in Python a network; default: that of the weights, resnet18 for random ones.
         stages: stages whose features are used; default: all stages for pixels, the deepest for images.
         pool: with labels, how features become a vector for each image: auto, mean, cls, cls_mean or attention, as in
             embed.
@@ -173,7 +175,7 @@ def probe(
 
 def _encoding(
     weights: str | Path,
-    backbone: str | None,
+    backbone: str | nn.Module | None,
     stages: Sequence[int] | None,
     pool: Pool,
     size: int | None,
