@@ -45,6 +45,7 @@ from densepath.transfer.segment.overlays import draw_case
 from densepath.transfer.segment.segmenter import SegmenterNotes, read_segmenter, segmenter_path
 from densepath.transfer.segment.sliding import SlidingWindow
 from densepath.transfer.segment.volume_inputs import VolumeInputs
+from densepath.transfer.slides.precision import begun_precision
 
 LABELS, PICTURES, LEGEND, SIZES, LOG = "labels", "pictures", "legend.json", "sizes.csv", "predict.log"
 _FREE = ("data", "run", "devices", "precision", "pictures")
@@ -121,6 +122,7 @@ def predict_masks(
     shown = evenly_spaced(count, len(work.names)) if count else []
     drawn, number = {work.names[k] for k in shown}, {name: k for k, name in enumerate(work.names)}
     with work_folder(out, record, log=LOG, free=_FREE):
+        sliding.half = begun_precision(out, precision, hardware.precision) == "bf16-mixed"
         say(f"densepath: {notes.backbone} of {run}: {first_few(notes.legend.names, 12)}{work.also}")
         with atomic_write(out / LEGEND) as part:
             part.write_text(json.dumps(notes.legend.record(), indent=1) + "\n")
