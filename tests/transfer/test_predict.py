@@ -20,7 +20,7 @@ import densepath
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
-from densepath.core.output_names import output_names
+from densepath.core.output_names import name_parts, output_names
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.image_reader import ImageFile, open_file
@@ -287,6 +287,7 @@ def test_output_names_are_distinct_and_stay_in_the_folder() -> None:
     names += ["c.png", "c.png"]
     expected = ["a/t", "b/t.png", "b/t.jpg", "x/y", "z", "d.png", "d.jpg", "d.png.2", "c.png", "c.png.2"]
     assert output_names(list(map(Path, names))) == expected
+    assert name_parts(["<5", ">5", "_5", "G1+", "a.b-c"]) == ["_5.2", "_5.3", "_5", "G1_", "a.b-c"]
 
 
 def test_results_of_other_images_are_not_reported(

@@ -6,7 +6,7 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any
 
 from densepath.core.csv_files import open_table
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError
-from densepath.core.spelling import composed
+from densepath.core.errors import UserError, refuse
+from densepath.core.spelling import composed, several_spellings
 from densepath.core.streams import say
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
@@ -105,6 +105,16 @@ def owners_by_name(source: str | Path, names: Sequence[str]) -> tuple[list[str],
     known |= {name: f"{_RANK}{numbers[patient]:04d}" for name, patient in found.items() if patient}
     where = NUMBERED if numbers else where
     return [known.get(name, name) for name in names], where if len(known) == len(set(names)) else ""
+
+
+def check_spelling(patients: Iterable[str]) -> None:
+    """Refuse one patient under two names.
+
+    Raises:
+        UserError: some differ only in what :func:`~densepath.core.spelling.several_spellings` ignores.
+    """
+    alike = several_spellings(patients)
+    refuse(alike, "patients that differ in capitals, spaces or zeros", "spell each one way")
 
 
 def comparable_owners(source: str | Path, names: Sequence[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from densepath.core.files import shortened
 
 _LONGEST = 220  # bytes of a name: file systems allow 255, with an ending such as _patches.h5
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
@@ -30,6 +32,21 @@ def output_names(images: Sequence[Path]) -> list[str]:
             name = f"{first}.{number}"
         names[name] = None
     return list(names)
+
+
+def name_parts(labels: Sequence[str]) -> list[str]:
+    """A part of the name of a file for each label: letters, digits and ._- only, with a number where two are equal."""
+    parts = [_NOT_IN_NAMES.sub("_", label) for label in labels]
+    taken = {part for part, label in zip(parts, labels, strict=True) if part == label}
+    found = []
+    for part, label in zip(parts, labels, strict=True):
+        name, number = part, 1
+        while name != label and name in taken:
+            number += 1
+            name = f"{part}.{number}"
+        taken.add(name)
+        found.append(name)
+    return found
 
 
 def names_below(names: Iterable[str], data: str | Path = "") -> list[str]:

@@ -28,7 +28,7 @@ def work_folder(out: Path, options: Mapping[str, Any], *, log: str, free: Collec
         out: the folder.
         options: of the work, for the record ``config.yaml``.
         log: the name of the log.
-        free: names of options that may differ from the record.
+        free: names of options that may differ from the record, or be absent from it.
 
     Raises:
         UserError: the folder holds something else, or work with other options.
@@ -75,7 +75,7 @@ def _check(path: Path, options: dict[str, Any], free: Collection[str]) -> None:
         return
     old = recorded(path.parent)
     changed = [name for name in options if name not in free and old.get(name) != options[name]]
-    if old.keys() != options.keys():
+    if (old.keys() ^ options.keys()).difference(free):
         raise UserError(f"{path.parent} holds other work of densepath (see {path}); use another folder")
     if changed:
         names = ", ".join(changed)

@@ -122,8 +122,12 @@ def check_same(out: Path, study: Study, digests: Sequence[str] = ()) -> None:
         raise UserError(f"the images or the labels of the run in {out} have changed; name another folder")
 
 
-def write_splits(path: Path, study: Study, splits: Mapping[int, Sequence[Split]]) -> None:
-    """Write the names of the images in each part of each training."""
+def keep_splits(out: Path, study: Study, splits: Mapping[int, Sequence[Split]]) -> None:
+    """Write the names of the images in each part of each training; refuse to continue a run with other parts.
+
+    Raises:
+        UserError: the run in this folder has divided its images in another way.
+    """
 
     def names(pool: Pool, positions: Any) -> list[str]:
         return [pool.names[p] for p in positions]
@@ -139,8 +143,15 @@ def write_splits(path: Path, study: Study, splits: Mapping[int, Sequence[Split]]
         ]
         for seed, own in splits.items()
     }
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(record, indent=1) + "\n")
+    path = out / SPLITS
+    if not path.is_file():
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(record, indent=1) + "\n")
+    elif json.loads(path.read_text()) != record:
+        raise UserError(
+            f"the images would be divided in another way than in {path} (another --train_images, or another version "
+            "of densepath or scikit-learn); use those of then, or name another folder"
+        )
 
 
 def training_name(seed: int, fold: int, seeds: int, folds: int) -> str:

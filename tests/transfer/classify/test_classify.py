@@ -102,6 +102,10 @@ def test_only_listed_images_are_trained_on(data: Path, classify: Classify, tmp_p
         used = {*split["train"], *split["validation"]}
         assert used == {str(Path(path).relative_to(data / "images")) for path in paths}
         assert len(split["test"]) == 4
+    (tmp_path / "left.txt").write_text("\n".join(sorted(str(path) for path in (data / "images").glob("*/*.png"))))
+    with pytest.raises(UserError, match=r"divided in another way than in .*splits\.json \(another --train_images"):
+        classify(data=data / "images", out=out, train_images=tmp_path / "left.txt", resume=True, **given)
+    assert json.loads((out / "splits.json").read_text())["seed_0"] == [split]
     (tmp_path / "left.txt").write_text("elsewhere.png")
     with pytest.raises(UserError, match=r"none of the training images is in .*left\.txt"):
         classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt", **given)
@@ -281,6 +285,26 @@ def test_a_damaged_image_moves_no_other_into_another_part(
     for number, split in enumerate(json.loads((tmp_path / "run/splits.json").read_text())["seed_0"]):
         tested = {row["image"] for row in answered if row["run"] == f"fold_{number}"}
         assert tested == set(split["test"]) - {"a/P00_0.png"}
+
+
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_a_damaged_test_image_that_is_replaced_gets_its_own_answer(
+    cache: str, data: Path, classify: Classify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LARGEST_SHARE, 2, 0.5)
+    labels = [[*row.values(), ("test", "train")[i % 2]] for i, row in enumerate(rows(data / "labels.csv"))]
+    table = write_table(data / "split.csv", ["file", "label", "person", "split"], labels)
+    given: dict[str, Any] = {"data": data / "images", "labels": table, "epochs": 1, "freeze": True}
+    damaged = data / "images" / labels[0][0]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1000])  # its header can be read
+    classify(**given, cache=cache)
+    before = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv")}
+    damaged.write_bytes(whole)
+    classify(**given, cache="none", resume=True)
+    after = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv")}
+    assert after.keys() - before.keys() == {labels[0][0]}
+    assert {name: after[name] for name in before} == before
 
 
 def test_a_damaged_image_among_those_whose_sizes_are_sampled(data: Path, classify: Classify) -> None:

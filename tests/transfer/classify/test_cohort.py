@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from densepath.sources.open import find_source
 from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.cohort import Pool, read_pool
 from densepath.transfer.classify.config import ClassifyConfig
-from densepath.transfer.classify.splits import Study, check_labels, check_regions, divide, make_study
+from densepath.transfer.classify.splits import Study, check_labels, check_regions, divide, frequent_strata, make_study
 from densepath.transfer.classify.targets import Targets
 
 from .conftest import write_table
@@ -78,6 +79,19 @@ def test_an_image_that_the_manifest_lacks_has_no_patient(folder: Path) -> None:
     write_table(folder / "manifest.csv", ["file", "person"], [["a/1.png", "x"], ["a/2.png", "y"], ["b/3.png", "z"]])
     with pytest.raises(UserError, match=r"images without a person in .*: b/4.png"):
         read(folder, "folders", patient="person")
+
+
+def test_patients_of_training_and_test_data_have_one_spelling(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    names = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
+    pools = [
+        read(data, write_table(data.with_suffix(".csv"), ["file", "label", "patient"], [[n, n[0], o] for n in names]))
+        for data, o in ((folder, "7"), (other, "007"))
+    ]
+    with pytest.raises(UserError, match="patients that differ in capitals, spaces or zeros: 007, 7; spell each one"):
+        make_study(*pools)
+    make_study(*(replace(pool, by_patient="") for pool in pools))  # names of files may differ in zeros
 
 
 def test_only_validation_images_are_said_to_be_the_test(
@@ -172,6 +186,13 @@ def test_what_no_training_image_has_is_refused(exclusive: bool, check: Any, mess
 def test_what_no_image_has_at_all_is_not_missing_in_training() -> None:
     study = study_of(LABELS * [1, 1, 0], False, "ffffhhhhhtttt")
     check_regions(study, divide(study, None, 0.2, 1.0, 0)[0], "")
+
+
+def test_labels_of_few_patients_join_the_stratum_of_most_patients() -> None:
+    values = np.zeros((21, 1))
+    values[:12] = 1  # all of one patient, who has most of the images
+    owners = ["A"] * 12 + [f"P{k}" for k in range(9)]
+    assert not np.ptp(frequent_strata(Targets(("x",), values, False), owners, 5))
 
 
 def test_the_only_image_with_a_label_is_trained_on_or_tested_but_chooses_no_epoch() -> None:

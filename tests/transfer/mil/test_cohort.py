@@ -129,8 +129,8 @@ TWO = ("case_id,slide_id,label", "a,s1,x", "b,s2,y")
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ((*TWO, "B,s3,y"), "patients that differ in capitals, spaces or leading zeros: B, b; spell each one way"),
-        ((*TWO, "3,s3,y", "003,s4,y"), "patients that differ in capitals, spaces or leading zeros: 003, 3; spell"),
+        ((*TWO, "B,s3,y"), "patients that differ in capitals, spaces or zeros: B, b; spell each one way"),
+        ((*TWO, "3,s3,y", "003,s4,y"), "patients that differ in capitals, spaces or zeros: 003, 3; spell"),
         ((TWO[0], "a,s1,1", "b,s2,0", "c,s3,1.0"), "classes that differ in capitals, spaces or zeros: 1, 1.0; merge"),
         ((TWO[0], "a,s1,Low", "b,s2,high", "c,s3,low"), "classes that differ .*: Low, low; merge them: --classes"),
         ((*TWO, "b,s2,y"), "slides with two rows in .*t.csv: s2; keep one row"),

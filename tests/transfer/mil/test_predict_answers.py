@@ -109,6 +109,11 @@ def test_the_same_command_continues(run: Path, tmp_path: Path) -> None:
         expected(run, bags["x"] * 2)[0][:, 1].mean(), 1e-3
     )
     assert rows["damaged"]["tiles"] == "5"
+    with pytest.raises(UserError, match="begun with --precision 32; use that"):
+        predict(run, data=tmp_path / "new", out=out, **{**CPU, "precision": "bf16-mixed"})
+    config = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(config.replace("precision: '32'\n", ""))  # of a version that did not note it
+    predict(run, data=tmp_path / "new", out=out, **CPU)
     other = shutil.copytree(run, tmp_path / "other")
     shutil.copyfile(run / "fold_0" / "model.safetensors", other / "fold_1" / "model.safetensors")
     with pytest.raises(UserError, match="other values of models"):

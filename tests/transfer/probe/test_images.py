@@ -85,13 +85,13 @@ def test_neighbors_are_those_of_a_plain_loop() -> None:
         assert row.tolist() == [sum(truth[i] == c for i in nearest) / 7 for c in range(4)]
 
 
-@pytest.mark.parametrize("dim", [5, 90])  # fewer and more features than images
-def test_logistic_regression_is_that_of_scikit_learn(dim: int) -> None:
+@pytest.mark.parametrize(("dim", "seed"), [(5, 0), (90, 2**63 - 1)])  # fewer and more features than images
+def test_logistic_regression_is_that_of_scikit_learn(dim: int, seed: int) -> None:
     rng = np.random.default_rng(0)
     truth = np.tile([0, 1, 2], 20)
     train = rng.normal(size=(60, dim)) * rng.uniform(0.1, 10, dim) + truth[:, None]
     test = rng.normal(size=(30, dim)) + 1
-    fitted = logistic_regression(train, truth, test, 3, np.arange(60), seed=0)
+    fitted = logistic_regression(train, truth, test, 3, np.arange(60), seed)
     assert fitted.strength in STRENGTHS
     mean, std = train.mean(0), train.std(0)
     model = LogisticRegression(C=fitted.strength, tol=1e-8, max_iter=10000).fit((train - mean) / std, truth)
@@ -178,6 +178,12 @@ def test_a_table_gives_labels_patients_and_the_split(tmp_path: Path) -> None:
         probe_images(values, Labels(str(tmp_path / "u.csv"), patient="nobody"))
     with pytest.raises(UserError, match="give one of them"):
         probe_images(values, Labels("folders", "a", "b"))
+
+
+def test_patients_of_training_and_test_images_have_one_spelling() -> None:
+    train, test = (features(np.ones((2, 3)), [f"a/{name}_1.png", f"b/{name}_2.png"]) for name in ("7", "007"))
+    with pytest.raises(UserError, match="patients that differ in capitals, spaces or zeros: 007, 7; spell each one"):
+        probe_images(train, Labels("folders", patient_regex=r"/(\d+)_"), test_features=test)
 
 
 def test_too_few_patients_are_refused(capfd: Any) -> None:

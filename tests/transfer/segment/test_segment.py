@@ -91,6 +91,8 @@ def test_folds_by_patient_and_predictions_as_in_the_test(
     (tmp_path / "new/labels/P0_0.png").unlink()
     predict(result, data=data / "images", out=tmp_path / "new", devices="cpu", precision="32", pictures=1)  # continues
     assert (tmp_path / "new/labels" / name).stat().st_mtime_ns == kept and (tmp_path / "new/labels/P0_0.png").is_file()
+    with pytest.raises(UserError, match="begun with --precision 32; use that"):
+        predict(result, data=data / "images", out=tmp_path / "new", devices="cpu", precision="bf16-mixed")
     with pytest.raises(UserError, match="score: only for detectors"):
         predict(result, data=data / "images", out=tmp_path / "no", score=0.3)
 
@@ -127,7 +129,8 @@ def test_damaged_images_and_changed_labels(
 ) -> None:
     monkeypatch.setitem(LARGEST_SHARE, 2, 0.5)
     damaged = data / "images/P0_0.png"
-    damaged.write_bytes(damaged.read_bytes()[:-2000])  # its header can be read
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-2000])  # its header can be read
     given: dict[str, Any] = {"data": data / "images", "folds": 2, "epochs": 1, "cache": "ram", "freeze": True}
     segment(**given)
     tested = {
@@ -135,6 +138,11 @@ def test_damaged_images_and_changed_labels(
     }
     for number, split in enumerate(json.loads((tmp_path / "run/splits.json").read_text())["seed_0"]):
         assert tested[f"fold_{number}"] == set(split["test"]) - {"P0_0.png"}
+    scored = {row["image"]: row for row in rows(tmp_path / "run/cases.csv") if row["region"] == "class_10"}
+    damaged.write_bytes(whole)
+    segment(**given, resume=True)
+    again = {row["image"]: row for row in rows(tmp_path / "run/cases.csv") if row["region"] == "class_10"}
+    assert again.keys() - scored.keys() == {"P0_0.png"} and {name: again[name] for name in scored} == scored
     Image.fromarray(np.asarray(Image.open(data / "labels/P1_2.png"))[::-1]).save(data / "labels/P1_2.png")
     with pytest.raises(UserError, match="the images or the labels of the run"):
         segment(**given, resume=True)
@@ -253,6 +261,10 @@ def test_official_splits_that_share_patients_are_refused(data: Path, segment: Se
     segment(**given, official=False, folds=2, freeze=True)
     tested = [row["image"] for row in rows(tmp_path / "run/cases.csv") if row["region"] == "class_10"]
     assert sorted(tested) == sorted(f"{('train', 'test')[k % 2]}/P{k // 2}_{k}.png" for k in range(8))
+    for part in ("images", "labels"):
+        (tmp_path / "split" / part / "train/P0_0.png").rename(tmp_path / "split" / part / "train/P00_0.png")
+    with pytest.raises(UserError, match="patients that differ in capitals, spaces or zeros: 0, 00; spell each one"):
+        segment(**(given | {"patient_regex": r"P(\d+)_"}), out=tmp_path / "no")
 
 
 @pytest.mark.parametrize("name", recipe_names("segment"))

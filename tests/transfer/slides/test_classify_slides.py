@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
 from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes, save_classifier
+from densepath.transfer.classify.predict_tiles import OnSlides, tile_mpp
 
 CPU: dict[str, Any] = {"devices": "cpu", "precision": "32"}
 
@@ -24,7 +26,7 @@ def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None
     pixels = paint((520, 600), 0.5, [Disk(60, 60, 20), Disk(120, 150, 30)], (10.0, 10.0, 230.0, 230.0))
     write_levels(tmp_path / "slides/one.tiff", pixels, 0.5, (1, 4))
     (tmp_path / "slides/broken.svs").write_bytes(b"II*\0")
-    notes = ClassifierNotes("test_resnet", "mean", ("normal", "tumour"), True, (64, 64), PixelSpec().record())
+    notes = ClassifierNotes("test_resnet", "mean", ("<5", "tumour", ">5"), True, (64, 64), PixelSpec().record())
     torch.manual_seed(0)
     run = tmp_path / "run"
     save_classifier(run / CLASSIFIER_FILE, notes.build(), notes)
@@ -39,7 +41,17 @@ def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None
         assert (int(row["x"]), int(row["y"])) == tuple(tiling.corners[position])
         expected = classifier.predict(SlideTiles([tiling]).read(position))
         assert float(row["p tumour"]) == pytest.approx(expected["tumour"], abs=1e-4)
-    assert sorted(path.name for path in (tmp_path / "out/heat_maps").iterdir()) == ["one_tumour.png", "one_tumour.tif"]
+    maps = {path.stem for path in (tmp_path / "out/heat_maps").glob("*.tif")}
+    assert maps == {"one__5", "one_tumour", "one__5.2"}
+    with pytest.raises(UserError, match="begun with --precision 32; use that"):
+        densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", devices="cpu", precision="bf16-mixed")
+    for known, why in (
+        ({"mpp": 0.5}, "0.7 µm per pixel, those of the training 0.5"),
+        ({"image_size": 80}, "64 pixels"),
+    ):
+        with pytest.raises(UserError, match=why):
+            tile_mpp(replace(notes, **known), tmp_path / "T", OnSlides())
+    assert tile_mpp(replace(notes, mpp=0.71, image_size=64), tmp_path / "T", OnSlides()) is None  # rounded
     with pytest.raises(UserError, match="does not know the µm per pixel of its training images; give them: --mpp"):
         densepath.predict(run, data=tmp_path / "slides/one.tiff", out=tmp_path / "no", **CPU)
     assert not (tmp_path / "no").exists()

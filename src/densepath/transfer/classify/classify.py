@@ -28,7 +28,7 @@ from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.hardware import Hardware
 from densepath.training.resolve import resolve
-from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes
+from densepath.transfer.classify.classifier import CLASSIFIER_FILE, SAME_MPP, ClassifierNotes
 from densepath.transfer.classify.cohort import Pool, open_pool, read_pool, same_labels, still_there
 from densepath.transfer.classify.config import FREE, ClassifyConfig
 from densepath.transfer.classify.label_scores import SHOWN
@@ -38,20 +38,18 @@ from densepath.transfer.classify.splits import Split, Study, check_labels, make_
 from densepath.transfer.classify.training import Answers, answer, fit
 from densepath.transfer.embed.encoder import Encoder
 from densepath.transfer.trainings import (
-    SPLITS,
     Trainings,
     check_same,
     hardware_of_run,
+    keep_splits,
     pixels_of_run,
     sizes_of,
     warn_of_unknown_patients,
-    write_splits,
 )
 from densepath.version import __version__
 
 _SIDE = 224  # pixels
 _SAMPLED = 16  # images whose size and µm per pixel are read
-_SAME_MPP = 1.03
 
 
 def classify(config: ClassifyConfig | str | Path | None = None, **options: Any) -> Result:
@@ -87,7 +85,7 @@ def run(config: ClassifyConfig) -> Result:
         if first:
             _say_start(study, notes, trainings.splits[config.seed], config)
             check_same(out, study)
-            write_splits(out / SPLITS, study, trainings.splits)
+            keep_splits(out, study, trainings.splits)
         opened = _opened(study, config, hardware)
         answers: list[Answers] = []
         tests: list[Pool] = []
@@ -168,7 +166,7 @@ def _mpp(images: PixelSource, places: Sequence[int]) -> float | None:
     if images.spec.ndim != 2:  # millimetres
         return None
     known = images.spacing(torch.tensor(places))
-    if known is None or not bool(known.isfinite().all()) or float(known.max()) > _SAME_MPP * float(known.min()):
+    if known is None or not bool(known.isfinite().all()) or float(known.max()) > SAME_MPP * float(known.min()):
         return None
     return float(known.median())
 

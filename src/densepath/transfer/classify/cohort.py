@@ -15,10 +15,9 @@ from torch import Tensor
 
 from densepath.annotations.classes import FOLDERS, match_columns
 from densepath.annotations.label_table import table_columns
-from densepath.annotations.patients import owners_of_volumes
+from densepath.annotations.patients import check_spelling, owners_of_volumes
 from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below
-from densepath.core.spelling import several_spellings
 from densepath.core.streams import say
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import cache_images
@@ -129,9 +128,7 @@ def read_pool(
     if volumes and not source:
         owners, source = owners_of_volumes(volumes, data)
     if source:
-        refuse(
-            several_spellings(set(owners)), "patients that differ in capitals, spaces or zeros", "spell each one way"
-        )
+        check_spelling(owners)
     if isinstance(images, ImageFiles):
         return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])
     return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])

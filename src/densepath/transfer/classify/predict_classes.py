@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from densepath.transfer.classify.label_scores import rows_of
 from densepath.transfer.classify.predict_tiles import OnSlides, predict_tiles, tile_mpp
 from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
+from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.slide_list import refuse_options
 
 PREDICTIONS = "predictions.csv"
@@ -82,9 +84,11 @@ def predict_classes(
         options = {name: None if value is None else str(value) for name, value in vars(slides).items()}
         options.pop("shard")
         with work_folder(out, record | options, log=LOG, free=_FREE):
+            hardware = replace(hardware, precision=begun_precision(out, precision, hardware.precision))
             return predict_tiles(readout, notes, data, out, slides, exclude, Shard.of(slides.shard), hardware, watch)
     refuse_options("slides, not images", {n: getattr(slides, n) for n in ("mpp_table", "default_mpp", "shard")})
     with work_folder(out, record, log=LOG, free=_FREE):
+        hardware = replace(hardware, precision=begun_precision(out, precision, hardware.precision))
         return _predict_images(readout, notes, data, out, exclude, hardware, watch)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +14,7 @@ from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, counted
 from densepath.core.locks import shared_work
+from densepath.core.output_names import name_parts
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.stopwatch import Stopwatch
@@ -24,14 +24,14 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
-from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.sources.tiles.tile_files import is_tile_folder, read_tile_folder
 from densepath.training.hardware import Hardware
-from densepath.transfer.classify.classifier import ClassifierNotes, Readout
+from densepath.transfer.classify.classifier import SAME_MPP, ClassifierNotes, Readout
 from densepath.transfer.classify.label_scores import rows_of
 from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
 from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
-from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
+from densepath.transfer.slides.slide_list import ListedSlide, check_tiles, list_of_slides, refuse_options
 from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corrupt
 
 SLIDES = "slides.csv"
@@ -58,12 +58,15 @@ def tile_mpp(notes: ClassifierNotes, data: str | Path, options: OnSlides) -> flo
     """The µm per pixel at which slides are tiled; None if they were tiled before.
 
     Raises:
-        UserError: it is unknown, or the classifier does not take slides.
+        UserError: it is unknown, the classifier does not take slides, or the tiles are unlike its training images.
     """
     if notes.spec.channels != 3 or notes.spec.image_dtype is not np.uint8:
         raise UserError("the classifier was trained on grey or 16-bit images, and slides are RGB; train another one")
     if is_tile_folder(data):
         refuse_options("slides that are not tiled", {"mpp": options.mpp})
+        tiling = read_tile_folder(data)[0]
+        known = ("µm per pixel", tiling.mpp, notes.mpp), ("pixels per side", tiling.size, notes.image_size or None)
+        check_tiles(data, known, lambda one, other: max(one, other) <= SAME_MPP * min(one, other))
         return None
     mpp = notes.mpp if options.mpp is None else options.mpp
     if mpp is None:
@@ -99,7 +102,7 @@ def predict_tiles(
     slides = {slide.name: slide for slide in list_of_slides(tiles, exclude, table)}
 
     def files(name: str) -> list[Path]:
-        maps = [files_of_map(_heat_map(out, name, label)) for label in notes.labels]
+        maps = map(files_of_map, _heat_maps(out, name, notes.labels))
         return [_table(out, name), *chain.from_iterable(maps)]
 
     shared = SlideWork(out, {name: slide.identity() for name, slide in slides.items()}, files)
@@ -141,8 +144,8 @@ def _predict_slide(
     (path := _table(out, slide.name)).parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, list(rows[0]), rows)
     only_second = notes.exclusive and len(notes.labels) == 2  # the other map is its inverse
-    for t, name in list(enumerate(notes.labels))[1 if only_second else 0 :]:
-        heat_map = _heat_map(out, slide.name, name)
+    maps = list(zip(notes.labels, _heat_maps(out, slide.name, notes.labels), strict=True))
+    for t, (name, heat_map) in list(enumerate(maps))[1 if only_second else 0 :]:
         heat_map.parent.mkdir(parents=True, exist_ok=True)
         write_heat_map(heat_map, opened, boxes, chances[:, t], label=f"probability of {name}", limits=(0.0, 1.0))
     means = {f"mean p {name}": float(mean) for name, mean in zip(notes.labels, chances.mean(0), strict=True)}
@@ -153,6 +156,5 @@ def _table(out: Path, slide: str) -> Path:
     return out / "tiles" / f"{slide}.csv"
 
 
-def _heat_map(out: Path, slide: str, label: str) -> Path:
-    part = re.sub(r"[^\w.-]+", "_", label)
-    return out / "heat_maps" / f"{slide}_{part}"
+def _heat_maps(out: Path, slide: str, labels: Sequence[str]) -> list[Path]:
+    return [out / "heat_maps" / f"{slide}_{part}" for part in name_parts(labels)]

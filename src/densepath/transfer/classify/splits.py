@@ -11,7 +11,7 @@ import torch
 
 from densepath.annotations.classes import Classes
 from densepath.annotations.fraction import choose_fraction
-from densepath.annotations.patients import NUMBERED
+from densepath.annotations.patients import NUMBERED, check_spelling
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.streams import say
 from densepath.transfer.classify.cohort import Pool, file_of
@@ -58,7 +58,7 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
     """The official parts of the images; refuses files and patients on both sides of the test.
 
     Raises:
-        UserError: a part is empty, or a file or a patient is in two of them.
+        UserError: a part is empty, a file or a patient is in two of them, or a patient has two names.
     """
     everything, none = np.arange(len(pool)), np.array([], np.int64)
     if test is not None:
@@ -78,6 +78,8 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
             "some have training and test images; name them with --patient_regex or a column"
         )
         known = False
+    if known and test is not None:
+        check_spelling([*pool.owners, *test.owners])
     sides = (study.train, study.fit), (study.train, study.held), (study.test, study.tested)
     owners = [{source.owners[p] for p in positions} for source, positions in sides]
     files = [{source.files[p]: source.names[p] for p in positions} for source, positions in sides]
@@ -196,14 +198,17 @@ def _images_of(name: str) -> str:
 
 
 def frequent_strata(targets: Targets, owners: Sequence[str], least: int) -> Integers:
-    """(N,) what images are stratified by; of several labels those with fewer patients than ``least`` are not used."""
+    """(N,) what images are stratified by; of several labels those with fewer patients than ``least`` are not used.
+
+    Their images are in the stratum with the most patients.
+    """
     strata = targets.strata()
     if targets.exclusive:
         return strata
     names = np.asarray(owners)
-    for stratum in np.unique(strata):
-        if len(np.unique(names[strata == stratum])) < least:
-            strata[strata == stratum] = np.bincount(strata).argmax()
+    patients = {stratum: len(np.unique(names[strata == stratum])) for stratum in np.unique(strata)}
+    rare = [stratum for stratum, count in patients.items() if count < least]
+    strata[np.isin(strata, rare)] = max(patients, key=lambda stratum: patients[stratum])
     return strata
 
 

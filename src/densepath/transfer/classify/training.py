@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,12 +114,11 @@ def fit(
 
 
 def answer(out: Path, test: Pool, hardware: Hardware) -> Answers:
-    """The answers of the classifier in a folder for its test images, unless they were written before."""
+    """The answers of the classifier in a folder for its test images, unless it wrote those for all of them before."""
     path = out / _ANSWERS
     model, notes = read_classifier(out / CLASSIFIER_FILE)
-    if path.is_file():
-        kept = json.loads(path.read_text())
-        return Answers(np.array(kept["positions"], np.int64), np.array(kept["chances"], np.float64), notes)
+    if (kept := kept_answers(path, test)) is not None:
+        return Answers(np.arange(len(test)), np.array(kept["chances"], np.float64), notes)
     hardware.lay_out(model)
     readout = Readout(model, notes).to(hardware.device)
     positions, chances, damaged = answers_of(readout, test.images, hardware)
@@ -129,9 +129,27 @@ def answer(out: Path, test: Pool, hardware: Hardware) -> Answers:
         )
     if not positions:
         raise UserError(f"none of {counted(len(test), 'test image')} can be read; check the files ({damaged[0]})")
-    with atomic_write(path) as part:
-        part.write_text(json.dumps({"positions": positions, "chances": chances.tolist()}) + "\n")
+    keep_answers(path, test, positions, {"chances": chances.tolist()})
     return Answers(np.array(positions, np.int64), chances.astype(np.float64), notes)
+
+
+def kept_answers(path: Path, test: Pool) -> dict[str, Any] | None:
+    """What :func:`keep_answers` wrote for these test images; None if it wrote nothing, or answers for other images."""
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return kept if kept.get("names") == test.names else None
+
+
+def keep_answers(path: Path, test: Pool, positions: Sequence[int], answers: Mapping[str, Any]) -> None:
+    """Write answers with the names of their images: a damaged test image that is replaced moves the positions.
+
+    Args:
+        path: of the file.
+        test: the test images.
+        positions: of those that could be read.
+        answers: for them.
+    """
+    with atomic_write(path) as part:
+        part.write_text(json.dumps({"names": [test.names[p] for p in positions], **answers}) + "\n")
 
 
 def answers_of(

@@ -53,6 +53,7 @@ class Ensemble:
     Attributes:
         notes: what the model of the first fold is.
         digest: of all models.
+        hardware: where to compute.
 
     Raises:
         UserError: the run keeps no model, has several, or is not finished.
@@ -67,7 +68,7 @@ class Ensemble:
         if not paths:
             raise UserError(f"{run} keeps no model, which {KNN} has none of; train another --model of densepath mil")
         loaded = [load_model(path) for path in paths]
-        self.notes, self._hardware = loaded[0][1], hardware
+        self.notes, self.hardware = loaded[0][1], hardware
         self._models = [(model.to(hardware.device), objective_of(notes, model)) for model, notes in loaded]
         self._thresholds = np.mean([notes.thresholds for _, notes in loaded], axis=0)
         self.digest = " ".join(digest_of_file(path)[:16] for path in paths)
@@ -89,7 +90,7 @@ class Ensemble:
             )
         values, attention = [], []
         for model, objective in self._models:
-            outputs, found = answer(model, bag, self._hardware.device, self._hardware.precision == "bf16-mixed")
+            outputs, found = answer(model, bag, self.hardware.device, self.hardware.precision == "bf16-mixed")
             values.append(objective.answers(outputs[None])[0].double().cpu().numpy())
             attention.append(found.reshape(-1, found.shape[-1]).double().cpu().numpy())
         return Answer(np.stack(values), np.mean(attention, axis=0))

@@ -20,7 +20,7 @@ from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides, fe
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.feature_files import SUFFIXES, find_features, slide_name
 from densepath.transfer.mil.slide_table import patient_of_tcga
-from densepath.transfer.slides.slide_list import refuse_options
+from densepath.transfer.slides.slide_list import check_tiles, refuse_options
 
 _WHOLE = "1/1"  # every process waits until all slides are tiled
 _ROUNDING = 1e-3  # µm per pixel that differ by less, relatively, are one value, written with fewer digits
@@ -111,15 +111,15 @@ def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) 
         given["exclude"] = options.exclude or None
         refuse_options("slides that are not tiled", given)
         tiling = read_tile_folder(data)[0]
-        for what, own, needed in (
-            ("µm per pixel", tiling.mpp, mpp),
-            ("pixels per side", tiling.size, side),
-            ("pixels of overlap", overlap_of(data), record.overlap if record.mpp else None),
-        ):
-            if needed is not None and not _alike(own, needed):
-                raise UserError(
-                    f"the tiles of {data} have {own:g} {what}, those of the training {needed:g}; tile again"
-                )
+        check_tiles(
+            data,
+            (
+                ("µm per pixel", tiling.mpp, mpp),
+                ("pixels per side", tiling.size, side),
+                ("pixels of overlap", overlap_of(data), record.overlap if record.mpp else None),
+            ),
+            _alike,
+        )
     elif mpp is None or side is None:
         raise UserError(
             "the run does not record the tiles of its features; give their µm per pixel with --mpp, and their side in "

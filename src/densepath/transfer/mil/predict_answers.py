@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,12 +34,13 @@ from densepath.transfer.mil.ensemble import Answer, Ensemble
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.new_slides import NewSlide, SlideOptions, completed, embed_new_slides, slides_in_files
 from densepath.transfer.mil.results import PREDICTIONS
+from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.slide_list import refuse_options
 from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork
 
 SLIDES, LOG = "slides.csv", "predict.log"
 # They may change: what they decide is checked in the folders of the tiles and of the features.
-_FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window")
+_FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window", "precision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +105,12 @@ def predict_answers(
         "exclude": list(options.exclude),
         "slides": None if slides is None else str(slides),
         "pictures": pictures,
+        "precision": options.hardware.precision,
     }
     with work_folder(out, record, log=LOG, free=_FREE):
+        begun = begun_precision(out, options.precision, options.hardware.precision)
+        models.hardware = replace(options.hardware, precision=begun)
+        options = replace(options, hardware=models.hardware)
         say(f"densepath: {models.notes.model} of {run}, {counted(len(models), 'fold')}, for {models.notes.target}")
         if extractor is not None:
             found = embed_new_slides(data, out, extractor, options)

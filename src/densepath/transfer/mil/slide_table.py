@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from densepath.annotations.patients import PATIENT_COLUMNS
+from densepath.annotations.patients import PATIENT_COLUMNS, check_spelling
 from densepath.core.csv_files import open_lines, plain_head
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.spelling import MISSING, several_spellings
+from densepath.core.spelling import MISSING
 from densepath.core.streams import say
 
 FOLDERS = "folders"
@@ -128,8 +128,8 @@ def read_slide_table(
     if columns.site == TCGA:
         rows = [replace(row, site=_barcode(row.patient, 1)) for row in rows]
         refuse([row.patient for row in rows if not row.site], "not barcodes of TCGA", "name the column of the sites")
-    unlike = several_spellings(row.patient for row in rows) if source else []
-    refuse(unlike, "patients that differ in capitals, spaces or leading zeros", "spell each one way")
+    if source:
+        check_spelling(row.patient for row in rows)
     twice = _repeated([row.slide for row in rows])
     refuse(twice, f"slides with two rows in {table}", "keep one row for each slide")
     return SlideTable(rows, target, source)

@@ -107,7 +107,7 @@ def _inner_folds(truth: Integers, patients: Integers, seed: int) -> Sequence[tup
         return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        folds = StratifiedGroupKFold(min(_INNER, least), shuffle=True, random_state=seed)
+        folds = StratifiedGroupKFold(min(_INNER, least), shuffle=True, random_state=seed % 2**32)
         splits = list(folds.split(truth, truth, patients))
     return [(fit, held) for fit, held in splits if len(np.unique(truth[fit])) == len(np.unique(truth)) and len(held)]
 

@@ -14,10 +14,16 @@ import torch
 
 from densepath.annotations.classes import FOLDERS, Classes, read_classes, read_column
 from densepath.annotations.label_table import table_columns
-from densepath.annotations.patients import MANIFEST, NUMBERED, PATIENT_COLUMNS, owners_by_name, patient_in_name
-from densepath.core.errors import UserError, refuse
+from densepath.annotations.patients import (
+    MANIFEST,
+    NUMBERED,
+    PATIENT_COLUMNS,
+    check_spelling,
+    owners_by_name,
+    patient_in_name,
+)
+from densepath.core.errors import UserError
 from densepath.core.output_names import names_below
-from densepath.core.spelling import several_spellings
 from densepath.sources.listing import LIST_SUFFIXES, list_images
 from densepath.transfer.embed.feature_file import Features
 from densepath.transfer.probe.folds import SPLITS, given_split
@@ -104,8 +110,7 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     classes, test = classes_and_split(names, listed, table, how.target)
     owners, source = owners_of(names, listed, how, table, data)
     if source:
-        alike = several_spellings(set(owners))
-        refuse(alike, "patients that differ in capitals, spaces or zeros", "spell each one way")
+        check_spelling(owners)
     patient_names, patients = np.unique(owners, return_inverse=True)
     values = features.values.astype(np.float64)
     return Labelled(names, values, classes, patients.astype(np.int64), patient_names.tolist(), source, test)
@@ -190,7 +195,7 @@ def join(train: Labelled, test: Labelled) -> Labelled:
     """Training images and test images of another source, with the classes of both.
 
     Raises:
-        UserError: the test images have a class that the training images lack.
+        UserError: the test images have a class that the training images lack, or a patient under another name.
     """
     if lacking := set(test.classes.names) - set(train.classes.names):
         raise UserError(f"the test images have the class {min(lacking)}, which the training images lack; name it alike")
@@ -198,7 +203,9 @@ def join(train: Labelled, test: Labelled) -> Labelled:
     labels = torch.cat((train.classes.labels, order[test.classes.labels.long()]))
     known = bool(train.by_patient and test.by_patient) and NUMBERED not in (train.by_patient, test.by_patient)
     owners = [[part.patient_names[number] for number in part.patients] for part in (train, test)]
-    if not known:
+    if known:
+        check_spelling(owners[0] + owners[1])
+    else:
         owners = [[f"{side}/{owner}" for owner in own] for side, own in zip(("train", "test"), owners, strict=True)]
     patient_names, patients = np.unique(owners[0] + owners[1], return_inverse=True)
     return Labelled(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.annotations.patients import owners_of_volumes
+from densepath.annotations.patients import check_spelling, owners_of_volumes
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.output_names import names_below
 from densepath.core.streams import say
@@ -153,6 +153,8 @@ def _find(config: SegmentConfig, data: str | Path, labels: str | Path) -> Found:
     owners, source = owners_of(names, Listed(paths), how, None, data)
     if isinstance(images, VolumeStore) and not source:
         owners, source = owners_of_volumes(images.rows, data)
+    if source:
+        check_spelling(owners)
     files = [file_of(path) if isinstance(images, ImageFiles) else (os.path.realpath(data), path) for path in paths]
     values, digests, longest = _facts(images, maps, names)
     pool = Pool(images, names, Targets((), np.zeros((len(names), 0)), False), owners, source, splits, files)

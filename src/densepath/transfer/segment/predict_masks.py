@@ -46,6 +46,7 @@ from densepath.transfer.segment.segmenter import SegmenterNotes, read_segmenter,
 from densepath.transfer.segment.sliding import SlidingWindow
 from densepath.transfer.segment.volume_inputs import VolumeInputs
 from densepath.transfer.segment.volume_slices import SUFFIX
+from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.slide_work import SlideWork
 
 LABELS, PICTURES, LEGEND, SIZES, LOG = "labels", "pictures", "legend.json", "sizes.csv", "predict.log"
@@ -126,6 +127,7 @@ def predict_masks(
     shown = evenly_spaced(len(work.names) if pictures == "all" else pictures, len(work.names))
     drawn = {work.names[k] for k in shown}
     with work_folder(out, record, log=LOG, free=_FREE):
+        sliding.half = begun_precision(out, precision, hardware.precision) == "bf16-mixed"
         say(f"densepath: {notes.backbone} of {run}: {first_few(notes.legend.names, 12)}{work.also}")
         with atomic_write(out / LEGEND) as part:
             part.write_text(json.dumps(notes.legend.record(), indent=1) + "\n")

@@ -30,14 +30,13 @@ from densepath.transfer.segment.results import CASES, METRICS, SCORES, SHOWN, Ou
 from densepath.transfer.segment.segmenter import SAME_SPACING, SEGMENTER_FILE, SegmenterNotes
 from densepath.transfer.segment.training import PICTURES, Answers, answer, fit
 from densepath.transfer.trainings import (
-    SPLITS,
     Trainings,
     check_same,
     hardware_of_run,
+    keep_splits,
     pixels_of_run,
     sizes_of,
     warn_of_unknown_patients,
-    write_splits,
 )
 from densepath.version import __version__
 
@@ -83,7 +82,7 @@ def run(config: SegmentConfig) -> Result:
         if first:
             _say_start(study, cases, notes, trainings.splits[config.seed], config)
             check_same(out, study, [*cases.digests, *(() if test is None else test.digests)])
-            write_splits(out / SPLITS, study, trainings.splits)
+            keep_splits(out, study, trainings.splits)
         opened = cases.opened(config, hardware.device)
         tested = opened if test is None else test.opened(config, hardware.device)
         answers: list[Answers] = []

@@ -49,7 +49,7 @@ class SlidingWindow:
         half: bool = False,
     ) -> None:
         self._net, self.spec, self.window, self._overlap = net, spec, tuple(window), overlap
-        self._multiple, self._device, self._half = multiple, device or torch.device("cpu"), half
+        self._multiple, self._device, self.half = multiple, device or torch.device("cpu"), half
 
     def slabs(self, pixels: npt.NDArray[Any]) -> Iterator[tuple[int, Tensor]]:
         """Parts of the logits of an image (*size, C), along its first axis: the first index, and (K, n, *rest)."""
@@ -108,7 +108,7 @@ class SlidingWindow:
         size = x.shape[2:]
         more = [ceil(n / self._multiple) * self._multiple - n for n in size]
         x = F.pad(x, [side for n in reversed(more) for side in (0, n)]) if any(more) else x
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.half):
             logits = self._net(x).float()
         return logits[(slice(None), slice(None), *map(slice, size))]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ import torch
 from densepath.core.digests import digest_of
 from densepath.core.distributed import rank, total, world_size
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.files import atomic_write
 from densepath.core.output_names import output_names
 from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import say
@@ -28,7 +26,7 @@ from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import draw_safely
 from densepath.sources.corrupt import CorruptImage
 from densepath.training.hardware import Hardware
-from densepath.transfer.classify.training import Stored
+from densepath.transfer.classify.training import Stored, keep_answers, kept_answers
 from densepath.transfer.one_training import batches_of_training, train_best
 from densepath.transfer.probe.metrics import Integers
 from densepath.transfer.segment.case_scores import dice, score_case
@@ -123,13 +121,12 @@ def fit(
 
 
 def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers:
-    """Segment the test images with the segmenter in a folder and score that, unless it was done before."""
+    """Segment the test images with the segmenter in a folder and score that, unless all were scored before."""
     path = out / _CASES
     model, notes = read_segmenter(out / SEGMENTER_FILE)
-    if path.is_file():
-        kept = json.loads(path.read_text())
-        columns = np.array(kept["columns"], np.float64).reshape(len(kept["positions"]), len(notes.legend.regions), 4)
-        return Answers(np.array(kept["positions"], np.int64), columns, notes)
+    if (kept := kept_answers(path, test.pool)) is not None:
+        columns = np.array(kept["columns"], np.float64).reshape(len(test), len(notes.legend.regions), 4)
+        return Answers(np.arange(len(test)), columns, notes)
     hardware.lay_out(model)
     sliding = notes.sliding(model.to(hardware.device), hardware)
     positions, rows, damaged = [], [], []
@@ -157,8 +154,7 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
     if not positions:
         raise UserError(f"none of {counted(len(test), 'test image')} can be read; check the files ({damaged[0]})")
     columns = np.stack(rows)
-    with atomic_write(path) as part:
-        part.write_text(json.dumps({"positions": positions, "columns": columns.tolist()}) + "\n")
+    keep_answers(path, test.pool, positions, {"columns": columns.tolist()})
     return Answers(np.array(positions, np.int64), columns, notes)
 
 

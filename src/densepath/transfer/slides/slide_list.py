@@ -86,6 +86,24 @@ def list_of_slides(
     return [ListedSlide(name, path, mpp) for name, path in zip(names, paths, strict=True)]
 
 
+def check_tiles(
+    data: str | Path, trained: Sequence[tuple[str, float, float | None]], same: Callable[[float, float], bool]
+) -> None:
+    """Refuse tiles unlike those of a training.
+
+    Args:
+        data: the folder of ``densepath tile``.
+        trained: a property of the tiles in words, its value, and that in the training; None if that is unknown.
+        same: whether two values are the same.
+
+    Raises:
+        UserError: a property differs.
+    """
+    for what, own, needed in trained:
+        if needed is not None and not same(own, needed):
+            raise UserError(f"the tiles of {data} have {own:g} {what}, those of the training {needed:g}; tile again")
+
+
 def share_of_tiles(tiling: SlideTiling) -> Share:
     """A function of rectangles (B, 4) top, left, height, width in µm: 1 for those that a tile touches, otherwise 0."""
     tiles = tiling.boxes_um()
