@@ -19,6 +19,7 @@ from densepath.analysis.source import report_source
 from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError, counted
+from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.records import CONFIG
 from densepath.methods import METHODS
@@ -41,9 +42,9 @@ Columns = dict[str, list[np.ndarray]]  # title -> a label map for each tile
 
 def show_views(
     *,
-    data: str | Path,
+    data: AnyPath,
     out: str | Path,
-    config: str | Path = "concl",
+    config: AnyPath = "concl",
     view_size: int | tuple[int, ...] | None = None,
     count: int = 6,
     seed: int = 0,
@@ -68,6 +69,7 @@ def show_views(
     Raises:
         UserError: no such images or recipe, or a file name that does not end in .png.
     """
+    data, config = as_path(data), as_path(config)
     out = picture_file(out, data)
     given = {} if view_size is None else {"view_size": view_size}
     recipe = resolve(PretrainConfig, config, {"data": data, "out": out, **given})
@@ -88,10 +90,10 @@ def show_views(
 
 def show_concepts(
     *,
-    data: str | Path,
+    data: AnyPath,
     out: str | Path,
     concepts: Sequence[str] = ("kmeans",),
-    weights: Sequence[str] = ("random",),
+    weights: Sequence[AnyPath] = ("random",),
     backbone: str | None = None,
     stages: Sequence[int] = (3, 4, 5),
     num_concepts: int = 8,
@@ -130,6 +132,7 @@ def show_concepts(
     Raises:
         UserError: no such images, concepts, weights or stage, or a file name that does not end in .png.
     """
+    data = as_path(data)
     out = picture_file(out, data)
     names = short_names([concepts] if isinstance(concepts, str) else concepts, "concepts")
     images = open_images(data, cache="none", exclude=exclude)
@@ -139,7 +142,7 @@ def show_concepts(
     groups: list[Columns] = []
     for name in names:
         if name == "kmeans":
-            groups += _clusters(stored, images.spec, weights, backbone, stages, num_concepts, seed)
+            groups += _clusters(stored, images.spec, as_texts(weights), backbone, stages, num_concepts, seed)
             continue
         if name == "cells":
             raise UserError("concepts cells are made of cells; draw those with densepath show cells")
@@ -170,8 +173,8 @@ def show_concepts(
 
 def show_reconstruction(
     *,
-    data: str | Path,
-    run: str | Path,
+    data: AnyPath,
+    run: AnyPath,
     out: str | Path,
     count: int = 6,
     seed: int = 0,
@@ -194,6 +197,7 @@ def show_reconstruction(
         UserError: no such images or run, a run whose method predicts no pixels or that has no checkpoint yet, or a file
             name that does not end in .png.
     """
+    data, run = as_path(data), as_path(run)
     out, run = picture_file(out, data), Path(run)
     name = read_run(run)["method"]
     if not find_method(name).predicts_pixels():
@@ -226,12 +230,11 @@ def _clusters(
 ) -> list[Columns]:
     """The clusters of the features of several weights, on tiles as they are stored."""
     groups = []
-    sources = [weights] if isinstance(weights, str) else weights
-    for source, title in zip(sources, short_names(sources, "weights"), strict=True):
+    for source, title in zip(weights, short_names(weights, "weights"), strict=True):
         torch.manual_seed(seed)
         network, spec, *_ = pretrained_backbone(source, backbone, images)
         maps = [find_concepts(network, tile, stages, num_concepts, seed, spec) for tile in tiles]
-        name = f"{title} " if len(sources) > 1 else ""
+        name = f"{title} " if len(weights) > 1 else ""
         groups.append({f"{name}f{stage}": [m[stage] for m in maps] for stage in stages})
     return groups
 

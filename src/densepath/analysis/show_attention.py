@@ -24,6 +24,7 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
@@ -65,8 +66,8 @@ class _Network:
 
 def show_attention(
     *,
-    data: str | Path,
-    weights: Sequence[str],
+    data: AnyPath,
+    weights: Sequence[AnyPath],
     out: str | Path,
     backbone: str | None = None,
     view_size: int | None = None,
@@ -109,7 +110,8 @@ def show_attention(
         UserError: there are no such images or weights, weights are not of a vision transformer, or the query lies
             outside of the tokens.
     """
-    out, sources = Path(out), [weights] if isinstance(weights, str) else list(weights)
+    data = as_path(data)
+    out, sources = Path(out), as_texts(weights)
     check_seed(seed)
     if not sources or count < 1 or examples < 0 or heat_maps < 0:
         raise UserError("give at least one of --weights, a --count of 1 or more, and numbers that are not negative")

@@ -17,6 +17,7 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
+from densepath.core.paths import AnyPath, as_texts
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
 from densepath.training.hardware import choose_device
@@ -28,9 +29,9 @@ _HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
 
 def show_similarity(
     *,
-    data: Sequence[str],
+    data: Sequence[AnyPath],
     out: str | Path,
-    weights: Sequence[str] = ("random",),
+    weights: Sequence[AnyPath] = ("random",),
     backbone: str | None = None,
     stage: int | None = None,
     view_size: int = 224,
@@ -65,9 +66,8 @@ def show_similarity(
         UserError: no such images, weights or stage, a source that is given twice, more sources than there are colors,
             or a file name that does not end in .png.
     """
-    out = picture_file(out, *data)
-    sources = [data] if isinstance(data, str) else list(data)
-    networks = [weights] if isinstance(weights, str) else list(weights)
+    sources, networks = as_texts(data), as_texts(weights)
+    out = picture_file(out, *sources)
     if not sources or not networks:
         raise UserError("data or weights is empty; give at least one source of images and one of weights")
     if len(sources) > len(LINES):

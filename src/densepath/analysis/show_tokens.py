@@ -24,6 +24,7 @@ from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
+from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.regions import point_counts
 from densepath.core.streams import say
@@ -56,10 +57,10 @@ class Separation:
 
 def show_tokens(
     *,
-    data: str | Path,
-    weights: Sequence[str],
+    data: AnyPath,
+    weights: Sequence[AnyPath],
     out: str | Path,
-    cells: str | Path | None = None,
+    cells: AnyPath | None = None,
     mpp: float | None = None,
     backbone: str | None = None,
     view_size: int | None = None,
@@ -99,7 +100,8 @@ def show_tokens(
     Raises:
         UserError: there are no such images, weights or cells, or too few tokens of a group.
     """
-    out, sources = picture_file(out, data), [weights] if isinstance(weights, str) else list(weights)
+    data, cells = as_path(data), as_path(cells)
+    out, sources = picture_file(out, data), as_texts(weights)
     check_seed(seed)
     if not sources or count < 1 or tokens < 3 or not perplexity > 0:
         raise UserError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from densepath.analysis.short_names import short_names
 from densepath.core.errors import UserError, first_few, one_line
 from densepath.core.files import check_writable, refuse_replacing
+from densepath.core.paths import AnyPath, as_texts
 from densepath.core.result import Result
 from densepath.core.streams import say
 from densepath.report.answers import CLASSIFIER, MIL, PROBE
@@ -33,7 +34,7 @@ _FEW_ROWS = 400  # measurements of each of many runs
 
 
 def write_report(
-    runs: Sequence[str],
+    runs: Sequence[AnyPath],
     *,
     out: str | Path = "report.html",
     open: bool = False,
@@ -62,7 +63,7 @@ def write_report(
     Raises:
         UserError: there is no run, or none can be read; or the file is not an HTML file.
     """
-    given, out = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)], Path(out)
+    given, out = [Path(run) for run in as_texts(runs)], Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"a report cannot be written to {out}; use a file name that ends in .html")
     if not given:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_file
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
@@ -43,7 +44,7 @@ _RGB = PixelSpec()
 _TABLES = {"offsets": torch.int64, "name_starts": torch.int64, "sizes": torch.int32, "names": torch.uint8}
 
 
-def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, exclude: Sequence[str] = ()) -> Path:
+def pack(source: AnyPath, dest: str | Path, *, max_side: int = MAX_SIDE, exclude: Sequence[str] = ()) -> Path:
     """Decode all images of a source into one file, which is read by mapping it into memory.
 
     Args:
@@ -59,6 +60,7 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, excl
     Raises:
         UserError: the source contains no images or too many corrupt ones, or ``dest`` exists or has another suffix.
     """
+    source = as_path(source)
     dest = Path(dest)
     if dest.suffix.lower() != SUFFIX:
         raise UserError(f"a packed store is a {SUFFIX} file; name it {dest.name}{SUFFIX} instead of {dest.name}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, counted
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.streams import say
 from densepath.core.threads import in_threads
 from densepath.sources.conversion import as_pixels
@@ -286,7 +287,7 @@ class TrainedDetector(nn.Module):
         return DecodedImage(as_pixels(pixels, channels, self.dtype))
 
 
-def load_detector(path: str | Path) -> TrainedDetector:
+def load_detector(path: AnyPath) -> TrainedDetector:
     """Load a trained detector for new images: ``densepath.load_detector(path).predict(image)``.
 
     Args:
@@ -298,4 +299,4 @@ def load_detector(path: str | Path) -> TrainedDetector:
     Raises:
         UserError: there is no detector.
     """
-    return TrainedDetector(*read_detector(detector_path(path))).eval()
+    return TrainedDetector(*read_detector(detector_path(as_path(path)))).eval()

@@ -17,6 +17,7 @@ from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write, require_new_file
 from densepath.core.locks import sole_writer
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
 from densepath.core.records import CONFIG, record_text
 from densepath.core.result import Result
@@ -65,8 +66,8 @@ class Embeddings(Result):
 
 def embed(
     *,
-    data: str | Path,
-    weights: str | Path,
+    data: AnyPath,
+    weights: AnyPath,
     out: str | Path,
     backbone: str | None = None,
     stage: int | None = None,
@@ -76,7 +77,7 @@ def embed(
     batch_size: int = 64,
     mpp: float | None = None,
     tile_size: int | None = None,
-    mpp_table: str | Path | None = None,
+    mpp_table: AnyPath | None = None,
     default_mpp: float | None = None,
     shard: str | None = None,
     exclude: Sequence[str] = (),
@@ -126,6 +127,7 @@ def embed(
     Raises:
         UserError: there are no such weights or images, ``out`` exists, or no image can be read.
     """
+    data, weights, mpp_table = as_path(data), as_path(weights), as_path(mpp_table)
     out = Path(out)
     check_seed(seed)
     if batch_size < 1:

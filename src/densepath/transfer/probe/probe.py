@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from densepath.annotations.classes import FOLDERS
 from densepath.core.errors import UserError
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
 from densepath.core.result import Result
 from densepath.core.streams import write_result
@@ -24,17 +25,17 @@ _NEIGHBORS, _FOLDS = 20, 5
 
 def probe(
     *,
-    data: str | Path | None = None,
-    labels: str | Path | None = None,
+    data: AnyPath | None = None,
+    labels: AnyPath | None = None,
     task: Task | None = None,
-    features: str | Path | None = None,
-    test_data: str | Path | None = None,
+    features: AnyPath | None = None,
+    test_data: AnyPath | None = None,
     target: str | None = None,
     patient: str | None = None,
     patient_regex: str | None = None,
     folds: int = _FOLDS,
     neighbors: int = _NEIGHBORS,
-    weights: str | Path = "random",
+    weights: AnyPath = "random",
     backbone: str | None = None,
     stages: Sequence[int] | None = None,
     pool: Pool = "auto",
@@ -98,6 +99,8 @@ def probe(
     Raises:
         UserError: no such data, weights that do not fit, a missing stage, or an option of the other task.
     """
+    data, labels, weights = as_path(data), as_path(labels), as_path(weights)
+    features, test_data = as_path(features), as_path(test_data)
     with_labels: dict[str, Any] = {
         "features": features,
         "test_data": test_data,
