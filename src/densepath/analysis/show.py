@@ -32,6 +32,7 @@ from densepath.sources.open import check_size, open_images
 from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
+from densepath.training.random_state import generators_of_the_caller
 from densepath.training.recipes import find_method
 from densepath.training.resolve import resolve
 from densepath.views.declarations import without_color
@@ -88,6 +89,7 @@ def show_views(
     return draw_views(batch, ViewMaker(views, size, seed, spec)(batch), out, spec)
 
 
+@generators_of_the_caller()
 def show_concepts(
     *,
     data: AnyPath,

@@ -34,6 +34,7 @@ from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.sources.tiles.tiled_slide import open_tiled
 from densepath.training.hardware import choose_device
+from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.slides.heat_map import COLORS, GrowingMap, write_map
 
 TABLE, PLOT, OVERLAYS, HEAT_MAPS = "attention.csv", "distribution.png", "overlays.png", "heat_maps"
@@ -64,6 +65,7 @@ class _Network:
         return attention, prefix, attention[:, :, row].mean(1) * attention.shape[-1]
 
 
+@generators_of_the_caller()
 def show_attention(
     *,
     data: AnyPath,

@@ -21,12 +21,14 @@ from densepath.core.paths import AnyPath, as_texts
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
 from densepath.training.hardware import choose_device
+from densepath.training.random_state import generators_of_the_caller
 
 _STEPS = 80  # bars of a histogram over the visible range
 _LINE = 0.17  # inches, of the legend below a panel
 _HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
 
 
+@generators_of_the_caller()
 def show_similarity(
     *,
     data: Sequence[AnyPath],

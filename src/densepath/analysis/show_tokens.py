@@ -33,6 +33,7 @@ from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.resolution import plausible
 from densepath.training.hardware import choose_device
+from densepath.training.random_state import generators_of_the_caller
 
 GROUPS = ("cells", "background")
 _COLORS = (LINES[0], LINES[1])
@@ -55,6 +56,7 @@ class Separation:
     distance: float
 
 
+@generators_of_the_caller()
 def show_tokens(
     *,
     data: AnyPath,

@@ -30,6 +30,7 @@ from densepath.sources.image_files import passed_over
 from densepath.sources.slides.find import holds_slides
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
 from densepath.training.processes import other_processes
+from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.embed.blocks import Block, Blocks
 from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
 from densepath.transfer.embed.encode import Encoded, batches_of, collect, encode
@@ -64,6 +65,7 @@ class Embeddings(Result):
         return read_features(Path(self))
 
 
+@generators_of_the_caller()
 def embed(
     *,
     data: AnyPath,

@@ -13,6 +13,7 @@ from densepath.core.random import check_seed
 from densepath.core.result import Result
 from densepath.core.streams import write_result
 from densepath.core.system import first_on_node
+from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.embed.encoder import Pool
 from densepath.transfer.probe.images import Encoding, ImageProbe, features_of, load_or_compute, probe_images
 from densepath.transfer.probe.labelled import Labels
@@ -23,6 +24,7 @@ from densepath.transfer.probe.tasks import Task, probe_task
 _NEIGHBORS, _FOLDS = 20, 5
 
 
+@generators_of_the_caller()
 def probe(
     *,
     data: AnyPath | None = None,
