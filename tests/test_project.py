@@ -113,6 +113,6 @@ def test_objects_that_hold_tensors_or_arrays_compare_by_identity() -> None:
     for path in (ROOT / "src").rglob("*.py"):
         for node in (each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.ClassDef)):
             made = "".join(map(ast.unparse, node.decorator_list))
-            fields = "".join(ast.unparse(each.annotation) for each in node.body if isinstance(each, ast.AnnAssign))
+            fields = " ".join(ast.unparse(each.annotation) for each in node.body if isinstance(each, ast.AnnAssign))
             compared = "dataclass" in made and "eq=False" not in made
             assert not (compared and re.search(r"\bTensor\b|NDArray|ndarray", fields)), (path, node.name)
