@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) -> Result:
     """Learn features from unlabelled images.
 
-    A recipe's meaning does not depend on the hardware: ``batch_size`` counts the images of one optimizer step over all
-    devices. The run folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/`` and, at the end,
-    ``exported/backbone.safetensors``. With ``resume`` a run that was stopped or killed continues as if it had not been:
-    on a CPU with the same number of threads, and on a GPU with ``deterministic``, to the same bits.
+    ``batch_size`` counts the images of one optimizer step over all devices, so that a recipe's meaning does not depend
+    on the hardware; only batch norms may (``batch_norm``, ``batch_norm_group``). The run folder holds ``config.yaml``,
+    ``metrics.csv``, ``checkpoints/`` and, at the end, ``exported/backbone.safetensors``. With ``resume`` a run that
+    was stopped or killed continues as if it had not been: on a CPU with the same number of threads, and on a GPU with
+    ``deterministic``, to the same bits.
 
     Args:
         config: the name of a recipe, the path of a YAML file, e.g. a run's ``config.yaml``, or a ``PretrainConfig``.
