@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -725,7 +726,9 @@ def test_python_takes_a_recipe_as_the_command_line_does(folder: Path) -> None:
     small = {"batch_size": 4, "view_size": 64, "devices": "cpu"}
     queues = {"num_concepts": 4, "queue_size": 16, "concept_queue_size": 64}
     options = {"optimizer": {"lr": 0.1}, "method_options": queues, "max_steps": 2, **small}
+    before = random.getstate()
     out = densepath.pretrain(config="concl_small", data="tissue/tiles", out="other", **options)
+    assert random.getstate() == before  # the generators are the caller's
     assert Path(out) == Path("other") and out["loss"] > 0 and "densepath: next: " + out.next[0] in log(out)
     assert out.plot("views").width > out.plot().height > 0
     first, second = (yaml.safe_load(Path(run, "config.yaml").read_text()) for run in ("run", "other"))

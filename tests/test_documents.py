@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
+import densepath
+from densepath.benchmark.steps import STEPS, TASKS
 from densepath.cli import main
+from densepath.core.errors import UserError
 from densepath.methods import METHODS
+from densepath.nets.backbones import build_backbone
+from densepath.runs.metrics import read_metrics
 from densepath.synthetic.tissue import write_tiles
+from densepath.training.recipes import load_recipe, recipe_names
 from densepath.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
@@ -60,9 +68,10 @@ def test_the_training_loop_of_the_readme_works(tmp_path: Path, monkeypatch: pyte
 def test_the_method_of_the_docs_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = blocks("docs/adding_a_method.md", "python")
+    code, changed = blocks("docs/adding_a_method.md", "python")
     monkeypatch.chdir(tmp_path)
     Path("simsiam.py").write_text(code)
+    Path("inverted.py").write_text(changed)
     write_tiles(tmp_path / "tiles", 4, size=64)
     small = "--max_steps 2 --batch_size 4 --view_size 64 --devices cpu --method simsiam:SimSiam --method.dim 16"
     assert main(["pretrain", "--data", f"{tmp_path}/tiles", "--out", f"{tmp_path}/run", *small.split()]) == 0
@@ -70,6 +79,57 @@ def test_the_method_of_the_docs_trains(
     assert config["method_options"] == {"dim": 16, "hidden_dim": 512}
     assert main(["pretrain", "--method", "simsiam:SimSiam", "--help", "all"]) == 0
     assert "dimension of the embeddings" in capsys.readouterr().out
+    own = small.replace("simsiam:SimSiam", "inverted:InvertedSimSiam")
+    assert main(["pretrain", "--data", f"{tmp_path}/tiles", "--out", f"{tmp_path}/own", *own.split()]) == 0
+    losses = [read_metrics(tmp_path / run / "metrics.csv")[0]["loss"] for run in ("run", "own")]
+    assert losses[0] != losses[1]  # of the first step: the views differ
+
+
+def rows_of(page: str, head: str) -> list[tuple[str, set[str]]]:
+    """The rows of the table with a heading: the first cell, and the names in backticks of the others."""
+    lines = (ROOT / page).read_text().partition(f"| {head} |")[2].splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[2:])
+    cells = [row.split("|", 2)[1:] for row in rows]
+    return [(first.strip(), set(re.findall(r"`([^`]+)`", rest))) for first, rest in cells]
+
+
+def test_every_public_name_is_on_the_page_of_functions() -> None:
+    page, head = "docs/api.md", "verb | function of `densepath`"
+    functions = {first: names for first, names in rows_of(page, head)}
+    assert functions == {f"`densepath {name}`": {verb.function.split(":")[1]} for name, verb in VERBS.items()}
+    described = " ".join(first for first, _ in rows_of(page, "name in `densepath` | what it is"))
+    named = {*re.findall(r"`(\w+)`", described), *set().union(*functions.values())}
+    assert named == {name for name in densepath.__all__ if name != "__version__"}
+
+
+def test_the_metrics_of_tables_are_listed() -> None:
+    listed: dict[str, set[str]] = {}
+    for verbs, metrics in rows_of("docs/benchmark_tables.md", "verb | metrics"):
+        for verb in re.findall(r"`([^`]+)`", verbs):
+            listed.setdefault(verb, set()).update(metrics)
+    steps = {verb: STEPS[verb] for verb in TASKS}
+    assert listed == {v: {*step.metrics, *(f"{prefix}CLASS" for prefix in step.families)} for v, step in steps.items()}
+
+
+def test_the_batch_norms_and_backbones_of_methods_are_as_described() -> None:
+    text = " ".join((ROOT / "docs" / "pretraining.md").read_text().split())
+    for_transformers = set()
+    for name, method in METHODS.items():
+        try:
+            method(build_backbone("test_resnet"))
+        except UserError:
+            for_transformers.add(name)
+    only = re.search(r"32 px; ([^;.]*) train only these", text)
+    assert only and set(re.findall(r"`(\w+)`", only[1])) == for_transformers
+    over = re.search(r"as in the method's paper: `per_process` for ([^;|]*);", text)
+    per_process = {name for name, method in METHODS.items() if method.batch_norm == "per_process"}
+    assert over and set(re.findall(r"`(\w+)`", over[1])) == per_process - for_transformers
+    recipes = {name: load_recipe(name) for name in recipe_names()}
+    groups = re.search(r"The recipes ([^;]*) but those that are small or for volumes have 32", text)
+    patterns = re.findall(r"`([\w*]+)`", groups[1]) if groups else []
+    described = {n for n in recipes if not re.search("_small|_3d", n) and any(fnmatch(n, p) for p in patterns)}
+    assert {name for name, recipe in recipes.items() if recipe.get("batch_norm_group", 0)} == described
+    assert {recipes[name]["batch_norm_group"] for name in described} == {32}
 
 
 @pytest.mark.parametrize("line", commands())

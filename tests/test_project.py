@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import subprocess
@@ -105,3 +106,13 @@ def test_all_extras_are_described() -> None:
     page = (ROOT / "docs" / "getting_started.md").read_text()
     line = page[page.index("Extras: ") :].split(", e.g.")[0]
     assert set(re.findall(r"`(\w+)`", line)) == set(PROJECT["optional-dependencies"])
+
+
+def test_objects_that_hold_tensors_or_arrays_compare_by_identity() -> None:
+    """A comparison of their fields has no single truth value."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in (each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.ClassDef)):
+            made = "".join(map(ast.unparse, node.decorator_list))
+            fields = " ".join(ast.unparse(each.annotation) for each in node.body if isinstance(each, ast.AnnAssign))
+            compared = "dataclass" in made and "eq=False" not in made
+            assert not (compared and re.search(r"\bTensor\b|NDArray|ndarray", fields)), (path, node.name)

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) -> Result:
     """Learn features from unlabelled images.
 
-    A recipe's meaning does not depend on the hardware: ``batch_size`` counts the images of one optimizer step over all
-    devices. The run folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/`` and, at the end,
-    ``exported/backbone.safetensors``. With ``resume`` a run that was stopped or killed continues as if it had not been:
-    on a CPU with the same number of threads, and on a GPU with ``deterministic``, to the same bits.
+    ``batch_size`` counts the images of one optimizer step over all devices, so that a recipe's meaning does not depend
+    on the hardware; only batch norms may (``batch_norm``, ``batch_norm_group``). The run folder holds ``config.yaml``,
+    ``metrics.csv``, ``checkpoints/`` and, at the end, ``exported/backbone.safetensors``. With ``resume`` a run that
+    was stopped or killed continues as if it had not been: on a CPU with the same number of threads, and on a GPU with
+    ``deterministic``, to the same bits.
 
     Args:
         config: the name of a recipe, the path of a YAML file, e.g. a run's ``config.yaml``, or a ``PretrainConfig``.
@@ -40,10 +41,11 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
     from densepath.runs.signals import as_keyboard_interrupt
     from densepath.training.config import PretrainConfig
     from densepath.training.pretrain import run
+    from densepath.training.random_state import generators_of_the_caller
     from densepath.training.resolve import resolve
     from densepath.transfer.probe.pixels import probe_backbone
 
-    with as_keyboard_interrupt():
+    with as_keyboard_interrupt(), generators_of_the_caller():
         configured = resolve(PretrainConfig, config, options)
         return run(configured, probe_backbone, draw_reconstruction, draw_views, draw_run, draw_learned)
 
@@ -69,11 +71,12 @@ def classify(config: ClassifyConfig | str | Path | None = None, **options: Any) 
         Interrupted: Ctrl-C or SIGTERM; the state has been saved. In a notebook it is a KeyboardInterrupt.
     """
     from densepath.runs.signals import as_keyboard_interrupt
+    from densepath.training.random_state import generators_of_the_caller
     from densepath.training.resolve import resolve
     from densepath.transfer.classify.classify import run
     from densepath.transfer.classify.config import ClassifyConfig
 
-    with as_keyboard_interrupt():
+    with as_keyboard_interrupt(), generators_of_the_caller():
         return run(resolve(ClassifyConfig, config, options, recipes="classify"))
 
 
@@ -99,11 +102,12 @@ def segment(config: SegmentConfig | str | Path | None = None, **options: Any) ->
         Interrupted: Ctrl-C or SIGTERM; the state has been saved. In a notebook it is a KeyboardInterrupt.
     """
     from densepath.runs.signals import as_keyboard_interrupt
+    from densepath.training.random_state import generators_of_the_caller
     from densepath.training.resolve import resolve
     from densepath.transfer.segment.config import SegmentConfig
     from densepath.transfer.segment.segment import run
 
-    with as_keyboard_interrupt():
+    with as_keyboard_interrupt(), generators_of_the_caller():
         return run(resolve(SegmentConfig, config, options, recipes="segment"))
 
 
@@ -132,9 +136,10 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> R
     """
     from densepath.analysis.curves import draw_run
     from densepath.runs.signals import as_keyboard_interrupt
+    from densepath.training.random_state import generators_of_the_caller
     from densepath.training.resolve import resolve
     from densepath.transfer.detection.config import DetectConfig
     from densepath.transfer.detection.detect import run
 
-    with as_keyboard_interrupt():
+    with as_keyboard_interrupt(), generators_of_the_caller():
         return run(resolve(DetectConfig, config, options, recipes="detect"), draw_run)

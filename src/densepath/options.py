@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+
+from densepath.core.paths import AnyPath
 
 _WORDS = {
     int: "a whole number",
@@ -186,7 +189,14 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for source in reversed(function.__mro__) if isinstance(function, type) else [function]:
         hints |= get_type_hints(vars(source).get("__init__", object) if isinstance(source, type) else source)
-    return {name: hints.get(name, Any) for name in inspect.signature(function).parameters}
+    return {name: _as_typed(hints.get(name, Any)) for name in inspect.signature(function).parameters}
+
+
+def _as_typed(annotation: Any) -> Any:
+    """A type with Path in place of anything that stands for a path, and in lists with text, as on the command line."""
+    alternatives = _alternatives(annotation)
+    known = [Path if a == os.PathLike[str] else Sequence[str] if a == Sequence[AnyPath] else a for a in alternatives]
+    return Union[tuple(known)] if len(alternatives) > 1 else known[0]  # noqa: UP007
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

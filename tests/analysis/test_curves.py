@@ -13,6 +13,7 @@ from densepath.analysis import curves, show_similarity, show_tokens
 from densepath.analysis.curves import draw_run, main_columns, show_curves
 from densepath.analysis.similarity import Distribution
 from densepath.core.errors import UserError
+from densepath.core.result import Result
 from densepath.runs.metrics import MetricsFile
 
 
@@ -31,6 +32,7 @@ def test_the_curves_of_a_run_are_its_losses_rate_and_scores(tmp_path: Path) -> N
     detector = run(tmp_path / "detector", loss=1.0, loss_mask=0.5, lr=0.1)
     assert main_columns([detector / "metrics.csv"]) == ["loss", "loss_mask", "lr"]
     assert show_curves(runs=[str(folder), str(detector)], out=tmp_path / "two.png").is_file()
+    assert show_curves(runs=Result(folder, {"loss": 5.0}), out=tmp_path / "one.png").is_file()  # type: ignore[arg-type]
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.yaml").write_text("# densepath 1\nmethod: concl\n")

@@ -2,10 +2,12 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from lightly.loss import NTXentLoss
 
+from densepath.core.errors import UserError
 from densepath.core.losses import info_nce, masked_mean, standardize
 
 
@@ -56,6 +58,10 @@ def test_masked_mean_uses_only_selected_values():
     torch.testing.assert_close(values.grad, mask / 3)
 
 
+def test_masked_mean_of_half_precision_is_in_float32():
+    assert masked_mean(torch.full((3,), 60000.0, dtype=torch.float16), torch.ones(3, dtype=torch.bool)).item() == 60000
+
+
 def test_masked_mean_of_nothing_is_zero_with_zero_gradient():
     values = torch.ones(3, requires_grad=True)
     mean = masked_mean(values, torch.zeros(3, dtype=torch.bool))
@@ -90,3 +96,8 @@ def test_rows_that_are_not_selected_change_neither_loss_nor_gradient():
         found = masked_mean(info_nce(q, k, negatives, 0.2, mask), mask)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(torch.autograd.grad(found, q)[0], torch.autograd.grad(expected, q)[0])
+
+
+def test_info_nce_needs_a_negative():
+    with pytest.raises(UserError, match="needs at least one negative"):
+        info_nce(unit(2), unit(2), torch.zeros(0, 16), 0.1)

@@ -54,6 +54,13 @@ def test_philox_in_parts_and_by_tensor_operations_is_the_same(monkeypatch):
     assert torch.equal(random._philox(counter, (5, 2**32 - 1)), together)
 
 
+def test_a_compiler_gets_the_same_numbers():
+    index = torch.arange(5)
+    compiled = torch.compile(lambda: (uniform(7, 3, index, 1, 2), split_mix(index, index + 1)), backend="eager")
+    made, expected = compiled(), (uniform(7, 3, index, 1, 2), split_mix(index, index + 1))
+    assert all(torch.equal(own, other) for own, other in zip(made, expected, strict=True))
+
+
 def test_numbers_are_uniform():
     numbers = uniform(7, 3, torch.arange(50_000), view=1, stream=2).double().numpy()
     assert numbers.min() >= 0 and numbers.max() < 1

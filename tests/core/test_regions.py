@@ -1,5 +1,6 @@
 """Masked average pooling against a plain float64 loop."""
 
+import pytest
 import torch
 
 from densepath.core.regions import Regions
@@ -40,3 +41,12 @@ def test_soft_regions_weight_positions_by_their_shares():
         if there:
             total = sum(shares[image, region, i, j] * features[image, :, i, j] for i, j in positions)
             torch.testing.assert_close(pooled[image, region], total / weight)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_pooling_in_half_precision_exceeds_its_range_nowhere(autocast):
+    side = 257  # more positions than the largest number in float16
+    features = torch.full((1, 1, side, side), 3.0, dtype=torch.float32 if autocast else torch.float16)
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        pooled = Regions.of_labels(torch.zeros(1, side, side, dtype=torch.int64), 1).pool(features)
+    assert pooled.dtype == torch.float16 and pooled.item() == 3

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, picture_file, save
 from densepath.analysis.short_names import short_names
 from densepath.core.errors import UserError
+from densepath.core.paths import AnyPath, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.runs.closing import CHANCE, METRICS
 from densepath.runs.folder import CURVES, read_config
@@ -23,7 +24,7 @@ _PER_ROW = 4  # panels
 
 
 @take_single_values
-def show_curves(*, runs: Sequence[str], out: str | Path, columns: Sequence[str] | None = None) -> Path:
+def show_curves(*, runs: Sequence[AnyPath], out: str | Path, columns: Sequence[str] | None = None) -> Path:
     """Draw the measurements of runs: one panel for each measurement, one line for each run.
 
     Args:
@@ -38,7 +39,7 @@ def show_curves(*, runs: Sequence[str], out: str | Path, columns: Sequence[str] 
     Raises:
         UserError: no such runs or measurements, or a file name that does not end in .png.
     """
-    out, folders = picture_file(out), [runs] if isinstance(runs, str) else list(runs)
+    out, folders = picture_file(out), as_texts(runs)
     if not 0 < len(folders) <= len(LINES):
         raise UserError(f"{len(folders)} runs are given; give from 1 to {len(LINES)}")
     for run in map(Path, folders):

@@ -20,6 +20,7 @@ from densepath.analysis.source import report_source
 from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError, counted
+from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.records import CONFIG
 from densepath.core.single_values import take_single_values
@@ -33,6 +34,7 @@ from densepath.sources.open import check_size, open_images
 from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
+from densepath.training.random_state import generators_of_the_caller
 from densepath.training.recipes import find_method
 from densepath.training.resolve import resolve
 from densepath.views.declarations import without_color
@@ -44,9 +46,9 @@ Columns = dict[str, list[np.ndarray]]  # title -> a label map for each tile
 @take_single_values
 def show_views(
     *,
-    data: str | Path,
+    data: AnyPath,
     out: str | Path,
-    config: str | Path = "concl",
+    config: AnyPath = "concl",
     view_size: int | tuple[int, ...] | None = None,
     count: int = 6,
     seed: int = 0,
@@ -71,6 +73,7 @@ def show_views(
     Raises:
         UserError: no such images or recipe, or a file name that does not end in .png.
     """
+    data, config = as_path(data), as_path(config)
     out = picture_file(out, data)
     given = {} if view_size is None else {"view_size": view_size}
     recipe = resolve(PretrainConfig, config, {"data": data, "out": out, **given})
@@ -90,12 +93,13 @@ def show_views(
 
 
 @take_single_values
+@generators_of_the_caller()
 def show_concepts(
     *,
-    data: str | Path,
+    data: AnyPath,
     out: str | Path,
     concepts: Sequence[str] = ("kmeans",),
-    weights: Sequence[str] = ("random",),
+    weights: Sequence[AnyPath] = ("random",),
     backbone: str | nn.Module | None = None,
     stages: Sequence[int] = (3, 4, 5),
     num_concepts: int = 8,
@@ -135,6 +139,7 @@ def show_concepts(
     Raises:
         UserError: no such images, concepts, weights or stage, or a file name that does not end in .png.
     """
+    data = as_path(data)
     out = picture_file(out, data)
     names = short_names(concepts, "concepts")
     images = open_images(data, cache="none", exclude=exclude)
@@ -144,7 +149,7 @@ def show_concepts(
     groups: list[Columns] = []
     for name in names:
         if name == "kmeans":
-            groups += _clusters(stored, images.spec, weights, backbone, stages, num_concepts, seed)
+            groups += _clusters(stored, images.spec, as_texts(weights), backbone, stages, num_concepts, seed)
             continue
         if name == "cells":
             raise UserError("concepts cells are made of cells; draw those with densepath show cells")
@@ -176,8 +181,8 @@ def show_concepts(
 @take_single_values
 def show_reconstruction(
     *,
-    data: str | Path,
-    run: str | Path,
+    data: AnyPath,
+    run: AnyPath,
     out: str | Path,
     count: int = 6,
     seed: int = 0,
@@ -200,6 +205,7 @@ def show_reconstruction(
         UserError: no such images or run, a run whose method predicts no pixels or that has no checkpoint yet, or a file
             name that does not end in .png.
     """
+    data, run = as_path(data), as_path(run)
     out, run = picture_file(out, data), Path(run)
     name = read_run(run)["method"]
     if not find_method(name).predicts_pixels():

@@ -24,6 +24,7 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.single_values import take_single_values
 from densepath.nets.weights.pretrained import pretrained_backbone
@@ -34,6 +35,7 @@ from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.sources.tiles.tiled_slide import open_tiled
 from densepath.training.hardware import choose_device
+from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.slides.heat_map import COLORS, GrowingMap, write_map
 
 TABLE, PLOT, OVERLAYS, HEAT_MAPS = "attention.csv", "distribution.png", "overlays.png", "heat_maps"
@@ -65,10 +67,11 @@ class _Network:
 
 
 @take_single_values
+@generators_of_the_caller()
 def show_attention(
     *,
-    data: str | Path,
-    weights: Sequence[str],
+    data: AnyPath,
+    weights: Sequence[AnyPath],
     out: str | Path,
     backbone: str | nn.Module | None = None,
     view_size: int | None = None,
@@ -111,7 +114,8 @@ def show_attention(
         UserError: there are no such images or weights, weights are not of a vision transformer, or the query lies
             outside of the tokens.
     """
-    out, sources = Path(out), list(weights)
+    data = as_path(data)
+    out, sources = Path(out), as_texts(weights)
     check_seed(seed)
     if not sources or count < 1 or examples < 0 or heat_maps < 0:
         raise UserError("give at least one of --weights, a --count of 1 or more, and numbers that are not negative")

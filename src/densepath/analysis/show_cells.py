@@ -15,6 +15,7 @@ from densepath.analysis.cell_share import ShareTable, cellular_shares, draw_shar
 from densepath.analysis.panels import INK, OBJECTS, PanelGrid, add_panel_legend, picture_file, save, show
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
 from densepath.core.errors import UserError, counted, one_line
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
@@ -32,8 +33,8 @@ _MPP = (0.25, 0.5, 1.0, 2.0)
 @take_single_values
 def show_cells(
     *,
-    data: str | Path,
-    cells: str | Path,
+    data: AnyPath,
+    cells: AnyPath,
     out: str | Path,
     count: int = 6,
     seed: int = 0,
@@ -68,6 +69,7 @@ def show_cells(
     Raises:
         UserError: there are no such images or cells, or a file name that does not end in .png.
     """
+    data, cells = as_path(data), as_path(cells)
     out = picture_file(out, data)
     check_seed(seed)
     if count < 1:

@@ -18,6 +18,7 @@ from densepath.annotations.splits import fit_window
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.fonts import font
+from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.core.spacing import evenly_spaced
 from densepath.training.hardware import choose_device
@@ -36,8 +37,8 @@ _GAP, _LINE, _FONT = 10, 24, 15
 @take_single_values
 def show_detections(
     *,
-    data: str | Path,
-    runs: Sequence[str],
+    data: AnyPath,
+    runs: Sequence[AnyPath],
     out: str | Path,
     count: int = 4,
     score: float = 0.5,
@@ -66,8 +67,9 @@ def show_detections(
     Raises:
         UserError: no such data or detectors, a detector without masks, or a file name that does not end in .png.
     """
+    data = as_path(data)
     out = picture_file(out, data)
-    sources = [runs] if isinstance(runs, str) else list(runs)
+    sources = as_texts(runs)
     names = short_names(sources, "runs")
     if not 0 <= score <= 1:
         raise UserError(f"score is {score}; give a number from 0 to 1")

@@ -18,10 +18,12 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
+from densepath.core.paths import AnyPath, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
 from densepath.training.hardware import choose_device
+from densepath.training.random_state import generators_of_the_caller
 
 _STEPS = 80  # bars of a histogram over the visible range
 _LINE = 0.17  # inches, of the legend below a panel
@@ -29,11 +31,12 @@ _HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
 
 
 @take_single_values
+@generators_of_the_caller()
 def show_similarity(
     *,
-    data: Sequence[str],
+    data: Sequence[AnyPath],
     out: str | Path,
-    weights: Sequence[str] = ("random",),
+    weights: Sequence[AnyPath] = ("random",),
     backbone: str | nn.Module | None = None,
     stage: int | None = None,
     view_size: int = 224,
@@ -68,9 +71,8 @@ def show_similarity(
         UserError: no such images, weights or stage, a source that is given twice, more sources than there are colors,
             or a file name that does not end in .png.
     """
-    out = picture_file(out, *data)
-    sources = list(data)
-    networks = list(weights)
+    sources, networks = as_texts(data), as_texts(weights)
+    out = picture_file(out, *sources)
     if not sources or not networks:
         raise UserError("data or weights is empty; give at least one source of images and one of weights")
     if len(sources) > len(LINES):

@@ -24,6 +24,7 @@ from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
+from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.regions import point_counts
 from densepath.core.single_values import take_single_values
@@ -33,6 +34,7 @@ from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.resolution import plausible
 from densepath.training.hardware import choose_device
+from densepath.training.random_state import generators_of_the_caller
 
 GROUPS = ("cells", "background")
 _COLORS = (LINES[0], LINES[1])
@@ -56,12 +58,13 @@ class Separation:
 
 
 @take_single_values
+@generators_of_the_caller()
 def show_tokens(
     *,
-    data: str | Path,
-    weights: Sequence[str],
+    data: AnyPath,
+    weights: Sequence[AnyPath],
     out: str | Path,
-    cells: str | Path | None = None,
+    cells: AnyPath | None = None,
     mpp: float | None = None,
     backbone: str | nn.Module | None = None,
     view_size: int | None = None,
@@ -101,7 +104,8 @@ def show_tokens(
     Raises:
         UserError: there are no such images, weights or cells, or too few tokens of a group.
     """
-    out, sources = picture_file(out, data), list(weights)
+    data, cells = as_path(data), as_path(cells)
+    out, sources = picture_file(out, data), as_texts(weights)
     check_seed(seed)
     if not sources or count < 1 or tokens < 3 or not perplexity > 0:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from densepath.benchmark.sweeps import draw_sweeps
 from densepath.benchmark.tables import to_csv, to_markdown, to_record
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import open_console
 from densepath.sources.run_folders import refuse_among_images
@@ -43,7 +45,7 @@ def benchmark_table(
     config: str | Path,
     out: str | Path,
     data: Sequence[str] = (),
-    tiles: str | Path | Sequence[str] | None = None,
+    tiles: AnyPath | Sequence[AnyPath] | None = None,
     exclude: Sequence[str] = (),
     orientation: Literal["stored", "viewed"] | None = None,
     given: Sequence[str] = (),
@@ -223,10 +225,11 @@ def _folders(data: Sequence[str], table: TableConfig) -> dict[str, str]:
     return folders
 
 
-def _tile_sources(tiles: str | Path | Sequence[str] | None, table: TableConfig) -> dict[str, str | Path]:
+def _tile_sources(tiles: AnyPath | Sequence[AnyPath] | None, table: TableConfig) -> dict[str, str | Path]:
     """Name of the tiles -> where they are; "" for those of all tasks."""
-    if tiles is None or isinstance(tiles, str | Path):
-        return {} if tiles is None else {"": tiles}
+    if tiles is None or isinstance(tiles, str | os.PathLike):
+        return {} if tiles is None else {"": as_path(tiles)}
+    tiles = as_texts(tiles)
     known = list(dict.fromkeys(task.tiles for task in table.tasks))
     if len(tiles) == 1 and tiles[0].partition("=")[0] not in known:
         return {"": tiles[0]}

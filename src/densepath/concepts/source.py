@@ -12,7 +12,7 @@ from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Concepts:
     """Concepts on the images of a batch, or on views of them.
 

@@ -58,6 +58,8 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """K-means with Euclidean distance for one large set; for unit vectors optionally with cosine distance.
 
+    Points are expected near the origin, as features are that were normalized (see :func:`nearest`).
+
     Centroids are initialized with ``count`` of the points. In each of a fixed number of iterations, points are assigned
     to the nearest centroid and centroids become the means of their points. A centroid without points is moved to one
     of the points.
@@ -88,7 +90,11 @@ def kmeans(
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """The index (N,) int64 of the nearest centroid (K, D) for each point (N, D)."""
+    """The index (N,) int64 of the nearest centroid (K, D) for each point (N, D).
+
+    The distance is Euclidean, from squared lengths and products: far from the origin, compared with the distances
+    between the points, these round it off. There, subtract the mean of the centroids from both first.
+    """
     # |x - c|^2 without |x|^2, which is constant in c; in parts, as (N, K) may exceed the memory.
     half = centroids.square().sum(1) / 2
     parts = points.split(max(1, _DISTANCES // len(centroids)))

@@ -22,7 +22,7 @@ Centering = Literal["mean", "sinkhorn"]
 _CPU_SCORES, _GPU_SCORES = 2**24, 2**26
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Targets:
     """A teacher's distributions over prototypes, computed for the rows that are asked for.
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.core.distributed import gather, gather_with_gradient, mean, rank, total
+from densepath.core.errors import UserError
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -22,15 +23,20 @@ def info_nce(
     Args:
         query: (N, D) unit vectors.
         positive: (N, D) the key of each query.
-        negatives: (M, D) keys of other images.
+        negatives: (M, D) keys of other images, at least one.
         temperature: t.
         mask: (N,) bool: the queries to use; all by default.
 
     Returns:
         (N,) one loss per query; any finite value for a query that is not used.
 
+    Raises:
+        UserError: there are no negatives.
+
     Source: ConCL (ECCV 2022), Equations 1 and 2; MoCo (CVPR 2020), Equation 1.
     """
+    if not len(negatives):
+        raise UserError("InfoNCE needs at least one negative, and negatives has no rows; give keys of other images")
     with torch.autocast(query.device.type, enabled=False):
         query, positive, negatives = (full_precision(x) for x in (query, positive, negatives))
         if mask is not None and mask.device.type == "cpu":  # where counting them needs no synchronization
@@ -84,6 +90,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
         values: (N,) floats.
         mask: (N,) bool.
     """
+    values = full_precision(values)
     count = mean(mask.sum().to(values.dtype))
     return torch.where(mask, values, 0.0).sum() / count.clamp(min=1e-6)
 

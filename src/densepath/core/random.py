@@ -39,6 +39,11 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed is {seed}; give a whole number from 0 to 2^63 - 1")
 
 
+def _by_numpy(x: Tensor) -> bool:
+    """Whether NumPy computes on the words of a tensor; torch.compile cannot translate its unsigned integers."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     """The high and low 32 bits of a 32 x 32 bit product (int64 arithmetic wraps, the bits are correct)."""
     product = a * multiplier
@@ -57,7 +62,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
-    return (_philox_on_host if counter[0].device.type == "cpu" else _philox)(counter, key)
+    return (_philox_on_host if _by_numpy(counter[0]) else _philox)(counter, key)
 
 
 def _philox(counter: Sequence[Tensor], key: tuple[int, int]) -> Tensor:
@@ -145,7 +150,7 @@ def split_mix(seed: Tensor, number: Tensor) -> Tensor:
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
-    if seed.device.type == "cpu":
+    if _by_numpy(seed):
         return _split_mix_on_host(seed, number)
     state = number * _GOLDEN + seed
     for shift, factor in _MIXERS:

@@ -70,9 +70,20 @@ class Regions:
         Returns:
             (B, K, C); zeros where a region is empty.
         """
+        if _in_half(features):  # sums and areas may exceed its range
+            with torch.autocast(features.device.type, enabled=False):
+                return self.pool(features.float()).to(torch.float16)
         vectors = features.flatten(2).transpose(1, 2)  # (B, positions, C)
         sums = torch.bmm(self.masks.to(vectors.dtype), vectors)
         return sums / torch.where(self.present(), self.area, 1).unsqueeze(-1).to(sums.dtype)
+
+
+def _in_half(x: Tensor) -> bool:
+    """Whether matrix products of a tensor are in float16, also by autocast."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device) == torch.float16
+    return x.dtype == torch.float16
 
 
 def point_counts(points: Tensor, grid: Sequence[int]) -> Tensor:

@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from densepath.core.errors import UserError
+from densepath.core.paths import AnyPath
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,7 +58,7 @@ def _listed(name: str, annotation: Any, value: Any) -> Any:
     item = next((get_args(a)[0] for a in alternatives if _is_list(a)), None)
     if item is None:
         return value
-    of_texts = item is str or get_origin(item) is Literal
+    of_texts = item is str or item == AnyPath or get_origin(item) is Literal
     if isinstance(value, list | tuple):
         paths = of_texts and any(isinstance(each, os.PathLike) for each in value)
         return tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in value) if paths else value

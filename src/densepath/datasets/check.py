@@ -16,6 +16,7 @@ from densepath.annotations.patients import patient_in_name, patients_of
 from densepath.annotations.splits import identical_images
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import check_writable
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.streams import write_result
 from densepath.datasets.check_list import check_list
 from densepath.datasets.contact_sheet import draw_sheet
@@ -34,7 +35,7 @@ Splits = Mapping[str, CocoImages]
 
 
 def check_data(
-    data: str | Path,
+    data: AnyPath,
     out: str | Path = "contact_sheet.png",
     count: int | None = None,
     patient_regex: str | None = None,
@@ -64,6 +65,7 @@ def check_data(
     Raises:
         UserError: the data set does not exist, or its images and annotations do not match.
     """
+    data = as_path(data)
     data, out = Path(data), Path(out)
     volumes = is_volume_store(data)
     if count is None and not volumes:

@@ -16,6 +16,7 @@ from densepath.annotations.coco_writing import Objects
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.json_files import load_json
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
@@ -32,9 +33,9 @@ Annotations = list[dict[str, Any]]
 
 @take_single_values
 def convert_coco(
-    source: str | Path,
+    source: AnyPath,
     dest: str | Path,
-    images: str | Path | None = None,
+    images: AnyPath | None = None,
     categories: Sequence[str] = (),
     crowds: Literal["keep", "objects"] = "keep",
     test_share: float | None = None,
@@ -81,6 +82,7 @@ def convert_coco(
         UserError: there is no COCO JSON, images are missing or differ from it, more than 1% of the objects cannot be
             used, an option does not fit, or ``dest`` is not empty.
     """
+    source, images = as_path(source), as_path(images)
     dest, source = require_new_folder(dest, "the data set", sources=(images or source,)), Path(source)
     renaming = Renaming(categories)
     files = {p: (content, split_named(p.stem) or split_named(p.parent.name)) for p, content in _find_files(source)}

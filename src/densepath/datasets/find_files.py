@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from densepath.core.errors import UserError
+from densepath.core.paths import AnyPath
 from densepath.core.spelling import composed
 from densepath.datasets.samples import SPLITS
 from densepath.sources.listing import SUFFIXES
@@ -24,7 +25,7 @@ def split_named(name: str) -> str | None:
     return next((split for split in SPLITS if found and found[-1] in _NAMES[split]), None)
 
 
-def image_folder(source: Path, images: str | Path | None) -> Path:
+def image_folder(source: Path, images: AnyPath | None) -> Path:
     """The folder of the images of annotations: the given one, or that of the annotations.
 
     Raises:

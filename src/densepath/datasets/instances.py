@@ -9,6 +9,7 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.labels import LABEL_SUFFIXES
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.datasets.pairing import pair_up
 from densepath.datasets.samples import SPLITS, Sample, with_patients
@@ -19,7 +20,7 @@ from densepath.sources.listing import SUFFIXES, walk
 
 @take_single_values
 def convert_instances(
-    source: str | Path,
+    source: AnyPath,
     dest: str | Path,
     images: str = "images",
     labels: str = "labels",
@@ -68,6 +69,7 @@ def convert_instances(
     Raises:
         UserError: images and label maps do not match in name or size, a split would be empty, or ``dest`` is not empty.
     """
+    source = as_path(source)
     dest, source = require_new_folder(dest, "the data set", sources=(source,)), Path(source)
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; give the one that holds images and label maps")

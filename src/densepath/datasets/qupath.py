@@ -13,6 +13,7 @@ from densepath.annotations.left_out import LeftOut
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.geojson import TYPES, Feature, is_area, read_features
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.core.system import with_progress
@@ -32,9 +33,9 @@ Kind = Literal["annotation", "detection", "cell"]
 
 @take_single_values
 def convert_qupath(
-    source: str | Path,
+    source: AnyPath,
     dest: str | Path,
-    images: str | Path | None = None,
+    images: AnyPath | None = None,
     objects: Sequence[Kind] = (),
     outline: Literal["object", "nucleus"] = "object",
     category: str = "object",
@@ -84,6 +85,7 @@ def convert_qupath(
         UserError: there is no GeoJSON, its image is missing or not clear, more than 1% of the objects cannot be used,
             an option does not fit, or ``dest`` is not empty.
     """
+    source, images = as_path(source), as_path(images)
     dest, source = require_new_folder(dest, "the data set", sources=(images or source,)), Path(source)
     renaming = Renaming(categories)
     folder = image_folder(source, images)

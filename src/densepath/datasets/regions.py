@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError, counted
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.streams import say
 from densepath.sources.packing import new_store, write_store
 from densepath.sources.pixel_source import PixelSpec
@@ -22,7 +23,7 @@ _OFF_GRID = 0.02  # of a tile's side
 Grid = npt.NDArray[np.float32]
 
 
-def write_regions(source: str | Path, dest: str | Path, *, grid: int = 16, least: float = 0.5) -> Path:
+def write_regions(source: AnyPath, dest: str | Path, *, grid: int = 16, least: float = 0.5) -> Path:
     """Arrange the features of tiles in grids of square regions, as a packed store for ``pretrain``.
 
     The values are those of the features, also for the network: nothing is normalized.
@@ -40,6 +41,7 @@ def write_regions(source: str | Path, dest: str | Path, *, grid: int = 16, least
     Raises:
         UserError: there are no features with places, tiles overlap, features differ in length, or no region is left.
     """
+    source = as_path(source)
     dest = new_store(dest)
     if grid < 1 or not 0 < least <= 1:
         raise UserError("grid is at least 1, and least a share of its tiles, more than 0 and at most 1")

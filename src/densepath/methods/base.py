@@ -30,7 +30,7 @@ def no_heartbeat(what: str) -> None:
     """A heartbeat that does nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Losses:
     """The losses of a batch.
 
@@ -45,7 +45,7 @@ class Losses:
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reconstruction:
     """The prediction of a method that predicts pixels, for pictures; all pixels are normalized as in views.
 

@@ -28,7 +28,7 @@ from densepath.views.view import Batch, View
 _MASKED = 2**22  # stream of random numbers of masks, after that of stochastic depth
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Masked(View):
     """Views (N, 3, S, S) of which the patches in ``mask`` (N, n) are masked: ``rows`` (M,) of all N * n patches."""
 

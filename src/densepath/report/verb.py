@@ -12,6 +12,7 @@ from pathlib import Path
 from densepath.analysis.short_names import short_names
 from densepath.core.errors import UserError, first_few, one_line
 from densepath.core.files import check_writable, refuse_replacing
+from densepath.core.paths import AnyPath, as_texts
 from densepath.core.result import Result
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
@@ -35,7 +36,7 @@ _FEW_ROWS = 400  # measurements of each of many runs
 
 @take_single_values
 def write_report(
-    runs: Sequence[str],
+    runs: Sequence[AnyPath],
     *,
     out: str | Path = "report.html",
     open: bool = False,
@@ -64,7 +65,7 @@ def write_report(
     Raises:
         UserError: there is no run, or none can be read; or the file is not an HTML file.
     """
-    given, out = [Path(run) for run in runs], Path(out)
+    given, out = [Path(run) for run in as_texts(runs)], Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"a report cannot be written to {out}; use a file name that ends in .html")
     if not given:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_file
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptLog
@@ -46,7 +47,7 @@ _TABLES = {"offsets": torch.int64, "name_starts": torch.int64, "sizes": torch.in
 
 
 @take_single_values
-def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, exclude: Sequence[str] = ()) -> Path:
+def pack(source: AnyPath, dest: str | Path, *, max_side: int = MAX_SIDE, exclude: Sequence[str] = ()) -> Path:
     """Decode all images of a source into one file, which is read by mapping it into memory.
 
     Args:
@@ -62,6 +63,7 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, excl
     Raises:
         UserError: the source contains no images or too many corrupt ones, or ``dest`` exists or has another suffix.
     """
+    source = as_path(source)
     dest = new_store(dest)
     images = find_unpacked(source, max_side, exclude)
     for line in summarize(images, images if isinstance(images, ImageFiles) else None):

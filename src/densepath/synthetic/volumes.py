@@ -44,7 +44,7 @@ _ANATOMY = (  # later ones cover earlier ones
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """A volume and its ground truth.
 

@@ -22,8 +22,8 @@ def seed_generators(seed: int, rank: int) -> None:
     torch.manual_seed(mixed)
 
 
-def random_state() -> dict[str, Any]:
-    """The state of all generators, in types that load without running code."""
+def random_state(devices: bool = True) -> dict[str, Any]:
+    """The state of all generators, also those of devices, in types that load without running code."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     words_of_numpy = torch.from_numpy(np.asarray(keys).astype(np.int64))
@@ -32,7 +32,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [words_of_numpy, int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if devices and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -49,10 +49,20 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def untouched_generators() -> Iterator[None]:
+def untouched_generators(devices: bool = True) -> Iterator[None]:
     """Restore the state of all generators after the context."""
-    state = random_state()
+    state = random_state(devices)
     try:
         yield
     finally:
         set_random_state(state)
+
+
+@contextmanager
+def generators_of_the_caller() -> Iterator[None]:
+    """Leave the caller's generators as they were, also after an error: for functions that seed them.
+
+    Those of devices only where the caller has used one: their state cannot be read without starting CUDA.
+    """
+    with untouched_generators(devices=torch.cuda.is_initialized()):
+        yield

@@ -9,12 +9,13 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_file
+from densepath.core.paths import AnyPath, as_path
 from densepath.training.export import export as export_weights
 from densepath.transfer.detection.onnx_export import export_onnx
 
 
 def export(
-    run: str | Path,
+    run: AnyPath,
     out: str | Path | None = None,
     layout: Literal["timm", "torchvision", "detectron2", "models_genesis", "monai", "nnunet", "tensors", "onnx"]
     | None = None,
@@ -50,6 +51,7 @@ def export(
         UserError: there are no such weights, the run has no checkpoint yet, the file lacks tensors of the network, the
             layout does not fit it, ``out`` exists, or a package is missing.
     """
+    run = as_path(run)
     if out is not None:
         require_new_file(out)
     if layout != "onnx":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.records import CONFIG, record_text
 from densepath.core.result import Result
 from densepath.core.shared_work import Shard
@@ -53,22 +55,22 @@ _LATER = {"orientation": None, "mpp": None, "mpp_table": None, "default_mpp": No
 
 @take_single_values
 def predict(
-    run: str | Path,
+    run: AnyPath,
     *,
-    data: str | Path,
+    data: AnyPath,
     out: str | Path,
     score: float = _SCORE,
     window: int | None = None,
     overlap: float = OVERLAP,
     spacing: float | None = None,
     mpp: float | None = None,
-    mpp_table: str | Path | None = None,
+    mpp_table: AnyPath | None = None,
     default_mpp: float | None = None,
     exclude: Sequence[str] = (),
     orientation: Literal["stored", "viewed"] | None = None,
     pictures: int | Literal["all"] = _PICTURES,
-    weights: str | None = None,
-    slides: str | Path | None = None,
+    weights: AnyPath | None = None,
+    slides: AnyPath | None = None,
     shard: str | None = None,
     devices: int | str = "auto",
     precision: Precision = "auto",
@@ -135,6 +137,9 @@ def predict(
     Raises:
         UserError: there is no trained detector or no image, ``out`` holds other predictions, or no image can be read.
     """
+    run, data = as_path(run), as_path(data)
+    mpp_table, slides = as_path(mpp_table), as_path(slides)
+    weights = None if weights is None else os.fspath(weights)
     of_detectors = {
         "score": score if score != _SCORE else None,
         "overlap": overlap if overlap != OVERLAP else None,

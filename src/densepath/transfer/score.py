@@ -16,6 +16,7 @@ from densepath.annotations.coco_writing import annotation_of
 from densepath.core.closing import say_end
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.result import Result
 from densepath.core.scores import SCALE
 from densepath.core.single_values import take_single_values
@@ -44,8 +45,8 @@ _COLUMNS = ("image", "true", "found", *OBJECT_METRICS)
 @take_single_values
 def score(
     *,
-    data: str | Path,
-    predictions: str | Path,
+    data: AnyPath,
+    predictions: AnyPath,
     out: str | Path | None = None,
     split: Literal["train", "test"] = "test",
     orientation: Literal["stored", "viewed"] | None = None,
@@ -86,6 +87,7 @@ def score(
 
     Source: see :func:`densepath.transfer.detection.object_metrics.compare`.
     """
+    data, predictions = as_path(data), as_path(predictions)
     watch = Stopwatch()
     if out is not None and Path(out).suffix.lower() != ".json":
         raise UserError(f"out is {out}; use a file name that ends in .json")

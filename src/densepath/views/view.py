@@ -15,7 +15,7 @@ _METHOD = 0xFFFF
 _COMMON = 0xFFFE  # for numbers of the whole batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """Pixels and the map that made them.
 
@@ -28,7 +28,7 @@ class View:
     map: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """The views of a batch of images, by name, and the position in the run.
 

@@ -100,7 +100,9 @@ def test_a_file_of_weights_is_loaded(tmp_path: Path) -> None:
     save_backbone(tmp_path / "weights.safetensors", build_backbone("resnet18"))
     out = tmp_path / "scores.json"
     options = {"data": data, "size": 64, "stages": (1, 2), "devices": "cpu"}
+    before = torch.get_rng_state()
     loaded = probe(weights=tmp_path / "weights.safetensors", seed=7, out=out, each_stage=True, **options)
+    assert torch.equal(torch.get_rng_state(), before)  # the generators are the caller's
     fresh = probe(weights="random", seed=3, **options)
     assert loaded["mean_iou"] == fresh["mean_iou"]
     assert {"mean_iou_f1", "mean_iou_f2"} <= loaded.keys()

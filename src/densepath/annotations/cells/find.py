@@ -16,6 +16,7 @@ from densepath.core.errors import UserError, counted, first_few, one_line, refus
 from densepath.core.files import remove_remains
 from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.single_values import take_single_values
@@ -37,11 +38,11 @@ Source = Literal["blobs", "geojson", "csv", "hovernet", "cellpose", "stardist", 
 @take_single_values
 def cells(
     *,
-    data: str | Path,
+    data: AnyPath,
     out: str | Path,
     source: Source = "blobs",
-    points: str | Path | None = None,
-    weights: str | Path | None = None,
+    points: AnyPath | None = None,
+    weights: AnyPath | None = None,
     model_mpp: float | None = None,
     default_mpp: float | None = None,
     exclude: Sequence[str] = (),
@@ -79,6 +80,7 @@ def cells(
     Raises:
         UserError: there is no image, options contradict each other, ``out`` holds other results, or nothing was found.
     """
+    data, points, weights = as_path(data), as_path(points), as_path(weights)
     watch, out = Stopwatch(), Path(out)
     part = Shard.of(shard)
     _check_options(source, points, weights, model_mpp, default_mpp, workers)

@@ -10,6 +10,7 @@ from typing import Any
 from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, counted, one_line
 from densepath.core.files import check_writable, refuse_replacing
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say, write_result
 from densepath.core.system import with_progress
@@ -42,9 +43,9 @@ def open_slides(paths: Sequence[str], mpp: MppTable | None = None) -> Iterator[t
 @take_single_values
 def list_slides(
     *,
-    data: str | Path,
+    data: AnyPath,
     out: str | Path | None = None,
-    mpp_table: str | Path | None = None,
+    mpp_table: AnyPath | None = None,
     default_mpp: float | None = None,
     exclude: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
@@ -65,6 +66,7 @@ def list_slides(
     Raises:
         UserError: no slide is found, or none can be read.
     """
+    data, mpp_table = as_path(data), as_path(mpp_table)
     passed, mpp = Passed(), MppTable(mpp_table, default_mpp)
     paths = find_slides(data, exclude, passed)
     if out is not None:

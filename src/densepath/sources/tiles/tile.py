@@ -13,6 +13,7 @@ from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.files import remove_remains
 from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.single_values import take_single_values
@@ -48,7 +49,7 @@ _MOST_WORKERS = 16
 @take_single_values
 def tile(
     *,
-    data: str | Path,
+    data: AnyPath,
     out: str | Path,
     mpp: float | None = None,
     size: int | None = None,
@@ -58,8 +59,8 @@ def tile(
     holes: Holes = "keep",
     pen: Pen = "drop",
     align: bool = False,
-    coords: str | Path | None = None,
-    mpp_table: str | Path | None = None,
+    coords: AnyPath | None = None,
+    mpp_table: AnyPath | None = None,
     default_mpp: float | None = None,
     exclude: Sequence[str] = (),
     table: Table = "csv",
@@ -99,6 +100,7 @@ def tile(
     Raises:
         UserError: there is no slide, ``out`` holds other results, or no slide can be tiled.
     """
+    data, coords, mpp_table = as_path(data), as_path(coords), as_path(mpp_table)
     watch, passed, given_mpp = Stopwatch(), Passed(), MppTable(mpp_table, default_mpp)
     part = Shard.of(shard)
     h5py_module()

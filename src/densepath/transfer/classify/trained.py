@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from densepath.core.paths import AnyPath, as_path
 from densepath.sources.image_files import MAX_SIDE
 from densepath.transfer.classify.classifier import Readout, classifier_path, read_classifier
 from densepath.transfer.stored_pixels import Picture, stored_pixels
@@ -49,7 +50,7 @@ class TrainedClassifier:
         return dict(zip(self.labels, found.tolist(), strict=True))
 
 
-def load_classifier(run: str | Path) -> TrainedClassifier:
+def load_classifier(run: AnyPath) -> TrainedClassifier:
     """The classifier of a run of ``classify``, on the CPU: ``load_classifier(run).predict("image.png")``.
 
     Args:
@@ -58,4 +59,4 @@ def load_classifier(run: str | Path) -> TrainedClassifier:
     Raises:
         UserError: there is no such file, or it is not a classifier.
     """
-    return TrainedClassifier(classifier_path(run))
+    return TrainedClassifier(classifier_path(as_path(run)))

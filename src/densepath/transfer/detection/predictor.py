@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, counted
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.streams import say
 from densepath.core.threads import in_threads
 from densepath.sources.corrupt import CorruptImage
@@ -263,7 +264,7 @@ class TrainedDetector(nn.Module):
         return DecodedImage(pixels_in_memory(image, self.notes.spec))
 
 
-def load_detector(path: str | Path) -> TrainedDetector:
+def load_detector(path: AnyPath) -> TrainedDetector:
     """Load a trained detector for new images: ``densepath.load_detector(path).predict(image)``.
 
     Args:
@@ -275,4 +276,4 @@ def load_detector(path: str | Path) -> TrainedDetector:
     Raises:
         UserError: there is no detector.
     """
-    return TrainedDetector(*read_detector(detector_path(path))).eval()
+    return TrainedDetector(*read_detector(detector_path(as_path(path)))).eval()

@@ -30,7 +30,7 @@ LONGEST = 1333  # pixels: the longer edge never exceeds it
 DIVISOR = 32  # the largest stride of the backbone
 
 
-@dataclass
+@dataclass(eq=False)
 class SampleBatch:
     """Images of different sizes with their instances, on the CPU.
 

@@ -19,6 +19,7 @@ from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write, require_new_file
 from densepath.core.locks import sole_writer
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
 from densepath.core.records import CONFIG, record_text
 from densepath.core.result import Result
@@ -32,6 +33,7 @@ from densepath.sources.image_files import passed_over
 from densepath.sources.slides.find import holds_slides
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
 from densepath.training.processes import other_processes
+from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.embed.blocks import Block, Blocks
 from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
 from densepath.transfer.embed.encode import Encoded, batches_of, collect, encode
@@ -67,10 +69,11 @@ class Embeddings(Result):
 
 
 @take_single_values
+@generators_of_the_caller()
 def embed(
     *,
-    data: str | Path,
-    weights: str | Path,
+    data: AnyPath,
+    weights: AnyPath,
     out: str | Path,
     backbone: str | nn.Module | None = None,
     stage: int | None = None,
@@ -80,7 +83,7 @@ def embed(
     batch_size: int = 64,
     mpp: float | None = None,
     tile_size: int | None = None,
-    mpp_table: str | Path | None = None,
+    mpp_table: AnyPath | None = None,
     default_mpp: float | None = None,
     shard: str | None = None,
     exclude: Sequence[str] = (),
@@ -130,6 +133,7 @@ def embed(
     Raises:
         UserError: there are no such weights or images, ``out`` exists, or no image can be read.
     """
+    data, weights, mpp_table = as_path(data), as_path(weights), as_path(mpp_table)
     out = Path(out)
     check_seed(seed)
     if batch_size < 1:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from densepath.core.errors import UserError, errors_as
 from densepath.core.files import atomic_write
 from densepath.core.hdf5 import new_hdf5
+from densepath.core.paths import AnyPath, as_path
 
 FORMAT = "densepath-features"
 _NOTES = "densepath"  # the name of the notes, JSON, in a file
@@ -107,12 +108,13 @@ def write_features(path: str | Path, parts: Iterable[Part], shape: Shape, notes:
         _WRITERS[suffix](temporary, parts, shape, text)
 
 
-def read_features(path: str | Path) -> Features:
+def read_features(path: AnyPath) -> Features:
     """Read a file of features that :func:`write_features` wrote, or another one in the same layout.
 
     Raises:
         UserError: the file does not exist, it holds no features with names, or a library is not installed.
     """
+    path = as_path(path)
     suffix = check_format(path)
     if not Path(path).is_file():
         raise UserError(f"there are no features at {path}; densepath embed writes them")

@@ -18,6 +18,7 @@ import torch
 from densepath.core.errors import UserError, counted, errors_as
 from densepath.core.files import atomic_write, writing
 from densepath.core.hdf5 import new_hdf5
+from densepath.core.paths import AnyPath
 from densepath.nets.weights.files import load_torch
 from densepath.sources.tiles.coords import attributes_of, unit_of
 from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
@@ -146,7 +147,7 @@ def open_features(path: Path) -> Iterator[Any]:
         yield file[_FEATURES[0]]
 
 
-def read_slide_features(path: str | Path, features: bool = True) -> SlideFeatures:
+def read_slide_features(path: AnyPath, features: bool = True) -> SlideFeatures:
     """Read the features of a slide: of ``densepath embed``, TRIDENT, CLAM (.h5 or .pt) or STAMP.
 
     Args:

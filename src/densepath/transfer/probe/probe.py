@@ -10,11 +10,13 @@ from torch import nn
 
 from densepath.annotations.classes import FOLDERS
 from densepath.core.errors import UserError
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
 from densepath.core.result import Result
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import write_result
 from densepath.core.system import first_on_node
+from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.embed.encoder import Pool
 from densepath.transfer.probe.images import Encoding, ImageProbe, features_of, load_or_compute, probe_images
 from densepath.transfer.probe.labelled import Labels
@@ -26,19 +28,20 @@ _NEIGHBORS, _FOLDS = 20, 5
 
 
 @take_single_values
+@generators_of_the_caller()
 def probe(
     *,
-    data: str | Path | None = None,
-    labels: str | Path | None = None,
+    data: AnyPath | None = None,
+    labels: AnyPath | None = None,
     task: Task | None = None,
-    features: str | Path | None = None,
-    test_data: str | Path | None = None,
+    features: AnyPath | None = None,
+    test_data: AnyPath | None = None,
     target: str | None = None,
     patient: str | None = None,
     patient_regex: str | None = None,
     folds: int = _FOLDS,
     neighbors: int = _NEIGHBORS,
-    weights: str | Path = "random",
+    weights: AnyPath = "random",
     backbone: str | nn.Module | None = None,
     stages: Sequence[int] | None = None,
     pool: Pool = "auto",
@@ -102,6 +105,8 @@ def probe(
     Raises:
         UserError: no such data, weights that do not fit, a missing stage, or an option of the other task.
     """
+    data, labels, weights = as_path(data), as_path(labels), as_path(weights)
+    features, test_data = as_path(features), as_path(test_data)
     with_labels: dict[str, Any] = {
         "features": features,
         "test_data": test_data,

@@ -11,6 +11,7 @@ from densepath.annotations.coco import open_split
 from densepath.annotations.splits import check_objects, fit_window, summarize_split
 from densepath.core.errors import UserError
 from densepath.core.locks import refuse_held, sole_writer
+from densepath.core.paths import AnyPath, as_path
 from densepath.core.records import CONFIG
 from densepath.core.streams import say
 from densepath.sources.run_folders import refuse_among_images
@@ -26,10 +27,10 @@ _PROMPTS = ("automatic", "point", "box")
 
 def sam(
     *,
-    data: str | Path,
+    data: AnyPath,
     out: str | Path,
     orientation: Literal["stored", "viewed"] | None = None,
-    weights: str | Path = "facebook/sam-vit-huge",
+    weights: AnyPath = "facebook/sam-vit-huge",
     prompt: Prompt = "automatic",
     points_per_side: int = 32,
     predicted_iou: float = 0.88,
@@ -70,6 +71,7 @@ def sam(
     Source: Kirillov et al., "Segment Anything", ICCV 2023, its mask generator with its defaults; the comparison is
     Table 6 of "Convolutional masked image modeling for dense prediction tasks on pathology images", WACV 2024.
     """
+    data, weights = as_path(data), as_path(weights)
     out = Path(out)
     refuse_among_images(out, data)
     refuse_held(out)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from densepath.core.paths import AnyPath, as_path
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.segment.cohort import MAX_SIDE
 from densepath.transfer.segment.segmenter import read_segmenter, segmenter_path
@@ -49,7 +50,7 @@ class TrainedSegmenter:
         return self.notes.legend.values_of(sliding.classes(pixels))
 
 
-def load_segmenter(run: str | Path, devices: int | str = "cpu") -> TrainedSegmenter:
+def load_segmenter(run: AnyPath, devices: int | str = "cpu") -> TrainedSegmenter:
     """The segmenter of a run of ``segment``: ``load_segmenter(run).predict("image.png")``.
 
     Args:
@@ -59,4 +60,4 @@ def load_segmenter(run: str | Path, devices: int | str = "cpu") -> TrainedSegmen
     Raises:
         UserError: there is no such file, or it is not a segmenter.
     """
-    return TrainedSegmenter(segmenter_path(run), devices)
+    return TrainedSegmenter(segmenter_path(as_path(run)), devices)
