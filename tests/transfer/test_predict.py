@@ -135,16 +135,20 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
 
 def test_measurements_are_in_microns_where_they_are_known(detector: Path, tmp_path: Path) -> None:
     pixels = images(tmp_path / "data", 2)
-    spacing = np.full((2, 2), 0.25, np.float32)
+    spacing = np.full((2, 2), (0.5, 0.25), np.float32)  # along y and x
     store = write_store(tmp_path / "s.safetensors", pixels, ["x.png", "y.png"], PixelSpec(), spacing)
     out = predict(detector, data=store, out=tmp_path / "out", **ALL)
     rows = list(csv.DictReader((out / "objects.csv").open()))
     assert {row["image"] for row in rows} == {"x", "y"}
     for row in rows:
-        assert float(row["area_um2"]) == pytest.approx(float(row["area"]) / 16)
+        assert float(row["area_um2"]) == pytest.approx(float(row["area"]) / 8)
         assert float(row["centroid_x_um"]) == pytest.approx(float(row["centroid_x"]) / 4)
-    tifffile.imwrite(tmp_path / "a.tif", pixels[0], resolution=(20000, 20000), resolutionunit="CENTIMETER")
-    assert open_file(tmp_path / "a.tif").spacing == pytest.approx(0.5)
+        assert float(row["centroid_y_um"]) == pytest.approx(float(row["centroid_y"]) / 2)
+    for orientation, expected in ((1, (0.5, 0.25)), (6, (0.25, 0.5))):  # 6: turned by a quarter
+        tags = [(274, "H", 1, orientation, True)]
+        stored: dict[str, Any] = {"resolution": (40000, 20000), "resolutionunit": "CENTIMETER", "extratags": tags}
+        tifffile.imwrite(tmp_path / "a.tif", pixels[0], **stored)
+        assert open_file(tmp_path / "a.tif", viewed=True).spacing == pytest.approx(expected)
     tifffile.imwrite(tmp_path / "b.tif", pixels[0], resolution=(72, 72), resolutionunit="INCH")
     assert open_file(tmp_path / "b.tif").spacing is None
 

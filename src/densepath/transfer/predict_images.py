@@ -23,6 +23,7 @@ from densepath.sources.image_reader import ImageReader, StoredImage, open_file
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.prefetch import ahead
+from densepath.sources.slides.resolution import spacing_text
 from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.prediction_files import (
     draw,
@@ -32,6 +33,7 @@ from densepath.transfer.detection.prediction_files import (
 )
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.score_inputs import LABELS
+from densepath.transfer.detection.windows import scale_of, window_sides
 from densepath.transfer.predict_records import gather, record_of, refuse_others, source_of
 
 _AHEAD = 2  # images
@@ -80,7 +82,7 @@ def predict_images(
     def finish(position: int, reader: ImageReader, found: Prediction) -> None:
         """Write the files of an image; its record comes last, and marks it as done."""
         stem = stems[position]
-        um = reader.spacing if spacing is None else spacing
+        um = reader.spacing if spacing is None else (spacing, spacing)
         if detector.finds_masks:
             write_label_map(found, out / LABELS / stem)
         write_geojson(found, out / "geojson" / f"{stem}.geojson")
@@ -121,7 +123,7 @@ def predict_images(
 
 def _say_scale(detector: TrainedDetector, image: ImageReader, spacing: float | None) -> bool:
     """Report at which scale images are read, by the first one."""
-    trained, own = detector.notes.mpp, image.spacing if spacing is None else spacing
+    trained, own = detector.notes.mpp, image.spacing if spacing is None else (spacing, spacing)
     if trained is None or not detector.window:
         return True
     if own is None:
@@ -129,10 +131,10 @@ def _say_scale(detector: TrainedDetector, image: ImageReader, spacing: float | N
             f"densepath: {image.name} does not say its µm per pixel; the detector learned from images of "
             f"{trained:.3g}; if these differ, give those of the images with --spacing"
         )
-    elif (scale := detector.scale_of(own)) != 1:
+    elif (scale := scale_of(own, trained)) != (1, 1):
         say(
-            f"densepath: {image.name} has {own:.3g} µm per pixel and the training images {trained:.3g}: windows of "
-            f"{detector.window_at(scale)} px"
+            f"densepath: {image.name} has {spacing_text(own)} µm per pixel and the training images {trained:.3g}: "
+            f"windows of {' x '.join(map(str, dict.fromkeys(window_sides(scale, detector.window)[::-1])))} px"
         )
     return True
 
