@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from densepath.core.files import shortened
@@ -23,13 +23,17 @@ def output_names(images: Sequence[Path]) -> list[str]:
     names: dict[str, None] = {}
     for path in inside:
         stem = str(path.with_suffix(""))
-        name = first = stem if stems[stem] == 1 else str(path)
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{first}.{number}"
-        names[name] = None
+        names[unused_name(stem if stems[stem] == 1 else str(path), names)] = None
     return list(names)
+
+
+def unused_name(name: str, used: Container[str]) -> str:
+    """The name, or with a number where it is used."""
+    found, number = name, 1
+    while found in used:
+        number += 1
+        found = f"{name}.{number}"
+    return found
 
 
 def names_below(names: Iterable[str], data: str | Path = "") -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.output_names import unused_name
 from densepath.core.streams import say
 from densepath.runs.closing import draw_safely
 from densepath.sources.slides.find import find_slides
@@ -33,10 +34,13 @@ class AttentionFiles:
         out: the folder.
         classes: names of the classes.
         slides: a folder of slides; by default they are where the features were made from them.
+        names: of all slides, after none of which a sheet of tiles is named.
     """
 
-    def __init__(self, out: Path, classes: Sequence[str], slides: str | Path | None = None) -> None:
-        self._out, self._classes, self._folder = out, classes, slides
+    def __init__(
+        self, out: Path, classes: Sequence[str], slides: str | Path | None = None, names: Iterable[str] = ()
+    ) -> None:
+        self._out, self._classes, self._folder, self._all = out, classes, slides, frozenset(names)
         paths = [] if slides is None else find_slides(slides)
         self._paths = {slide_name(os.path.relpath(path, slides or "")): path for path in paths}
         self._names = Names(list(self._paths))
@@ -69,7 +73,11 @@ class AttentionFiles:
         label += " (mean 1)"
         um = tiles.boxes_um(spacing)
         draw_safely(lambda: write_heat_map(stem, slide, um, own, label=label)[1])
-        draw_safely(lambda: draw_extremes(stem.with_name(f"{stem.name}_tiles.png"), slide, um, own, label))
+        draw_safely(lambda: draw_extremes(self._sheet(name), slide, um, own, label))
+
+    def _sheet(self, name: str) -> Path:
+        """The sheet of tiles of a slide, which is not the heat map of another slide."""
+        return self._out / f"{unused_name(f'{name}_tiles', self._all)}.png"
 
     def _open(self, name: str, tiles: SlideFeatures, drawn: bool) -> Slide | None:
         """The slide, if it is there and can be read; what is wrong with it is said if pictures of it were asked for."""
