@@ -286,6 +286,22 @@ def test_a_search_that_finds_nothing_names_the_score(
         assert ("none has a score of at least 1; a lower --score" in capsys.readouterr().err) == shown
 
 
+@pytest.mark.parametrize("verb", ["predict", "cells", "embed", "classify"])
+def test_an_image_that_a_list_names_twice_is_refused(detector: Path, tmp_path: Path, verb: str) -> None:
+    images(tmp_path / "data", 2)
+    listed = tmp_path / "twice.txt"
+    listed.write_text("data/0.png\ndata/1.png\ndata/../data/0.png\n")
+    given: dict[str, dict[str, Any]] = {
+        "predict": {"run": detector},
+        "cells": {"default_mpp": 0.5},
+        "embed": {"weights": "random", "out": tmp_path / "out.h5"},
+        "classify": {"labels": "folders"},
+    }
+    with pytest.raises(UserError, match=r"images that \S*twice\.txt names twice: (data/)?0\.png; list each image once"):
+        getattr(densepath, verb)(**{"data": listed, "out": tmp_path / "out", **given[verb]})
+    assert not (tmp_path / "out" / "objects.csv").exists()
+
+
 def test_output_names_are_distinct_and_stay_in_the_folder() -> None:
     names = ["a/t.png", "b/t.png", "b/t.jpg", "/x/../y.png", "../../z.png", "d.png", "d.jpg", "d.png.png"]
     names += ["c.png", "c.png"]

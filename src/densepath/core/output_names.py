@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
+from densepath.core.errors import refuse
 from densepath.core.files import shortened
 
 _LONGEST = 220  # bytes of a name: file systems allow 255, with an ending such as _patches.h5
@@ -34,6 +35,20 @@ def unused_name(name: str, used: Container[str]) -> str:
         number += 1
         found = f"{name}.{number}"
     return found
+
+
+def refuse_repeated(names: Sequence[str], data: str | Path) -> None:
+    """Refuse a source that names an image twice.
+
+    Args:
+        names: of its images, as :func:`names_below` has them.
+        data: the source.
+
+    Raises:
+        UserError: it does.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    refuse(twice, f"images that {data} names twice", "list each image once")
 
 
 def names_below(names: Iterable[str], data: str | Path = "") -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
-from densepath.core.output_names import names_below, output_names
+from densepath.core.output_names import names_below, output_names, refuse_repeated
 from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
 from densepath.core.threads import OneBehind
@@ -157,7 +157,8 @@ class Readers:
         store = self._store
         names = list_images(data, exclude, passed, runs=False) if store is None else map(store.names, range(len(store)))
         self.names = list(names)
-        self._data = data
+        self._data, self._below = data, self.names if store is not None else names_below(self.names, data)
+        refuse_repeated(self._below, data)
         if packed and exclude:
             raise UserError(NO_EXCLUDE)
 
@@ -166,9 +167,7 @@ class Readers:
 
     def paths(self) -> list[Path]:
         """The images' paths below their common folder."""
-        if self._store is not None:
-            return list(map(Path, self.names))
-        return list(map(Path, names_below(self.names, self._data)))
+        return list(map(Path, self._below))
 
     def identity(self, position: int) -> list[Any]:
         """What changes if an image is another one: its path, its size and its time."""
