@@ -74,6 +74,11 @@ def test_micrometres_become_pixels_of_level_0() -> None:
     tiles = SlideFeatures("a", NONE, CORNERS / 2, unit="um", side=64.0)
     boxes = boxes_px(tiles, (0.5, 0.5))
     assert boxes is not None and boxes[6].tolist() == [256, 128, 128, 128]
+    square = SlideFeatures("a", NONE, CORNERS, side=64 / 0.375, spacing=(0.25, 0.5), notes={"size_um": 64.0})
+    boxes = boxes_px(square, square.spacing)
+    assert boxes is not None and boxes[6].tolist() == [256, 128, 128, 256]  # a square of 64 µm
+    of_pixels = SlideFeatures("a", NONE, CORNERS, side=128.0).boxes_um((0.25, 0.5))
+    assert of_pixels[6].tolist() == [32, 128, 32, 64]
     assert boxes_px(tiles, None) is None and boxes_px(SlideFeatures("a", NONE), (1, 1)) is None
     no_side = boxes_px(SlideFeatures("a", NONE, CORNERS), None)
     assert no_side is not None and no_side[6].tolist() == [256, 128, 128, 128]

@@ -25,6 +25,7 @@ from densepath.transfer.probe.metrics import Floats
 from densepath.transfer.slides.heat_map import write_heat_map
 
 ATTENTION = "attention"  # a folder, and the name of a measurement
+_DECIMALS = 6  # of pixels, which are computed from µm
 
 
 class AttentionFiles:
@@ -98,8 +99,8 @@ def boxes_px(tiles: SlideFeatures, spacing: tuple[float, float] | None) -> Float
     """(N, 4) left, top, width, height of tiles in pixels of level 0; None if that is unknown."""
     if tiles.corners is None or (tiles.unit == "um" and spacing is None):
         return None
-    per_pixel = (1.0, 1.0) if tiles.unit == "px" or spacing is None else spacing
-    boxes = tiles.boxes_um((1.0, 1.0)) / np.array([*per_pixel, *per_pixel])
+    known = spacing or (1.0, 1.0)
+    boxes = np.round(tiles.boxes_um(known) / np.array([*known, *known]), _DECIMALS)
     return boxes[:, [1, 0, 3, 2]]
 
 
