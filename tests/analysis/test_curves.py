@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,44 @@ def test_the_curves_of_a_run_are_its_losses_rate_and_scores(tmp_path: Path) -> N
     ):
         with pytest.raises(UserError, match=expected):
             show_curves(out=tmp_path / "wrong.png", **wrong)
+
+
+def test_a_run_with_folds_is_their_mean_and_a_thin_line_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: figures.append(figure))
+    for fold, value in enumerate((1.0, 3.0)):
+        run(tmp_path / f"classes/fold_{fold}", loss=value, validation_auc=60.0)
+        run(tmp_path / f"seeds/seed_{fold}/fold_0", loss=value)
+        run(tmp_path / f"models/dsmil/fold_{fold}/lr0.1_wd0", loss=value)
+    run(tmp_path / "one", loss=1.0)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text("# densepath 1\nfolds: 2\n")
+    names = [str(tmp_path / name) for name in ("classes", "seeds", "models/dsmil", "one", "begun")]
+    show_curves(runs=names, out=tmp_path / "curves.png")
+    loss, auc = figures[0].axes
+    assert (loss.get_title(loc="left"), auc.get_title(loc="left")) == ("loss", "validation auc")
+    drawn = [line.get_ydata()[0] for line in loss.lines if len(line.get_xdata())]
+    assert drawn == [1.0, 3.0, 2.0] * 3 + [1.0]  # the mean comes last
+    assert len({line.get_color() for line in loss.lines[:3]}) == 1
+    texts = [text.get_text() for legend in figures[0].legends for text in legend.get_texts()]
+    assert texts == ["classes", "seeds", "dsmil", "one", "begun (not measured yet)"]
+    with pytest.raises(UserError, match=r"models has several models; name some of them, such as \S*models/dsmil"):
+        show_curves(runs=[str(tmp_path / "models")], out=tmp_path / "curves.png")
+
+
+def test_labels_of_steps_do_not_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: figures.append(figure))
+    metrics = MetricsFile(tmp_path / "run" / "metrics.csv")
+    for step in range(20, 1001, 20):
+        metrics.write({"step": step, **{f"loss_{name}": 1.0 for name in "abcd"}})
+    show_curves(runs=[str(tmp_path / "run")], out=tmp_path / "curves.png")
+    figures[0].draw_without_rendering()
+    for axes in figures[0].axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        assert all(one.x1 + 4 < other.x0 for one, other in pairwise(sorted(boxes, key=lambda box: box.x0)))
 
 
 def test_legends_lie_outside_the_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from matplotlib.figure import Figure
 from PIL import Image
 
 import densepath
 from densepath.analysis import cell_share, show_cells
 from densepath.core.errors import UserError
-from densepath.synthetic.slide import write_slide
+from densepath.synthetic.slide import SlidePainter, write_slide
 
 
 @pytest.fixture
@@ -94,6 +95,22 @@ def test_a_class_has_one_color_in_all_slides(tmp_path: Path, monkeypatch: pytest
     immune, stroma, tumor = (tuple(handle.get_facecolor()[0]) for handle in figure.legends[0].legend_handles)
     drawn = [[tuple(color) for color in axes.collections[0].get_facecolors()] for axes in figure.axes[:2]]
     assert drawn == [[immune, stroma], [stroma, tumor]]
+
+
+def test_cells_are_drawn_at_their_place_on_pixels_that_are_not_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = SlidePainter((640, 768), mpp=1.0, seed=3).part(0, 0, 640, 768).repeat(2, axis=1)  # 1 x 0.5 µm
+    stored = {"tile": (64, 64), "compression": "zlib", "resolution": (2e4, 1e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tiff", pixels, photometric="rgb", metadata=None, **stored)
+    densepath.tile(data=tmp_path / "a.tiff", out=tmp_path / "T", mpp=1.0, size=64, workers=0)
+    (tmp_path / "points.csv").write_text("slide,x_um,y_um\na,384,320\n")  # the middle
+    densepath.cells(data=tmp_path / "T", out=tmp_path / "C", source="csv", points=tmp_path / "points.csv", workers=0)
+    shown, places = [], []
+    monkeypatch.setattr(show_cells, "show", lambda panel, image: shown.append(image.shape[1::-1]))
+    monkeypatch.setattr(show_cells, "_dots", lambda panel, points, *rest: places.append(points))
+    densepath.show_cells(data=tmp_path / "T", cells=tmp_path / "C", out=tmp_path / "c.png", count=1)
+    assert (places[0][0] / shown[0]).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
 
 
 def test_no_bar_of_a_resolution_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,7 @@ def test_names_that_are_not_unicode_survive(tmp_path: Path) -> None:
         ("broken", "DICOM image, only 2 broken links; correct the links"),
         ("broken/*.png", "of images, only 2 broken links; correct the links"),
         ("broken/a.png", "broken/a.png is a link to gone.png, which does not exist"),
+        ("[eo]*", "matches only folders; name the folder, such as "),
         ("other/*", "is not a PNG, JPEG, TIFF, WebP, BMP or DICOM image"),
         ("absent.txt", "cannot be read (No such file or directory)"),
         ("blank.txt", "names no image"),

@@ -20,7 +20,7 @@ import densepath
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
-from densepath.core.output_names import name_parts, output_names
+from densepath.core.output_names import output_names
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.image_reader import ImageFile, open_file
@@ -135,16 +135,20 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
 
 def test_measurements_are_in_microns_where_they_are_known(detector: Path, tmp_path: Path) -> None:
     pixels = images(tmp_path / "data", 2)
-    spacing = np.full((2, 2), 0.25, np.float32)
+    spacing = np.full((2, 2), (0.5, 0.25), np.float32)  # along y and x
     store = write_store(tmp_path / "s.safetensors", pixels, ["x.png", "y.png"], PixelSpec(), spacing)
     out = predict(detector, data=store, out=tmp_path / "out", **ALL)
     rows = list(csv.DictReader((out / "objects.csv").open()))
     assert {row["image"] for row in rows} == {"x", "y"}
     for row in rows:
-        assert float(row["area_um2"]) == pytest.approx(float(row["area"]) / 16)
+        assert float(row["area_um2"]) == pytest.approx(float(row["area"]) / 8)
         assert float(row["centroid_x_um"]) == pytest.approx(float(row["centroid_x"]) / 4)
-    tifffile.imwrite(tmp_path / "a.tif", pixels[0], resolution=(20000, 20000), resolutionunit="CENTIMETER")
-    assert open_file(tmp_path / "a.tif").spacing == pytest.approx(0.5)
+        assert float(row["centroid_y_um"]) == pytest.approx(float(row["centroid_y"]) / 2)
+    for orientation, expected in ((1, (0.5, 0.25)), (6, (0.25, 0.5))):  # 6: turned by a quarter
+        tags = [(274, "H", 1, orientation, True)]
+        stored: dict[str, Any] = {"resolution": (40000, 20000), "resolutionunit": "CENTIMETER", "extratags": tags}
+        tifffile.imwrite(tmp_path / "a.tif", pixels[0], **stored)
+        assert open_file(tmp_path / "a.tif", viewed=True).spacing == pytest.approx(expected)
     tifffile.imwrite(tmp_path / "b.tif", pixels[0], resolution=(72, 72), resolutionunit="INCH")
     assert open_file(tmp_path / "b.tif").spacing is None
 
@@ -282,12 +286,27 @@ def test_a_search_that_finds_nothing_names_the_score(
         assert ("none has a score of at least 1; a lower --score" in capsys.readouterr().err) == shown
 
 
+@pytest.mark.parametrize("verb", ["predict", "cells", "embed", "classify"])
+def test_an_image_that_a_list_names_twice_is_refused(detector: Path, tmp_path: Path, verb: str) -> None:
+    images(tmp_path / "data", 2)
+    listed = tmp_path / "twice.txt"
+    listed.write_text("data/0.png\ndata/1.png\ndata/../data/0.png\n")
+    given: dict[str, dict[str, Any]] = {
+        "predict": {"run": detector},
+        "cells": {"default_mpp": 0.5},
+        "embed": {"weights": "random", "out": tmp_path / "out.h5"},
+        "classify": {"labels": "folders"},
+    }
+    with pytest.raises(UserError, match=r"images that \S*twice\.txt names twice: (data/)?0\.png; list each image once"):
+        getattr(densepath, verb)(**{"data": listed, "out": tmp_path / "out", **given[verb]})
+    assert not (tmp_path / "out" / "objects.csv").exists()
+
+
 def test_output_names_are_distinct_and_stay_in_the_folder() -> None:
     names = ["a/t.png", "b/t.png", "b/t.jpg", "/x/../y.png", "../../z.png", "d.png", "d.jpg", "d.png.png"]
     names += ["c.png", "c.png"]
     expected = ["a/t", "b/t.png", "b/t.jpg", "x/y", "z", "d.png", "d.jpg", "d.png.2", "c.png", "c.png.2"]
     assert output_names(list(map(Path, names))) == expected
-    assert name_parts(["<5", ">5", "_5", "G1+", "a.b-c"]) == ["_5.2", "_5.3", "_5", "G1_", "a.b-c"]
 
 
 def test_results_of_other_images_are_not_reported(

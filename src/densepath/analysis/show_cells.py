@@ -20,8 +20,8 @@ from densepath.core.random import check_seed
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.sources.open import find_source
-from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.overview import read_overview
+from densepath.sources.tiles.tiled_slide import open_tiled
 
 _SLIDES, _COLUMNS = 3, 3
 _ON_OVERVIEW = 20000  # cells; of more, every n-th is drawn
@@ -89,7 +89,7 @@ def show_cells(
     axes = iter([axes for row in grid.axes for axes in row])
     for tiling in tilings:
         found, classes = points.of_slide(tiling.path)
-        overview = read_overview(open_slide(tiling.path, sum(tiling.spacing) / 2))
+        overview = read_overview(open_tiled(tiling.path, tiling.spacing, tiling.extent))
         step = -(-max(len(found), 1) // _ON_OVERVIEW)
         height, width = overview.pixels.shape[:2]
         larger = max(1, _LEAST // max(height, width))

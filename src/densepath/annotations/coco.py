@@ -23,6 +23,7 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.tiff import turn
 
 _RGB = PixelSpec()
+_SQUARE = 1.1  # the ratio of its sides from which a pixel is not square
 CACHED_BYTES = 2**29  # data sets whose decoded images are smaller than this stay in RAM
 
 
@@ -123,10 +124,16 @@ class CocoImages(Dataset[dict[str, Any]]):
         return image["height"], image["width"]
 
     def mpp(self, index: int) -> float | None:
-        """µm per pixel of an image, as the JSON says (``mpp``) or the resolution tags of a TIFF; None if unknown."""
+        """µm per pixel of an image, as the JSON says (``mpp``) or the resolution tags of a TIFF.
+
+        Returns:
+            None if they are unknown, or differ by 10% or more between height and width.
+        """
         image = self._images[index]
-        found = image.get("mpp") or ImageFile(self.folder / image["file_name"]).spacing
-        return float(found) if isinstance(found, int | float) and found > 0 else None
+        if found := image.get("mpp"):
+            return float(found) if isinstance(found, int | float) and found > 0 else None
+        spacing = ImageFile(self.folder / image["file_name"]).spacing
+        return sum(spacing) / 2 if spacing is not None and max(spacing) < _SQUARE * min(spacing) else None
 
     def crop(self, index: int, left: int, top: int, side: int) -> dict[str, Any]:
         """A sample of a square of an image: the visible parts of its objects, with tight boxes.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
+from densepath.core.errors import refuse
 from densepath.core.files import shortened
 
 _LONGEST = 220  # bytes of a name: file systems allow 255, with an ending such as _patches.h5
-_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
@@ -25,28 +24,31 @@ def output_names(images: Sequence[Path]) -> list[str]:
     names: dict[str, None] = {}
     for path in inside:
         stem = str(path.with_suffix(""))
-        name = first = stem if stems[stem] == 1 else str(path)
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{first}.{number}"
-        names[name] = None
+        names[unused_name(stem if stems[stem] == 1 else str(path), names)] = None
     return list(names)
 
 
-def name_parts(labels: Sequence[str]) -> list[str]:
-    """A part of the name of a file for each label: letters, digits and ._- only, with a number where two are equal."""
-    parts = [_NOT_IN_NAMES.sub("_", label) for label in labels]
-    taken = {part for part, label in zip(parts, labels, strict=True) if part == label}
-    found = []
-    for part, label in zip(parts, labels, strict=True):
-        name, number = part, 1
-        while name != label and name in taken:
-            number += 1
-            name = f"{part}.{number}"
-        taken.add(name)
-        found.append(name)
+def unused_name(name: str, used: Container[str]) -> str:
+    """The name, or with a number where it is used."""
+    found, number = name, 1
+    while found in used:
+        number += 1
+        found = f"{name}.{number}"
     return found
+
+
+def refuse_repeated(names: Sequence[str], data: str | Path) -> None:
+    """Refuse a source that names an image twice.
+
+    Args:
+        names: of its images, as :func:`names_below` has them.
+        data: the source.
+
+    Raises:
+        UserError: it does.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    refuse(twice, f"images that {data} names twice", "list each image once")
 
 
 def names_below(names: Iterable[str], data: str | Path = "") -> list[str]:

@@ -17,10 +17,11 @@ from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.slides.resolution import Spacing, from_tags
 from densepath.sources.slides.slide import Slide, SlideLevel
 from densepath.sources.slides.tiff_slide import open_tiff
 from densepath.sources.tiff import MAX_PIXELS, mirrored, refuse_stack, stored_orientation, turn
-from densepath.sources.tiff_parts import TiffParts, spacing_of
+from densepath.sources.tiff_parts import TiffParts
 
 _IN_PARTS = 2**24  # pixels from which a TIFF is decoded in parts
 
@@ -37,8 +38,8 @@ class ImageReader(Protocol):
         """Height and width in pixels."""
 
     @property
-    def spacing(self) -> float | None:
-        """µm per pixel; None where unknown."""
+    def spacing(self) -> Spacing | None:
+        """µm per pixel along y and x; None where unknown."""
 
     def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
         """A part (height, width, C) that lies in the image.
@@ -64,10 +65,10 @@ class DecodedImage(_WholeImage):
     Args:
         pixels: (H, W, C).
         name: its name.
-        spacing: µm per pixel.
+        spacing: µm per pixel along y and x.
     """
 
-    def __init__(self, pixels: npt.NDArray[Any], name: str = "image", spacing: float | None = None) -> None:
+    def __init__(self, pixels: npt.NDArray[Any], name: str = "image", spacing: Spacing | None = None) -> None:
         self.name, self.spacing = name, spacing
         self._pixels = pixels
 
@@ -103,10 +104,13 @@ class StoredImage(_WholeImage):
         return height, width
 
     @property
-    def spacing(self) -> float | None:
-        """µm per pixel."""
+    def spacing(self) -> Spacing | None:
+        """µm per pixel along y and x."""
         spacing = self._images.spacing(self._index)
-        return None if spacing is None else float(spacing[0].mean())
+        if spacing is None or not bool(spacing.isfinite().all()):
+            return None
+        y, x = spacing[0].tolist()
+        return y, x
 
     @cached_property
     def _pixels(self) -> npt.NDArray[Any]:
@@ -131,9 +135,10 @@ class TurnedImage:
         return (width, height) if self._orientation > 4 else (height, width)
 
     @property
-    def spacing(self) -> float | None:
-        """µm per pixel."""
-        return self._image.spacing
+    def spacing(self) -> Spacing | None:
+        """µm per pixel along y and x, as the viewer shows them."""
+        spacing = self._image.spacing
+        return spacing[::-1] if spacing is not None and self._orientation > 4 else spacing
 
     def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
         """A part (height, width, C). Raises CorruptImage."""
@@ -164,11 +169,11 @@ class ImageFile(_WholeImage):
         return header.height, header.width
 
     @cached_property
-    def spacing(self) -> float | None:
-        """µm per pixel, from the resolution tags of a TIFF."""
+    def spacing(self) -> Spacing | None:
+        """µm per pixel along y and x, from the resolution tags of a TIFF."""
         try:
             with tifffile.TiffFile(self.name) as tiff:
-                return spacing_of(tiff.pages.first)
+                return from_tags(tiff.pages.first)
         except MemoryError:
             raise
         except Exception:  # not a TIFF

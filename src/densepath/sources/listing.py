@@ -131,6 +131,8 @@ def _list(
             brackets = "; in a pattern, [abc] is one of these characters, and [[] is [" * ("[" in text)
             what = text or "an empty path"
             raise UserError(f"{what} does not exist; give a folder, a text list or a pattern{brackets}")
+        if all(map(os.path.isdir, matches)):
+            raise UserError(f"{text} matches only folders; name the folder, such as {matches[0]}")
         found = _matched(matches, suffixes, passed)
         root = os.path.commonpath([os.path.dirname(name) for name in matches]) if len(matches) > 1 else ""
         found = found if runs or len(matches) == 1 else _outside_runs(found, root, passed)

@@ -42,7 +42,7 @@ class TiffParts:
         self._kept = 0
         page = self._page
         self.size = (int(page.imagelength), int(page.imagewidth))
-        self.spacing = spacing_of(page)
+        self.spacing = from_tags(page)
         if page.is_tiled:
             self._rows, self._columns = int(page.tilelength), int(page.tilewidth)
         else:
@@ -95,9 +95,3 @@ class TiffParts:
             why = f"{codec} in a TIFF of this size needs the package imagecodecs: pip install imagecodecs"
             return CorruptImage(self.name, why)
         return CorruptImage(self.name, f"a part cannot be decoded ({one_line(str(error))})")
-
-
-def spacing_of(page: Any) -> float | None:
-    """µm per pixel of a page, from its resolution tags; None where they are missing."""
-    spacing = from_tags(page)
-    return None if spacing is None else sum(spacing) / 2

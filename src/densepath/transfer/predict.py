@@ -158,7 +158,8 @@ def predict(
         return predict_classes(run, data=data, out=out, slides=on_slides, **options)
     if is_segmenter(run):
         refuse_options("detectors, not segmenters", {n: v for n, v in of_detectors.items() if n != "overlap"})
-        refuse_options("slides, not images", {"mpp": mpp, "mpp_table": mpp_table, "default_mpp": default_mpp})
+        of_slides = {"mpp": mpp, "mpp_table": mpp_table, "default_mpp": default_mpp}
+        refuse_options("detectors, classifiers and runs of mil, not segmenters", of_slides)
         refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
         of_windows: dict[str, Any] = {"window": window, "overlap": of_detectors["overlap"], "shard": shard}
         options = {"exclude": exclude, "pictures": pictures, "devices": devices, "precision": precision}

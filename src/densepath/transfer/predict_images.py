@@ -12,7 +12,7 @@ from typing import Any, Literal
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
-from densepath.core.output_names import names_below, output_names
+from densepath.core.output_names import names_below, output_names, refuse_repeated
 from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
 from densepath.core.threads import OneBehind
@@ -22,6 +22,7 @@ from densepath.sources.image_reader import ImageReader, StoredImage, open_file
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.prefetch import ahead
+from densepath.sources.slides.resolution import spacing_text
 from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.prediction_files import (
     draw,
@@ -31,6 +32,7 @@ from densepath.transfer.detection.prediction_files import (
 )
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.score_inputs import LABELS
+from densepath.transfer.detection.windows import scale_of, window_sides
 from densepath.transfer.predict_records import gather, identity_of_file, record_of, refuse_others, source_of
 
 _AHEAD = 2  # images
@@ -79,7 +81,7 @@ def predict_images(
     def finish(position: int, reader: ImageReader, found: Prediction) -> None:
         """Write the files of an image; its record comes last, and marks it as done."""
         stem = stems[position]
-        um = reader.spacing if spacing is None else spacing
+        um = reader.spacing if spacing is None else (spacing, spacing)
         if detector.finds_masks:
             write_label_map(found, out / LABELS / stem)
         write_geojson(found, out / "geojson" / f"{stem}.geojson")
@@ -130,7 +132,7 @@ def _remove(out: Path, stem: str) -> None:
 
 def _say_scale(detector: TrainedDetector, image: ImageReader, spacing: float | None) -> bool:
     """Report at which scale images are read, by the first one."""
-    trained, own = detector.notes.mpp, image.spacing if spacing is None else spacing
+    trained, own = detector.notes.mpp, image.spacing if spacing is None else (spacing, spacing)
     if trained is None or not detector.window:
         return True
     if own is None:
@@ -138,10 +140,10 @@ def _say_scale(detector: TrainedDetector, image: ImageReader, spacing: float | N
             f"densepath: {image.name} does not say its µm per pixel; the detector learned from images of "
             f"{trained:.3g}; if these differ, give those of the images with --spacing"
         )
-    elif (scale := detector.scale_of(own)) != 1:
+    elif (scale := scale_of(own, trained)) != (1, 1):
         say(
-            f"densepath: {image.name} has {own:.3g} µm per pixel and the training images {trained:.3g}: windows of "
-            f"{detector.window_at(scale)} px"
+            f"densepath: {image.name} has {spacing_text(own)} µm per pixel and the training images {trained:.3g}: "
+            f"windows of {' x '.join(map(str, dict.fromkeys(window_sides(scale, detector.window)[::-1])))} px"
         )
     return True
 
@@ -164,7 +166,8 @@ class Readers:
         store = self._store
         names = list_images(data, exclude, passed, runs=False) if store is None else map(store.names, range(len(store)))
         self.names = list(names)
-        self._data = data
+        self._data, self._below = data, self.names if store is not None else names_below(self.names, data)
+        refuse_repeated(self._below, data)
         if packed and exclude:
             raise UserError(NO_EXCLUDE)
 
@@ -173,9 +176,7 @@ class Readers:
 
     def paths(self) -> list[Path]:
         """The images' paths below their common folder."""
-        if self._store is not None:
-            return list(map(Path, self.names))
-        return list(map(Path, names_below(self.names, self._data)))
+        return list(map(Path, self._below))
 
     def identity(self, position: int) -> list[Any]:
         """What changes if an image is another one: its path, its size and its time."""

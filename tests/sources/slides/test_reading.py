@@ -365,15 +365,34 @@ def test_a_large_tiff_of_jpeg_tiles_is_read_in_parts_by_predict(
 ) -> None:
     monkeypatch.setattr("densepath.sources.image_reader._IN_PARTS", 0)
     reader = open_file(slides["RGB without a marker"])
-    assert reader.size == (333, 517) and reader.spacing == pytest.approx(0.499)
+    assert reader.size == (333, 517) and reader.spacing == pytest.approx((0.499, 0.499))
     whole = np.asarray(openslide.OpenSlide(slides["RGB without a marker"]).read_region((0, 0), 0, (517, 333)))[:, :, :3]
     np.testing.assert_array_equal(reader.read(30, 40, 200, 99), whole[30:230, 40:139])
 
 
 def test_a_slide_at_a_resolution_is_an_image_of_it(slides: dict[str, Path]) -> None:
     level = open_slide(slides["YCbCr"], mpp=0.5).at_mpp(1.1)
-    assert level.size == (166, 258) and level.spacing == pytest.approx(1.0) and level.name == str(slides["YCbCr"])
+    assert level.size == (166, 258) and level.name == str(slides["YCbCr"])
+    assert level.spacing == pytest.approx((1.0, 1.0))
     assert level.read(100, 200, 30, 40).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "says"),
+    [
+        ("read", (9, (0, 0, 5, 5)), "ycbcr.tiff has no level 9; give one from 0 to "),
+        ("read", (-1, (0, 0, 5, 5)), "has no level -1"),
+        ("read", (0, (0, 0, 5, 5), 3), "level 0 of .* cannot be reduced by 3; it can by 1"),
+        ("read", (0, (0, 0, -5, 5)), "a part of .* has the height -5 and the width 5; give sizes of 0 or more"),
+        ("read_um", ((0.0, 0.0, 5.0, -5.0), 0.5), "has the height 5.0 and the width -5.0"),
+        *(("read_um", ((0, 0, 5, 5), mpp), f"mpp is {mpp}; give µm per pixel") for mpp in (-1, 0, float("nan"))),
+    ],
+)
+def test_what_a_slide_does_not_have_is_refused(
+    slides: dict[str, Path], method: str, given: tuple[Any, ...], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        getattr(open_slide(slides["YCbCr"], mpp=0.5), method)(*given)
 
 
 def test_um_need_um_per_pixel(slides: dict[str, Path]) -> None:

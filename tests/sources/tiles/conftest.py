@@ -35,10 +35,13 @@ def folder(painted_slides: Path, tmp_path: Path) -> Path:
 def slide_of(tmp_path: Path) -> Callable[..., Path]:
     """Writes pixels as a slide."""
 
-    def write(name: str, pixels: npt.NDArray[np.uint8], mpp: float | None = 1.0) -> Path:
+    def write(name: str, pixels: npt.NDArray[np.uint8], mpp: float | tuple[float, float] | None = 1.0) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        given: dict[str, Any] = {} if mpp is None else {"resolution": (1e4 / mpp,) * 2, "resolutionunit": "centimeter"}
+        given: dict[str, Any] = {}
+        if mpp is not None:  # or along y and x
+            y, x = (mpp, mpp) if isinstance(mpp, float) else mpp
+            given = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "centimeter"}
         tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", compression="zlib", metadata=None, **given)
         return path
 

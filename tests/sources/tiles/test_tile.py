@@ -84,7 +84,7 @@ def test_what_is_written(tiled: Path, painted_slides: Path) -> None:
             assert {(0, 140, 0), (40, 60, 255)} <= colors
     with Image.open(tiled / "contact_sheet.png") as sheet:
         assert sheet.width > 2 * 220
-    assert rows["a"]["width"] == "768" and rows["a"]["mpp"] == "1.0" and rows["a"]["problem"] == ""
+    assert rows["a"]["width"] == "768" and rows["a"]["mpp"] == "1" and rows["a"]["problem"] == ""
     assert (tiled / "config.yaml").read_text().startswith("# densepath ")
     assert "2 slides, 0 done before" in (tiled / "tile.log").read_text()
 
@@ -334,19 +334,20 @@ def test_slides_without_mpp_or_tissue(tmp_path: Path, slide_of: Callable[..., Pa
     slide_of("slides/black.tiff", glass * 0)
     small = glass.copy()
     small[10:195, 10:250] = (190, 90, 160)
-    slide_of("slides/small.tiff", small)
+    slide_of("slides/small.tiff", small, mpp=(1.0, 0.9))
     with pytest.raises(UserError, match=r"none of 4 slides could be tiled \(black: no tissue found\); see .*csv"):
         tile(data=tmp_path / "slides", out=tmp_path / "t", mpp=1.0, size=300, workers=0)
     rows = _rows(tmp_path / "t")
     assert rows["glass"]["problem"] == rows["black"]["problem"] == "no tissue found"
     assert rows["unknown"]["problem"] == NO_MPP
+    assert (rows["glass"]["mpp"], rows["small"]["mpp"]) == ("1", "0.9 x 1")
     assert rows["small"]["problem"] == "smaller than a tile of 300 µm"
     assert sorted(path.stem for path in (tmp_path / "t/masks").iterdir()) == ["black", "glass", "small"]
     asked: dict[str, Any] = {"data": tmp_path / "slides", "out": tmp_path / "u", "mpp": 0.5, "size": 32, "workers": 0}
     assert tile(**asked)["tiles"] > 4
     stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "u/records").iterdir()}
     tile(**asked, default_mpp=1.0)  # only the slide that needs it is tiled again
-    assert _rows(tmp_path / "u")["unknown"]["mpp"] == "1.0"
+    assert _rows(tmp_path / "u")["unknown"]["mpp"] == "1"
     changed = {p.name for p in (tmp_path / "u/records").iterdir() if p.stat().st_mtime_ns != stamps[p.name]}
     assert changed == {"unknown.json"}
 

@@ -42,7 +42,7 @@ def objects_in(labels: Labels, window: Window, flaw: int = 0) -> list[FoundObjec
 
 
 def found_by_windows(labels: Labels, side: int, overlap: float, flaw: int = 0) -> Iterator[tuple[Window, list]]:
-    for window in windows_of(labels.shape, side, overlap):
+    for window in windows_of(labels.shape, (side, side), overlap):
         yield window, objects_in(labels, window, flaw)
 
 
@@ -104,18 +104,23 @@ def test_neighbors_classes_and_doubles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "side", "overlap"),
-    [((100, 100), 100, 0.25), ((333, 77), 64, 0.25), ((20, 500), 64, 0.0), ((65, 64), 64, 0.9)],
+    ("size", "sides", "overlap"),
+    [
+        ((100, 100), (100, 100), 0.25),
+        ((333, 77), (64, 32), 0.25),
+        ((20, 500), (64, 64), 0.0),
+        ((65, 64), (64, 64), 0.9),
+    ],
 )
-def test_windows_cover_the_image_and_overlap(size: tuple[int, int], side: int, overlap: float) -> None:
-    windows = windows_of(size, side, overlap)
+def test_windows_cover_the_image_and_overlap(size: tuple[int, int], sides: tuple[int, int], overlap: float) -> None:
+    windows = windows_of(size, sides, overlap)
     seen = np.zeros(size, int)
     for window in windows:
-        assert (window.bottom - window.top, window.right - window.left) == (min(side, size[0]), min(side, size[1]))
+        assert (window.bottom - window.top, window.right - window.left) == tuple(map(min, sides, size))
         seen[window.top : window.bottom, window.left : window.right] += 1
     assert seen.min() >= 1
     lefts = sorted({window.left for window in windows})
-    assert all(a + side * (1 - overlap) + 1 >= b for a, b in pairwise(lefts))
+    assert all(a + sides[1] * (1 - overlap) + 1 >= b for a, b in pairwise(lefts))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -42,6 +42,16 @@ def test_the_tile_with_the_highest_attention_is_shown_where_it_is(tmp_path: Path
     assert (tmp_path / "out/sub/a.png").exists()
 
 
+def test_the_tiles_of_a_slide_are_no_heat_map_of_another(tmp_path: Path) -> None:
+    for name in ("a", "a_tiles"):
+        write_slide(tmp_path / f"slides/{name}.tif", size=(512, 512), levels=(1, 4))
+    files = AttentionFiles(tmp_path / "out", ["x"], tmp_path / "slides", ["a", "a_tiles"])
+    for name in ("a", "a_tiles"):
+        files.write(name, SlideFeatures(name, NONE, CORNERS, side=128.0), np.full((1, 16), 1 / 16), 0)
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert names == {"a.png", "a_tiles.2.png", "a_tiles.png", "a_tiles_tiles.png"}
+
+
 def test_slides_without_pictures_are_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides/broken.tif").write_bytes(b"II*\0" + bytes(4))
@@ -64,6 +74,11 @@ def test_micrometres_become_pixels_of_level_0() -> None:
     tiles = SlideFeatures("a", NONE, CORNERS / 2, unit="um", side=64.0)
     boxes = boxes_px(tiles, (0.5, 0.5))
     assert boxes is not None and boxes[6].tolist() == [256, 128, 128, 128]
+    square = SlideFeatures("a", NONE, CORNERS, side=64 / 0.375, spacing=(0.25, 0.5), notes={"size_um": 64.0})
+    boxes = boxes_px(square, square.spacing)
+    assert boxes is not None and boxes[6].tolist() == [256, 128, 128, 256]  # a square of 64 µm
+    of_pixels = SlideFeatures("a", NONE, CORNERS, side=128.0).boxes_um((0.25, 0.5))
+    assert of_pixels[6].tolist() == [32, 128, 32, 64]
     assert boxes_px(tiles, None) is None and boxes_px(SlideFeatures("a", NONE), (1, 1)) is None
     no_side = boxes_px(SlideFeatures("a", NONE, CORNERS), None)
     assert no_side is not None and no_side[6].tolist() == [256, 128, 128, 128]

@@ -300,6 +300,12 @@ def test_numbers_and_survival(study: Study, task: str) -> None:
     options = {"target": "months", "event": "died"} if task == "survival" else {"target": "months"}
     result = run(folder, task=task, model="mean", lr=[0.03], epochs=20, attention=0, **options)
     assert result["concordance" if task == "survival" else "pearson"] > 75
+    with (folder / "run" / "patient-preds.csv").open() as file:
+        first, *_, last = sorted(csv.DictReader(file), key=lambda row: float(row["months"]))
+    if task == "survival":  # a higher risk for an earlier event
+        assert float(first["months_risk"]) > float(last["months_risk"])
+    else:
+        assert float(first["months_predicted"]) < float(last["months_predicted"])
     with pytest.raises(UserError, match="clam answers classes only"):
         run(folder, "other", task=task, model="clam", **options)
 

@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import densepath
 from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.runs.signals import Interrupted
 from densepath.sources.corrupt import LARGEST_SHARE
+from densepath.synthetic.slide import write_slide
 from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.predict import predict
@@ -95,6 +97,26 @@ def test_folds_by_patient_and_predictions_as_in_the_test(
         predict(result, data=data / "images", out=tmp_path / "new", devices="cpu", precision="bf16-mixed")
     with pytest.raises(UserError, match="score: only for detectors"):
         predict(result, data=data / "images", out=tmp_path / "no", score=0.3)
+    with pytest.raises(UserError, match="mpp: only for detectors, classifiers and runs of mil, not segmenters"):
+        predict(result, data=data / "images", out=tmp_path / "no", mpp=0.5)
+    (tmp_path / "twice.txt").write_text("data/images/P0_0.png\ndata/../data/images/P0_0.png\n")
+    with pytest.raises(UserError, match=r"images that .*twice.txt names twice: P0_0.png; list each image once"):
+        predict(result, data=tmp_path / "twice.txt", out=tmp_path / "no", devices="cpu")
+
+
+def test_the_commands_for_slides_work(segment: Segment, data: Path, tmp_path: Path) -> None:
+    """A segmenter refuses slides and tiles with what to run, and takes the store that this makes."""
+    result = segment(data=data / "images", classes=CLASSES, folds=2, epochs=1)
+    write_slide(tmp_path / "slides/a.tiff", size=(512, 512), mpp=1.0, tile=64, levels=(1, 4), seed=3)
+    cut, pack = r"densepath tile --data \S*/slides --out T --mpp MPP .*", r"densepath data pack \S*T tiles.safetensors"
+    with pytest.raises(UserError, match=f"holds whole slides.*{cut}, then {pack}, and give --data tiles.safetensors"):
+        predict(result, data=tmp_path / "slides", out=tmp_path / "out", devices="cpu")
+    densepath.tile(data=tmp_path / "slides", out=tmp_path / "T", mpp=1.0, size=64, workers=0)
+    with pytest.raises(UserError, match=f"holds tiles of slides.*with {pack}, and give --data tiles.safetensors"):
+        predict(result, data=tmp_path / "T", out=tmp_path / "out", devices="cpu")
+    store = densepath.pack(tmp_path / "T", tmp_path / "tiles.safetensors")
+    done = predict(result, data=store, out=tmp_path / "out", devices="cpu", precision="32", pictures=0)
+    assert done["images"] == len(list((tmp_path / "out/labels").glob("*.png"))) > 3
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(

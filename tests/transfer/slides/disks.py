@@ -54,15 +54,18 @@ def paint(
     return np.rint(out).astype(np.uint8)
 
 
-def write_levels(path: Path, pixels: npt.NDArray[np.uint8], mpp: float, factors: tuple[int, ...] = (1,)) -> Path:
-    """Write a pyramid without loss."""
+def write_levels(
+    path: Path, pixels: npt.NDArray[np.uint8], mpp: float, factors: tuple[int, ...] = (1,), stretch: int = 1
+) -> Path:
+    """Write a pyramid without loss, whose pixels are ``stretch`` times as high as wide."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tifffile.TiffWriter(path) as tiff:
         for factor in factors:
             rows, columns = (length // factor for length in pixels.shape[:2])
             squares = pixels[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3)
-            level = np.rint(squares.mean((1, 3))).astype(np.uint8)
-            stored: dict[str, Any] = {"resolution": (1e4 / (mpp * factor),) * 2, "resolutionunit": "CENTIMETER"}
+            level = np.rint(squares.mean((1, 3))).astype(np.uint8).repeat(stretch, axis=1)
+            rates = (1e4 * stretch / (mpp * factor), 1e4 / (mpp * factor))  # along x and y
+            stored: dict[str, Any] = {"resolution": rates, "resolutionunit": "CENTIMETER"}
             tiff.write(level, tile=(64, 64), compression="zlib", subfiletype=int(factor > 1), metadata=None, **stored)
     return path
 
@@ -73,12 +76,13 @@ class DarkDisks(Detector):
     def __init__(self, notes: DetectorNotes) -> None:
         super().__init__(nn.Identity())
         self.notes, self.anchor = notes, nn.Parameter(torch.zeros(1))
-        self.scales: list[float] = []
+        self.seen: list[tuple[int, int]] = []  # heights and widths of its inputs
 
     def forward(self, images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def detect(self, images: ImageList) -> list[dict[str, Tensor]]:
+        self.seen += images.image_sizes
         return [
             self._one(image[:, : size[0], : size[1]])
             for image, size in zip(images.tensors, images.image_sizes, strict=True)

@@ -17,9 +17,14 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
 from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes, save_classifier
-from densepath.transfer.classify.predict_tiles import OnSlides, tile_mpp
+from densepath.transfer.classify.predict_tiles import OnSlides, heat_map_paths, tile_mpp
 
 CPU: dict[str, Any] = {"devices": "cpu", "precision": "32"}
+
+
+def test_slides_and_labels_whose_names_join_alike_have_heat_maps_of_their_own(tmp_path: Path) -> None:
+    paths = heat_map_paths(tmp_path, ["a", "a_b"], ["c", "b c"])
+    assert [path.name for path in paths.values()] == ["a_c", "a_b_c", "a_b_c.2", "a_b_b_c"]
 
 
 def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
 from densepath.transfer.detection.detect import training_mpp
+from densepath.transfer.detection.prediction_files import MICRONS
 from densepath.transfer.predict import predict
 from densepath.transfer.slides import predict_slides
 
@@ -53,8 +54,8 @@ def search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """``predict`` with the detector of disks."""
     (tmp_path / "detector.safetensors").write_bytes(b"")
 
-    def run(data: Path, out: Path, known: float | None = None, **options: Any) -> Any:
-        monkeypatch.setattr("densepath.transfer.predict.load_detector", lambda path: disk_detector(known))
+    def run(data: Path, out: Path, known: float | None = None, using: Any = None, **options: Any) -> Any:
+        monkeypatch.setattr("densepath.transfer.predict.load_detector", lambda path: using or disk_detector(known))
         return predict(tmp_path / "detector.safetensors", data=data, out=out, devices="cpu", **options)
 
     return run
@@ -92,6 +93,24 @@ def test_objects_return_to_their_place_in_um(search: Any, tmp_path: Path, level_
         assert ring[0] == ring[-1]
         middle = (x.min() + x.max()) / 2, (y.min() + y.max()) / 2
         assert middle == pytest.approx((float(row["centroid_x"]), float(row["centroid_y"])), abs=0.4 / level_0)
+
+
+@pytest.mark.parametrize("given", [{}, {"window": 48}])
+@pytest.mark.parametrize("as_slide", [True, False])
+def test_pixels_that_are_not_square_are_seen_as_squares(
+    search: Any, tmp_path: Path, as_slide: bool, given: dict[str, int]
+) -> None:
+    """A slide or an image of 0.5 x 0.25 µm gives the detector what one of 0.5 µm gives it, and the same µm."""
+    seen, found = [], []
+    for stretch in (1, 2):
+        data = tmp_path / f"{stretch}" / "a.tiff"
+        write_levels(data, paint((560, 520), 0.5, DISKS, TISSUE), 0.5, stretch=stretch)
+        detector = disk_detector(None if given else 0.5)
+        out = search(data, tmp_path / f"out{stretch}", using=detector, **({"mpp": 0.5} if as_slide else {}), **given)
+        seen.append(detector.detector.seen)
+        found.append([[float(row[name]) for name in MICRONS] for row in rows_of(out)])
+    assert seen[0] == seen[1] and len(found[0]) == len(DISKS)
+    np.testing.assert_allclose(*map(sorted, found), rtol=0.01, atol=0.2)
 
 
 def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Path) -> None:
@@ -227,6 +246,9 @@ def test_a_detector_records_the_um_per_pixel_of_its_images(tmp_path: Path) -> No
         image["file_name"] = str(Path(image["file_name"]).with_suffix(".tif"))
     (tmp_path / "data" / "annotations" / "train.json").write_text(json.dumps(truth))
     assert training_mpp(open_split(tmp_path / "data", "train")) == pytest.approx(0.5)
+    stretched = known.folder / truth["images"][0]["file_name"]
+    tifffile.imwrite(stretched, pixels, resolution=(1e4 / 0.5, 1e4 / 0.25), resolutionunit="CENTIMETER")
+    assert training_mpp(open_split(tmp_path / "data", "train")) is None
     truth["images"][0]["mpp"] = 0.8
     (tmp_path / "data" / "annotations" / "train.json").write_text(json.dumps(truth))
     assert training_mpp(open_split(tmp_path / "data", "train")) is None

@@ -15,7 +15,7 @@ from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.core.files import remove_remains
 from densepath.core.locks import shared_work
-from densepath.core.output_names import names_below, output_names
+from densepath.core.output_names import names_below, output_names, refuse_repeated
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
@@ -92,7 +92,8 @@ def cells(
     else:
         passed = Passed()
         listed = list(list_images(data, exclude, passed, runs=False))
-        names = output_names([Path(name) for name in names_below(listed, data)])
+        refuse_repeated(below := names_below(listed, data), data)
+        names = output_names(list(map(Path, below)))
         paths, tilings, what = dict(zip(names, listed, strict=True)), {}, "images"
         also = passed.also()
     given = _given_points(points, source, paths)

@@ -20,6 +20,7 @@ from densepath.annotations.cells.points_files import PointsFile, read_points
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, first_few, one_line
 from densepath.sources.decode import read_image, read_size
+from densepath.sources.slides.resolution import spacing_text
 from densepath.sources.tiles.named_files import NamedFiles
 from densepath.sources.tiles.per_slide import PerSlide
 from densepath.sources.tiles.records import identity_of
@@ -99,7 +100,7 @@ class Job(PerSlide[Cells]):
                 raise UserError("its µm per pixel are unknown; give --default_mpp")
             area = ImageArea(read_image(self.paths[name]), (self.mpp, self.mpp))
         row["height"], row["width"] = area.extent
-        row["mpp"] = float(f"{sum(area.spacing) / 2:.6g}")
+        row["mpp"] = spacing_text(area.spacing)
         return area
 
     def _found_cells(self, name: str, row: dict[str, Any]) -> Cells:
@@ -143,7 +144,7 @@ class Job(PerSlide[Cells]):
         if name in self.tilings:
             tiling = self.tilings[name]
             spacing, extent, boxes = tiling.spacing, tiling.extent, tiling.boxes_um()
-            row["mpp"] = float(f"{sum(tiling.spacing) / 2:.6g}")
+            row["mpp"] = spacing_text(tiling.spacing)
         else:
             height, width = read_size(self.paths[name])
             extent, boxes = (height, width), None

@@ -31,6 +31,11 @@ def plausible(y: float, x: float, bounds: tuple[float, float] = PLAUSIBLE) -> Sp
     return (y, x) if fits else None
 
 
+def spacing_text(spacing: Spacing) -> str:
+    """µm per pixel as tables show them: one number, or "0.5 x 0.25" for x and y that differ."""
+    return " x ".join(dict.fromkeys(f"{value:.6g}" for value in spacing[::-1]))
+
+
 def from_aperio(description: str) -> Spacing | None:
     """µm per pixel from the description of an Aperio slide."""
     found = _APERIO.search(description)

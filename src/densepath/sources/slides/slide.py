@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -154,9 +155,17 @@ class Slide:
             (height, width, 3) uint8.
 
         Raises:
+            UserError: the slide has no such level, the level no such scale, or the size is negative.
             CorruptImage: a tile cannot be decoded.
         """
         top, left, height, width = box
+        if not 0 <= level < len(self.levels):
+            raise UserError(f"{self.name} has no level {level}; give one from 0 to {len(self.levels) - 1}")
+        if scale not in (scales := self.levels[level].scales):
+            raise UserError(
+                f"level {level} of {self.name} cannot be reduced by {scale}; it can by {', '.join(map(str, scales))}"
+            )
+        _check_size(self.name, height, width)
         rows, columns = self.levels[level].at(scale).size
         y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + height, rows), min(left + width, columns)
         if (y0, x0, y1, x1) == (top, left, top + height, left + width):
@@ -182,8 +191,10 @@ class Slide:
             mpp: µm per pixel.
 
         Raises:
-            UserError: the slide's µm per pixel are unknown.
+            UserError: the slide's µm per pixel are unknown, or those asked for are not positive.
         """
+        if not 0 < mpp < math.inf:
+            raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")
         y, x = self.mpp
         choices = [
             (max(y * reduced.downsample[0], x * reduced.downsample[1]), -scale, number)
@@ -205,7 +216,7 @@ class Slide:
             mpp: µm per pixel.
 
         Raises:
-            UserError: the slide's µm per pixel are unknown.
+            UserError: the slide's µm per pixel are unknown, those asked for are not positive, or the size is negative.
             CorruptImage: a tile cannot be decoded.
         """
         return self.at_mpp(mpp).read_um(box)
@@ -244,12 +255,12 @@ class SlideLevel:
         return self.slide.levels[self.level].at(self.scale).size
 
     @property
-    def spacing(self) -> float | None:
-        """µm per pixel, the mean of both axes; None where unknown."""
+    def spacing(self) -> Spacing | None:
+        """µm per pixel along y and x; None where unknown."""
         if self.slide.spacing is None:
             return None
-        downsample = self.slide.levels[self.level].at(self.scale).downsample
-        return sum(own * down for own, down in zip(self.slide.spacing, downsample, strict=True)) / 2
+        (y, x), (down, across) = self.slide.spacing, self.slide.levels[self.level].at(self.scale).downsample
+        return y * down, x * across
 
     def read(self, top: int, left: int, height: int, width: int) -> Pixels:
         """A part (height, width, 3). Raises CorruptImage."""
@@ -257,13 +268,20 @@ class SlideLevel:
 
     def read_um(self, box: tuple[float, float, float, float]) -> Region:
         """The stored pixels that cover a rectangle in µm, see :meth:`Slide.read_um`."""
+        _check_size(self.name, *box[2:])
         level = self.slide.levels[self.level].at(self.scale)
-        y, x = (own * down for own, down in zip(self.slide.mpp, level.downsample, strict=True))
+        (y, x), (down, across) = self.slide.mpp, level.downsample
+        y, x = y * down, x * across
         shift = level.shift
         top, bottom = _covering(box[0] / y + shift, (box[0] + box[2]) / y + shift)
         left, right = _covering(box[1] / x + shift, (box[1] + box[3]) / x + shift)
         pixels = self.read(top, left, bottom - top, right - left)
         return Region(pixels, ((top - shift) * y, (left - shift) * x), (y, x))
+
+
+def _check_size(name: str, height: float, width: float) -> None:
+    if not (0 <= height < math.inf and 0 <= width < math.inf):
+        raise UserError(f"a part of {name} has the height {height} and the width {width}; give sizes of 0 or more")
 
 
 def _covering(low: float, high: float) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from densepath.sources.listing import Passed
 from densepath.sources.slides.failures import reason_of
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
-from densepath.sources.slides.resolution import MppTable
+from densepath.sources.slides.resolution import MppTable, spacing_text
 from densepath.sources.slides.slide import NO_MPP, Slide
 
 COLUMNS = ("slide", "vendor", "width", "height", "levels", "mpp", "codec", "reader", "associated", "problem")
@@ -106,19 +106,12 @@ def _row(slide: Slide) -> dict[str, Any]:
         "width": width,
         "height": height,
         "levels": " ".join(f"{sum(level.downsample) / 2:.6g}" for level in slide.levels),
-        "mpp": _spacing(slide),
+        "mpp": "" if slide.spacing is None else spacing_text(slide.spacing),
         "codec": slide.levels[0].codec,
         "reader": slide.file.reader,
         "associated": " ".join(sorted(slide.associated)),
         "problem": "; ".join(problems),
     }
-
-
-def _spacing(slide: Slide) -> str:
-    if slide.spacing is None:
-        return ""
-    y, x = slide.spacing
-    return f"{x:.6g}" if x == y else f"{x:.6g} x {y:.6g}"
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

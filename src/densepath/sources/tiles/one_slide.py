@@ -14,7 +14,7 @@ import numpy.typing as npt
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.open import open_slide
-from densepath.sources.slides.resolution import MppTable
+from densepath.sources.slides.resolution import MppTable, spacing_text
 from densepath.sources.slides.slide import NO_MPP, Slide
 from densepath.sources.tiles.coords import read_coords
 from densepath.sources.tiles.grid import grid_of, tiles_with_tissue
@@ -113,13 +113,13 @@ class Job(PerSlide[_Tiled]):
             row["default_mpp"] = self.given_mpp.default
         if slide.spacing is None:
             raise UserError(NO_MPP)
-        row["mpp"] = float(f"{sum(slide.spacing) / 2:.6g}")
+        row["mpp"] = spacing_text(slide.spacing)
         if damage := slide.file.check():
             raise CorruptImage(path, "; ".join(damage))
         problems = [*slide.file.problems, *filter(None, [slide.end_problem()])]
         if min(slide.spacing) > self.mpp * _COARSER:
             problems.append(
-                f"its {row['mpp']:g} µm per pixel are coarser than the asked {self.mpp:g}: its tiles are enlarged"
+                f"its {row['mpp']} µm per pixel are coarser than the asked {self.mpp:g}: its tiles are enlarged"
             )
         row["problem"] = "; ".join(problems)
         return slide

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from densepath.annotations.classes import FOLDERS, match_columns
 from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import check_spelling, owners_of_volumes
 from densepath.core.errors import counted, first_few, refuse
-from densepath.core.output_names import names_below
+from densepath.core.output_names import names_below, refuse_repeated
 from densepath.core.streams import say
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import cache_images
@@ -102,8 +101,7 @@ def read_pool(
     paths = list(AllNames(images))
     names = names_below(paths, data) if isinstance(images, ImageFiles) else paths
     names = [name.replace(os.sep, "/") for name in names]
-    twice = [name for name, count in Counter(paths).items() if count > 1]
-    refuse(twice, f"images that {data} names twice", "list each image once")
+    refuse_repeated(names, data)
     listed = Listed([_absolute(path, data) for path in paths])
     table = None if str(labels) == FOLDERS else str(labels)
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]

@@ -11,7 +11,7 @@ from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.output_names import names_below
+from densepath.core.output_names import names_below, refuse_repeated
 from densepath.core.result import Result
 from densepath.core.shared_work import Shard
 from densepath.core.stopwatch import Stopwatch
@@ -111,6 +111,7 @@ def _predict_images(
     say(f"densepath: {counted(len(images), 'image')}{passed_over(images)}")
     paths = list(AllNames(images))
     names = names_below(paths, data) if isinstance(images, ImageFiles) else paths
+    refuse_repeated(names, data)
     if images.spec.image_dtype is not spec.image_dtype:
         spec = spec.override(window=images.spec.window)
         readout = Readout(readout.model, notes, spec).to(hardware.device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, counted
 from densepath.core.locks import shared_work
-from densepath.core.output_names import name_parts
+from densepath.core.output_names import unused_name
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.stopwatch import Stopwatch
@@ -100,13 +101,13 @@ def predict_tiles(
         tile(data=data, out=tiles, mpp=mpp, size=side, exclude=exclude, shard=_ALL, **given)
         exclude, table = (), MppTable()
     slides = {slide.name: slide for slide in list_of_slides(tiles, exclude, table)}
+    maps = heat_map_paths(out, list(slides), notes.labels)
 
     def files(name: str) -> list[Path]:
-        maps = map(files_of_map, _heat_maps(out, name, notes.labels))
-        return [_table(out, name), *chain.from_iterable(maps)]
+        return [_table(out, name), *chain.from_iterable(files_of_map(maps[name, label]) for label in notes.labels)]
 
     shared = SlideWork(out, {name: slide.identity() for name, slide in slides.items()}, files)
-    shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware), shard)
+    shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware, maps), shard)
     with shared_work(out / LOCKS / "tables", "tables"):
         found = shared.found()
         columns = ["slide", "path", "tiles", "damaged", *(f"mean p {name}" for name in notes.labels), "problem"]
@@ -117,11 +118,27 @@ def predict_tiles(
     if not counts["left"]:
         say_end(watch, "", {"slides": out / SLIDES, "tiles": out / "tiles", "heat maps": out / "heat_maps"})
     pictures = sorted((out / "heat_maps").rglob("*.png")) if (out / "heat_maps").exists() else []
-    return Result(out, counts, {"slides": out / SLIDES, **{path.stem: path for path in pictures}})
+    named = {str(path.relative_to(out / "heat_maps").with_suffix("")): path for path in pictures}
+    return Result(out, counts, {"slides": out / SLIDES, **named})
+
+
+def heat_map_paths(out: Path, slides: Sequence[str], labels: Sequence[str]) -> dict[tuple[str, str], Path]:
+    """The heat map of each slide and label, without suffixes: no two share one."""
+    names: dict[str, tuple[str, str]] = {}
+    for slide in slides:
+        for label in labels:
+            part = re.sub(r"[^\w.-]+", "_", label)
+            names[unused_name(f"{slide}_{part}", names)] = slide, label
+    return {own: out / "heat_maps" / name for name, own in names.items()}
 
 
 def _predict_slide(
-    readout: Readout, notes: ClassifierNotes, slide: ListedSlide, out: Path, hardware: Hardware
+    readout: Readout,
+    notes: ClassifierNotes,
+    slide: ListedSlide,
+    out: Path,
+    hardware: Hardware,
+    maps: Mapping[tuple[str, str], Path],
 ) -> dict[str, Any]:
     """Write the files of a slide, and return what is known of it. Raises CorruptImage."""
     tiling = slide.tiling
@@ -144,8 +161,8 @@ def _predict_slide(
     (path := _table(out, slide.name)).parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, list(rows[0]), rows)
     only_second = notes.exclusive and len(notes.labels) == 2  # the other map is its inverse
-    maps = list(zip(notes.labels, _heat_maps(out, slide.name, notes.labels), strict=True))
-    for t, (name, heat_map) in list(enumerate(maps))[1 if only_second else 0 :]:
+    for t, name in list(enumerate(notes.labels))[1 if only_second else 0 :]:
+        heat_map = maps[slide.name, name]
         heat_map.parent.mkdir(parents=True, exist_ok=True)
         write_heat_map(heat_map, opened, boxes, chances[:, t], label=f"probability of {name}", limits=(0.0, 1.0))
     means = {f"mean p {name}": float(mean) for name, mean in zip(notes.labels, chances.mean(0), strict=True)}
@@ -154,7 +171,3 @@ def _predict_slide(
 
 def _table(out: Path, slide: str) -> Path:
     return out / "tiles" / f"{slide}.csv"
-
-
-def _heat_maps(out: Path, slide: str, labels: Sequence[str]) -> list[Path]:
-    return [out / "heat_maps" / f"{slide}_{part}" for part in name_parts(labels)]

@@ -19,6 +19,7 @@ from densepath.core.files import atomic_write
 from densepath.core.polygons import polygons_of
 from densepath.sources.image_reader import ImageReader
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.slides.resolution import Spacing
 from densepath.transfer.detection.found import FoundObject
 from densepath.transfer.detection.object_colors import color_numbers, color_of, near_boxes
 from densepath.transfer.detection.overlay import outlined
@@ -183,9 +184,9 @@ def _without_straight(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.concatenate([kept, kept[:1]])
 
 
-def rows_of(found: Prediction, name: str, spacing: float | None) -> list[dict[str, Any]]:
-    """A row of measurements for each object: pixels, and µm where µm per pixel are known."""
-    grid = Grid(spacing=None if spacing is None else (spacing, spacing))
+def rows_of(found: Prediction, name: str, spacing: Spacing | None) -> list[dict[str, Any]]:
+    """A row of measurements for each object: pixels, and µm where µm per pixel (along y and x) are known."""
+    grid = Grid(spacing=spacing)
     return [row_of(each, name, number, found.classes, grid) for number, each in enumerate(found.objects, 1)]
 
 

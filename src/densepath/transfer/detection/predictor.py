@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,12 +26,11 @@ from densepath.transfer.detection.detector_file import load_detector as read_det
 from densepath.transfer.detection.found import FoundObject, Window, found_objects
 from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.samples import into_detector
-from densepath.transfer.detection.windows import LEAST_WINDOW, check_search, merge, windows_of
+from densepath.transfer.detection.windows import check_search, merge, scale_of, window_sides, windows_of
 from densepath.transfer.stored_pixels import Picture, pixels_in_memory
 
 OVERLAP = 0.25
 _PRECISIONS = ("32", "bf16-mixed")
-_SAME_SCALE = 1.1  # µm per pixel that differ less are the same: training images were resized by more
 _LARGE = 2.0  # an image with more pixels than this many windows is cut into windows
 _MUCH_LARGER = 16  # times the pixels of the detector's input: larger than any training image could be
 _AT_ONCE = {"cpu": 1, "cuda": 8}  # windows in a batch
@@ -132,35 +132,20 @@ class TrainedDetector(nn.Module):
             CorruptImage: the image cannot be read.
         """
         height, width = image.size
-        scale = self.scale_of(image.spacing if spacing is None else spacing)
-        side = self.window_at(scale) if window is None else window
-        if window is None and not side and height * width > _MUCH_LARGER * self.notes.test_size**2:
+        scale = scale_of(image.spacing if spacing is None else (spacing, spacing), self.notes.mpp)
+        cut = window_sides(scale, self.window, window)
+        sides: tuple[float, float] = cut
+        if window is None and not any(cut) and height * width > _MUCH_LARGER * self.notes.test_size**2:
             self._warn_of_large(image)
-        if not side or (window is None and height * width <= _LARGE * side**2):
+        if not any(cut) or (window is None and height * width <= _LARGE * math.prod(cut)):
             windows = [Window(0, 0, height, width)]
-            side = min(height, width) if scale == 1 or not side else side  # as in the evaluation
+            if scale == (1, 1) or not any(cut):  # as in the evaluation
+                short = min(height / scale[0], width / scale[1])
+                sides = short * scale[0], short * scale[1]
         else:
-            windows = windows_of(image.size, side, overlap)
-        found = self.find(image, windows, side, score, precision)
+            windows = windows_of(image.size, cut, overlap)
+        found = self.find(image, windows, sides, score, precision)
         return Prediction(tuple(merge(found, image.size)), image.size, self.classes)
-
-    def scale_of(self, spacing: float | None) -> float:
-        """How many pixels of an image are as long as one of the training images.
-
-        Args:
-            spacing: the image's µm per pixel; None if unknown.
-
-        Returns:
-            1 if either is unknown, or if they differ by less than 10%.
-        """
-        if spacing is None or not self.notes.mpp:
-            return 1.0
-        scale = self.notes.mpp / spacing
-        return 1.0 if 1 / _SAME_SCALE < scale < _SAME_SCALE else scale
-
-    def window_at(self, scale: float) -> int:
-        """The default side of windows in pixels, where a pixel of the training images is ``scale`` pixels long."""
-        return max(LEAST_WINDOW, round(self.window * scale)) if self.window and scale != 1 else self.window
 
     def _warn_of_large(self, image: ImageReader) -> None:
         """Warn once that a large image is not cut into windows."""
@@ -178,7 +163,7 @@ class TrainedDetector(nn.Module):
         self,
         image: ImageReader,
         windows: Sequence[Window],
-        side: float,
+        sides: tuple[float, float],
         score: float = 0.5,
         precision: str = "32",
         damaged: list[tuple[Window, CorruptImage]] | None = None,
@@ -188,7 +173,7 @@ class TrainedDetector(nn.Module):
         Args:
             image: is read in parts.
             windows: the windows.
-            side: pixels that are resized to the detector's short edge.
+            sides: pixels along y and x that are resized to the detector's short edge.
             score, precision: as for :meth:`predict`.
             damaged: windows that cannot be read are added to it, and passed over; None to raise their error.
 
@@ -202,7 +187,7 @@ class TrainedDetector(nn.Module):
 
         def read(window: Window) -> dict[str, Any] | CorruptImage:
             try:
-                return self._sample(image, window, side)
+                return self._sample(image, window, sides)
             except CorruptImage as error:
                 return error
 
@@ -233,7 +218,7 @@ class TrainedDetector(nn.Module):
             size = (window.bottom - window.top, window.right - window.left)
             yield window, found_objects(found, size, score, window.top, window.left)
 
-    def _sample(self, image: ImageReader, window: Window, side: float) -> dict[str, Any]:
+    def _sample(self, image: ImageReader, window: Window, sides: tuple[float, float]) -> dict[str, Any]:
         height, width = window.bottom - window.top, window.right - window.left
         pixels = image.read(window.top, window.left, height, width)
         if pixels.shape[2] != len(self.notes.mean):
@@ -243,7 +228,10 @@ class TrainedDetector(nn.Module):
             )
         return {
             "image": np.require(pixels, requirements=["C", "W"]),
-            "short_edge": max(1, round(self.notes.test_size * min(height, width) / side)),
+            "short_edge": max(
+                1, round(min(self.notes.test_size * height / sides[0], self.notes.test_size * width / sides[1]))
+            ),
+            "aspect": sides[1] / sides[0],
             "flip": False,
             "boxes": np.zeros((0, 4), np.float32),
             "masks": np.zeros((0, 1, 1), bool),

@@ -36,7 +36,8 @@ class SampleBatch:
 
     Args:
         samples: each with image (H, W, C), boxes (N, 4) x1 y1 x2 y2, labels (N,) from 1, masks (N, H, W) bool;
-            its short_edge after resizing in pixels, and whether to flip it.
+            its short_edge after resizing in pixels, and whether to flip it; and its aspect, the height of a pixel for
+            a width of 1, if that is not 1.
         index: (B,) int64 indices of the images.
     """
 
@@ -185,7 +186,7 @@ def _collate(samples: list[dict[str, Any]]) -> Any:
     return out_of_worker(SampleBatch(samples, torch.tensor([sample["position"] for sample in samples])))
 
 
-def resized_shape(height: int, width: int, short_edge: int) -> tuple[int, int]:
+def resized_shape(height: float, width: float, short_edge: int) -> tuple[int, int]:
     """Height and width of an image resized to ``short_edge``, or less if its long edge would exceed ``LONGEST``."""
     scale = min(short_edge / min(height, width), LONGEST / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
@@ -206,7 +207,7 @@ def into_detector(
     for sample in samples:
         pixels = torch.as_tensor(sample["image"]).to(device, non_blocking=True)
         height, width = pixels.shape[:2]
-        shape = resized_shape(height, width, sample["short_edge"])
+        shape = resized_shape(height * sample.get("aspect", 1), width, sample["short_edge"])
         scale = torch.tensor([width / shape[1], height / shape[0]] * 2, device=device)
         resized = F.interpolate(
             spec.apply_window(pixels.permute(2, 0, 1)[None].to(torch.float32, copy=True)),

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from densepath.core.errors import UserError
+from densepath.sources.slides.resolution import Spacing
 from densepath.transfer.detection.found import FoundObject, Window
 
 LEAST_WINDOW = 32  # pixels
+_SAME_SCALE = 1.1  # µm per pixel that differ less are the same: training images were resized by more
 _SAME = 0.5  # least overlap of two finds of one object, where both windows see it
 _AT_BORDER = 0.02  # share of a window: an object that ends so close to its border may be cut by it
 
@@ -32,16 +34,49 @@ def check_search(score: float, window: int | None, overlap: float, spacing: floa
         raise UserError(f"spacing is {spacing}; give µm per pixel")
 
 
-def windows_of(size: tuple[int, int], side: int, overlap: float) -> list[Window]:
-    """The windows of an image, row by row, evenly spread and at most ``side`` wide and high.
+def scale_of(spacing: Spacing | None, trained: float | None) -> tuple[float, float]:
+    """How many pixels of an image, along y and x, are as long as one of the training images.
+
+    Args:
+        spacing: the image's µm per pixel along y and x; None if unknown.
+        trained: those of the training images; if unknown, they are taken to be the larger ones of the image.
+
+    Returns:
+        1 along an axis whose µm per pixel are unknown, or differ by less than 10%.
+    """
+    if spacing is None:
+        return 1.0, 1.0
+    y, x = ((trained or max(spacing)) / own for own in spacing)
+    return (1.0 if 1 / _SAME_SCALE < y < _SAME_SCALE else y), (1.0 if 1 / _SAME_SCALE < x < _SAME_SCALE else x)
+
+
+def window_sides(scale: tuple[float, float], default: int, given: int | None = None) -> tuple[int, int]:
+    """Height and width of windows in pixels of an image, equal in µm; 0 for none.
+
+    Args:
+        scale: how many pixels along y and x are as long as one of the training images.
+        default: the side in pixels of the training images.
+        given: the shorter side in pixels of the image, whatever its scale; None for the default.
+    """
+    if given is not None:
+        down, across = (round(given * each / min(scale)) for each in scale)
+    elif not default:
+        return 0, 0
+    else:
+        down, across = (default if each == 1 else max(LEAST_WINDOW, round(default * each)) for each in scale)
+    return down, across
+
+
+def windows_of(size: tuple[int, int], sides: tuple[int, int], overlap: float) -> list[Window]:
+    """The windows of an image, row by row, evenly spread and at most as high and wide as ``sides``.
 
     Args:
         size: height and width of the image in pixels.
-        side: side of a window in pixels.
+        sides: height and width of a window in pixels.
         overlap: least share of a window that the next one covers, from 0 up to, but not including, 1.
     """
-    rows, columns = (_starts(length, side, overlap) for length in size)
-    height, width = (min(side, length) for length in size)
+    rows, columns = (_starts(length, side, overlap) for length, side in zip(size, sides, strict=True))
+    height, width = map(min, size, sides)
     return [Window(top, left, top + height, left + width) for top in rows for left in columns]
 
 
@@ -97,12 +132,13 @@ def merged(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, i
 
 def _is_cut(found: FoundObject, window: Window, size: tuple[int, int]) -> bool:
     """Whether a border of the window that is not one of the image may cut the object."""
-    near = max(2.0, _AT_BORDER * (window.right - window.left))  # pixels: boxes of a detector are not exact
+    # in pixels: boxes of a detector are not exact
+    down, across = (max(2.0, _AT_BORDER * side) for side in (window.bottom - window.top, window.right - window.left))
     return bool(
-        (window.top > 0 and found.top - window.top < near)
-        or (window.left > 0 and found.left - window.left < near)
-        or (window.bottom < size[0] and window.bottom - found.bottom < near)
-        or (window.right < size[1] and window.right - found.right < near)
+        (window.top > 0 and found.top - window.top < down)
+        or (window.left > 0 and found.left - window.left < across)
+        or (window.bottom < size[0] and window.bottom - found.bottom < down)
+        or (window.right < size[1] and window.right - found.right < across)
     )
 
 

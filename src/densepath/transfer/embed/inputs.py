@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from PIL import Image
 
 from densepath.core.digests import digest_of, stamp
 from densepath.core.errors import UserError
-from densepath.core.output_names import names_below
+from densepath.core.output_names import names_below, refuse_repeated
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
@@ -57,9 +56,7 @@ class Inputs:
         self._file = images.file if isinstance(images, PackedTiles) else None
         names = names_below(AllNames(images), data) if isinstance(images, ImageFiles) else list(AllNames(images))
         self.names = [name.replace(os.sep, "/") for name in names]
-        if len(set(self.names)) < len(self.names):
-            twice = Counter(self.names).most_common(1)[0][0]
-            raise UserError(f"{data} names {twice} twice; list each image once")
+        refuse_repeated(self.names, data)
         if isinstance(images, ImageFiles):
             images.spec = spec  # they are decoded with its channels
 

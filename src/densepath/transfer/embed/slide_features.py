@@ -74,7 +74,8 @@ class SlideFeatures:
         side = self.side or float(min(steps[steps > 0], default=1.0))
         boxes = np.empty((len(self.corners), 4))
         boxes[:, :2] = self.corners[:, ::-1] * spacing
-        boxes[:, 2:] = side * sum(spacing) / 2
+        in_um = self.unit == "px" and self.spacing is not None and "size_um" in self.notes
+        boxes[:, 2:] = float(self.notes["size_um"]) if in_um else side * np.array(spacing)
         return boxes
 
 

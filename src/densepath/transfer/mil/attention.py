@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.output_names import unused_name
 from densepath.core.streams import say
 from densepath.runs.closing import draw_safely
 from densepath.sources.slides.find import find_slides
@@ -25,6 +26,7 @@ from densepath.transfer.probe.metrics import Floats
 from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
 
 ATTENTION = "attention"  # a folder, and the name of a measurement
+_DECIMALS = 6  # of pixels, which are computed from µm
 
 
 class AttentionFiles:
@@ -34,10 +36,13 @@ class AttentionFiles:
         out: the folder.
         classes: names of the classes.
         slides: a folder of slides; by default they are where the features were made from them.
+        names: of all slides, after none of which a sheet of tiles is named.
     """
 
-    def __init__(self, out: Path, classes: Sequence[str], slides: str | Path | None = None) -> None:
-        self._out, self._classes, self._folder = out, classes, slides
+    def __init__(
+        self, out: Path, classes: Sequence[str], slides: str | Path | None = None, names: Iterable[str] = ()
+    ) -> None:
+        self._out, self._classes, self._folder, self._all = out, classes, slides, frozenset(names)
         paths = [] if slides is None else find_slides(slides)
         self._paths = {slide_name(os.path.relpath(path, slides or "")): path for path in paths}
         self._names = Names(list(self._paths))
@@ -76,15 +81,19 @@ class AttentionFiles:
         um = tiles.boxes_um(spacing)
         done = (
             draw_safely(lambda: write_heat_map(stem, slide, um, own, label=label)[1]),
-            draw_safely(lambda: draw_extremes(stem.with_name(f"{stem.name}_tiles.png"), slide, um, own, label)),
+            draw_safely(lambda: draw_extremes(self._sheet(name), slide, um, own, label)),
         )
         return identity if all(done) else None
+
+    def _sheet(self, name: str) -> Path:
+        """The sheet of tiles of a slide, which is not the heat map of another slide."""
+        return self._out / f"{unused_name(f'{name}_tiles', self._all)}.png"
 
     def files(self, name: str) -> list[Path]:
         """The files of a slide, of which some may be missing."""
         stem = self._out / name
-        own = [stem.with_name(f"{stem.name}{end}") for end in (".csv", ".geojson", "_tiles.png")]
-        return [*own, *files_of_map(stem)]
+        own = [stem.with_name(f"{stem.name}{end}") for end in (".csv", ".geojson")]
+        return [*own, self._sheet(name), *files_of_map(stem)]
 
     def shows(self, name: str, noted: str | None, drawn: list[int] | None) -> bool:
         """Whether the pictures of a slide need not be drawn: they show the slide, or there is none to be found.
@@ -130,8 +139,8 @@ def boxes_px(tiles: SlideFeatures, spacing: tuple[float, float] | None) -> Float
     """(N, 4) left, top, width, height of tiles in pixels of level 0; None if that is unknown."""
     if tiles.corners is None or (tiles.unit == "um" and spacing is None):
         return None
-    per_pixel = (1.0, 1.0) if tiles.unit == "px" or spacing is None else spacing
-    boxes = tiles.boxes_um((1.0, 1.0)) / np.array([*per_pixel, *per_pixel])
+    known = spacing or (1.0, 1.0)
+    boxes = np.round(tiles.boxes_um(known) / np.array([*known, *known]), _DECIMALS)
     return boxes[:, [1, 0, 3, 2]]
 
 

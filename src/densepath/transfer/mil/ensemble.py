@@ -19,7 +19,7 @@ from densepath.transfer.mil.choosing import predict_classes
 from densepath.transfer.mil.fold import objective_of
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import KNN, MODELS
-from densepath.transfer.mil.results import SCORES
+from densepath.transfer.mil.results import SCORES, answer_columns
 from densepath.transfer.probe.metrics import Floats
 
 
@@ -105,8 +105,8 @@ class Ensemble:
 
     def columns(self) -> list[str]:
         """The columns of tables: the class, mean and standard deviation over the folds, and the answers of each."""
-        classes, target = self.notes.classes, self.notes.target
-        names = [f"{target}_{name}" for name in classes] or [f"{target}_predicted"]
+        classes = self.notes.classes
+        names = answer_columns(self.notes.target, classes, self.notes.task)
         each = [f"{name}_fold_{fold}" for fold in range(len(self)) for name in names]
         return [*(["pred"] if classes else []), *names, *(f"{name}_sd" for name in names), *each]
 

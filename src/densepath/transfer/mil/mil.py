@@ -244,7 +244,8 @@ def _write_attention(
     """Write the attention in some test slides, of the model that did not train on them."""
     tested = [(number, int(case)) for number, split in enumerate(splits) for case in split.test]
     count = len(tested) if config.attention == "all" else min(config.attention, len(tested))
-    files = AttentionFiles(out / ATTENTION, cohort.classes, config.slides)
+    names = [name for case in cohort.slides for name in case]
+    files = AttentionFiles(out / ATTENTION, cohort.classes, config.slides, names)
     for place in evenly_spaced(count, len(tested)):
         number, case = tested[place]
         model = load_model(out / f"fold_{number}" / MODEL_FILE)[0].to(hardware.device)

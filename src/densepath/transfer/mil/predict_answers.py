@@ -119,7 +119,7 @@ def predict_answers(
             return Result(out, {"left": 1}, {})
         number = len(found) if pictures == "all" else min(pictures, len(found))
         drawn = frozenset(found[place].name for place in evenly_spaced(number, len(found)))
-        files = AttentionFiles(out / ATTENTION, models.notes.classes, slides)
+        files = AttentionFiles(out / ATTENTION, models.notes.classes, slides, [slide.name for slide in found])
         grouping = str(config.get("grouping", "joined"))
         # Features that this command made are checked before; of weights that the user names nothing is known.
         expected = "" if options.weights else models.notes.extractor

@@ -123,6 +123,11 @@ def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:
     return rows
 
 
+def answer_columns(target: str, classes: Sequence[str], task: str) -> list[str]:
+    """The columns of answers: probabilities of classes, a number, or a log risk, which is higher for earlier events."""
+    return [f"{target}_{name}" for name in classes] or [f"{target}_{'risk' if task == 'survival' else 'predicted'}"]
+
+
 def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, Any], out: Path, task: str) -> None:
     """Write the predictions (a row for each case, as STAMP has them) and the scores."""
     cohort = tested.cohort
@@ -130,7 +135,7 @@ def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, An
     with atomic_write(out / PREDICTIONS) as part, part.open("w", **how) as file:
         writer = csv.writer(file, lineterminator="\n")
         slides = ["SLIDE"] if cohort.cases != cohort.patients and set(cohort.cases) != set(cohort.patients) else []
-        columns = [f"{cohort.target}_{name}" for name in cohort.classes] or [f"{cohort.target}_predicted"]
+        columns = answer_columns(cohort.target, cohort.classes, task)
         predicted = ["pred"] if cohort.classes else []
         truth = [cohort.target, "event"] if task == "survival" else [cohort.target]
         writer.writerow(["PATIENT", *slides, *truth, *predicted, *columns, "fold"])

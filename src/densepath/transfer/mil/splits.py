@@ -64,7 +64,15 @@ def make_splits(cohort: Cohort, folds: int, validation: float, seed: int) -> lis
         raise UserError(f"validation is {validation}; give a share between 0 and 1")
     strata = _strata(cohort, np.arange(len(cohort)), folds)
     drawn = make_folds(_classes(cohort, strata), cohort.groups, folds, seed, "cases")
-    return [with_validation(cohort, fold, validation, seed + number) for number, fold in enumerate(drawn)]
+    return [
+        with_validation(cohort, Fold(_by_name(cohort, fold.train), _by_name(cohort, fold.test)), validation, seed + n)
+        for n, fold in enumerate(drawn)
+    ]
+
+
+def _by_name(cohort: Cohort, cases: Integers) -> Integers:
+    """Cases in the order of their names, in which a model sees them, whatever the order of the table."""
+    return np.array(sorted(cases.tolist(), key=lambda case: cohort.cases[case]), np.int64)
 
 
 def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Split:
@@ -154,10 +162,13 @@ def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int
     path = Path(source)
     if path.suffix == ".json":
         splits = _of_lists(cohort, _json_lists(path), str(source), own=True)
-    elif path.is_dir():
-        splits = _of_lists(cohort, _clam_lists(path), str(source))
     else:
-        splits = _of_column(cohort, f"the column {source}")
+        found = (
+            _of_lists(cohort, _clam_lists(path), str(source))
+            if path.is_dir()
+            else _of_column(cohort, f"the column {source}")
+        )
+        splits = [Split(*(_by_name(cohort, part) for part in split.parts())) for split in found]
     if not splits:
         raise UserError(f"{source} has no folds; use another file")
     check_splits(cohort, splits, str(source))
@@ -202,7 +213,10 @@ def _clam_lists(folder: Path) -> list[list[list[str]]]:
 
 
 def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str, own: bool = False) -> list[Split]:
-    """Splits from the names of cases or of slides; ``own`` ones mean a case by a name that is also that of a slide."""
+    """Splits from the names of cases or of slides, in their order.
+
+    ``own`` ones mean a case by a name that is also that of a slide.
+    """
     cases = {case: {position} for position, case in enumerate(cohort.cases)}
     known: dict[str, set[int]] = {}
     for position, slides in enumerate(cohort.slides):
@@ -214,7 +228,9 @@ def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str, own
     for fold, names in enumerate(lists):
         unknown |= {name for part in names for name in part if name not in known}
         unclear |= {name for part in names for name in part if len(known.get(name, ())) > 1}
-        parts = [sorted({position for name in part for position in known.get(name, ())}) for part in names]
+        parts = [
+            list(dict.fromkeys(position for name in part for position in sorted(known.get(name, ())))) for part in names
+        ]
         if unclear:
             continue
         for one, other in ((0, 2), (1, 2), (0, 1)):

@@ -14,7 +14,7 @@ import torch
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.patients import check_spelling, owners_of_volumes
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.output_names import names_below
+from densepath.core.output_names import names_below, refuse_repeated
 from densepath.core.streams import say
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
@@ -146,6 +146,7 @@ def _find(config: SegmentConfig, data: str | Path, labels: str | Path) -> Found:
     paths = list(AllNames(images))
     names = names_below(paths, data) if isinstance(images, ImageFiles) else paths
     names = [name.replace(os.sep, "/") for name in names]
+    refuse_repeated(names, data)
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
     if not splits and set(tops) <= set(SPLITS) and len(set(tops)) > 1:
         splits = tops

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy.typing as npt
 from PIL import Image
 
-from densepath.core.closing import say_end
+from densepath.core.closing import command, say_end
 from densepath.core.csv_files import write_rows
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.locks import shared_work
-from densepath.core.output_names import names_below, output_names
+from densepath.core.output_names import names_below, output_names, refuse_repeated
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.spacing import evenly_spaced
@@ -113,8 +113,8 @@ def predict_masks(
         raise UserError(f"window is {window} and overlap {overlap}; give a number of pixels, and a share below 1")
     refuse_among_images(out, data)
     volumes = notes.spec.ndim == 3
-    if not volumes and (is_tile_folder(data) or holds_slides(data, exclude)):
-        raise UserError(f"{data} holds whole slides, and a segmenter takes images; cut them with densepath tile first")
+    if not volumes:
+        _refuse_slides(data, exclude)
     if not volumes and is_volume_store(data):
         raise UserError(f"{data} holds volumes, and the segmenter was trained on images; train one on volumes")
     hardware.lay_out(model)
@@ -183,6 +183,19 @@ def _segment_all(work: _Work, out: Path, drawn: Collection[str], one: str, shard
     return shared
 
 
+def _refuse_slides(data: str | Path, exclude: Sequence[str]) -> None:
+    """Refuse slides and their tiles with the commands that make images of them."""
+    what, pack = "tiles of slides", command("data", "pack", data, "tiles.safetensors")
+    if not is_tile_folder(data):
+        if not holds_slides(data, exclude):
+            return
+        cut = f"{command('tile', '--data', data, '--out', 'T', '--mpp')} MPP (of the training images)"
+        what, pack = "whole slides", f"{cut}, then {command('data', 'pack', 'T', 'tiles.safetensors')}"
+    raise UserError(
+        f"{data} holds {what}, and a segmenter takes images: make some with {pack}, and give --data tiles.safetensors"
+    )
+
+
 def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exclude: Sequence[str]) -> _Work:
     images, spec = find_source(data, MAX_SIDE, exclude), notes.spec
     if images.spec.ndim != spec.ndim or (spec.channels not in (1, 3) and images.spec.channels != spec.channels):
@@ -196,6 +209,7 @@ def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exc
     images.spec = sliding.spec = spec
     stored, paths = Stored(images), list(AllNames(images))
     below = names_below(paths, data) if isinstance(images, ImageFiles) else paths
+    refuse_repeated(below, data)
     names = [name.replace(os.sep, "/") for name in output_names([Path(name) for name in below])]
 
     def segment(position: int, path: Path, pictures: Path | None) -> dict[str, Any]:

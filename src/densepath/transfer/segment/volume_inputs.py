@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
-from densepath.core.output_names import names_below, output_names
+from densepath.core.output_names import names_below, output_names, refuse_repeated
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.volumes.open_store import is_volume_store, open_volumes
@@ -126,6 +126,7 @@ class VolumeInputs:
         listed = list_images(data, exclude, self.passed, suffixes=SUFFIXES, kinds=_KINDS)
         self._paths = [str(path) for path in listed]
         below = names_below(self._paths, data)
+        refuse_repeated(below, data)
         ends = [max((end for end in SUFFIXES if name.lower().endswith(end)), key=len) for name in below]
         plain = [name[: -len(end)] + "." + end[1:].replace(".", "_") for name, end in zip(below, ends, strict=True)]
         self.names = output_names([Path(name) for name in plain])  # .nii.gz is one suffix

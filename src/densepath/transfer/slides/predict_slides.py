@@ -20,6 +20,7 @@ from densepath.core.system import with_progress
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import report_problem
+from densepath.sources.slides.resolution import spacing_text
 from densepath.sources.tiles.tissue import find_tissue
 from densepath.transfer.detection.found import Window
 from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
@@ -139,15 +140,15 @@ def _predict_slide(
     level = slide.at_mpp(search.mpp)
     reduced = slide.levels[level.level].at(level.scale)
     grid = Grid(reduced.downsample, reduced.shift, slide.mpp)
-    side = search.window * search.mpp * 2 / np.dot(grid.step, slide.mpp)  # in the level's pixels
-    windows = windows_of(level.size, max(1, round(side)), search.overlap)
+    y, x = (search.window * search.mpp / (own * step) for own, step in zip(slide.mpp, grid.step, strict=True))
+    windows = windows_of(level.size, (max(1, round(y)), max(1, round(x))), search.overlap)
     kept = [window for window, own in zip(windows, share(_boxes(windows, grid)), strict=True) if own > 0]
     damaged: list[tuple[Window, CorruptImage]] = []
     geojson, table = out / "geojson" / f"{name}.geojson", _table(out, name)
     for path in (geojson, table):
         remove_abandoned(path)
     with ObjectFiles(name, detector.classes, grid, geojson, table) as files:
-        found = detector.find(level, kept, side, search.score, search.precision, damaged)
+        found = detector.find(level, kept, (y, x), search.score, search.precision, damaged)
         for each in merged(with_progress(found, len(kept), f"windows of {name}"), level.size):
             files.add(each)
     points = centroids_in(table)[:, ::-1] * slide.mpp
@@ -203,7 +204,7 @@ def _write_tables(out: Path, slides: Sequence[ListedSlide], found: Mapping[str, 
             row = {"slide": slide.name, "path": slide.path} | found.get(slide.name, {"problem": UNFINISHED})
             if "problem" not in row:
                 objects += row["objects"]
-                row["mpp"] = " x ".join(f"{value:.6g}" for value in dict.fromkeys(row["mpp"][::-1]))
+                row["mpp"] = spacing_text(row["mpp"])
                 row["problem"] = row.get("unread", "")
                 with _table(out, slide.name).open(newline="", encoding="utf-8", errors="surrogateescape") as own:
                     next(own)
