@@ -239,10 +239,10 @@ def validate(folder, kind):
             buffer.add_(rank() if world_size() > 1 else 0.5)
     files = ImageFiles(sorted(folder.glob("*.png")))
     patience, views = Patience(3), ViewMaker(kind.views(), 32, 3)
-    losses = [Validation(method, views, files, IMAGES, patience, folder, {})()["val_loss"]]
+    losses = [Validation(method, views, files, IMAGES, patience, folder, {})(0.0, 0.0)["val_loss"]]
     with torch.no_grad():
         next(method.parameters()).mul_(1.5)
-    losses.append(Validation(method, views, files, IMAGES, patience, folder, {})()["val_loss"])
+    losses.append(Validation(method, views, files, IMAGES, patience, folder, {})(0.0, 0.0)["val_loss"])
     return {"losses": losses, "lowest": patience.lowest, "since": patience.since}
 
 

@@ -163,6 +163,15 @@ class Method(nn.Module):
     def check_length(self, epochs: float) -> None:
         """Raise UserError if a run of so many epochs is too short."""
 
+    def comparable(self, epoch: float, progress: float) -> bool:
+        """Whether the loss of held-out images has the meaning that it keeps until the end of the run.
+
+        Args:
+            epoch: epochs done so far, with the fraction.
+            progress: the share of the run that is done.
+        """
+        return True
+
     def needs(self) -> Mapping[str, Need]:
         """The inputs of :meth:`prepare` besides the images, by names that the method chooses."""
         return {}

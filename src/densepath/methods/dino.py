@@ -267,6 +267,10 @@ class DINO(Method):
         start, end, epochs = self.temperatures
         return end if epoch >= epochs else start + (end - start) * int(epoch) / max(epochs - 1, 1)
 
+    def comparable(self, epoch: float, progress: float) -> bool:
+        """Whether the warm-up of the teacher's temperature has ended."""
+        return self.temperature(epoch) == self.temperatures[1]
+
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         """A line for each vector whose teacher gives all images the same distribution."""
         prototypes = {name: loss.center.numel() for name, loss in self.losses.items() if isinstance(loss, Distillation)}
