@@ -24,6 +24,7 @@ from densepath.nets.backbones.transformer_parts import (
     add_positions,
     choose_attention,
     embed_patches,
+    narrows,
     require_transformer,
     run_blocks,
 )
@@ -115,8 +116,8 @@ class DINO(Method):
         if pool not in ("mean", "cls"):
             raise UserError(f"unknown pool {pool!r}; there are: mean, cls")
         model = getattr(backbone.net, "model", None)
-        if early_head:
-            require_transformer(backbone, "early_head")
+        if early_head and narrows(require_transformer(backbone, "early_head").blocks[-1:]):
+            raise UserError(f"early_head needs the width of {backbone.name} before its last block; halve it earlier")
         if pool == "cls" and require_transformer(backbone, "pool cls").cls_token is None:
             raise UserError(f"{backbone.name} has no class token; use --method.pool mean")
         self.depth = StochasticDepth(model, drop_path) if hasattr(model, "blocks") else None
