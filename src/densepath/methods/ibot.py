@@ -71,6 +71,8 @@ class IBOT(DINO):
     Source: Zhou et al., ICLR 2022, arXiv 2111.07832, and its released code; Oquab et al., DINOv2, TMLR 2024.
     """
 
+    heads_of_positions = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -7,7 +7,7 @@ keeps its tensors, its hooks, and its name in the state dict. In evaluation mode
 from __future__ import annotations
 
 import copy
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +33,8 @@ class _Ghost(_BatchNorm):
 
     Args:
         group: images in a group; a batch in training is a multiple of it.
+        images: number of images B of a batch of K views, K * B rows, of which row k * B + b is of image b: a group has
+            all rows of its images. 0: each row is of one image.
 
     Raises:
         UserError: a batch in training cannot be divided into groups.
@@ -41,12 +43,15 @@ class _Ghost(_BatchNorm):
     """
 
     group: int
+    images: int
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or len(x) == self.group:
+        if not self.training or self.count_groups(x) == 1:
             return super().forward(x)
-        self.count_groups(x)
-        parts = x.split(self.group)  # views, also in channels-last format
+        count = self.count_groups(x)
+        pieces = x.split(self.group)  # views, also in channels-last format; that of group g and view k is k * count + g
+        views = len(pieces) // count
+        parts = pieces if views == 1 else [torch.cat(pieces[number::count]) for number in range(count)]
         means, variances = torch.zeros(2, len(parts), self.num_features, dtype=self.weight.dtype, device=x.device)
         # With a momentum of 1, each row becomes the statistics of its group.
         normalized = [
@@ -54,15 +59,28 @@ class _Ghost(_BatchNorm):
             for part, mean, variance in zip(parts, means, variances, strict=True)
         ]
         _follow(self, means.mean(0), variances.mean(0))
+        if views > 1:
+            split = [part.split(self.group) for part in normalized]
+            normalized = [part[view] for view in range(views) for part in split]
         return torch.cat(normalized)
 
     def count_groups(self, x: Tensor) -> int:
         """The number of groups of a batch in training."""
-        if len(x) % self.group:
+        images = self.images or len(x)
+        if len(x) % images or images % self.group:
             raise UserError(
                 f"a batch of {counted(len(x), 'image')} cannot be divided into batch-norm groups of {self.group}"
             )
-        return len(x) // self.group
+        return images // self.group
+
+    def by_group(self, rows: Tensor) -> Tensor:
+        """Rows (N, C) as (groups, rows of a group, C)."""
+        count = self.count_groups(rows)
+        return rows.unflatten(0, (-1, count, self.group)).transpose(0, 1).flatten(1, 2)
+
+    def as_before(self, groups: Tensor) -> Tensor:
+        """The inverse of :meth:`by_group`."""
+        return groups.unflatten(1, (-1, self.group)).transpose(0, 1).flatten(0, 2)
 
 
 class _Synchronized(_BatchNorm):
@@ -156,10 +174,10 @@ def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> T
     """
     if valid is None or not isinstance(norm, _BatchNorm) or not norm.training:
         return norm(x)
-    groups = norm.count_groups(x) if isinstance(norm, _Ghost) else 1
     over = total if isinstance(norm, _Synchronized) else nn.Identity()
-    rows = full_precision(x).unflatten(0, (groups, -1))  # (G, n, C)
-    weight = valid.to(rows.dtype).view(groups, -1, 1)
+    divide = norm.by_group if isinstance(norm, _Ghost) else partial(torch.unsqueeze, dim=0)
+    rows = divide(full_precision(x))  # (G, n, C)
+    weight = divide(valid.to(rows.dtype).unsqueeze(1))
     count = over(weight.sum(1, keepdim=True))  # (G, 1, 1)
     # Not as products of matrices, which autocast would compute in low precision.
     mean = over((weight * rows).sum(1, keepdim=True)) / count.clamp(min=1)
@@ -170,16 +188,18 @@ def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> T
     kept = zip(found, running_statistics(norm).values(), strict=True)
     _follow(norm, *(torch.where(known, (several * new).sum((0, 1)), old.to(new.dtype)) for new, old in kept))
     scale = torch.rsqrt(variance + norm.eps) * norm.weight
-    return torch.addcmul(norm.bias, rows - mean, scale).flatten(0, 1).to(x.dtype)
+    made = torch.addcmul(norm.bias, rows - mean, scale)
+    return (norm.as_before(made) if isinstance(norm, _Ghost) else made[0]).to(x.dtype)
 
 
-def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
+def set_batch_norm(network: nn.Module, over: str, group: int = 0, images: int = 0) -> None:
     """Choose the rows over which all batch norms of a network compute their statistics.
 
     Args:
         network: a backbone, or a whole method.
         over: "per_process": the rows of each process; or "synchronized": those of all processes.
-        group: rows that share statistics, for "per_process"; 0 for all rows of a process.
+        group: images that share statistics, for "per_process"; 0 for all of a process.
+        images: as for :func:`group_batch_norm`.
 
     Raises:
         UserError: ``over`` is unknown, or synchronized with groups; or as for :func:`group_batch_norm`.
@@ -193,7 +213,7 @@ def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
             )
         synchronize_batch_norm(network)
     elif group:
-        group_batch_norm(network, group)
+        group_batch_norm(network, group, images)
 
 
 def normalized_together(network: nn.Module, rows: int) -> int:
@@ -204,7 +224,7 @@ def normalized_together(network: nn.Module, rows: int) -> int:
         rows: rows of the batch on each process.
 
     Returns:
-        The rows of a group, of a process or of all processes; those of all processes if there are no batch norms.
+        The images of a group, or the rows of a process or of all processes; of all if there are no batch norms.
     """
     norm = next((module for module in network.modules() if isinstance(module, _BatchNorm)), None)
     if isinstance(norm, _Ghost):
@@ -212,16 +232,21 @@ def normalized_together(network: nn.Module, rows: int) -> int:
     return rows * (world_size() if norm is None or isinstance(norm, _Synchronized | nn.SyncBatchNorm) else 1)
 
 
-def group_batch_norm(network: nn.Module, group: int) -> None:
+def group_batch_norm(network: nn.Module, group: int, images: int = 0) -> None:
     """Compute batch statistics separately for each ``group`` images of a batch.
+
+    Args:
+        network: a backbone, or a whole method.
+        group: images in a group.
+        images: number of images of a batch, if several views of each pass together, one view of all after another.
 
     Raises:
         UserError: the groups have less than two images, or the network has batch norms of an unsupported class.
     """
-    if group < 2:
+    if group < (1 if images else 2):
         raise UserError(f"batch norms need groups of at least two images, not {group}")
     for norm in _convert(network, _kinds()[0]):
-        norm.group = group
+        norm.group, norm.images = group, images
 
 
 def synchronize_batch_norm(network: nn.Module) -> None:
