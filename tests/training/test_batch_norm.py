@@ -7,7 +7,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from densepath.core.errors import UserError
 from densepath.methods import BYOL, IBOT, METHODS, MoCoV2, SimCLR, SparK
 from densepath.nets.backbones import build_backbone
-from densepath.nets.norms import GhostBatchNorm1d, GhostBatchNorm2d, SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
+from densepath.nets.batch_norms import (
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    SynchronizedBatchNorm1d,
+    SynchronizedBatchNorm2d,
+)
 from densepath.training.batch_norm import share_statistics
 
 
