@@ -67,7 +67,7 @@ def make():
         known = inspect.signature(method).parameters
         sizes = {name: size for name, size in sizes.items() if name in known}
         built = method(build_backbone(backbone), **{**sizes, **options})
-        set_batch_norm(built, "per_process", group * built.views_together)
+        set_batch_norm(built, "per_process", group, 4 if built.views_together > 1 else 0)
         return built
 
     return build

@@ -97,7 +97,7 @@ KINDS = {
     MoCoV2: tuple(CASES),
     ConCL: tuple(CASES),
     DenseCL: ("default", "synchronized", "volumes"),  # by features and by geometry
-    SimCLR: ("groups", "synchronized", "transformer"),
+    SimCLR: ("default", "groups", "synchronized", "transformer"),
     BYOL: ("groups", "synchronized", "transformer"),
     MoCoV1: ("shuffled",),
     PCLV2: ("shuffled", "synchronized"),
@@ -108,21 +108,21 @@ KINDS = {
     EVA: ("transformer",),
     VQKD: ("transformer",),
     BEiTv2: ("transformer",),
-    DINO: ("groups", "transformer"),
+    DINO: ("default", "groups", "transformer"),
     Cellback: ("transformer",),
     DiRL: ("transformer",),
     EsViT: ("transformer",),
     SelfPatch: ("transformer",),
     IBOT: ("transformer",),
     DINOSup: ("transformer",),
-    DiRLSimCLR: ("transformer",),
+    DiRLSimCLR: ("default", "transformer"),
     DiRLBYOL: ("transformer",),
     PCRL: ("groups", "shuffled", "volumes"),
     PCRLReleased: ("shuffled",),
     C2L: ("groups",),
     ModelGenesis: ("synchronized",),
     CPC: ("synchronized",),
-    SwAV: ("synchronized",),
+    SwAV: ("default", "synchronized"),
 }
 
 VALIDATED = (MoCoV2, SimCLR, SwAV)  # whose keys, negatives or codes are those of all processes in training
@@ -196,7 +196,7 @@ def train(kind, case, norms, batches, tokenizer):
     if kind is Cellback:  # with empty regions; DINO and DiRL have centers
         known["centering"] = "sinkhorn"
     if kind in (DiRLSimCLR, DiRLBYOL):  # of three regions, one would at times be in both views of no image
-        known["num_regions"] = 2
+        known |= {"num_regions": 2, "interactions": case in BACKBONES}
     channels = 1 if case == "volumes" else 3
     method = kind(build_backbone(BACKBONES.get(case, "test_resnet"), channels), **known)
     share_statistics(method, *norms, IMAGES, world_size())
@@ -235,14 +235,16 @@ def validate(folder, kind):
     method = kind(build_backbone("test_resnet"), **known)
     share_statistics(method, *CASES["synchronized" if kind is SwAV else "default"][2 if world_size() > 1 else 1], 8, 2)
     for name, buffer in method.named_buffers():
+        if name == "queued":  # so that losses are comparable
+            buffer.fill_(SMALL["queue_size"])
         if name.endswith("running_mean"):
             buffer.add_(rank() if world_size() > 1 else 0.5)
     files = ImageFiles(sorted(folder.glob("*.png")))
     patience, views = Patience(3), ViewMaker(kind.views(), 32, 3)
-    losses = [Validation(method, views, files, IMAGES, patience, folder, {})()["val_loss"]]
+    losses = [Validation(method, views, files, IMAGES, patience, folder, {})(0.0, 0.0)["val_loss"]]
     with torch.no_grad():
         next(method.parameters()).mul_(1.5)
-    losses.append(Validation(method, views, files, IMAGES, patience, folder, {})()["val_loss"])
+    losses.append(Validation(method, views, files, IMAGES, patience, folder, {})(0.0, 0.0)["val_loss"])
     return {"losses": losses, "lowest": patience.lowest, "since": patience.since}
 
 

@@ -193,6 +193,9 @@ def test_label_maps_are_a_prior_too(make, images):
     assert CellPrior("files", 2)(batch, batch["view"], (2, 2)).tolist() == [[[1, 0], [1, 0]]] * 4
     expected = [[[3, region]] * 2 for region in (0, 1, 2, -1)]
     assert CellPrior("files", 4)(batch, batch["view"], (2, 2)).tolist() == expected
+    volume = replace(batch, extras={"regions": maps.unsqueeze(1).repeat(1, 24, 1, 1)})
+    view = View(batch["view"].pixels, identity(4, 3))
+    assert CellPrior("files", 4)(volume, view, (1, 2, 2)).squeeze(1).tolist() == expected
     method = make(DiRL, PLAIN, prior="files")
     assert [need.kind for need in method.needs().values()] == ["regions"]
     assert method(ViewMaker(method.views(), SIZE, seed=0)(replace(images, extras={"regions": maps}))).total.isfinite()

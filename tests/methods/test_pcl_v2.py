@@ -151,6 +151,8 @@ def test_the_warm_up_is_moco_and_clusters_are_asked_for_once_an_epoch(make, batc
     assert not method.wants_features(batch) and not method.wants_features(replace(batch, epoch=2.99))
     assert method.wants_features(replace(batch, epoch=3.0))
     assert set(method(batch).terms) == {"instance_loss", "prototype_loss"}
+    held = method.eval()(batch)  # of held-out images, whose index is not that of a clustered image
+    assert set(held.terms) == {"instance_loss"} and torch.equal(held.total, held.terms["instance_loss"])
 
 
 def test_extracted_features_are_those_of_the_momentum_encoder(clustered, batch):

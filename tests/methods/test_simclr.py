@@ -65,6 +65,12 @@ def test_a_group_of_batch_norms_is_both_views_of_its_images(make, batch):
         torch.testing.assert_close((first[part], second[part]), expected)
 
 
+def test_a_batch_of_held_out_images_has_no_groups(make, batch):
+    three = replace(batch, views={name: replace(view, pixels=view.pixels[:3]) for name, view in batch.views.items()})
+    method, reference = (make(SimCLR, group=group).eval() for group in (2, 0))
+    torch.testing.assert_close(method(three).total, reference(three).total)
+
+
 def test_the_views_are_those_of_the_paper():
     views = SimCLR.views()
     assert views["first"] == views["second"]

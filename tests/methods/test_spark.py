@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from densepath.core.errors import UserError
 from densepath.core.masking import enlarge
 from densepath.methods import SparK
+from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.decoders.light import LightDecoder
 from densepath.nets.norms import plain_batch_norm
 from densepath.nets.sparse import Visible, encode_sparsely
@@ -179,6 +180,10 @@ def test_views_keep_their_colors():
 def test_what_does_not_fit_is_refused(make, method):
     with pytest.raises(UserError, match=r"SparK needs a ConvNet .* which test_vit is not; .*mae is the method"):
         make(SparK, "test_vit", **SMALL)
+    with pytest.raises(
+        UserError, match=r"needs maps of strides 4, 8, 16 and 32, and those of test_resnet have 4, 8, 16, 16"
+    ):
+        SparK(choose_backbone("test_resnet", output_stride=16), **SMALL)
     with pytest.raises(UserError, match="seresnet18 has a Sigmoid"):
         make(SparK, "seresnet18", **SMALL)
     with pytest.raises(UserError, match="40 channels cannot halve them 5 times"):

@@ -37,10 +37,16 @@ def views(images):
     return replace(batch, views={**batch.views, **views}, extras={"class": batch.index % 3, "cells": cells})
 
 
-@pytest.mark.parametrize("name", TAKERS)
-def test_every_method_takes_a_step_that_moves_every_weight(make, images, views, name, tokenizer):
+HALVED = "vit_tiny_patch16_224(img_size=64, embed_dim=32, num_heads=2, depth=6, halve_after={})"
+OF_TOKENS = ("mae", "eva", "vq_kd", "beit_v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"), [(name, "test_vit") for name in TAKERS] + [(name, HALVED.format(1)) for name in OF_TOKENS]
+)
+def test_every_method_takes_a_step_that_moves_every_weight(make, images, views, name, backbone, tokenizer):
     """In bfloat16 where autocast takes it, with channels last: as a GPU trains."""
-    backbone = "vit_tiny_patch16_224" if name == "moco_v2" else "test_vit"
+    backbone = "vit_tiny_patch16_224" if name == "moco_v2" else backbone
     method = make(METHODS[name], backbone, **OPTIONS.get(name, {})).to(memory_format=torch.channels_last)
     pixels = views["first"].pixels
     if name in OWN_VIEWS:
@@ -64,6 +70,19 @@ def test_every_method_takes_a_step_that_moves_every_weight(make, images, views, 
     assert [key for key in still if not key.startswith("autoencoder.")] == []  # which learned in an earlier epoch
     kept = method.exported_backbone()
     assert kept.name == backbone and kept(pixels)[4].shape == (4, kept.channels[4], 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "after", "message"),
+    [
+        ("vq_kd", {"decoder_depth": 3}, 3, "halved within its last 3 blocks; use fewer new blocks"),
+        ("beit_v2", {"early_layer": 2}, 3, "halved after early_layer 2; set --method.early_layer to a later one"),
+        ("dino", {"early_head": True}, 5, "early_head needs the width of .* before its last block; halve it earlier"),
+    ],
+)
+def test_parts_that_need_the_final_width_of_an_earlier_block_are_refused(make, name, options, after, message):
+    with pytest.raises(UserError, match=message):
+        make(METHODS[name], HALVED.format(after), **options)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,26 @@ def test_groups_have_statistics_of_their_own(memory_format):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_group_has_all_views_of_its_images(memory_format):
+    x = torch.randn(12, 5, 4, 4).double().to(memory_format=memory_format)  # three views of each of four images
+    norm, consecutive = layer(), grouped(layer(), 6)
+    group_batch_norm(norm, 2, images=4)
+    order = torch.tensor([0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11])
+    out = norm(x)
+    assert out.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(out[order], consecutive(x[order]))
+    torch.testing.assert_close(norm.running_var, consecutive.running_var)
+    rows, ours, theirs = torch.randn(12, 5), nn.BatchNorm1d(5), grouped(nn.BatchNorm1d(5), 6)
+    group_batch_norm(ours, 2, images=4)
+    valid = torch.arange(12) % 5 > 0
+    torch.testing.assert_close(
+        normalize_rows(ours, rows, valid)[order], normalize_rows(theirs, rows[order], valid[order])
+    )
+    with pytest.raises(UserError, match="a batch of 6 images cannot be divided into batch-norm groups of 2"):
+        norm(x[:6])
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_running_statistics_follow_the_mean_of_the_groups(momentum):
     norm, plain = grouped(layer(momentum=momentum), 2), [layer(momentum=momentum) for _ in range(3)]

@@ -10,7 +10,8 @@ from torchvision.models.video import r3d_18
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.norms import GhostBatchNorm3d, group_batch_norm, plain_batch_norm
+from densepath.nets.batch_norms import GhostBatchNorm3d
+from densepath.nets.norms import group_batch_norm, plain_batch_norm
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 
 SMALL = "resnet10_3d_w4"

@@ -7,6 +7,7 @@ import torch
 
 from densepath.annotations.classes import Classes
 from densepath.core.errors import UserError
+from densepath.methods import DINO, ConCL, SwAV
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import read_checkpoint
@@ -110,6 +111,51 @@ def test_validation_does_not_change_the_run(tmp_path, tiles):
     expected = read_checkpoint(other)["state_dict"]
     assert {key for key in state if key not in expected} == {"patience.lowest", "patience.since"}
     assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
+def test_the_loss_follows_the_run_and_patience_starts_anew_after_a_warm_up(tmp_path, tiles, monkeypatch):
+    given, forward, seen = iter([1.0, 2.0, 3.0, 3.5, 3.2]), ConCL.forward, []
+
+    def recorded(method, batch):
+        losses = forward(method, batch)
+        if not method.training:
+            main = losses.terms.get("concept_loss", losses.terms["instance_loss"])
+            seen.append((batch.epoch, batch.progress, batch.uniform(3), len(losses.terms), bool(losses.total == main)))
+        return losses
+
+    monkeypatch.setattr(ConCL, "forward", recorded)
+    monkeypatch.setattr(Patience, "improved", replaced(Patience.improved, given))
+    small = {"concepts": "grid", "grid_size": 2, "warmup": 0.4, "queue_size": 8, "concept_queue_size": 64}
+    options = {**OPTIONS, "method": "concl", "method_options": small, "epochs": 6, "patience": 2}
+    folder = pretrain(**options, data=tiles, out=tmp_path / "run")
+    assert [row[:2] for row in seen] == [((4 * n - 1) / 4, (4 * n - 1) / 24) for n in (1, 2, 3, 4, 5)]
+    assert [row[3:] for row in seen] == [(1, True)] * 2 + [(2, True)] * 3
+    assert all(torch.equal(row[2], seen[0][2]) for row in seen)
+    assert rows_of(folder)[-1]["step"] == "20"  # of 24
+    best = read_checkpoint(folder / "checkpoints" / "best.ckpt")
+    assert best["step"] == 12 and best["state_dict"]["patience.lowest"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        (ConCL, {"warmup": 0.5, "queue_size": 8, "concept_queue_size": 8}, (False, False, True)),
+        (ConCL, {"warmup": 1.0, "queue_size": 8, "concept_queue_size": 8}, (True, True, True)),
+        (
+            DINO,
+            {"prototypes": 8, "teacher_temperature_start": 0.02, "teacher_temperature_epochs": 4},
+            (False, True, True),
+        ),
+        (DINO, {"prototypes": 8}, (True, True, True)),
+        (SwAV, {"prototypes": 8, "queue_size": 8}, (False, False, False)),
+    ],
+)
+def test_losses_are_comparable_from_when_they_keep_their_meaning(method, options, expected):
+    made = method(build_backbone("test_resnet"), **options)
+    assert tuple(made.comparable(10 * progress, progress) for progress in (0.2, 0.4, 0.6)) == expected
+    if method is SwAV:
+        made.queued.fill_(8)
+        assert made.comparable(2.0, 0.2)
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path, tiles):

@@ -12,9 +12,9 @@ from densepath.core.affine import bounds, compose
 from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
-from densepath.views.crops import Crop
+from densepath.views.crops import Crop, Window
 from densepath.views.declarations import Center, RandomView
-from densepath.views.geometry import crop_maps, pose_maps, quarter_turns
+from densepath.views.geometry import crop_maps, pose_maps, quarter_turns, window_maps
 from densepath.views.maker import ViewMaker
 from densepath.views.random_streams import Draw, Stream
 
@@ -67,6 +67,18 @@ def test_crops_have_the_shares_and_ratios_that_were_asked_for():
     room = 1 - (high - low) / 2
     for axis in range(3):
         assert stats.kstest(((low[:, axis] + 1) / 2 / room[:, axis]).numpy(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("depth", [14, 16, 20])
+@pytest.mark.parametrize("axes", ["xy", "all"])
+def test_a_rotated_window_is_not_shrunk_because_a_volume_is_thinner(depth, axes):
+    """Along the thin axis it reaches as far as without rotation; along the others it stays inside."""
+    sizes, draw = torch.tensor((depth, 64, 64)).expand(50, -1), draw_of(50)
+    plain = window_maps(sizes, (32, 32, 32), draw)
+    maps = pose_maps(Window(flip=(), rotation=10.0, rotation_axes=axes), plain, sizes, draw)
+    assert (torch.linalg.det(maps[..., :-1]) / torch.linalg.det(plain[..., :-1]) > 0.3).all()
+    before, after = (each[..., :-1].abs().sum(-1) for each in (plain, maps))
+    assert (after[:, 2] <= before[:, 2] + 1e-5).all() and (after + maps[..., -1].abs() <= 1 + 1e-5)[:, :2].all()
 
 
 @pytest.mark.parametrize("axes", ["xy", "all"])

@@ -78,7 +78,9 @@ class Method(nn.Module):
         backbone: the backbone to train.
         batch_norm: whether the paper's batch norms compute their statistics over the images of each process, or of all
             processes; used by a run with ``batch_norm="auto"``.
-        views_together: number of views of an image that pass through the networks in one batch.
+        views_together: number of views of an image that pass through the networks in one batch, one of all images after
+            another; with more than one, batches may also have other numbers of crops in this order.
+        heads_of_positions: whether heads get several rows of each view, such as its patches.
         extras: what is known of each image, by name, set by :meth:`prepare`; it arrives in ``Batch.extras``.
         unused_views: views of :meth:`views` that are not needed with these hyper-parameters.
         feature_view: the view of an image that :meth:`extract_features` gets.
@@ -89,6 +91,7 @@ class Method(nn.Module):
     backbone: Backbone
     batch_norm: ClassVar[Literal["per_process", "synchronized"]] = "per_process"
     views_together: ClassVar[int] = 1
+    heads_of_positions: ClassVar[bool] = False
     extras: Mapping[str, PerImage] = MappingProxyType({})
     unused_views: tuple[str, ...] = ()
     feature_view: ClassVar[Declaration] = CENTER
@@ -162,6 +165,15 @@ class Method(nn.Module):
 
     def check_length(self, epochs: float) -> None:
         """Raise UserError if a run of so many epochs is too short."""
+
+    def comparable(self, epoch: float, progress: float) -> bool:
+        """Whether the loss of held-out images has the meaning that it keeps until the end of the run.
+
+        Args:
+            epoch: epochs done so far, with the fraction.
+            progress: the share of the run that is done.
+        """
+        return True
 
     def needs(self) -> Mapping[str, Need]:
         """The inputs of :meth:`prepare` besides the images, by names that the method chooses."""

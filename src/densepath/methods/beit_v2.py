@@ -19,6 +19,7 @@ from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import (
     add_positions,
     embed_patches,
+    narrows,
     pick,
     require_transformer,
     run_blocks,
@@ -104,7 +105,7 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         super().set_target(target)
 
     def make_head(self, width: int) -> nn.Module:
-        head = nn.Linear(len(self.mask_token), width)
+        head = nn.Linear(self.backbone.channels[self.backbone.deepest], width)
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         return head
@@ -164,6 +165,11 @@ def _check_layers(backbone: Backbone, depth: int, early_layer: int, head_layers:
         raise UserError(f"the early head has 0 to {depth} blocks on {backbone.name}, not {head_layers}")
     if head_layers and not 0 < early_layer < depth:
         raise UserError(f"early_layer must be from 1 to {depth - 1} on {backbone.name}, not {early_layer}")
+    if head_layers and narrows(model.blocks[early_layer:]):
+        raise UserError(
+            f"the width of {backbone.name} is halved after early_layer {early_layer}; set --method.early_layer to a "
+            "later one, or --method.head_layers 0"
+        )
     if head_layers and model.cls_token is None:
         raise UserError(
             f"{backbone.name} has no class token for the early head; choose another backbone, or --method.head_layers 0"

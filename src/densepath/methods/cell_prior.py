@@ -90,7 +90,8 @@ class CellPrior:
         crops, last = len(view.map) // len(batch), self.num_regions - 1
         if self.source == "files":
             whole = identity(len(view.map), view.map.shape[1])
-            labels = main_labels(batch.extras["regions"].repeat(crops, 1, 1), whole, view.map, grid)
+            maps = batch.extras["regions"]
+            labels = main_labels(maps.repeat(crops, *[1] * (maps.ndim - 1)), whole, view.map, grid)
             region = torch.where(labels > 0, 0 if last == 1 else labels - 1, labels)
             return torch.where(labels == 0, last, torch.where(region < last, region, -1))
         points, classes = cells_in(batch, view)

@@ -160,6 +160,10 @@ class ConCL(MoCoV2):
         )
         return [*super().warnings(row, last), *[line] * few]
 
+    def comparable(self, epoch: float, progress: float) -> bool:
+        """Whether the warm-up has ended, if concepts follow it."""
+        return progress >= self.warmup or self.warmup == 1 or self.concept_weight == 0
+
     def needs(self) -> Mapping[str, Need]:
         if isinstance(self.source, CellConcepts):
             return {"cells": Need("cells")}

@@ -57,7 +57,7 @@ class ConvMIM(Method):
         masking: where MASK is inserted: after the "stem", or in each output of an encoder that sees only the visible
             patches ("sparse": with ``invariance`` it is "Emb. invariance" of Table 2, here with all stages).
         stem: end of a ResNet's stem: before or after its max-pool. The paper leaves it open. Other backbones have no
-            max-pool there, and ignore it.
+            max-pool there, and "after_pool" is refused.
         invariance: whether the target is another view; otherwise it is the query itself, with its colors (t1 = t2:
             "Emb. masking" of Table 2).
         normalize_target: predict each patch of the target with mean 0 and variance 1. The statistics are of the whole

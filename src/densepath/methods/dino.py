@@ -24,6 +24,7 @@ from densepath.nets.backbones.transformer_parts import (
     add_positions,
     choose_attention,
     embed_patches,
+    narrows,
     require_transformer,
     run_blocks,
 )
@@ -115,8 +116,8 @@ class DINO(Method):
         if pool not in ("mean", "cls"):
             raise UserError(f"unknown pool {pool!r}; there are: mean, cls")
         model = getattr(backbone.net, "model", None)
-        if early_head:
-            require_transformer(backbone, "early_head")
+        if early_head and narrows(require_transformer(backbone, "early_head").blocks[-1:]):
+            raise UserError(f"early_head needs the width of {backbone.name} before its last block; halve it earlier")
         if pool == "cls" and require_transformer(backbone, "pool cls").cls_token is None:
             raise UserError(f"{backbone.name} has no class token; use --method.pool mean")
         self.depth = StochasticDepth(model, drop_path) if hasattr(model, "blocks") else None
@@ -266,6 +267,10 @@ class DINO(Method):
         """The teacher's temperature: constant in each epoch of its linear warm-up."""
         start, end, epochs = self.temperatures
         return end if epoch >= epochs else start + (end - start) * int(epoch) / max(epochs - 1, 1)
+
+    def comparable(self, epoch: float, progress: float) -> bool:
+        """Whether the warm-up of the teacher's temperature has ended."""
+        return self.temperature(epoch) == self.temperatures[1]
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         """A line for each vector whose teacher gives all images the same distribution."""

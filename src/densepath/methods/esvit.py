@@ -40,6 +40,7 @@ class EsViT(DINO):
     """
 
     own_heads = ("image", "region")
+    heads_of_positions = True
 
     def __init__(self, backbone: Backbone, pool: Literal["cls", "mean"] = "cls", **dino: Unpack[DINOOptions]) -> None:
         super().__init__(backbone, pool=pool, **dino)

@@ -68,7 +68,7 @@ class EVA(FrozenTarget[Teacher]):
             fix_positions(model)
         self.backbone = backbone
         self.mask_ratio = mask_ratio
-        self._decoder = (model.embed_dim, decoder_dim, decoder_depth, decoder_heads)
+        self._decoder = (model.num_features, decoder_dim, decoder_depth, decoder_heads)
         self.make_head(1)  # raises an error now if the numbers are not consistent
 
     @staticmethod

@@ -51,8 +51,9 @@ class IBOT(DINO):
     ``mask_probability``, its number of masked patches is uniform, and masks consist of blocks; the rest that fits no
     block is filled with single patches.
 
-    ``centering="sinkhorn"``, ``koleo_weight=0.1``, ``shared_head=False`` and a backbone with register tokens
-    (``vit_small_patch16_224(reg_tokens=4)``) are what DINOv2 adds.
+    ``centering="sinkhorn"``, ``koleo_weight=0.2``, ``shared_head=False`` and a backbone with register tokens
+    (``vit_small_patch16_224(reg_tokens=4)``) are what DINOv2 adds. It sums KoLeo over the two global crops, here it is
+    the mean; and it centers or balances only the masked patches of the teacher, here all of them.
 
     In the released code the mask token begins as zeros, and weights decay it; here it begins as a truncated normal of
     0.02, as in BEiT, and does not decay.
@@ -70,6 +71,8 @@ class IBOT(DINO):
 
     Source: Zhou et al., ICLR 2022, arXiv 2111.07832, and its released code; Oquab et al., DINOv2, TMLR 2024.
     """
+
+    heads_of_positions = True
 
     def __init__(
         self,

@@ -75,7 +75,9 @@ class MAE(Method):
         self.backbone = backbone
         self.patch = backbone.patch_size
         colors = backbone.in_channels
-        self.decoder = TokenDecoder(model.embed_dim, decoder_dim, decoder_depth, decoder_heads, colors * self.patch**2)
+        self.decoder = TokenDecoder(
+            model.num_features, decoder_dim, decoder_depth, decoder_heads, colors * self.patch**2
+        )
         self.mask_ratio = mask_ratio
 
     @staticmethod

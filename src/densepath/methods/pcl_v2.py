@@ -47,6 +47,8 @@ class PCLV2(MoCoV2):
     do not belong to images of the batch; here of the global batch, and all processes draw the same, so that a run is
     the same on any number of processes. K-means runs once for each granularity, not from five initializations.
 
+    In evaluation L is L_q: held-out images have no clusters, and L_q has the same meaning in the whole run.
+
     Args:
         backbone: the query encoder.
         num_clusters: number K of clusters of each granularity; default: a 32nd, a 16th and an 8th of the number of
@@ -153,7 +155,7 @@ class PCLV2(MoCoV2):
         statistics = {"key_spread": deviation(embedded[1])}
         q, k = self.unit(*embedded)
         instance_loss = self.contrast(q, k)
-        if self.clustered_in < 0:
+        if self.clustered_in < 0 or not self.training:
             return Losses(instance_loss, {"instance_loss": instance_loss.detach()}, statistics)
         prototype_loss = self.prototype_loss(q, batch)
         terms = {"instance_loss": instance_loss.detach(), "prototype_loss": prototype_loss.detach()}

@@ -51,6 +51,8 @@ class SelfPatch(DINO):
     Source: Yun et al., CVPR 2022, arXiv 2206.07990, and its released code.
     """
 
+    heads_of_positions = True
+
     def __init__(
         self,
         backbone: Backbone,

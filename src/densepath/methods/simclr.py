@@ -14,7 +14,6 @@ from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead
-from densepath.nets.norms import normalized_together
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
@@ -70,13 +69,9 @@ class SimCLR(Method):
 
     def embed(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings, unit vectors (B, dim), of two views (B, 3, S, S)."""
-        group = min(normalized_together(self, 2 * len(first)) // 2, len(first))
-        pairs = zip(first.split(group), second.split(group), strict=True)  # the views that share batch statistics
-        pixels = torch.cat([view for pair in pairs for view in pair])
-        features = self.backbone(pixels)[self.backbone.deepest]
-        z = F.normalize(full_precision(self.head(global_pool(features))), dim=1)
-        of_first, of_second = z.view(-1, 2, group, z.shape[1]).unbind(1)
-        return of_first.flatten(0, 1), of_second.flatten(0, 1)
+        features = self.backbone(torch.cat((first, second)))[self.backbone.deepest]
+        of_first, of_second = F.normalize(full_precision(self.head(global_pool(features))), dim=1).chunk(2)
+        return of_first, of_second
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,12 @@ class SparK(Method):
         self.backbone = backbone
         self.patch = backbone.strides[backbone.deepest][0]
         self.stages = backbone.stages[: -_SCALES - 1 : -1]  # the smallest map first
+        strides = [backbone.strides[stage][0] for stage in self.stages]
+        if any(large != 2 * small for large, small in pairwise(strides)):
+            raise UserError(
+                f"SparK needs maps of strides 4, 8, 16 and 32, and those of {backbone.name} have "
+                f"{', '.join(map(str, reversed(strides)))}; leave out --output_stride"
+            )
         self.decoder = LightDecoder(decoder_dim, backbone.deepest, backbone.in_channels)
         normed = any(isinstance(module, _BatchNorm) for module in backbone.modules())
         self.densify = nn.ModuleList(

@@ -141,6 +141,10 @@ class SwAV(Method):
             self.queued += self._new
             self._new = 0
 
+    def comparable(self, epoch: float, progress: float) -> bool:
+        """Whether the queues join the balance of the codes, if there are any."""
+        return not self.queue_size or int(self.queued) >= self.queue_size
+
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
         if 0 < self.queue_size < batch_size:

@@ -71,7 +71,7 @@ class VQKD(FrozenTarget[Teacher]):
         if not 0 < decoder_depth <= len(model.blocks):
             raise UserError(f"the decoder has 1 to {len(model.blocks)} blocks on {backbone.name}, not {decoder_depth}")
         self.commitment = commitment
-        self.width: int = model.embed_dim
+        self.width: int = model.num_features
         self.tokenizer = Tokenizer(backbone, num_codes, code_dim, momentum, restart_below)
         self.from_codes = nn.Linear(code_dim, self.width)
         self.decoder = new_blocks(model, decoder_depth)

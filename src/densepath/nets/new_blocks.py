@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from densepath.core.errors import UserError
+from densepath.nets.backbones.transformer_parts import narrows
+
 
 def new_blocks(model: Any, count: int) -> nn.Sequential:
     """Copies of the last blocks of a timm vision transformer, with new weights.
@@ -17,8 +20,14 @@ def new_blocks(model: Any, count: int) -> nn.Sequential:
     Args:
         model: the transformer.
         count: number of blocks, at most as many as it has.
+
+    Raises:
+        UserError: not so many blocks have the width of its features.
     """
-    blocks: nn.Sequential = copy.deepcopy(model.blocks[len(model.blocks) - count :])
+    last = model.blocks[len(model.blocks) - count :]
+    if narrows(last):
+        raise UserError(f"the width of the network is halved within its last {count} blocks; use fewer new blocks")
+    blocks: nn.Sequential = copy.deepcopy(last)
     return blocks.apply(initialize)
 
 

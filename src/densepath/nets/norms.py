@@ -7,141 +7,20 @@ keeps its tensors, its hooks, and its name in the state dict. In evaluation mode
 from __future__ import annotations
 
 import copy
-from functools import cache
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.core.distributed import total, world_size
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
+from densepath.nets.batch_norms import Ghost, Synchronized, converted_classes, follow_statistics
 from densepath.nets.running_statistics import running_statistics
 
 Network = TypeVar("Network", bound=nn.Module)
-
-
-class _Ghost(_BatchNorm):
-    """Batch norm over groups of images: each group of a batch is normalized by its own statistics.
-
-    Running statistics follow the mean of the groups' statistics: the mean over the processes of a data-parallel run
-    with one group per process.
-
-    Args:
-        group: images in a group; a batch in training is a multiple of it.
-
-    Raises:
-        UserError: a batch in training cannot be divided into groups.
-
-    Source: Hoffer et al., "Train longer, generalize better", NeurIPS 2017, section 4 ("ghost batch norm").
-    """
-
-    group: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or len(x) == self.group:
-            return super().forward(x)
-        self.count_groups(x)
-        parts = x.split(self.group)  # views, also in channels-last format
-        means, variances = torch.zeros(2, len(parts), self.num_features, dtype=self.weight.dtype, device=x.device)
-        # With a momentum of 1, each row becomes the statistics of its group.
-        normalized = [
-            F.batch_norm(part, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
-            for part, mean, variance in zip(parts, means, variances, strict=True)
-        ]
-        _follow(self, means.mean(0), variances.mean(0))
-        return torch.cat(normalized)
-
-    def count_groups(self, x: Tensor) -> int:
-        """The number of groups of a batch in training."""
-        if len(x) % self.group:
-            raise UserError(
-                f"a batch of {counted(len(x), 'image')} cannot be divided into batch-norm groups of {self.group}"
-            )
-        return len(x) // self.group
-
-
-class _Synchronized(_BatchNorm):
-    """Batch norm over the images of all processes: on a GPU with torch's functions, which do not support CPUs.
-
-    It is not an ``nn.SyncBatchNorm``, which data-parallel training refuses on a CPU.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
-            return super().forward(x)
-        if x.device.type != "cpu":
-            running, share = (self.running_mean, self.running_var), float(_count_batch(self))
-            everyone = (dist.group.WORLD, world_size())
-            return SyncBatchNormFunction.apply(x, self.weight, self.bias, *running, self.eps, share, *everyone)
-        wide = full_precision(x)
-        over, shape = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
-        count = torch.full((1,), x.numel() / x.shape[1], dtype=wide.dtype)
-        *sums, count = total(torch.cat((wide.sum(over), count))).split((self.num_features, 1))
-        mean = sums[0] / count
-        # From centered values: a difference of two large sums is not accurate enough for a small variance.
-        centered = wide - mean.view(shape)
-        variance = total(centered.square().sum(over)) / count
-        _follow(self, mean.detach(), (variance * count / (count - 1)).detach())
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        return torch.addcmul(self.bias.view(shape), centered, scale.view(shape)).to(x.dtype)
-
-
-class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):
-    """Batch norm of vectors (B, C) over groups of images."""
-
-
-class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
-    """Batch norm of feature maps (B, C, h, w) over groups of images."""
-
-
-class GhostBatchNorm3d(_Ghost, nn.BatchNorm3d):
-    """Batch norm of feature maps of volumes (B, C, d, h, w) over groups of volumes."""
-
-
-class SynchronizedBatchNorm1d(_Synchronized, nn.BatchNorm1d):
-    """Batch norm of vectors (B, C) over the images of all processes."""
-
-
-class SynchronizedBatchNorm2d(_Synchronized, nn.BatchNorm2d):
-    """Batch norm of feature maps (B, C, h, w) over the images of all processes."""
-
-
-class SynchronizedBatchNorm3d(_Synchronized, nn.BatchNorm3d):
-    """Batch norm of feature maps of volumes (B, C, d, h, w) over the volumes of all processes."""
-
-
-class _Activated:
-    """Dropout and activation of timm's norms, after the normalization."""
-
-    drop: nn.Module
-    act: nn.Module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(x)))  # type: ignore[misc]
-
-
-class GhostBatchNormAct2d(_Activated, GhostBatchNorm2d):
-    """:class:`GhostBatchNorm2d` with timm's activation after it."""
-
-
-class SynchronizedBatchNormAct2d(_Activated, SynchronizedBatchNorm2d):
-    """:class:`SynchronizedBatchNorm2d` with timm's activation after it."""
-
-
-@cache
-def _kinds() -> tuple[dict[type, type], dict[type, type]]:
-    """The grouped and the synchronized class for each class of batch norm."""
-    from timm.layers import BatchNormAct2d  # timm takes as long to import as torch
-
-    plain: tuple[type, ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
-    ghost = (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d)
-    synced = (SynchronizedBatchNorm1d, SynchronizedBatchNorm2d, SynchronizedBatchNorm3d, SynchronizedBatchNormAct2d)
-    return dict(zip(plain, ghost, strict=True)), dict(zip(plain, synced, strict=True))
 
 
 def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -156,10 +35,10 @@ def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> T
     """
     if valid is None or not isinstance(norm, _BatchNorm) or not norm.training:
         return norm(x)
-    groups = norm.count_groups(x) if isinstance(norm, _Ghost) else 1
-    over = total if isinstance(norm, _Synchronized) else nn.Identity()
-    rows = full_precision(x).unflatten(0, (groups, -1))  # (G, n, C)
-    weight = valid.to(rows.dtype).view(groups, -1, 1)
+    over = total if isinstance(norm, Synchronized) else nn.Identity()
+    divide = norm.by_group if isinstance(norm, Ghost) else partial(torch.unsqueeze, dim=0)
+    rows = divide(full_precision(x))  # (G, n, C)
+    weight = divide(valid.to(rows.dtype).unsqueeze(1))
     count = over(weight.sum(1, keepdim=True))  # (G, 1, 1)
     # Not as products of matrices, which autocast would compute in low precision.
     mean = over((weight * rows).sum(1, keepdim=True)) / count.clamp(min=1)
@@ -168,18 +47,20 @@ def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> T
     known, several = several.any(), several / several.sum().clamp(min=1)
     found = (mean, variance * count / (count - 1).clamp(min=1))
     kept = zip(found, running_statistics(norm).values(), strict=True)
-    _follow(norm, *(torch.where(known, (several * new).sum((0, 1)), old.to(new.dtype)) for new, old in kept))
+    follow_statistics(norm, *(torch.where(known, (several * new).sum((0, 1)), old.to(new.dtype)) for new, old in kept))
     scale = torch.rsqrt(variance + norm.eps) * norm.weight
-    return torch.addcmul(norm.bias, rows - mean, scale).flatten(0, 1).to(x.dtype)
+    made = torch.addcmul(norm.bias, rows - mean, scale)
+    return (norm.as_before(made) if isinstance(norm, Ghost) else made[0]).to(x.dtype)
 
 
-def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
+def set_batch_norm(network: nn.Module, over: str, group: int = 0, images: int = 0) -> None:
     """Choose the rows over which all batch norms of a network compute their statistics.
 
     Args:
         network: a backbone, or a whole method.
         over: "per_process": the rows of each process; or "synchronized": those of all processes.
-        group: rows that share statistics, for "per_process"; 0 for all rows of a process.
+        group: images that share statistics, for "per_process"; 0 for all of a process.
+        images: as for :func:`group_batch_norm`.
 
     Raises:
         UserError: ``over`` is unknown, or synchronized with groups; or as for :func:`group_batch_norm`.
@@ -193,7 +74,7 @@ def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
             )
         synchronize_batch_norm(network)
     elif group:
-        group_batch_norm(network, group)
+        group_batch_norm(network, group, images)
 
 
 def normalized_together(network: nn.Module, rows: int) -> int:
@@ -204,29 +85,34 @@ def normalized_together(network: nn.Module, rows: int) -> int:
         rows: rows of the batch on each process.
 
     Returns:
-        The rows of a group, of a process or of all processes; those of all processes if there are no batch norms.
+        The images of a group, or the rows of a process or of all processes; of all if there are no batch norms.
     """
     norm = next((module for module in network.modules() if isinstance(module, _BatchNorm)), None)
-    if isinstance(norm, _Ghost):
+    if isinstance(norm, Ghost):
         return norm.group
-    return rows * (world_size() if norm is None or isinstance(norm, _Synchronized | nn.SyncBatchNorm) else 1)
+    return rows * (world_size() if norm is None or isinstance(norm, Synchronized | nn.SyncBatchNorm) else 1)
 
 
-def group_batch_norm(network: nn.Module, group: int) -> None:
+def group_batch_norm(network: nn.Module, group: int, images: int = 0) -> None:
     """Compute batch statistics separately for each ``group`` images of a batch.
+
+    Args:
+        network: a backbone, or a whole method.
+        group: images in a group.
+        images: number of images of a batch, if several views of each pass together, one view of all after another.
 
     Raises:
         UserError: the groups have less than two images, or the network has batch norms of an unsupported class.
     """
-    if group < 2:
+    if group < (1 if images else 2):
         raise UserError(f"batch norms need groups of at least two images, not {group}")
-    for norm in _convert(network, _kinds()[0]):
-        norm.group = group
+    for norm in _convert(network, converted_classes()[0]):
+        norm.group, norm.images = group, images
 
 
 def synchronize_batch_norm(network: nn.Module) -> None:
     """Compute batch statistics over the images of all processes. Raises as :func:`group_batch_norm`."""
-    _convert(network, _kinds()[1])
+    _convert(network, converted_classes()[1])
 
 
 def to_group_norm(network: Network, groups: int = 8) -> Network:
@@ -259,7 +145,7 @@ def to_group_norm(network: Network, groups: int = 8) -> Network:
 
 def plain_batch_norm(network: Network) -> Network:
     """The network with plain batch norms, for export: itself, or a copy with the same tensors if it was converted."""
-    plain = {ours: theirs for kinds in _kinds() for theirs, ours in kinds.items()}
+    plain = {ours: theirs for kinds in converted_classes() for theirs, ours in kinds.items()}
     if not any(type(module) in plain for module in network.modules()):
         return network
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
@@ -282,18 +168,3 @@ def _convert(network: nn.Module, kinds: dict[Any, Any]) -> list[Any]:
         module.__class__ = kinds[type(module)]
         converted.append(module)
     return converted
-
-
-def _count_batch(norm: Any) -> float | Tensor:
-    """Count a batch. Returns its weight in the running statistics."""
-    norm.num_batches_tracked.add_(1)
-    return 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-
-
-@torch.no_grad()
-def _follow(norm: Any, mean: Tensor, variance: Tensor) -> None:
-    """Move the running statistics towards those of a batch."""
-    share = _count_batch(norm)
-    # .data: as torch's own batch norms, which save these statistics for the backward pass, but do not use them there.
-    norm.running_mean.data.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.data.lerp_(variance.to(norm.running_var.dtype), share)

@@ -52,8 +52,14 @@ def share_statistics(
         UserError: the groups or the batches do not fit, or a batch norm cannot be converted.
     """
     over = method.batch_norm if batch_norm == "auto" else batch_norm
-    set_batch_norm(method, over, group * method.views_together)
     local = batch_size // processes
+    set_batch_norm(method, over, group, local if method.views_together > 1 else 0)
+    normed_head = any(isinstance(module, nn.BatchNorm1d) for module in method.modules())
+    if group and method.heads_of_positions and normed_head:
+        raise UserError(
+            "heads with batch norms that also get the positions of views have no groups of images; give "
+            "--batch_norm_group 0 or --no_method.head_batch_norm"
+        )
     if group and local % group:
         raise UserError(
             f"batch-norm groups of {counted(group, 'image')} do not divide the {local} that a process holds in a "
@@ -61,6 +67,6 @@ def share_statistics(
             "or the number of processes"
         )
     together = (batch_size if over == "synchronized" else group or local) * method.views_together
-    if together < 2 and any(isinstance(module, nn.BatchNorm1d) for module in method.modules()):
+    if together < 2 and normed_head:
         raise UserError("the batch norms of its heads need at least two images each; make the batch larger")
     return over

@@ -224,7 +224,7 @@ def run(
     evaluate: Callable[[], Mapping[str, float]] | None = None
     if held is not None and patience is not None:
         metadata = {"method": str(record["method"]), **pixel_notes(images.spec)}
-        evaluate = Validation(method, views, held, together, patience, out, metadata, of_held)
+        evaluate = partial(task.validate, Validation(method, views, held, together, patience, out, metadata, of_held))
     elif probe is not None and config.probe_data is not None:
         evaluate = partial(_probe, probe, method, Path(config.probe_data), images.spec)
     probe_steps, draw_steps, keep_steps = (

@@ -14,7 +14,7 @@ from densepath.training.optimizers import Optimizer, build_updates
 from densepath.training.sharding import whole
 from densepath.training.task import LongWork, Task
 from densepath.training.updates import Updates
-from densepath.training.validation import Patience
+from densepath.training.validation import Patience, Validation
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -30,6 +30,9 @@ class PretrainTask(Task):
         steps_per_epoch: number of optimizer steps in an epoch.
         feature_pass: extracts the features of all images for a method that asks for them.
         patience: ends the run early; None for a run without held-out images.
+
+    Attributes:
+        epoch, progress: those of the last batch.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class PretrainTask(Task):
         self.steps_per_epoch = steps_per_epoch
         self.feature_pass = feature_pass
         self.patience = patience
+        self.epoch = self.progress = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -70,10 +74,15 @@ class PretrainTask(Task):
 
     def forward(self, inputs: Batch) -> dict[str, Tensor | float]:
         """The loss, its terms and the method's statistics, and the number of epochs done before this batch."""
+        self.epoch, self.progress = inputs.epoch, inputs.progress
         losses = self.method(inputs)
         chance = {name: value for name, value in self.method.chance().items() if name in losses.terms}
         relative = {f"{name}_vs_chance": losses.terms[name] / value for name, value in chance.items()}
         return {"loss": losses.total, **losses.terms, **relative, **losses.statistics, "epoch": inputs.epoch}
+
+    def validate(self, validation: Validation) -> dict[str, float]:
+        """The loss of held-out images, at the epoch and progress of the last batch."""
+        return validation(self.epoch, self.progress)
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         return self.method.warnings(row, last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -129,6 +130,10 @@ class Patience(nn.Module):
         self.since.copy_(torch.zeros_like(self.since) if better else self.since + 1)
         return better
 
+    def restart(self) -> None:
+        """Forget the lowest loss: the next one is the lowest."""
+        self.lowest.fill_(torch.finfo(torch.float64).max)
+
     def ended(self) -> bool:
         """Whether the run ends."""
         return 0 < self.evaluations <= int(self.since)
@@ -136,6 +141,10 @@ class Patience(nn.Module):
 
 class Validation:
     """Computes the loss of a method on held-out images, always with the same views, and keeps its best backbone.
+
+    Batches have the views and random numbers of the first epoch, but the epoch and progress of the run, on which the
+    loss may depend. Until it has the meaning that it keeps to the end
+    (:meth:`~densepath.methods.base.Method.comparable`), the newest backbone is the best, and the run does not end.
 
     The method is copied, so that queues and other state do not change. All processes compute the whole loss, each as if
     alone, with the mean of their running statistics: it is that of one process. The first one's counts, as devices
@@ -169,22 +178,30 @@ class Validation:
         self.out, self.metadata = out, dict(metadata)
 
     @torch.no_grad()
-    def __call__(self) -> dict[str, float]:
-        """The mean loss; a backbone with the lowest is written to ``exported/best.safetensors``."""
+    def __call__(self, epoch: float, progress: float) -> dict[str, float]:
+        """The mean loss; a backbone with the lowest is written to ``exported/best.safetensors``.
+
+        Args:
+            epoch: epochs of the run that are done.
+            progress: the share of the run that is done.
+        """
         network = copy.deepcopy(self.method).eval()
         set_statistics(network, gather_statistics(network).mean(0))
         with alone():
-            mine = self._loss(network)
+            mine = self._loss(network, epoch, progress)
         loss = float(broadcast(mine))
         if self.patience.improved(loss) and rank() == 0:
             backbone, notes = network.exported_backbone(), {**self.metadata, "validation_loss": f"{loss:.6g}"}
             save_backbone(self.out / BEST, plain_batch_norm(backbone), "timm", notes)
+        if not self.method.comparable(epoch, progress):
+            self.patience.restart()
         return {"val_loss": loss}
 
-    def _loss(self, network: Method) -> Tensor:
+    def _loss(self, network: Method, epoch: float, progress: float) -> Tensor:
         device, losses = next(network.parameters()).device, []
         seed, size = self.views.seed, self.batch_size
         for batch in ImageBatches(self.images, batch_size=size, seed=seed, epochs=1.0, extras=self.extras):
-            losses.append(network(self.views(batch.to(device))).total)
+            views = replace(self.views(batch.to(device)), epoch=epoch, progress=progress, draws_epoch=0)
+            losses.append(network(views).total)
             network.after_step()
         return torch.stack(losses).double().mean()

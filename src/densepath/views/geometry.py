@@ -13,6 +13,7 @@ from densepath.views.crops import Crop, Pose
 from densepath.views.random_streams import Draw, Stream
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop
+_ROUNDING = 1e-5  # of the sides of views that touch the border of their image
 
 
 def crop_maps(crop: Crop, sizes: Tensor, size: Sequence[int], draw: Draw, spacing: Tensor | None = None) -> Tensor:
@@ -143,12 +144,15 @@ def _random_cuboid(crop: Crop, across: Tensor, shape: Tensor, draw: Draw) -> tup
 def _rotate(maps: Tensor, angles: Sequence[Tensor], half: Tensor) -> Tensor:
     """Rotate views about their centers; shrink those that would leave their images.
 
+    Along an axis where a view already leaves its image, as windows larger than it do, it reaches as far as before.
+
     Args:
         maps: (N, d, d + 1).
         angles: (N,) each, in radians: in the xy-plane, and about the x and the y axis.
         half: (N, d) sizes of the images, x first, in a unit that is the same along all axes.
     """
     linear, center = maps[..., :-1], maps[..., -1]
+    reach, inside = linear.abs().sum(-1), 1 - center.abs()
     for angle, (first, second) in zip(angles, ((0, 1), (1, 2), (2, 0)), strict=False):
         cos, sin = torch.cos(angle), torch.sin(angle)
         aspect = half[:, second] / half[:, first]
@@ -157,6 +161,6 @@ def _rotate(maps: Tensor, angles: Sequence[Tensor], half: Tensor) -> Tensor:
         rotation[:, first, first], rotation[:, first, second] = cos, -sin * aspect
         rotation[:, second, first], rotation[:, second, second] = sin / aspect, cos
         linear = rotation @ linear
-    room = (1 - center.abs()) / linear.abs().sum(-1)
+    room = torch.where(reach > inside + _ROUNDING, reach, inside) / linear.abs().sum(-1)
     linear = linear * room.amin(-1).clamp(max=1).view(-1, 1, 1)
     return torch.cat((linear, center.unsqueeze(-1)), dim=-1)

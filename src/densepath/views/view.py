@@ -41,6 +41,7 @@ class Batch:
         progress: the share of the run that is done, in [0, 1].
         extras: annotations of each image, by name, on the views' device: "class" (B,) int32 (a loss may need
             ``.long()``), "regions" (B, *grid) int16, "cells" (B, N, d) float32.
+        draws_epoch: the epoch of the method's random numbers; by default that of ``epoch``.
     """
 
     views: Mapping[str, View]
@@ -50,6 +51,7 @@ class Batch:
     epoch: float
     progress: float
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    draws_epoch: int | None = None
 
     def __getitem__(self, name: str) -> View:
         return self.views[name]
@@ -63,7 +65,8 @@ class Batch:
         ``first`` is the stream of the first four; numbers for another purpose are of other streams.
         """
         streams = torch.arange(first, first - (-count // 4))
-        return uniform(self.seed, int(self.epoch), self.index[:, None], _METHOD, streams).flatten(1)[:, :count]
+        epoch = int(self.epoch) if self.draws_epoch is None else self.draws_epoch
+        return uniform(self.seed, epoch, self.index[:, None], _METHOD, streams).flatten(1)[:, :count]
 
     def common_uniform(self, count: int) -> Tensor:
         """(count,) numbers in [0, 1) for the batch as a whole, on the CPU: a function of the step on all processes."""

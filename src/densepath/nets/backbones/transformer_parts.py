@@ -72,6 +72,11 @@ def pick(x: Tensor, patches: Tensor) -> Tensor:
     return x.gather(1, patches.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
+def narrows(blocks: Iterable[nn.Module]) -> bool:
+    """Whether one of the blocks has another width than the one before (``halve_after``)."""
+    return any(hasattr(block, "narrow") for block in blocks)
+
+
 def run_blocks(model: Any, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
     """Tokens (B, T, C), any from :func:`add_positions`, after the blocks ``start`` to ``stop - 1``."""
     if start == 0:
