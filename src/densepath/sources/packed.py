@@ -74,6 +74,7 @@ class PackedTiles:
         self._size: list[int] = sizes[first].tolist()
         blocks = range(0, len(sizes), BLOCK)
         self.uniform = all(self._is_uniform(start) for start in blocks)
+        self._in_rows = self.uniform and all(self._is_in_rows(start) for start in blocks)
         largest = max(int(sizes[start : start + BLOCK].long().prod(dim=1).max()) for start in blocks)
         self.reads_boxes = largest > _LARGE
 
@@ -119,6 +120,7 @@ class PackedTiles:
         spacing = None if self._spacing is None else self._spacing[positions]
         table, offsets = self.table[positions], self.offsets[positions]
         taken = PackedTiles(self.pixels, table, offsets, names, None, self.file, self.spec, spacing)
+        taken._mapped = self._mapped
         taken._chosen = digest_of_tensors({"offsets": offsets})
         return taken
 
@@ -162,7 +164,7 @@ class PackedTiles:
             return Gathered(self._gather_on_device(index, size, boxes), sizes, index, {}, boxes)
         canvas = new_canvas(len(index), size, self.spec.channels, self.dtype, pin)
         numbers, out = self.pixels.numpy(), canvas.numpy()
-        if self.uniform and boxes is None:
+        if self._in_rows and boxes is None:
             shape = (*size, self.spec.channels)
             tile = math.prod(shape)
             tiles = numbers[: len(numbers) // tile * tile].reshape(-1, *shape)
@@ -174,20 +176,21 @@ class PackedTiles:
 
     def digest(self, cache: Path) -> str:
         """The identity of the images: a digest of their files' contents if there are any, else of their pixels."""
-        if self.file is not None:
+        # Decoded images are identified by their files: the next run may read the files without decoding all of them.
+        if self.file is None and all(map(os.path.exists, self.paths)):
+            return digest_of_files(lambda: self.paths, len(self), cache)
+        if self.file is None:
+            whole = digest_of_tensors({"table": self.table, "pixels": self.pixels})
+        else:
             store = self.file
             whole = digest_of_files(lambda: [store], 1, cache)
-            return digest_of([whole, self._chosen]) if self._chosen else whole
-        # Decoded images are identified by their files: the next run may read the files without decoding all of them.
-        if all(map(os.path.exists, self.paths)):
-            return digest_of_files(lambda: self.paths, len(self), cache)
-        return digest_of_tensors({"table": self.table, "pixels": self.pixels})
+        return digest_of([whole, self._chosen]) if self._chosen else whole
 
     def _gather_on_device(self, index: Tensor, size: list[int], boxes: Tensor | None) -> Tensor:
         # CUDA cannot index uint16; the bits are moved as int16.
         numbers = self.pixels.view(torch.int16) if self.dtype == torch.uint16 else self.pixels
         shape = (*size, self.spec.channels)
-        if self.uniform and boxes is None:
+        if self._in_rows and boxes is None:
             tile = math.prod(shape)
             tiles = numbers[: numbers.numel() // tile * tile].view(-1, tile)
             rows = (self.offsets[index] // tile).to(self.device, non_blocking=True)
@@ -212,6 +215,14 @@ class PackedTiles:
         """Whether the readable images of a block have the size of the first one."""
         other = (self.table[start : start + BLOCK] != torch.tensor(self._size)).any(dim=1).nonzero().flatten() + start
         return bool(torch.isin(other, self._corrupt_positions).all())
+
+    def _is_in_rows(self, start: int) -> bool:
+        """Whether the pixels of a block's readable images are whole rows of (-1, *size, C), as a batch of them needs.
+
+        They are not if images of other sizes, which a part leaves out, come before them.
+        """
+        shifted = self.offsets[start : start + BLOCK] % (math.prod(self._size) * self.spec.channels) != 0
+        return bool(torch.isin(shifted.nonzero().flatten() + start, self._corrupt_positions).all())
 
     def _readable(self, index: Tensor) -> Tensor:
         if self.corrupt:
