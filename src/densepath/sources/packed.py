@@ -42,7 +42,7 @@ class PackedTiles:
         spacing: (N, d) float32 on the CPU: the distance of neighboring pixels along each axis; None where unknown.
 
     Attributes:
-        uniform: whether all readable images have one size.
+        uniform: whether all readable images have one size, and one operation gathers a batch of them.
         table: ``sizes``.
     """
 
@@ -74,7 +74,6 @@ class PackedTiles:
         self._size: list[int] = sizes[first].tolist()
         blocks = range(0, len(sizes), BLOCK)
         self.uniform = all(self._is_uniform(start) for start in blocks)
-        self._in_rows = self.uniform and all(self._is_in_rows(start) for start in blocks)
         largest = max(int(sizes[start : start + BLOCK].long().prod(dim=1).max()) for start in blocks)
         self.reads_boxes = largest > _LARGE
 
@@ -164,7 +163,7 @@ class PackedTiles:
             return Gathered(self._gather_on_device(index, size, boxes), sizes, index, {}, boxes)
         canvas = new_canvas(len(index), size, self.spec.channels, self.dtype, pin)
         numbers, out = self.pixels.numpy(), canvas.numpy()
-        if self._in_rows and boxes is None:
+        if self.uniform and boxes is None:
             shape = (*size, self.spec.channels)
             tile = math.prod(shape)
             tiles = numbers[: len(numbers) // tile * tile].reshape(-1, *shape)
@@ -190,7 +189,7 @@ class PackedTiles:
         # CUDA cannot index uint16; the bits are moved as int16.
         numbers = self.pixels.view(torch.int16) if self.dtype == torch.uint16 else self.pixels
         shape = (*size, self.spec.channels)
-        if self._in_rows and boxes is None:
+        if self.uniform and boxes is None:
             tile = math.prod(shape)
             tiles = numbers[: numbers.numel() // tile * tile].view(-1, tile)
             rows = (self.offsets[index] // tile).to(self.device, non_blocking=True)
@@ -212,17 +211,14 @@ class PackedTiles:
         return images if boxes is None else map(box_of, images, boxes.tolist())
 
     def _is_uniform(self, start: int) -> bool:
-        """Whether the readable images of a block have the size of the first one."""
-        other = (self.table[start : start + BLOCK] != torch.tensor(self._size)).any(dim=1).nonzero().flatten() + start
-        return bool(torch.isin(other, self._corrupt_positions).all())
+        """Whether the readable images of a block have the size of the first one, each a row of (-1, *size, C).
 
-    def _is_in_rows(self, start: int) -> bool:
-        """Whether the pixels of a block's readable images are whole rows of (-1, *size, C), as a batch of them needs.
-
-        They are not if images of other sizes, which a part leaves out, come before them.
+        In a part they are not rows if it leaves out an image of another size that comes before them.
         """
-        shifted = self.offsets[start : start + BLOCK] % (math.prod(self._size) * self.spec.channels) != 0
-        return bool(torch.isin(shifted.nonzero().flatten() + start, self._corrupt_positions).all())
+        block = slice(start, start + BLOCK)
+        other = (self.table[block] != torch.tensor(self._size)).any(dim=1)
+        other |= self.offsets[block] % (math.prod(self._size) * self.spec.channels) != 0
+        return bool(torch.isin(other.nonzero().flatten() + start, self._corrupt_positions).all())
 
     def _readable(self, index: Tensor) -> Tensor:
         if self.corrupt:
