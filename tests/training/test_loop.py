@@ -117,6 +117,14 @@ def test_resuming_with_other_data_is_refused(tmp_path):
         fit_toy(tmp_path, 10, facts={"images": 90}, resume=True)
 
 
+def test_a_conversion_that_a_run_has_not_recorded_is_not_compared(tmp_path):
+    for out, facts in ((tmp_path / "old", {}), (tmp_path / "new", {"conversion": "a"})):
+        fit_toy(out, 10, facts=facts)
+    fit_toy(tmp_path / "old", 10, facts={"conversion": "b"}, resume=True)
+    with pytest.raises(UserError, match="the volumes were converted again since the run in .*new was started"):
+        fit_toy(tmp_path / "new", 10, facts={"conversion": "b"}, resume=True)
+
+
 def test_resuming_another_module_is_refused(tmp_path):
     fit_toy(tmp_path, 10)
     other = Toy()
