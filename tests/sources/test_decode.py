@@ -226,7 +226,7 @@ def test_colors_of_a_tiff_are_converted_or_refused(
         assert np.abs(pixels.astype(int) - color).max() <= 2
     image.save(tmp_path / "turned.tif", compression=compression, tiffinfo={274: 3})  # tifffile reads it
     for read in (read_image, read_size):
-        with pytest.raises(CorruptImage, match="its colors are stored as .* and cannot be converted; save it as RGB"):
+        with pytest.raises(CorruptImage, match=r"its colors are stored as .* and cannot be converted; save it as RGB"):
             read(tmp_path / "turned.tif")
 
 

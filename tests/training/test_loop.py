@@ -121,7 +121,7 @@ def test_a_conversion_that_a_run_has_not_recorded_is_not_compared(tmp_path):
     for out, facts in ((tmp_path / "old", {}), (tmp_path / "new", {"conversion": "a"})):
         fit_toy(out, 10, facts=facts)
     fit_toy(tmp_path / "old", 10, facts={"conversion": "b"}, resume=True)
-    with pytest.raises(UserError, match="the volumes were converted again since the run in .*new was started"):
+    with pytest.raises(UserError, match=r"the volumes were converted again since the run in .*new was started"):
         fit_toy(tmp_path / "new", 10, facts={"conversion": "b"}, resume=True)
 
 

@@ -17,7 +17,7 @@ from densepath.benchmark.config import TableConfig
 from densepath.benchmark.entries import Row, Task
 from densepath.benchmark.identity import SHOWN_DIGITS, ImageSet, code_digest, digest_of_given, digest_of_weights
 from densepath.benchmark.labelled_sets import LabelledSet
-from densepath.benchmark.shares import LEFT_IMAGES, write_left_images
+from densepath.benchmark.shares import LEFT_IMAGES, digest_for_shares, write_left_images
 from densepath.benchmark.steps import STEPS, Step
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
@@ -231,6 +231,7 @@ class _Maker:
         else:
             share = options.get("fraction", 1.0) * (1 - options.get("val_share", 0.0))
             images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names) * share)
+        shares = options.get("fraction", 1.0) < 1 or options.get("val_share", 0.0) > 0
         return Run(
             verb="pretrain",
             label=f"pretrain-{Path(str(row.recipe)).stem}",
@@ -239,7 +240,7 @@ class _Maker:
             options=options,
             weights=None,
             parent=None,
-            identity=_identity(step, resolved, seed, tiles.digest),
+            identity=_identity(step, resolved, seed, digest_for_shares(tiles) if shares else tiles.digest),
             images=images,
             rate=row.rate or self.table.rates.get("pretrain"),
         )

@@ -33,8 +33,8 @@ _DIGESTS = {
     "names": "the names of the images, or their order, are not those that the run in {out} was started with",
     "sizes": "files of images have been replaced since the run in {out} was started: their sizes differ",
     "samples": "files of images have been replaced since the run in {out} was started: their contents differ",
-    "conversion": "the volumes were converted again since the run in {out} was started, with volume windows or without, "
-    "or with other affine maps",
+    "conversion": "the volumes were converted again since the run in {out} was started: with other affine maps, or "
+    "with the window of each volume instead of a common one, or the reverse",
     "annotations": "the annotations are not those that the run in {out} was started with",
     "cells": "the cells are not those that the run in {out} was started with",
 }
