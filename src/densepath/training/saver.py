@@ -37,6 +37,7 @@ _DIGESTS = {
     "with the window of each volume instead of a common one, or the reverse",
     "annotations": "the annotations are not those that the run in {out} was started with",
     "cells": "the cells are not those that the run in {out} was started with",
+    "cells_found": "the cells have been found again since the run in {out} was started, and are others",
 }
 _BY_IMAGE = " (--fraction chooses patients where any are known; up to version 0.1 it chose images)"
 
