@@ -9,15 +9,18 @@ import pytest
 import yaml
 from PIL import Image
 
+from densepath.benchmark import shares as shares_module
 from densepath.benchmark.config import load_table
 from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import read_tiles
-from densepath.benchmark.labelled_sets import read_plain
+from densepath.benchmark.labelled_sets import read_classes, read_labelled, read_outlined, read_plain
+from densepath.benchmark.mask_sets import read_masks
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.shares import write_left_images
 from densepath.core.errors import UserError
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import AllNames
+from densepath.synthetic.tissue import write_tissue
 from densepath.training.config import PretrainConfig
 from densepath.training.run_images import find_images
 from densepath.transfer.classify.cohort import read_pool
@@ -107,3 +110,50 @@ def test_the_official_test_of_images_without_labels_is_compared(chest):
     shutil.copy(chest / "D" / "00001009_000.png", chest / "tiles")
     with pytest.raises(UserError, match=r"1 patient \(00001009\), with 2 of 4 test images"):
         check_overlap([read_tiles(chest / "tiles", chest / "cache")], [data])
+
+
+def manifest(folder, images):
+    """Write the patients of images, or none of them."""
+    path = folder / "manifest.csv"
+    path.unlink(missing_ok=True)
+    lines = "".join(f"{name},{patient}\n" for name, patient in images.items())
+    if images:
+        path.write_text(f"file,patient\n{lines}")
+
+
+@pytest.mark.parametrize("read", [read_classes, read_plain, read_labelled, read_outlined, read_masks])
+def test_a_manifest_is_part_of_a_set(read, tmp_path):
+    folder, cache = tmp_path / "D", tmp_path / "cache"
+    if read is read_outlined:
+        write_tissue(folder, train=2, test=1, size=32, seed=0)
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    else:
+        names = [f"{name}/{k}.png" for name in ("images/a", "images/b") for k in range(3)]
+        for number, name in enumerate(names):
+            for path in (folder / name, folder / name.replace("images", "labels", 1)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((8, 8), number + 1, np.uint8)).save(path)
+    data = folder if read is read_outlined else folder / "images"
+    found = []
+    for patients in ("", "aaabbb", "abcabc"):
+        manifest(folder, dict(zip(names, patients, strict=False)))
+        found.append(read("x", data, cache, None, {}).digest)
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("option", [{}, {"fraction": 0.5}, {"val_share": 0.5}])
+def test_a_manifest_makes_new_runs_of_pre_training_only_where_it_divides_the_images(option, chest):
+    shares = ", ".join(f"{name}: {value}" for name, value in option.items())
+    table = TABLE.replace(", pretrain: {fraction: 0.7}", f", pretrain: {{{shares}}}")
+    (chest / "mine.yaml").write_text(table)
+    for image in (chest / "tiles").iterdir():
+        image.rename(image.with_name(f"tile {image.name.removesuffix('.png').replace('_', ' ')}.png"))
+    tiles = read_tiles(chest / "tiles", chest / "cache")
+    sets = {"chest": read_plain("chest", chest / "D", chest / "cache", None, {})}
+    found = []
+    for patients in ("", "aaaabbbbccccdddd", "abcdabcdabcdabcd"):
+        manifest(chest / "tiles", dict(zip((Path(name).name for name in tiles.names), patients, strict=False)))
+        shares_module._listed.cache_clear()
+        grid = make_grid(load_table(chest / "mine.yaml"), sets, tiles, {}, chest / "cache")
+        found.append(grid.places["MoCo", "shared", 0].parent.name)
+    assert len(set(found)) == (3 if option else 1)

@@ -214,6 +214,22 @@ def test_stacks_are_refused(tmp_path: Path, kind: str, channels: int, monkeypatc
             read(path)
 
 
+@pytest.mark.parametrize("mode", ["P", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_adobe_deflate"])
+def test_colors_of_a_tiff_are_converted_or_refused(
+    tmp_path: Path, mode: str, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, color = Image.new("RGB", (64, 48), (204, 51, 51)).convert(mode), [204, 51, 51]
+    monkeypatch.setattr("densepath.sources.image_reader._IN_PARTS", 0)
+    image.save(tmp_path / "a.tif", compression=compression)
+    for pixels in (read_image(tmp_path / "a.tif"), open_file(tmp_path / "a.tif").read(0, 0, 48, 64)):
+        assert np.abs(pixels.astype(int) - color).max() <= 2
+    image.save(tmp_path / "turned.tif", compression=compression, tiffinfo={274: 3})  # tifffile reads it
+    for read in (read_image, read_size):
+        with pytest.raises(CorruptImage, match=r"its colors are stored as .* and cannot be converted; save it as RGB"):
+            read(tmp_path / "turned.tif")
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])
 @pytest.mark.parametrize("max_side", [33, 17, 16, 9, 8, 5])
 def test_large_images_are_averaged_over_blocks(tmp_path: Path, kind: str, max_side: int) -> None:

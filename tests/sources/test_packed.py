@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.pretended_gpu import pretended_gpu
 from densepath.core.errors import UserError
 from densepath.sources import packed as packed_module
+from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store, pack, write_store
+from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSpec
 
 SIZES = {
@@ -108,6 +112,43 @@ def test_boxes_are_the_parts_of_the_images(tmp_path: Path, kind: str) -> None:
         inside = images[position][tuple(slice(a, b) for a, b in zip(*box, strict=True))]
         assert np.array_equal(pixels[tuple(slice(n) for n in inside.shape[:-1])], inside)
         assert np.count_nonzero(pixels) == np.count_nonzero(inside)
+
+
+ODD = {
+    "first": [(7, 8), (6, 8), (6, 8), (6, 8)],
+    "in the middle": [(6, 8), (6, 8), (6, 9), (6, 8)],
+    "two that fill a row": [(2, 8), (4, 8), (6, 8), (6, 8)],
+    "a volume": [(3, 6, 5), (4, 6, 5), (4, 6, 5), (4, 6, 5)],
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("kind", ODD)
+def test_a_part_gives_its_own_images_wherever_it_leaves_one_of_another_size_out(
+    tmp_path: Path, kind: str, device: str
+) -> None:
+    sizes = ODD[kind]
+    images = images_of(sizes, 3, np.uint16)
+    spec = PixelSpec.default(3, (0.0, 100.0), len(sizes[0]))
+    store = open_store(write_store(tmp_path / "s.safetensors", images, "abcd", spec))
+    with nullcontext() if device == "cpu" or torch.cuda.is_available() else pretended_gpu():
+        store = store.to(device)
+        for chosen in ([1, 3], [3, 1], [2, 3], [0, 3], [0, 1, 2, 3]):
+            part = store.take(torch.tensor(chosen))
+            index = torch.arange(len(part)).flip(0)
+            pixels = part.gather(index).pixels.cpu().numpy()
+            for image, position in zip(pixels, index.tolist(), strict=True):
+                expected = images[chosen[position]]
+                assert np.array_equal(part.read(position), expected)
+                assert np.array_equal(image[tuple(map(slice, expected.shape))], expected)
+
+
+def test_parts_of_images_in_memory_have_digests_of_their_own(tmp_path: Path) -> None:
+    pixels = torch.arange(4 * 6 * 8, dtype=torch.uint8)
+    tables = torch.full((4, 2), 6, dtype=torch.int32) + torch.tensor([0, 2], dtype=torch.int32), torch.arange(4) * 48
+    whole = PackedTiles(pixels, *tables, PathTable.of("abcd"), spec=PixelSpec.default(1))
+    parts = [whole.take(torch.tensor(chosen)).digest(tmp_path) for chosen in ([0, 1], [2, 3])]
+    assert len({*parts, whole.digest(tmp_path)}) == 3
 
 
 @pytest.mark.parametrize("max_side", [0, -1])

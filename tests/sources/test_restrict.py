@@ -14,7 +14,7 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import cache_images, find_source
 from densepath.sources.packing import open_store, write_store
 from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
-from densepath.sources.restrict import restrict
+from densepath.sources.restrict import restrict, take
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
 
@@ -140,6 +140,18 @@ def test_a_list_with_unknown_slides_is_refused(text: str, tiles: SlideTiles, tmp
         restrict(tiles, tmp_path / "list.csv")
     with pytest.raises(UserError, match="cannot be read"):
         restrict(tiles, tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("bright", [60000, 4000])
+def test_a_part_of_image_files_has_the_pixels_that_it_has_in_the_whole(tmp_path: Path, bright: int) -> None:
+    Image.fromarray(np.full((8, 8), bright, np.uint16)).save(tmp_path / "0.png")
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "1.png")
+    Image.new("L", (8, 8), 200).save(tmp_path / "2.png")
+    whole = ImageFiles(find_source(tmp_path).paths, max_side=4)  # type: ignore[attr-defined]
+    for chosen in ([2], [1, 2], [0]):
+        part = take(take(whole, torch.tensor([*chosen, 1])), torch.arange(len(chosen)))
+        assert (part.dtype, part.spec) == (whole.dtype, whole.spec)
+        assert all(np.array_equal(part.read(k), whole.read(position)) for k, position in enumerate(chosen))
 
 
 def test_a_fraction_of_images_in_files_and_in_a_store(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
 from densepath.training.pretrain_task import PretrainTask
+from densepath.training.validation import Patience
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.view import View
@@ -248,7 +249,7 @@ def two(action):
 
 
 def processes(folder):
-    """A run of one process, the same in two, and one in two of which the second gets a stop signal."""
+    """A run of one process, the same in two, and in two of which the second gets a stop signal, or which end early."""
     intervals, saving = Intervals(log_every=5), Intervals(log_every=5, save_every_steps=5)
     between = Intervals(log_every=5, save_every_steps=3)  # stopped and saved between two rows
 
@@ -271,6 +272,10 @@ def processes(folder):
         elif stop:
             in_step(4, stop)
         run_method(folder, kind, out, augment=Augment(blur=0), **options)
+
+    def ended_early():
+        Patience.ended = lambda self: float(self.lowest) < 1e9  # after the first evaluation
+        method("method_early", kind="moco_v2", val_share=0.5, patience=1)
 
     def keep(name, toy):
         torch.save(toy.state_dict(), folder / f"{name}.{os.environ.get('RANK', 0)}.pt")
@@ -295,6 +300,7 @@ def processes(folder):
         two(lambda: method("feature_pass_cut", stop=stop, kind="pcl_v2")),
         two(lambda: method("feature_pass_cut", kind="pcl_v2")),
         ended(fork(lambda: method("feature_pass_one", kind="pcl_v2", batch_norm_group=4))),
+        two(ended_early),
     ]
 
 

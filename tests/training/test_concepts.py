@@ -145,16 +145,15 @@ def test_concl_trains_with_cells(tmp_path, tiles, run, neighborhoods):
     out = run("run", "cells", cells=tmp_path / "C", max_steps=2, method_options={"num_concepts": neighborhoods})
     rows = read_metrics(out / "metrics.csv")
     assert all(0 < row["cellular_share"] < 1 and np.isfinite(row["concept_loss"]) for row in rows)
+    options = {"max_steps": 2, "method_options": {"num_concepts": neighborhoods}, "resume": True}
+    for path in (tmp_path / "points").iterdir():
+        path.write_text(points.replace("\n2,", "\n3,"))
+    cells(data=tiles, out=tmp_path / "C", source="csv", points=tmp_path / "points", workers=0)
+    with pytest.raises(UserError, match=r"the cells have been found again since the run in .* was started, and are"):
+        run("run", "cells", cells=tmp_path / "C", **options)
     table = (tmp_path / "C" / "cells.csv").read_text()
     (tmp_path / "C" / "cells.csv").write_text(table.replace(",60,", ",61,", 1).replace(",50,", ",51,", 1))
     with pytest.raises(UserError, match=r"the cells are not those that the run in .* was started with"):
-        run(
-            "run",
-            "cells",
-            cells=tmp_path / "C",
-            max_steps=2,
-            method_options={"num_concepts": neighborhoods},
-            resume=True,
-        )
+        run("run", "cells", cells=tmp_path / "C", **options)
     with pytest.raises(UserError, match="concl needs cells; find them with densepath cells"):
         run("other", "cells")

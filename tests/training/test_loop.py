@@ -117,6 +117,14 @@ def test_resuming_with_other_data_is_refused(tmp_path):
         fit_toy(tmp_path, 10, facts={"images": 90}, resume=True)
 
 
+def test_a_conversion_that_a_run_has_not_recorded_is_not_compared(tmp_path):
+    for out, facts in ((tmp_path / "old", {}), (tmp_path / "new", {"conversion": "a"})):
+        fit_toy(out, 10, facts=facts)
+    fit_toy(tmp_path / "old", 10, facts={"conversion": "b"}, resume=True)
+    with pytest.raises(UserError, match=r"the volumes were converted again since the run in .*new was started"):
+        fit_toy(tmp_path / "new", 10, facts={"conversion": "b"}, resume=True)
+
+
 def test_resuming_another_module_is_refused(tmp_path):
     fit_toy(tmp_path, 10)
     other = Toy()
@@ -175,6 +183,24 @@ def test_a_warning_of_the_task_is_printed_once(tmp_path, capsys):
     assert [last for _, last in rows] == [False, False, False, True]
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert said == ["densepath: warning: it is small", "densepath: warning: it is over"]
+
+
+def test_a_run_that_ends_early_ends_like_a_complete_one(tmp_path):
+    module, evaluated, drawn, warned = Toy(), [], [], []
+    module.finished = lambda: len(evaluated) == 2
+    module.warnings = lambda row, last: warned.append((row["loss"], last)) or []
+    fit_toy(
+        tmp_path,
+        20,
+        module,
+        intervals=Intervals(5, evaluate_every=4, draw_every=6),
+        evaluate=lambda: evaluated.append(1) or {"probe": 1.0},
+        draw=lambda step: drawn.append(step) or [],
+    )
+    assert len(module.seen) == 8 and drawn == [6, 8]
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [(row["step"], row["loss"]) for row in rows if "loss" in row] == [(5, warned[0][0]), (8, warned[1][0])]
+    assert [last for _, last in warned] == [False, True] and rows[-1]["probe"] == 1.0
 
 
 def test_tensorboard_gets_what_the_csv_gets(tmp_path):

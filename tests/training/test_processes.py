@@ -28,7 +28,7 @@ def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
     stop = 128 + signal.SIGTERM
     assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
     assert (parts, parts2) == (0, [0, 0])
-    assert methods == [[0, 0], [stop, stop], [0, 0], 0, [0, 0], [stop, stop], [0, 0], 0]
+    assert methods == [[0, 0], [stop, stop], [0, 0], 0, [0, 0], [stop, stop], [0, 0], 0, [0, 0]]
 
     def weight(name):
         return torch.load(tmp_path / f"{name}.pt", weights_only=True)["net.weight"]
@@ -84,6 +84,13 @@ def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
     losses = [[row["loss"] for row in read_metrics(path / "metrics.csv")] for path in paths]
     assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-8)
     assert int(two["state_dict"]["method.queue.pointer"]) == 12 * 8 % 40
+
+    # So it is where a run ends early.
+    early = tmp_path / "method_early"
+    state = read_checkpoint(early / "checkpoints" / "last.ckpt")
+    assert state["step"] < 12 and not torch.equal(*state["statistics"])
+    for name, value in load_file(early / "exported" / "backbone.safetensors").items():
+        assert torch.equal(value, state["state_dict"][f"method.backbone.net.{name}"]), name
 
     # What learns from features of all images finds the same in them.
     paths = [tmp_path / name for name in ("feature_pass", "feature_pass_one", "feature_pass_cut")]

@@ -24,7 +24,7 @@ from densepath.benchmark.identity import (
     method_digest,
 )
 from densepath.benchmark.labelled_sets import LabelledSet
-from densepath.benchmark.shares import LEFT_IMAGES, write_left_images
+from densepath.benchmark.shares import LEFT_IMAGES, digest_for_shares, write_left_images
 from densepath.benchmark.steps import STEPS, Step
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
@@ -238,7 +238,8 @@ class _Maker:
         else:
             share = options.get("fraction", 1.0) * (1 - options.get("val_share", 0.0))
             images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names) * share)
-        identity = _identity(step, resolved, seed, tiles.digest)
+        shares = options.get("fraction", 1.0) < 1 or options.get("val_share", 0.0) > 0
+        identity = _identity(step, resolved, seed, digest_for_shares(tiles) if shares else tiles.digest)
         return Run(
             verb="pretrain",
             label=f"pretrain-{Path(str(row.recipe)).stem}",

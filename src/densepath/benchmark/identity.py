@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.annotations.patients import NUMBERED, owners_of_volumes
+from densepath.annotations.patients import NUMBERED, owners_of_volumes, patients_of
 from densepath.core.digests import cached_text, digest_of, digest_of_files
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores, with_progress
@@ -129,6 +129,16 @@ def decoded(source: str | Path, images: PixelSource, files: Sequence[str], diges
 
     pixels = cached_text(f"pixels {digest}", files, cache, read)
     return ImageSet(str(source), digest, tuple(AllNames(images)), tuple(pixels.split("\n")))
+
+
+def listed_patients(source: str | Path, names: Sequence[str]) -> list[str]:
+    """The patients that a manifest lists, with the positions of their images: the files' contents do not show them.
+
+    Raises:
+        UserError: the manifest cannot be read.
+    """
+    known = patients_of(source, names)
+    return [f"{place} {known[name]}" for place, name in enumerate(names) if name in known]
 
 
 def digest_of_given(value: Any, cache: Path) -> str:

@@ -22,6 +22,7 @@ from densepath.benchmark.identity import (
     decoded,
     digest_of_given,
     image_set,
+    listed_patients,
     volume_set,
 )
 from densepath.core.digests import digest_of
@@ -106,8 +107,9 @@ def read_outlined(
     for split in ("train", "test"):
         images = open_split(folder, split, outlines=False, orientation=orientation)
         paths = [str(images.folder / image["file_name"]) for image in images.coco_ground_truth()["images"]]
-        found[split] = image_set(str(images.folder), paths, cache), content([images.annotations], cache)
-    digest = digest_of(part for images, outlines in found.values() for part in (images.digest, outlines))
+        parts = [content([images.annotations], cache), *listed_patients(images.folder, paths)]
+        found[split] = image_set(str(images.folder), paths, cache), parts
+    digest = digest_of(part for images, parts in found.values() for part in (images.digest, *parts))
     return LabelledSet(name, found["train"][0], found["test"][0], digest, orientation)
 
 
@@ -131,7 +133,8 @@ def read_classes(
     fit, official = np.sort(np.concatenate((study.fit, study.held))), len(study.tested) > 0
     train, test = (images_of(pool, places, data, cache) for places in (fit, study.tested if official else fit))
     written = content([table], cache) if table.is_file() else ""
-    digest = digest_of([train.digest, test.digest, written, *pool.names, *pool.splits])
+    patients = listed_patients(data, list(AllNames(pool.images)))
+    digest = digest_of([train.digest, test.digest, written, *pool.names, *pool.splits, *patients])
     return LabelledSet(name, train, test, digest, None, data, {"labels": labels}, not official)
 
 
@@ -162,7 +165,7 @@ def read_plain(
     if tested is not None:
         parts = ([path for path, test in zip(paths, tested, strict=True) if test == side] for side in (False, True))
         sides = [image_set(source, part, cache) for part in parts]
-    digest = digest_of([images.digest, digest_of_given(source, cache)])
+    digest = digest_of([images.digest, digest_of_given(source, cache), *listed_patients(source, paths)])
     return LabelledSet(name, sides[0], sides[1], digest, None, source, {}, tested is None)
 
 
@@ -185,7 +188,8 @@ def read_labelled(
     if tested is not None:
         sides = [[path for path, test in zip(paths, tested, strict=True) if test == side] for side in (False, True)]
     train, test = (image_set(str(root), side, cache) for side in sides)
-    digest = digest_of([train.digest, test.digest, "" if table is None else content([table], cache)])
+    written = "" if table is None else content([table], cache)
+    digest = digest_of([train.digest, test.digest, written, *listed_patients(root, paths)])
     return LabelledSet(name, train, test, digest, None, str(root), {"labels": table or FOLDERS}, tested is None)
 
 

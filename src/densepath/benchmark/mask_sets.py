@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from densepath.annotations.coco_checks import Orientation
-from densepath.benchmark.identity import digest_of_given
+from densepath.benchmark.identity import digest_of_given, listed_patients
 from densepath.benchmark.labelled_sets import LabelledSet, images_of
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
+from densepath.sources.pixel_source import AllNames
 from densepath.transfer.classify.splits import make_study
 from densepath.transfer.segment.cohort import read_cases
 from densepath.transfer.segment.config import SegmentConfig
@@ -49,5 +50,6 @@ def read_masks(
         labels = digest_of_given(beside(data), cache)
     except UserError:  # they are in the data set
         labels = ""
-    digest = digest_of([train.digest, test.digest, digest_of_given(data, cache), labels, *pool.names])
+    parts = [train.digest, test.digest, digest_of_given(data, cache), labels, *pool.names]
+    digest = digest_of([*parts, *listed_patients(data, list(AllNames(pool.images)))])
     return LabelledSet(name, train, test, digest, None, data, {}, not official)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from densepath.annotations.patients import comparable_owners, owners_by_name
-from densepath.benchmark.identity import ImageSet
+from densepath.benchmark.identity import ImageSet, listed_patients
 from densepath.core.digests import digest_of
 from densepath.core.files import atomic_write
 from densepath.training.run_images import divided
@@ -32,6 +32,20 @@ def write_left_images(tiles: ImageSet, fraction: float, seed: int, folder: Path)
         with atomic_write(path) as part:
             part.write_text(text, errors="surrogateescape")
     return path
+
+
+def digest_for_shares(tiles: ImageSet) -> str:
+    """The digest of images of which pre-training sees, or holds out, a share by patient: known patients count too."""
+    if tiles.slides:
+        return tiles.digest
+    patients = _listed(tiles.source, tiles.names, tuple(tiles.owners.items()))
+    return digest_of([tiles.digest, *patients]) if patients else tiles.digest
+
+
+@lru_cache(maxsize=4)
+def _listed(source: str, names: tuple[str, ...], volumes: tuple[tuple[str, str], ...]) -> list[str]:
+    owned = [f"{volume} {owner}" for volume, owner in volumes if owner != volume]
+    return owned if volumes else listed_patients(source, names)
 
 
 @lru_cache(maxsize=2)

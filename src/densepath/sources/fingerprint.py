@@ -31,7 +31,8 @@ def fingerprint(images: PixelSource) -> dict[str, str]:
     Returns:
         "names": of the names below the folder that they have in common, in order, so that the images may move;
         "sizes": of the sizes of the files, or of the images of a packed store;
-        "samples": of samples of their contents: files without compression have equal sizes.
+        "samples": of samples of their contents: files without compression have equal sizes;
+        "conversion": of volumes, of their affine maps and of whether each has its own window.
     """
     if (own := getattr(images, "fingerprint", None)) is not None:  # of tiles, whose files are those of the slides
         return dict(own())

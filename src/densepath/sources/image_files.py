@@ -63,6 +63,7 @@ class ImageFiles:
         self.max_side = max_side
         self.passed = passed or Passed()
         self._spec: PixelSpec | None = None
+        self._dtype: torch.dtype | None = None  # of a part, that of the whole
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -89,12 +90,20 @@ class ImageFiles:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of all images: uint8 or uint16."""
+        if self._dtype is not None:
+            return self._dtype
         return torch.uint16 if any(header.bits == 16 for header in self.headers.values()) else torch.uint8
 
     @cached_property
     def headers(self) -> dict[int, Header]:
         """The headers of up to ``SAMPLE`` readable images, evenly spread over the source, by position."""
         return self._headers(SAMPLE)[0]
+
+    def take(self, positions: Tensor) -> ImageFiles:
+        """The source with only the images at some positions (K,), with the pixels that they have in the whole."""
+        taken = ImageFiles(PathTable.of(self.paths[int(p)] for p in positions), self.max_side, self.passed)
+        taken._spec, taken._dtype = self.spec, self.dtype
+        return taken
 
     def names(self, position: int) -> str:
         """The path of an image."""

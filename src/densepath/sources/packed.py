@@ -42,7 +42,7 @@ class PackedTiles:
         spacing: (N, d) float32 on the CPU: the distance of neighboring pixels along each axis; None where unknown.
 
     Attributes:
-        uniform: whether all readable images have one size.
+        uniform: whether all readable images have one size, and one operation gathers a batch of them.
         table: ``sizes``.
     """
 
@@ -119,6 +119,7 @@ class PackedTiles:
         spacing = None if self._spacing is None else self._spacing[positions]
         table, offsets = self.table[positions], self.offsets[positions]
         taken = PackedTiles(self.pixels, table, offsets, names, None, self.file, self.spec, spacing)
+        taken._mapped = self._mapped
         taken._chosen = digest_of_tensors({"offsets": offsets})
         return taken
 
@@ -174,14 +175,15 @@ class PackedTiles:
 
     def digest(self, cache: Path) -> str:
         """The identity of the images: a digest of their files' contents if there are any, else of their pixels."""
-        if self.file is not None:
+        # Decoded images are identified by their files: the next run may read the files without decoding all of them.
+        if self.file is None and all(map(os.path.exists, self.paths)):
+            return digest_of_files(lambda: self.paths, len(self), cache)
+        if self.file is None:
+            whole = digest_of_tensors({"table": self.table, "pixels": self.pixels})
+        else:
             store = self.file
             whole = digest_of_files(lambda: [store], 1, cache)
-            return digest_of([whole, self._chosen]) if self._chosen else whole
-        # Decoded images are identified by their files: the next run may read the files without decoding all of them.
-        if all(map(os.path.exists, self.paths)):
-            return digest_of_files(lambda: self.paths, len(self), cache)
-        return digest_of_tensors({"table": self.table, "pixels": self.pixels})
+        return digest_of([whole, self._chosen]) if self._chosen else whole
 
     def _gather_on_device(self, index: Tensor, size: list[int], boxes: Tensor | None) -> Tensor:
         # CUDA cannot index uint16; the bits are moved as int16.
@@ -209,9 +211,14 @@ class PackedTiles:
         return images if boxes is None else map(box_of, images, boxes.tolist())
 
     def _is_uniform(self, start: int) -> bool:
-        """Whether the readable images of a block have the size of the first one."""
-        other = (self.table[start : start + BLOCK] != torch.tensor(self._size)).any(dim=1).nonzero().flatten() + start
-        return bool(torch.isin(other, self._corrupt_positions).all())
+        """Whether the readable images of a block have the size of the first one, each a row of (-1, *size, C).
+
+        In a part they are not rows if it leaves out an image of another size that comes before them.
+        """
+        block = slice(start, start + BLOCK)
+        other = (self.table[block] != torch.tensor(self._size)).any(dim=1)
+        other |= self.offsets[block] % (math.prod(self._size) * self.spec.channels) != 0
+        return bool(torch.isin(other.nonzero().flatten() + start, self._corrupt_positions).all())
 
     def _readable(self, index: Tensor) -> Tensor:
         if self.corrupt:

@@ -13,7 +13,6 @@ from densepath.core.errors import UserError
 from densepath.core.random import ordered_by_seed, permute
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.packed import PackedTiles
-from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
@@ -66,15 +65,13 @@ def share_of(count: int, fraction: float, seed: int) -> Tensor:
 
 
 def take(images: PixelSource, positions: Tensor) -> PixelSource:
-    """The source with only the images at some positions (K,), in this order.
+    """The source with only the images at some positions (K,), in this order, with the pixels of the whole source.
 
     Raises:
         UserError: it has no part that can be a source.
     """
-    if isinstance(images, PackedTiles | VolumeStore):
+    if isinstance(images, PackedTiles | VolumeStore | ImageFiles):
         return images.take(positions)
-    if isinstance(images, ImageFiles):
-        return ImageFiles(PathTable.of(images.paths[int(p)] for p in positions), images.max_side, images.passed)
     raise UserError("only image files, packed stores and volumes can be divided by image; pack these first")
 
 

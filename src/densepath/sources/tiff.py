@@ -20,6 +20,8 @@ from densepath.sources.corrupt import CorruptImage
 MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, above which Pillow warns of decompression bombs
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE_IS_ZERO, _GREY, _RGB = 0, (0, 1), 2  # PhotometricInterpretation
+_YCBCR, _JPEG = 6, (6, 7)  # of these compressions tifffile converts it to RGB
+_APERIO_YCBCR = 33003  # a compression that says RGB of YCbCr
 _TRANSPARENCY = {1, 2, 999}  # ExtraSamples; 999 is Corel's
 _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _CHANNELS_TAG, _PLANES_TAG = 259, 262, 274, 277, 284
 _DESCRIPTION_TAG, _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG, _EXTRA_TAG, _FORMAT_TAG = 270, 322, 323, 338, 339
@@ -168,6 +170,13 @@ def stored_shape(path: str | Path) -> tuple[int, ...]:
         return shape
 
 
+def has_plain_colors(page: Any) -> bool:
+    """Whether the pixels that tifffile decodes are grey or RGB: those of palettes, CMYK and most YCbCr are not."""
+    if page.photometric == _YCBCR:
+        return page.compression in _JPEG
+    return page.photometric in (*_GREY, _RGB) and page.compression != _APERIO_YCBCR
+
+
 def stored_orientation(path: str | Path) -> int:
     """The orientation tag of a TIFF's first page, 1 to 8; 1 where there is none that is valid."""
     with tifffile.TiffFile(path) as tiff:
@@ -179,7 +188,7 @@ def tiff_header(path: str | Path) -> tuple[int, int, int, int, Any]:
     """Height and width in pixels, channels, bits and orientation tag of a TIFF's first page.
 
     Raises:
-        CorruptImage: the pixels are not 8- or 16-bit grey or RGB, or too many.
+        CorruptImage: the pixels are not 8- or 16-bit grey or RGB as they are stored, or too many.
     """
     with tifffile.TiffFile(path) as tiff:
         page = _checked(path, tiff)
@@ -213,6 +222,9 @@ def _checked(path: str | Path, tiff: tifffile.TiffFile) -> Any:
         raise CorruptImage(
             str(path), f"{counted(page.samplesperpixel, 'channel')} of {page.dtype}, not 8- or 16-bit RGB"
         )
+    if not has_plain_colors(page):
+        colors = getattr(page.photometric, "name", page.photometric)
+        raise CorruptImage(str(path), f"its colors are stored as {colors} and cannot be converted; save it as RGB")
     _refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
     refuse_stack(path, tiff)
     return page

@@ -14,11 +14,11 @@ from densepath.core.errors import errors_as, one_line
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.resolution import from_tags
+from densepath.sources.tiff import has_plain_colors
 
 _KEPT = 2**28  # bytes of decoded parts that are kept: neighboring windows share them
 _LONGEST_PART = 2**30  # bytes
 _CONTIGUOUS = 1
-_SIMPLE = (0, 1, 2, 6)  # photometric interpretations: grey, RGB, YCbCr
 
 
 class TiffParts:
@@ -49,7 +49,7 @@ class TiffParts:
             self._rows, self._columns = min(int(page.rowsperstrip), self.size[0]), self.size[1]
         self._across = -(-self.size[1] // self._columns)
         bytes_each = self._rows * self._columns * page.samplesperpixel * np.dtype(page.dtype).itemsize
-        plain = page.photometric in _SIMPLE and page.dtype in (np.uint8, np.uint16)
+        plain = has_plain_colors(page) and page.dtype in (np.uint8, np.uint16)
         contiguous = page.samplesperpixel == 1 or page.planarconfig == _CONTIGUOUS
         if not plain or not contiguous or page.samplesperpixel not in (1, 3) or page.imagedepth != 1:
             raise CorruptImage(self.name, "it is too large to be decoded whole; save it as a tiled TIFF, grey or RGB")

@@ -68,7 +68,11 @@ def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> 
 
 def digests_of(inputs: Mapping[str, Any]) -> dict[str, str]:
     """Digests of the cells among a method's inputs, which must be the same when a run is resumed."""
-    return {name: value.digest() for name, value in inputs.items() if isinstance(value, CellPoints)}
+    found: dict[str, str] = {}
+    for name, value in inputs.items():
+        if isinstance(value, CellPoints):
+            found |= {name: value.digest(), f"{name}_found": value.digest_of_results()}
+    return {name: digest for name, digest in found.items() if digest}
 
 
 def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:

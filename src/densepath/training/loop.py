@@ -90,7 +90,7 @@ def train(
         raise UserError(
             f"the run has {counted(batches.total_steps, 'batch', 'batches')}, a step takes {accumulate}; make it longer"
         )
-    saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume, free=free)
+    saver = Saver(task, out, config=config or {}, facts=facts or {}, seed=seed, resume=resume, free=free)
     if task.finished():
         total = saver.start
     if first:
@@ -153,13 +153,18 @@ def train(
             ended = best = False
             if evaluate and due(done, intervals.evaluate_every):
                 with meter.paused(), untouched_generators(), preserve_mode(task), whole(task):
-                    row |= evaluate()
+                    measured = evaluate()
                 ended, best = task.finished(), task.is_best()
                 if (ended or best) and not saves:
                     require_finite(task, meter, out, weights=True)
+                if ended:
+                    total = done
+                    row, logs = row or {**meter.collect(), "lr": lr}, True
+                row |= measured
+            last = done == total
             recorder.write(done, row)
-            recorder.warn(task.warnings(row, done == total) if logs else [])
-            if draw and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
+            recorder.warn(task.warnings(row, last) if logs else [])
+            if draw and (due(done, intervals.draw_every) or (intervals.draw_every and last)):
                 with meter.paused(), untouched_generators(), whole(task):
                     for path in draw(done) if first else ():
                         recorder.picture(done, path)
@@ -168,10 +173,9 @@ def train(
                     keep(done)
             if saves or ended or best:
                 with meter.paused():
-                    saver.save(done, best)
+                    saver.save(done, best, last)
             recorder.progress.step(done, row if logs else None)
             if ended:
-                total = done
                 break
             if stop:
                 raise Interrupted(stop)

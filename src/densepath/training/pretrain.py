@@ -142,7 +142,6 @@ def run(
     if config.val_share:
         parts = hold_out_images(images, config.data, config.val_share, config.seed)
         images, held = (take(whole, positions) for positions in parts)
-        images.spec = held.spec = whole.spec
     known = fingerprint(images)
     torch.manual_seed(config.seed)
     network = choose_backbone(config.backbone, images.spec.channels, config.output_stride)

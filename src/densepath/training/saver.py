@@ -33,8 +33,11 @@ _DIGESTS = {
     "names": "the names of the images, or their order, are not those that the run in {out} was started with",
     "sizes": "files of images have been replaced since the run in {out} was started: their sizes differ",
     "samples": "files of images have been replaced since the run in {out} was started: their contents differ",
+    "conversion": "the volumes were converted again since the run in {out} was started: with other affine maps, or "
+    "with the window of each volume instead of a common one, or the reverse",
     "annotations": "the annotations are not those that the run in {out} was started with",
     "cells": "the cells are not those that the run in {out} was started with",
+    "cells_found": "the cells have been found again since the run in {out} was started, and are others",
 }
 _BY_IMAGE = " (--fraction chooses patients where any are known; up to version 0.1 it chose images)"
 
@@ -51,7 +54,6 @@ class Saver:
         out: the run folder.
         config: the options of the run, kept in the checkpoints as JSON.
         facts: numbers and digests that must be the same when the run is resumed.
-        total: number of optimizer steps of the whole run.
         seed: seed of the stateful random generators.
         resume: restore the newest checkpoint in ``out``, if there is one.
         free: dotted names of options in ``config`` that may change when a run is resumed.
@@ -72,12 +74,11 @@ class Saver:
         *,
         config: Mapping[str, Any],
         facts: Mapping[str, int | str],
-        total: int,
         seed: int,
         resume: bool,
         free: Collection[str] = (),
     ) -> None:
-        self._task, self._out, self._total, self._seed = task, out, total, seed
+        self._task, self._out, self._seed = task, out, seed
         self._notes = {"config": json.dumps(config), "facts": dict(facts)}
         self._state = newest_checkpoint(out / CHECKPOINTS) if resume else None
         self.start = 0
@@ -121,8 +122,14 @@ class Saver:
         """Minutes since the last checkpoint, or since the start."""
         return (self._watch.read() - self._saved_at) / 60
 
-    def save(self, step: int, best: bool = False) -> None:
-        """Write a checkpoint of the state after a step; the best one is also kept. All processes call this."""
+    def save(self, step: int, best: bool = False, last: bool = False) -> None:
+        """Write a checkpoint of the state after a step. All processes call this.
+
+        Args:
+            step: number of optimizer steps done.
+            best: the checkpoint is also kept as the best one.
+            last: the run ends with it: the task gets the mean statistics that are saved.
+        """
         states = [(random_state(), self._meter.state())]
         if world_size() > 1:
             mine, states = states[0], states * world_size()
@@ -142,12 +149,12 @@ class Saver:
                 "measured": [measured for _, measured in states],  # since the last row of metrics.csv
                 "threads": torch.get_num_threads(),
             }
-            last = write_checkpoint(self._out / CHECKPOINTS, state)
+            path = write_checkpoint(self._out / CHECKPOINTS, state)
             if best:
-                keep_best(last)
+                keep_best(path)
         if world_size() > 1:
             dist.barrier()  # a launcher may kill the other processes as soon as one has exited
-        if step == self._total:
+        if last:
             set_statistics(self._task, statistics.mean(0))  # the exported weights equal the saved ones
         self._saved_at, self.saved = self._watch.read(), step
 

@@ -29,7 +29,7 @@ from densepath.core.regions import Regions, point_counts
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.pixel_source import PixelSpec
-from densepath.sources.tiles.records import identity_of, write_record
+from densepath.sources.tiles.records import identity_of, record_path, write_record
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.views.crops import Crop
@@ -45,13 +45,15 @@ def folder_of(out: Path, cells: dict[str, tuple[Path, Cells | None]]) -> Path:
     for name, (path, found) in cells.items():
         row = dict.fromkeys(("mpp", "width", "height", "cells", "classes", "problem"), "")
         row |= {"slide": name, "path": str(path)}
+        result = None
         if found is None:
             row["problem"] = "damaged"
         else:
             write_cells(cell_path(out, name), found)
             row |= {"cells": str(len(found)), "classes": ";".join(found.class_names)}
             row |= {"height": str(found.extent[0]), "width": str(found.extent[1])}
-        write_record(out, row | {"result": None}, identity_of(path))
+            result = identity_of(cell_path(out, name))
+        write_record(out, row | {"result": result}, identity_of(path))
         rows.append(row)
     write_cell_rows(out, rows)
     return out
@@ -199,6 +201,17 @@ def test_a_digest_tells_other_cells_from_the_same(tmp_path: Path) -> None:
     folders = [folder_of(tmp_path / f"C{number}", {"a": (path, cells)}) for number, cells in enumerate(made)]
     digests = [CellPoints(ImageFiles([path]), folder).digest() for folder in folders]
     assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+def test_a_digest_of_the_results_tells_moved_cells(tmp_path: Path) -> None:
+    path = dotted(tmp_path / "a.png", 20, 40, [], 1)
+    moved = (Cells.of([[x, 9]], (20, 40), ["s"]) for x in (9, 9, 8))
+    folders = [folder_of(tmp_path / f"C{number}", {"a": (path, cells)}) for number, cells in enumerate(moved)]
+    found = [CellPoints(ImageFiles([path]), folder) for folder in folders]
+    results = [points.digest_of_results() for points in found]
+    assert results[0] == results[1] != results[2] and len({points.digest() for points in found}) == 1
+    record_path(folders[0], "a").unlink()
+    assert found[0].digest_of_results() == ""
 
 
 def test_bands_of_rows_find_the_same_cells_as_a_search_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,14 @@ def test_whole_factors_explain_the_sizes_of_levels() -> None:
     assert downsamples([(2000, 3001), (500, 750), (125, 187), (667, 1000)]) == [(1, 1), (4, 4), (16, 16), (3, 3)]
     assert downsamples([(1000, 1000), (700, 700)])[1] == pytest.approx((10 / 7, 10 / 7))
     assert downsamples([(1000, 1000), (700, 710)])[1] == pytest.approx((10 / 7, 100 / 71))
+
+
+@pytest.mark.parametrize("rounded", [math.floor, round, math.ceil])
+@pytest.mark.parametrize("size", [(99004, 131372), (60000, 45123), (36832, 38474)])
+def test_coarse_levels_are_reduced_by_powers_of_two(size: tuple[int, int], rounded: Callable[[float], int]) -> None:
+    factors = [2**k for k in range(11)]
+    sizes = [(rounded(size[0] / factor), rounded(size[1] / factor)) for factor in factors]
+    assert downsamples(sizes) == [(factor, factor) for factor in factors]
 
 
 def test_levels_that_show_another_area_disagree() -> None:

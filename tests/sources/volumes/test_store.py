@@ -205,6 +205,20 @@ def test_few_files_are_mapped_at_a_time_and_what_was_read_is_given_back(
         files.get(str(tmp_path / "0"), 5001, 0)
 
 
+def test_a_store_that_is_converted_in_another_way_has_another_identity(tmp_path: Path, volumes: list[Any]) -> None:
+    """Only what changes the pixels or their places changes what a resumed run compares."""
+    ways: dict[str, dict[str, Any]] = {"ct": {}, "narrow": {"window": (-100, 100)}, "own": {"window": "volume"}}
+    wide = LPS @ np.diag([2.0, 2.0, 2.0, 1.0])
+    found = {}
+    for name, more in (ways | {"wide": {}}).items():
+        source = write(tmp_path / name / "in", volumes[:1], wide if name == "wide" else LPS)
+        given = {"window": (-500, 800), "images": "images"} | more
+        found[name] = open_volumes(convert_folder(FolderConversion(source, tmp_path / name / "S", **given)))
+    assert len({store.digest(tmp_path) for store in found.values()}) == 4
+    known = {name: fingerprint(store)["conversion"] for name, store in found.items()}
+    assert known["ct"] == known["narrow"] and len({*known.values()}) == 3
+
+
 def test_a_part_of_a_store(ct: Path) -> None:
     half = restrict(find_source(ct), fraction=0.5, seed=3)
     assert isinstance(half, VolumeStore) and len(half) == 2

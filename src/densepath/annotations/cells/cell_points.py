@@ -175,6 +175,11 @@ class CellPoints:
         """A digest of the table of these slides or images, by which a run that is resumed notices others."""
         return self._digest
 
+    def digest_of_results(self) -> str:
+        """A digest of the files of these slides' or images' cells, as their records know them; "" without records."""
+        results = [(read_record(self._folder, name) or {}).get("result") for name in sorted({*self._names})]
+        return "" if None in results else digest_of(map(str, results))
+
     def describe(self) -> str:
         """The number of cells, their classes, and how many slides or images there are, in a line."""
         named = f" of {counted(len(self.class_names), 'class', 'classes')}: {first_few(self.class_names, _SHOWN)}"

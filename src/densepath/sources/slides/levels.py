@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,13 +39,15 @@ class Level:
 def downsamples(sizes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
     """Pixels of the first size for one of each size, along y and x.
 
-    Levels are made by whole factors, and their sizes rounded: where a whole factor explains a size, it is that.
+    Levels are made by whole factors, most by powers of two, and their sizes rounded: where such a factor explains a
+    size, it is that. The sizes of coarse levels fit several.
     """
     (height, width), found = sizes[0], []
     for rows, columns in sizes:
-        factor = round((height / rows + width / columns) / 2) if rows and columns else 1
-        whole = factor >= 1 and abs(height / factor - rows) < 1 and abs(width / factor - columns) < 1
-        found.append((float(factor), float(factor)) if whole else (height / rows, width / columns))
+        about = max(1.0, (height / rows + width / columns) / 2) if rows and columns else 1.0
+        likely = (2 ** round(math.log2(about)), round(about))
+        factor = next((f for f in likely if abs(height / f - rows) < 1 and abs(width / f - columns) < 1), None)
+        found.append((height / rows, width / columns) if factor is None else (float(factor), float(factor)))
     return found
 
 

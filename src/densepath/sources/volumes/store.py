@@ -165,11 +165,13 @@ class VolumeStore:
         """Digests by which a resumed run knows the volumes, see :func:`densepath.sources.fingerprint.fingerprint`."""
         paths = [self.path(position) for position in range(len(self))]
         names = digest_of(f"{row['name']} {row['size']} {row['scales']} {row['crc']}" for row in self.rows)
-        return {"names": names, "sizes": digest_of_sizes(paths), "samples": digest_of_samples(paths)}
+        found = {"names": names, "sizes": digest_of_sizes(paths), "samples": digest_of_samples(paths)}
+        return found | {"conversion": digest_of([str(self._own), *(str(row["affine"]) for row in self.rows)])}
 
     def digest(self, cache: Path) -> str:
-        """The identity of the volumes: their names, sizes and checksums."""
-        return self.fingerprint()["names"]
+        """The identity of the volumes: their names, sizes, checksums, affine maps and window."""
+        known = self.fingerprint()
+        return digest_of([known["names"], known["conversion"], str(self.index["window"])])
 
     def _scale(self, row: Mapping[str, Any]) -> list[tuple[float, float]]:
         """Slope and intercept from stored numbers to pixels, of each channel."""

@@ -63,7 +63,7 @@ class Pool:
         places = positions.tolist()
         return replace(
             self,
-            images=_same_pixels(take(self.images, torch.from_numpy(positions)), self.images),
+            images=take(self.images, torch.from_numpy(positions)),
             names=[self.names[p] for p in places],
             targets=self.targets.take(positions),
             owners=[self.owners[p] for p in places],
@@ -110,7 +110,7 @@ def read_pool(
     found, kept = read_targets(config, names, listed, table, divided, whole)
     places = np.flatnonzero(kept)
     if len(places) < len(names):  # the others need neither split nor patient
-        images, found = _same_pixels(take(images, torch.from_numpy(places)), images), found.take(places)
+        images, found = take(images, torch.from_numpy(places)), found.take(places)
         paths, names, splits = ([part[p] for p in places] if part else [] for part in (paths, names, splits))
         listed = Listed([_absolute(path, data) for path in paths])
     volumes = images.rows if isinstance(images, VolumeStore) else []
@@ -134,7 +134,7 @@ def read_pool(
 
 def open_pool(pool: Pool, config: ClassifyConfig, device: torch.device) -> Pool:
     """The pool with images in memory where that is useful, without damaged ones."""
-    cached = _same_pixels(cache_images(pool.images, config.cache, device), pool.images)
+    cached = cache_images(pool.images, config.cache, device)
     pool = replace(pool, images=cached)
     if damaged := sorted(cached.corrupt):
         say(
@@ -143,11 +143,6 @@ def open_pool(pool: Pool, config: ClassifyConfig, device: torch.device) -> Pool:
         )
         pool = pool.take(np.setdiff1d(np.arange(len(pool)), damaged))
     return pool
-
-
-def _same_pixels(images: PixelSource, other: PixelSource) -> PixelSource:
-    images.spec = other.spec
-    return images
 
 
 def still_there(before: Pool, after: Pool, positions: Integers) -> Integers:
