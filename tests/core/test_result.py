@@ -34,9 +34,9 @@ def test_a_result_without_scores_or_files_is_still_something() -> None:
         os.fspath(Result(None))
 
 
-def test_a_single_result_is_one_path_where_several_are_taken(tmp_path: Path) -> None:
+def test_a_result_is_a_path(tmp_path: Path) -> None:
     result = Result(tmp_path, {"mask_ap": 12.3456})
-    assert as_texts(result) == as_texts([result]) == as_texts(str(tmp_path)) == [str(tmp_path)]
+    assert as_texts([result]) == as_texts((tmp_path,)) == [str(tmp_path)]
     assert as_path(result) == tmp_path and as_path("random") == "random" and as_path(None) is None
 
 

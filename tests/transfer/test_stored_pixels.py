@@ -68,10 +68,17 @@ def test_pixels_that_no_file_has_are_refused(image: Any, message: str) -> None:
         pixels_in_memory(image, PixelSpec())
 
 
+def test_networks_of_files_of_12_bits_take_no_floats() -> None:
+    with pytest.raises(UserError, match="float64"):
+        pixels_in_memory(RGB / 255, PixelSpec.default(3, (0, 4095)))
+
+
 def test_values_of_a_packed_store_are_those_of_its_window() -> None:
     unit, volumes = PixelSpec.default(1, (0.0, 1.0)), PixelSpec.default(1, (-1000, 1000), 3)
     floats = RGB.astype(np.float32) / 255
     np.testing.assert_allclose(pixels_in_memory(floats, unit)[..., 0], floats @ [0.299, 0.587, 0.114], atol=1e-6)
+    counts = np.full((4, 5, 1), 150, np.uint16)
+    assert np.array_equal(pixels_in_memory(counts, PixelSpec.default(1, (0, 200))), counts)
     scan = np.full((2, 3, 4), -200, np.int16)
     assert np.array_equal(pixels_in_memory(scan, volumes), scan[..., None])
     for wrong, message in ((floats * np.nan, "NaN or Inf"), (floats > 0, "give numbers of height x width x 1")):

@@ -104,9 +104,9 @@ def test_an_elastic_deformation_has_its_displacement(shape):
 def test_one_operation_is_chosen_for_each_view():
     class Plus(Elastic):
         def apply(self, x, draw):
-            return x + self.displacement
+            return x + 4 * self.displacement
 
-    which = OneOf((Plus(displacement=1.0), Plus(displacement=2.0), Plus(displacement=3.0))).apply(
+    which = OneOf((Plus(displacement=0.25), Plus(displacement=0.5), Plus(displacement=0.75))).apply(
         torch.zeros(60, 1, 2, 2), draw_of(60)
     )[:, 0, 0, 0]
     assert {int(n) for n in which.unique()} == {1, 2, 3}

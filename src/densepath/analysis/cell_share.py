@@ -19,6 +19,7 @@ from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.slides.resolution import spacing_of_text
 
 _TISSUE = 0.5  # least share of a crop that tiles cover
 _BINS = 20
@@ -106,8 +107,8 @@ def _areas(images: PixelSource, points: CellPoints, folder: str | Path) -> Itera
         if row["slide"] in names and row["cells"]:
             if not row["mpp"]:
                 raise UserError("the µm per pixel of the images are unknown; run densepath cells with --default_mpp")
-            cells, mpp = read_cells(cell_path(folder, row["slide"])), float(row["mpp"])
-            yield _Area(cells.points * np.float64(mpp), np.array(cells.extent) * mpp, None)
+            cells, spacing = read_cells(cell_path(folder, row["slide"])), np.array(spacing_of_text(row["mpp"]))
+            yield _Area(cells.points * spacing[::-1], np.array(cells.extent) * spacing, None)
 
 
 def _of_area(area: _Area, token: float, across: int) -> npt.NDArray[np.float64]:

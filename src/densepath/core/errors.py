@@ -9,8 +9,8 @@ from difflib import get_close_matches
 
 # What torch, C++ libraries and the loader of shared libraries say
 _NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "failed to map segment")
-GUARD = 'put what the script runs below if __name__ == "__main__":'
 _NO_THREAD = "can't start new thread"
+GUARD = 'put what the script runs below if __name__ == "__main__":'
 
 
 class UserError(Exception):

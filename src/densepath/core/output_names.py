@@ -48,7 +48,7 @@ def refuse_repeated(names: Sequence[str], data: str | Path) -> None:
         UserError: it does.
     """
     twice = [name for name, count in Counter(names).items() if count > 1]
-    refuse(twice, f"images that {data} names twice", "list each image once")
+    refuse(twice, f"images that {data} names twice", "give each image once, under a name of its own")
 
 
 def names_below(names: Iterable[str], data: str | Path = "") -> list[str]:

@@ -81,7 +81,7 @@ class Regions:
 def _in_half(x: Tensor) -> bool:
     """Whether matrix products of a tensor are in float16, also by autocast."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device) == torch.float16
     return x.dtype == torch.float16
 

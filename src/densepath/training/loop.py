@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError
 from densepath.core.waiting import listening
 from densepath.nets.preserve_mode import preserve_mode
 from densepath.runs.lost_peers import reporting_lost_peers
@@ -87,9 +87,7 @@ def train(
     """
     total, first = batches.total_steps // accumulate, hardware.rank == 0
     if total < 1:
-        raise UserError(
-            f"the run has {counted(batches.total_steps, 'batch', 'batches')}, a step takes {accumulate}; make it longer"
-        )
+        raise UserError(f"a step takes {accumulate} batches, and the run has {batches.total_steps}; make it longer")
     saver = Saver(task, out, config=config or {}, facts=facts or {}, seed=seed, resume=resume, free=free)
     if task.finished():
         total = saver.start
@@ -149,19 +147,15 @@ def train(
             logs, saves, stop = run.agree(done)
             if logs or saves:
                 require_finite(task, meter, out, weights=saves)
-            row = {**meter.collect(), "lr": lr} if logs else {}
-            ended = best = False
+            ended, best, measured = False, False, dict[str, float]()
             if evaluate and due(done, intervals.evaluate_every):
                 with meter.paused(), untouched_generators(), preserve_mode(task), whole(task):
-                    measured = evaluate()
+                    measured = dict(evaluate())
                 ended, best = task.finished(), task.is_best()
                 if (ended or best) and not saves:
                     require_finite(task, meter, out, weights=True)
-                if ended:
-                    total = done
-                    row, logs = row or {**meter.collect(), "lr": lr}, True
-                row |= measured
-            last = done == total
+            logs, last = logs or ended, ended or done == total
+            row = ({**meter.collect(), "lr": lr} if logs else {}) | measured
             recorder.write(done, row)
             recorder.warn(task.warnings(row, last) if logs else [])
             if draw and (due(done, intervals.draw_every) or (intervals.draw_every and last)):
@@ -176,6 +170,7 @@ def train(
                     saver.save(done, best, last)
             recorder.progress.step(done, row if logs else None)
             if ended:
+                total = done
                 break
             if stop:
                 raise Interrupted(stop)

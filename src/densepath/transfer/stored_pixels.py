@@ -17,7 +17,7 @@ from densepath.sources.pixel_source import PixelSpec
 
 InMemory: TypeAlias = npt.NDArray[Any] | Tensor | Image.Image
 Picture: TypeAlias = InMemory | str | Path
-_FILE_WINDOWS = ((0, 255), (0, 65535))  # of networks that were trained on files
+_FILE_WINDOWS = tuple((0, 2**bits - 1) for bits in range(8, 17))  # of networks that were trained on files
 _FILE_DTYPES = (np.uint8, np.uint16)
 
 
@@ -69,7 +69,9 @@ def pixels_in_memory(image: InMemory, spec: PixelSpec) -> npt.NDArray[Any]:
     _check(pixels, spec, channels, as_file or not (of_files and spec.window in _FILE_WINDOWS))
     if as_file and pixels.shape[2] == 4:
         pixels = on_white(pixels)
-    return as_pixels(pixels, spec.channels, spec.image_dtype) if of_files else pixels
+    # A window of its own is that of the values as they are stored.
+    dtype = spec.image_dtype if spec.window in _FILE_WINDOWS else pixels.dtype
+    return as_pixels(pixels, spec.channels, dtype) if of_files else pixels
 
 
 def _of_pillow(image: Image.Image, spec: PixelSpec) -> npt.NDArray[Any]:

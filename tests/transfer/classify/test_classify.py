@@ -25,8 +25,10 @@ from densepath.runs.signals import Interrupted
 from densepath.sources.corrupt import LARGEST_SHARE
 from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
+from densepath.transfer.classify import training
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.trained import load_classifier
+from densepath.transfer.classify.training import answers_of
 from densepath.verbs import VERBS
 
 from .conftest import write_images, write_table
@@ -301,7 +303,10 @@ def test_a_damaged_test_image_that_is_replaced_gets_its_own_answer(
     classify(**given, cache=cache)
     before = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv")}
     damaged.write_bytes(whole)
+    asked: list[int] = []
+    monkeypatch.setattr(training, "answers_of", lambda *a: asked.extend(a[-1]) or answers_of(*a))  # type: ignore[func-returns-value]
     classify(**given, cache="none", resume=True)
+    assert len(asked) == 1  # the answers for the others are kept
     after = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv")}
     assert after.keys() - before.keys() == {labels[0][0]}
     assert {name: after[name] for name in before} == before

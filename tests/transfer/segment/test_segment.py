@@ -100,7 +100,7 @@ def test_folds_by_patient_and_predictions_as_in_the_test(
     with pytest.raises(UserError, match="mpp: only for detectors, classifiers and runs of mil, not segmenters"):
         predict(result, data=data / "images", out=tmp_path / "no", mpp=0.5)
     (tmp_path / "twice.txt").write_text("data/images/P0_0.png\ndata/../data/images/P0_0.png\n")
-    with pytest.raises(UserError, match=r"images that .*twice.txt names twice: P0_0.png; list each image once"):
+    with pytest.raises(UserError, match=r"images that .*twice.txt names twice: P0_0.png; give each image once"):
         predict(result, data=tmp_path / "twice.txt", out=tmp_path / "no", devices="cpu")
 
 

@@ -47,7 +47,8 @@ class Conversion:
         list_single_fields(self)
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise UserError(f"--test_share is {self.test_share}; give a number between 0 and 1")
-        if self.spacing != "native" and (len(self.spacing) != 3 or not all(0 < side < 1000 for side in self.spacing)):
+        sides = () if isinstance(self.spacing, str | int | float) else tuple(self.spacing)
+        if self.spacing != "native" and (len(sides) != 3 or not all(0 < side < 1000 for side in sides)):
             raise UserError(f"spacing is {self.spacing}; give mm along x, y and z, e.g. 1 1 1, or native")
         if isinstance(self.window, tuple | list) and (len(self.window) != 2 or not self.window[0] < self.window[1]):
             raise UserError(f"window is {self.window}; give two numbers, the smaller first, or volume, or shared")

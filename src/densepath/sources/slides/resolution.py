@@ -36,6 +36,12 @@ def spacing_text(spacing: Spacing) -> str:
     return " x ".join(dict.fromkeys(f"{value:.6g}" for value in spacing[::-1]))
 
 
+def spacing_of_text(text: str) -> Spacing:
+    """What :func:`spacing_text` was given, as far as its digits go."""
+    values = [float(value) for value in text.split(" x ")]
+    return values[-1], values[0]
+
+
 def from_aperio(description: str) -> Spacing | None:
     """µm per pixel from the description of an Aperio slide."""
     found = _APERIO.search(description)

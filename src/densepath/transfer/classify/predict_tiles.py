@@ -106,7 +106,11 @@ def predict_tiles(
     def files(name: str) -> list[Path]:
         return [_table(out, name), *chain.from_iterable(files_of_map(maps[name, label]) for label in notes.labels)]
 
-    shared = SlideWork(out, {name: slide.identity() for name, slide in slides.items()}, files)
+    def identity(slide: ListedSlide) -> list[Any]:
+        own = {label: maps[slide.name, label].relative_to(out / "heat_maps") for label in notes.labels}
+        return [*slide.identity(), *(str(own[label]) for label in own if str(own[label]) != _plain(slide.name, label))]
+
+    shared = SlideWork(out, {name: identity(slide) for name, slide in slides.items()}, files)
     shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware, maps), shard)
     with shared_work(out / LOCKS / "tables", "tables"):
         found = shared.found()
@@ -127,9 +131,13 @@ def heat_map_paths(out: Path, slides: Sequence[str], labels: Sequence[str]) -> d
     names: dict[str, tuple[str, str]] = {}
     for slide in slides:
         for label in labels:
-            part = re.sub(r"[^\w.-]+", "_", label)
-            names[unused_name(f"{slide}_{part}", names)] = slide, label
+            names[unused_name(_plain(slide, label), names)] = slide, label
     return {own: out / "heat_maps" / name for name, own in names.items()}
+
+
+def _plain(slide: str, label: str) -> str:
+    part = re.sub(r"[^\w.-]+", "_", label)
+    return f"{slide}_{part}"
 
 
 def _predict_slide(

@@ -114,49 +114,46 @@ def fit(
 
 
 def answer(out: Path, test: Pool, hardware: Hardware) -> Answers:
-    """The answers of the classifier in a folder for its test images, unless it wrote those for all of them before."""
+    """The answers of the classifier in a folder for its test images; those that it wrote before are read."""
     path = out / _ANSWERS
     model, notes = read_classifier(out / CLASSIFIER_FILE)
-    if (kept := kept_answers(path, test)) is not None:
-        return Answers(np.arange(len(test)), np.array(kept["chances"], np.float64), notes)
-    hardware.lay_out(model)
-    readout = Readout(model, notes).to(hardware.device)
-    positions, chances, damaged = answers_of(readout, test.images, hardware)
+    answers, left = kept_answers(path, test)
+    damaged: list[str] = []
+    if left:
+        hardware.lay_out(model)
+        positions, chances, damaged = answers_of(Readout(model, notes).to(hardware.device), test.images, hardware, left)
+        answers |= dict(zip(positions, chances.tolist(), strict=True))
     if damaged:
         say(
             f"densepath: {counted(len(damaged), 'damaged test image is', 'damaged test images are')} "
             f"left out: {first_few(damaged)}"
         )
-    if not positions:
+    if not answers:
         raise UserError(f"none of {counted(len(test), 'test image')} can be read; check the files ({damaged[0]})")
-    keep_answers(path, test, positions, {"chances": chances.tolist()})
-    return Answers(np.array(positions, np.int64), chances.astype(np.float64), notes)
+    positions = sorted(answers)
+    keep_answers(path, test, answers)
+    return Answers(np.array(positions, np.int64), np.array([answers[p] for p in positions], np.float64), notes)
 
 
-def kept_answers(path: Path, test: Pool) -> dict[str, Any] | None:
-    """What :func:`keep_answers` wrote for these test images; None if it wrote nothing, or answers for other images."""
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return kept if kept.get("names") == test.names else None
+def kept_answers(path: Path, test: Pool) -> tuple[dict[int, Any], list[int]]:
+    """What :func:`keep_answers` wrote for test images, by their position, and the positions that are left."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    by_name = content.get("by_name", {})
+    kept = {position: by_name[name] for position, name in enumerate(test.names) if name in by_name}
+    return kept, [position for position in range(len(test)) if position not in kept]
 
 
-def keep_answers(path: Path, test: Pool, positions: Sequence[int], answers: Mapping[str, Any]) -> None:
-    """Write answers with the names of their images: a damaged test image that is replaced moves the positions.
-
-    Args:
-        path: of the file.
-        test: the test images.
-        positions: of those that could be read.
-        answers: for them.
-    """
+def keep_answers(path: Path, test: Pool, answers: Mapping[int, Any]) -> None:
+    """Write the answer for each position by the image's name: a damaged image that is replaced moves the positions."""
     with atomic_write(path) as part:
-        part.write_text(json.dumps({"names": [test.names[p] for p in positions], **answers}) + "\n")
+        part.write_text(json.dumps({"by_name": {test.names[p]: answers[p] for p in sorted(answers)}}) + "\n")
 
 
 def answers_of(
-    readout: Readout, images: PixelSource, hardware: Hardware
+    readout: Readout, images: PixelSource, hardware: Hardware, asked: Sequence[int] | None = None
 ) -> tuple[list[int], npt.NDArray[np.float32], list[str]]:
-    """Positions of the readable images, their probabilities (M, T), and the damaged images."""
-    batches = batches_of(range(len(images)), AT_ONCE)
+    """Positions of the readable images of those ``asked`` for, their probabilities (M, T), and the damaged images."""
+    batches = batches_of(range(len(images)) if asked is None else asked, AT_ONCE)
     half = hardware.precision == "bf16-mixed"
     return collect(encode(readout, Stored(images), batches, hardware.device, half))
 

@@ -56,7 +56,7 @@ class Encoded:
     damaged: list[str]
 
 
-def batches_of(positions: range, batch_size: int) -> list[range]:
+def batches_of(positions: Sequence[int], batch_size: int) -> list[Sequence[int]]:
     """The batches of consecutive images; they decide the numbers to the last bit, so they are the same for any number
     of processes."""
     return [positions[first : first + batch_size] for first in range(0, len(positions), batch_size)]

@@ -60,7 +60,8 @@ class AttentionFiles:
             drawn: whether there are pictures.
 
         Returns:
-            What the slide of the pictures is known by, for :meth:`shows`; None if they were not drawn.
+            What the slide is known by, for :meth:`shows`, also if it has no pictures; None if they were not asked for,
+            or drawing them failed.
         """
         stem = self._out / name
         write_table(stem.with_name(f"{stem.name}.csv"), tiles, attention, self._classes)
@@ -68,12 +69,14 @@ class AttentionFiles:
         spacing = tiles.spacing or (slide.spacing if slide is not None else None)
         if (boxes := boxes_px(tiles, spacing)) is not None:
             write_geojson(stem.with_name(f"{stem.name}.geojson"), boxes, attention, self._classes)
-        if not drawn or slide is None:
+        if not drawn:
             return None
+        if slide is None:
+            return identity
         if spacing is None or tiles.corners is None:
             unknown = "the places of its tiles" if tiles.corners is None else "its µm per pixel"
             say(f"densepath: {name} has no pictures, as {unknown} are unknown")
-            return None
+            return identity
         own = attention[shown if len(attention) > 1 else 0]
         own = own / own.mean()  # 1 is the mean, however many tiles there are
         label = "attention" if len(attention) == 1 else f"attention for {self._classes[shown]}"
@@ -89,6 +92,11 @@ class AttentionFiles:
         """The sheet of tiles of a slide, which is not the heat map of another slide."""
         return self._out / f"{unused_name(f'{name}_tiles', self._all)}.png"
 
+    def unusual(self, name: str) -> list[str]:
+        """The name of the sheet of tiles, if it is another one because of other slides."""
+        sheet = self._sheet(name)
+        return [sheet.name] if sheet != self._out / f"{name}_tiles.png" else []
+
     def files(self, name: str) -> list[Path]:
         """The files of a slide, of which some may be missing."""
         stem = self._out / name
@@ -96,7 +104,7 @@ class AttentionFiles:
         return [*own, self._sheet(name), *files_of_map(stem)]
 
     def shows(self, name: str, noted: str | None, drawn: list[int] | None) -> bool:
-        """Whether the pictures of a slide need not be drawn: they show the slide, or there is none to be found.
+        """Whether the pictures of a slide need not be drawn: this was tried with the slide as it is, or there is none.
 
         Args:
             name: of the slide.
@@ -117,16 +125,18 @@ class AttentionFiles:
         return path if path is not None and os.path.exists(path) else None
 
     def _open(self, name: str, tiles: SlideFeatures, drawn: bool) -> tuple[Slide | None, list[int]]:
-        """The slide and its identity, if it is there and can be read; else says why, if it was to be drawn."""
+        """The slide, if it can be read, and its identity, if it is there; else says why, if it was to be drawn."""
+        identity: list[int] = []
         try:
             if (path := self._path(name, slide_path(tiles))) is not None:
-                return open_slide(path), identity_of(path)
+                identity = identity_of(path)
+                return open_slide(path), identity
             if drawn and self._folder is not None:
                 say(f"densepath: {name} has no pictures, as its slide is not in {self._folder}")
         except UserError as error:
             if drawn:
                 say(f"densepath: {name} has no pictures: {error}")
-        return None, []
+        return None, identity
 
 
 def slide_path(tiles: SlideFeatures) -> str | None:

@@ -138,7 +138,7 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
     cases = {own[0].name: own for own in cases.values()}
     shared = SlideWork(
         work.out,
-        {name: _identity(own, work.models) for name, own in cases.items()},
+        {name: _identity(own, work) for name, own in cases.items()},
         lambda name: [path for slide in cases[name] for path in work.attention.files(slide.name)],
     )
 
@@ -226,10 +226,11 @@ def _read(slide: NewSlide, work: _Work) -> tuple[SlideFeatures, Bag]:
     return features, Bag(slide.name, (slide.file,), (len(tiles),), torch.from_numpy(tiles))
 
 
-def _identity(slides: Sequence[NewSlide], models: Ensemble) -> list[Any]:
-    """What changes if the features of a case do, or the models."""
+def _identity(slides: Sequence[NewSlide], work: _Work) -> list[Any]:
+    """What changes if the features of a case do, the models, or the names of its files."""
     files = [slide.file for slide in slides if slide.file is not None]
-    return [models.digest, [slide.name for slide in slides], identity_of(*files)]
+    unusual = [name for slide in slides for name in work.attention.unusual(slide.name)]
+    return [work.models.digest, [slide.name for slide in slides], identity_of(*files), *unusual]
 
 
 def _write_tables(

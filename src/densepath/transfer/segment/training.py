@@ -121,18 +121,16 @@ def fit(
 
 
 def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers:
-    """Segment the test images with the segmenter in a folder and score that, unless all were scored before."""
+    """Segment the test images with the segmenter in a folder and score that; scores of before are read."""
     path = out / _CASES
     model, notes = read_segmenter(out / SEGMENTER_FILE)
-    if (kept := kept_answers(path, test.pool)) is not None:
-        columns = np.array(kept["columns"], np.float64).reshape(len(test), len(notes.legend.regions), 4)
-        return Answers(np.arange(len(test)), columns, notes)
+    scores, left = kept_answers(path, test.pool)
     hardware.lay_out(model)
     sliding = notes.sliding(model.to(hardware.device), hardware)
-    positions, rows, damaged = [], [], []
+    damaged = []
     names = output_names([Path(name) for name in test.pool.names])
     chosen = set(evenly_spaced(pictures, len(test))) if pictures else set()
-    for k in with_progress(range(len(test)), len(test), "testing"):
+    for k in with_progress(left, len(left), "testing"):
         try:
             pixels, truth = read_case(test, k)
         except CorruptImage as error:
@@ -141,20 +139,21 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
         found = sliding.classes(pixels)
         known = test.pool.images.spacing(torch.tensor([k])) if pixels.ndim == 4 else None
         spacing = [1.0] * (pixels.ndim - 1) if known is None else known[0].tolist()
-        rows.append(score_case(found, truth, notes.legend, spacing))
-        positions.append(k)
+        row = score_case(found, truth, notes.legend, spacing)
+        scores[k] = row.tolist()
         if k in chosen:
-            drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(rows[-1]), spacing
+            drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(row), spacing
             draw_safely(partial(draw_case, out / PICTURES, *drawn))
     if damaged:
         say(
             f"densepath: {counted(len(damaged), 'damaged test image is', 'damaged test images are')} "
             f"left out: {first_few(damaged)}"
         )
-    if not positions:
+    if not scores:
         raise UserError(f"none of {counted(len(test), 'test image')} can be read; check the files ({damaged[0]})")
-    columns = np.stack(rows)
-    keep_answers(path, test.pool, positions, {"columns": columns.tolist()})
+    keep_answers(path, test.pool, scores)
+    positions = sorted(scores)
+    columns = np.array([scores[k] for k in positions], np.float64).reshape(len(positions), len(notes.legend.regions), 4)
     return Answers(np.array(positions, np.int64), columns, notes)
 
 
