@@ -1,4 +1,4 @@
-"""The precision of results on slides, which processes on different machines make together."""
+"""The precision of predictions in one folder, which processes on different machines make together."""
 
 from __future__ import annotations
 
