@@ -143,7 +143,7 @@ def test_slides_that_are_named_later_are_drawn(run: Path, tmp_path: Path) -> Non
     assert {path.name for path in (out / "attention").iterdir()} == table
     answered = (out / "attention" / "s.csv").stat().st_mtime_ns
     predict(run, **given, slides=tmp_path / "slides")
-    assert answered == (out / "attention" / "s.csv").stat().st_mtime_ns  # a slide that is not there is no reason
+    assert answered == (out / "attention" / "s.csv").stat().st_mtime_ns  # without its slide nothing is left to draw
     write_slide(tmp_path / "slides" / "s.tiff", size=(128, 128), levels=(1, 2), tile=64)
     first = drawn_at(slides=tmp_path / "slides")
     assert first == drawn_at() == drawn_at(slides=tmp_path / "slides", pictures=0)

@@ -107,8 +107,8 @@ def predict_tiles(
         return [_table(out, name), *chain.from_iterable(files_of_map(maps[name, label]) for label in notes.labels)]
 
     def identity(slide: ListedSlide) -> list[Any]:
-        own = {label: maps[slide.name, label].relative_to(out / "heat_maps") for label in notes.labels}
-        return [*slide.identity(), *(str(own[label]) for label in own if str(own[label]) != _plain(slide.name, label))]
+        own = [(maps[slide.name, label], out / "heat_maps" / _plain(slide.name, label)) for label in notes.labels]
+        return [*slide.identity(), *(path.name for path, plain in own if path != plain)]
 
     shared = SlideWork(out, {name: identity(slide) for name, slide in slides.items()}, files)
     shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware, maps), shard)

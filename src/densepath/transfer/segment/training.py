@@ -125,8 +125,10 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
     path = out / _CASES
     model, notes = read_segmenter(out / SEGMENTER_FILE)
     scores, left = kept_answers(path, test.pool)
-    hardware.lay_out(model)
-    sliding = notes.sliding(model.to(hardware.device), hardware)
+    if left:
+        hardware.lay_out(model)
+        model.to(hardware.device)
+    sliding = notes.sliding(model, hardware)
     damaged = []
     names = output_names([Path(name) for name in test.pool.names])
     chosen = set(evenly_spaced(pictures, len(test))) if pictures else set()
