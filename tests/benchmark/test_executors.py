@@ -16,9 +16,9 @@ import pytest
 from densepath.benchmark import executors
 from densepath.benchmark.devices import job_slots
 from densepath.benchmark.executors import execute, make_submit
-from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.runner import Runner
+from densepath.benchmark.table_runs import Run
 from densepath.core.errors import UserError
 
 pytest.importorskip("submitit")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import densepath
-from densepath.benchmark import grid as grid_module
+from densepath.benchmark import row_runs
 from densepath.benchmark.config import load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.grid import make_grid
@@ -95,7 +95,7 @@ def test_other_data_and_other_code_make_new_runs(lay_out, tissue, tmp_path, monk
     data = read_labelled("tissue", tissue, tmp_path / "kept")
     other = set(lay_out(labelled=replace(data, digest="other")).runs)
     assert {name.split("-")[0] for name in before & other} == {"pretrain"}
-    monkeypatch.setattr(grid_module, "code_digest", lambda verb: f"other {verb}")
+    monkeypatch.setattr(row_runs, "code_digest", lambda verb: f"other {verb}")
     assert not before & set(lay_out().runs)
 
 

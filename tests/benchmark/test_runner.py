@@ -13,9 +13,9 @@ import pytest
 
 from densepath.benchmark import runner as runner_module
 from densepath.benchmark.devices import Device, parse_devices
-from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.runner import Runner
+from densepath.benchmark.table_runs import Run
 from densepath.core.errors import UserError
 
 SCORES = '{"scale": "percent", "mean_iou": 50.0}'

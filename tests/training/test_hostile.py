@@ -23,6 +23,7 @@ from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.runs import checkpoints
 from densepath.runs.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
+from densepath.training import learner as learner_module
 from densepath.training import pretrain as pretrain_module
 from densepath.training.export import export
 from densepath.training.optimizers import Optimizer
@@ -91,7 +92,7 @@ def one_line(captured, code):
 def test_whatever_a_recipe_says_it_is_run_or_refused(run, tmp_path, monkeypatch, capsys, bounded_memory):
     """Up to the first step: all that a recipe decides is built."""
     monkeypatch.setattr(pretrain_module, "train", lambda task, *rest, **options: 1)
-    monkeypatch.setattr(pretrain_module, "choose_backbone", lambda name, channels: build_backbone("test_resnet"))
+    monkeypatch.setattr(learner_module, "choose_backbone", lambda name, channels, stride: build_backbone("test_resnet"))
     path, out = tmp_path / "recipe.yaml", tmp_path / "out"
     words = ["--data", str(run.parent / "tiles"), "--out", str(out), "--devices", "cpu", "--workers", "0"]
     given_here = ["--batch_size", "8", "--view_size", "48", "--backbone", "test_resnet"]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from densepath.benchmark.config import TableConfig
-from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.steps import STEPS
+from densepath.benchmark.table_runs import Run
 from densepath.core.errors import counted
 
 _START_UP = 10.0  # seconds, assumed: imports and set-up before the first step

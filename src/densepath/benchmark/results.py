@@ -8,9 +8,9 @@ from pathlib import Path
 
 from densepath.benchmark.config import TableConfig
 from densepath.benchmark.entries import Row, Task
-from densepath.benchmark.grid import Grid
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.statistics import Comparison, compare, mean_std
+from densepath.benchmark.table_runs import Grid
 
 _METRICS = {  # the others are shown without underscores
     "balanced_accuracy": "balanced accuracy",

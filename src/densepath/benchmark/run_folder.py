@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import yaml
 
-from densepath.benchmark.grid import Run
 from densepath.benchmark.steps.slides import features_in
 from densepath.benchmark.steps.step import OPTIONS, RUN
+from densepath.benchmark.table_runs import Run
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.locks import NO_LOCKS

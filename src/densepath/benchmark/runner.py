@@ -13,8 +13,8 @@ from pathlib import Path
 
 from densepath.benchmark.devices import Device
 from densepath.benchmark.executors import SubmittedJob
-from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import LOG, RunFolder
+from densepath.benchmark.table_runs import Run
 from densepath.core.errors import UserError, counted
 from densepath.core.stopwatch import clock
 from densepath.core.waiting import Stuck, Wait

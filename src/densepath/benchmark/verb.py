@@ -16,7 +16,7 @@ from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.curves import draw_budgets
 from densepath.benchmark.devices import job_slots, parse_devices
 from densepath.benchmark.executors import make_submit
-from densepath.benchmark.grid import Grid, make_grid
+from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import ImageSet, read_tiles
 from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.benchmark.overlap import check_overlap
@@ -25,6 +25,7 @@ from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.runner import Runner
 from densepath.benchmark.steps import STEPS
 from densepath.benchmark.sweeps import draw_sweeps
+from densepath.benchmark.table_runs import Grid
 from densepath.benchmark.tables import to_csv, to_markdown, to_record
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from densepath.annotations.coco import open_split
 from densepath.annotations.splits import check_objects
@@ -22,8 +19,7 @@ from densepath.core.locks import refuse_held
 from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
-from densepath.nets.backbones.choose import choose_backbone, is_rebuilt
-from densepath.nets.weights import load_weights, pixel_notes
+from densepath.nets.weights import pixel_notes
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
 from densepath.runs.folder import EXPORTED, VIEWS, check_run, open_run, read_config
@@ -34,31 +30,27 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import cache_images, check_size
 from densepath.sources.pixel_source import PixelSource, PixelSpec
-from densepath.sources.restrict import take
 from densepath.sources.summary import summarize
-from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import export_backbone, export_parts
 from densepath.training.feature_pass import FeaturePass
 from densepath.training.hardware import choose_hardware, choose_workers, divide_batch
-from densepath.training.inputs import check_inputs, digests_of, make_inputs
+from densepath.training.inputs import digests_of, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.kept_epochs import KeptEpochs, exported_now, kept_epochs
 from densepath.training.learned_images import DrawLearned, LearnedImages
+from densepath.training.learner import make_learner, plan_run_views
 from densepath.training.loop import DrawStep, train
 from densepath.training.model_card import recorded_scores
 from densepath.training.next_steps import after_pretraining
 from densepath.training.pretrain_task import PretrainTask
 from densepath.training.random_state import untouched_generators
-from densepath.training.recipes import all_options, find_method, name_of
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
-from densepath.training.run_images import choose_pixels, find_images, record_slides, with_tiles
-from densepath.training.sharding import require_shardable
+from densepath.training.run_images import open_images, record_slides, with_tiles
 from densepath.training.start_lines import color_note, held_note, report_start
-from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, hold_out_images, write_list
+from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, write_list
 from densepath.version import __version__
-from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -114,14 +106,7 @@ def run(
     """
     watch = Stopwatch()
     out, resume, accumulate = Path(config.out), config.resume, config.accumulate
-    if config.probe_data is not None:
-        if probe is None:
-            raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
-        for split in ("train", "test"):
-            labelled = open_split(Path(config.probe_data), split, orientation=config.probe_orientation)
-            check_objects(labelled)  # now, not after the first epochs
-        if config.probe_orientation is not None:
-            probe = partial(probe, orientation=config.probe_orientation)
+    probe = _ready_probe(probe, config)
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=DEFAULT_EPOCHS)
     old = read_config(out) if resume else None
@@ -136,51 +121,21 @@ def run(
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic, config.strategy)
     batch = divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    images, left = find_images(config)
-    images.spec = choose_pixels(images, old, config)
-    whole, held, parts = images, None, None
-    if config.val_share:
-        parts = hold_out_images(images, config.data, config.val_share, config.seed)
-        images, held = (take(whole, positions) for positions in parts)
+    found = open_images(config, old)
+    images, spec = found.used, found.used.spec
     known = fingerprint(images)
-    torch.manual_seed(config.seed)
-    network = choose_backbone(config.backbone, images.spec.channels, config.output_stride)
-    named = isinstance(config.backbone, str) or is_rebuilt(network)
-    if network.ndim != images.spec.ndim:
-        raise UserError(
-            f"{network.name} takes images of {network.ndim} dimensions, but those of {config.data} have "
-            f"{images.spec.ndim}; choose another backbone"
-        )
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
-    tensors: list[str] = []
-    loaded = load_weights(network, config.weights, report=tensors) if fresh else None
-    options = all_options(config.method, config.method_options)
-    method = find_method(config.method)(network, **options)
-    if config.val_share and method.phases:
-        raise UserError(
-            f"--val_share compares losses, and those of {name_of(config.method)} have other terms in other parts of "
-            "a run; leave it out"
-        )
-    together = batch * hardware.world_size
-    if fresh and config.weights == "random" and isinstance(config.backbone, str):
-        with torch.random.fork_rng(devices=[]):  # a resumed run draws the same numbers without it
-            method.initialize()
-    norm = share_statistics(method, config.batch_norm, config.batch_norm_group, together, hardware.world_size)
-    if config.strategy == "fsdp":
-        require_shardable(method, config.optimizer.name, hardware.world_size)
-    check_inputs(method, config)
-    declared, without = without_color(method.views(config.augment), method.views(), images.spec)
-    smallest = math.inf
-    for size in (*(size for _, size in config.early_view_sizes), config.view_size):
-        sizes = view_sizes(declared, size, images.spec.ndim)
-        method.check(sizes, together, hardware.world_size)
-        network.check_reach(*max(sizes.values(), key=math.prod))  # local crops may be smaller
-        smallest = min(smallest, *(min(sides) for sides in sizes.values()))
-    seen = {name: view for name, view in declared.items() if name not in method.unused_views}
-    views = ViewMaker(seen, config.view_size, config.seed, images.spec, hardware.memory_format)
-    name = config.backbone if isinstance(config.backbone, str) else network.name
-    config = replace(config, precision=hardware.precision, method_options=options, batch_norm=norm, backbone=name)
-    record = config.record() | {"pixels": images.spec.record()}
+    learner = make_learner(config, spec, fresh, batch * hardware.world_size, hardware.world_size)
+    method = learner.method
+    views = plan_run_views(learner, config, spec, hardware)
+    config = replace(
+        config,
+        precision=hardware.precision,
+        method_options=learner.options,
+        batch_norm=learner.batch_norm,
+        backbone=config.backbone if isinstance(config.backbone, str) else learner.network.name,
+    )
+    record = config.record() | {"pixels": spec.record()}
     # Runs of earlier versions do not record their pixels, which were 8-bit RGB.
     free = FREE if old is None or "pixels" in old else (*FREE, "pixels")
     defaults, note = config.defaults(), f"densepath {__version__}"
@@ -191,13 +146,13 @@ def run(
 
     files = images if isinstance(images, ImageFiles) else None
     images = cache_images(images, config.cache, hardware.device)
-    check_size(images, int(smallest) // 2)
-    inputs = make_inputs(method, config, images if parts is None else whole)
+    check_size(images, views.smallest // 2)
+    inputs = make_inputs(method, config, images if found.parts is None else found.whole)
     known |= digests_of(inputs)
-    found = method.prepare(images, inputs)
+    prepared = method.prepare(images, inputs)
     extras, of_held = method.extras, {}
-    if parts is not None:
-        extras, of_held = ({name: PartOf(each, part) for name, each in extras.items()} for part in parts)
+    if found.parts is not None:
+        extras, of_held = ({name: PartOf(each, part) for name, each in extras.items()} for part in found.parts)
     batches = ImageBatches(
         images,
         batch_size=batch,
@@ -215,43 +170,46 @@ def run(
     method.check_length(steps / steps_per_epoch)
     # The first batch of a step, in epochs as the batches have it.
     early = [(round(share * steps) * accumulate / batches.steps_per_epoch, at) for share, at in config.early_view_sizes]
-    growing = ViewMaker(seen, config.view_size, config.seed, images.spec, hardware.memory_format, early)
+    growing = views.maker(early)
     batches.draw = growing.draw
     feature_pass = FeaturePass(batches, config.view_size, hardware.memory_format, method.feature_view)
-    patience = None if held is None else Patience(config.patience)
+    patience = None if found.held is None else Patience(config.patience)
     task = PretrainTask(method, growing, config.optimizer, steps, steps_per_epoch, feature_pass, patience)
     evaluate: Callable[[], Mapping[str, float]] | None = None
-    if held is not None and patience is not None:
-        metadata = {"method": str(record["method"]), **pixel_notes(images.spec)}
-        evaluate = partial(task.validate, Validation(method, views, held, together, patience, out, metadata, of_held))
+    if found.held is not None and patience is not None:
+        together = batch * hardware.world_size
+        metadata = {"method": str(record["method"]), **pixel_notes(spec)}
+        validation = Validation(method, views.maker(), found.held, together, patience, out, metadata, of_held)
+        evaluate = partial(task.validate, validation)
     elif probe is not None and config.probe_data is not None:
-        evaluate = partial(_probe, probe, method, Path(config.probe_data), images.spec)
+        evaluate = partial(_probe, probe, method, Path(config.probe_data), spec)
     probe_steps, draw_steps, keep_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0
-        for every in (config.probe_every if held is None else 1.0, config.picture_every, config.keep_every)
+        for every in (config.probe_every if found.held is None else 1.0, config.picture_every, config.keep_every)
     )
     drawers: list[DrawStep] = []
     if draw is not None and method.predicts_pixels():
-        reconstructions = ReconstructionImages(method, images, views, draw, out)
+        reconstructions = ReconstructionImages(method, images, views.maker(), draw, out)
         drawers.append(lambda step: [reconstructions(step)])
     if draw_learned is not None:
         drawers.append(LearnedImages(method, images, draw_learned, out, config.seed))
     facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
-            lists = {USED: images if files is None else files, HELD: held, LEFT: left}
-            for name, listed in lists.items() if held or left else ():
+            lists = {USED: images if files is None else files, HELD: found.held, LEFT: found.left}
+            for name, listed in lists.items() if found.held or found.left else ():
                 if listed is not None:
                     write_list(out / name, listed)
-            if tensors:
+            if learner.tensors:
                 with atomic_write(out / "weights.txt") as part:
-                    part.write_text("".join(f"{line}\n" for line in tensors), errors="surrogateescape")
+                    part.write_text("".join(f"{line}\n" for line in learner.tensors), errors="surrogateescape")
             slides = record_slides(out, images, config.weights if fresh else "random")
             read = summarize(images, files) if fresh else []
-            notes = (*read, held_note(images, held, out) if fresh else None, loaded, color_note(without), found)
+            held = held_note(images, found.held, out) if fresh else None
+            notes = (*read, held, learner.loaded, color_note(views.without), prepared)
             report_start(notes, config.optimizer, steps, steps_per_epoch)
             if draw_views is not None and not (out / VIEWS).exists():
-                draw_safely(partial(_draw_views, draw_views, images, views, out / VIEWS))
+                draw_safely(partial(_draw_views, draw_views, images, views.maker(), out / VIEWS))
         done = train(
             task,
             batches,
@@ -281,9 +239,21 @@ def run(
         export_parts(out / EXPORTED.parent, method.exported_parts(), record, done, slides)
         if draw_curves is not None:
             draw_safely(partial(draw_curves, out))
-        measured, commands = newest_measurements(out), after_pretraining(with_tiles(config), method, images, named)
+        measured = newest_measurements(out)
+        commands = after_pretraining(with_tiles(config), method, images, learner.named)
         say_end(watch, describe_training(measured), {"weights": out / EXPORTED}, commands)
     return Result(out, measured, files_of_run(out, weights=out / EXPORTED, **kept_epochs(out)), commands)
+
+
+def _ready_probe(probe: Probe | None, config: PretrainConfig) -> Probe | None:
+    """The probe with its options. Labelled images are checked now, not after the first epochs."""
+    if config.probe_data is None:
+        return probe
+    if probe is None:
+        raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
+    for split in ("train", "test"):
+        check_objects(open_split(Path(config.probe_data), split, orientation=config.probe_orientation))
+    return probe if config.probe_orientation is None else partial(probe, orientation=config.probe_orientation)
 
 
 def _draw_views(draw: DrawViews, images: PixelSource, views: ViewMaker, path: Path) -> Path:

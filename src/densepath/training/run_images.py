@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,45 @@ from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import SLIDES, is_tile_folder
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import pixels_of
-from densepath.training.validation import owners_of
+from densepath.training.validation import hold_out_images, owners_of
+
+
+@dataclass(frozen=True, eq=False)
+class RunImages:
+    """The images of a run.
+
+    Args:
+        whole: all that the run has.
+        used: those that it learns from.
+        held: those that it is validated on; None without validation.
+        parts: the positions of both in ``whole``; None without validation.
+        left: those that its fraction leaves out, if they are files or in a store.
+    """
+
+    whole: PixelSource
+    used: PixelSource
+    held: PixelSource | None
+    parts: tuple[Tensor, Tensor] | None
+    left: PixelSource | None
+
+
+def open_images(config: PretrainConfig, old: Mapping[str, Any] | None) -> RunImages:
+    """Find the images of a run, and hold out those to validate on.
+
+    Args:
+        config: the configuration.
+        old: the configuration of the run that is resumed, if any.
+
+    Raises:
+        UserError: as for :func:`find_images`, :func:`choose_pixels` and :func:`hold_out_images`.
+    """
+    whole, left = find_images(config)
+    whole.spec = choose_pixels(whole, old, config)
+    if not config.val_share:
+        return RunImages(whole, whole, None, None, left)
+    parts = hold_out_images(whole, config.data, config.val_share, config.seed)
+    used, held = (take(whole, positions) for positions in parts)
+    return RunImages(whole, used, held, parts, left)
 
 
 def find_images(config: PretrainConfig) -> tuple[PixelSource, PixelSource | None]:

@@ -1,0 +1,174 @@
+"""The runs of a row and a task: pre-training, features and what gives the scores, and what each depends on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import timm
+
+from densepath.benchmark.config import TableConfig
+from densepath.benchmark.entries import Row, Task
+from densepath.benchmark.identity import ImageSet, code_digest, digest_of_given, digest_of_weights, method_digest
+from densepath.benchmark.labelled_sets import LabelledSet
+from densepath.benchmark.shares import LEFT_IMAGES, digest_for_shares, write_left_images
+from densepath.benchmark.steps import STEPS, Step
+from densepath.benchmark.table_runs import Grid, Run
+from densepath.core.errors import UserError
+from densepath.core.plain import plain
+from densepath.nets.backbones.transformers import is_transformer
+from densepath.training.config import DEFAULT_EPOCHS
+from densepath.training.recipes import all_options
+from densepath.training.resolve import merged, nested
+from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
+
+
+class RowRuns:
+    """Makes the runs of a row and a task.
+
+    Attributes:
+        lacking: what the user has to give before there are any; "" for nothing.
+    """
+
+    def __init__(
+        self,
+        table: TableConfig,
+        row: Row,
+        task: Task,
+        data: LabelledSet,
+        tiles: ImageSet | Mapping[str, ImageSet] | None,
+        given: Mapping[str, str],
+        cache: Path,
+    ) -> None:
+        self.table, self.row, self.task, self.data, self.cache = table, row, task, data, cache
+        self.tiles = tiles.get(task.tiles) if isinstance(tiles, Mapping) else tiles
+        self.given = {name: given.get(f"{task.tiles}.{name}", given.get(name)) for name in row.needs}
+        self.share = task.pretrain.get("fraction", 1.0) if STEPS[task.verb].has(LEFT_IMAGES) else 1.0
+        self.lacking = self._lacking(isinstance(tiles, Mapping))
+        self.options: dict[str, Any] | None = None
+        if row.recipe is not None and not self.lacking:
+            places = {place: _absolute(self.given[name]) for name, place in row.needs.items()}
+            self.options = row.pretraining(places, task)
+
+    def _lacking(self, several: bool) -> str:
+        missing = [name for name, value in self.given.items() if value is None]
+        if missing:
+            words = " ".join(f"{name}=..." for name in missing)
+            what = f"no row {self.row.name!r}" + (f" on {self.task.tiles}" if several else "")
+            return f"{what}: it needs {' and '.join(missing)} (--given {words})"
+        if self.tiles is None and (self.row.recipe is not None or self.share < 1):
+            name = f" {self.task.tiles}=FOLDER" if several else ""
+            why = "it pre-trains" if self.row.recipe is not None else "it is trained on what pre-training leaves out"
+            return f"no row {self.row.name!r}: {why}, so it needs --tiles{name}"
+        return ""
+
+    def add(self, seed: int, grid: Grid) -> Run:
+        """Add the runs for a seed, each of which uses the one before it; the last one gives the scores."""
+        parent: Run | None = None
+        lists: dict[str, str] = {}
+        before = seed if self.table.pretrain_seed is None else self.table.pretrain_seed
+        if self.options is not None:
+            parent = grid.add(self._pretraining(self.options, before))
+        if self.share < 1 and self.tiles is not None:
+            lists[LEFT_IMAGES] = str(write_left_images(self.tiles, self.share, before, self.cache))
+        step = STEPS["sam" if self.row.sam is not None else self.task.verb]
+        if step.source == "features":
+            options = {**self.task.embed, **self.row.steps.get("embed", {}), "backbone": self.row.backbone}
+            random = self.row.weights == "random"
+            parent = grid.add(self._transfer(STEPS["embed"], options, seed if random else 0, parent))
+        options = dict(self.row.sam) if self.row.sam is not None else {**self.task.options}
+        if self.row.sam is None:
+            options |= self.row.steps.get(step.verb, {})
+            options |= {"backbone": self.row.backbone} if step.source == "weights" else {}
+        if step.verb == "detect":
+            _check_detector(self.row, options)
+        if self.data.orientation is not None:
+            options["orientation"] = self.data.orientation
+        seed = seed if step.draws else 0  # one run serves all seeds
+        return grid.add(self._transfer(step, options, seed, parent, lists))
+
+    def _pretraining(self, options: Mapping[str, Any], seed: int) -> Run:
+        row, tiles = self.row, self.tiles
+        assert tiles is not None
+        if tiles.exclude:
+            options = {**options, "exclude": [*options.get("exclude", ()), *tiles.exclude]}
+        step, resolved = STEPS["pretrain"], copy.deepcopy(dict(options))
+        method = str(options.get("method", step.default("method")))
+        resolved["method_options"] = all_options(method, resolved.get("method_options"))
+        for name, place in row.needs.items():
+            resolved = merged(resolved, nested({place: digest_of_given(self.given[name], self.cache)}))
+        batch = options.get("batch_size", step.default("batch_size"))
+        if options.get("max_steps") is not None:
+            images = options["max_steps"] * batch
+        else:
+            share = options.get("fraction", 1.0) * (1 - options.get("val_share", 0.0))
+            images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names) * share)
+        shares = options.get("fraction", 1.0) < 1 or options.get("val_share", 0.0) > 0
+        identity = _identity(step, resolved, seed, digest_for_shares(tiles) if shares else tiles.digest)
+        return Run(
+            verb="pretrain",
+            label=f"pretrain-{Path(str(row.recipe)).stem}",
+            seed=seed,
+            data=_absolute(tiles.source),
+            options=options,
+            weights=None,
+            parent=None,
+            identity=identity | {"code": method_digest(method, identity["code"])},
+            images=images,
+            rate=row.rate or self.table.rates.get("pretrain"),
+        )
+
+    def _transfer(
+        self,
+        step: Step,
+        options: Mapping[str, Any],
+        seed: int,
+        parent: Run | None,
+        lists: Mapping[str, str] = MappingProxyType({}),
+    ) -> Run:
+        row, data = self.row, self.data
+        weights = None if parent else str(row.weights)
+        digest = digest_of_weights if row.sam is None else digest_of_given  # the whole folder of a model counts
+        source = parent.digest if parent else digest(str(weights), self.cache)
+        origin = Path(str(row.recipe or row.weights)).stem
+        digests = {name: digest_of_given(path, self.cache) for name, path in lists.items()}
+        own = row.rate if step.verb == "sam" else self.task.rate if step.verb == self.task.verb else None
+        return Run(
+            verb=step.verb,
+            label=f"{step.verb.replace(' ', '_')}-{self.task.data}-{origin}",
+            seed=seed,
+            data=_absolute(data.folder),
+            options=options,
+            weights=_absolute(weights) if weights else None,
+            parent=parent,
+            identity=_identity(step, options, seed, data.digest) | {"weights": source} | digests,
+            images=step.images({**options, "fraction": 1 - self.share} if lists else options, data),
+            rate=own or self.table.rates.get(step.verb),
+            inputs={**{name: path for name, path in data.inputs.items() if step.has(name)}, **lists},
+        )
+
+
+def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
+    """Check before hours of pre-training that a row's detector fits its backbone."""
+    detector = options.get("detector", STEPS["detect"].default("detector"))
+    if timm.is_model(row.backbone) and is_transformer(row.backbone) != (detector in TRANSFORMER_DETECTORS):
+        raise UserError(
+            f"the row {row.name!r}: the detector {detector} does not fit {row.backbone}; write detect: "
+            "{detector: vitdet} in rows of vision transformers, and only there"
+        )
+
+
+def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str) -> dict[str, Any]:
+    """What a result depends on. An option that is set to its default does not make a different run."""
+    changed = {name: value for name, value in plain(options).items() if value != plain(step.default(name))}
+    return {"verb": step.verb, "options": changed, "seed": seed, "data": data, "code": code_digest(step.code)}
+
+
+def _absolute(value: Any) -> str:
+    """A path as an absolute path; any other value as it is."""
+    text = str(value)
+    is_path = Path(text).exists() or any(sign in text for sign in "*?[")
+    return str(Path(text).absolute()) if is_path else text
