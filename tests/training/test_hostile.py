@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 import pickle
 import shutil
@@ -10,7 +11,7 @@ import zipfile
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -25,6 +26,7 @@ from densepath.runs import checkpoints
 from densepath.runs.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
 from densepath.training import learner as learner_module
 from densepath.training import pretrain as pretrain_module
+from densepath.training.config import PretrainConfig
 from densepath.training.export import export
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
@@ -58,25 +60,48 @@ def run(tmp_path_factory):
     return pretrain(data=folder / "tiles", out=folder / "run", **SMALL)
 
 
-def names_of(function):
-    return [name for name in inspect.signature(function).parameters if name not in ("backbone", "probe")]
+def defaults_of(function):
+    parameters = inspect.signature(function).parameters.items()
+    return {name: each.default for name, each in parameters if name not in ("backbone", "probe", "args", "options")}
 
 
-NAMES = [name for name in names_of(pretrain) if name not in ("data", "out", "devices", "workers", "weights")]
-PARTS = {"optimizer": names_of(Optimizer), "augment": names_of(Augment)}
+def plausible(default):
+    """Values of the type of a default: near it, or at the ends of what such a number can be."""
+    if isinstance(default, bool):
+        return st.booleans()
+    if isinstance(default, int):
+        return st.integers(default // 2, 2 * default + 2) | st.sampled_from([0, -1, 1, 2**31, 2**63])
+    if isinstance(default, float):
+        return st.floats(default / 2, 2 * default + 0.1) | st.sampled_from([0.0, -1.0, 1.0, 1e-320, 1e300, math.nan])
+    if isinstance(default, tuple) and default:
+        return st.tuples(*map(plausible, default)).map(list)
+    if isinstance(default, str):
+        return st.just(default)
+    return st.none() | st.integers(0, 4) | st.floats(0, 2) | st.booleans()
+
+
+OPTIONS = {
+    name: default
+    for name, default in defaults_of(PretrainConfig).items()
+    if name not in ("data", "out", "devices", "workers", "weights")
+}
+PARTS = {"optimizer": defaults_of(Optimizer), "augment": defaults_of(Augment)}
 
 
 @st.composite
 def recipes(draw):
-    """Options of pre-training with values of any kind, and perhaps some that do not exist."""
+    """Options of pre-training: values that some other run could have, values of any kind, and names that none has."""
     method = draw(st.sampled_from(sorted(METHODS)))
-    parts = PARTS | {"method_options": names_of(METHODS[method])}
+    parts = PARTS | {"method_options": defaults_of(METHODS[method])}
     recipe = {"method": method} if draw(st.booleans()) else {}
-    for name in draw(st.lists(st.sampled_from(NAMES) | st.text(max_size=6), min_size=1, max_size=4)):
-        value = draw(VALUES)
+    likely = draw(st.integers(0, 3)) > 0
+    for name in draw(st.lists(st.sampled_from(sorted(OPTIONS)) | st.text(max_size=6), min_size=1, max_size=4)):
         if name in parts and draw(st.integers(0, 3)):
-            value = draw(st.dictionaries(st.sampled_from(parts[name]), VALUES, min_size=1, max_size=3))
-        recipe[name] = value
+            known = parts[name]
+            names = draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=3))
+            recipe[name] = {each: draw(plausible(known[each]) if likely else VALUES) for each in names}
+        elif name in OPTIONS or not likely:
+            recipe[name] = draw(plausible(OPTIONS[name]) if likely else VALUES)
     return recipe
 
 
@@ -91,7 +116,8 @@ def one_line(captured, code):
 
 def test_whatever_a_recipe_says_it_is_run_or_refused(run, tmp_path, monkeypatch, capsys, bounded_memory):
     """Up to the first step: all that a recipe decides is built."""
-    monkeypatch.setattr(pretrain_module, "train", lambda task, *rest, **options: 1)
+    begun = []
+    monkeypatch.setattr(pretrain_module, "train", lambda task, *rest, **options: begun.append(task) or 1)
     monkeypatch.setattr(learner_module, "choose_backbone", lambda name, channels, stride: build_backbone("test_resnet"))
     path, out = tmp_path / "recipe.yaml", tmp_path / "out"
     words = ["--data", str(run.parent / "tiles"), "--out", str(out), "--devices", "cpu", "--workers", "0"]
@@ -99,6 +125,7 @@ def test_whatever_a_recipe_says_it_is_run_or_refused(run, tmp_path, monkeypatch,
 
     @settings(max_examples=25)
     @given(recipe=recipes(), base=st.booleans())
+    @example(recipe={"optimizer": {"lr": 0.1}}, base=True)
     def fuzz(recipe, base):
         path.write_text(yaml.safe_dump(recipe, allow_unicode=False))
         shutil.rmtree(out, ignore_errors=True)
@@ -107,6 +134,7 @@ def test_whatever_a_recipe_says_it_is_run_or_refused(run, tmp_path, monkeypatch,
 
     with bounded_memory(2000, most=4000):
         fuzz()
+    assert begun
 
 
 @pytest.mark.parametrize("verb", ["export", "pretrain", "detect", "show"])
