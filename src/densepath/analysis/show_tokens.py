@@ -164,7 +164,7 @@ def _finder(images: PixelSource, mpp: float | None) -> Cells:
     def find(position: int) -> Any:
         if position not in known:
             spacing = images.spacing(torch.tensor([position]))
-            own = float(spacing[0].mean()) if spacing is not None and bool(torch.isfinite(spacing).all()) else mpp
+            own = spacing[0].tolist() if spacing is not None and bool(torch.isfinite(spacing).all()) else mpp
             if own is None:
                 raise UserError("the images do not say their µm per pixel, which finding cells needs; give --mpp")
             pixels = images.spec.to_rgb(images.read(position))

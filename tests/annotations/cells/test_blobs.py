@@ -11,7 +11,9 @@ from densepath.annotations.cells.blobs import StainLevels, find_cells, hematoxyl
 PINK, PURPLE, GLASS = (225, 170, 200), (95, 60, 140), (243, 243, 244)
 
 
-def tissue(height: float, width: float, nuclei: np.ndarray, mpp: float, radius: float = 3.2) -> np.ndarray:
+def tissue(
+    height: float, width: float, nuclei: np.ndarray, mpp: float | tuple[float, float], radius: float = 3.2
+) -> np.ndarray:
     """Eosin with elliptic nuclei around centers (N, 2) x, y, all in µm; noise as of a camera."""
     fine = 0.125
     y, x = (np.arange(round(side / fine)) * fine + fine / 2 for side in (height, width))
@@ -22,7 +24,8 @@ def tissue(height: float, width: float, nuclei: np.ndarray, mpp: float, radius: 
         dy, dx, angle = y[rows, None] - cy, x[None, columns] - cx, number
         along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
         image[rows, columns][(along / 1.25) ** 2 + (across / 0.8) ** 2 < radius**2] = PURPLE
-    size = round(width / mpp), round(height / mpp)
+    mpp_y, mpp_x = np.broadcast_to(mpp, 2)
+    size = round(width / mpp_x), round(height / mpp_y)
     small = np.asarray(Image.fromarray(image.astype(np.uint8)).resize(size, Image.Resampling.BOX)).astype(np.float32)
     return np.clip(small + np.random.default_rng(0).normal(0, 3, small.shape), 0, 255).astype(np.uint8)
 
@@ -34,10 +37,10 @@ def places(height: float, width: float, apart: float, seed: int = 0) -> np.ndarr
     return grid + rng.uniform(-0.2, 0.2, grid.shape) * apart
 
 
-@pytest.mark.parametrize("mpp", [0.23, 0.25, 0.5, 1.0])
-def test_painted_nuclei_are_found_within_a_micrometer(mpp: float) -> None:
+@pytest.mark.parametrize("mpp", [0.23, 0.25, 0.5, 1.0, (0.25, 0.5), (0.6, 0.4)])
+def test_painted_nuclei_are_found_within_a_micrometer(mpp: float | tuple[float, float]) -> None:
     true = places(100, 120, 13)
-    found = find_cells(tissue(100, 120, true, mpp), mpp) * mpp
+    found = find_cells(tissue(100, 120, true, mpp), mpp) * np.broadcast_to(mpp, 2)[::-1]
     distance = np.linalg.norm(found[:, None] - true[None], axis=2)
     assert len(found) == len(true) and (distance.min(axis=0) < 1).all() and (distance.min(axis=1) < 1).all()
 

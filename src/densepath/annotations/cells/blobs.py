@@ -68,7 +68,7 @@ class StainLevels:
         return cls(threshold, float(values[above].mean(dtype=np.float64) - values[~above].mean(dtype=np.float64)))
 
 
-def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) -> npt.NDArray[np.float32]:
+def find_cells(pixels: Pixels, mpp: float | Sequence[float], levels: StainLevels | None = None) -> npt.NDArray[np.float32]:
     """Find the nuclei of stained tissue: blobs of hematoxylin, with centers between their maxima and their regions'.
 
     1. The image is resampled to :data:`MPP`; color deconvolution gives hematoxylin.
@@ -80,7 +80,7 @@ def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) ->
 
     Args:
         pixels: (H, W, 3) uint8.
-        mpp: µm per pixel.
+        mpp: µm per pixel; along y and x, if they differ.
         levels: of the slide that the image is part of; by default of the image itself.
 
     Returns:
@@ -107,13 +107,15 @@ def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) ->
     return (kept * (width / image.shape[1], height / image.shape[0])).astype(np.float32)
 
 
-def at_mpp(pixels: Pixels, mpp: float) -> Pixels:
-    """An image of ``mpp`` µm per pixel at :data:`MPP`: means of areas if that is coarser, else interpolated."""
-    if abs(mpp / MPP - 1) < _AS_IS:
+def at_mpp(pixels: Pixels, mpp: float | Sequence[float]) -> Pixels:
+    """An image of ``mpp`` µm per pixel (or those along y and x) at :data:`MPP`: means of areas if that is coarser along
+    an axis, else interpolated."""
+    factors = np.broadcast_to(np.asarray(mpp, float) / MPP, 2)
+    if (abs(factors - 1) < _AS_IS).all():
         return pixels
-    size = [max(1, round(side * mpp / MPP)) for side in pixels.shape[1::-1]]
-    how = Image.Resampling.BOX if mpp < MPP else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), how))
+    height, width = (max(1, round(side * factor)) for side, factor in zip(pixels.shape, factors, strict=False))
+    how = Image.Resampling.BOX if factors.min() < 1 else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(pixels).resize((width, height), how))
 
 
 def hematoxylin(pixels: Pixels) -> Stain:
