@@ -37,6 +37,7 @@ from densepath.runs.signals import Interrupted, not_resumable
 from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.tour import FOLDERS, make_report, pretrain_on_slide, pretrain_on_volumes
+from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.detection.detect import detect
 from densepath.transfer.predict import predict
 from densepath.transfer.probe.pixels import probe_pixels
@@ -74,6 +75,7 @@ _SCORES = {
 }
 
 
+@generators_of_the_caller()
 def demo(
     *,
     out: str | Path = "densepath_demo",

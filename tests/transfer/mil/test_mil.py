@@ -48,7 +48,9 @@ def test_a_planted_signal_is_found_and_written(study: Study, capsys: Any) -> Non
     folder = study(signal=15.0)
     options = ["--folds", "2", "--epochs", "15", "--lr", "0.003", "--devices", "cpu", "--precision", "32"]
     command = ["mil", "--data", f"{folder}/features", "--table", f"{folder}/table.csv", "--out", f"{folder}/run"]
+    before = torch.get_rng_state()
     assert main([*command, *options]) == 0
+    assert torch.equal(torch.get_rng_state(), before)  # the generators are the caller's
     out = folder / "run"
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
     scores = json.loads((out / "scores.json").read_text())

@@ -23,6 +23,7 @@ from densepath.core.streams import say
 from densepath.runs.closing import draw_safely
 from densepath.runs.folder import open_run
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
+from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
 from densepath.transfer.mil.attention import ATTENTION, AttentionFiles
 from densepath.transfer.mil.bag_task import BagSet, answer
@@ -47,6 +48,7 @@ _CLASSES_ONLY = ("clam", KNN)
 _SHOWN = ("macro_auc", "balanced_accuracy", "r2", "pearson", "concordance")
 
 
+@generators_of_the_caller()
 def mil(config: MilConfig | None = None, **options: Any) -> Result:
     """Train and test models of slides or patients on the features of their tiles, in folds by patient.
 
