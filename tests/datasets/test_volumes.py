@@ -32,7 +32,9 @@ from densepath.datasets.volumes.msd import convert_msd
 from densepath.datasets.volumes.nnunet import convert_nnunet
 from densepath.sources.volumes import volume as volume_
 from densepath.sources.volumes.open_store import open_volumes
+from densepath.sources.volumes.prepare import resampled
 from densepath.sources.volumes.store import VolumeStore
+from densepath.sources.volumes.volume import spacing_of
 from densepath.transfer.detection.object_colors import PALETTE
 from tests.sources.volumes.test_dicom_series import VALUES as SLICES
 from tests.sources.volumes.test_dicom_series import write_slice
@@ -328,6 +330,19 @@ def test_resampling_keeps_the_place_of_the_volume_and_its_mean(tmp_path: Path) -
     assert np.allclose(low[:3], [7 - 0.5 * 9.5, -3 - 0.25, 1 - 1]) and np.allclose(np.diag(affine), 1)
     found = store.labels(0)
     assert found is not None and np.array_equal(found[0, :, 0], [0, 0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("shape, old, new", [((6, 6, 2), 1.0, 5.0), ((6, 6, 1), 2.0, 5.0), ((3, 6, 6), 1.0, 7.0)])
+def test_a_volume_thinner_than_a_voxel_keeps_its_mean_and_its_place(shape: Any, old: float, new: float) -> None:
+    thin, values = int(np.argmin(shape)), np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    target: Any = tuple(new if axis == thin else old for axis in range(3))
+    made, affine = resampled("x", values, np.diag([old] * 3 + [1.0]), target)
+    np.testing.assert_allclose(made, values.mean(axis=thin, keepdims=True), rtol=1e-5)
+    thick = shape[thin] * old
+    assert spacing_of(affine) == tuple(thick if axis == thin else old for axis in range(3))
+    assert affine[thin, 3] == (thick - old) / 2  # its center is that of the volume
+    labels, at = resampled("x", values, np.diag([old] * 3 + [1.0]), target, nearest=True)
+    assert np.array_equal(labels, values.take([shape[thin] // 2], axis=thin)) and np.array_equal(at, affine)
 
 
 def test_check_reports_and_draws_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

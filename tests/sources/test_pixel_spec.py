@@ -13,21 +13,31 @@ import yaml
 from densepath.core.errors import UserError
 from densepath.sources.pixel_source import PixelSpec
 
+DIM = PixelSpec.default(1).override(window=(0.0, 200.0), bits=16)  # 16-bit images of low values
 CT = PixelSpec(3, 1, (-1000.0, 1000.0), (0.4,), (0.25,))
 
 
-@pytest.mark.parametrize("spec", [PixelSpec(), CT, PixelSpec.default(1, (0.0, 4095.0)), PixelSpec.default(4)])
+@pytest.mark.parametrize("spec", [PixelSpec(), CT, PixelSpec.default(1, (0.0, 4095.0)), PixelSpec.default(4), DIM])
 def test_records_come_back_from_yaml_and_json(spec: PixelSpec) -> None:
     for read in (yaml.safe_load(yaml.safe_dump(spec.record())), json.loads(json.dumps(spec.record()))):
         assert PixelSpec.from_record(read) == spec
 
 
 @pytest.mark.parametrize(
-    "record", [{"channels": 2}, {"ndim": "2"}, {"what": 1}, {"window": [1]}, {"mean": 3}, [1], "x"]
+    "record", [{"channels": 2}, {"ndim": "2"}, {"what": 1}, {"window": [1]}, {"mean": 3}, [1], "x", {"bits": 12}]
 )
 def test_other_records_are_refused(record: Any) -> None:
     with pytest.raises(UserError):
         PixelSpec.from_record(record)
+
+
+def test_files_are_read_with_the_bits_of_the_window_unless_others_are_recorded() -> None:
+    assert DIM.image_dtype is np.uint16 and DIM.record()["bits"] == 16
+    assert DIM.override(mean=[0.5]).bits == 16 and DIM.override(window=(0.0, 255.0)).image_dtype is np.uint8
+    old = PixelSpec.from_record({name: value for name, value in DIM.record().items() if name != "bits"})
+    assert old.image_dtype is np.uint8
+    told = PixelSpec.default(1, (0.0, 4095.0)).override(window=(0.0, 4095.0), bits=16)
+    assert told == PixelSpec.default(1, (0.0, 4095.0)) and "bits" not in told.record()
 
 
 def test_a_network_sees_the_window_normalized() -> None:

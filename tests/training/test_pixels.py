@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,11 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.export import export
 from densepath.training.pretrain import pretrain
-from densepath.transfer.detection.detect import detect
+from densepath.transfer.detection.detect import _recorded, detect
 from densepath.transfer.detection.detector_file import load_detector
+from densepath.transfer.embed.encoder import load_encoder
 from densepath.transfer.probe.probe import probe
+from densepath.transfer.trainings import pixels_of_run
 from densepath.views.augment import Augment
 
 PLAIN = Augment(jitter=0.0, grayscale=0.0)  # nothing that needs color
@@ -107,6 +110,26 @@ def test_a_grey_run_from_data_to_transfer(tmp_path: Path, xrays: Path, outlined:
     detector, notes = load_detector(tmp_path / "d" / "exported" / "detector.safetensors")
     assert notes.spec == GREY and detector.backbone.in_channels == 1
     assert len(list((tmp_path / "d" / "pictures").iterdir())) == 2
+
+
+def test_a_run_on_dim_images_of_16_bits_is_used_on_16_bits(tmp_path: Path, xrays: Path, outlined: Path) -> None:
+    """Its window, up to 200, would be one of 8 bits."""
+    files = [path for folder in (xrays, outlined) for path in folder.rglob("*.tif")]
+    for path in files:
+        tifffile.imwrite(path, tifffile.imread(path) // 32, photometric="minisblack")
+    run, spec = run_of(xrays, tmp_path / "run", window=(0, 200)), PixelSpec.default(1, (0.0, 200.0))
+    images = ImageFiles(sorted(xrays.iterdir()))
+    encoder, _ = load_encoder(run, "test_resnet", images)
+    assert encoder.spec == replace(spec, bits=16) == pixels_of_run(run, images, None)
+    eight = images.spec = PixelSpec.default(1)
+    images._dtype = torch.uint8
+    assert load_encoder(run, "test_resnet", images)[0].spec == eight  # images of other bits
+    options = {"backbone": "test_resnet", "detector": "mask_rcnn_fpn_small", "devices": "cpu", "train_size": (64, 64)}
+    options |= {"test_size": 64, "precise_bn_batches": 1, "workers": 0, "data": outlined, "out": tmp_path / "d"}
+    detect(weights=run, batch_size=2, max_steps=1, **options)
+    _, notes = load_detector(tmp_path / "d" / "exported" / "detector.safetensors")
+    assert notes.spec == encoder.spec and notes.spec.image_dtype is np.uint16
+    assert _recorded(yaml.safe_load((tmp_path / "d" / "config.yaml").read_text()), tmp_path) == encoder.spec
 
 
 @pytest.mark.parametrize("method", ["mae", "conv_mim", "spark", "byol"])

@@ -20,6 +20,7 @@ SPECS = {
     "grey": PixelSpec.default(1),
     "RGB of 16 bits": PixelSpec.default(3, (0, 65535)),
     "grey of 16 bits": PixelSpec.default(1, (0, 65535)),
+    "dim grey of 16 bits": PixelSpec.default(1).override(window=(0, 200), bits=16),
 }
 
 

@@ -1,9 +1,11 @@
 """Operations on the cubes of a view, elastic deformation and shared places, against plain loops."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
+import scipy.ndimage
 import torch
 
 from densepath.core.affine import bounds
@@ -86,6 +88,10 @@ def test_an_elastic_deformation_has_its_displacement(shape):
     size = (64, 64) if len(shape) == 4 else (24, 40, 40)
     draw = draw_of(30)
     shift = displacements(draw, list(range(30)), size, 0.05, 0.08, torch.device("cpu"))
+    noise = draw.pixels([0], shift[0].numel(), shift.device, Stream.ELASTIC_PIXELS).view(shift[0].shape) * 2 - 1
+    blurred = scipy.ndimage.gaussian_filter(noise.double(), (0, *[0.08 * size[-1]] * len(size)), mode="constant")
+    factor = 0.05 * size[-1] * 3**0.5 * (4 * math.pi * (0.08 * size[-1]) ** 2) ** (len(size) / 4)
+    torch.testing.assert_close(shift[0].double(), torch.from_numpy(blurred * factor), atol=0.01, rtol=0)
     inner = shift[(..., *(slice(n // 4, -n // 4) for n in size))]
     assert inner.std().item() == pytest.approx(0.05 * size[-1], rel=0.15)
     x = torch.rand(30, 1, *size)

@@ -17,12 +17,13 @@ def draw_of(count: int, start: int = 0) -> Draw:
     return Draw(3, 1, torch.arange(start, start + count), torch.full((count,), 2))
 
 
+@pytest.mark.parametrize("outside", ["nearest", "constant"])
 @pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
-def test_blur_of_volumes_equals_scipy(shape):
+def test_blur_of_volumes_equals_scipy(shape, outside):
     x, sigma = torch.rand(shape), torch.tensor([0.1, 0.5, 0.9, 1.2, 1.6, 2.0])
-    for image, s, result in zip(x, sigma.tolist(), gaussian_blur(x, sigma), strict=True):
+    for image, s, result in zip(x, sigma.tolist(), gaussian_blur(x, sigma, outside == "constant"), strict=True):
         deviations = (0, *[s] * (len(shape) - 2))
-        expected = scipy.ndimage.gaussian_filter(image.double().numpy(), deviations, mode="nearest", truncate=8 / s)
+        expected = scipy.ndimage.gaussian_filter(image.double().numpy(), deviations, mode=outside, truncate=8 / s)
         np.testing.assert_allclose(result, expected, atol=3e-4)
 
 

@@ -31,7 +31,7 @@ from densepath.runs.folder import read_config
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
-from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
+from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec, bits_of
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
 from densepath.training.random_state import generators_of_the_caller
@@ -80,7 +80,7 @@ def show_views(
     size, method = recipe.view_size, find_method(recipe.method)
     images = open_images(data, cache="none", exclude=exclude)
     check_size(images, recipe.shortest_side // 2)
-    spec = images.spec.override(recipe.mean, recipe.std, recipe.window)
+    spec = images.spec.override(recipe.mean, recipe.std, recipe.window, bits_of(images))
     run = read_config(Path(config).parent) if Path(config).name == CONFIG else None
     known = pixels_of(run) if run is not None and "pixels" in run else spec
     if known.channels == spec.channels:  # a run from weights normalizes as they were trained

@@ -34,6 +34,8 @@ class PixelSpec:
         channels: C, the number of channels of a pixel.
         window: (low, high), the stored values that become 0 and 1, e.g. (-1000, 1000) for CT in Hounsfield units.
         mean, std: mean and standard deviation of each channel, for values in [0, 1].
+        bits: 8 or 16, of the image files that are read, where the window does not tell; it becomes None where it does:
+            a window up to 255 is of 8 bits.
 
     Raises:
         UserError: the values are inconsistent.
@@ -44,6 +46,7 @@ class PixelSpec:
     window: tuple[float, float] = (0.0, 255.0)
     mean: tuple[float, ...] = _RGB_MEAN
     std: tuple[float, ...] = _RGB_STD
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.ndim not in (2, 3):
@@ -59,15 +62,25 @@ class PixelSpec:
                 raise UserError(f"{name} needs {counted(self.channels, 'number')}, one per channel, not {list(values)}")
         if not all(value > 0 for value in self.std):
             raise UserError(f"std must be positive, not {list(self.std)}")
+        if self.bits not in (None, 8, 16):
+            raise UserError(f"image files have 8 or 16 bits, not {self.bits!r}")
+        if self.bits == (8 if high <= _MOST_OF_8_BITS else 16):
+            object.__setattr__(self, "bits", None)
+
+    @property
+    def file_bits(self) -> int:
+        """8 or 16: the bits with which image files are read."""
+        return self.bits or (8 if self.window[1] <= _MOST_OF_8_BITS else 16)
 
     @property
     def image_dtype(self) -> type[np.uint8] | type[np.uint16]:
-        """The dtype in which image files are read for this window."""
-        return np.uint8 if self.window[1] <= _MOST_OF_8_BITS else np.uint16
+        """The dtype in which image files are read."""
+        return np.uint8 if self.file_bits == 8 else np.uint16
 
     def record(self) -> dict[str, Any]:
-        """The specification in the plain types of YAML and JSON."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """The specification in the plain types of YAML and JSON, without bits that the window tells."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {name: v for name, v in values.items() if v is not None}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> PixelSpec:
@@ -98,8 +111,13 @@ class PixelSpec:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         window: Sequence[float] | None = None,
+        bits: int | None = None,
     ) -> PixelSpec:
         """The specification with the given values replaced.
+
+        Args:
+            mean, std, window: as for the class; None for no change.
+            bits: of the image files that the window is for; None for those that it tells. Without a window they stay.
 
         Raises:
             UserError: the values are inconsistent.
@@ -108,6 +126,8 @@ class PixelSpec:
             raise UserError(f"the window must be two numbers, the smaller first, not {list(window)}")
         given = {"mean": mean, "std": std, "window": window}
         values: dict[str, Any] = {n: tuple(float(x) for x in v) for n, v in given.items() if v is not None}
+        if window is not None:
+            values["bits"] = bits
         return replace(self, **values)
 
     def apply_window(self, pixels: Tensor) -> Tensor:
@@ -275,6 +295,11 @@ class PixelSource(Protocol):
             cache: a folder in which digests of files are kept, so that the files are read once.
         """
         ...
+
+
+def bits_of(images: PixelSource) -> int | None:
+    """8 or 16: the bits of images, whatever window they are seen with; None for other pixels than those of files."""
+    return {torch.uint8: 8, torch.uint16: 16}.get(images.dtype)
 
 
 class Named(Protocol):

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 _MAIN = "__main__"
 _importing: list[str] = []  # modules of methods
 # Entries of the config.yaml of a run that are not options: the specification of its pixels.
-_NOTED = {"": ("pixels",), "classify": ("pixels",), "segment": ("pixels",), "detect": ("mean", "std", "window")}
+_NOTED = {
+    "": ("pixels",),
+    "classify": ("pixels",),
+    "segment": ("pixels",),
+    "detect": ("mean", "std", "window", "bits"),
+}
 
 
 def recipe_names(verb: str = "") -> list[str]:

@@ -19,7 +19,7 @@ from densepath.runs.folder import TILES, read_config, refuse_other_run
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import find_source
 from densepath.sources.packing import SUFFIX
-from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
 from densepath.sources.restrict import restrict, share_of, take
 from densepath.sources.slides.find import find_slides
 from densepath.sources.tiles.slide_tiles import SlideTiles
@@ -116,7 +116,7 @@ def choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: Pr
         if config.weights != "random" and None in (mean, std):
             trained = pixels_of_weights(config.weights, images.spec)
             mean, std = trained.mean if mean is None else mean, trained.std if std is None else std
-        return images.spec.override(mean, std, config.window)
+        return images.spec.override(mean, std, config.window, bits_of(images))
     recorded = pixels_of(old)
     early = "pixels" not in old  # a run of version 0.1, which read all images as 8-bit RGB
     if early and isinstance(images, ImageFiles) and images.dtype == torch.uint8:

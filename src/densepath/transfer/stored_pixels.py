@@ -69,8 +69,9 @@ def pixels_in_memory(image: InMemory, spec: PixelSpec) -> npt.NDArray[Any]:
     _check(pixels, spec, channels, as_file or not (of_files and spec.window in _FILE_WINDOWS))
     if as_file and pixels.shape[2] == 4:
         pixels = on_white(pixels)
-    # A window of its own is that of the values as they are stored.
-    dtype = spec.image_dtype if spec.window in _FILE_WINDOWS else pixels.dtype
+    # A window of its own is that of the values as they are stored, unless it is of files with known bits.
+    known = spec.window in _FILE_WINDOWS or (as_file and spec.bits is not None)
+    dtype = spec.image_dtype if known else pixels.dtype
     return as_pixels(pixels, spec.channels, dtype) if of_files else pixels
 
 

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.image_files import ImageFiles
-from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
 from densepath.transfer.classify.cohort import Pool
 from densepath.transfer.classify.config import ClassifyConfig
@@ -103,9 +100,8 @@ def pixels_of_run(weights: str | Path, images: PixelSource, recorded: Mapping[st
             f"the images have {counted(images.spec.channels, 'channel')} and the weights take {spec.channels}; give "
             "image files instead of a packed store, or other weights"
         )
-    bits = {torch.uint8: 8, torch.uint16: 16}.get(images.dtype)
-    if bits not in (None, 8 if spec.image_dtype is np.uint8 else 16):
-        spec = spec.override(window=images.spec.window)
+    if (bits := bits_of(images)) not in (None, spec.file_bits):
+        spec = spec.override(window=images.spec.window, bits=bits)
     return spec
 
 

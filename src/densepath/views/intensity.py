@@ -173,14 +173,15 @@ def solarize(x: Tensor) -> Tensor:
     return torch.where(x >= 0.5, 1 - x, x)
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blur (N, C, *spatial), each image by its own standard deviation; edge values are repeated beyond the edges.
+def gaussian_blur(x: Tensor, sigma: Tensor, zeros: bool = False) -> Tensor:
+    """Blur (N, C, *spatial), each image by its own standard deviation.
 
     Sums of weighted rows, one axis after the other: on a CPU many times faster than depthwise convolutions. Weights
     beyond four standard deviations are 0, and are summed in their order, so an image's bits do not depend on the batch.
 
     Args:
         sigma: (N,) in pixels, on the CPU.
+        zeros: whether values beyond the edges are 0; otherwise edge values are repeated there.
     """
     reach = torch.ceil(_BLUR_REACH * sigma)
     most = int(reach.max())
@@ -191,7 +192,8 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     blurred = x.flatten(0, 1).unsqueeze(-1)  # each channel for itself: its rows lie together in memory
     for axis in range(1, x.ndim - 1):
         n = blurred.shape[axis]
-        positions = (torch.arange(n).unsqueeze(1) + offsets).clamp_(0, n - 1).to(x.device, non_blocking=True)  # (n, T)
+        positions = (torch.arange(n).unsqueeze(1) + offsets).to(x.device, non_blocking=True)  # (n, T)
         shape = (len(weights), n, len(offsets))
-        blurred = weighted_rows(blurred, positions.expand(shape), weights.expand(shape), axis)
+        used = weights * ((positions >= 0) & (positions < n)) if zeros else weights.expand(shape)
+        blurred = weighted_rows(blurred, positions.clamp(0, n - 1).expand(shape), used, axis)
     return blurred.reshape(x.shape)

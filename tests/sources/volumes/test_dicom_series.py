@@ -157,6 +157,28 @@ def test_an_oblique_series_lies_where_its_slices_do(write: Callable[..., Path]) 
     assert volume.notes == () and np.array_equal(volume.channels[0].values[2, 3, 5], VALUES[5, 3, 2])
 
 
+def test_noise_of_the_orientation_does_not_divide_a_series(write: Callable[..., Path]) -> None:
+    """Around 0.0005, where cosines rounded to three digits differ."""
+
+    def axes(k: int) -> list[float]:
+        sine = 0.0005 + (-1) ** k * 1e-6
+        return [1.0, sine, 0.0, -sine, 1.0, 0.0]
+
+    (series,), _ = find_series(write(STEP * np.arange(8), ImageOrientationPatient=axes))
+    assert np.allclose(spacing_of(read_series(series).affine), (0.7, 0.8, STEP), rtol=1e-4)
+    turned = write(
+        STEP * np.arange(8), folder="b", ImageOrientationPatient=lambda k: [1, s := k // 4 / 500, 0, -s, 1, 0]
+    )
+    assert [len(each.slices) for each in find_series(turned)[0]] == [4, 4]
+
+
+@pytest.mark.parametrize("other", [[1.6, 1.4], None])
+def test_slices_that_differ_in_the_spacing_of_their_pixels_are_refused(write: Callable[..., Path], other: Any) -> None:
+    (series,), _ = find_series(write(STEP * np.arange(8), PixelSpacing=lambda k: [0.8, 0.7] if k != 5 else other))
+    with pytest.raises(CorruptImage, match=r"differ in PixelSpacing \(0\.8 x 0\.7 mm and (1\.6 x 1\.4 mm|none)\)"):
+        read_series(series)
+
+
 def test_slices_with_scales_of_their_own_become_values(write: Callable[..., Path]) -> None:
     (series,), _ = find_series(write(STEP * np.arange(8), RescaleSlope=lambda k: 1 + k, RescaleIntercept=3))
     (channel,) = read_series(series).channels
@@ -221,6 +243,8 @@ def test_a_folder_that_cannot_be_read_is_refused(write: Callable[..., Path], mon
         ({"ImagePositionPatient": None}, "images without ImagePositionPatient"),
         ({"Rows": None}, "DICOM files without an image"),
         ({"SamplesPerPixel": 3}, "images with colors"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 1]}, "damaged DICOM files"),
+        ({"ImagePositionPatient": [1, 2]}, "damaged DICOM files"),
     ],
 )
 def test_what_an_image_lacks_is_named(write: Callable[..., Path], changes: dict[str, Any], kind: str) -> None:

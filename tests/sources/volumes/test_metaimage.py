@@ -64,6 +64,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         (write(tmp_path / "e.mhd", data, "e.raw", DimSize="5 6"), "not a volume"),
         (write(tmp_path / "f.mhd", data, "f.raw", ElementType="MET_OTHER"), "MET_OTHER"),
         (write(tmp_path / "g.mhd", data, "slice_%03d.raw"), "files of their own"),
+        (write(tmp_path / "j.mhd", data, "j.raw", BinaryData="False"), "text"),
     ]
     for number, (name, value) in enumerate(
         (("ElementNumberOfChannels", "two"), ("HeaderSize", "x"), ("DimSize", "5 six 7"), ("DimSize", "nan 6 7"))

@@ -114,6 +114,20 @@ def test_a_file_that_does_not_say_where_its_voxels_are_needs_a_spacing(tmp_path:
             read_volume(path)
 
 
+@pytest.mark.parametrize("kind, place", [(nibabel.Nifti1Image, 108), (nibabel.Nifti2Image, 168)])
+def test_an_offset_within_the_header_is_that_of_the_length(tmp_path: Path, kind: Any, place: int) -> None:
+    kind(VALUES, AFFINE).to_filename(tmp_path / "a.nii")
+    whole = Path(changed(str(tmp_path / "a.nii"), place, bytes(8 if place == 168 else 4))).read_bytes()
+    start = len(whole) - VALUES.nbytes
+    for gap in (4, 0):  # with and without the four bytes that announce extensions
+        (tmp_path / "b.nii").write_bytes(whole[: start - 4 + gap] + whole[start:])
+        assert np.array_equal(read_volume(tmp_path / "b.nii").channels[0].values, VALUES)
+    for data in (whole + b"ab", whole[:-2]):
+        (tmp_path / "b.nii").write_bytes(data)
+        with pytest.raises(CorruptImage, match="vox_offset lies within the header"):
+            read_volume(tmp_path / "b.nii")
+
+
 def test_other_dimensions_and_kinds_of_numbers(tmp_path: Path) -> None:
     series = np.stack([VALUES, 2 * VALUES], axis=-1)
     path = write(tmp_path / "a.nii", values=series)

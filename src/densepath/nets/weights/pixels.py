@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def pixels_of_weights(source: str | Path, images: PixelSpec | None = None) -> Pi
         if not known.keys() >= {"ndim", "channels", "window"}:
             mean, std = known.get("mean", base.mean), known.get("std", base.std)
             return base if images is not None and len(mean) != base.channels else base.override(tuple(mean), tuple(std))
-        spec = PixelSpec.from_record({name: known[name] for name in base.record()})
+        needed = {name: known[name] for name in base.record() if name != "bits"}
+        spec = PixelSpec.from_record(needed | {"bits": known.get("bits")})
     except (UserError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{source} has no valid mean and std of its channels, or window; export it again") from error
     return spec if images is None or (spec.channels, spec.ndim) == (images.channels, images.ndim) else images
@@ -67,7 +69,7 @@ def _known(source: str | Path) -> Mapping[str, Any]:
         if "densepath_detector" in metadata:
             detector = json.loads(metadata["densepath_detector"])
             return {"ndim": 2, "channels": len(detector["mean"]), "window": [0, 255], **detector}
-        known = {key: json.loads(metadata[key]) for key in PixelSpec().record() if key in metadata}
+        known = {each.name: json.loads(metadata[each.name]) for each in fields(PixelSpec) if each.name in metadata}
     except (ValueError, LookupError, TypeError, RecursionError):
         return {"mean": (), "std": ()}
     return known or _known_from_run(weights_file(source)) or _known_from_unet3d(weights.state_dict)

@@ -96,7 +96,7 @@ def save_backbone(
 
 
 def pixel_notes(spec: PixelSpec) -> dict[str, str]:
-    """The metadata for a pixel specification: ndim, channels, window, mean, std as JSON."""
+    """The metadata for a pixel specification: ndim, channels, window, mean, std as JSON; bits if it has some."""
     return {name: json.dumps(value) for name, value in spec.record().items()}
 
 

@@ -42,6 +42,8 @@ _TAGS = (
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "SeriesInstanceUID", "SOPInstanceUID")
 _GAP = 0.01  # of the spacing, by which steps between slices may differ
 _APART = 1e-3  # mm between slices at different places
+_SAME_SIDES = 1e-3  # by which the pixel spacing of slices may differ, relatively
+_TURN = 1e-3  # by which direction cosines of a volume's slices may differ
 _TILT = 0.5  # degrees between the slices' normal and the direction in which they follow each other
 
 
@@ -95,18 +97,17 @@ def find_series(folder: str | Path) -> tuple[list[Series], Passed]:
     Raises:
         UserError: a folder cannot be read.
     """
-    found: dict[Any, list[Slice]] = defaultdict(list)
+    found: dict[Any, list[list[Slice]]] = defaultdict(list)
     passed = Passed()
     paths = walk(folder, ("",), passed=passed)
     for read in in_threads(_slice, paths, usable_cores(), "DICOM headers"):
         if isinstance(read, str):
             passed.kinds[read] += 1
         else:
-            axes = tuple(np.round(read.orientation, 3) + 0.0)  # without the noise of their text form
-            found[read.series, axes, read.size].append(read)
-    patients = sorted({part[0].patient for part in found.values()} - {""})
+            _add(found[read.series, read.size], read)
+    groups = [group for several in found.values() for group in several]
+    patients = sorted({group[0].patient for group in groups} - {""})
     numbers = {patient: f"patient_{number:04d}" for number, patient in enumerate(patients, 1)}
-    groups = list(found.values())
     per_series: dict[str, int] = defaultdict(int)
     made = []
     for group in sorted(groups, key=lambda group: (group[0].series, -len(group), group[0].orientation)):
@@ -125,6 +126,15 @@ def find_series(folder: str | Path) -> tuple[list[Series], Passed]:
     return sorted(made, key=lambda series: series.name), passed
 
 
+def _add(groups: list[list[Slice]], part: Slice) -> None:
+    """Add a slice to the group of its orientation, or begin one with it."""
+    for group in groups:
+        if max(abs(a - b) for a, b in zip(group[0].orientation, part.orientation, strict=True)) <= _TURN:
+            group.append(part)
+            return
+    groups.append([part])
+
+
 def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = None) -> Volume:
     """Read a series.
 
@@ -135,8 +145,8 @@ def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = 
         spacing: mm along x, y and z of the pixels of files that name none.
 
     Raises:
-        CorruptImage: a slice cannot be read or is missing, several lie at one place, or the volume would not fit into
-            memory at equal steps.
+        CorruptImage: a slice cannot be read or is missing, several lie at one place, their pixels differ in spacing, or
+            the volume would not fit into memory at equal steps.
     """
     slices = list(series.slices)
     steps = np.diff([part.depth for part in slices])
@@ -209,7 +219,7 @@ def _affine(
     between = along / (len(slices) - 1) if step is None else along * step / depths[-1]
     affine = np.eye(4)
     axes = np.array(first.orientation).reshape(2, 3)  # along a row, along a column
-    sides = first.spacing
+    sides = _pixel_spacing(series, slices)
     if sides is None and spacing is not None:
         sides = spacing[int(np.abs(axes[1]).argmax())], spacing[int(np.abs(axes[0]).argmax())]
     if sides is None:
@@ -220,6 +230,20 @@ def _affine(
     check_affine(series.name, affine)
     tilted = f"a tilted gantry, {tilt:.1f} degrees: the affine map keeps the shear"
     return affine, [tilted] if tilt > _TILT else []
+
+
+def _pixel_spacing(series: Series, slices: Sequence[Slice]) -> tuple[float, float] | None:
+    """mm between the pixels of all slices along a column and a row; None if no file names it."""
+    first = slices[0].spacing
+    for part in slices:
+        if (part.spacing is None) != (first is None) or not np.allclose(
+            part.spacing or 0, first or 0, rtol=_SAME_SIDES, atol=0
+        ):
+            shown = [f"{sides[0]:g} x {sides[1]:g} mm" if sides else "none" for sides in (first, part.spacing)]
+            raise CorruptImage(
+                series.name, f"its slices differ in PixelSpacing ({shown[0]} and {shown[1]}); separate them"
+            )
+    return first
 
 
 def _values(series: Series, slices: Sequence[Slice]) -> tuple[Array, float, float, tuple[str, ...]]:
@@ -277,8 +301,8 @@ def _slice(path: str) -> Slice | str:
             str(header.get("PatientID") or "").strip(),
             str(header.get("Modality", "")),
             str(header.SOPInstanceUID),
-            tuple(float(x) for x in header.ImageOrientationPatient),
-            np.array([float(x) for x in header.ImagePositionPatient]),
+            tuple(np.array(header.ImageOrientationPatient, np.float64).reshape(6).tolist()),
+            np.array(header.ImagePositionPatient, np.float64).reshape(3),
             (float(spacing[0]), float(spacing[1])) if (spacing := header.get("PixelSpacing")) else None,
             (int(header.Rows), int(header.Columns)),
         )

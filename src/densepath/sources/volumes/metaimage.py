@@ -41,6 +41,8 @@ def read_metaimage(path: str, spacing: Sequence[float] | None = None, channels: 
     kind = fields.get("ElementType", "")
     if kind not in _TYPES:
         raise CorruptImage(path, f"its voxels are of the type {kind or 'unknown'}, which is not supported")
+    if fields.get("BinaryData", "True").lower() == "false":
+        raise CorruptImage(path, "its voxels are text (BinaryData = False); save them as binary data")
     msb = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
     dtype = np.dtype(_TYPES[kind]).newbyteorder(">" if msb else "<")
     data = _data(path, fields, end, count * int(np.prod(shape, dtype=object)) * dtype.itemsize)

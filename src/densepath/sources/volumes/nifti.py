@@ -16,6 +16,7 @@ SUFFIXES = (".nii", ".nii.gz")
 _GZIP = b"\x1f\x8b"
 _MAGIC = {b"n+1": "Nifti1Header", b"n+2": "Nifti2Header"}
 _SIZES = {348: (344, "Nifti1Header"), 540: (4, "Nifti2Header")}  # of a header -> place of its magic, class
+_EXTENDER = 4  # bytes after a header that say whether extensions follow
 _TO_MM = {1: 1000.0, 3: 0.001}  # codes of metre and micrometre; others are mm, or unknown
 _FAR = 0.1  # voxels by which the two affine maps of a file may differ
 
@@ -95,14 +96,14 @@ def _unreadable(error: Exception) -> str:
 
 
 def _header(path: str, data: bytes) -> Any:
-    size = {int.from_bytes(data[:4], order) for order in ("little", "big")}
-    kind = next((name for n, (place, name) in _SIZES.items() if n in size and data[place : place + 3] in _MAGIC), None)
-    if kind is None:
+    told = {int.from_bytes(data[:4], order) for order in ("little", "big")}
+    size = next((n for n, (place, _) in _SIZES.items() if n in told and data[place : place + 3] in _MAGIC), None)
+    if size is None:
         raise CorruptImage(path, "it is not a NIfTI file")
     with decoding(path, "its header is damaged"):
         nibabel = library("nibabel")
         # Its own check would change what it finds wrong: a spacing of 0 becomes 1
-        return getattr(nibabel, kind).from_fileobj(io.BytesIO(data), check=False)
+        return getattr(nibabel, _SIZES[size][1]).from_fileobj(io.BytesIO(data[:size]), check=False)
 
 
 def _values(path: str, header: Any, data: bytes, shape: tuple[int, ...]) -> Array:
@@ -111,6 +112,10 @@ def _values(path: str, header: Any, data: bytes, shape: tuple[int, ...]) -> Arra
         dtype = np.dtype(header.get_data_dtype())
         start = int(header.get_data_offset())
     needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if 0 <= start < header.sizeof_hdr:
+        start = len(data) - needed  # as some writers leave it at 0, and readers differ
+        if start - header.sizeof_hdr not in (0, _EXTENDER):
+            raise CorruptImage(path, "its vox_offset lies within the header; correct it")
     if start < 0 or len(data) - start < needed:
         raise CorruptImage(path, f"it is truncated: {max(len(data) - start, 0):,} of {needed:,} bytes of voxels")
     return np.frombuffer(data, dtype, needed // dtype.itemsize, start).reshape(shape, order="F")

@@ -88,7 +88,7 @@ def resampled(
     """Values (X, Y, Z) at another spacing, and their affine map; whole numbers stay whole.
 
     The low corner of the volume stays where it is. Values are interpolated linearly, or averaged where voxels become
-    larger.
+    larger. A volume that is no thicker than half of a new voxel becomes one voxel of its own thickness.
 
     Args:
         name: of the volume.
@@ -103,16 +103,19 @@ def resampled(
     old = spacing_of(affine)
     if target is None or np.allclose(old, target, rtol=_SAME, atol=0):
         return values, affine
-    size = [max(1, round(n * a / b)) for n, a, b in zip(values.shape, old, target, strict=True)]
-    check_size(name, size, target)
-    share = np.array([m * b / (n * a) for m, n, a, b in zip(size, values.shape, old, target, strict=True)])
+    thick = np.multiply(values.shape, old)
+    size = [round(side / b) for side, b in zip(thick.tolist(), target, strict=True)]
+    step = np.where(np.equal(size, 0), thick, target)
+    size = [max(1, m) for m in size]
+    check_size(name, size, step.tolist())
+    share = size * step / thick
     made = affine.copy()
-    made[:3, :3] *= np.divide(target, old)
+    made[:3, :3] *= step / old
     made[:3, 3] += (made[:3, :3].sum(axis=1) - affine[:3, :3].sum(axis=1)) / 2  # the first voxel's center moves
     if nearest:
         centers = [
             ((np.arange(m) + 0.5) * (b / a)).astype(int).clip(0, n - 1)
-            for m, n, a, b in zip(size, values.shape, old, target, strict=True)
+            for m, n, a, b in zip(size, values.shape, old, step, strict=True)
         ]
         return values[np.ix_(*centers)], made
     kind = np.float64 if values.dtype.itemsize > 4 or values.dtype.kind == "u" else np.float32

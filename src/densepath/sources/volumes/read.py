@@ -49,11 +49,11 @@ def count_channels(path: str | Path) -> int | None:
 
 
 def files_of(path: str | Path) -> tuple[Path, ...]:
-    """The files that a volume is read from: a header may have its voxels, or its properties, in another one."""
+    """The files that a volume is read from: its header, voxels, properties and plans may be in files of their own."""
     path = Path(path)
     if path.name.lower().endswith(metaimage.SUFFIXES):
         return path, *metaimage.files_of_voxels(str(path))
-    return (path, path.with_suffix(".pkl")) if path.name.lower().endswith(blosc2_file.SUFFIXES) else (path,)
+    return (path, *blosc2_file.files_beside(path)) if path.name.lower().endswith(blosc2_file.SUFFIXES) else (path,)
 
 
 def check_same_place(path: str, one: Volume, other_path: str, other: Volume) -> None:

@@ -20,7 +20,7 @@ from densepath.core.system import with_progress
 from densepath.core.work_folder import work_folder
 from densepath.sources.image_files import ImageFiles, passed_over
 from densepath.sources.open import find_source
-from densepath.sources.pixel_source import AllNames
+from densepath.sources.pixel_source import AllNames, bits_of
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
@@ -112,8 +112,8 @@ def _predict_images(
     paths = list(AllNames(images))
     names = names_below(paths, data) if isinstance(images, ImageFiles) else paths
     refuse_repeated(names, data)
-    if images.spec.image_dtype is not spec.image_dtype:
-        spec = spec.override(window=images.spec.window)
+    if (bits := bits_of(images) or images.spec.file_bits) != spec.file_bits:
+        spec = spec.override(window=images.spec.window, bits=bits)
         readout = Readout(readout.model, notes, spec).to(hardware.device)
     images.spec = spec
     batches = batches_of(range(len(images)), AT_ONCE)

@@ -151,6 +151,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         int(median(min(train.size(i)) for i in range(len(train)))),  # as tested: whole, also if trained on crops
         config.orientation,
         training_mpp(train),
+        spec.bits,
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
@@ -162,6 +163,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
             line += f", {counted(len(set_filter_norms(model.backbone, norms)), 'layer')} rescaled"
     record = replace(config, precision=hardware.precision, lr=solver.lr).record()
     record |= {"mean": spec.mean, "std": spec.std} | ({} if spec.window == _WINDOW else {"window": spec.window})
+    record |= {} if spec.bits is None else {"bits": spec.bits}
     batches = TrainingBatches(
         train,
         batch_size=config.batch_size,
@@ -251,7 +253,8 @@ def _recorded(config: dict[str, Any], out: Path) -> PixelSpec:
     Raises:
         UserError: the configuration has none that is valid.
     """
-    recorded = {"window": list(_WINDOW)} | {name: config[name] for name in ("mean", "std", "window") if name in config}
+    recorded = {"window": list(_WINDOW)}
+    recorded |= {name: config[name] for name in ("mean", "std", "window", "bits") if name in config}
     try:
         return PixelSpec.from_record(recorded | {"channels": len(recorded["mean"])})
     except (UserError, TypeError) as error:

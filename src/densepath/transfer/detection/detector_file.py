@@ -38,6 +38,7 @@ class DetectorNotes:
         orientation: how images with an orientation tag were read: as "stored" in the file, or as "viewed", turned by
             the tag; None if there were none.
         mpp: µm per pixel of the training images; None if unknown.
+        bits: of the training images, 8 or 16, where the window does not tell; see PixelSpec.
     """
 
     detector: str
@@ -53,11 +54,12 @@ class DetectorNotes:
     image_size: int = 0
     orientation: Orientation | None = None
     mpp: float | None = None
+    bits: int | None = None
 
     @property
     def spec(self) -> PixelSpec:
         """How the detector sees pixels. Raises UserError where the notes make no sense."""
-        return PixelSpec(2, len(self.mean), self.window, self.mean, self.std)
+        return PixelSpec(2, len(self.mean), self.window, self.mean, self.std, self.bits)
 
     def build(self) -> Detector:
         """The detector with random weights.

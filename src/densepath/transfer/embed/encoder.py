@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from densepath.nets.attention_pool import AttentionPool
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.nets.weights.published import is_published, read_published
-from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
 
 Pool = Literal["auto", "mean", "cls", "cls_mean", "attention"]
 
@@ -126,9 +125,8 @@ def load_encoder(
     torch.manual_seed(seed)
     other = images is not None and (images.spec.ndim != 2 or images.spec.channels not in (1, 3))
     network, spec, size, line = pretrained_backbone(weights, backbone, images.spec if images and other else None)
-    bits = {torch.uint8: 8, torch.uint16: 16}.get(images.dtype) if images is not None else None
-    if images is not None and bits not in (None, 8 if spec.image_dtype is np.uint8 else 16):
-        spec = spec.override(window=images.spec.window)
+    if images is not None and (bits := bits_of(images)) not in (None, spec.file_bits):
+        spec = spec.override(window=images.spec.window, bits=bits)
     attention = read_published(weights).pool if pool in ("auto", "attention") and is_published(weights) else None
     encoder = Encoder(network, spec, stage, pool, attention)
     if encoder.input_size is not None:

@@ -30,7 +30,7 @@ from densepath.runs.closing import draw_safely
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles, passed_over
 from densepath.sources.open import find_source
-from densepath.sources.pixel_source import AllNames
+from densepath.sources.pixel_source import AllNames, bits_of
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
@@ -204,8 +204,8 @@ def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exc
             f"{counted(images.spec.channels, 'channel')}, and the "
             f"segmenter takes {spec.ndim} and {spec.channels}; train one on such images"
         )
-    if images.spec.image_dtype is not spec.image_dtype:
-        spec = spec.override(window=images.spec.window)
+    if (bits := bits_of(images) or images.spec.file_bits) != spec.file_bits:
+        spec = spec.override(window=images.spec.window, bits=bits)
     images.spec = sliding.spec = spec
     stored, paths = Stored(images), list(AllNames(images))
     below = names_below(paths, data) if isinstance(images, ImageFiles) else paths
