@@ -45,8 +45,9 @@ def test_threads_are_as_many_as_idle_cores(machine, capsys, idle, processes, cho
 def test_the_number_is_not_chosen_again_nor_against_the_user(machine, monkeypatch):
     set_to = machine(3.0)
     threads.use_idle_cores()
-    machine(8.0)
-    threads.use_idle_cores()
+    machine(1.0)
+    for processes in (1, 2):
+        threads.use_idle_cores(processes)
     assert set_to == [8, 3]
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     threads._chosen.clear()

@@ -98,7 +98,7 @@ def load_weights(
         prefix: the beginning of the names of the network's tensors in the file, if it has several networks; by default
             the one with most of the backbone's tensors, rather than its momentum copy.
         complete: whether the file must have all tensors of the backbone; the line then also names other networks.
-        report: a list to which lines on each tensor are added, for weights in a file.
+        report: a list to which lines on each tensor are added.
 
     Returns:
         One line that reports what was loaded.
