@@ -485,7 +485,7 @@ SMALL_VIT = "vit_base_patch16_224(img_size=160, embed_dim=64, depth=6, mlp_ratio
 @pytest.mark.parametrize(
     ("name", "found"),
     [(name, name) for name in ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "vit_tiny_patch16_224")]
-    + [("resnext101_64x4d", "resnext101_64x4d"), ("seresnext26d_32x4d", None)]
+    + [("resnext101_64x4d", "resnext101_64x4d"), ("resnext101_32x16d", None)]
     + [("test_vit", SMALL_VIT)],
 )
 def test_a_bare_file_shows_its_backbone(name: str, found: str | None, tmp_path: Path) -> None:
