@@ -168,6 +168,12 @@ def test_the_query_backbone_wins_over_its_slow_copy() -> None:
         ("backbone.", "momentum_backbone."),  # solo-learn
         ("student.module.backbone.", "teacher.backbone."),  # DINO
         ("net.online_encoder.net.", "net.target_encoder.net."),
+        ("encoder_q.", "encoder_m."),
+        ("base_encoder.", "mom_encoder."),
+        ("online.", "offline."),
+        ("f_theta.", "f_xi."),
+        ("module.", "averaged_module."),
+        ("net.", "swa_net."),
     ],
 )
 @pytest.mark.parametrize("slow_first", [True, False])

@@ -28,7 +28,9 @@ from densepath.nets.backbones.transformer_parts import add_positions, embed_patc
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.pretrained import backbone_of_weights, guess_backbone, pretrained_backbone
+from densepath.nets.weights.published import preprocessing
 from densepath.nets.weights.transformer_names import name_transformer
+from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.embed.encoder import load_encoder
 
 _TRANSFORMERS = importlib.util.find_spec("transformers")
@@ -397,6 +399,8 @@ def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
         save_file({key: state[key] for key in keys}, tmp_path / file)
     index = {"weight_map": {key: file for file, keys in files.items() for key in keys}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    other = {"weight_map": dict.fromkeys(state, "pytorch_model-00001-of-00001.bin")}  # which fetch leaves out
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(other))
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))
     assert f"with {len(state)} of {len(state)} tensors" in pretrained_backbone(tmp_path).line
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
@@ -481,9 +485,10 @@ SMALL_VIT = "vit_base_patch16_224(img_size=160, embed_dim=64, depth=6, mlp_ratio
 @pytest.mark.parametrize(
     ("name", "found"),
     [(name, name) for name in ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "vit_tiny_patch16_224")]
+    + [("resnext101_64x4d", "resnext101_64x4d"), ("resnext101_32x16d", None)]
     + [("test_vit", SMALL_VIT)],
 )
-def test_a_bare_file_shows_its_backbone(name: str, found: str, tmp_path: Path) -> None:
+def test_a_bare_file_shows_its_backbone(name: str, found: str | None, tmp_path: Path) -> None:
     with torch.device("meta"):
         made = timm.create_model(name).state_dict(prefix="module.encoder_q.")
     state = {key: torch.zeros(()).expand(value.shape) for key, value in made.items()}
@@ -491,7 +496,9 @@ def test_a_bare_file_shows_its_backbone(name: str, found: str, tmp_path: Path) -
     if name in ("resnet18", "test_vit"):
         torch.save({"state_dict": state}, tmp_path / "w.pth")
         assert backbone_of_weights(tmp_path / "w.pth") == found
-        assert " tensors from " in load_weights(build_backbone(found), tmp_path / "w.pth")
+        line = load_weights(build_backbone(found), tmp_path / "w.pth")
+        assert " tensors from " in line
+        assert ("; heads of 64 channels are assumed, which its file does not give" in line) == (name == "test_vit")
 
 
 def test_a_network_with_another_name_is_found_by_the_record_of_its_file(tmp_path: Path) -> None:
@@ -515,6 +522,34 @@ def test_heads_and_epsilon_of_any_model_of_transformers_are_those_of_its_configu
     (tmp_path / "config.json").write_text(json.dumps(config))
     _, arguments = parse_name(backbone_of_weights(tmp_path))
     assert arguments == {"depth": 1, "num_heads": 6, "norm_eps": 1e-12, "pos_antialias": False}
+
+
+def test_of_the_networks_in_a_folder_the_trained_one_is_taken(tmp_path: Path) -> None:
+    """As of those in a file; the line names both."""
+    state = moved(timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)).state_dict()
+    both = {f"student.{key}": value for key, value in state.items()}
+    both |= {f"ema.{key}": torch.zeros_like(value) for key, value in state.items()}
+    save_file(both, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
+    backbone, _, _, line = pretrained_backbone(tmp_path)
+    assert torch.equal(backbone.net.model.cls_token, state["cls_token"])
+    assert " under student.; not used: ema." in line
+
+
+@pytest.mark.parametrize(("given", "found"), [(LUNIT, LUNIT), (IMAGENET, HALF), (None, HALF)])
+def test_a_model_card_counts_where_a_folder_has_only_defaults(given: Any, found: Any, tmp_path: Path) -> None:
+    notes = {"image_mean": given[0], "image_std": given[1]} if given else {}
+    (tmp_path / "midnight").mkdir()
+    (tmp_path / "midnight" / "preprocessor_config.json").write_text(json.dumps(notes))
+    assert preprocessing(tmp_path / "midnight", tmp_path / "midnight", {})[:2] == found
+
+
+def test_a_folder_of_grey_images_is_read_as_its_weights_need_them(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=0, in_chans=1).state_dict(), tmp_path / "model.safetensors")
+    grey = {"model_args": {"in_chans": 1}, "pretrained_cfg": {"mean": [0.5], "std": [0.25]}}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet", **grey}))
+    backbone, spec, _, _ = pretrained_backbone(tmp_path)
+    assert backbone.in_channels == 1 and spec == PixelSpec(channels=1, mean=(0.5,), std=(0.25,))
 
 
 def test_an_old_configuration_of_timm_has_its_statistics_at_the_top(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from densepath.core.errors import UserError
+from densepath.core.records import record_text
 from densepath.nets.backbones import build_backbone
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import save_backbone
+from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.sources.pixel_source import PixelSpec
 
 transformers = pytest.importorskip("transformers")
@@ -96,6 +98,34 @@ def test_a_folder_of_timm_is_made_as_its_config_says(tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     torch.testing.assert_close(build_teacher(str(tmp_path))(PIXELS, 4), expected)
+
+
+def test_the_checkpoint_of_a_run_is_shown_what_the_run_was(tmp_path):
+    spec = PixelSpec(mean=(0.7, 0.6, 0.7), std=(0.1,) * 3)
+    state = timm.create_model("test_resnet", num_classes=0).state_dict(prefix="method.backbone.net.")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": state}, tmp_path / "checkpoints" / "last.ckpt")
+    (tmp_path / "config.yaml").write_text(record_text({"method": "byol", "pixels": spec.record()}))
+    teacher = build_teacher("test_resnet", str(tmp_path))
+    assert (teacher.mean, teacher.std) == (spec.mean, spec.std)
+
+
+@torch.no_grad()
+def test_weights_under_the_names_of_transformers_are_a_teachers_too(tmp_path):
+    options = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
+    model = save(tmp_path, transformers.ViTConfig(**options), transformers.ViTModel, None)
+    teacher = build_teacher("vit_tiny_patch16_224", str(tmp_path / "model.safetensors"))
+    tokens = model(seen_by(64, (0.5,) * 3, (0.5,) * 3), interpolate_pos_encoding=True).last_hidden_state
+    assert teacher(PIXELS, 4).shape == tokens[:, 1:].shape
+    torch.testing.assert_close(teacher.network.net.model.norm.weight, model.layernorm.weight)
+
+
+def test_arguments_of_training_in_a_folder_do_not_hide_the_network(tmp_path):
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "test_resnet", "model_args": {"drop_path_rate": 0.1, "output_stride": 32}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert build_teacher(str(tmp_path)).width == 96
+    assert backbone_of_weights(tmp_path) == "test_resnet(output_stride=32)"
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,14 @@ def test_models_genesis_gets_the_whole_u_net(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet10_3d_w4", "resnet18_3d_w4_s122"])
+def test_monais_names_come_back(tmp_path, name):
+    backbone, again = moved(build_backbone(name, 2), 16, 32, 32)[0], build_backbone(name, 2)
+    save_backbone(tmp_path / "monai.pt", backbone, "monai")
+    load_weights(again, tmp_path / "monai.pt", complete=True)
+    torch.testing.assert_close(again.state_dict(), backbone.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet10_3d_w4", "resnet18_3d_w4_s122"])
 def test_monai_gets_its_residual_network(tmp_path, name):
     pytest.importorskip("monai")
     backbone, x = moved(build_backbone(name, 2), 16, 32, 32)

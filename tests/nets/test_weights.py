@@ -18,10 +18,12 @@ import torch
 import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.layouts import LAYOUTS, to_detectron2
 from densepath.nets.weights.volume_layouts import VOLUME_LAYOUTS
@@ -366,6 +368,29 @@ def test_timm_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         load_weights(other, "resnet18")
 
 
+def test_timm_weights_fit_as_those_of_a_file_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network with fewer maps has fewer layers; one of other channels is refused in one line."""
+    fetched = timm.create_model("resnet18", features_only=True)
+    short = choose_backbone(timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3)))
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: fetched)
+    load_weights(short, "resnet18.a1_in1k")
+    assert torch.equal(short.net.layer3[1].conv2.weight, fetched.layer3[1].conv2.weight)
+    monkeypatch.undo()
+    four = build_backbone("resnet18", 4)
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: fetched)
+    with pytest.raises(UserError, match=r"conv1\.weight differ; their images have 3 channels, not 4; use others$"):
+        load_weights(four, "resnet18.a1_in1k")
+
+
+def test_weights_of_another_network_of_the_same_name_do_not_advise_that_name(
+    resnet18: Backbone, tmp_path: Path
+) -> None:
+    save_backbone(tmp_path / "w.safetensors", resnet18)
+    other = choose_backbone(timm.create_model("resnet18", features_only=True, base_width=32, block=Bottleneck))
+    with pytest.raises(UserError, match="they are of another network with this name: pass it, in Python"):
+        load_weights(other, tmp_path / "w.safetensors")
+
+
 def test_timm_weights_without_network_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = build_backbone()
 
@@ -386,6 +411,18 @@ def test_the_moving_average_of_a_checkpoint_comes_first(tmp_path: Path, capsys: 
         for _ in range(2):
             assert torch.equal(read_weights(path)[0]["conv1.weight"], averaged["conv1.weight"])
         assert capsys.readouterr().err.count(f"moving average ({ema}) is used, not {plain}") == 1
-        torch.save({plain: trained, ema: {}}, path := tmp_path / f"{plain}.pth")
-        assert torch.equal(read_weights(path)[0]["conv1.weight"], trained["conv1.weight"])
-        assert not capsys.readouterr().err
+        for empty in ({}, {"decay": 0.99, "updates": 3}):
+            torch.save({plain: trained, ema: empty}, path := tmp_path / f"{plain}.pth")
+            assert torch.equal(read_weights(path)[0]["conv1.weight"], trained["conv1.weight"])
+            assert not capsys.readouterr().err
+
+
+def test_a_holder_without_tensors_does_not_hide_the_others(tmp_path: Path) -> None:
+    torch.save({"model": {"name": "resnet18"}, "net": {"conv1.weight": torch.ones(1)}}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").state_dict.keys() == {"net.conv1.weight"}
+
+
+@pytest.mark.parametrize("name", ["w.bin", "w.SAFETENSORS", "w"])
+def test_safetensors_are_known_by_their_content(name: str, tmp_path: Path) -> None:
+    save_file({"conv1.weight": torch.ones(1)}, tmp_path / name, {"note": "kept"})
+    assert read_weights(tmp_path / name).metadata == {"note": "kept"}

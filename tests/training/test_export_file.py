@@ -214,6 +214,14 @@ def test_the_first_layer_of_other_stems_is_found(tmp_path: Path, name: str) -> N
     assert torch.equal(next(value for key, value in made.items() if key.endswith(stem)), state[stem])
 
 
+def test_channels_are_those_of_the_network_and_not_of_its_neighbors(resnet: State, tmp_path: Path) -> None:
+    torch.save(under("backbone.", resnet) | {"neck.conv1.weight": torch.ones(128, 512, 1, 1)}, tmp_path / "w.pth")
+    assert read_weights(export(tmp_path / "w.pth", tmp_path / "a.safetensors")).metadata["channels"] == "3"
+    torch.save(build_backbone("resnet10_3d_w2", 1).net.state_dict(), tmp_path / "v.pth")
+    said = read_weights(export(tmp_path / "v.pth", tmp_path / "b.safetensors", backbone="resnet10_3d_w2")).metadata
+    assert (said["channels"], said["ndim"]) == ("1", "3")
+
+
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:

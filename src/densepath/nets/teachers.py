@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
-from densepath.nets.backbones.names import create_network
+from densepath.nets.backbones.names import create_network, without_tag
 from densepath.nets.backbones.transformers import is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
 from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.hub import HUB, is_hub_name, quiet
 from densepath.nets.weights.layouts import match_names
 from densepath.nets.weights.model_folders import load_transformers_model, read_config
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.published import published_folder, read_published
+from densepath.nets.weights.transformer_names import to_timm
 from densepath.sources.pixel_source import PixelSpec
 
 ACCEPTED = (
@@ -139,9 +140,9 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
     network = _timm_network(name if pretrained else name.split(".")[0], pretrained)
     mean, std = network.net.pretrained_cfg["mean"], network.net.pretrained_cfg["std"]
     if weights and weights != "random":
-        state, metadata = read_weights(weights)
-        _load(network.net, state, name, weights)
-        mean, std = (json.loads(metadata.get(key, "null")) or own for key, own in (("mean", mean), ("std", std)))
+        _load(network.net, to_timm(read_weights(weights).state_dict), name, weights)
+        spec = pixels_of_weights(weights, PixelSpec(mean=tuple(mean), std=tuple(std)))
+        mean, std = spec.mean, spec.std
     return Teacher(network, name, network.stride, network.channels, mean, std)
 
 
@@ -161,7 +162,7 @@ def _timm_network(name: str, pretrained: bool) -> _TimmNetwork:
     """A network of timm with patches of any size, with or without pretrained weights."""
     transformer = is_transformer(name)
     if not transformer:
-        build_backbone(name.split(".")[0])  # checks that it returns maps at any size
+        build_backbone(without_tag(name))  # checks that it returns maps at any size
     kind = {"num_classes": 0, "dynamic_img_size": True} if transformer else {"features_only": True}
     try:
         with quiet():
@@ -195,7 +196,7 @@ def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
 def _load(net: nn.Module, state: Mapping[str, Tensor], name: str, source: str | Path) -> None:
     """Load all tensors of a teacher, or fail."""
     match = match_names(state, net.state_dict())
-    require_numbers(match.found, source)
+    require_numbers(match.found, source, net.state_dict())
     found = resize_positions(net, match.found)
     own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = [key for key, value in own.items() if key not in found or found[key].shape != value.shape]

@@ -116,7 +116,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         raise UserError(
             f"{path} is not a tokenizer on {name}: {(missing + unexpected)[0]} does not fit; export it again"
         )
-    require_numbers(weights.state_dict, path)
+    require_numbers(weights.state_dict, path, own)
     tokenizer.load_state_dict(weights.state_dict)
     if 0 < tokenizer.codebook.perplexity() < _LEAST_PERPLEXITY:
         raise UserError(

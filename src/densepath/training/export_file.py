@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
+from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights import FORMAT_VERSION, load_weights, pixel_notes, read_weights, save_backbone, write_tensors
-from densepath.nets.weights.backbone_weights import ACCEPTED
+from densepath.nets.weights.backbone_weights import ACCEPTED, below
+from densepath.nets.weights.channels import channels_of_tensors
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.nets.weights.published import is_published, read_published
+from densepath.nets.weights.transformer_names import to_timm
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.model_card import write_card
 from densepath.version import __version__
-
-_FIRST = ("patch_embed.proj.weight", "conv1.weight", ".0.weight")  # ends of the names of first layers
 
 
 def export_file(
@@ -69,10 +70,7 @@ def export_file(
     if layout == "tensors":
         return _export_tensors(source, out, prefix, card)
     layout = layout or "timm"
-    spec = pixels_of_weights(source)
-    if spec.channels != (channels := _channels(source, prefix, found)) and channels:
-        spec = PixelSpec.default(channels)
-    made = choose_backbone(found, spec.channels)
+    made, spec = _for_its_images(found, pixels_of_weights(source), source, prefix)
     line = load_weights(made, source, prefix, complete=True)
     notes = {"origin": Path(name).name if Path(name).exists() else name} | pixel_notes(spec)
     save_backbone(out, made, layout, notes)
@@ -114,22 +112,19 @@ def _state(source: str | Path) -> Mapping[str, Tensor]:
     return read_published(source).state if is_published(source) else read_weights(source).state_dict
 
 
-def _channels(source: str | Path, prefix: str, backbone: str | nn.Module) -> int:
-    """The channels of the images, from the first layer; 0 if unknown."""
+def _for_its_images(
+    backbone: str | nn.Module, spec: PixelSpec, source: str | Path, prefix: str
+) -> tuple[Backbone, PixelSpec]:
+    """The backbone for images of the channels that its first layer has, and their specification."""
+    channels = spec.channels
     if isinstance(backbone, nn.Module):
-        return next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 0)
-    if not (is_published(source) or Path(source).exists()):
-        return 0
-    state = {key: value for key, value in _state(source).items() if key.startswith(prefix) and value.ndim == 4}
-    for end in (*_first_layers(backbone), *_FIRST):
-        if names := [key for key in state if key.endswith(end)]:
-            return int(state[min(names, key=len)].shape[1])
-    return 0
-
-
-def _first_layers(backbone: str) -> tuple[str, ...]:
-    """The name of timm's first layer; stems of several layers have a ``conv1.0`` beside the ``conv1`` of blocks."""
-    name = backbone.partition("(")[0]
-    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    first = known.first_conv if known is not None else None
-    return (f"{first}.weight",) if isinstance(first, str) else ()
+        layers = (layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d))
+        channels = next((layer.in_channels for layer in layers), channels)
+    made = choose_backbone(backbone, channels)
+    if isinstance(backbone, str) and (is_published(source) or Path(source).exists()):
+        state = to_timm(_state(source))
+        channels = channels_of_tensors(below(state, prefix, str(source)) if prefix else state, made)
+        made = choose_backbone(backbone, channels) if channels != made.in_channels else made
+    if (channels, made.ndim) != (spec.channels, spec.ndim):
+        spec = PixelSpec.default(channels, ndim=made.ndim)
+    return made, spec

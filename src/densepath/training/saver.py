@@ -176,7 +176,7 @@ def load_task(task: Task, state: dict[str, Any], out: Path) -> None:
     Raises:
         UserError: the checkpoint belongs to another task.
     """
-    require_numbers(only_weights(task, state["state_dict"]), f"the checkpoint in {out}")
+    require_numbers(only_weights(task, state["state_dict"]), f"the checkpoint in {out}", task.state_dict())
     try:
         task.load_state_dict(state["state_dict"])
     except RuntimeError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from functools import cache
 
 import torch
 
@@ -15,7 +14,9 @@ from densepath.core.system import cores, first_on_node, idle_cores, processes_on
 _ALMOST = 0.4  # of a core that may be busy without losing it: the system's own work
 
 
-@cache  # once: all computations of a process have the same rounding
+_chosen: list[int] = []  # once: all computations of a process have the same rounding
+
+
 def use_idle_cores(processes: int = 1) -> None:
     """Compute with as many threads as there are idle cores, rather than with one for each core.
 
@@ -29,6 +30,9 @@ def use_idle_cores(processes: int = 1) -> None:
     Args:
         processes: number of processes of this run on this machine, which share the cores.
     """
+    if _chosen:
+        return
+    _chosen.append(processes)
     together = max(processes, processes_on_node())
     most = max(1, min(torch.get_num_threads(), cores() // together))
     if not system.is_command or "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:

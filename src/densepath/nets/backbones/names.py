@@ -53,6 +53,12 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
         ) from error
 
 
+def without_tag(name: str) -> str:
+    """The name of a network without the tag of weights, which comes before its arguments."""
+    architecture, arguments, end = name.partition("(")
+    return architecture.split(".")[0] + arguments + end
+
+
 def check_arguments(name: str) -> None:
     """Check that a name has no argument that would be ignored.
 

@@ -60,7 +60,7 @@ def load_decoder(decoder: Decoder, source: str | Path) -> str:
         raise UserError(
             f"{path} does not fit the U-Net decoder of this backbone: it {what}; choose the backbone it is of"
         )
-    require_numbers(found, str(path))
+    require_numbers(found, str(path), own)
     decoder.load_state_dict({key: found.get(key, value) for key, value in own.items()})
     return f"{counted(len(own), 'tensor')} of the decoder from {path}"
 

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, counted, first_few
 from densepath.nets.backbones import Backbone, make_network
 from densepath.nets.backbones.transformers import resize_positions
+from densepath.nets.weights.channels import adapt_channels, channels_of_found
 from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import quiet
 from densepath.nets.weights.layouts import Match, feature_name, match_names, timm_state
+from densepath.nets.weights.of_run import recorded_backbone
 from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published
 from densepath.nets.weights.report import tensor_report
 from densepath.nets.weights.saving import FORMAT_VERSION
@@ -96,7 +98,7 @@ def load_weights(
         prefix: the beginning of the names of the network's tensors in the file, if it has several networks; by default
             the one with most of the backbone's tensors, rather than its momentum copy.
         complete: whether the file must have all tensors of the backbone; the line then also names other networks.
-        report: a list to which lines on each tensor are added, for weights in a file.
+        report: a list to which lines on each tensor are added.
 
     Returns:
         One line that reports what was loaded.
@@ -104,36 +106,34 @@ def load_weights(
     Raises:
         UserError: there are no such weights, or they do not fit.
     """
-    name, assumed = str(source), ""
+    name, assumed, fetched = str(source), "", None
     if name == "random":
         return f"{backbone.name} with random weights"
     if is_published(source):
         published = read_published(source)
         state, other, assumed = published.state, published.backbone, published.assumed
-    else:
-        import timm
-
-        if not Path(source).exists() and timm.models.is_model_pretrained(name):
-            return _load_pretrained(backbone, name)
-        if not Path(source).exists():
-            raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
+    elif Path(source).exists():
         weights = read_weights(source)
-        state, other = to_timm(weights.state_dict), weights.metadata.get("backbone")
+        state, other = to_timm(weights.state_dict), recorded_backbone(weights.metadata, weights_file(source))
+        assumed = "" if other else _assumed_heads(backbone)
+    else:
+        fetched = _fetch(backbone, name)
+        state, other = fetched.state_dict(), backbone.name
     if prefix:
-        state = _below(state, prefix, name)
-    match = match_names(state, backbone.net.state_dict())
-    require_numbers(match.found, name)
-    lines = tensor_report(backbone.net.state_dict(), match.found, state, match.unused)
+        state = below(state, prefix, name)
+    own = backbone.net.state_dict()
+    match = match_names(state, own)
+    require_numbers(match.found, name, own)
+    lines = tensor_report(own, match.found, state, match.unused)
     match = match._replace(found=resize_positions(backbone.net, match.found))
-    match = match._replace(found=adapt_channels(match.found, backbone.net.state_dict(), backbone.in_channels))
+    match = match._replace(found=adapt_channels(match.found, own, backbone.in_channels))
     if problem := _misfit(backbone, match, complete):
-        raise UserError(
-            f"{name} does not fit {backbone.name}: {problem}; name the backbone that they belong to "
-            f"(--backbone {other or ('resnet18' if backbone.name == 'resnet50' else 'resnet50') + ', say'})"
-        )
+        raise UserError(f"{name} does not fit {backbone.name}: {problem}; {_remedy(backbone, match, other)}")
     backbone.net.load_state_dict(match.found, strict=False)
     if report is not None:
         report += lines
+    if fetched is not None:
+        return f"{backbone.name} with timm's {name}{_normalization(backbone, fetched)}"
     wanted, missing = _wanted(backbone, match)
     line = f"{backbone.name} with {len(wanted) - len(missing)} of {len(wanted)} tensors from {name}"
     if prefix or match.prefix:
@@ -143,7 +143,7 @@ def load_weights(
     if match.unused:
         line += f"; not used: {first_few(match.unused)}"
     if assumed:
-        line += f"; {assumed} are assumed, which its folder does not give"
+        line += f"; {assumed} are assumed, which its {'folder' if is_published(source) else 'file'} does not give"
     if other and (hidden := hidden_differences(backbone.name, other)):
         said = first_few([f"{key} was {value}" for key, value in hidden.items()])
         line += f"; in training {said}: --backbone {shlex.quote(other)}"
@@ -152,36 +152,22 @@ def load_weights(
     return line
 
 
-def _below(state: Mapping[str, Tensor], prefix: str, name: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+def below(state: Mapping[str, Tensor], prefix: str, name: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it.
+
+    Args:
+        state: the tensors.
+        prefix: the beginning of their names.
+        name: where they come from, for the message.
+
+    Raises:
+        UserError: there are none.
+    """
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not found:
         first = dict.fromkeys(key.rpartition(".")[0].split(".")[0] + "." for key in state if "." in key)
         raise UserError(f"{name} has no tensors under {prefix!r}; its names begin with {first_few(list(first))}")
     return found
-
-
-def adapt_channels(found: Mapping[str, Tensor], own: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
-    """Adapt the first convolution of a checkpoint to images with another number of channels.
-
-    For grey images its filters are summed over the channels: the network then gives the result for three equal
-    channels. In the other direction they are repeated and divided by the number of channels, which is the inverse.
-
-    Args:
-        found: the checkpoint's tensors, under the network's names.
-        own: the network's tensors.
-        channels: channels of the network's images.
-    """
-    adapted = dict(found)
-    for key, value in found.items():
-        shape = own[key].shape
-        other = value.ndim == len(shape) > 2 and value.shape[1] != channels == shape[1]
-        if other and value.shape[:1] + value.shape[2:] == shape[:1] + shape[2:]:
-            if channels == 1:
-                adapted[key] = value.sum(1, keepdim=True)
-            elif value.shape[1] == 1:
-                adapted[key] = value.expand(shape) / channels
-    return adapted
 
 
 def _misfit(backbone: Backbone, match: Match, complete: bool) -> str:
@@ -214,7 +200,30 @@ def _block(key: str) -> str:
     return re.match(r"(?:model\.)?[^.]*(?:\.\d+)?", key)[0]  # type: ignore[index]
 
 
-def _load_pretrained(backbone: Backbone, name: str) -> str:
+def _remedy(backbone: Backbone, match: Match, other: str | None) -> str:
+    """What to do about weights that do not fit; ``other`` is the name of their backbone, if it is known."""
+    channels = channels_of_found(match.found, backbone)
+    if channels != backbone.in_channels:
+        return f"their images have {counted(channels, 'channel')}, not {backbone.in_channels}; use others"
+    if other == backbone.name:
+        return "they are of another network with this name: pass it, in Python, as backbone"
+    other = other or ("resnet18" if backbone.name == "resnet50" else "resnet50") + ", say"
+    return f"name the backbone that they belong to (--backbone {other})"
+
+
+def _assumed_heads(backbone: Backbone) -> str:
+    """What the tensors of a vision transformer do not show, in words; "" for other networks."""
+    blocks = getattr(getattr(backbone.net, "model", None), "blocks", None)
+    width = getattr(getattr(blocks[0], "attn", None), "head_dim", None) if blocks is not None else None
+    return "" if width is None else f"heads of {width} channels"
+
+
+def _fetch(backbone: Backbone, name: str) -> Any:
+    """timm's network with the weights of a name."""
+    import timm
+
+    if not timm.models.is_model_pretrained(name):
+        raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     architecture = name.split(".")[0]
     if architecture != backbone.name:
         raise UserError(
@@ -222,20 +231,19 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
         )
     try:
         with quiet():
-            network: Any = make_network(name, pretrained=True)
+            return make_network(name, pretrained=True)
     except Exception as error:  # each kind of network failure raises another exception
         raise UserError(
             f"{name} could not be fetched ({type(error).__name__}); check the network, or run 'hf download timm/{name} "
             "--local-dir FOLDER' on a machine with one and give FOLDER"
         ) from error
-    found = resize_positions(backbone.net, network.state_dict())
-    require_numbers(found, name)
-    backbone.net.load_state_dict(adapt_channels(found, backbone.net.state_dict(), backbone.in_channels))
-    line = f"{backbone.name} with timm's {name}"
-    statistics = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
-    if backbone.in_channels == 3 and statistics != (PixelSpec().mean, PixelSpec().std):
-        line += f"; its normalization: mean {statistics[0]}, std {statistics[1]}"
-    return line
+
+
+def _normalization(backbone: Backbone, network: Any) -> str:
+    """The normalization of timm's weights for the line, if it is not ImageNet's."""
+    mean, std = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
+    usual = backbone.in_channels != 3 or (mean, std) == (PixelSpec.mean, PixelSpec.std)
+    return "" if usual else f"; its normalization: mean {mean}, std {std}"
 
 
 def _other_layers(backbone: Backbone, others: Sequence[str]) -> str:

@@ -42,12 +42,14 @@ def read_tensors(path: Path, holders: tuple[str, ...] = _HOLDERS) -> tuple[dict[
     Raises:
         UserError: the file is damaged, or contains more than tensors and settings.
     """
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+    size = path.stat().st_size
     with path.open("rb") as file:
-        by_torch = file.read(64).startswith(_TORCH_STARTS)
-    content = load_torch(path) if by_torch else read_pickle(path)
-    found, size = _tensors(content, holders, path), path.stat().st_size
+        start = file.read(64)
+    # The length of the header, and its first character; other files have other suffixes, too
+    if path.suffix == ".safetensors" or (int.from_bytes(start[:8], "little") < size and start[8:9] == b"{"):
+        return _read_safetensors(path)
+    content = load_torch(path) if start.startswith(_TORCH_STARTS) else read_pickle(path)
+    found = _tensors(content, holders, path)
     if sum(tensor.numel() * tensor.element_size() for tensor in found.values()) > _MOST_SHARED * size + _FREE:
         raise UserError(f"{path} is damaged: its tensors are far larger than the file; copy or export it again")
     return found, _notes(content)
@@ -127,10 +129,16 @@ def _tensors(content: Any, holders: tuple[str, ...], path: Path) -> dict[str, Te
     """The tensors of a checkpoint, those of nested dictionaries under joined names; without the optimizer's."""
     if not isinstance(content, dict):
         return {}
-    held = [key for key in holders if isinstance(content.get(key), dict) and content[key]]
-    if held and held[0].endswith(_EMA) and len(held) > 1:
-        _say_once(f"densepath: of the weights in {path}, the moving average ({held[0]}) is used, not {held[1]}")
-    content = content[held[0]] if held else content
+    held = {key: found for key in holders if isinstance(content.get(key), dict) and (found := _below(content[key]))}
+    if not held:
+        return _below(content)
+    first, *others = held
+    if first.endswith(_EMA) and others:
+        _say_once(f"densepath: of the weights in {path}, the moving average ({first}) is used, not {others[0]}")
+    return held[first]
+
+
+def _below(content: dict[Any, Any]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     rest, seen = [("", content)], {id(content)}
     for prefix, holder in rest:

@@ -14,12 +14,12 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.names import create_network
-from densepath.nets.weights.volume_layouts import VOLUME_LAYOUTS, arrange_volumes
+from densepath.nets.weights.volume_layouts import VOLUME_LAYOUTS, arrange_volumes, from_monai
 
 LAYOUTS = ("timm", "torchvision", "detectron2", *VOLUME_LAYOUTS)
 
 # The momentum copy of a trained network: encoder_k, momentum_encoder, backbone_momentum, teacher, target_net and so on.
-_SLOW = re.compile(r"(?:^|[._])(?:k|key|ema|momentum|slow|target|teacher)(?=[._])")
+_SLOW = re.compile(r"(?:^|[._])(?:k|m|xi|key|ema|mom|momentum|slow|target|teacher|offline|swa|avg|averaged)(?=[._])")
 _DEEPEST = 16  # parts of a name that may be a prefix
 _RIVAL = 0.9  # of the tensors of a network that another one must have
 _NORM_EPS = 1e-5  # detectron2's and torch's
@@ -191,7 +191,7 @@ def _from_sequence(key: str, names: Container[str]) -> str | None:
     return f"{_CHILDREN[child]}.{rest}" if child in _CHILDREN else None
 
 
-_SPELLINGS: tuple[Spelling, ...] = (_from_timm, _from_detectron2, _from_sequence)
+_SPELLINGS: tuple[Spelling, ...] = (_from_timm, _from_detectron2, _from_sequence, from_monai)
 
 
 def _complete_norms(found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,13 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.core.records import CONFIG
 from densepath.nets.backbones.unet3d import first_weight
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
+from densepath.nets.weights.of_run import config_of
 from densepath.nets.weights.published import configuration_of, is_published, preprocessing, published_folder
 from densepath.sources.pixel_source import PixelSpec
 
@@ -34,9 +33,9 @@ def pixels_of_weights(source: str | Path, images: PixelSpec | None = None) -> Pi
     Raises:
         UserError: the weights cannot be read, or their specification is invalid.
     """
-    base = PixelSpec() if images is None else images
     known = _known(source)
     try:
+        base = PixelSpec.default(len(known.get("mean", PixelSpec.mean))) if images is None else images
         if not known.keys() >= {"ndim", "channels", "window"}:
             mean, std = known.get("mean", base.mean), known.get("std", base.std)
             return base if images is not None and len(mean) != base.channels else base.override(tuple(mean), tuple(std))
@@ -86,9 +85,5 @@ def _known_from_unet3d(state: Mapping[str, Tensor]) -> Mapping[str, Any]:
 
 def _known_from_run(checkpoint: Path) -> Mapping[str, Any]:
     """The fields in the configuration of a checkpoint's run; the checkpoint has none."""
-    try:
-        config = yaml.safe_load((checkpoint.parent.parent / CONFIG).read_text())
-        pixels = config.get("pixels")
-    except (yaml.YAMLError, OSError, ValueError, RecursionError, AttributeError):
-        return {}
+    pixels = config_of(checkpoint).get("pixels")
     return pixels if isinstance(pixels, dict) else {}

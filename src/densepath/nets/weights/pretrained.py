@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.core.records import CONFIG
 from densepath.nets.backbones import Backbone, is_named
 from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.backbones.unet3d import name_unet3d
 from densepath.nets.weights.backbone_weights import load_weights, read_weights, weights_file
 from densepath.nets.weights.hub import is_hub_name
-from densepath.nets.weights.layouts import match_names, trained_first
+from densepath.nets.weights.layouts import match_names
+from densepath.nets.weights.of_run import recorded_backbone
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.published import (
     configuration_of,
@@ -27,7 +25,7 @@ from densepath.nets.weights.published import (
     published_folder,
     read_published,
 )
-from densepath.nets.weights.transformer_names import name_transformer, to_timm, transformer_prefixes
+from densepath.nets.weights.transformer_names import name_transformer, to_timm, trained_transformer
 from densepath.sources.pixel_source import PixelSpec
 
 DEFAULT_BACKBONE = "resnet18"
@@ -41,12 +39,14 @@ _RESNETS = {
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
-# The shape of layer1.0.conv2 in those whose blocks are wider or grouped
+_PLAIN = (64, 64)  # the shape of layer1.0.conv2 in these
+# The same in those whose blocks are wider or grouped
 _VARIANTS: dict[tuple[str, tuple[int, ...]], str] = {
     ("resnet50", (128, 128)): "wide_resnet50_2",
     ("resnet101", (128, 128)): "wide_resnet101_2",
     ("resnet50", (128, 4)): "resnext50_32x4d",
     ("resnet101", (256, 8)): "resnext101_32x8d",
+    ("resnet101", (256, 4)): "resnext101_64x4d",
 }
 _LAYERS = ("conv1", "conv2", "conv3", "bn1", "bn2", "bn3", "downsample.0", "downsample.1")
 
@@ -110,7 +110,7 @@ def backbone_of_weights(weights: str | Path, prefix: str = "") -> str:
     elif Path(weights).exists():
         state, metadata = read_weights(weights)
         own = {key.removeprefix(prefix): value for key, value in to_timm(state).items() if key.startswith(prefix)}
-        recorded = _recorded(metadata, weights_file(weights))
+        recorded = recorded_backbone(metadata, weights_file(weights))
         if recorded is not None and not (is_hub_name(recorded) or is_named(recorded)):
             raise UserError(
                 f"{name} has the weights of {recorded!r}, a network that cannot be built from its name; {GIVE_NETWORK}"
@@ -151,11 +151,8 @@ def guess_backbone(state: Mapping[str, Tensor], recorded: str | None = None) -> 
             a U-Net under those of Models Genesis.
         recorded: the name in the file, of a network that neither is.
     """
-    if prefixes := transformer_prefixes(state):
-        prefix = min(prefixes, key=trained_first)
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if found := name_transformer(own):
-            return found
+    if found := name_transformer(trained_transformer(state)):
+        return found
     if unet := name_unet3d(state):
         return unet
     names = {f"layer{stage}.{i}.{layer}.weight" for stage in range(1, 5) for i in range(36) for layer in _LAYERS}
@@ -163,21 +160,9 @@ def guess_backbone(state: Mapping[str, Tensor], recorded: str | None = None) -> 
     blocks = [len({key.split(".")[1] for key in match if key.startswith(f"layer{stage}.")}) for stage in range(1, 5)]
     resnet = _RESNETS.get((tuple(blocks), "layer1.0.conv3.weight" in match))  # type: ignore[arg-type]
     if resnet and "conv1.weight" in match:
-        shape = tuple(match["layer1.0.conv2.weight"].shape[:2]) if "layer1.0.conv2.weight" in match else ()
-        return _VARIANTS.get((resnet, shape), resnet)
+        shape = tuple(match["layer1.0.conv2.weight"].shape[:2]) if "layer1.0.conv2.weight" in match else _PLAIN
+        if found := resnet if shape == _PLAIN else _VARIANTS.get((resnet, shape)):
+            return found
     import timm
 
     return recorded if recorded and timm.is_model(recorded) else None
-
-
-def _recorded(metadata: Mapping[str, str], file: Path) -> str | None:
-    """The name of the backbone in the metadata of densepath's files, or in the configuration of their run."""
-    if "backbone" in metadata:
-        return metadata["backbone"]
-    try:
-        detector: Any = json.loads(metadata.get("densepath_detector", "{}"))
-        config: Any = detector or yaml.safe_load((file.parent.parent / CONFIG).read_text())
-        found = config.get("backbone")
-    except (yaml.YAMLError, OSError, ValueError, RecursionError, AttributeError):
-        return None
-    return found if isinstance(found, str) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,14 @@ from densepath.nets.weights.clip_names import clip_arguments, clip_to_timm
 from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import FETCHED, fetch, is_hub_name
 from densepath.nets.weights.model_folders import read_image_processor, read_json
-from densepath.nets.weights.transformer_names import HEAD_WIDTH, name_transformer, to_timm, transformer_prefixes
+from densepath.nets.weights.transformer_names import (
+    HEAD_WIDTH,
+    name_transformer,
+    to_timm,
+    trained_transformer,
+    transformer_prefixes,
+)
+from densepath.sources.pixel_source import PixelSpec
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -28,16 +35,19 @@ _PARTS = "*.index.json"  # names the files of weights that are divided
 _PICKLED = ("pytorch_model*.bin", "open_clip_pytorch_model.bin", "*.bin.index.json")
 # Arguments of timm's constructors that neither the shapes of tensors nor the architecture give.
 _KNOWN = ("num_heads", "act_layer", "no_embed_class")
-# Those that do not change the features.
-_OF_THE_HEAD = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "features_only", "in_chans"}
-_OF_TRAINING = {"weight_init", "fix_init", "drop_rate", "drop_path_rate", "dynamic_img_pad", "strict_img_size"} | {
-    f"{part}_drop_rate" for part in ("pos", "patch", "proj", "attn")
+# Those of the head and of training, which do not change the features.
+_NOT_FEATURES = {
+    *("num_classes", "global_pool", "img_size", "dynamic_img_size", "features_only", "in_chans"),
+    *("weight_init", "fix_init", "drop_rate", "drop_path_rate", "dynamic_img_pad", "strict_img_size"),
+    *(f"{part}_drop_rate" for part in ("pos", "patch", "proj", "attn")),
 }
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _H_OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 _HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IMAGENET = PixelSpec.mean, PixelSpec.std
+_DEFAULTS = (_IMAGENET, _HALF)  # timm writes them into the folders of networks that were trained with others
 # Mean and std from the model cards of networks whose folders need not contain them, by the last part of their names.
 _CARDS = {
     "conch": _CLIP,
@@ -54,7 +64,7 @@ class Published(NamedTuple):
 
     Args:
         backbone: the name of its backbone (see ``names.py``); None if densepath has none.
-        state: its tensors, under timm's names where they are known.
+        state: its tensors, under timm's names where they are known; with prefixes, if there are several networks.
         mean, std: normalization of its training; empty if the folder does not contain it.
         size: side of the images of its training in pixels; 0 if unknown.
         pool: its attention pool, if it has one.
@@ -106,15 +116,15 @@ def read_published(source: str | Path) -> Published:
     _check_architecture(config)
     read = _read_weights(folder, source)
     state = clip_to_timm(to_timm(read))
-    if prefixes := transformer_prefixes(state):
-        # Of several, e.g. of an image and a text tower, the first is that of the images.
-        state = {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
+    own, prefixes = trained_transformer(state), transformer_prefixes(state)
     seen = preprocessing(source, folder, config)
     assumed = [] if seen[0] and seen[1] else ["mean and std of ImageNet"]
     card_only = not config and not assumed  # networks with a known card have such heads
     if prefixes and not _gives_heads(config) and not card_only:
         assumed.insert(0, f"heads of {HEAD_WIDTH} channels")
-    return Published(_backbone(config, state), state, *seen, attention_pool(read), " and ".join(assumed))
+    # Of an image and a text tower only the images' is kept; of several like it all are, so that they can be reported.
+    kept = state if len(prefixes) > 1 else own
+    return Published(_backbone(config, own), kept, *seen, attention_pool(read), " and ".join(assumed))
 
 
 def _gives_heads(config: Mapping[str, Any]) -> bool:
@@ -130,7 +140,7 @@ def backbone_of_config(config: Mapping[str, Any]) -> str | None:
     """The backbone's name by a configuration of timm only, as far as it is known without the weights."""
     if "architecture" not in config:
         return None
-    arguments = {key: value for key, value in _model_args(config).items() if key not in _OF_THE_HEAD}
+    arguments = {key: value for key, value in _model_args(config).items() if key not in _NOT_FEATURES}
     return join_name(str(config["architecture"]), arguments)
 
 
@@ -143,9 +153,9 @@ def preprocessing(
     statistics = [made.get(key) or processor.get(f"image_{key}") for key in ("mean", "std")]
     cached = [part for part in folder.parts if part.startswith("models--")]  # in the hub's cache
     names = [folder.name, str(source).rpartition("/")[2], *(part.rpartition("--")[2] for part in cached)]
-    for name in names:
-        statistics = list(_CARDS.get(name.lower(), statistics))
     mean, std = (tuple(value) if isinstance(value, list | tuple) else () for value in statistics)
+    if not (mean and std) or (mean, std) in _DEFAULTS:
+        mean, std = next((_CARDS[name.lower()] for name in names if name.lower() in _CARDS), (mean, std))
     tower = config.get("vision_config") or (config.get("model_cfg") or {}).get("vision_cfg") or config
     sizes = (made.get("input_size"), processor.get("crop_size"), processor.get("size"), tower.get("image_size"))
     size: Any = next(filter(None, sizes), 0)
@@ -183,16 +193,21 @@ def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
     given = _model_args(config)
     known = {key: config[key] for key in _KNOWN if config.get(key) is not None}
     # Those that the network does not have are refused by their names when it is built.
-    ignored = {*_OF_THE_HEAD, *_OF_TRAINING}
-    known |= {key: value for key, value in given.items() if value is not None and key not in ignored}
+    known |= {key: value for key, value in given.items() if value is not None and key not in _NOT_FEATURES}
     return name_transformer(state, architecture or None, known) or backbone_of_config(config)
 
 
 def _read_weights(folder: Path, source: str | Path) -> dict[str, Tensor]:
     files = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()][:1]
     if not files:
-        parts = [read_json(index).get("weight_map") or {} for index in sorted(folder.glob(_PARTS))]
-        files = [folder / Path(file).name for file in sorted({*map(str, parts[-1].values())})] if parts else []
-    if not files or not all(file.is_file() for file in files):
+        files = next((files for files in _divided(folder) if files and all(file.is_file() for file in files)), [])
+    if not files:
         raise UserError(f"{source} holds none of {', '.join(WEIGHT_FILES)}; fetch it again, or give another model")
     return {key: value for file in files for key, value in read_tensors(file)[0].items()}
+
+
+def _divided(folder: Path) -> Iterator[list[Path]]:
+    """The files that each index of divided weights names, safetensors first."""
+    for index in sorted(folder.glob(_PARTS), key=lambda index: (".safetensors." not in index.name, index.name)):
+        named = (read_json(index).get("weight_map") or {}).values()
+        yield [folder / Path(file).name for file in sorted({*map(str, named)})]

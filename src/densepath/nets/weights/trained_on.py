@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
+from densepath.nets.weights.of_run import run_of
 
 SLIDES = "slides.csv"  # in the folder of a run
 _KEY = "slides"
@@ -34,7 +36,8 @@ def slides_of_weights(path: str | Path) -> tuple[str, ...] | None:
         raise UserError(f"{path} has a damaged list of slides in its metadata; export it again") from error
     if isinstance(found, list):
         return tuple(str(name) for name in found)
-    return slides_of_run(weights_file(path).parent.parent)
+    run = run_of(weights_file(path))
+    return slides_of_run(run) if run else None
 
 
 def slides_of_run(run: Path) -> tuple[str, ...] | None:
@@ -48,7 +51,7 @@ def slides_of_run(run: Path) -> tuple[str, ...] | None:
         return None
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return tuple(row[_COLUMNS[0]] for row in csv.DictReader(file))
+            return tuple(slide for slide, *_ in map(itemgetter(*_COLUMNS), csv.DictReader(file)))
     except (OSError, csv.Error, KeyError) as error:
         raise UserError(f"{path} is not the list of a run's slides; restore it") from error
 

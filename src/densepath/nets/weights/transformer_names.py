@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.nets.backbones.names import GATED, HIPT_REGION, create_network, join_name, parse_name
+from densepath.nets.weights.layouts import trained_first
 
 _PATCH = "patch_embed.proj.weight"
 _MODULES = ("timm.models.vision_transformer", "timm.models.deit")
@@ -84,6 +85,15 @@ def transformer_prefixes(state: Mapping[str, Tensor]) -> list[str]:
     return [
         key.removesuffix(_PATCH) for key in state if key.endswith(_PATCH) and key.removesuffix(_PATCH)[-1:] in ("", ".")
     ]
+
+
+def trained_transformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the vision transformer in a file, without their prefix; all if there is none.
+
+    Of several the first trained one is taken, not its momentum copy: as ``match_names`` does for the network of a name.
+    """
+    prefix = min(transformer_prefixes(state), key=trained_first, default="")
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def name_transformer(

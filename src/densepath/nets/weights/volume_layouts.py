@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from densepath.nets.backbones.unet3d import UNet3D
 VOLUME_LAYOUTS = ("models_genesis", "monai", "nnunet")
 HOLDER = {"models_genesis": "state_dict", "monai": "state_dict", "nnunet": "network_weights"}  # their key in a file
 _LAYER = re.compile(r"(?:stem|layer(\d)\.(\d+)\.(conv1|conv2|downsample))\.(\d)\.(\w+)")
+_MONAI = re.compile(r"(?:(layer\d\.\d+)\.)?(?:(conv|bn)([12])|(downsample\.\d))\.(\w+)")
 
 
 def arrange_volumes(
@@ -69,6 +70,17 @@ def _monai_name(name: str) -> str:
     if part == "downsample":
         return f"layer{stage}.{block}.downsample.{number}.{leaf}"
     return f"layer{stage}.{block}.{('conv', 'bn')[int(number)]}{part[-1]}.{leaf}"
+
+
+def from_monai(key: str, names: Container[str]) -> str | None:
+    """The name in a ``ResNet3D`` of a tensor of MONAI's ``ResNet``; None if it has none."""
+    match = _MONAI.fullmatch(key)
+    if match is None:
+        return None
+    block, kind, number, downsample, leaf = match.groups()
+    if downsample:
+        return key
+    return f"{f'{block}.conv{number}' if block else 'stem'}.{int(kind == 'bn')}.{leaf}"
 
 
 def _nnunet(backbone: Backbone) -> tuple[dict[str, Tensor], list[str]]:
