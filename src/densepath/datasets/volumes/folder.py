@@ -62,7 +62,7 @@ def convert_folder(how: FolderConversion) -> Path:
             f"densepath: warning: {counted(len(unused), 'label file has', 'label files have')} no volume: "
             f"{first_few(unused)}"
         )
-    patients = patients_of(images, [str(path) for path in found.values()])
+    patients = patients_of(source, [str(path) for path in found.values()], images=images)
     cases = [
         Case(
             name,
