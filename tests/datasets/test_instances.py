@@ -347,7 +347,7 @@ def test_excluded_images_may_be_all_of_a_split(tmp_path: Path, capsys: pytest.Ca
         write(tmp_path / "in/images" / split, tmp_path / "in/labels" / split, range(2), name=f"{split}{{}}")
     dest = convert_instances(tmp_path / "in", tmp_path / "out", exclude=["val*"])
     assert not (dest / "val").exists() and "2 of 6 images are left out by --exclude" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--exclude leaves out all images of .*in; narrow it"):
+    with pytest.raises(UserError, match=r"--exclude leaves out all images of .*in; narrow it"):
         convert_instances(tmp_path / "in", tmp_path / "no", exclude=["*"])
 
 

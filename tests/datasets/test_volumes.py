@@ -331,7 +331,9 @@ def test_resampling_keeps_the_place_of_the_volume_and_its_mean(tmp_path: Path) -
 
 
 def test_volumes_are_divided_by_the_patients_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {f"{kind}/s/v{k}.nii.gz": nifti(array) for k in range(4) for kind, array in (("ct", CT), ("labels", LABELS))}
+    files = {
+        f"{kind}/s/v{k}.nii.gz": nifti(array) for k in range(4) for kind, array in (("ct", CT), ("labels", LABELS))
+    }
     manifest = [f"v{k},P{k % 2}\n" for k in range(4)]
     source = fill(tmp_path / "in", files | {"manifest.csv": ("file,patient\n" + "".join(manifest)).encode()})
     words = ["data", "volumes", str(source), str(tmp_path / "S"), "--images", "ct", "--labels", "labels"]
