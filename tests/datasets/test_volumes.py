@@ -336,6 +336,8 @@ def test_volumes_are_divided_by_the_patients_of_a_manifest(tmp_path: Path, capsy
     }
     manifest = [f"v{k},P{k % 2}\n" for k in range(4)]
     source = fill(tmp_path / "in", files | {"manifest.csv": ("file,patient\n" + "".join(manifest)).encode()})
+    (tmp_path / "link").symlink_to(source)
+    source = tmp_path / "link"
     words = ["data", "volumes", str(source), str(tmp_path / "S"), "--images", "ct", "--labels", "labels"]
     assert main([*words, "--test_share", "0.5", "--exclude", "v3x"]) == 0
     assert "has no volumes that --exclude v3x matches" in capsys.readouterr().err
