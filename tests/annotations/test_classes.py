@@ -188,5 +188,9 @@ def test_a_header_without_a_column_of_files_is_refused_by_every_reader(tmp_path)
 
 def test_the_other_of_two_columns_is_the_label_for_every_reader(tmp_path):
     table = "file,what\n" + "".join(f"{name},{label}\n" for name, label in zip(NAMES, "abab", strict=True))
+    assert by(tmp_path, table.replace("file", "image_path")).labels.tolist() == [0, 1, 0, 1]
     assert by(tmp_path, table).labels.tolist() == [0, 1, 0, 1]
     assert not match_columns(FILES, str(tmp_path / "labels.csv"), ["label"]).lines
+    for head in ("file,Patient ID", "file,split"):
+        with pytest.raises(UserError, match="has no column label; its header names"):
+            by(tmp_path, table.replace("file,what", head))

@@ -46,7 +46,7 @@ def test_the_order_of_the_images_does_not_matter() -> None:
     assert {owners[::-1][i] for i in choose_fraction(owners[::-1], 0.3, 3)} == there
 
 
-@pytest.mark.parametrize("where", ["json", "manifest", "nowhere"])
+@pytest.mark.parametrize("where", ["json", "manifest", "nowhere", "empty"])
 def test_patients_are_known_from_the_json_or_a_manifest(where: str, tmp_path: Path) -> None:
     labels = np.eye(8, dtype=np.int32)  # one object
     samples = [(f"scene{i}", np.zeros((8, 8, 3), np.uint8), labels) for i in range(12)]
@@ -56,6 +56,9 @@ def test_patients_are_known_from_the_json_or_a_manifest(where: str, tmp_path: Pa
     if where == "json":
         for image in truth["images"]:
             image["patient"] = image["id"] % 3
+    elif where == "empty":
+        for image in truth["images"]:
+            image["patient"] = ""
     elif where == "manifest":
         lines = [f"{image['file_name']},{image['id'] % 3}" for image in truth["images"]]
         (tmp_path / "data" / "manifest.csv").write_text("\n".join(["file,patient", *lines]))
@@ -66,7 +69,7 @@ def test_patients_are_known_from_the_json_or_a_manifest(where: str, tmp_path: Pa
     assert len(images) == len(left["images"]) == len(left["annotations"]) == 4
     assert {a["image_id"] for a in left["annotations"]} == {image["id"] for image in left["images"]}
     assert [images[i]["image_id"] for i in range(4)] == [image["id"] for image in left["images"]]
-    assert (len({image["id"] % 3 for image in left["images"]}) == 1) == (where != "nowhere")
+    assert (len({image["id"] % 3 for image in left["images"]}) == 1) == (where in ("json", "manifest"))
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, float("nan")])

@@ -76,8 +76,27 @@ def test_leaks_between_splits_are_named(data: Path, tmp_path: Path, capsys: pyte
         "turned or mirrored too): 2: 4.png is like 1.png, 5.png is like 2.png",
     ):
         assert line in out
-    check_data(data, count=0, patient_regex=r"^(\d)")
+    check_data(data, count=0, patient_regex=r"^(\d)$")  # the name without suffix, as in the conversion
     assert "patients in train and test: 0" in capsys.readouterr().out
+    for image, patient in zip(truth["images"], ("", "p1"), strict=True):
+        image["patient"] = patient
+    (data / "annotations/test.json").write_text(json.dumps(truth))
+    check_data(data, count=0)
+    out = capsys.readouterr().out
+    assert "test: 2 images of 1 patient (1 without a known patient)" in out
+    assert "patients in train and test: 0; not of the 1 without a known patient" in out
+    assert "warning: patients that differ in capitals, spaces or zeros only, and count as different ones: P1, p1" in out
+
+
+def test_a_folder_above_the_data_is_no_patient(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "P7").mkdir()
+    data.rename(tmp_path / "P7/data")
+    with pytest.raises(UserError, match="does not match the name 0; it"):
+        check_data(tmp_path / "P7/data", count=0, patient_regex=r"P\d")
+    rows = [f"data/{split}/{n}.png,{split}\n" for split, n in (("train", 0), ("test", 4))]
+    (tmp_path / "P7/list.csv").write_text("file,split\n" + "".join(rows))
+    with pytest.raises(UserError, match=r"does not match the name train/0\.png; it"):
+        check_data(tmp_path / "P7/list.csv", count=0, patient_regex=r"P\d")
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -109,7 +128,7 @@ def test_what_cannot_be_checked_is_named(data: Path, tmp_path: Path) -> None:
         ({"data": tmp_path}, "has no annotations/train.json or labels.csv; give a folder as densepath data writes it"),
         ({"data": tmp_path / "none"}, "none does not exist; give a folder"),
         ({"data": data / "train/1.png"}, r"1.png is not a list \(.txt, .csv, .tsv\); give a folder"),
-        ({"patient_regex": "zz"}, "--patient_regex 'zz' does not match the name .*0.png; it must match"),
+        ({"patient_regex": "zz"}, "--patient_regex 'zz' does not match the name 0; it must match"),
         ({"out": tmp_path / "sheet.jpg"}, "use a file name that ends in .png"),
         ({"out": data / "train/sheet.png"}, "would lie among the images"),
         ({"out": data / "annotations/train.json/sheet.png"}, "is not a folder; use another path"),

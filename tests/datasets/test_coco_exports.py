@@ -181,6 +181,24 @@ def test_validation_images_are_drawn_by_patient_too(tmp_path: Path) -> None:
         convert_coco(source, tmp_path / "no", test_share=0.5, val_share=0.5)
 
 
+def test_patients_that_a_split_has_in_its_folder_only(tmp_path: Path) -> None:
+    names = ["train/P0/t0.png", "train/P1/t1.png", "test/P3/t2.png"]
+    for split in ("train", "test"):
+        own = {name: seed for seed, name in enumerate(names) if name.startswith(split)}
+        place(tmp_path / f"in/instances_{split}.json", truth(list(own)), own)
+    dest = convert_coco(tmp_path / "in", tmp_path / "out", patient_regex=r"^(P\d)/")
+    assert [image["patient"] for image in both(dest)["test"].coco_ground_truth()["images"]] == ["P3"]
+
+
+def test_patients_of_a_manifest_beside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = one_set(tmp_path)
+    (source / "images").rename(tmp_path / "images")
+    rows = "".join(f"{number}.png,P{number // 2}\n" for number in range(4))
+    (source / "manifest.csv").write_text(f"file,patient\n{rows}")
+    convert_coco(source, tmp_path / "out", images=tmp_path / "images", test_share=0.5)
+    assert capsys.readouterr().out.count(" of 1 patient,") == 2
+
+
 def test_categories_are_renamed_merged_and_dropped(tmp_path: Path) -> None:
     source = one_set(tmp_path)
     merged = convert_coco(source, tmp_path / "merged", categories=["Gland=gland", "Lumen=gland"], test_share=0.5)
@@ -263,8 +281,9 @@ def test_excluded_images_need_no_file(tmp_path: Path, capsys: pytest.CaptureFixt
     (source / "images/2.png").unlink()
     with pytest.raises(UserError, match=r"images of .*result\.json that are missing: 2\.png; put them next to it"):
         convert_coco(source, tmp_path / "out", test_share=0.5)
-    dest = convert_coco(source, tmp_path / "out", test_share=0.4, exclude=["2.*"])
-    assert "1 of 4 images are left out by --exclude" in capsys.readouterr().err
+    dest = convert_coco(source, tmp_path / "out", test_share=0.4, exclude=["2.*", "3?"])
+    err = capsys.readouterr().err
+    assert "1 of 4 images are left out by --exclude" in err and "that --exclude 3? matches" in err
     assert sorted(s["name"] for images in both(dest).values() for s in images) == ["0.png", "1.png", "3.png"]
     with pytest.raises(UserError, match="--exclude leaves out all images"):
         convert_coco(source, tmp_path / "no", test_share=0.4, exclude=["*"])
@@ -314,7 +333,7 @@ def test_what_is_not_an_export_is_named_and_leaves_nothing(tmp_path: Path) -> No
     (tmp_path / "s.csv").write_text("file,split\n0.png,train\n1.png,test\n2.png,oops\n")
     with pytest.raises(UserError, match=r"splits other than train, val and test: 2\.png: oops"):
         convert_coco(source, tmp_path / "out", splits=tmp_path / "s.csv")
-    (tmp_path / "s.csv").write_text("file,split\n0.png,train\n1.png,test\n")
+    (tmp_path / "s.csv").write_text("file_name,split\n0.png,train\n1.png,testing\n")
     with pytest.raises(UserError, match=r"s\.csv does not list: .*2\.png, .*3\.png"):
         convert_coco(source, tmp_path / "out", splits=tmp_path / "s.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "s.csv"]

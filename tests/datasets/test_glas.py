@@ -113,7 +113,7 @@ def test_patients_are_read_from_the_published_table(
     dest = convert_glas(authors, tmp_path / "out")
     out, err = capsys.readouterr()
     assert out.startswith("train: 3 images of 2 patients")
-    assert "2 patients have images in several splits, so scores are too high: 0, 1" in err
+    assert "2 of 2 patients have images in several splits, which makes scores too high: 0 (test and train), 1 (" in err
     images = open_split(dest, "test").coco_ground_truth()["images"]
     assert [image["patient"] for image in images] == ["1", "0"]
 

@@ -305,7 +305,7 @@ def test_crag_without_excluded_images_and_its_facts(tmp_path: Path, capsys: pyte
     convert_crag(tmp_path / "in", tmp_path / "out", exclude=["*_9.png"])
     check(tmp_path / "out", {"train": ["train_8", "train_10"], "test": CRAG["test"]}, "gland")
     err = capsys.readouterr().err
-    assert "1 of 3 images are left out" in err and "publications must cite the MILD-Net paper" in err
+    assert "1 of 5 images are left out" in err and "publications must cite the MILD-Net paper" in err
     assert "it has 2 train images, not 173; 2 test images, not 40" in err
 
 
@@ -328,6 +328,27 @@ def test_validation_images_and_patients_of_a_manifest(tmp_path: Path, capsys: py
     assert [stems(again, split) for split in ("train", "val", "test")] == [
         stems(dest, split) for split in ("train", "val", "test")
     ]
+
+
+def test_shared_patients_are_those_that_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of both splits have one name."""
+    for split in ("train", "test"):
+        write(tmp_path / "in/images" / split, tmp_path / "in/labels" / split, range(3))
+    (tmp_path / "in/manifest.csv").write_text("file,patient\nimages/train/0.png,P0\nimages/test/0.png,P9\n")
+    convert_instances(tmp_path / "in", tmp_path / "out")
+    assert "in several splits" not in capsys.readouterr().err
+    (tmp_path / "in/manifest.csv").write_text("file,patient\nimages/train/0.png,P0\nimages/test/1.png,P0\n")
+    convert_instances(tmp_path / "in", tmp_path / "again")
+    assert "1 of 1 patient has images in several splits, which makes" in capsys.readouterr().err
+
+
+def test_excluded_images_may_be_all_of_a_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val", "test"):
+        write(tmp_path / "in/images" / split, tmp_path / "in/labels" / split, range(2), name=f"{split}{{}}")
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", exclude=["val*"])
+    assert not (dest / "val").exists() and "2 of 6 images are left out by --exclude" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--exclude leaves out all images of .*in; narrow it"):
+        convert_instances(tmp_path / "in", tmp_path / "no", exclude=["*"])
 
 
 @pytest.mark.parametrize(
@@ -434,7 +455,7 @@ def test_other_folders_than_crag_are_named_and_leave_no_files(
         ({"test_share": float("nan")}, "--test_share is nan; give a number between 0 and 1"),
         ({"test_share": 0.5, "patient_regex": "("}, r"--patient_regex '\(' is not a regular expression"),
         ({"test_share": 0.5, "patient_regex": "slide"}, "--patient_regex 'slide' does not match the name 0; it must"),
-        ({"test_share": 0.5, "patient_regex": "^"}, "has no train image; add at least one"),
+        ({"test_share": 0.5, "patient_regex": "^"}, r"--patient_regex '\^' does not match the name 0"),
         ({"test_share": 0.5, "label_suffix": "_mask"}, r"images without a label map \*_mask: 0, 1, 2;"),
     ],
 )

@@ -158,6 +158,31 @@ def test_names_splits_and_what_is_left_out(tmp_path: Path, capsys: pytest.Captur
         convert_qupath(tmp_path / "in", tmp_path / "no")
 
 
+def test_patients_of_the_source_whose_images_are_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"t{number}" for number in range(6)]
+    source = write(tmp_path / "in", {name: [feature(polygon(box(4, 4, 9, 9)))] for name in names})
+    (tmp_path / "images").mkdir()
+    for name in names:
+        (source / f"{name}.png").rename(tmp_path / f"images/{name}.png")
+    rows = [f"{name},P{number % 2}" for number, name in enumerate(names)]
+    (source / "manifest.csv").write_text("\n".join(["file,patient", *rows]))
+    convert_qupath(source, tmp_path / "out", images=tmp_path / "images", test_share=0.5, exclude=["t5*", "tt*"])
+    out, err = capsys.readouterr()
+    assert out.count(" of 1 patient,") == 2
+    assert "images has no images that --exclude tt* matches" in err and "1 of 6 images are left out" in err
+    (source / "manifest.csv").write_text("\n".join(["file,patient", "t0,7", "t1,007", *rows[2:]]))
+    with pytest.raises(UserError, match="patients that differ in capitals, spaces or zeros: 007, 7; spell each"):
+        convert_qupath(source, tmp_path / "no", images=tmp_path / "images", test_share=0.5)
+
+
+@pytest.mark.parametrize("folders", [("train", "a", "test", "b"), ("training_2", "train_a", "test", "train_b")])
+def test_splits_of_folders_further_above(folders: tuple[str, ...], tmp_path: Path) -> None:
+    for split, slide in (folders[:2], folders[2:]):
+        write(tmp_path / "in" / split / slide, {f"x_{slide}": [feature(polygon(box(4, 4, 9, 9)))]})
+    dest = convert_qupath(tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in open_split(dest, "test").paths()] == [f"x_{folders[3]}.png"]
+
+
 def test_what_has_no_area_and_what_is_repeated_is_left_out(tmp_path: Path, capsys: Any) -> None:
     ring = polygon(box(4, 4, 9, 9))
     bare = [{"type": "LineString", "coordinates": [[1, 1], [2, 2]]}, None, None]

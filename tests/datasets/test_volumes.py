@@ -345,6 +345,39 @@ def test_a_volume_thinner_than_a_voxel_keeps_its_mean_and_its_place(shape: Any, 
     assert np.array_equal(labels, values.take([shape[thin] // 2], axis=thin)) and np.array_equal(at, affine)
 
 
+def test_volumes_are_divided_by_the_patients_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {
+        f"{kind}/s/v{k}.nii.gz": nifti(array) for k in range(4) for kind, array in (("ct", CT), ("labels", LABELS))
+    }
+    manifest = [f"v{k},P{k % 2}\n" for k in range(4)]
+    source = fill(tmp_path / "in", files | {"manifest.csv": ("file,patient\n" + "".join(manifest)).encode()})
+    (tmp_path / "link").symlink_to(source)
+    source = tmp_path / "link"
+    words = ["data", "volumes", str(source), str(tmp_path / "S"), "--images", "ct", "--labels", "labels"]
+    assert main([*words, "--test_share", "0.5", "--exclude", "v3x"]) == 0
+    assert "has no volumes that --exclude v3x matches" in capsys.readouterr().err
+    by_patient = {row["patient"]: row["split"] for row in open_volumes(tmp_path / "S").rows}
+    assert sorted(by_patient) == ["P0", "P1"] and sorted(by_patient.values()) == ["test", "train"]
+    fill(source, {"manifest.csv": ("file,patient\n" + "".join(manifest[:3])).encode()})
+    assert main([*words, "--test_share", "0.5"]) == 0
+    assert "warning: 1 volume has no known patient, and each counts as one of its own: s/v3" in capsys.readouterr().err
+    fill(source, {"manifest.csv": b"file,patient\nv0,7\nv1,007\nv2,7.0\nv3,8\n"})
+    assert main([*words, "--test_share", "0.5"]) == 2
+    assert "patients that differ in capitals, spaces or zeros: 007, 7, 7.0;" in capsys.readouterr().err
+
+
+def test_a_volume_without_a_patient_hides_no_shared_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert_folder(FolderConversion(fill(tmp_path / "in", {f"{n}.nii": nifti(CT) for n in "abcd"}), tmp_path / "S"))
+    index = json.loads((tmp_path / "S/volumes.json").read_text())
+    known = [("P0", "train"), ("P0", "test"), ("P1", "train"), (None, "train")]
+    for row, (patient, split) in zip(index["volumes"], known, strict=True):
+        row["patient"], row["split"] = patient, split
+    (tmp_path / "S/volumes.json").write_text(json.dumps(index))
+    check_data(tmp_path / "S", count=0)
+    line = "patients in train and test: 1: P0; scores are too high; not of the 1 without a known patient"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_check_reports_and_draws_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000", "BraTS-GLI-00003-000")
     parts = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")

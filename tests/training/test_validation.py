@@ -34,20 +34,23 @@ def rows_of(folder):
 def test_a_patient_is_trained_on_or_held_out(tmp_path):
     names = [f"{patient:08d}_{number:03d}.png" for patient in range(30) for number in range(1 + patient % 4)]
     names += [f"patient{patient:05d}/study1/view{number}_frontal.jpg" for patient in range(20) for number in (1, 2)]
-    (tmp_path / "manifest.csv").write_text("file,patient\n" + "".join(f"x{n}.png,{n // 5}\n" for n in range(40)))
+    (tmp_path / "manifest.csv").write_text("file,patient\n" + "".join(f"x{n}.png,P{n // 5}\n" for n in range(40)))
     names += [f"x{n}.png" for n in range(40)]
     images = ImageFiles([str(tmp_path / name) for name in names])
     train, held = (take(images, part) for part in hold_out_images(images, tmp_path, 0.25, 3))
 
     def patients(images):
         paths = [str(images.paths[n]).removeprefix(f"{tmp_path}/") for n in range(len(images))]
-        return {p.split("/")[0] if "/" in p else p[:8] if "_" in p else str(int(p[1:-4]) // 5) for p in paths}
+        return {p.split("/")[0] if "/" in p else p[:8] if "_" in p else f"P{int(p[1:-4]) // 5}" for p in paths}
 
     assert not patients(train) & patients(held) and len(train) + len(held) == len(names)
     assert 0.25 <= len(held) / len(names) < 0.3
     images = ImageFiles([str(tmp_path / name) for name in reversed(names)])
     again = take(images, hold_out_images(images, tmp_path, 0.25, 3)[1])
     assert {str(again.paths[n]) for n in range(len(again))} == {str(held.paths[n]) for n in range(len(held))}
+    (tmp_path / "manifest.csv").write_text("file,patient\nx0.png,1\n")
+    with pytest.raises(UserError, match="differ in capitals, spaces or zeros: 00000001, 1;"):
+        hold_out_images(images, tmp_path, 0.25, 3)
     with pytest.raises(UserError, match="leaves no patient to train on"):
         hold_out_images(ImageFiles(["00000001_000.png", "00000001_001.png"]), "", 0.5, 0)
     with pytest.raises(UserError, match="leaves no image to train on; give a smaller share, or more images"):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from densepath.annotations.label_table import LABEL, Table, key_of, known_columns, parts_of, read_table
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.spelling import MISSING, several_spellings
+from densepath.core.spelling import is_missing, several_spellings
 from densepath.sources.pixel_source import AllNames, Named
 
 FOLDERS = "folders"
@@ -84,7 +84,7 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
         )
     source = "the folders" if labels == FOLDERS else labels
     if labels != FOLDERS:
-        empty = [name for name in present if name.lower() in MISSING]
+        empty = [name for name in present if is_missing(name)]
         refuse(empty, f"labels in {source} that mean an empty field", "fill it in, or take these images out")
     alike = several_spellings(present)
     refuse(alike, f"classes in {source} that differ in capitals, spaces or zeros", "spell each one way")

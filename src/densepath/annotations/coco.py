@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from densepath.annotations.coco_checks import Orientation, check_coco
 from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.annotations.outlines import paint, union
-from densepath.annotations.patients import patients_of
+from densepath.annotations.patients import patients_of, stated_patient
 from densepath.core.errors import UserError, counted
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
@@ -188,7 +188,7 @@ class CocoImages(Dataset[dict[str, Any]]):
             return
         paths = [str(self.folder / image["file_name"]) for image in self._images]
         listed = patients_of(self.folder, paths)
-        named = [image.get("patient", image.get("patient_id")) for image in self._images]
+        named = [stated_patient(image) for image in self._images]
         # A patient and an image may have the same name.
         known = [listed.get(path) if name is None else name for name, path in zip(named, paths, strict=True)]
         owners = [

@@ -6,69 +6,90 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
-from itertools import takewhile
-from pathlib import Path
+from itertools import chain, takewhile
+from pathlib import Path, PurePath
 from typing import Any
 
+from densepath.core.columns import FILE_COLUMNS, PATIENT_COLUMNS
 from densepath.core.csv_files import open_table
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, refuse
-from densepath.core.spelling import composed, several_spellings
+from densepath.core.errors import UserError, counted, refuse
+from densepath.core.paths import AnyPath
+from densepath.core.spelling import composed, is_missing, several_spellings
 from densepath.core.streams import say
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.dicom_image import patient_id
 from densepath.sources.listing import LIST_SUFFIXES, SUFFIXES
 from densepath.sources.lists import read_columns
+from densepath.sources.suffixes import stems_of
 
 MANIFEST = "manifest.csv"
-_FILE = (
-    *("file", "file_name", "filename", "path", "image", "name", "filepath", "file_path", "image_path", "image_file"),
-    *("image_name", "image_index"),
-)
 # NIH ChestX-ray14: 00001280_004.png; CheXpert: patient00001/study1/view1_frontal.jpg
-_IN_NAMES = re.compile(r"(?:^|/)(?:(patient\d+)/|(\d{8})_\d{3}\.)")
+_IN_NAMES = re.compile(r"(?:^|/)(?:(patient\d+)/|(000[0-3]\d{4})_\d{3}\.)")
+_NAMES = "names as of ChestX-ray14 and CheXpert"
 NUMBERED = "DICOM files, numbered"  # patients of one source only
 _RANK = "patient_"
-PATIENT_COLUMNS = (
-    *("patient", "patient_id", "patientid", "case", "case_id", "caseid", "subject", "subject_id", "subjectid"),
-)
 
 
-def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFEST) -> dict[str, str]:
+def patients_of(
+    source: AnyPath, names: Sequence[str], manifest: str = MANIFEST, images: AnyPath | None = None
+) -> dict[str, str]:
     """The patients of images: name -> patient, for those that a manifest lists.
 
     A manifest lies in the folder of the source, in its parent, or in a folder below it, where it applies only to the
     images of that folder. A source that is a list of images with a column of patients is one. Its columns are found by
     their names: a file (a path relative to the manifest, or only a name, which then applies to every file with that
-    name; with or without suffix) and a patient.
+    name, except in lists and where that file lies next to the manifest; with or without suffix) and a patient.
 
     Args:
         source: a folder, a file in a folder, or a pattern (its folder is the part before the first wildcard).
         names: paths of images, or their names in a packed store.
         manifest: the table's file name.
+        images: the folder of the images, if it is not that of the source, whose manifest may name them as if they were
+            in the source. What it does not list is searched in a manifest of the images.
 
     Raises:
         UserError: the manifest cannot be read, or gives a file two patients.
     """
     found: dict[str, str] = {}
-    folder = _folder(source)
+    folder = Path(os.path.abspath(_folder(source)))
     places = [*_below(folder, names), folder, folder.parent]
     listed = [Path(source)] if str(source).lower().endswith(LIST_SUFFIXES) else []
+    moved = {} if images is None else {name: folder / os.path.relpath(name, images) for name in names}
     for table in [*listed, *(place / manifest for place in places)]:
-        known, place = _read(table, table in listed), table.parent
-        if known:
-            within = place not in (folder, folder.parent)
-            for name in names:
-                if within and not Path(name).is_relative_to(place):
-                    continue
-                paths = map(composed, (os.path.relpath(name, place), os.path.normpath(name), os.path.basename(name)))
-                keys = [key for path in paths for key in (path, os.path.splitext(path)[0])]
-                if (key := next((key for key in keys if key in known), None)) is not None:
-                    found.setdefault(name, _only_patient(known[key], key, table))
-    return found
+        known, place = _read(table, table in listed), Path(os.path.abspath(table.parent))
+        if not known:
+            continue
+        within = place not in (folder, folder.parent)
+        inside = [name for name in names if not within or Path(os.path.abspath(name)).is_relative_to(place)]
+        keys = {name: _key(name, moved.get(name), known, place, table in listed) for name in inside}
+        for name, key in keys.items():
+            if key is not None:
+                found.setdefault(name, _only_patient(known[key], key, table))
+        if keys and not any(keys.values()) and place != folder.parent:
+            _say_once(
+                f"densepath: warning: {table} lists none of {counted(len(keys), 'image')}, first {inside[0]}; name "
+                "files by their paths from its folder"
+            )
+    return found if images is None else patients_of(images, names, manifest) | found
+
+
+def _key(name: str, moved: Path | None, known: Container[str], place: Path, listed: bool) -> str | None:
+    """What a table of patients calls an image, or None."""
+    paths = [name] if moved is None else [name, str(moved)]
+    exact = [spelled for path in paths for spelled in (os.path.relpath(path, place), os.path.normpath(path))]
+    if (key := _first(exact, known)) is not None or listed:
+        return key
+    base = os.path.basename(name)
+    return None if (key := _first([base], known)) is None or (place / base).is_file() else key
+
+
+def _first(paths: Iterable[str], known: Container[str]) -> str | None:
+    keys = (key for path in map(composed, paths) for key in (path, *stems_of(path)))
+    return next((key for key in keys if key in known), None)
 
 
 def _only_patient(patients: Set[str], file: str, table: Path) -> str:
@@ -95,10 +116,11 @@ def owners_by_name(source: str | Path, names: Sequence[str]) -> tuple[list[str],
         UserError: the manifest cannot be read.
     """
     known = patients_of(source, names)
+    where = MANIFEST if known else ""
     for name in names:
         if name not in known and (match := _IN_NAMES.search(name)):
             known[name] = match[1] or match[2]
-    where = MANIFEST if known else ""
+            where = where or _NAMES
     files = [name for name in names if name not in known]
     found = dict(zip(files, in_threads(patient_id, files, usable_cores(), "DICOM headers"), strict=True))
     numbers = {patient: number for number, patient in enumerate(sorted({*found.values()} - {""}), 1)}
@@ -107,13 +129,23 @@ def owners_by_name(source: str | Path, names: Sequence[str]) -> tuple[list[str],
     return [known.get(name, name) for name in names], where if len(known) == len(set(names)) else ""
 
 
-def check_spelling(patients: Iterable[str]) -> None:
+def stated_patient(image: Mapping[str, Any]) -> str | None:
+    """The patient of an image of a COCO JSON, from ``patient`` or ``patient_id``; None if it is missing or empty."""
+    stated = (str(image[key]).strip() for key in ("patient", "patient_id") if image.get(key) is not None)
+    return next((patient for patient in stated if not is_missing(patient)), None)
+
+
+def check_spelling(patients: Iterable[str], names: Iterable[str] = ()) -> None:
     """Refuse one patient under two names.
+
+    Args:
+        patients: of images.
+        names: of the images, which stand for unknown patients and are not compared.
 
     Raises:
         UserError: some differ only in what :func:`~densepath.core.spelling.several_spellings` ignores.
     """
-    alike = several_spellings(patients)
+    alike = several_spellings({*patients}.difference(names))
     refuse(alike, "patients that differ in capitals, spaces or zeros", "spell each one way")
 
 
@@ -142,29 +174,34 @@ def owners_of_volumes(rows: Sequence[Mapping[str, Any]], source: str | Path) -> 
     return [row["patient"] or row["name"] for row in rows], where if len(known) == len(rows) else ""
 
 
-def patient_in_name(name: str, pattern: str) -> str:
+def patient_in_name(name: str, pattern: str, place: str = "") -> str:
     """The patient in the name of an image: the first group of a regular expression, or all that it matches.
 
     Args:
-        name: a path; its last part is searched first.
+        name: a path; its last part is searched first, then all of it, then both without suffix.
         pattern: the regular expression, for messages ``--patient_regex``.
+        place: a longer path, which is searched last: its end first, then with one folder more at a time.
 
     Raises:
-        UserError: it is not a regular expression, or does not match.
+        UserError: it is not a regular expression, does not match, or matches nothing in the name.
     """
+    whole = (name, *stems_of(name)[-1:])
+    folders = PurePath(place).parts
+    ends = ("/".join(folders[start:]) for start in range(len(folders) - 1, -1, -1))
     try:
-        match = re.search(pattern, Path(name).name) or re.search(pattern, name)
+        matches = (re.search(pattern, text) for path in whole for text in (os.path.basename(path), path))
+        match = next(filter(None, chain(matches, (re.search(pattern, text) for text in ends))), None)
     except re.error as error:
         raise UserError(f"--patient_regex {pattern!r} is not a regular expression ({error}); correct it") from error
     owner: str | None = match[1 if match.re.groups else 0] if match else None
-    if owner is None:
+    if not owner:
         raise UserError(
             f"--patient_regex {pattern!r} does not match the name {name}; it must match the name of every image"
         )
     return owner
 
 
-def _folder(source: str | Path) -> Path:
+def _folder(source: AnyPath) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
@@ -175,7 +212,7 @@ def _folder(source: str | Path) -> Path:
 def _below(folder: Path, names: Sequence[str]) -> list[Path]:
     """The folders between ``folder`` and images in it, deepest first: the manifest nearest to an image counts."""
     between: set[Path] = set()
-    for name in {os.path.dirname(name) for name in names}:
+    for name in {os.path.abspath(os.path.dirname(name)) for name in names}:
         path = Path(name)
         while path not in between and path != folder and path.is_relative_to(folder):
             between.add(path)
@@ -192,30 +229,31 @@ def _read(path: Path, listed: bool) -> dict[str, set[str]]:
         owners.setdefault(name, set()).add(patient)
     stems: dict[str, set[str]] = {}
     for name, known in owners.items():
-        stems.setdefault(os.path.splitext(name)[0], set()).update(known)
+        for stem in stems_of(name):
+            stems.setdefault(stem, set()).update(known)
     return {stem: known for stem, known in stems.items() if len(known) == 1} | owners
 
 
 def _of_list(path: Path) -> Iterator[tuple[str, str]]:
     for name, (patient,) in read_columns(str(path), SUFFIXES, PATIENT_COLUMNS):
-        if patient:
+        if not is_missing(patient):
             yield from ((spelling, patient) for spelling in _spellings(name))
 
 
 def _of_manifest(path: Path) -> Iterator[tuple[str, str]]:
     try:
         with open_table(path, errors="surrogateescape") as table:
-            file, patient = table.column(_FILE), table.column(PATIENT_COLUMNS)
+            file, patient = table.column(FILE_COLUMNS), table.column(PATIENT_COLUMNS)
             if file is None or patient is None:
                 what = "files" if file is None else "patients"
-                names = _FILE if file is None else PATIENT_COLUMNS
+                names = FILE_COLUMNS if file is None else PATIENT_COLUMNS
                 _say_once(
                     f"densepath: warning: {path} has no column of {what}, so its patients are not used; call that "
                     f"column {names[0]} (or {', '.join(names[1:4])})"
                 )
                 return
             for _, row in table.rows():
-                if row[file] and row[patient]:
+                if row[file] and not is_missing(row[patient]):
                     yield from ((spelling, row[patient]) for spelling in _spellings(row[file]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); fix it or delete it") from None

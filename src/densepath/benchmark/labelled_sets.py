@@ -25,6 +25,7 @@ from densepath.benchmark.identity import (
     listed_patients,
     volume_set,
 )
+from densepath.core.columns import SPLIT_OF
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.output_names import names_below
@@ -45,8 +46,6 @@ from densepath.transfer.probe.labelled import Listed, classes_and_split
 from densepath.transfer.probe.tasks import official_test
 
 LABELS = "labels.csv"
-_TEST = ("test", "testing")
-_OFFICIAL = ("val", "valid", "validation")  # the test, where there is no other
 
 
 @dataclass(frozen=True)
@@ -241,10 +240,10 @@ def read_slides(
     )
     slides = [tiling.name for tiling in tiles.tilings]
     rows = read_slide_table(tables[0], config.columns(), config.slide_table, slides).rows
-    splits = {row.split.lower() for row in rows}
-    held = next((set(names) for names in (_TEST, _OFFICIAL) if splits & set(names)), set())
-    tested = [row.slide for row in rows if row.split.lower() in held]
-    fit = [row.slide for row in rows if row.split.lower() not in held]
+    splits = [SPLIT_OF.get(row.split.lower(), "train") for row in rows]
+    held = "test" if "test" in splits else "val"
+    tested = [row.slide for row, split in zip(rows, splits, strict=True) if split == held]
+    fit = [row.slide for row, split in zip(rows, splits, strict=True) if split != held]
     digest = digest_of([tiles.digest(cache), content([tables[0]], cache)])
     return LabelledSet(
         name,

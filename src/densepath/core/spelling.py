@@ -10,6 +10,11 @@ MISSING = ("", "nan", "na", "n/a", "#n/a", "null")  # what programs write for an
 _WHOLE = re.compile(r"0*(\d+)(?:\.0+)?")
 
 
+def is_missing(text: str) -> bool:
+    """Whether a text stands for an empty field."""
+    return text.strip().lower() in MISSING
+
+
 def composed(text: str) -> str:
     """A text with composed letters: macOS writes those with accents in names of files as two characters."""
     return unicodedata.normalize("NFC", text)

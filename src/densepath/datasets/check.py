@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,19 @@ import numpy as np
 from densepath.annotations.coco import CocoImages
 from densepath.annotations.coco_boxes import corners_of
 from densepath.annotations.coco_checks import Orientation
-from densepath.annotations.patients import patient_in_name, patients_of
+from densepath.annotations.patients import patient_in_name, patients_of, stated_patient
 from densepath.annotations.splits import identical_images
+from densepath.core.columns import SPLITS
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import check_writable
+from densepath.core.output_names import names_below
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.streams import write_result
 from densepath.datasets.check_list import check_list
 from densepath.datasets.contact_sheet import draw_sheet
 from densepath.datasets.labelled_lists import LIST
 from densepath.datasets.object_sizes import describe_sizes
-from densepath.datasets.samples import SPLITS
+from densepath.datasets.shared_patients import Patients, odd_spellings, of_patients, patients_between
 from densepath.datasets.similar_images import ALIKE, similar, thumbnails
 from densepath.datasets.volumes.check import check_volumes
 from densepath.sources.listing import LIST_SUFFIXES
@@ -106,18 +108,15 @@ def _list_in(data: Path) -> Path | None:
     return data if data.suffix.lower() in LIST_SUFFIXES and data.is_file() else None
 
 
-def _counts(splits: Splits, patients: Mapping[str, dict[str, str]]) -> list[str]:
+def _counts(splits: Splits, patients: Mapping[str, Patients]) -> list[str]:
     lines = []
     for split, images in splits.items():
-        known = patients[split]
         sizes = np.array([images.size(place) for place in range(len(images))])
         extent = f"{_range(sizes[:, 1])} x {_range(sizes[:, 0])} px"
-        of = f" of {counted(len(set(known.values())), 'patient')}" if known else ""
-        unknown = f" ({len(images) - len(known)} without a known patient)" if known and len(known) < len(images) else ""
         empty = sum(not len(images.annotations_of(place)) for place in range(len(images)))
         crowds = f", {images.crowds:,} crowds" if images.crowds else ""
         lines.append(
-            f"{split}: {counted(len(images), 'image')}{of}{unknown}, {extent}, "
+            f"{split}: {counted(len(images), 'image')}{of_patients(patients[split])}, {extent}, "
             f"{counted(images.objects, 'object')}{crowds}; "
             f"{counted(empty, 'image')} without an object"
         )
@@ -162,28 +161,21 @@ def _outside(splits: Splits) -> list[str]:
     return [f"objects that reach beyond their image by more than {_BEYOND:.0f} px: {len(found):,}{text}"]
 
 
-def _patients(images: CocoImages, regex: str | None) -> dict[str, str]:
-    """The known patients: path of an image -> patient. Raises UserError if ``regex`` does not match each name."""
-    paths = [str(path) for path in images.paths()]
+def _patients(images: CocoImages, regex: str | None) -> Patients:
+    """The patient of each image, if known. Raises UserError if ``regex`` does not match each name."""
+    entries, paths = images.coco_ground_truth()["images"], [str(path) for path in images.paths()]
     if regex is None:
         listed = patients_of(images.folder, paths)
-        entries = images.coco_ground_truth()["images"]
-        stated = {p: e.get("patient", e.get("patient_id")) for p, e in zip(paths, entries, strict=True)}
-        return listed | {path: str(patient) for path, patient in stated.items() if patient is not None}
-    return {path: patient_in_name(path, regex) for path in paths}
+        return [stated_patient(entry) or listed.get(path) for entry, path in zip(entries, paths, strict=True)]
+    return [patient_in_name(os.path.splitext(name)[0], regex, name) for name in names_below(paths, images.folder)]
 
 
-def _shared(splits: Splits, patients: Mapping[str, dict[str, str]]) -> list[str]:
+def _shared(splits: Splits, patients: Mapping[str, Patients]) -> list[str]:
     """Patients and images that two splits share."""
-    lines = []
+    lines = odd_spellings(patients)
     small = {split: thumbnails(images.paths()) for split, images in splits.items()} if len(splits) > 1 else {}
-    for one, other in combinations(splits, 2):
-        shared = sorted(set(patients[one].values()) & set(patients[other].values()))
-        if not patients[one] or not patients[other]:
-            lines.append(f"patients in {one} and {other}: unknown; name them with --patient_regex or a manifest.csv")
-        else:
-            warning = f": {first_few(shared)}; scores are too high" if shared else ""
-            lines.append(f"patients in {one} and {other}: {len(shared)}{warning}")
+    for one, other, line in patients_between(patients, "--patient_regex or a manifest.csv"):
+        lines.append(line)
         same = identical_images(splits[one], splits[other])
         lines.append(f"identical files in {one} and {other}: {len(same)}{': ' * bool(same)}{first_few(same)}")
         names = [[path.name for path in splits[split].paths()] for split in (one, other)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,13 @@ from densepath.annotations.patients import owners_by_name, patient_in_name
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
+from densepath.core.output_names import names_below
 from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import write_result
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.datasets.contact_sheet import compose_sheet, short_name
+from densepath.datasets.shared_patients import Patients, odd_spellings, of_patients, patients_between
 from densepath.datasets.similar_images import ALIKE, Thumbnails, similar, thumbnails
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import Header, read_header, read_image
@@ -44,11 +45,10 @@ def check_list(data: Path, out: Path, count: int, patient_regex: str | None = No
     for position, split in enumerate(told):
         splits[split or _ALL].append(position)
     if patient_regex is not None:
-        owners = [patient_in_name(name, patient_regex) for name in names]
+        every = [patient_in_name(name, patient_regex) for name in names_below(names, data)]
     else:
-        owners = owners_by_name(data, names)[0]
-    named = patient_regex is not None
-    patients = [owner if named or owner != name else "" for owner, name in zip(owners, names, strict=True)]
+        every = [o if o != name else "" for o, name in zip(owners_by_name(data, names)[0], names, strict=True)]
+    patients = {split: [every[position] for position in positions] for split, positions in splits.items()}
     paths = [Path(name) for name in names]
     headers = _headers(paths)
     small = thumbnails(paths)
@@ -70,15 +70,12 @@ def _headers(paths: Sequence[Path]) -> list[Header]:
     return list(with_progress(work, len(paths), "reading headers"))
 
 
-def _counts(splits: Splits, patients: Sequence[str], headers: Sequence[Header]) -> Iterator[str]:
+def _counts(splits: Splits, patients: Mapping[str, Patients], headers: Sequence[Header]) -> Iterator[str]:
     for split, positions in splits.items():
-        known = {patients[p] for p in positions} - {""}
-        unknown = sum(not patients[p] for p in positions)
-        of = f" of {counted(len(known), 'patient')}" if known else ", patients unknown"
-        of += f" ({unknown} without a known patient)" if known and unknown else ""
         sizes = [[getattr(headers[p], side) for p in positions] for side in ("width", "height")]
         across = " x ".join(f"{min(s)}" if min(s) == max(s) else f"{min(s)}-{max(s)}" for s in sizes)
-        yield f"{split}: {counted(len(positions), 'image')}{of}, {across} px"
+        yield f"{split}: {counted(len(positions), 'image')}{of_patients(patients[split])}, {across} px"
+    yield from odd_spellings(patients)
 
 
 def _looks(paths: Sequence[Path], headers: Sequence[Header], small: Thumbnails) -> Iterator[str]:
@@ -104,7 +101,9 @@ def _twice(paths: Sequence[Path]) -> Iterator[str]:
         yield f"warning: {counted(len(again), 'image is', 'images are')} listed several times: {first_few(again)}"
 
 
-def _shared(paths: Sequence[Path], splits: Splits, patients: Sequence[str], small: Thumbnails) -> Iterator[str]:
+def _shared(
+    paths: Sequence[Path], splits: Splits, patients: Mapping[str, Patients], small: Thumbnails
+) -> Iterator[str]:
     """Patients and images that two splits share."""
     sizes = [path.stat().st_size for path in paths]
     of_size = Counter(sizes)
@@ -116,14 +115,9 @@ def _shared(paths: Sequence[Path], splits: Splits, patients: Sequence[str], smal
         groups[digest].append(position)
     same = [" = ".join(paths[p].name for p in group) for group in groups.values() if len(group) > 1]
     yield f"identical files: {len(same)}{': ' * bool(same)}{first_few(same)}"
-    for one, other in combinations(splits, 2):
+    for one, other, line in patients_between(patients, "--patient_regex or a column patient"):
+        yield line
         between = f"in {one} and {other}"
-        first, second = ({patients[p] for p in splits[split]} - {""} for split in (one, other))
-        shared = sorted(first & second)
-        if not first or not second:
-            yield f"patients {between}: unknown; name them with --patient_regex or a column patient"
-        else:
-            yield f"patients {between}: {len(shared)}{f': {first_few(shared)}; scores are too high' * bool(shared)}"
         held = {known[p]: p for p in splits[one] if p in known}
         copies = [f"{paths[p].name} is {paths[held[known[p]]].name}" for p in splits[other] if known.get(p) in held]
         yield f"identical files {between}: {len(copies)}{': ' * bool(copies)}{first_few(copies)}"

@@ -13,6 +13,8 @@ from faster_coco_eval import mask as rle
 from densepath.annotations.coco_checks import Orientation, check_instances
 from densepath.annotations.coco_file import check_keys, holds_instances
 from densepath.annotations.coco_writing import Objects
+from densepath.annotations.patients import stated_patient
+from densepath.core.columns import SPLITS
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.json_files import load_json
@@ -20,11 +22,12 @@ from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
-from densepath.datasets.find_files import FileIndex, image_folder, split_named
-from densepath.datasets.samples import SPLITS, Sample, stems_below, with_patients, without_repeats
+from densepath.datasets.exclusion import Exclusion
+from densepath.datasets.find_files import FileIndex, image_folder, split_in_folders, split_named
+from densepath.datasets.samples import Sample, stems_below, with_patients, without_repeats
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
-from densepath.sources.listing import SUFFIXES, matches_any, walk
+from densepath.sources.listing import SUFFIXES, walk
 
 # Files of COCO next to instances_*.json, for other tasks on the same images.
 _OTHER = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
@@ -85,34 +88,33 @@ def convert_coco(
     source, images = as_path(source), as_path(images)
     dest, source = require_new_folder(dest, "the data set", sources=(images or source,)), Path(source)
     renaming = Renaming(categories)
-    files = {p: (content, split_named(p.stem) or split_named(p.parent.name)) for p, content in _find_files(source)}
+    root = source if source.is_dir() else source.parent
+    files = {p: (content, split_named(p.stem) or split_in_folders(p, root)) for p, content in _find_files(source)}
     index = FileIndex(map(Path, walk(image_folder(source, images), SUFFIXES, runs=False)))
     samples: list[Sample] = []
     names: list[str] = []
     listed: Counter[Path] = Counter()
+    excluded = Exclusion(exclude)
     for path, (content, split) in sorted(files.items(), key=lambda each: SPLITS.index(each[1][1] or "train")):
-        truth, found = _read(path, content, index, exclude, crowds, orientation, split)
+        truth, found = _read(path, content, index, excluded, crowds, orientation, split)
         kinds = {category["id"]: category["name"] for category in truth["categories"]}
         names += kinds.values()
         objects = without_repeats(_by_image(truth, kinds, renaming), path)
         listed.update(file.resolve() for file in found.values())
         for image in truth["images"]:
-            patient = image.get("patient", image.get("patient_id"))
             held = objects.get(image["id"], [])
-            known = None if patient is None else str(patient)
-            samples.append(Sample("", found[image["id"]], _returning(held), known, split))
+            samples.append(Sample("", found[image["id"]], _returning(held), stated_patient(image), split))
     renaming.check(names)
     twice = [str(file) for file, times in listed.items() if times > 1]
     refuse(twice, f"images that {source} lists more than once", "list each image once, in one JSON file")
     if (others := index.count - len(listed)) and not exclude:
         say(f"densepath: {source}: {counted(others, 'image file')} left out that no JSON file lists")
+    excluded.report(source)
     if not samples:
-        raise UserError(
-            f"--exclude leaves out all images of {source}; narrow it" if exclude else f"{source} lists no image"
-        )
+        raise UserError(f"{source} lists no image")
     kept = _used([name for old in dict.fromkeys(names) if (name := renaming(old))], samples, source)
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
-    parts, patients = split_samples(with_patients(_named(samples), images or source), how, source)
+    parts, patients = split_samples(with_patients(_named(samples), source, images=images), how, source)
     write_samples(dest, parts, kept, "object", orientation, patients)
     return dest
 
@@ -137,20 +139,16 @@ def _read(
     path: Path,
     content: Any,
     index: FileIndex,
-    exclude: Sequence[str],
+    excluded: Exclusion,
     crowds: str,
     orientation: Orientation | None,
     split: str | None,
 ) -> tuple[dict[str, Any], dict[int, Path]]:
     """A JSON file, checked against its images; and the file of each image by its id."""
     truth = check_keys(content, path)
-    if exclude:
-        everything = truth["images"]
-        truth["images"] = [i for i in everything if not matches_any(i["file_name"].replace("\\", "/"), exclude)]
-        gone = {image["id"] for image in everything} - {image["id"] for image in truth["images"]}
-        truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] not in gone]
-        if gone:
-            say(f"densepath: {path}: {len(gone)} of {len(everything)} images are left out by --exclude")
+    gone = {image["id"] for image in truth["images"] if excluded(image["file_name"].replace("\\", "/"))}
+    truth["images"] = [image for image in truth["images"] if image["id"] not in gone]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] not in gone]
     candidates = {image["id"]: index.find(image["file_name"], path.parent, split) for image in truth["images"]}
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     missing = [names[number] for number, found in candidates.items() if not found]

@@ -9,6 +9,7 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
 from densepath.core.single_values import take_single_values
+from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.pairing import pair_up
 from densepath.datasets.published import CRAG
 from densepath.datasets.samples import Sample, with_patients
@@ -53,9 +54,11 @@ def convert_crag(
     for root in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
         folders = {split: [path for path in _named(root, names) if _is_split(path)] for split, names in _SPLITS.items()}
         if all(folders.values()):
+            excluded = Exclusion(exclude)
             samples = [
-                sample for split, found in folders.items() for sample in _pairs(found[0], split, exclude, orientation)
+                sample for split, found in folders.items() for sample in _pairs(found[0], split, excluded, orientation)
             ]
+            excluded.report(source)
             splits, patients = split_samples(with_patients(samples, root), Splitting(), source)
             CRAG.report(write_samples(dest, splits, ["gland"], "gland", orientation, patients, CRAG.mpp))
             return dest
@@ -75,7 +78,7 @@ def _is_split(folder: Path) -> bool:
     return bool(_named(folder, _IMAGES) and _named(folder, _ANNOTATIONS))
 
 
-def _pairs(folder: Path, split: str, exclude: Sequence[str], orientation: Orientation | None) -> list[Sample]:
+def _pairs(folder: Path, split: str, exclude: Exclusion, orientation: Orientation | None) -> list[Sample]:
     """The pairs of one split; if label maps exist in both formats, the PNG files are used."""
     annotations = [path for path in _named(folder, _ANNOTATIONS)[0].iterdir() if not path.name.startswith(".")]
     kinds = ([path for path in annotations if path.suffix.lower() == kind] for kind in (".png", ".mat"))

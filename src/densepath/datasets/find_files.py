@@ -9,20 +9,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
+from densepath.core.columns import SPLIT_OF
 from densepath.core.errors import UserError
 from densepath.core.paths import AnyPath
 from densepath.core.spelling import composed
-from densepath.datasets.samples import SPLITS
 from densepath.sources.listing import SUFFIXES
 
-_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-_SPLIT = re.compile(rf"(?:^|[^a-z])({'|'.join(n for names in _NAMES.values() for n in names)})(?:\d{{4}})?(?=[^a-z]|$)")
+_SPLIT = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_OF)})(?:\d{{4}})?(?=[^a-z]|$)")
 
 
 def split_named(name: str) -> str | None:
     """The split that a name of a file or a folder contains as a word: train2017, valid, instances_test.json."""
     found = _SPLIT.findall(name.lower())
-    return next((split for split in SPLITS if found and found[-1] in _NAMES[split]), None)
+    return SPLIT_OF[found[-1]] if found else None
+
+
+def split_in_folders(path: Path, root: Path) -> str | None:
+    """The split in the names of the folders between a folder and a file in it, or of the folder if there are none.
+
+    The nearest folder that is called like a split counts, or else the nearest with a split in its name.
+    """
+    folders = path.parent.relative_to(root).parts[::-1] or (path.parent.name,)
+    exact = next((SPLIT_OF[name.lower()] for name in folders if name.lower() in SPLIT_OF), None)
+    return exact or next(filter(None, map(split_named, folders)), None)
 
 
 def image_folder(source: Path, images: AnyPath | None) -> Path:

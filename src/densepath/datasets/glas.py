@@ -10,6 +10,7 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.single_values import take_single_values
+from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.pairing import pair_up
 from densepath.datasets.published import GLAS
 from densepath.datasets.samples import Sample, with_patients
@@ -52,7 +53,9 @@ def convert_glas(
     images, masks, suffix = _find(Path(source))
     strange = [path.name for path in images if not path.name.lower().startswith(_SPLITS)]
     refuse(strange, "images that belong to no split", "name them train_1, testA_1, testB_1 and so on")
-    samples: list[Sample] = pair_up(images, masks, suffix, exclude=exclude, orientation=orientation)
+    excluded = Exclusion(exclude)
+    samples: list[Sample] = pair_up(images, masks, suffix, exclude=excluded, orientation=orientation)
+    excluded.report(source)
     samples = with_patients(with_patients(samples, source), source, _GRADES)
     samples = [replace(s, split="train" if s.name.lower().startswith("train") else "test") for s in samples]
     for split in _SPLITS:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.labels import LABEL_SUFFIXES
+from densepath.core.columns import SPLITS
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
+from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.pairing import pair_up
-from densepath.datasets.samples import SPLITS, Sample, with_patients
+from densepath.datasets.samples import Sample, with_patients
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
 from densepath.sources.listing import SUFFIXES, walk
@@ -81,13 +83,15 @@ def convert_instances(
         if image_folder == label_folder:
             found = [path for path in found if path not in set(maps)]
         folders = (image_folder, label_folder)
-        return pair_up(found, maps, label_suffix, labelled_only, folders, exclude, orientation, split)
+        return pair_up(found, maps, label_suffix, labelled_only, folders, excluded, orientation, split)
 
+    excluded = Exclusion(exclude)
     if test_share is None and splits is None:
         places = {split: _folders(source, split, images, labels) for split in SPLITS}
         samples = [sample for split, place in places.items() if place for sample in pairs(*place, split)]
     else:
         samples = pairs(source / images, source / labels)
+    excluded.report(source)
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
     parts, patients = split_samples(with_patients(samples, source), how, source)
     write_samples(dest, parts, [category], "object", orientation, patients)

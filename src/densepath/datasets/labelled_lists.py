@@ -17,6 +17,7 @@ from densepath.core.streams import say, write_line
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.datasets.published import Published
+from densepath.datasets.shared_patients import report_patients
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header
 
@@ -138,18 +139,4 @@ def report_duplicates(files: Sequence[Path], splits: Sequence[str]) -> None:
             f"densepath: warning: {counted(len(groups), 'group')} of identical images, {len(crossing)} "
             "of them in several splits: "
             f"{shown}"
-        )
-
-
-def report_patients(patients: Sequence[str], splits: Sequence[str]) -> None:
-    """Report patients with images in several splits."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for patient, split in zip(patients, splits, strict=True):
-        if patient:
-            found[patient].add(split)
-    shared = [f"{patient} ({' and '.join(sorted(own))})" for patient, own in found.items() if len(own) > 1]
-    if shared:
-        say(
-            f"densepath: warning: {len(shared)} of {len(found)} patients have images in several splits, which makes "
-            f"scores too high: {first_few(shared)}"
         )

@@ -17,8 +17,8 @@ from densepath.core.single_values import take_single_values
 from densepath.core.streams import say, write_line
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
+from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.published import NCT, NCT_CLASSES
-from densepath.datasets.samples import without_excluded
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import Header, read_header
 from densepath.sources.listing import SUFFIXES, walk
@@ -71,7 +71,9 @@ def convert_nct(
     files = [Path(path) for name in NCT_CLASSES for path in walk(root / name, SUFFIXES)]
     empty = [name for name in NCT_CLASSES if not any(path.is_relative_to(root / name) for path in files)]
     refuse(empty, f"classes of {root} without an image", "add their tiles")
-    files = without_excluded(files, root, exclude)
+    excluded = Exclusion(exclude)
+    files = [path for path in files if not excluded(os.path.relpath(path, root))]
+    excluded.report(root)
     _check(files, orientation)
     names = sorted(files, key=lambda path: path.relative_to(root).as_posix())
     chosen = {names[place] for place in shuffled(len(names), seed, epoch=0)[: round(share * len(names))].tolist()}

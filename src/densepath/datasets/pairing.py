@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,8 @@ from densepath.annotations.coco_writing import LabelMap
 from densepath.annotations.labels import label_orientation, label_size, read_objects
 from densepath.core.errors import UserError, refuse
 from densepath.core.spelling import composed
-from densepath.datasets.samples import Sample, without_excluded
+from densepath.datasets.exclusion import Exclusion
+from densepath.datasets.samples import Sample
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header
 from densepath.sources.tiff import turn
@@ -27,7 +29,7 @@ def pair_up(
     suffix: str = "",
     labelled_only: bool = False,
     folders: tuple[Path, Path] | None = None,
-    exclude: Sequence[str] = (),
+    exclude: Exclusion | None = None,
     orientation: Orientation | None = None,
     split: str | None = None,
 ) -> list[Sample]:
@@ -42,7 +44,7 @@ def pair_up(
         labelled_only: whether to leave out images without a label map instead of refusing them.
         folders: the folders of the images and of the maps: files in subfolders are paired by their paths from there.
             Without them, files are paired by their names only.
-        exclude: patterns of images to leave out, with their label maps, by the path below the folder of the images.
+        exclude: images to leave out, with their label maps, by the path below the folder of the images.
         orientation: whether files with an orientation tag belong together as "stored" or as "viewed", turned by their
             tags; None refuses an image and a label map with different tags.
         split: the split of the samples.
@@ -54,10 +56,9 @@ def pair_up(
     image_root, map_root = folders or (None, None)
     image_of = _by_name(images, "images", root=image_root)
     map_of = _by_name(maps, "label maps", suffix, map_root)
-    if exclude and image_of:
+    if exclude is not None and image_of:
         root = image_root or Path(*_shared_parts(list(image_of.values())))
-        kept = set(without_excluded(image_of.values(), root, exclude))
-        left_out = {name for name, path in image_of.items() if path not in kept}
+        left_out = {name for name, path in image_of.items() if exclude(os.path.relpath(path, root))}
         image_of, map_of = ({n: p for n, p in found.items() if n not in left_out} for found in (image_of, map_of))
     remedy = "give each image one label map with the same name"
     if not labelled_only:

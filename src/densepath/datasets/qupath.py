@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,9 +19,10 @@ from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.datasets.categories import Renaming
-from densepath.datasets.find_files import FileIndex, image_folder, split_named
+from densepath.datasets.exclusion import Exclusion
+from densepath.datasets.find_files import FileIndex, image_folder, split_in_folders
 from densepath.datasets.geojson import annotation_of_geometry
-from densepath.datasets.samples import Sample, stems_below, with_patients, without_excluded, without_repeats
+from densepath.datasets.samples import Sample, stems_below, with_patients, without_repeats
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
 from densepath.sources.corrupt import CorruptImage
@@ -89,7 +91,8 @@ def convert_qupath(
     dest, source = require_new_folder(dest, "the data set", sources=(images or source,)), Path(source)
     renaming = Renaming(categories)
     folder = image_folder(source, images)
-    image_of = _match(_find_files(source), source, folder, exclude)
+    root = source if source.is_dir() else source.parent
+    image_of = _match(_find_files(source), root, folder, exclude)
     features = {path: read_features(path) for path in with_progress(image_of, len(image_of), "reading GeoJSON")}
     chosen = _choose(features, tuple(objects), source)
     named = {path: [(f, f.category or category) for f in found] for path, found in chosen.items()}
@@ -103,11 +106,11 @@ def convert_qupath(
     drawn = without_repeats(drawn, source)
     places = stems_below(list(image_of.values()))
     samples = [
-        Sample(name, image, partial(list, drawn[path]), split=split_named(path.parent.name))
+        Sample(name, image, partial(list, drawn[path]), split=split_in_folders(path, root))
         for name, (path, image) in zip(places, image_of.items(), strict=True)
     ]
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
-    parts, patients = split_samples(with_patients(samples, folder), how, source)
+    parts, patients = split_samples(with_patients(samples, source, images=images), how, source)
     write_samples(dest, parts, names, "object", orientation, patients)
     return dest
 
@@ -124,13 +127,13 @@ def _find_files(source: Path) -> list[Path]:
     return paths
 
 
-def _match(paths: Sequence[Path], source: Path, folder: Path, exclude: Sequence[str]) -> dict[Path, Path]:
+def _match(paths: Sequence[Path], root: Path, folder: Path, exclude: Sequence[str]) -> dict[Path, Path]:
     """The image of each GeoJSON file, without excluded ones."""
     images = [Path(name) for name in walk(folder, SUFFIXES, runs=False)]  # not the label maps of ``predict``
-    index, root = FileIndex(images, stems=True), source if source.is_dir() else source.parent
+    index = FileIndex(images, stems=True)
     names = {path: path.relative_to(root) for path in paths}
     candidates = {
-        p: index.find(str(name.with_suffix("")), p.parent, split_named(p.parent.name)) for p, name in names.items()
+        p: index.find(str(name.with_suffix("")), p.parent, split_in_folders(p, root)) for p, name in names.items()
     }
     missing = [str(names[path]) for path, found in candidates.items() if not found]
     refuse(missing, f"GeoJSON files without an image of the same name in {folder}", "give the images with --images")
@@ -141,8 +144,10 @@ def _match(paths: Sequence[Path], source: Path, folder: Path, exclude: Sequence[
     refuse([str(p) for p, n in times.items() if n > 1], "images with several GeoJSON files", "keep one of each")
     if without := [str(path) for path in images if path not in times]:
         say(f"densepath: left out: {counted(len(without), 'image')} without a GeoJSON file: {first_few(without)}")
-    kept = set(without_excluded(times, folder, exclude)) if exclude else set(times)
-    return {path: image for path, image in image_of.items() if image in kept}
+    excluded = Exclusion(exclude)
+    kept = {path: image for path, image in image_of.items() if not excluded(os.path.relpath(image, folder))}
+    excluded.report(folder)
+    return kept
 
 
 def _choose(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any, TypeVar
 
 from densepath.annotations.coco_writing import Objects
 from densepath.annotations.patients import MANIFEST, patients_of
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import counted
 from densepath.core.output_names import names_below
+from densepath.core.paths import AnyPath
 from densepath.core.streams import say
-from densepath.sources.listing import matches_any
 
-SPLITS = ("train", "val", "test")
 K = TypeVar("K")
 
 
@@ -65,27 +63,13 @@ def _identity(annotation: Mapping[str, Any]) -> Hashable:
     return annotation["category"], annotation["iscrowd"], outline["counts"] if outline else tuple(annotation["bbox"])
 
 
-def with_patients(samples: Iterable[Sample], source: str | Path, table: str = MANIFEST) -> list[Sample]:
+def with_patients(
+    samples: Iterable[Sample], source: str | Path, table: str = MANIFEST, images: AnyPath | None = None
+) -> list[Sample]:
     """Add the patients that a table names, see :func:`~densepath.annotations.patients.patients_of`."""
     samples = list(samples)
-    known = patients_of(source, [str(sample.image) for sample in samples], table)
+    known = patients_of(source, [str(sample.image) for sample in samples], table, images)
     return [replace(sample, patient=sample.patient or known.get(str(sample.image))) for sample in samples]
-
-
-def without_excluded(files: Iterable[Path], root: Path, exclude: Sequence[str]) -> list[Path]:
-    """The files that no pattern matches, see :func:`~densepath.sources.listing.list_images`; the number of others is
-    printed.
-
-    Raises:
-        UserError: nothing is left.
-    """
-    files = list(files)
-    kept = [path for path in files if not matches_any(os.path.relpath(path, root), exclude)]
-    if files and not kept:
-        raise UserError(f"--exclude leaves out all images of {root}; narrow it")
-    if len(kept) < len(files):
-        say(f"densepath: {len(files) - len(kept)} of {len(files)} images are left out by --exclude")
-    return kept
 
 
 def stems_below(images: Sequence[Path]) -> list[str]:

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from densepath.annotations.patients import patient_in_name
+from densepath.annotations.patients import check_spelling, patient_in_name
+from densepath.core.columns import FILE_COLUMNS, SPLIT, SPLIT_OF, SPLITS
 from densepath.core.csv_files import open_table
-from densepath.core.errors import UserError, counted, first_few, refuse
+from densepath.core.errors import UserError, refuse
+from densepath.core.output_names import names_below
 from densepath.core.random import ordered_by_seed
 from densepath.core.streams import say
 from densepath.datasets.find_files import FileIndex
-from densepath.datasets.samples import SPLITS, Sample
+from densepath.datasets.samples import Sample
+from densepath.datasets.shared_patients import report_patients, report_unknown
 
 Splits = dict[str, list[Sample]]
 
@@ -53,7 +56,7 @@ def split_samples(
         The images of each split, and its number of patients if these are known.
 
     Raises:
-        UserError: an option does not fit, or a split would be empty.
+        UserError: an option does not fit, a split would be empty, or a patient has two names.
     """
     for name, share in (("--test_share", how.test_share), ("--val_share", how.val_share)):
         if share is not None and not 0 < share < 1:
@@ -63,6 +66,8 @@ def split_samples(
     owners = _owners(samples, how.patient_regex)
     if how.patient_regex is not None:
         samples = [replace(sample, patient=owner) for sample, owner in zip(samples, owners, strict=True)]
+    known = [sample.patient for sample in samples]
+    check_spelling(filter(None, known))
     if how.table is not None:
         if how.test_share is not None or how.val_share is not None:
             raise UserError("--splits names the split of each image; leave out --test_share and --val_share")
@@ -76,17 +81,10 @@ def split_samples(
     for split, found in splits.items():
         if not found:
             raise UserError(f"{source} has no {split} image; add at least one")
-    if not any(sample.patient is not None for sample in samples):
+    report_patients(known, chosen)
+    if not all(known):
         return splits, None
-    patients = {split: {o for o, one in zip(owners, chosen, strict=True) if one == split} for split in splits}
-    shared = sorted(o for o in set(owners) if sum(o in found for found in patients.values()) > 1)
-    if shared:
-        say(
-            f"densepath: warning: {counted(len(shared), 'patient has', 'patients have')} images in "
-            "several splits, so scores are too high: "
-            f"{first_few(shared)}"
-        )
-    return splits, {split: len(found) for split, found in patients.items()} if all(s.patient for s in samples) else None
+    return splits, {split: len({sample.patient for sample in found}) for split, found in splits.items()}
 
 
 def _given(samples: Sequence[Sample], how: Splitting, source: str | Path) -> list[str | None]:
@@ -123,14 +121,10 @@ def _drawn(given: Sequence[str | None], owners: Sequence[str], how: Splitting) -
 def _owners(samples: Sequence[Sample], regex: str | None) -> list[str]:
     """The patient of each image; an image without a known one is its own."""
     if regex is None:
-        unknown = [sample.name for sample in samples if sample.patient is None]
-        if 0 < len(unknown) < len(samples):
-            say(
-                f"densepath: warning: {counted(len(unknown), 'image has', 'images have')} no known patient, and each "
-                f"counts as one of its own: {first_few(unknown)}"
-            )
+        report_unknown([sample.patient for sample in samples], [sample.name for sample in samples])
         return [sample.patient if sample.patient is not None else sample.name for sample in samples]
-    owners = [patient_in_name(sample.name, regex) for sample in samples]
+    places = names_below([str(sample.image) for sample in samples])
+    owners = [patient_in_name(sample.name, regex, place) for sample, place in zip(samples, places, strict=True)]
     if len(set(owners)) == len(owners) > 1:
         first = min(owners)
         say(f"densepath: warning: --patient_regex {regex!r} finds another patient in each image, first {first}")
@@ -155,17 +149,16 @@ def _read_table(path: Path) -> dict[str, str]:
     try:
         with open_table(path, errors="surrogateescape") as table:
             # A data set's own manifest names the images as they were before.
-            file, split = table.column(("source", "file")), table.column(["split"])
+            file, split = table.column(("source", *FILE_COLUMNS)), table.column([SPLIT])
             if file is None or split is None:
                 raise UserError(f"{path} has no columns file and split; give a CSV file with this header")
             rows = [(row[file], row[split].lower()) for _, row in table.rows()]
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); give a CSV file with the columns file and split") from None
-    names = {"valid": "val", "validation": "val", "training": "train"} | {split: split for split in SPLITS}
-    wrong = [f"{file}: {split or 'empty'}" for file, split in rows if split not in names]
+    wrong = [f"{file}: {split or 'empty'}" for file, split in rows if split not in SPLIT_OF]
     refuse(wrong, f"{path} names splits other than train, val and test", "correct them")
     listed: dict[str, str] = {}
     for file, split in rows:
-        if listed.setdefault(str(Path(file.strip())), names[split]) != names[split]:
+        if listed.setdefault(str(Path(file.strip())), SPLIT_OF[split]) != SPLIT_OF[split]:
             raise UserError(f"{path} gives {file} two splits; keep one of them")
     return listed

@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
+from densepath.core.columns import PATH_COLUMNS
 from densepath.core.csv_files import SEPARATOR, Lines, delimiter_of, find_column, open_text, plain_head
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import existing
 
-_COLUMNS = ("file", "path", "image", "filename", "file_name", "filepath", "file_path", "image_path", "image_file")
 _DELIMITERS = "\t;,"
 
 
@@ -87,7 +87,7 @@ def _lines(
         head = _fields(line.strip(), delimiter_of(line))
         split = [field for mark in _DELIMITERS for field in _fields(line.strip(), mark)]
         is_head = _is_header(split, suffixes) and not _find(os.path.dirname(path), line.strip())
-        named = not path.lower().endswith(".txt") or any(plain_head(field) in _COLUMNS for field in head)
+        named = not path.lower().endswith(".txt") or any(plain_head(field) in PATH_COLUMNS for field in head)
         if SEPARATOR.fullmatch(line) or (is_head and len(head) > 1 and named):
             yield from _table(Lines(chain([line], file), number - 1, strict=True), path, suffixes, columns)
             return
@@ -101,7 +101,7 @@ def _table(
     """The rows of a table, whose header may be missing."""
     first = [_bare(field) for field in next(lines, [])]
     heads = [plain_head(field) for field in first] if _is_header(first, suffixes) else []
-    file = find_column(heads, _COLUMNS, path)
+    file = find_column(heads, PATH_COLUMNS, path)
     places = [find_column(heads, names, path) for names in columns]
     for fields in chain([] if heads else [first], ([_bare(field) for field in row] for row in lines)):
         if any(fields) and not fields[0].startswith("#"):

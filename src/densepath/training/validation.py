@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from densepath.annotations.patients import owners_by_name, owners_of_volumes
+from densepath.annotations.patients import check_spelling, owners_by_name, owners_of_volumes
 from densepath.core.distributed import alone, broadcast, rank
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
@@ -74,10 +74,17 @@ def owners_of(images: PixelSource, data: str | Path) -> list[str] | None:
     Args:
         images: the source.
         data: where it was found.
+
+    Raises:
+        UserError: a patient has two names.
     """
-    if isinstance(images, VolumeStore):
-        return owners_of_volumes(images.rows, data)[0]
-    return owners_by_name(data, list(AllNames(images)))[0] if isinstance(images, ImageFiles | PackedTiles) else None
+    if not isinstance(images, VolumeStore | ImageFiles | PackedTiles):
+        return None
+    names = list(AllNames(images))
+    known = owners_of_volumes(images.rows, data) if isinstance(images, VolumeStore) else owners_by_name(data, names)
+    owners = known[0]
+    check_spelling(owners, names)
+    return owners
 
 
 def write_list(path: Path, images: PixelSource) -> None:

@@ -79,6 +79,12 @@ def test_an_image_that_the_manifest_lacks_has_no_patient(folder: Path) -> None:
     write_table(folder / "manifest.csv", ["file", "person"], [["a/1.png", "x"], ["a/2.png", "y"], ["b/3.png", "z"]])
     with pytest.raises(UserError, match=r"images without a person in .*: b/4.png"):
         read(folder, "folders", patient="person")
+    heads, rows = ["file", "patient"], [["a/1.png", "7"], ["a/2.png", "007"], ["b/3.png", "NA"]]
+    write_table(folder / "manifest.csv", heads, rows)
+    with pytest.raises(UserError, match=r"images without a patient in .*: b/3\.png, b/4\.png; fill"):
+        read(folder, "folders", patient="patient")
+    with pytest.raises(UserError, match="differ in capitals, spaces or zeros: 007, 7;"):  # with unknown ones, too
+        read(folder, "folders")
 
 
 def test_patients_of_training_and_test_data_have_one_spelling(folder: Path, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ TWO = ("case_id,slide_id,label", "a,s1,x", "b,s2,y")
         ((*TWO, "c,s3,nan"), r"1 row has no label: line 4 of .*t.csv \(s3\); fill them in"),
         ((*TWO, "c,s3,"), "1 row has no label: line 4"),
         ((*TWO, ",s3,x"), "rows without a patient or a slide: line 4"),
+        ((*TWO, "N/A,s3,x"), "rows without a patient or a slide: line 4"),
         ((*TWO, "a,s3,y"), "patients whose slides have several values of label: a; use --grouping single"),
         (TWO[:2], "all cases have the label x; two or more classes are needed"),
         (("case_id,slide_id,label", "a,z1,x", "b,z2,y"), r"no slide of .* \(the table has z1, z2, the folder s1, s2\b"),

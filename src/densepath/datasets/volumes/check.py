@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import combinations
 from pathlib import Path
 
 from densepath.annotations.patients import patient_in_name
@@ -12,6 +11,7 @@ from densepath.core.errors import counted, first_few, one_line
 from densepath.core.streams import write_result
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
+from densepath.datasets.shared_patients import Patients, odd_spellings, of_patients, patients_between
 from densepath.datasets.volumes.sheet import draw_volumes
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.run_folders import refuse_among_images
@@ -31,9 +31,10 @@ def check_volumes(data: Path, out: Path, count: int | None, patient_regex: str |
     splits: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(store.rows):
         splits[row["split"] or _ALL].append(position)
-    patients = [
+    every = [
         row["patient"] if patient_regex is None else patient_in_name(row["name"], patient_regex) for row in store.rows
     ]
+    patients = {split: [every[position] for position in positions] for split, positions in splits.items()}
     lines = [store.describe(), _window(store), *_splits(store, splits, patients), *_labels(store), *_copies(store)]
     for line in [*lines, *_damaged(store)]:
         write_result(one_line(line))
@@ -50,20 +51,12 @@ def _window(store: VolumeStore) -> str:
     return f"{channels}, window: {shown}" + (f", modality {m}" if (m := store.index["modality"]) else "")
 
 
-def _splits(store: VolumeStore, splits: Mapping[str, list[int]], patients: list[str | None]) -> Iterator[str]:
-    of_split = {split: {patients[k] for k in positions} for split, positions in splits.items()}
+def _splits(store: VolumeStore, splits: Mapping[str, list[int]], patients: Mapping[str, Patients]) -> Iterator[str]:
     for split, positions in splits.items():
-        known = of_split[split] - {None}
         labelled = sum(store.rows[position]["labels"] is not None for position in positions)
-        of = f" of {counted(len(known), 'patient')}" if known else ", patients unknown"
-        yield f"{split}: {counted(len(positions), 'volume')}{of}, {labelled} with labels"
-    for one, other in combinations(splits, 2):
-        shared = sorted(str(patient) for patient in of_split[one] & of_split[other] - {None})
-        warning = f": {first_few(shared)}; scores are too high" if shared else ""
-        if None in of_split[one] | of_split[other]:
-            yield f"patients in {one} and {other}: unknown; name them with --patient_regex"
-        else:
-            yield f"patients in {one} and {other}: {len(shared)}{warning}"
+        yield f"{split}: {counted(len(positions), 'volume')}{of_patients(patients[split])}, {labelled} with labels"
+    yield from odd_spellings(patients)
+    yield from (line for _, _, line in patients_between(patients, "--patient_regex"))
 
 
 def _labels(store: VolumeStore) -> Iterator[str]:

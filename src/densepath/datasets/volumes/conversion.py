@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from densepath.annotations.patients import check_spelling
 from densepath.core.errors import UserError, refuse
 from densepath.core.random import ordered_by_seed
 from densepath.core.single_values import list_single_fields
 from densepath.core.streams import say
+from densepath.datasets.shared_patients import report_unknown
 from densepath.sources.listing import Passed
 from densepath.sources.volumes.dicom_series import Gaps
 from densepath.sources.volumes.volume import Volume
@@ -132,11 +134,13 @@ def with_test(cases: Sequence[Case], share: float) -> list[Case]:
     """The cases, where the labelled volumes of a share of the patients are the split "test", and others "train".
 
     Raises:
-        UserError: labelled volumes are divided already, or there are fewer than two patients.
+        UserError: labelled volumes are divided already, there are fewer than two patients, or one has two names.
     """
     labelled = [case for case in cases if case.read_labels is not None]
     if own := sorted({case.split for case in labelled} - {"", "train"}):
         raise UserError(f"the volumes are divided already (splits: {', '.join(own)}); leave out --test_share")
+    check_spelling(case.patient for case in cases if case.patient)
+    report_unknown([case.patient for case in labelled], [case.name for case in labelled], "volume")
     ranked = ordered_by_seed({case.patient or case.name for case in labelled}, 0)
     if len(ranked) < 2:
         raise UserError(f"--test_share needs labelled volumes of at least two patients; there are {len(ranked)}")

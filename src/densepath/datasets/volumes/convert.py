@@ -20,10 +20,10 @@ from densepath.core.streams import say, write_line
 from densepath.core.system import available_memory, usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.core.work_folder import work_folder
+from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, check_names, with_test
 from densepath.datasets.volumes.suspects import AIR, warnings_of
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.listing import matches_any
 from densepath.sources.volumes.open_store import FORMAT, INDEX, VERSION, shared_window
 from densepath.sources.volumes.prepare import prepare
 from densepath.sources.volumes.read import files_of
@@ -53,9 +53,9 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
         UserError: two volumes have one name, none can be read, memory is short, or the folder holds something else.
     """
     dest = Path(how.dest)
-    kept = [case for case in cases if not matches_any(case.name, how.exclude)]
-    if cases and not kept:
-        raise UserError(f"--exclude leaves out all volumes of {how.source}; narrow it")
+    excluded = Exclusion(how.exclude, "volumes")
+    kept = [case for case in cases if not excluded(case.name)]
+    excluded.report(how.source)
     if how.patient_regex is not None:
         kept = [replace(case, patient=patient_in_name(case.name, how.patient_regex)) for case in kept]
     if how.test_share is not None:

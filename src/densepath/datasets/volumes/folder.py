@@ -62,7 +62,7 @@ def convert_folder(how: FolderConversion) -> Path:
             f"densepath: warning: {counted(len(unused), 'label file has', 'label files have')} no volume: "
             f"{first_few(unused)}"
         )
-    patients = patients_of(images, [str(path) for path in found.values()])
+    patients = patients_of(source, [str(path) for path in found.values()], images=images)
     cases = [
         Case(
             name,
@@ -87,7 +87,7 @@ def volumes_in(folder: Path, passed: Passed | None = None) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in map(Path, walk(folder, SUFFIXES, passed=passed)):
-        name = Path(os.path.relpath(path, os.path.realpath(folder))).with_name(stem(path)).as_posix()
+        name = Path(os.path.relpath(path, folder)).with_name(stem(path)).as_posix()
         if name in found:
             raise UserError(f"volumes that are there more than once: {found[name]}, {path}; keep one file of each")
         found[name] = path

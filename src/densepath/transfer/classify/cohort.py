@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from densepath.annotations.classes import FOLDERS, match_columns
 from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import check_spelling, owners_of_volumes
+from densepath.core.columns import SPLIT, SPLIT_OF
 from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below, refuse_repeated
 from densepath.core.streams import say
@@ -25,11 +25,10 @@ from densepath.sources.restrict import take
 from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.targets import Targets, read_targets
-from densepath.transfer.probe.folds import PART_NUMBERS, SPLITS
+from densepath.transfer.probe.folds import PART_NUMBERS
 from densepath.transfer.probe.labelled import Labels, Listed, owners_of
 from densepath.transfer.probe.metrics import Floats, Integers
 
-_SPLIT = "split"  # a column
 _SHOWN = 12  # labels in a line
 
 
@@ -105,7 +104,7 @@ def read_pool(
     listed = Listed([_absolute(path, data) for path in paths])
     table = None if str(labels) == FOLDERS else str(labels)
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
-    divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
+    divided = set(tops) <= set(SPLIT_OF) and len(set(tops)) > 1
     splits = tops if divided else []
     found, kept = read_targets(config, names, listed, table, divided, whole)
     places = np.flatnonzero(kept)
@@ -114,19 +113,18 @@ def read_pool(
         paths, names, splits = ([part[p] for p in places] if part else [] for part in (paths, names, splits))
         listed = Listed([_absolute(path, data) for path in paths])
     volumes = images.rows if isinstance(images, VolumeStore) else []
-    if table is not None and _SPLIT in table_columns(table):
-        given = match_columns(listed, table, [_SPLIT]).values
+    if table is not None and SPLIT in table_columns(table):
+        given = match_columns(listed, table, [SPLIT]).values
         splits = [row[0].lower() if row is not None else "" for row in given]
         wrong = [f"{name} ({split!r})" for name, split in zip(names, splits, strict=True) if split not in PART_NUMBERS]
         refuse(wrong, f"images with another split than train, val or test in {table}", "correct the column split")
     elif volumes and all(row["split"] for row in volumes) and len({row["split"] for row in volumes}) > 1:
         splits = [row["split"] for row in volumes]
     how = Labels(str(config.labels), config.patient, config.patient_regex)
-    owners, source = owners_of(names, listed, how, table, data, partial(_patients_in, names))
+    owners, source = owners_of(names, listed, how, table, data, _patients_in)
     if volumes and not source:
         owners, source = owners_of_volumes(volumes, data)
-    if source:
-        check_spelling(owners)
+    check_spelling(owners, names)
     if isinstance(images, ImageFiles):
         return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])
     return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])
@@ -168,12 +166,9 @@ def _absolute(path: str, data: str | Path) -> str:
     return os.path.join(data, path)
 
 
-def _patients_in(names: list[str], listed: Listed, source: str, column: str) -> list[str]:
-    """The patient of each image in a table. Raises UserError for images without one."""
-    owners = [row[0] if row is not None else "" for row in match_columns(listed, source, [column]).values]
-    absent = [name for name, owner in zip(names, owners, strict=True) if not owner]
-    refuse(absent, f"images without a {column} in {source}", "fill it in")
-    return owners
+def _patients_in(listed: Listed, source: str, column: str) -> list[str]:
+    """The patient of each image in a table, "" for those without one."""
+    return [row[0] if row is not None else "" for row in match_columns(listed, source, [column]).values]
 
 
 def same_labels(train: Pool, test: Pool, absent: float) -> Pool:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from densepath.annotations.classes import match_columns
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.spelling import MISSING, several_spellings
+from densepath.core.spelling import is_missing, several_spellings
 from densepath.core.streams import say
 from densepath.sources.pixel_source import Named
 from densepath.transfer.classify.config import ClassifyConfig
@@ -119,7 +119,7 @@ def read_targets(
     if config.separator is not None:
         return _lists([row[0] for row in rows], kept, config.separator, table, whole), kept
     texts = [row[0] for row in rows]
-    absent = [n for n, text, k in zip(names, texts, kept, strict=True) if k and text.lower() in MISSING]
+    absent = [n for n, text, k in zip(names, texts, kept, strict=True) if k and is_missing(text)]
     refuse(absent, f"images whose {columns[0]} in {table} is empty or NaN", "fill it in, or remove these lines")
     return _classes(texts, table, kept, whole), kept
 
@@ -168,7 +168,7 @@ def _columns(
     wrong = []
     for place, row in enumerate(rows):
         for column, text in enumerate(row):
-            if text.lower() in MISSING:
+            if is_missing(text):
                 continue
             value = _NUMBERS.get(text.lower().removesuffix(".0"))
             if value is None:

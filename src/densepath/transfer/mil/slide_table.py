@@ -9,18 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from densepath.annotations.patients import PATIENT_COLUMNS, check_spelling
+from densepath.annotations.patients import check_spelling
+from densepath.core.columns import PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF
 from densepath.core.csv_files import open_lines, plain_head
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.spelling import MISSING
+from densepath.core.spelling import is_missing
 from densepath.core.streams import say
 
 FOLDERS = "folders"
 TCGA = "tcga"
-_SLIDE_COLUMNS = ("slide_id", "slide", "filename", "file_name", "file", "wsi", "image", "path", "name")
 _TARGET_COLUMNS = ("label", "class", "target")
 _BARCODE = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}")  # of a patient; the first part is the site
-_TOP = ("train", "training", "val", "valid", "validation", "test", "testing")
 # The three classes of the BRIGHT challenge and their subtypes (DiRL, table of data sets).
 BRIGHT = {"non-cancerous": ("PB", "UDH"), "pre-cancerous": ("ADH", "FEA"), "cancerous": ("DCIS", "IC")}
 
@@ -109,7 +108,7 @@ def read_slide_table(
         if not (name == "site" and columns.site == TCGA)
     }
     patient = _column(heads, columns.patient, PATIENT_COLUMNS, table, "patient", needed=False)
-    slide = None if slide_table else _column(heads, columns.slide, _SLIDE_COLUMNS, table, "slide", needed=False)
+    slide = None if slide_table else _column(heads, columns.slide, SLIDE_COLUMNS, table, "slide", needed=False)
     rows = [
         Row(
             line.get(slide, "") if slide else "",
@@ -121,9 +120,9 @@ def read_slide_table(
         for number, line in lines
     ]
     rows, source = _with_slides(rows, slide or columns.slide, patient, slide_table, table, known)
-    absent = [f"{row.place} ({row.slide})" for row in rows if row.target.lower() in MISSING]
+    absent = [f"{row.place} ({row.slide})" for row in rows if is_missing(row.target)]
     refuse(absent, f"{counted(len(absent), 'row has', 'rows have')} no {target}", "fill them in, or remove these rows")
-    lonely = [row.place for row in rows if not row.patient or not row.slide]
+    lonely = [row.place for row in rows if is_missing(row.patient) or not row.slide]
     refuse(lonely, "rows without a patient or a slide", "fill them in, or remove these rows")
     if columns.site == TCGA:
         rows = [replace(row, site=_barcode(row.patient, 1)) for row in rows]
@@ -196,7 +195,7 @@ def _of_folders(known: Sequence[str]) -> SlideTable:
     rows = []
     for name in known:
         parts = name.split("/")[:-1]
-        split = parts[0].lower() if parts and parts[0].lower() in _TOP else ""
+        split = parts[0].lower() if parts and parts[0].lower() in SPLIT_OF else ""
         if len(parts) < (2 if split else 1):
             raise UserError(f"the features of {name} are in no folder of a class; give a table")
         patient = patient_of_tcga(name) or name
@@ -227,7 +226,7 @@ def _with_slides(
     if slide_table is not None:
         heads, lines = _read(slide_table)
         owner = _column(heads, None, (patient.lower(), *PATIENT_COLUMNS), slide_table, "patient")
-        name = _column(heads, slide, _SLIDE_COLUMNS, slide_table, "slide")
+        name = _column(heads, slide, SLIDE_COLUMNS, slide_table, "slide")
         for _, line in lines:
             of_patient.setdefault(_patient(line.get(owner or "", "")), []).append(line.get(name or "", ""))
     else:

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.annotations.classes import Classes
+from densepath.core.columns import SPLIT_OF, SPLITS
 from densepath.core.errors import UserError, counted, refuse
 from densepath.core.streams import say
 from densepath.transfer.probe.metrics import Floats, Integers
 
-# The names of splits: training, validation, test.
-PART_NUMBERS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
-SPLITS = tuple(PART_NUMBERS)
+PART_NUMBERS = {name: SPLITS.index(split) for name, split in SPLIT_OF.items()}  # training, validation, test
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +39,7 @@ def given_split(splits: list[str], whose: str) -> npt.NDArray[np.bool_] | None:
         UserError: the names are not those of splits, or all images are of one.
     """
     names = [name.lower() for name in splits]
-    if unknown := sorted(set(names) - set(SPLITS)):
+    if unknown := sorted(set(names) - set(PART_NUMBERS)):
         raise UserError(f"{whose} has the split {unknown[0]!r}; name splits train, val and test")
     test = parts_of(names, "images") == 2
     if test.all() or not test.any():

@@ -17,19 +17,18 @@ from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import (
     MANIFEST,
     NUMBERED,
-    PATIENT_COLUMNS,
     check_spelling,
     owners_by_name,
     patient_in_name,
 )
-from densepath.core.errors import UserError
+from densepath.core.columns import PATIENT_COLUMNS, SPLIT, SPLIT_OF
+from densepath.core.errors import UserError, refuse
 from densepath.core.output_names import names_below
+from densepath.core.spelling import is_missing
 from densepath.sources.listing import LIST_SUFFIXES, list_images
 from densepath.transfer.embed.feature_file import Features
-from densepath.transfer.probe.folds import SPLITS, given_split
+from densepath.transfer.probe.folds import given_split
 from densepath.transfer.probe.metrics import Floats, Integers
-
-_SPLIT = "split"  # a column
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,7 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     listed: Any = Listed(names if table is None else _paths(names, where))
     classes, test = classes_and_split(names, listed, table, how.target)
     owners, source = owners_of(names, listed, how, table, data)
-    if source:
-        check_spelling(owners)
+    check_spelling(owners, names)
     patient_names, patients = np.unique(owners, return_inverse=True)
     values = features.values.astype(np.float64)
     return Labelled(names, values, classes, patients.astype(np.int64), patient_names.tolist(), source, test)
@@ -131,13 +129,13 @@ def classes_and_split(
         UserError: an image has no class or no split, or there are fewer than two classes.
     """
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
-    divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
+    divided = set(tops) <= set(SPLIT_OF) and len(set(tops)) > 1
     test = given_split(tops, "the folder of images") if divided else None
     if table is None:
         inside = Listed([name.partition("/")[2] for name in names]) if divided else listed
         return read_classes(inside, FOLDERS, ""), test
     classes = read_classes(listed, table, column=target)
-    return classes, given_split(read_column(listed, table, _SPLIT), table) if _SPLIT in table_columns(table) else test
+    return classes, given_split(read_column(listed, table, SPLIT), table) if SPLIT in table_columns(table) else test
 
 
 def _paths(names: list[str], data: str) -> list[str]:
@@ -183,7 +181,10 @@ def owners_of(
         known = table_columns(source)
         column = next((name for name in PATIENT_COLUMNS if name in known), None)
     if column is not None and source is not None:
-        return read(listed, source, column), f"{column} in {source}"
+        owners = read(listed, source, column)
+        absent = [name for name, owner in zip(names, owners, strict=True) if is_missing(owner)]
+        refuse(absent, f"images without a {column} in {source}", "fill it in")
+        return owners, f"{column} in {source}"
     if data is None:
         return list(names), ""
     paths = _paths(names, str(data))

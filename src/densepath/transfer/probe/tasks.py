@@ -13,7 +13,8 @@ from torch import Tensor
 
 from densepath.annotations.classes import Classes, read_column
 from densepath.annotations.label_table import table_columns
-from densepath.annotations.patients import owners_by_name, patient_in_name
+from densepath.annotations.patients import check_spelling, owners_by_name, patient_in_name
+from densepath.core.columns import SPLIT_OF
 from densepath.core.errors import UserError, counted
 from densepath.core.random import uniform
 from densepath.core.streams import say
@@ -23,7 +24,7 @@ from densepath.sources.pixel_source import AllNames
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.embed.encoder import Encoder, input_size, load_encoder
 from densepath.transfer.embed.inputs import Inputs, open_source
-from densepath.transfer.probe.folds import SPLITS, given_split
+from densepath.transfer.probe.folds import given_split
 from densepath.transfer.probe.images import Encoding, ImageProbe, encode_all, probe_labelled
 from densepath.transfer.probe.labelled import Labelled, Listed
 
@@ -162,6 +163,7 @@ def _rows(
         owners, source = [patient_in_name(name, patient_regex) for name in names], "--patient_regex"
     else:
         owners, source = owners_by_name(data, paths)
+    check_spelling(owners, paths)
     patient_names, patients = np.unique(owners, return_inverse=True)
     test = official_test(paths, names, data)
     labels = torch.arange(len(classes), dtype=torch.int32).repeat(count)
@@ -181,5 +183,5 @@ def official_test(paths: list[str], names: list[str], data: str | Path) -> npt.N
     if str(data).lower().endswith(LIST_SUFFIXES) and "split" in table_columns(str(data)):
         return given_split(read_column(Listed(paths), str(data), "split"), str(data))
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
-    divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
+    divided = set(tops) <= set(SPLIT_OF) and len(set(tops)) > 1
     return given_split(tops, "the folder of images") if divided else None

@@ -13,6 +13,7 @@ import torch
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.patients import check_spelling, owners_of_volumes
+from densepath.core.columns import SPLIT_OF
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.output_names import names_below, refuse_repeated
 from densepath.core.streams import say
@@ -25,7 +26,6 @@ from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.cohort import Pool, file_of, open_pool
 from densepath.transfer.classify.targets import Targets
-from densepath.transfer.probe.folds import SPLITS
 from densepath.transfer.probe.labelled import Labels, Listed, owners_of
 from densepath.transfer.probe.metrics import Integers
 from densepath.transfer.segment.config import BESIDE, SegmentConfig
@@ -148,14 +148,13 @@ def _find(config: SegmentConfig, data: str | Path, labels: str | Path) -> Found:
     names = [name.replace(os.sep, "/") for name in names]
     refuse_repeated(names, data)
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
-    if not splits and set(tops) <= set(SPLITS) and len(set(tops)) > 1:
+    if not splits and set(tops) <= set(SPLIT_OF) and len(set(tops)) > 1:
         splits = tops
     how = Labels("folders", config.patient, config.patient_regex)
     owners, source = owners_of(names, Listed(paths), how, None, data)
     if isinstance(images, VolumeStore) and not source:
         owners, source = owners_of_volumes(images.rows, data)
-    if source:
-        check_spelling(owners)
+    check_spelling(owners, names)
     files = [file_of(path) if isinstance(images, ImageFiles) else (os.path.realpath(data), path) for path in paths]
     values, digests, longest = _facts(images, maps, names)
     pool = Pool(images, names, Targets((), np.zeros((len(names), 0)), False), owners, source, splits, files)
@@ -187,7 +186,7 @@ def _volumes(store: VolumeStore) -> tuple[PixelSource, LabelMaps, list[str], dic
         say(f"densepath: left out: {counted(len(lacking), 'volume')} without labels: {first_few(lacking)}")
         store = store.take(torch.tensor(labelled))
     splits = [row["split"] for row in store.rows]
-    known = {str(split).lower() for split in splits} <= set(SPLITS) and len(set(splits)) > 1
+    known = {str(split).lower() for split in splits} <= set(SPLIT_OF) and len(set(splits)) > 1
     named = {int(code): name for code, name in store.index["label_names"].items()}
     return store, VolumeLabels(store), [str(s).lower() for s in splits] if known else [], named
 
