@@ -80,7 +80,7 @@ class Fails(Maps):
         (Own, "not its class"),
         (
             timm.create_model("test_resnet", features_only=True, output_stride=16),
-            r"have the same stride; leave the str",
+            r"have the same stride; leave",
         ),
         (timm.create_model("vit_tiny_patch16_224", depth=1), r"dynamic_img_size=True"),
         (timm.create_model("vit_tiny_patch16_224", depth=3, features_only=True), r"dynamic_img_size=True"),
@@ -118,9 +118,7 @@ def test_a_network_that_its_name_does_not_build_has_a_mark(name, options, same, 
     if same:
         assert backbone_of_weights(tmp_path / "w.safetensors") == name
         return
-    with pytest.raises(
-        UserError, match=r"the weights of '.*\*', a network that cannot be built from its name; in Pyth"
-    ):
+    with pytest.raises(UserError, match=r"the weights of '.*\*', a network that cannot be built from its name; in"):
         backbone_of_weights(tmp_path / "w.safetensors")
 
 

@@ -27,9 +27,8 @@ def machine(monkeypatch):
     for module in (system, threads):
         monkeypatch.setattr(module, "cores", lambda: 8)
     monkeypatch.setattr(system, "is_command", True)
-    threads.use_idle_cores.cache_clear()
-    yield lambda idle: (monkeypatch.setattr(threads, "idle_cores", lambda: idle), set_to)[1]
-    threads.use_idle_cores.cache_clear()
+    monkeypatch.setattr(threads, "_chosen_for", [])
+    return lambda idle: (monkeypatch.setattr(threads, "idle_cores", lambda: idle), set_to)[1]
 
 
 @pytest.mark.parametrize(
@@ -45,11 +44,12 @@ def test_threads_are_as_many_as_idle_cores(machine, capsys, idle, processes, cho
 def test_the_number_is_not_chosen_again_nor_against_the_user(machine, monkeypatch):
     set_to = machine(3.0)
     threads.use_idle_cores()
-    machine(8.0)
-    threads.use_idle_cores()
+    machine(1.0)
+    for processes in (1, 2):
+        threads.use_idle_cores(processes)
     assert set_to == [8, 3]
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    threads.use_idle_cores.cache_clear()
+    threads._chosen_for.clear()
     threads.use_idle_cores()
     threads.keep_threads(2)
     assert set_to == [8, 3]

@@ -57,16 +57,13 @@ def write_card(
     """
     config: dict[str, Any] = json.loads(notes.get("config", "{}"))
     name = backbone.name if backbone is not None else "tensors"
+    architecture = parse_name(name.removesuffix(UNLIKE))[0]
     header: dict[str, Any] = {
         "license": _hub_licence(licence),
         **({"license_name": licence} if licence and _hub_licence(licence) == "other" else {}),
         "library_name": layout if backbone is not None and backbone.library == "timm" else "densepath",
         "pipeline_tag": "image-feature-extraction",
-        "tags": [
-            "densepath",
-            "medical-imaging",
-            *filter(None, (config.get("method"), parse_name(name.removesuffix(UNLIKE))[0])),
-        ],
+        "tags": ["densepath", "medical-imaging", *filter(None, (config.get("method"), architecture))],
     }
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {path.stem}: {name}",
