@@ -239,7 +239,7 @@ def test_backbones_of_epochs_are_kept_and_survive_a_resumption(tmp_path, tiles):
 
 
 def test_kept_backbones_are_named_by_their_epochs_where_these_have_no_whole_number_of_steps(tmp_path, tiles):
-    options = {"data": tiles, **SMALL, **MOCO, "precision": "32", "accumulate": 2}  # 2.5 steps
+    options = {"data": tiles, **SMALL, **MOCO, "precision": "32", "batch_size": 16, "accumulate": 2}  # 2.5 steps
     out = pretrain(out=tmp_path / "run", epochs=4, keep_every=1, **options)
     steps = {}
     for name, path in kept_epochs(out).items():

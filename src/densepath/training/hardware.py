@@ -110,8 +110,8 @@ def choose_hardware(
         count = started
     elif count > 1 and program() is None:
         raise UserError(
-            f"devices is {devices!r}, but another process cannot repeat what runs in a notebook, an interactive session "
-            "or python -c; start it from a script or the command line"
+            f"devices is {devices!r}, but another process cannot repeat what runs in a notebook, an interactive "
+            "session or python -c; start it from a script or the command line"
         )
     _check_gpus(kind, count)
     if kind == "cpu":
