@@ -1,6 +1,7 @@
 """Backbones by name, by a model of the hub, and networks that the user made."""
 
 import json
+from functools import partial
 
 import pytest
 import timm
@@ -11,7 +12,8 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.backbones.choose import choose_backbone, is_rebuilt
-from densepath.nets.weights import load_weights, published
+from densepath.nets.weights import load_weights, published, save_backbone
+from densepath.nets.weights.pretrained import backbone_of_weights
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
@@ -76,6 +78,10 @@ class Fails(Maps):
         (nn.Linear(3, 3), r"\(ValueError: it has no convolution"),
         (Own().double(), r"an? Own, has weights of torch\.float64; convert it with \.float\(\)"),
         (Own, "not its class"),
+        (
+            timm.create_model("test_resnet", features_only=True, output_stride=16),
+            r"have the same stride; leave",
+        ),
         (timm.create_model("vit_tiny_patch16_224", depth=1), r"dynamic_img_size=True"),
         (timm.create_model("vit_tiny_patch16_224", depth=3, features_only=True), r"dynamic_img_size=True"),
     ],
@@ -90,12 +96,34 @@ def test_a_network_is_trained_whatever_its_mode():
         assert all(part.training for part in choose_backbone(network.eval()).modules())
 
 
-def test_a_network_is_rebuilt_if_its_name_gives_the_same_tensors():
-    vit = "vit_tiny_patch16_224"
-    sizes = {"any": {"dynamic_img_size": True}, "64": {"img_size": 64}}
-    made = {name: choose_backbone(timm.create_model(vit, num_classes=0, **size)) for name, size in sizes.items()}
-    assert {name: is_rebuilt(network) for name, network in made.items()} == {"any": True, "64": False}
-    assert not is_rebuilt(Own())
+@pytest.mark.parametrize(
+    ("name", "options", "same"),
+    [
+        ("test_vit", {"dynamic_img_size": True}, True),
+        ("test_vit", {"dynamic_img_size": True, "drop_path_rate": 0.2}, True),
+        ("test_vit", {"img_size": 64}, False),  # other tensors
+        ("test_vit", {"dynamic_img_size": True, "num_heads": 4}, False),
+        ("test_vit", {"dynamic_img_size": True, "norm_layer": partial(nn.LayerNorm, eps=1e-3)}, False),
+        ("test_resnet", {"features_only": True, "out_indices": (1, 2, 3, 4)}, True),
+        ("test_resnet", {"features_only": True, "act_layer": "gelu"}, False),
+        ("test_resnet", {"features_only": True, "out_indices": (0, 1, 2)}, False),
+    ],
+)
+def test_a_network_that_its_name_does_not_build_has_a_mark(name, options, same, tmp_path):
+    made = choose_backbone(timm.create_model(name, **options))
+    assert made.name == (name if same else f"{name}*") and made.architecture == name
+    assert is_rebuilt(made) == same
+    save_backbone(tmp_path / "w.safetensors", made)
+    load_weights(made, tmp_path / "w.safetensors")
+    if same:
+        assert backbone_of_weights(tmp_path / "w.safetensors") == name
+        return
+    with pytest.raises(UserError, match=r"the weights of '.*\*', a network that cannot be built from its name; in"):
+        backbone_of_weights(tmp_path / "w.safetensors")
+
+
+def test_a_network_of_ones_own_keeps_its_name():
+    assert choose_backbone(Own()).name == "own" and not is_rebuilt(Own())
 
 
 @pytest.fixture

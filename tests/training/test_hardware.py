@@ -1,4 +1,6 @@
 import os
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -31,6 +33,13 @@ def test_a_cpu_can_be_asked_for_where_there_are_gpus(monkeypatch):
 def test_nonsense_is_refused(devices):
     with pytest.raises(UserError, match="devices"):
         choose_hardware(devices)
+
+
+def test_a_notebook_cannot_start_further_processes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    assert choose_hardware("cpu:1", "32").world_size == 1
+    with pytest.raises(UserError, match=r"cannot repeat what runs in a notebook.*; start it from a script or the comm"):
+        choose_hardware("cpu:2", "32")
 
 
 def test_more_gpus_than_there_are_is_refused(monkeypatch):

@@ -3,6 +3,7 @@
 import sys
 from types import SimpleNamespace
 
+import pytest
 from PIL import Image
 
 from densepath.training.loggers import make_loggers
@@ -30,7 +31,11 @@ def test_wandb_gets_measurements_and_a_picture_under_its_name_and_step(tmp_path,
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Image=Image.open, init=init))
     (logger,) = make_loggers(["wandb"], tmp_path, "a run")
-    assert begun == {"project": "densepath", "name": "a run", "dir": str(tmp_path)}
+    own = begun.pop("id")
+    assert begun == {"project": "densepath", "name": "a run", "dir": str(tmp_path), "resume": "allow"}
+    for start, same in ((5, True), (0, False)):  # resumed, and started again
+        make_loggers(["wandb"], tmp_path, "a run", start)
+        assert (begun["id"] == own) == same
     path = tmp_path / "some_views_0000012.png"
     Image.new("RGB", (3, 2), "red").save(path)
     logger.log({"loss": 1.5}, 10)
@@ -41,3 +46,17 @@ def test_wandb_gets_measurements_and_a_picture_under_its_name_and_step(tmp_path,
     image = picture.pop("some_views")
     assert picture == {"trainer/global_step": 12} and run.finished
     assert image.size == (3, 2) and image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start in (0, 2):
+        (logger,) = make_loggers(["tensorboard"], tmp_path, "a run", start)
+        for step in (start + 1, start + 2, start + 3):
+            logger.log({"loss": float(start)}, step)
+        logger.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0), (2, 0), (3, 2), (4, 2), (5, 2)]

@@ -13,7 +13,7 @@ from densepath.core.errors import UserError
 from densepath.runs.checkpoints import newest_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.runs.signals import Interrupted
-from densepath.training.intervals import Intervals
+from densepath.training.intervals import Intervals, due, interval_at
 
 from .toy import Toy, fit_toy
 
@@ -229,3 +229,17 @@ def test_fewer_batches_than_a_step_needs_is_refused(tmp_path):
         fit_toy(tmp_path, 0)
     with pytest.raises(UserError, match="log_every"):
         Intervals(log_every=0)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [
+        (4, [(4, 1), (8, 2), (12, 3)]),
+        (2.5, [(2, 1), (5, 2), (7, 3), (10, 4), (12, 5)]),
+        (7 / 3, [(2, 1), (4, 2), (7, 3), (9, 4), (11, 5)]),
+        (0.5, [(n, 2 * n) for n in range(1, 13)]),
+        (0, []),
+    ],
+)
+def test_an_interval_ends_with_its_last_whole_step(every, steps):
+    assert [(step, interval_at(step, every)) for step in range(1, 13) if due(step, every)] == steps

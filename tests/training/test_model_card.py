@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
 
 from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights import save_backbone
 from densepath.training.export import export
+from densepath.training.load_code import loading_code
 from densepath.training.model_card import bare, card_path, recorded_scores, write_card
 from densepath.training.pretrain import pretrain
 
@@ -155,3 +158,9 @@ def test_no_folder_of_a_path_is_in_the_card() -> None:
     for given in ("/a/SMITH/tiles", "~/SMITH/tiles", "../SMITH/tiles", "SMITH/tiles", "./SMITH/tiles/", "tiles"):
         assert bare({"data": given, "more": {"list": [given]}}) == {"data": "tiles", "more": {"list": ["tiles"]}}
     assert bare("hf-hub:OWNER/NAME") == "hf-hub:OWNER/NAME"
+
+
+def test_no_code_of_timm_is_given_for_a_network_unlike_that_of_its_name() -> None:
+    for given, shown in (("relu", True), ("gelu", False)):
+        network = choose_backbone(timm.create_model("test_resnet", features_only=True, act_layer=given))
+        assert ("timm.create_model" in loading_code(Path("w.safetensors"), network, "timm", {})) == shown

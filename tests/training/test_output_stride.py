@@ -45,7 +45,7 @@ def test_the_exported_network_is_an_ordinary_one(tmp_path, tiles, capsys):
         pretrain(data=tiles, out=run, max_steps=4, resume=True, **{**RUN, "output_stride": 32})
 
 
-@pytest.mark.parametrize("name", ["resnet18", "regnetx_002", "regnety_002", "convnext_atto"])
+@pytest.mark.parametrize("name", ["resnet18", "regnetx_002", "regnety_002", "convnext_atto", "efficientnet_b0"])
 def test_the_weights_do_not_depend_on_the_stride(name):
     made = []
     for stride in (32, 16):
@@ -57,6 +57,36 @@ def test_the_weights_do_not_depend_on_the_stride(name):
     (one, next_one), (other, next_other) = made
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     assert torch.equal(next_one, next_other)
+
+
+def network(**options):
+    return timm.create_model("test_resnet", **{"features_only": True, **options})
+
+
+@pytest.mark.parametrize("options", [{}, {"act_layer": "gelu"}, {"out_indices": (2, 3, 4)}])
+def test_a_network_is_dilated_in_place(options):
+    given = network(**options).requires_grad_(False).eval()
+    x = torch.randn(1, 3, 64, 96)
+    coarse = given(x)[-1]
+    made = choose_backbone(given, 3, 16)
+    assert made.net is given and not any(parameter.requires_grad for parameter in given.parameters())
+    maps = made.eval()(x)
+    torch.testing.assert_close(maps[5][..., ::2, ::2], coarse)
+    assert {stage: tuple(f.shape[1:]) for stage, f in maps.items()} == {
+        stage: (made.channels[stage], *made.grid(stage, 64, 96)) for stage in made.stages
+    }
+    for stride in (16, 32):  # passed again: it stays as it is
+        assert choose_backbone(given, 3, stride).grid(5, 64, 96) == (4, 6)
+
+
+@pytest.mark.parametrize("options", [{"aa_layer": timm.layers.BlurPool2d}, {"out_indices": (0, 1, 2)}])
+def test_a_network_that_cannot_be_dilated_like_that_of_its_name_stays_unchanged(options):
+    given = network(**options)
+    x = torch.randn(1, 3, 64, 64)
+    before = given.eval()(x)[-1]
+    with pytest.raises(UserError, match=r"the last stage of test_resnet\* cannot be dilated"):
+        choose_backbone(given, 3, 16)
+    assert torch.equal(given.eval()(x)[-1], before)
 
 
 @pytest.mark.parametrize(("name", "stride"), [("vit_tiny_patch16_224", 16), ("resnet10_3d", 16), ("resnet18", 8)])

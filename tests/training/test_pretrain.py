@@ -25,6 +25,7 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.synthetic.tissue import write_tissue
 from densepath.training.config import PretrainConfig
 from densepath.training.export import export
+from densepath.training.kept_epochs import kept_epochs
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
 from densepath.training.pretrain import run as run_pretraining
@@ -235,6 +236,16 @@ def test_backbones_of_epochs_are_kept_and_survive_a_resumption(tmp_path, tiles):
     assert files_of(resume=True) == files
     assert early == {name: files[name].stat().st_mtime_ns for name in early}
     assert all(torch.equal(value, ends["epoch_3"][key]) for key, value in load_file(files["epoch_3"]).items())
+
+
+def test_kept_backbones_are_named_by_their_epochs_where_these_have_no_whole_number_of_steps(tmp_path, tiles):
+    options = {"data": tiles, **SMALL, **MOCO, "precision": "32", "batch_size": 16, "accumulate": 2}  # 2.5 steps
+    out = pretrain(out=tmp_path / "run", epochs=4, keep_every=1, **options)
+    steps = {}
+    for name, path in kept_epochs(out).items():
+        with safe_open(path, "pt") as opened:
+            steps[name] = opened.metadata()["steps"]
+    assert steps == {"epoch_1": "2", "epoch_2": "5", "epoch_3": "7", "epoch_4": "10"}
 
 
 def test_turned_images_are_probed_as_the_user_says(tmp_path, tiles):

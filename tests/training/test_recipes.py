@@ -448,6 +448,13 @@ def test_a_method_of_a_script_or_notebook_is_found_where_it_runs_and_never_start
     assert is_found(find_method("concl"))
 
 
+def test_another_method_than_that_of_a_recipe_has_its_own_options():
+    made = resolve(PretrainConfig, "dino_small", {"method": "moco_v2", "data": "tiles", "out": "run"})
+    assert (made.method, made.method_options) == ("moco_v2", all_options("moco_v2", {}))
+    with pytest.raises(UserError, match=r"unknown option method\.prototypes"):
+        resolve(PretrainConfig, "dino_small", {"method": "moco_v2", "method_options": {"prototypes": 9}})
+
+
 def test_no_verb_trains_in_a_process_that_starts(monkeypatch):
     monkeypatch.setattr(current_process(), "_inheriting", True, raising=False)
     with pytest.raises(UserError, match="the script runs again"):

@@ -5,15 +5,18 @@ import shutil
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from densepath.core.errors import UserError
+from densepath.nets.weights import weights_file
 from densepath.runs.checkpoints import newest_checkpoint, write_checkpoint
 from densepath.training.export import export
 from densepath.training.pretrain import pretrain
+from densepath.training.saver import Saver
 
 from .toy import fit_toy
 
@@ -85,10 +88,29 @@ def test_a_run_whose_checkpoints_were_removed_keeps_its_weights_or_says_that_it_
         resume(tiles, out)
     assert weights == (out / "exported/backbone.safetensors").read_bytes()
     assert measured == (out / "metrics.csv").read_bytes()
-    (out / "exported" / "backbone.safetensors").rename(out / "exported" / "backbone_epoch_1.safetensors")
+    for name in ("backbone_epoch_1", "backbone_step_2"):
+        shutil.copy(out / "exported" / "backbone.safetensors", out / "exported" / f"{name}.safetensors")
+    (out / "exported" / "backbone.safetensors").unlink()
     resume(tiles, out)
     assert f"densepath: {out} has no checkpoint, so the run starts again" in capsys.readouterr().err
     assert (out / "metrics.csv").read_bytes().count(b"\n") == 4
+
+
+def test_an_export_of_a_run_in_progress_is_not_taken_for_its_weights(out, tiles):
+    final = out / "exported" / "backbone.safetensors"
+    change_checkpoint(out, at_step_2)
+    final.unlink()
+    first = export(out)
+    assert first == final.with_name("backbone_step_2.safetensors") and weights_file(out).name == "last.ckpt"
+    with pytest.raises(UserError, match=r"is not complete, and exported/backbone\.safetensors there means that it is"):
+        export(out, final)
+    first.replace(final)  # as earlier versions called it
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Saver, "save", Mock(side_effect=KeyboardInterrupt))
+        resume(tiles, out)
+    assert first.is_file() and not final.exists()
+    resume(tiles, out)
+    assert export(out) == final == weights_file(out)
 
 
 def test_checkpoints_without_a_configuration_are_not_thrown_away(out, tiles):

@@ -27,9 +27,8 @@ def machine(monkeypatch):
     for module in (system, threads):
         monkeypatch.setattr(module, "cores", lambda: 8)
     monkeypatch.setattr(system, "is_command", True)
-    threads._chosen.clear()
-    yield lambda idle: (monkeypatch.setattr(threads, "idle_cores", lambda: idle), set_to)[1]
-    threads._chosen.clear()
+    monkeypatch.setattr(threads, "_chosen_for", [])
+    return lambda idle: (monkeypatch.setattr(threads, "idle_cores", lambda: idle), set_to)[1]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def test_the_number_is_not_chosen_again_nor_against_the_user(machine, monkeypatc
         threads.use_idle_cores(processes)
     assert set_to == [8, 3]
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    threads._chosen.clear()
+    threads._chosen_for.clear()
     threads.use_idle_cores()
     threads.keep_threads(2)
     assert set_to == [8, 3]

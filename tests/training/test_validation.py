@@ -1,6 +1,7 @@
 """Held-out images: by patient, measured with fixed views, the best weights kept, and a run that ends early."""
 
 import csv
+import math
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from densepath.sources.pixel_source import AllNames
 from densepath.sources.restrict import take
 from densepath.training import run_images
 from densepath.training.config import PretrainConfig
+from densepath.training.export import export
 from densepath.training.pretrain import pretrain
 from densepath.training.run_images import find_images
 from densepath.training.validation import PartOf, Patience, hold_out_images
@@ -63,6 +65,11 @@ def test_patience_counts_evaluations_since_the_lowest_loss():
     assert seen == [(True, False), (True, False), (False, False), (True, False), (False, False), (False, True)]
 
 
+def test_a_loss_of_nan_is_never_the_lowest():
+    patience = Patience(0)
+    assert [patience.improved(loss) for loss in (1.0, math.nan, 5.0, 0.5)] == [True, False, False, True]
+
+
 def test_the_best_weights_are_kept_and_a_resumed_run_ends_at_the_same_step(tmp_path, tiles, monkeypatch, capsys):
     given = iter([3.0, 2.0, 2.5, 2.6, 1.0])
     first = tmp_path / "first"
@@ -89,6 +96,7 @@ def test_the_best_weights_are_kept_and_a_resumed_run_ends_at_the_same_step(tmp_p
     assert again["step"] == 16
     assert all(torch.equal(again["state_dict"][key], value) for key, value in state["state_dict"].items())
     before = rows_of(first)
+    assert export(first) == first / "exported" / "backbone.safetensors"  # of a complete run, although of step 16
     pretrain(**options, out=first, resume=True)  # it has ended
     assert rows_of(first) == before
 

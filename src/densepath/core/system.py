@@ -26,6 +26,12 @@ _STATISTICS = Path("/proc/stat")
 is_command = False
 
 
+def program() -> Path | None:
+    """The file of the running program; None in a notebook, an interactive session, for ``python -c`` and stdin."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return Path(file) if file and os.path.isfile(file) else None
+
+
 def available_memory() -> int:
     """Bytes that can be allocated without swapping, within the limit of a container."""
     try:

@@ -25,6 +25,7 @@ TRAIN_LOG = "train.log"
 SESSIONS = "sessions.yaml"  # where and how the run was computed
 EXPORTED = Path("exported") / "backbone.safetensors"  # of a run that is complete
 KEPT = "backbone_epoch_"  # how the names of others beside it begin, which are written during the run
+AT_STEP = "backbone_step_"  # and of those that are exported before the run is complete
 VIEWS, CURVES = "views.png", "curves.png"
 TILES = "tiles"  # the tiles of the slides that the run learns from, which may exist before it
 NOT_FINITE = "not_finite.json"  # the step and the images of a loss of NaN or Inf

@@ -20,7 +20,7 @@ from densepath.nets.weights.trained_on import slide_notes, slides_of_run
 from densepath.nets.weights.volume_layouts import VOLUME_LAYOUTS
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
 from densepath.runs.closing import draw_safely
-from densepath.runs.folder import read_config
+from densepath.runs.folder import AT_STEP, EXPORTED, read_config
 from densepath.training.export_file import export_file
 from densepath.training.load_run import load_run, pixels_of
 from densepath.training.model_card import bare, recorded_scores, write_card
@@ -60,12 +60,22 @@ def export(
     layout = layout or "timm"
     suffix = "" if layout == "timm" else f"_{layout}"
     kind = ".pth" if layout in ("detectron2", *VOLUME_LAYOUTS) else ".safetensors"
-    path = Path(out) if out is not None else folder / "exported" / f"backbone{suffix}{kind}"
-    facts = (newest_checkpoint(folder / CHECKPOINTS) or {}).get("facts", {})
-    card = {"facts": facts, "scores": scores, "licence": licence}
+    state = newest_checkpoint(folder / CHECKPOINTS) or {}
+    complete = _is_complete(state, config)
+    name = f"{EXPORTED.stem if complete else f'{AT_STEP}{steps}'}{suffix}{kind}"
+    path = Path(out) if out is not None else folder / EXPORTED.parent / name
+    if not complete and path.resolve() == (folder / EXPORTED).resolve():
+        raise UserError(f"the run in {run} is not complete, and {EXPORTED} there means that it is; give another --out")
+    card = {"facts": state.get("facts", {}), "scores": scores, "licence": licence}
     decoder = method.exported_parts().get("decoder", {})
     export_backbone(path, method.exported_backbone(), layout, config, steps, card, slides_of_run(folder), decoder)
     return path
+
+
+def _is_complete(state: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is the last one of its run."""
+    since, patience = state.get("state_dict", {}).get("patience.since", 0), config.get("patience") or 0
+    return state.get("step", 0) >= state.get("facts", {}).get("steps", 0) or 0 < patience <= int(since)
 
 
 def export_backbone(

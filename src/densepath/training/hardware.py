@@ -13,7 +13,7 @@ from torch import nn
 
 from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
-from densepath.core.system import cores, first_on_node, slurm_tasks
+from densepath.core.system import cores, first_on_node, program, slurm_tasks
 from densepath.training.threads import use_idle_cores
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def choose_hardware(
         channels_last, deterministic, strategy: see :class:`Hardware`.
 
     Raises:
-        UserError: there are fewer GPUs than requested, or a value is invalid.
+        UserError: there are fewer GPUs than requested, no program for further processes, or a value is invalid.
     """
     if strategy not in ("ddp", "fsdp"):
         raise UserError(f"strategy is {strategy!r}; use ddp or fsdp")
@@ -108,6 +108,11 @@ def choose_hardware(
                 f"{count}; leave devices out"
             )
         count = started
+    elif count > 1 and program() is None:
+        raise UserError(
+            f"devices is {devices!r}, but another process cannot repeat what runs in a notebook, an interactive "
+            "session or python -c; start it from a script or the command line"
+        )
     _check_gpus(kind, count)
     if kind == "cpu":
         use_idle_cores(count)

@@ -16,6 +16,7 @@ from densepath.nets.weights import save_backbone
 from densepath.nets.weights.trained_on import slides_of_run
 from densepath.runs.folder import EXPORTED, KEPT
 from densepath.training.export import describe_run
+from densepath.training.intervals import interval_at
 
 
 class KeptEpochs:
@@ -26,16 +27,16 @@ class KeptEpochs:
         out: the run folder.
         config: the run's configuration.
         every: epochs between two files.
-        every_steps: the same in optimizer steps, rounded.
+        every_steps: the same in optimizer steps.
     """
 
-    def __init__(self, method: Method, out: Path, config: Mapping[str, Any], every: float, every_steps: int) -> None:
+    def __init__(self, method: Method, out: Path, config: Mapping[str, Any], every: float, every_steps: float) -> None:
         self._method, self._out, self._config = method, out, config
         self._every, self._every_steps = every, every_steps
 
     def __call__(self, step: int) -> None:
         """Write the backbone after a step that ends a multiple of ``every`` epochs. All processes call this."""
-        network, epoch = exported_now(self._method), f"{step // self._every_steps * self._every:g}"
+        network, epoch = exported_now(self._method), f"{interval_at(step, self._every_steps) * self._every:g}"
         if rank() == 0:
             notes = describe_run(self._config, step, slides_of_run(self._out)) | {"epoch": epoch}
             save_backbone(self._out / EXPORTED.parent / f"{KEPT}{epoch}.safetensors", network, metadata=notes)

@@ -11,8 +11,8 @@ import torch
 
 from densepath.core.errors import UserError
 from densepath.methods import Method
-from densepath.nets.backbones.backbone import Backbone
-from densepath.nets.backbones.choose import choose_backbone, is_rebuilt
+from densepath.nets.backbones import Backbone, is_named
+from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights import load_weights
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.batch_norm import BatchNorm, share_statistics
@@ -72,7 +72,7 @@ def make_learner(config: PretrainConfig, spec: PixelSpec, fresh: bool, batch: in
             f"{network.name} takes images of {network.ndim} dimensions, but those of {config.data} have "
             f"{spec.ndim}; choose another backbone"
         )
-    named = isinstance(config.backbone, str) or is_rebuilt(network)
+    named = isinstance(config.backbone, str) or is_named(network.name)
     tensors: list[str] = []
     loaded = load_weights(network, config.weights, report=tensors) if fresh else None
     options = all_options(config.method, config.method_options)

@@ -79,7 +79,8 @@ def loading_code(path: Path, backbone: Backbone | None, layout: str, notes: Mapp
         notes: its metadata.
     """
     file = path.name
-    if backbone is None or not (backbone.library == "timm" or is_for_volumes(backbone.name)):
+    plain = backbone is not None and backbone.name == backbone.architecture
+    if backbone is None or not (plain and (backbone.library == "timm" or is_for_volumes(backbone.name))):
         return _STATE.format(file=file)
     if isinstance(backbone, ResNet3D) and layout == "monai":
         return _MONAI.format(file=file, **backbone.monai_options())

@@ -56,7 +56,8 @@ def load_run(run: Path, backbone: nn.Module | None = None) -> tuple[Method, dict
     state = newest_checkpoint(run / CHECKPOINTS)
     if state is None:
         raise UserError(f"the run in {run} has no checkpoint yet; continue it with --resume")
-    weights = {name.removeprefix(_PREFIX): value for name, value in state["state_dict"].items()}
+    state_dict = state["state_dict"]  # also of the patience of a run with held-out images
+    weights = {name.removeprefix(_PREFIX): state_dict[name] for name in state_dict if name.startswith(_PREFIX)}
     method_type = find_method(config["method"])
     try:
         stride = config.get("output_stride", 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 
+_RUN_ID = "wandb_id.txt"  # in a run folder
 _STEP = "trainer/global_step"  # the axis in Weights & Biases: its own step may not decrease when a run is resumed
 
 
@@ -28,12 +30,12 @@ class Logger(Protocol):
 
 
 class TensorBoard:
-    """Event files in the folder ``tensorboard`` of a run."""
+    """Event files in the folder ``tensorboard`` of a run, without the steps that a resumed run repeats."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(out / "tensorboard"))
+        self._writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         for name, value in row.items():
@@ -48,13 +50,17 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, in the project "densepath"; its files are in the run folder."""
+    """A run of Weights & Biases, in the project "densepath"; its files are in the run folder. Resumed, it continues."""
 
-    def __init__(self, out: Path, name: str) -> None:
+    def __init__(self, out: Path, name: str, start: int) -> None:
         import wandb
 
         self._wandb: Any = wandb
-        self._run = self._wandb.init(project="densepath", name=name, dir=str(out))
+        known = out / _RUN_ID
+        if start == 0 or not known.is_file():
+            known.write_text(secrets.token_hex(4))
+        own = {"id": known.read_text(), "resume": "allow"}
+        self._run = self._wandb.init(project="densepath", name=name, dir=str(out), **own)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         self._run.log({**row, _STEP: step})
@@ -66,13 +72,14 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def make_loggers(names: Sequence[str], out: Path, run: str) -> list[Logger]:
+def make_loggers(names: Sequence[str], out: Path, run: str, start: int = 0) -> list[Logger]:
     """Make loggers; their files are in the run folder.
 
     Args:
         names: "tensorboard", "wandb".
         out: the run folder.
         run: name of the run.
+        start: number of optimizer steps done before.
 
     Raises:
         UserError: an unknown name, or its package is not installed.
@@ -82,7 +89,7 @@ def make_loggers(names: Sequence[str], out: Path, run: str) -> list[Logger]:
         if name not in ("tensorboard", "wandb"):
             raise UserError(f"no logger is called {name!r}; use tensorboard or wandb (metrics.csv is always written)")
         try:
-            made.append(TensorBoard(out) if name == "tensorboard" else WeightsAndBiases(out, run))
+            made.append(TensorBoard(out, start) if name == "tensorboard" else WeightsAndBiases(out, run, start))
         except ImportError as error:
             raise UserError(f"the logger {name} needs a package; pip install densepath[{name}]") from error
     return made

@@ -25,7 +25,7 @@ from densepath.training.processes import join_processes, start_processes, withou
 from densepath.training.random_state import untouched_generators
 from densepath.training.recorder import Recorder
 from densepath.training.run_control import RunControl
-from densepath.training.saver import Saver
+from densepath.training.saver import Saver, set_aside_export
 from densepath.training.sharding import unshard, whole
 from densepath.training.task import Batches, Task
 
@@ -96,6 +96,8 @@ def train(
         begin_session(out, saver.start, total, config, facts or {}, hardware.device, hardware.world_size)
     if saver.start >= total:
         return saver.start
+    if first:
+        set_aside_export(out, total)
     batches.start_step = saver.start * accumulate
     keep_freed_memory(hardware)
 

@@ -12,6 +12,7 @@ import yaml
 
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.backbone import UNLIKE
 from densepath.nets.backbones.names import parse_name
 from densepath.nets.weights.hub import is_hub_name
 from densepath.runs.metrics import read_metrics
@@ -56,12 +57,13 @@ def write_card(
     """
     config: dict[str, Any] = json.loads(notes.get("config", "{}"))
     name = backbone.name if backbone is not None else "tensors"
+    architecture = parse_name(name.removesuffix(UNLIKE))[0]
     header: dict[str, Any] = {
         "license": _hub_licence(licence),
         **({"license_name": licence} if licence and _hub_licence(licence) == "other" else {}),
         "library_name": layout if backbone is not None and backbone.library == "timm" else "densepath",
         "pipeline_tag": "image-feature-extraction",
-        "tags": ["densepath", "medical-imaging", *filter(None, (config.get("method"), parse_name(name)[0]))],
+        "tags": ["densepath", "medical-imaging", *filter(None, (config.get("method"), architecture))],
     }
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {path.stem}: {name}",

@@ -184,7 +184,7 @@ def run(
     elif probe is not None and config.probe_data is not None:
         evaluate = partial(_probe, probe, method, Path(config.probe_data), spec)
     probe_steps, draw_steps, keep_steps = (
-        max(1, round(every * steps_per_epoch)) if every > 0 else 0
+        every * steps_per_epoch
         for every in (config.probe_every if found.held is None else 1.0, config.picture_every, config.keep_every)
     )
     drawers: list[DrawStep] = []

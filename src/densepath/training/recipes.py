@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from densepath.core.errors import GUARD, UserError, suggest
 from densepath.core.records import RECORD_HEAD
+from densepath.core.system import program
 from densepath.core.yaml_files import load_yaml, read_text
 from densepath.methods import METHODS
 from densepath.options import as_yaml
@@ -148,8 +149,8 @@ def is_found(method: type[Method]) -> bool:
 
 def _script() -> str:
     """The module that other processes import the running script as; empty in a notebook, and for one from stdin."""
-    file = getattr(sys.modules.get(_MAIN), "__file__", None)
-    return Path(file).stem if file and os.path.isfile(file) else ""
+    file = program()
+    return file.stem if file else ""
 
 
 def refuse_rerun() -> None:

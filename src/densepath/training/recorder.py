@@ -23,7 +23,7 @@ class Recorder:
     """
 
     def __init__(self, out: Path, start: int, total: int, *, first: bool, loggers: Sequence[str], name: str) -> None:
-        self._loggers: list[Logger] = make_loggers(loggers, out, name) if first else []
+        self._loggers: list[Logger] = make_loggers(loggers, out, name, start) if first else []
         self._metrics = MetricsFile(out / "metrics.csv", start) if first else None
         self._warned: set[str] = set()
         self.progress = Progress(start, total, shown=first)

@@ -56,7 +56,7 @@ def resolve(
             f"backbone is a network, but what {recipes} trains is built from a name when it is loaded; give a name, or "
             "use the network in densepath.embed or probe"
         )
-    names = written(parser, schema, recipe, options, whose) if whose else {}
+    names = written(parser, schema, _for_method(recipe, options), options, whose) if whose else {}
     values = check_options(parser, schema, whole, method, names)
     made: Config = build(schema, values | objects)
     return made
@@ -207,12 +207,17 @@ def over_recipe(
     """
     short = short_forms(schema)
     recipe, options = _in_full(_mapped(recipe), short, whose), _in_full(_mapped(options), short)
-    if {"method"} <= recipe.keys() & options.keys() and name_of(options["method"]) != name_of(recipe["method"]):
-        recipe.pop(_OPTIONS, None)
+    recipe = _for_method(recipe, options)
     method = method_of(schema, {**recipe, **options})
     if method is not None and not recipe.get("augment") and options.get("augment"):
         recipe["augment"] = own_augment(method)
     return merged(recipe, options)
+
+
+def _for_method(recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without its method options if other options choose another method."""
+    other = "method" in recipe.keys() & options.keys() and name_of(options["method"]) != name_of(recipe["method"])
+    return {name: value for name, value in recipe.items() if not (other and name == _OPTIONS)}
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

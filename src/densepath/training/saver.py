@@ -15,10 +15,11 @@ from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.nets.running_statistics import gather_statistics, name_statistics, set_statistics
+from densepath.nets.weights import read_weights
 from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.closing import METRICS
-from densepath.runs.folder import EXPORTED, KEPT, changed_options, train_longer
+from densepath.runs.folder import AT_STEP, EXPORTED, KEPT, changed_options, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.meter import Meter
 from densepath.training.random_state import random_state, seed_generators, set_random_state
@@ -161,13 +162,29 @@ class Saver:
 
 def _start_again(out: Path) -> None:
     """Say that a run without a checkpoint starts again; raise UserError if that would replace its trained weights."""
-    if any(not path.name.startswith(KEPT) for path in (out / EXPORTED).parent.glob("*.safetensors")):
+    if any(not path.name.startswith((KEPT, AT_STEP)) for path in (out / EXPORTED).parent.glob("*.safetensors")):
         raise UserError(
             f"{out} has trained weights but no checkpoint: its checkpoints were removed; use the weights "
             f"(--weights {out}), or name another folder to train again"
         )
     if rank() == 0 and (out / METRICS).exists():
         say(f"densepath: {out} has no checkpoint, so the run starts again")
+
+
+def set_aside_export(out: Path, total: int) -> None:
+    """Rename exported weights of a run that continues: under their name they mean that the run is complete.
+
+    Args:
+        out: the run folder.
+        total: optimizer steps of the whole run.
+    """
+    path = out / EXPORTED
+    try:
+        step = int(read_weights(path).metadata["steps"])
+    except (UserError, LookupError, ValueError):  # there are none, or none that can be read
+        return
+    if step < total:
+        path.replace(path.with_name(f"{AT_STEP}{step}{path.suffix}"))
 
 
 def load_task(task: Task, state: dict[str, Any], out: Path) -> None:

@@ -133,7 +133,8 @@ class Patience(nn.Module):
     def improved(self, loss: float) -> bool:
         """Take a loss into account: whether it is the lowest."""
         better = loss < float(self.lowest)
-        self.lowest.fill_(min(loss, float(self.lowest)))
+        if better:
+            self.lowest.fill_(loss)
         self.since.copy_(torch.zeros_like(self.since) if better else self.since + 1)
         return better
 

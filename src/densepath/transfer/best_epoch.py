@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -12,6 +13,12 @@ from torch import Tensor, nn
 from densepath.training.optimizers import Optimizer, build_updates
 from densepath.training.task import Task
 from densepath.training.updates import Updates
+
+
+def is_better(scores: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the first score that differs from its counterpart is higher; NaN is below all numbers."""
+    mine, theirs = ([-math.inf if math.isnan(score) else score for score in each] for each in (scores, others))
+    return mine > theirs
 
 
 class BestEpochTask(Task):
@@ -79,8 +86,8 @@ class BestEpochTask(Task):
         """Note the score (in percent) and the loss of the validation images; keep the weights if none were better."""
         self.record[0] += self._every
         done, epoch, best, lowest = self.record.tolist()
-        better = loss < lowest if self._by_loss else (score, -loss) > (best, -lowest)
-        if not epoch or better:
+        now, kept = ((-loss,), (-lowest,)) if self._by_loss else ((score, -loss), (best, -lowest))
+        if not epoch or is_better(now, kept):
             self.chosen.load_state_dict(self._kept[0].state_dict())
             self.record[1:] = torch.tensor([done, score, loss])
 

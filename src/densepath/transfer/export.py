@@ -32,8 +32,9 @@ def export(
         run: the folder of a run, which need not be complete; or weights of another project: a file such as a checkpoint
             of ConCL, MoCo or DINO, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model. For "onnx" the
             folder of a run of ``detect``, or its exported/detector.safetensors.
-        out: a new file; by default that of a run goes to ``exported/`` in its folder, and replaces an older one there.
-            It ends in .safetensors, for detectron2 in .pth or .pkl, for networks of volumes in .pth, for onnx in .onnx.
+        out: a new file; by default that of a run goes to ``exported/`` in its folder, and replaces an older one there;
+            before the run is complete its name has the step (``backbone_step_N.safetensors``). It ends in .safetensors,
+            for detectron2 in .pth or .pkl, for networks of volumes in .pth, for onnx in .onnx.
         layout: "timm" (default), "torchvision" or "detectron2" for a backbone; for volumes also "models_genesis" for a
             unet_3d with its decoder, "monai" for a resnet18_3d, "nnunet" for a resenc_3d; "tensors" for the tensors of
             a file under their own names, which is the default if densepath has no such network; "onnx" for a detector

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 
+UNLIKE = "*"  # ends the name of a network that is another one than its name builds
+
 
 class Backbone(nn.Module):
     """A network that returns the feature maps of its stages, and can stop early.
@@ -19,7 +21,8 @@ class Backbone(nn.Module):
 
     Args:
         net: the network; its state dict, with ``net.`` before each key, is that of the backbone.
-        name: name of the network, by which :func:`build_backbone` builds another one.
+        name: name of the network, by which :func:`build_backbone` builds another one; it ends in "*" for a network that
+            differs from the one of that name, as in "resnet18*".
         channels: stage -> its number of channels, ascending.
         strides: stage -> the distance of its positions along each axis, in pixels; as many numbers as images have
             dimensions.
@@ -55,6 +58,11 @@ class Backbone(nn.Module):
         self.stages: tuple[int, ...] = tuple(self.channels)
         self.deepest: int = self.stages[-1]
         self.ndim: int = len(self.strides[self.deepest])
+
+    @property
+    def architecture(self) -> str:
+        """The name, without the mark of a network that differs from it."""
+        return self.name.removesuffix(UNLIKE)
 
     @abstractmethod
     def forward(self, x: Tensor, last: int = 5) -> dict[int, Tensor]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from densepath.core.errors import UserError, counted, errors_as
-from densepath.nets.backbones.backbone import Backbone
-from densepath.nets.backbones.dilation import dilate_last_stage
+from densepath.nets.backbones.backbone import UNLIKE, Backbone
+from densepath.nets.backbones.dilation import DILATED, dilate_last_stage, is_dilated
 from densepath.nets.backbones.listed import ListedBackbone
-from densepath.nets.backbones.timm_backbone import TRIAL_SIZE, TimmBackbone, build_backbone
+from densepath.nets.backbones.timm_backbone import TimmBackbone, build_backbone, is_named
 from densepath.nets.backbones.transformers import is_transformer, wrap_transformer
-from densepath.nets.preserve_mode import preserve_mode
+from densepath.nets.backbones.trial import check_maps, same_maps, trial_maps
 from densepath.nets.weights.hub import is_hub_name
 from densepath.nets.weights.model_folders import read_json
 from densepath.nets.weights.published import backbone_of_config, published_folder, read_published
@@ -28,7 +28,8 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3, output_stride:
             :class:`~densepath.nets.backbones.Backbone`; a network of ``timm.create_model(name, features_only=True)``;
             a vision transformer of ``timm.create_model(name, dynamic_img_size=True)``; or a network that returns the
             list of its maps, from the first to the deepest, such as the encoder of a U-Net of
-            dynamic-network-architectures. A network is put into training mode.
+            dynamic-network-architectures. A network is put into training mode, and modified in place; one that differs
+            from that of its name is called by this name with a "*".
         channels: channels of the images.
         output_stride: 16 dilates the last stage of a ConvNet, see :func:`dilate_last_stage`; 32 leaves the network as
             it is.
@@ -47,17 +48,22 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3, output_stride:
 
 
 def is_rebuilt(network: Backbone) -> bool:
-    """Whether the name of a network, with which its weights are saved, builds one that takes these weights."""
-    try:
-        with torch.random.fork_rng(devices=[]):
+    """Whether the name of a network, with which its weights are saved, builds one that computes the same with them."""
+    with torch.random.fork_rng(devices=[]):
+        try:
             named = build_backbone(network.name, network.in_channels)
-    except UserError:
-        return False
-    return _shapes(named) == _shapes(network)
+            weights = _any_weights(network)
+            named.to(next(iter(weights.values()))).load_state_dict(weights)
+            return same_maps(trial_maps(network, weights), trial_maps(named))
+        except Exception:  # names and shapes that differ, or a network of the user that fails for a small image
+            return False
 
 
-def _shapes(network: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+def _any_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Its weights, but random scales and biases: a residual branch with a scale of zero would not show."""
+    state = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    scales = [name for name, parameter in network.named_parameters() if parameter.ndim == 1]
+    return state | {name: state[name] + 0.1 * torch.randn_like(state[name]) for name in scales}
 
 
 def _choose(backbone: str | nn.Module, channels: int) -> Backbone:
@@ -77,6 +83,8 @@ def _choose(backbone: str | nn.Module, channels: int) -> Backbone:
             f"the backbone {made.name} takes images of {counted(made.in_channels, 'channel')}, but these have "
             f"{channels}; build it for {channels}"
         )
+    if is_named(made.name) and not is_rebuilt(made):
+        made.name += UNLIKE
     return made.train()
 
 
@@ -103,9 +111,9 @@ def _wrap(network: Any, channels: int) -> Backbone:
             raise ValueError("it is not a network of timm that returns its stages")
         net = network if hasattr(info, "reduction") else wrap_transformer(network)
         made = TimmBackbone(net, name, channels)
-        with torch.no_grad(), preserve_mode(made):
-            side = made.patch_size * (TRIAL_SIZE // made.patch_size)
-            made.eval()(torch.zeros(1, channels, side, side))
+        if is_dilated(made):
+            made.strides[5] = DILATED
+        check_maps(made)
     return made
 
 

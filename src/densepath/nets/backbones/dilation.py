@@ -2,36 +2,77 @@
 
 from __future__ import annotations
 
-import torch
+import copy
+
+from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones.backbone import Backbone
+from densepath.nets.backbones.backbone import UNLIKE, Backbone
 from densepath.nets.backbones.names import create_network
-from densepath.nets.backbones.timm_backbone import TRIAL_SIZE
+from densepath.nets.backbones.trial import TRIAL_SIZE, check_maps, same_maps, trial_maps
+
+DILATED, _PLAIN = (16, 16), (32, 32)  # strides of f5
+_OF_ANY_MODULE = vars(nn.Module()).keys()
+_SETTINGS = (int, float, str, tuple, list, type(None))  # types of the attributes of a module that are settings
 
 
-@torch.no_grad()
 def dilate_last_stage(backbone: Backbone) -> None:
     """Remove the stride of stage 5 and dilate its later convolutions instead: f5 gets the stride 16 of f4.
 
-    Every second position of the new f5, along both axes, equals the old f5. Weights and their names do not change.
-    Detectron2 also dilates the convolution that had the stride, so that pre-trained weights give other features, and
-    supports only ResNet-50 and deeper.
+    Every second position of the new f5, along both axes, equals the old f5, except in networks with
+    squeeze-and-excitation. Weights and their names do not change. Detectron2 also dilates the convolution that had the
+    stride, so that pre-trained weights give other features, and supports only ResNet-50 and deeper.
 
     Args:
-        backbone: modified in place.
+        backbone: modified in place; its modules get the settings that those of timm's dilated network have.
 
     Raises:
-        UserError: timm cannot dilate the network.
+        UserError: timm cannot dilate the network, or it differs from timm's so that it cannot be dilated like that.
     """
-    channels = backbone.in_channels
+    if backbone.deepest == 5 and backbone.strides[5] == DILATED:
+        return
     try:
-        dilated = create_network(backbone.name, features_only=True, output_stride=16, in_chans=channels)
-        side = dilated.eval()(torch.zeros(1, channels, TRIAL_SIZE, TRIAL_SIZE))[-1].shape[-1]
-        if side != TRIAL_SIZE // 16:
-            raise ValueError(f"stride {TRIAL_SIZE // side}")
-        dilated.to(next(backbone.parameters())).load_state_dict(backbone.net.state_dict())
+        if backbone.deepest != 5 or backbone.strides[5] != _PLAIN:
+            raise ValueError("it has no f5 of stride 32")
+        channels = backbone.in_channels
+        plain, dilated = (
+            create_network(backbone.architecture, features_only=True, in_chans=channels, **stride)
+            for stride in ({}, {"output_stride": 16})
+        )
+        trial = copy.deepcopy(backbone)
+        _dilate(trial, plain, dilated)
+        _check(trial, backbone)
     except Exception as error:  # each model family of timm raises its own errors
         raise UserError(f"the last stage of {backbone.name} cannot be dilated; use a ResNet or RegNet") from error
-    backbone.net = dilated.train(backbone.training)
-    backbone.strides[backbone.deepest] = (16, 16)
+    _dilate(backbone, plain, dilated)
+
+
+def is_dilated(backbone: Backbone) -> bool:
+    """Whether f5 is as fine as f4, whatever its stride is said to be."""
+    return backbone.deepest == 5 and trial_maps(backbone)[5].shape[-1] == TRIAL_SIZE // DILATED[0]
+
+
+def _dilate(backbone: Backbone, plain: nn.Module, dilated: nn.Module) -> None:
+    """Give each module the settings in which timm's plain and dilated networks differ."""
+    own, others = dict(backbone.net.named_modules()), dict(dilated.named_modules())
+    for name, module in plain.named_modules():
+        mine, other = own.get(name), others.get(name)
+        if mine is None or other is None:
+            continue
+        if type(other) is not type(module) and type(mine) is type(module):
+            mine.__class__ = type(other)
+        before = vars(module)
+        for key, value in vars(other).items():
+            new = isinstance(value, _SETTINGS) and (key not in before or before[key] != value)
+            if new and key not in _OF_ANY_MODULE:
+                setattr(mine, key, value)
+    backbone.strides[5] = DILATED
+
+
+def _check(dilated: Backbone, plain: Backbone) -> None:
+    """Raise ValueError if a network is not dilated, or, where it is not timm's own, computes something else."""
+    check_maps(dilated)
+    if plain.name.endswith(UNLIKE):
+        maps = trial_maps(dilated)
+        if not same_maps({**maps, 5: maps[5][..., ::2, ::2]}, trial_maps(plain)):
+            raise ValueError("its maps change")

@@ -7,7 +7,6 @@ from itertools import pairwise
 from math import log2
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError, errors_as
@@ -16,13 +15,12 @@ from densepath.nets.backbones.listed import NAMES_LISTED, build_resenc
 from densepath.nets.backbones.names import check_arguments, create_network, parse_name, why_not_built
 from densepath.nets.backbones.resnet3d import NAMES_3D, build_resnet3d, is_for_volumes
 from densepath.nets.backbones.transformers import build_transformer, is_transformer
+from densepath.nets.backbones.trial import check_maps
 from densepath.nets.backbones.unet3d import NAMES_UNET, build_unet3d
 
-__all__ = ["TRIAL_SIZE", "Backbone", "TimmBackbone", "build_backbone", "is_named", "make_network"]
+__all__ = ["Backbone", "TimmBackbone", "build_backbone", "is_named", "make_network"]
 
 _STAGE_OF_STRIDE = {2**stage: stage for stage in range(1, 6)}
-_TRIAL_GRID = 4  # patches along a side
-TRIAL_SIZE = 64  # pixels: every stage then has more than one position
 
 
 class TimmBackbone(Backbone):
@@ -51,6 +49,8 @@ class TimmBackbone(Backbone):
         # Of timm's feature maps, ascending; those without a stage are None.
         stages = tuple(stage_of.get(reduction) for reduction in reductions)
         of_stage = {stage: i for i, stage in enumerate(stages) if stage}
+        if len(of_stage) < len([stage for stage in stages if stage]):
+            raise ValueError("two of its maps have the same stride; leave the stride to the option output_stride")
         channels = {stage: info.channels()[i] for stage, i in of_stage.items()}
         strides = {stage: (reductions[i],) * 2 for stage, i in of_stage.items()}
         super().__init__(net, name, channels, strides, in_channels, patch or 1)
@@ -153,7 +153,7 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
         network = make_network(name, channels=channels)
     with errors_as(lambda _: UserError(_no_maps(name))):
         backbone = TimmBackbone(network, name, channels)
-        _check_maps(backbone)
+        check_maps(backbone)
     if model_entrypoint(parse_name(name)[0]).__module__ == "timm.models.resnet":
         backbone.apply(_init_resnet_layer)
     return backbone
@@ -200,20 +200,6 @@ def _check_name(name: str) -> None:
     close = get_close_matches(name, [*timm.list_models(), *NAMES_3D, *NAMES_UNET, *NAMES_LISTED], n=3)
     advice = f"did you mean {', '.join(close)}?" if close else "timm.list_models() names those that exist"
     raise UserError(f"unknown backbone {name!r}; {advice}")
-
-
-@torch.no_grad()
-def _check_maps(backbone: Backbone) -> None:
-    """Raise ValueError if a stage differs from timm's metadata at another input size than the default."""
-    training, side = (
-        backbone.training,
-        _TRIAL_GRID * backbone.patch_size if is_transformer(backbone.name) else TRIAL_SIZE,
-    )
-    maps = backbone.eval()(torch.zeros(1, backbone.in_channels, side, side))
-    backbone.train(training)
-    expected = {stage: (1, backbone.channels[stage], *backbone.grid(stage, side, side)) for stage in backbone.stages}
-    if {stage: tuple(feature.shape) for stage, feature in maps.items()} != expected:
-        raise ValueError(f"{backbone.name} does not give one map of each stride")
 
 
 def _init_resnet_layer(module: nn.Module) -> None:

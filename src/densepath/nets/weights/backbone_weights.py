@@ -225,7 +225,7 @@ def _fetch(backbone: Backbone, name: str) -> Any:
     if not timm.models.is_model_pretrained(name):
         raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     architecture = name.split(".")[0]
-    if architecture != backbone.name:
+    if architecture != backbone.architecture:
         raise UserError(
             f"{name} does not fit {backbone.name}; name the backbone it belongs to (--backbone {architecture})"
         )
@@ -251,6 +251,6 @@ def _other_layers(backbone: Backbone, others: Sequence[str]) -> str:
     tops = {key.removeprefix("model.").split(".")[0] for key in backbone.net.state_dict()}
     suspects = [key for key in others if {key.split(".")[0], key.replace(".", "_", 1).split(".")[0]} & tops]
     if suspects and backbone.library == "timm":
-        known = timm_state(backbone.name)
+        known = timm_state(backbone.architecture)
         suspects = [key for key in suspects if not feature_name(key, known)]
     return f"it has layers that the backbone lacks ({first_few(suspects)})" if suspects else ""

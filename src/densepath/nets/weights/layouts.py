@@ -54,7 +54,7 @@ def arrange(
         if layout != "timm":
             raise UserError(f"{backbone.name} has no counterpart in {layout}; export it in the default layout")
         return {key: _plain(value) for key, value in trained.items()}, []
-    full = timm_state(backbone.name)
+    full = timm_state(backbone.architecture)
     source = {key: feature_name(key, trained) for key in full}
     state = {key: _plain(trained[own] if own else full[key]) for key, own in source.items()}
     if layout != "timm":

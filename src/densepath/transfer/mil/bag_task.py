@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from densepath.core.random import shuffled
 from densepath.training.task import Task
 from densepath.training.updates import Updates
+from densepath.transfer.best_epoch import is_better
 from densepath.transfer.mil.bags import Bag
 from densepath.transfer.mil.models.base import BagModel, Solver, Standardization
 from densepath.transfer.mil.objectives import Classification, Objective
@@ -205,7 +206,7 @@ class BagTask(Task):
         score = self.objective.score(bags.mean_of_cases(self._answers(outputs)), bags.targets)
         self.record[0] += 1
         done, epoch, best, lowest = self.record.tolist()
-        if not epoch or (score, -loss) > (best, -lowest):
+        if not epoch or is_better((score, -loss), (best, -lowest)):
             self.chosen.load_state_dict(self.model.state_dict())
             self.record[1:] = torch.tensor([done, score, loss])
         return {"validation_loss": loss, "validation_score": score}
