@@ -11,7 +11,7 @@ from densepath.sources.slides.dicom_slide import open_dicom
 from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.slides.slide import Slide, SlideFile
 from densepath.sources.slides.tiff_slide import open_tiff
-from densepath.sources.tiff import TIFF_STARTS
+from densepath.sources.tiff import TIFF_STARTS, UnknownStorage
 
 
 def open_slide(path: str | Path, mpp: float | None = None, default_mpp: float | None = None) -> Slide:
@@ -37,6 +37,8 @@ def _file(path: str) -> SlideFile:
     if start[:4] in TIFF_STARTS:
         try:
             tiled = open_tiff(path)
+        except UnknownStorage as error:
+            tiled, refused = None, error
         except (UserError, MemoryError):
             raise
         except Exception as error:  # tifffile raises nearly any type on corrupt bytes, and may quote what the file says
