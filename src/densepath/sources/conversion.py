@@ -47,17 +47,19 @@ def with_channels(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[
 
 def on_white(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Pixels (h, w, C) of 8 or 16 bits, the last channel of which is alpha, blended with white."""
-    most = np.uint32(np.iinfo(pixels.dtype).max)
-    color, alpha = pixels[..., :-1], pixels[..., -1:]
-    if (alpha == most).all():
-        return np.ascontiguousarray(color)
-    sums = color.astype(np.uint32) * alpha + most * (most - alpha)  # 16 bits fit, too
-    return ((sums + most // 2) // most).astype(pixels.dtype)
+    most = np.iinfo(pixels.dtype).max
+    if (pixels[..., -1] == most).all():
+        return np.ascontiguousarray(pixels[..., :-1])
+    if pixels.dtype == np.uint8 and pixels.shape[-1] == 4:  # gives the same, faster
+        image = Image.fromarray(pixels)
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
+    color, alpha = np.split(pixels.astype(np.uint32), [-1], axis=-1)  # the square of the largest value fits
+    return ((color * alpha + most * (most - alpha) + most // 2) // most).astype(pixels.dtype)
 
 
 def straight(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Pixels (h, w, C) whose colors were multiplied by alpha, the last channel, without that: as others store them."""
-    most = np.uint32(np.iinfo(pixels.dtype).max)
-    color, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:]
+    """Pixels (h, w, C), whose colors were multiplied by alpha, the last channel, as if they were not."""
+    most = np.iinfo(pixels.dtype).max
+    color, alpha = np.split(pixels.astype(np.uint32), [-1], axis=-1)
     divided = (np.minimum(color, alpha) * most + alpha // 2) // np.maximum(alpha, 1)
-    return np.concatenate([divided.astype(pixels.dtype), alpha], axis=-1)
+    return np.concatenate([divided, alpha], axis=-1).astype(pixels.dtype)
