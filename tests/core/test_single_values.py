@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 import densepath
@@ -24,8 +25,12 @@ def _given(
     kinds: Sequence[Literal["a", "b"]] = (),
     pair: tuple[float, float] | None = None,
     size: int | tuple[int, ...] = 1,
+    switch: bool = False,
+    number: int | None = None,
+    share: float | None = None,
+    choice: Literal["a", "b"] | None = None,
 ) -> dict[str, Any]:
-    return {name: value for name, value in locals().items() if value not in ((), None, "", 1)}
+    return {name: value for name, value in locals().items() if value not in ((), None, "", 1, False)}
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,9 @@ def _given(
         ("either", Path("a"), Path("a")),
         ("pair", "ab", "ab"),
         ("size", 5, 5),
+        ("number", np.int64(4), 4),
+        ("number", 4.0, 4),
+        ("choice", "b", "b"),
     ],
 )
 def test_a_single_value_is_a_list_of_one(name: str, value: Any, taken: Any) -> None:
@@ -54,6 +62,23 @@ def test_a_single_value_is_a_list_of_one(name: str, value: Any, taken: Any) -> N
 )
 def test_a_single_value_of_another_type_is_refused(name: str, value: Any, says: str) -> None:
     with pytest.raises(UserError, match=f"{name} takes {says}"):
+        _given(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("switch", "no", "'no'; give True or False"),
+        ("switch", [True], r"\[True\]; give True or False"),
+        ("number", 4.5, "4.5; give a whole number"),
+        ("number", "4", "'4'; give a whole number"),
+        ("share", "0.5", "'0.5'; give a number"),
+        ("share", (0.5,), r"\(0.5,\); give a number"),
+        ("choice", "c", "'c'; give a or b"),
+    ],
+)
+def test_a_value_that_is_not_a_switch_a_number_or_a_choice_is_refused(name: str, value: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"^{name} is {says}"):
         _given(**{name: value})
 
 

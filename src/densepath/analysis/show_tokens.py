@@ -32,7 +32,7 @@ from densepath.core.streams import say
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource
-from densepath.sources.slides.resolution import plausible
+from densepath.sources.slides.resolution import check_mpp
 from densepath.training.hardware import choose_device
 from densepath.training.random_state import generators_of_the_caller
 
@@ -111,8 +111,7 @@ def show_tokens(
         raise UserError(
             "give at least one of --weights, a --count of 1 or more, --tokens of 3 or more, and a perplexity"
         )
-    if mpp is not None and plausible(mpp, mpp) is None:
-        raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")
+    check_mpp("mpp", mpp, 0.5)
     names = short_names(sources, "weights")
     images = find_source(data, exclude=exclude)
     report_source(images)

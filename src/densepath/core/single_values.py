@@ -1,6 +1,7 @@
-"""Arguments that are lists: a single value is a list of one, as on the command line.
+"""Arguments of public functions: they are taken, and refused, as the command line does.
 
-Otherwise Python would take the letters of a text for the list, or the names of the scores of a result.
+A single value where a list is meant is a list of one. Otherwise Python would take the letters of a text for the list,
+or the names of the scores of a result. Choices, switches and numbers are checked: Python takes any text for "yes".
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields
 from numbers import Real
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, SupportsFloat, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from densepath.core.errors import UserError
 from densepath.core.paths import AnyPath
@@ -27,7 +28,7 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
     """A function that takes a single value wherever its signature has a sequence, and paths where that is of texts.
 
     Raises:
-        UserError: a single value has another type than the sequence.
+        UserError: a single value has another type than the sequence, or a choice, a switch or a number is none.
     """
     signature, hints = inspect.signature(function), functools.cache(lambda: get_type_hints(function))
 
@@ -38,7 +39,8 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
         except TypeError:
             return function(*args, **kwargs)  # which names what is missing or unknown
         for name, value in bound.arguments.items():
-            bound.arguments[name] = _listed(name, hints().get(name), value)
+            hint = hints().get(name)
+            bound.arguments[name] = _checked(name, hint, _listed(name, hint, value))
         return function(*bound.args, **bound.kwargs)
 
     return with_lists
@@ -54,7 +56,7 @@ def list_single_fields(options: Any) -> None:
 
 def _listed(name: str, annotation: Any, value: Any) -> Any:
     """A value for a type: where only a sequence is meant, a single value in a tuple."""
-    alternatives = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    alternatives = _alternatives(annotation)
     item = next((get_args(a)[0] for a in alternatives if _is_list(a)), None)
     if item is None:
         return value
@@ -69,6 +71,45 @@ def _listed(name: str, annotation: Any, value: Any) -> Any:
     if is_text != of_texts:
         raise UserError(f"{name} takes {'texts' if of_texts else 'numbers'}, not {value!r}")
     return (os.fspath(value) if isinstance(value, os.PathLike) else value,)
+
+
+def check_choice(name: str, value: Any, kind: Any) -> None:
+    """Check that a value is one of those of a literal type.
+
+    Raises:
+        UserError: it is not.
+    """
+    known = get_args(kind)
+    if not any(value is each or (isinstance(value, type(each)) and value == each) for each in known):
+        *others, last = map(str, known)
+        raise UserError(f"{name} is {value!r}; give {' or '.join(filter(None, (', '.join(others), last)))}")
+
+
+def _checked(name: str, annotation: Any, value: Any) -> Any:
+    """A value for a choice, a switch or a number; those for other types are not checked."""
+    kinds = [kind for kind in _alternatives(annotation) if kind is not NoneType]
+    if value is None or len(kinds) != 1:
+        return value
+    (kind,) = kinds
+    if get_origin(kind) is Literal:
+        check_choice(name, value, kind)
+    elif kind is bool:
+        if not isinstance(value, Hashable) or value not in (True, False):
+            raise UserError(f"{name} is {value!r}; give True or False")
+        return bool(value)
+    elif kind is float:
+        if not isinstance(value, SupportsFloat):
+            raise UserError(f"{name} is {value!r}; give a number")
+    elif kind is int:
+        number: Any = value
+        if not isinstance(value, Real) or number % 1:
+            raise UserError(f"{name} is {value!r}; give a whole number")
+        return int(number)
+    return value
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _is_list(annotation: Any) -> bool:

@@ -19,13 +19,19 @@ def upper_bits(pixels: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]) -> npt.ND
 
 def as_pixels(pixels: npt.NDArray[Any], channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Grey or RGB pixels (h, w, C) with other channels, and of 8 or 16 bits with other bits."""
-    if pixels.dtype != dtype and pixels.dtype in (np.uint8, np.uint16):
-        pixels = upper_bits(pixels) if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * TO_16_BITS
+    dtype = np.dtype(dtype)
+    if pixels.dtype == np.uint16 and dtype == np.uint8:
+        pixels = upper_bits(pixels)
+    pixels = _as_channels(pixels, channels)
+    return pixels.astype(np.uint16) * TO_16_BITS if pixels.dtype == np.uint8 and dtype == np.uint16 else pixels
+
+
+def _as_channels(pixels: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
     if pixels.shape[2] == 1 and channels == 3:
         return np.repeat(pixels, 3, axis=2)
     if pixels.shape[2] == 3 and channels == 1:
         if pixels.dtype == np.uint8:
-            return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+            return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
         grey = pixels @ np.array(_LUMA)
         return (grey if pixels.dtype.kind == "f" else np.rint(grey)).astype(pixels.dtype)[..., None]
     return pixels
@@ -42,5 +48,18 @@ def with_channels(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[
 def on_white(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Pixels (h, w, C) of 8 or 16 bits, the last channel of which is alpha, blended with white."""
     most = np.iinfo(pixels.dtype).max
-    alpha = pixels[..., -1:] / np.float64(most)
-    return np.rint(pixels[..., :-1] * alpha + most * (1 - alpha)).astype(pixels.dtype)
+    if (pixels[..., -1] == most).all():
+        return np.ascontiguousarray(pixels[..., :-1])
+    if pixels.dtype == np.uint8 and pixels.shape[-1] == 4:  # gives the same, faster
+        image = Image.fromarray(pixels)
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
+    color, alpha = np.split(pixels.astype(np.uint32), [-1], axis=-1)  # the square of the largest value fits
+    return ((color * alpha + most * (most - alpha) + most // 2) // most).astype(pixels.dtype)
+
+
+def straight(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Pixels (h, w, C), whose colors were multiplied by alpha, the last channel, as if they were not."""
+    most = np.iinfo(pixels.dtype).max
+    color, alpha = np.split(pixels.astype(np.uint32), [-1], axis=-1)
+    divided = (np.minimum(color, alpha) * most + alpha // 2) // np.maximum(alpha, 1)
+    return np.concatenate([divided, alpha], axis=-1).astype(pixels.dtype)

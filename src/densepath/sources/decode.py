@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from densepath.core.errors import errors_as
-from densepath.sources.conversion import TO_16_BITS, upper_bits, with_channels
+from densepath.sources.conversion import TO_16_BITS, on_white, upper_bits, with_channels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.dicom_image import DICOM_START, dicom_header, is_dicom, read_dicom
 from densepath.sources.dicom_image import SUFFIXES as DICOM_SUFFIXES
@@ -261,8 +261,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         inverted = tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
         return Image.fromarray(255 - pixels if inverted else pixels).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.fromarray(on_white(np.asarray(image.convert("RGBA"))))
     return image.convert("RGB")
 
 

@@ -15,21 +15,28 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 
 from densepath.core.errors import UserError, counted
+from densepath.sources.conversion import straight
 from densepath.sources.corrupt import CorruptImage
 
 MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, above which Pillow warns of decompression bombs
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_WHITE_IS_ZERO, _GREY, _RGB = 0, (0, 1), 2  # PhotometricInterpretation
-_YCBCR, _JPEG = 6, (6, 7)  # of these compressions tifffile converts it to RGB
-_APERIO_YCBCR = 33003  # a compression that says RGB of YCbCr
-_TRANSPARENCY = {1, 2, 999}  # ExtraSamples; 999 is Corel's
+_WHITE_IS_ZERO, _GREY, _RGB, _YCBCR = 0, (0, 1), 2, 6  # PhotometricInterpretation
+_JPEG = (6, 7)  # compressions of which tifffile converts YCbCr to RGB
+_APERIO_YCBCR = 33003  # a compression of YCbCr, whatever else is said
+_PREMULTIPLIED, _TRANSPARENCY = 1, {1, 2, 999}  # ExtraSamples; 999 is Corel's
+_SEPARATE = 2  # PlanarConfiguration
 _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _CHANNELS_TAG, _PLANES_TAG = 259, 262, 274, 277, 284
 _DESCRIPTION_TAG, _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG, _EXTRA_TAG, _FORMAT_TAG = 270, 322, 323, 338, 339
+_COUNT_TAGS = (279, 325)  # StripByteCounts, TileByteCounts
 _SIGNED = 2  # SampleFormat
 _IMAGEJ = "ImageJ="  # how its descriptions begin
 _OTHER_VIEWS = 1 | 4  # NewSubfileType: reduced, or a mask of transparency
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # CorruptImage reports what is wrong with a file
+
+
+class UnknownStorage(CorruptImage):
+    """A TIFF that stores its pixels in a way that is unknown here; OpenSlide may know it."""
 
 
 def refuse_bomb(path: str | Path, width: int, height: int) -> None:
@@ -92,7 +99,7 @@ def pillow_corrupts(path: str | Path, image: TiffImagePlugin.TiffImageFile) -> b
 
     Returns:
         Whether Pillow would change its pixels: it applies the orientation itself and corrupts uncompressed files, and
-        16-bit planes too.
+        16-bit planes too; of parts that were left out of the file it reads other bytes.
 
     Raises:
         CorruptImage: it has more pixels in a tile than ``MAX_PIXELS``, unmarked channels, signed numbers, which Pillow
@@ -106,8 +113,9 @@ def pillow_corrupts(path: str | Path, image: TiffImagePlugin.TiffImageFile) -> b
     if _IMAGEJ in str(tags.get(_DESCRIPTION_TAG, "")) or _has_pages(image):
         with tifffile.TiffFile(path) as tiff:
             refuse_stack(path, tiff)
-    planes = tags.get(_PLANES_TAG) == 2 and tags.get(_COMPRESSION_TAG, 1) == 1
-    return bool(tags.get(_ORIENTATION_TAG, 1) != 1 or planes)
+    planes = tags.get(_PLANES_TAG) == _SEPARATE and tags.get(_COMPRESSION_TAG, 1) == 1
+    left_out = any(0 in tags.get(code, ()) for code in _COUNT_TAGS)
+    return bool(tags.get(_ORIENTATION_TAG, 1) != 1 or planes or left_out)
 
 
 def _has_pages(image: TiffImagePlugin.TiffImageFile) -> bool:
@@ -149,7 +157,7 @@ def read_stored(path: str | Path) -> npt.NDArray[Any]:
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
-        orientation = page.tags.valueof(_ORIENTATION_TAG, 1)
+        orientation = orientation_of(page)
     with Image.open(path, formats=("TIFF",)) as image:  # LZW, which Pillow reads; it turns and inverts pixels
         inverted = str(image.tile[0].args).find(";I") >= 0
         stored = np.asarray(image)
@@ -170,18 +178,52 @@ def stored_shape(path: str | Path) -> tuple[int, ...]:
         return shape
 
 
-def has_plain_colors(page: Any) -> bool:
-    """Whether the pixels that tifffile decodes are grey or RGB: those of palettes, CMYK and most YCbCr are not."""
-    if page.photometric == _YCBCR:
-        return page.compression in _JPEG
-    return page.photometric in (*_GREY, _RGB) and page.compression != _APERIO_YCBCR
+def has_plain_colors(page: Any, converted: Sequence[int] = _JPEG) -> bool:
+    """Whether the pixels that are decoded of a page are grey or RGB: those of palettes, CMYK and most YCbCr are not.
+
+    Args:
+        page: of tifffile.
+        converted: compressions of which the decoder converts YCbCr to RGB, if its channels are stored together.
+    """
+    planes = page.samplesperpixel > 1 and page.planarconfig == _SEPARATE
+    ycbcr = page.photometric == _YCBCR or page.compression == _APERIO_YCBCR
+    if ycbcr and (planes or page.compression not in converted):
+        return False
+    return page.photometric in (*_GREY, _RGB, _YCBCR)
+
+
+def refuse_colors(path: str | Path, page: Any, converted: Sequence[int] = _JPEG) -> None:
+    """Refuse a page that is not grey or RGB when it is decoded, or has channels besides that are not transparency.
+
+    Args:
+        path: the file.
+        page, converted: as for :func:`has_plain_colors`.
+
+    Raises:
+        CorruptImage: it is or has.
+    """
+    if not has_plain_colors(page, converted):
+        colors = getattr(page.photometric, "name", page.photometric)
+        kind = CorruptImage if page.planarconfig == _SEPARATE else UnknownStorage  # OpenSlide does not know planes
+        raise kind(str(path), f"its colors are stored as {colors} and cannot be converted; save it as RGB")
+    _refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
+
+
+def is_premultiplied(page: Any) -> bool:
+    """Whether the colors of a page's pixels were multiplied by their alpha, the last channel."""
+    return page.samplesperpixel in (2, 4) and page.extrasamples[-1:] == (_PREMULTIPLIED,)
+
+
+def orientation_of(page: Any) -> int:
+    """The orientation tag of a page, 1 to 8; 1 where there is none that is valid."""
+    tag = page.tags.valueof(_ORIENTATION_TAG, 1)
+    return tag if tag in range(1, 9) else 1
 
 
 def stored_orientation(path: str | Path) -> int:
-    """The orientation tag of a TIFF's first page, 1 to 8; 1 where there is none that is valid."""
+    """The orientation tag of a TIFF's first page, see :func:`orientation_of`."""
     with tifffile.TiffFile(path) as tiff:
-        tag = tiff.pages.first.tags.valueof(_ORIENTATION_TAG, 1)
-    return tag if tag in range(1, 9) else 1
+        return orientation_of(tiff.pages.first)
 
 
 def tiff_header(path: str | Path) -> tuple[int, int, int, int, Any]:
@@ -192,26 +234,29 @@ def tiff_header(path: str | Path) -> tuple[int, int, int, int, Any]:
     """
     with tifffile.TiffFile(path) as tiff:
         page = _checked(path, tiff)
-        bits, orientation = 8 * np.dtype(page.dtype).itemsize, page.tags.valueof(_ORIENTATION_TAG, 1)
-        return page.imagelength, page.imagewidth, page.samplesperpixel, bits, orientation
+        bits = 8 * np.dtype(page.dtype).itemsize
+        return page.imagelength, page.imagewidth, page.samplesperpixel, bits, orientation_of(page)
 
 
 def read_tiff(path: str | Path) -> npt.NDArray[Any]:
-    """Decode a TIFF's first page as stored, with white as the largest value.
+    """Decode a TIFF's first page as stored, with white as the largest value; parts that were left out are white.
 
     Returns:
-        uint8 or uint16 (H, W) or (H, W, C).
+        uint8 or uint16 (H, W) or (H, W, C), with straight alpha where it has any.
 
     Raises:
         CorruptImage: as for :func:`tiff_header`, or its parts claim to be longer than the file.
     """
     with tifffile.TiffFile(path) as tiff:
         page = _checked(path, tiff)
+        page.nodata = 0 if page.photometric == _WHITE_IS_ZERO else np.iinfo(page.dtype).max
         pixels = _pixels(path, tiff, page)
         if page.axes.startswith("S"):
             pixels = np.moveaxis(pixels, 0, -1)
         if page.photometric == _WHITE_IS_ZERO:
             pixels = np.invert(pixels)
+        if is_premultiplied(page):
+            pixels = straight(pixels)
     return np.ascontiguousarray(pixels)
 
 
@@ -222,10 +267,7 @@ def _checked(path: str | Path, tiff: tifffile.TiffFile) -> Any:
         raise CorruptImage(
             str(path), f"{counted(page.samplesperpixel, 'channel')} of {page.dtype}, not 8- or 16-bit RGB"
         )
-    if not has_plain_colors(page):
-        colors = getattr(page.photometric, "name", page.photometric)
-        raise CorruptImage(str(path), f"its colors are stored as {colors} and cannot be converted; save it as RGB")
-    _refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
+    refuse_colors(path, page)
     refuse_stack(path, tiff)
     return page
 

@@ -77,10 +77,11 @@ class TiffParts:
         page = self._page
         with errors_as(self._damaged):
             self._file.filehandle.seek(page.dataoffsets[index])
-            data = self._file.filehandle.read(page.databytecounts[index])
+            data = self._file.filehandle.read(page.databytecounts[index]) or None
             segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
         if segment is None:  # a tile that was left out
-            segment = np.zeros(shape, page.dtype)
+            white = 0 if page.photometric == 0 else np.iinfo(page.dtype).max
+            segment = np.full(shape, white, page.dtype)
         part = segment.reshape(segment.shape[-3:])
         part = as_pixels(np.invert(part) if page.photometric == 0 else part, self._channels, self._dtype)
         self._parts[index] = part

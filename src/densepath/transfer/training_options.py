@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from densepath.annotations.fraction import check_fraction
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
+from densepath.core.single_values import check_choice
 from densepath.training.intervals import Intervals
 
 _MOST = 10**6  # epochs
@@ -28,8 +29,7 @@ def check_training(config: Any, choices: Mapping[str, Any], least: Mapping[str, 
     check_fraction(config.fraction)
     Intervals(config.log_every, config.save_every_steps, config.save_every_minutes)
     for name, kind in choices.items():
-        if (given := getattr(config, name)) not in (known := get_args(kind)):
-            raise UserError(f"{name} is {given!r}; give {', '.join(known[:-1])} or {known[-1]}")
+        check_choice(name, getattr(config, name), kind)
     for name, lowest in {"seeds": 1, "batch_size": 1, "patience": 0, "epochs": 1, **least}.items():
         if not lowest <= getattr(config, name) <= _MOST:
             raise UserError(f"{name} is {getattr(config, name)}; give {lowest} or more, up to {_MOST:,}")

@@ -25,7 +25,7 @@ from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import open_file
 from densepath.sources.slides import file_parts
-from densepath.sources.slides.decoded_tiles import recent_tiles
+from densepath.sources.slides.decoded_tiles import decoding_in_part, recent_tiles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.slides.slide import Slide
@@ -384,7 +384,10 @@ def test_a_slide_at_a_resolution_is_an_image_of_it(slides: dict[str, Path]) -> N
         ("read", (-1, (0, 0, 5, 5)), "has no level -1"),
         ("read", (0, (0, 0, 5, 5), 3), "level 0 of .* cannot be reduced by 3; it can by 1"),
         ("read", (0, (0, 0, -5, 5)), "a part of .* has the height -5 and the width 5; give sizes of 0 or more"),
+        ("read", (0, (0, 0, 5.5, 5)), "a part of .* is .*5.5.*; give top, left, height and width in whole pixels"),
         ("read_um", ((0.0, 0.0, 5.0, -5.0), 0.5), "has the height 5.0 and the width -5.0"),
+        ("read_um", ((float("nan"), 0.0, 5.0, 5.0), 0.5), "begins at nan, 0.0 µm; give finite numbers"),
+        ("read_um", ((0, 0, 5, 5), "1"), "mpp is 1; give µm per pixel"),
         *(("read_um", ((0, 0, 5, 5), mpp), f"mpp is {mpp}; give µm per pixel") for mpp in (-1, 0, float("nan"))),
     ],
 )
@@ -393,6 +396,20 @@ def test_what_a_slide_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=says):
         getattr(open_slide(slides["YCbCr"], mpp=0.5), method)(*given)
+
+
+@pytest.mark.parametrize("given", [0, -1.0, float("nan"), "0.5", (0.5, 0.25)])
+@pytest.mark.parametrize("name", ["mpp", "default_mpp"])
+def test_wrong_um_per_pixel_are_refused(slides: dict[str, Path], name: str, given: Any) -> None:
+    with pytest.raises(UserError, match=rf"^{name} is .*; give µm per pixel, such as 0\.25"):
+        open_slide(slides["YCbCr"], **{name: given})
+
+
+def test_a_box_may_be_of_numpy(slides: dict[str, Path]) -> None:
+    slide = open_slide(slides["YCbCr"])
+    with decoding_in_part():
+        part = slide.read(0, np.array([60, 70, 50, 40]))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(part, slide.read(0, (60, 70, 50, 40)))
 
 
 def test_um_need_um_per_pixel(slides: dict[str, Path]) -> None:

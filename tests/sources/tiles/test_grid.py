@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +76,23 @@ def test_why_tiles_are_not_aligned(painted_slides: Path) -> None:
         "64.257 x 64.257 px of level 0 do not fit the file's tiles of 64 x 64 px; --size 63 does"
     )
     assert grid_of(slide, 1.0, 63, align=True).aligned
-    assert grid_of(slide, 1.0, 33).why.endswith("--size 31 does") and grid_of(slide, 1.0, 31, align=True).aligned
+    assert grid_of(slide, 1.0, 33, align=True).why.endswith("--size 31 does")
+    assert grid_of(slide, 1.0, 31, align=True).aligned
     assert grid_of(slide, 1.0, 63, overlap=7).why == "tiles that overlap cross those of the file"
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_a_size_that_does_not_fit_either_is_not_suggested(align: bool, painted_slides: Path) -> None:
+    slide = open_slide(painted_slides / "a.tiff")
+    suggested, others = 0, 0
+    for own in ((0.996, 0.996), (0.5917, 0.3224), (0.4, 0.55)):
+        scanned = replace(slide, given=own)
+        for size in range(16, 160, 3):
+            why = grid_of(scanned, 1.0, size, align=align).why
+            if does := re.search(r"--size (\d+) does$", why):
+                assert grid_of(scanned, 1.0, int(does[1]), align=align).aligned
+            suggested, others = suggested + bool(does), others + (bool(why) and not does)
+    assert suggested and others
 
 
 def test_a_grid_covers_the_slide_and_its_tiles_lie_inside() -> None:

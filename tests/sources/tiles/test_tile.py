@@ -26,6 +26,7 @@ from densepath.sources.slides import open as slides_open
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import NO_MPP
 from densepath.sources.tiles import one_slide, per_slide
+from densepath.sources.tiles.coords import given_size
 from densepath.sources.tiles.one_slide import Job
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import read_tile_folder
@@ -445,6 +446,38 @@ def test_tiles_of_other_software(
         assert "HDF5 file of tiles of no slide: c.h5" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("notes", "asked", "problem"),
+    [
+        ({"patch_size": 64, "target_magnification": "20x"}, {}, "the attribute target_magnification '20x', not a pos"),
+        ({"patch_size_level0": 0}, {"mpp": 1.0, "size": 64}, "the attribute patch_size_level0 0, not a positive numb"),
+        ({"patch_size": 8, "downsample": [1.0, 0.0]}, {"mpp": 1.0, "size": 64}, "the attribute downsample 0.0, not a"),
+        ({"size_um": np.nan}, {"mpp": 1.0, "size": 64}, "the attribute size_um nan, not a positive number; write it"),
+    ],
+)
+def test_attributes_that_are_not_sizes_are_named(
+    notes: dict[str, Any], asked: dict[str, Any], problem: str, painted_slides: Path, tmp_path: Path
+) -> None:
+    _write_coords(tmp_path / "given/b.h5", np.array([[64, 128], [128, 128]]), **notes)
+    with pytest.raises(UserError, match="none of 2 slides could be tiled" if asked else "do not say the µm per pixel"):
+        tile(data=painted_slides, out=tmp_path / "t", coords=tmp_path / "given", workers=0, **asked)
+    if asked:
+        assert f"b.h5 has {problem}" in _rows(tmp_path / "t")["sub/b"]["problem"]
+    else:
+        with pytest.raises(UserError, match=problem):
+            given_size(str(tmp_path / "given/b.h5"))
+
+
+def test_a_file_without_tiles_and_options_of_zero(painted_slides: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _write_coords(tmp_path / "given" / f"{name}.h5", np.empty((0, 2), np.int64), mpp=1.0, patch_size=64)
+    options: dict[str, Any] = {"data": painted_slides, "out": tmp_path / "t", "coords": tmp_path / "given"}
+    with pytest.raises(UserError, match=r"mpp is 0\.0; give µm per pixel"):
+        tile(mpp=0.0, workers=0, **options)
+    with pytest.raises(UserError, match="its file of --coords has no tiles"):
+        tile(workers=0, **options)
+
+
 def test_given_tiles_of_another_size_keep_their_centers(painted_slides: Path, tmp_path: Path) -> None:
     of_file = {"unit": "um", "tile_size_um": 100.0, "tile_size_px": 50}
     _write_coords(tmp_path / "given/a.h5", np.array([[50.0, 70.0]]), of_file)
@@ -462,6 +495,11 @@ def test_given_tiles_of_another_size_keep_their_centers(painted_slides: Path, tm
     ("wrong", "message"),
     [
         ({"mpp": 0.0}, "mpp is 0.0; give µm per pixel"),
+        ({"mpp": "0.5"}, "mpp is '0.5'; give a number"),
+        ({"size": 64.5}, "size is 64.5; give a whole number"),
+        ({"holes": "filled"}, "holes is 'filled'; give keep or fill"),
+        ({"table": "xlsx"}, "table is 'xlsx'; give csv or parquet"),
+        ({"align": "no"}, "align is 'no'; give True or False"),
         ({"size": 4}, "size is 4; give the side of a tile"),
         ({"overlap": 64}, "overlap is 64; give a number of pixels from 0 to less than --size 64"),
         ({"min_tissue": 2.0}, "min_tissue is 2.0; give a share from 0 to 1"),

@@ -204,9 +204,9 @@ def test_options_that_do_not_fit(search: Any, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=why):
             search(slide, tmp_path / "out", **options)
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    for name in ("mpp_table", "default_mpp", "shard"):
+    for name, value in {"mpp_table": "t.csv", "default_mpp": 0.5, "shard": "1/2"}.items():
         with pytest.raises(UserError, match=f"{name}: only for slides"):
-            search(tmp_path / "a.png", tmp_path / "out", **{name: "1/2"})
+            search(tmp_path / "a.png", tmp_path / "out", **{name: value})
     tifffile.imwrite(tmp_path / "plain.tiff", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
     with pytest.raises(UserError, match="none of 1 slide can be read"):
         search(tmp_path / "plain.tiff", tmp_path / "out", mpp=0.5)

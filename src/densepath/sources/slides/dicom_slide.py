@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from densepath.sources.slides.tile_codecs import Pixels
 _SERIES = b"\x20\x00\x0e\x00"  # the tag SeriesInstanceUID, little-endian
 _SLIDE = b"1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _HEAD = 2**16  # bytes in which it is
+_REMEMBERED = 2**16  # files whose series is remembered
 
 
 def is_slide(path: str) -> bool:
@@ -34,10 +36,29 @@ def is_slide(path: str) -> bool:
 def series_of(path: str) -> bytes:
     """The number of the series that a DICOM file belongs to; empty if it is not found."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(_HEAD)
+        status = os.stat(path)
+        return _series(path, (status.st_size, status.st_mtime_ns))
     except OSError:
         return b""
+
+
+def files_of_series(path: str) -> list[str]:
+    """The files in a DICOM file's folder that belong to its series. Raises OSError."""
+    series = series_of(path)
+    files = sorted(os.path.join(os.path.dirname(path), entry.name) for entry in _scan(path) if entry.is_file())
+    return [file for file in files if series and series_of(file) == series] or [path]
+
+
+def _scan(path: str) -> list[os.DirEntry[str]]:
+    with os.scandir(os.path.dirname(path) or ".") as entries:
+        return list(entries)
+
+
+@lru_cache(_REMEMBERED)
+def _series(path: str, identity: tuple[int, int]) -> bytes:
+    """The number of a file's series; ``identity`` changes if the file does."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
     place = head.find(_SERIES)
     explicit = head[place + 4 : place + 6] == b"UI"
     start = place + 8
@@ -48,9 +69,7 @@ def series_of(path: str) -> bytes:
 def _open(path: str) -> Any:
     from wsidicom import WsiDicom
 
-    folder, series = os.path.dirname(path) or ".", series_of(path)
-    files = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
-    return WsiDicom.open([file for file in files if series and series_of(file) == series] or [path])
+    return WsiDicom.open(files_of_series(path))
 
 
 _handles = Handles(_open, most=16)

@@ -9,9 +9,10 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.dicom_image import DICOM_START, is_dicom
 from densepath.sources.slides.dicom_slide import open_dicom
 from densepath.sources.slides.openslide_slide import open_with_openslide
+from densepath.sources.slides.resolution import check_mpp
 from densepath.sources.slides.slide import Slide, SlideFile
 from densepath.sources.slides.tiff_slide import open_tiff
-from densepath.sources.tiff import TIFF_STARTS
+from densepath.sources.tiff import TIFF_STARTS, UnknownStorage
 
 
 def open_slide(path: str | Path, mpp: float | None = None, default_mpp: float | None = None) -> Slide:
@@ -24,8 +25,10 @@ def open_slide(path: str | Path, mpp: float | None = None, default_mpp: float | 
 
     Raises:
         CorruptImage: it cannot be read.
-        UserError: a library that it needs is not installed.
+        UserError: a library that it needs is not installed, or what is given is not µm per pixel.
     """
+    check_mpp("mpp", mpp)
+    check_mpp("default_mpp", default_mpp)
     name = str(path)
     slide = Slide(name, _file(name)).with_mpp(mpp)
     return slide.with_mpp(default_mpp) if slide.spacing is None else slide
@@ -37,6 +40,8 @@ def _file(path: str) -> SlideFile:
     if start[:4] in TIFF_STARTS:
         try:
             tiled = open_tiff(path)
+        except UnknownStorage as error:
+            tiled, refused = None, error
         except (UserError, MemoryError):
             raise
         except Exception as error:  # tifffile raises nearly any type on corrupt bytes, and may quote what the file says

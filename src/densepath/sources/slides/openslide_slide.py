@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from densepath.core.errors import UserError, one_line
+from densepath.sources.conversion import on_white
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
 from densepath.sources.slides.resolution import Spacing, plausible
 from densepath.sources.slides.slide import Box
-from densepath.sources.slides.tile_codecs import Pixels, on_white
+from densepath.sources.slides.tile_codecs import Pixels
 
 _SEARCHED = 64  # pixels
 _CACHE = 2**26  # bytes of decoded tiles, of all open slides together

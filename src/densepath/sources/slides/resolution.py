@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from numbers import Real
 from pathlib import Path, PurePath
 from typing import Any
 from xml.etree import ElementTree
@@ -29,6 +30,16 @@ def plausible(y: float, x: float, bounds: tuple[float, float] = PLAUSIBLE) -> Sp
     """The two distances if they can be those of a slide."""
     fits = all(math.isfinite(value) and bounds[0] <= value <= bounds[1] for value in (y, x))
     return (y, x) if fits else None
+
+
+def check_mpp(name: str, value: Any, example: float = 0.25) -> None:
+    """Check µm per pixel that a user gives, if any.
+
+    Raises:
+        UserError: they are not a number, or cannot be those of a slide.
+    """
+    if value is not None and not (isinstance(value, Real) and plausible(float(value), float(value))):
+        raise UserError(f"{name} is {value}; give µm per pixel, such as {example}")
 
 
 def spacing_text(spacing: Spacing) -> str:
@@ -136,8 +147,7 @@ class MppTable:
     """
 
     def __init__(self, path: str | Path | None = None, default: float | None = None) -> None:
-        if default is not None and plausible(default, default) is None:
-            raise UserError(f"default_mpp is {default}; give µm per pixel, such as 0.25")
+        check_mpp("default_mpp", default)
         self.default, self.path = default, path
         self._given = read_mpp_table(path) if path is not None else {}
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from numbers import Real
+from operator import index
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -155,10 +157,11 @@ class Slide:
             (height, width, 3) uint8.
 
         Raises:
-            UserError: the slide has no such level, the level no such scale, or the size is negative.
+            UserError: the slide has no such level, the level no such scale, the box is not of whole numbers, or its
+                size is negative.
             CorruptImage: a tile cannot be decoded.
         """
-        top, left, height, width = box
+        top, left, height, width = box = _whole_box(self.name, box)
         if not 0 <= level < len(self.levels):
             raise UserError(f"{self.name} has no level {level}; give one from 0 to {len(self.levels) - 1}")
         if scale not in (scales := self.levels[level].scales):
@@ -193,7 +196,7 @@ class Slide:
         Raises:
             UserError: the slide's µm per pixel are unknown, or those asked for are not positive.
         """
-        if not 0 < mpp < math.inf:
+        if not (isinstance(mpp, Real) and 0 < mpp < math.inf):
             raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")
         y, x = self.mpp
         choices = [
@@ -269,6 +272,8 @@ class SlideLevel:
     def read_um(self, box: tuple[float, float, float, float]) -> Region:
         """The stored pixels that cover a rectangle in µm, see :meth:`Slide.read_um`."""
         _check_size(self.name, *box[2:])
+        if not all(map(math.isfinite, box[:2])):
+            raise UserError(f"a part of {self.name} begins at {box[0]}, {box[1]} µm; give finite numbers")
         level = self.slide.levels[self.level].at(self.scale)
         (y, x), (down, across) = self.slide.mpp, level.downsample
         y, x = y * down, x * across
@@ -277,6 +282,15 @@ class SlideLevel:
         left, right = _covering(box[1] / x + shift, (box[1] + box[3]) / x + shift)
         pixels = self.read(top, left, bottom - top, right - left)
         return Region(pixels, ((top - shift) * y, (left - shift) * x), (y, x))
+
+
+def _whole_box(name: str, box: Sequence[Any]) -> Box:
+    """A box of plain numbers, which may be those of NumPy."""
+    try:
+        top, left, height, width = map(index, box)
+    except (TypeError, ValueError):
+        raise UserError(f"a part of {name} is {box}; give top, left, height and width in whole pixels") from None
+    return top, left, height, width
 
 
 def _check_size(name: str, height: float, width: float) -> None:

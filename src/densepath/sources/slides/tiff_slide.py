@@ -20,9 +20,9 @@ from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.levels import Level, disagree, downsamples
 from densepath.sources.slides.resolution import Spacing
 from densepath.sources.slides.slide import Box
-from densepath.sources.slides.tile_codecs import Pixels, decodes
+from densepath.sources.slides.tile_codecs import Pixels
 from densepath.sources.slides.tile_table import TileTable
-from densepath.sources.tiff import refuse_stack
+from densepath.sources.tiff import orientation_of, refuse_stack
 
 _REDUCED = 1  # bit of NewSubfileType
 _NDPI = 65420  # a tag that Hamamatsu's slides have
@@ -87,6 +87,7 @@ def open_tiff(path: str) -> TiffSlide | None:
     """A slide in a tiled TIFF; None for other files, and for the formats that OpenSlide knows better.
 
     Raises:
+        UnknownStorage: its colors or its compression are not known here; OpenSlide may know them.
         CorruptImage: it is such a file, but cannot be read.
         Exception: of nearly any type, if it is not a TIFF.
     """
@@ -95,16 +96,18 @@ def open_tiff(path: str) -> TiffSlide | None:
         first: Any = tiff.pages.first
         software = str(first.tags.valueof("Software", "")) + str(first.tags.valueof("Make", ""))
         foreign = tiff.is_scn or tiff.is_bif or _NDPI in first.tags or tiff.is_philips or _OTHERS.search(software)
-        if not first.is_tiled or foreign or not decodes(first.compression, first.photometric, first.samplesperpixel):
+        if not first.is_tiled or foreign:
             return None
         ome = bool(tiff.is_ome)
         planes = resolution.ome_channels(tiff.ome_metadata or "") if ome and first.samplesperpixel == 1 else 1
         if planes > 1:
             raise CorruptImage(path, f"{planes} channels in separate pages are not RGB; convert it to RGB")
-        if not ome and first.samplesperpixel == 1:
-            refuse_stack(path, tiff)
         aperio = not ome and first.description.startswith("Aperio")
+        if not aperio:
+            refuse_stack(path, tiff)
         tables, problems = [TileTable.of(file, first)], []
+        if (tag := orientation_of(first)) != 1:
+            problems.append(f"it is read as stored, without its orientation tag ({tag}); save it turned")
         for number, page in enumerate(_reduced(tiff, aperio), 1):
             size = int(page.imagelength), int(page.imagewidth)
             shown = f"level {number} of {size[1]} x {size[0]} px"

@@ -13,14 +13,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from densepath.core.errors import UserError
+from densepath.sources.conversion import on_white, straight
+from densepath.sources.slides.jpeg_2000 import coding_style
 from densepath.sources.slides.jpeg_rows import shortened
 
 NONE, JPEG = 1, 7
 JPEG_2000 = (33003, 33005, 34712)
-_APERIO_YCBCR = 33003
+CONVERTED = (JPEG, *JPEG_2000)  # compressions of which YCbCr is converted to RGB here
+_APERIO_YCBCR, _APERIO_RGB = 33003, 33005
 CODECS = {NONE: "none", 5: "LZW", JPEG: "JPEG", 8: "Deflate", 32946: "Deflate", 32773: "PackBits"}
 CODECS |= dict.fromkeys(JPEG_2000, "JPEG 2000")
-_WHITE_IS_ZERO, _GREY, _RGB, _YCBCR = 0, 1, 2, 6  # PhotometricInterpretation
+_WHITE_IS_ZERO, _RGB, _YCBCR = 0, 2, 6  # PhotometricInterpretation
 _SCALES = {"JPEG": (1, 2, 4, 8), "JPEG 2000": (1, 2, 4)}
 _START, _END, _JFIF = b"\xff\xd8", b"\xff\xd9", b"\xff\xe0"
 _PADDING = 8  # bytes between the pixels and the end of a JPEG that do not mean damage
@@ -38,6 +41,8 @@ class TileFormat:
         height, width: of a tile in pixels.
         samples: channels of a tile: 1 or 3, or 4 with transparency.
         jpeg_start: the beginning of each JPEG: its tables, and the marker that says whether it is RGB or YCbCr.
+        premultiplied: whether colors were multiplied by a fourth channel.
+        halvings: how often a tile can at most be halved while it is decoded.
     """
 
     compression: int
@@ -47,6 +52,8 @@ class TileFormat:
     width: int
     samples: int
     jpeg_start: bytes = b""
+    premultiplied: bool = False
+    halvings: int = 3
 
     @property
     def codec(self) -> str:
@@ -56,7 +63,7 @@ class TileFormat:
     @property
     def scales(self) -> tuple[int, ...]:
         """Factors by which a tile can be reduced while it is decoded."""
-        scales = _SCALES.get(self.codec, (1,))
+        scales = _SCALES.get(self.codec, (1,))[: self.halvings + 1]
         return tuple(scale for scale in scales if self.height % scale == 0 == self.width % scale)
 
     def decode(self, data: bytes, scale: int = 1, rows: int | None = None) -> Pixels:
@@ -82,7 +89,9 @@ class TileFormat:
             raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px")
         if self.photometric == _WHITE_IS_ZERO:
             pixels = np.invert(pixels)
-        return on_white(pixels)
+        if pixels.shape[2] < 4:
+            return pixels
+        return on_white(straight(pixels) if self.premultiplied else pixels)
 
     def _jpeg(self, data: bytes, scale: int, rows: int | None) -> Pixels:
         decode_jpeg = _simplejpeg().decode_jpeg
@@ -113,9 +122,14 @@ class TileFormat:
             raise ValueError(f"{image.size[0]} x {image.size[1]} px")
         image.reduce = scale.bit_length() - 1
         pixels = np.asarray(image)
-        if self.compression == _APERIO_YCBCR and image.mode != "L":
+        if image.mode != "L" and self._keeps_ycbcr(data):
             pixels = np.asarray(Image.fromarray(pixels, "YCbCr").convert("RGB"))
         return pixels.reshape(*pixels.shape[:2], -1)
+
+    def _keeps_ycbcr(self, data: bytes) -> bool:
+        """Whether the decoder of JPEG 2000 leaves the colors of a tile as YCbCr."""
+        ycbcr = self.photometric == _YCBCR and self.compression != _APERIO_RGB
+        return self.compression == _APERIO_YCBCR or (ycbcr and not coding_style(data).converts)
 
     def _libtiff(self, data: bytes) -> Pixels:
         """Decode by Pillow's libtiff, which is given the tile as an image of one strip."""
@@ -140,24 +154,6 @@ class TileFormat:
         entries = b"".join(struct.pack("<HHII", t, kind, count, values.get(t, v)) for t, kind, count, v in tags)
         head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
         return head + entries + struct.pack("<I4H", 0, *(8,) * 4) + data
-
-
-def decodes(compression: int, photometric: int, samples: int) -> bool:
-    """Whether tiles can be decoded here, from TIFF's numbers: palettes and CMYK cannot, for instance."""
-    if photometric == _YCBCR or compression in JPEG_2000:
-        return compression in (JPEG, *JPEG_2000) and photometric in (_GREY, _RGB, _YCBCR)
-    plain = photometric in (_WHITE_IS_ZERO, _GREY, _RGB) and compression in CODECS
-    return plain and not (compression == JPEG and samples == 4)
-
-
-def on_white(pixels: Pixels) -> Pixels:
-    """Pixels (H, W, C), of which a fourth channel is transparency, blended with white: (H, W, 1 or 3)."""
-    if pixels.shape[2] != 4:
-        return pixels
-    if (pixels[:, :, 3] == 255).all():
-        return np.ascontiguousarray(pixels[:, :, :3])
-    image = Image.fromarray(pixels)
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
 
 def jpeg_start(tables: bytes, photometric: int) -> bytes:

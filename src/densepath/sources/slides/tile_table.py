@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,9 @@ from densepath.core.errors import counted, errors_as, one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.decoded_tiles import decodes_in_part, recent_tiles
 from densepath.sources.slides.file_parts import FileParts
-from densepath.sources.slides.tile_codecs import CODECS, JPEG, Pixels, TileFormat, jpeg_start
+from densepath.sources.slides.jpeg_2000 import coding_style
+from densepath.sources.slides.tile_codecs import CODECS, CONVERTED, JPEG, JPEG_2000, Pixels, TileFormat, jpeg_start
+from densepath.sources.tiff import UnknownStorage, is_premultiplied, refuse_colors
 
 WHITE = 255
 _OFFSETS, _COUNTS = 324, 325  # TileOffsets, TileByteCounts
@@ -22,6 +24,7 @@ _NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # by TIFF's type
 _SEPARATE = 2  # PlanarConfiguration
 _CHECKED_AT_ONCE, _READ_AT_ONCE = 2**14, 2**8  # tiles
 _LARGEST_TILE = 2**13  # pixels of a side
+_HEADER = 2**12  # bytes at the beginning of a tile of JPEG 2000 that say how it was made
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ class TileTable:
         Raises:
             CorruptImage: its tiles cannot be decoded here.
         """
-        samples, planes = int(page.samplesperpixel), 1
+        codec, samples, planes = int(page.compression), int(page.samplesperpixel), 1
+        refuse_colors(file.path, page, CONVERTED)
+        if codec not in CODECS or (codec == JPEG and samples == 4):
+            why = f"its compression {codec} of {counted(samples, 'channel')} is unknown; save it as RGB with JPEG"
+            raise UnknownStorage(file.path, why)
         if page.planarconfig == _SEPARATE and samples > 1:
             samples, planes = 1, samples
         if page.dtype != np.uint8 or samples not in (1, 3, 4) or planes not in (1, 3) or page.imagedepth != 1:
@@ -90,22 +97,31 @@ class TileTable:
             raise CorruptImage(
                 file.path, f"{counted(channels, 'channel')} of {page.dtype}, not 8-bit RGB or grey; convert it"
             )
-        if int(page.compression) not in CODECS:
-            raise CorruptImage(file.path, f"its compression {int(page.compression)} is unknown; save it with JPEG")
         height, width = int(page.tilelength), int(page.tilewidth)
         if not 0 < height <= _LARGEST_TILE or not 0 < width <= _LARGEST_TILE:
             raise CorruptImage(file.path, f"its tiles have {width} x {height} px; save it with tiles of 256 px")
         photometric = int(page.photometric) if planes == 1 else 1
-        jpeg = int(page.compression) == JPEG
-        start = jpeg_start(page.jpegtables or b"", photometric) if jpeg else b""
-        kind = TileFormat(int(page.compression), photometric, int(page.predictor), height, width, samples, start)
+        start = jpeg_start(page.jpegtables or b"", photometric) if codec == JPEG else b""
+        blended = is_premultiplied(page)
+        kind = TileFormat(codec, photometric, int(page.predictor), height, width, samples, start, blended)
         lists = [_Numbers.of(page.tags[code], page.parent.byteorder) for code in (_OFFSETS, _COUNTS)]
         table = cls(file, (int(page.imagelength), int(page.imagewidth)), kind, planes, *lists)
         if min(each.count for each in lists) < table.count:
             raise CorruptImage(
                 file.path, f"it lists {lists[0].count:,} of {counted(table.count, 'tile')}; copy it again"
             )
-        return table
+        return table._with_halvings() if codec in JPEG_2000 else table
+
+    def _with_halvings(self) -> TileTable:
+        """The table of a level of JPEG 2000, whose tiles can be halved as often as the first one that is stored."""
+        try:
+            counts = self._counts.some(self.file, 0, min(_CHECKED_AT_ONCE, self.count))
+            first = int(np.flatnonzero(counts)[0])
+            start, count = self._offsets.one(self.file, first), int(counts[first])
+            halvings = coding_style(self.file.read(start, min(count, _HEADER))).halvings
+        except (CorruptImage, ValueError, IndexError):  # damage is reported where it is read
+            return self
+        return replace(self, format=replace(self.format, halvings=halvings))
 
     @property
     def across(self) -> int:

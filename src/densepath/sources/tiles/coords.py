@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -43,26 +45,53 @@ def given_size(path: str) -> tuple[float, int, int] | None:
         UserError: it cannot be read.
     """
     coords, notes, of_file = _read(path)
-    overlap = int(notes.get("overlap", 0))
-    if "mpp" in notes and "patch_size" in notes:
-        return float(notes["mpp"]), int(notes["patch_size"]), overlap
-    if "target_magnification" in notes and "patch_size" in notes:
-        return 10 / float(notes["target_magnification"]), int(notes["patch_size"]), overlap
-    _, side = unit_of(coords, of_file)
+    overlap = int(positive(path, notes, "overlap")) if notes.get("overlap") else 0
+    for name, of in (("mpp", 1.0), ("target_magnification", 10.0)):
+        if name in notes and "patch_size" in notes:
+            value = positive(path, notes, name)
+            return value if of == 1 else of / value, int(positive(path, notes, "patch_size")), overlap
+    _, side = unit_of(path, coords, of_file)
     if side is not None and "tile_size_px" in of_file:
-        return side / int(of_file["tile_size_px"]), int(of_file["tile_size_px"]), 0
+        pixels = positive(path, of_file, "tile_size_px")
+        return side / pixels, int(pixels), 0
     return None
 
 
-def unit_of(coords: npt.NDArray[Any], notes: Mapping[str, Any]) -> tuple[Literal["px", "um"], float | None]:
+def positive(path: str | Path, notes: Mapping[str, Any], name: str) -> float:
+    """A size that an attribute says.
+
+    Args:
+        path: the file.
+        notes: its attributes.
+        name: that of the attribute.
+
+    Raises:
+        UserError: it is not a positive number.
+    """
+    try:
+        value = float(notes[name])
+    except (TypeError, ValueError):
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise UserError(f"{path} has the attribute {name} {notes[name]!r}, not a positive number; write it again")
+    return value
+
+
+def unit_of(
+    path: str | Path, coords: npt.NDArray[Any], notes: Mapping[str, Any]
+) -> tuple[Literal["px", "um"], float | None]:
     """The unit of a file's coordinates, and the side of its tiles in µm where STAMP's attributes say it.
 
     Without attributes, whole coordinates are pixels of level 0, and others µm.
 
     Args:
+        path: the file.
         coords: as stored.
         notes: attributes of the file and of its coordinates. STAMP's are ``unit``, ``tile_size_um`` and, of earlier
             versions, ``tile_size``.
+
+    Raises:
+        UserError: the side is not a positive number.
     """
     unit = notes.get("unit")
     if unit is not None:
@@ -72,8 +101,8 @@ def unit_of(coords: npt.NDArray[Any], notes: Mapping[str, Any]) -> tuple[Literal
         micrometers = "tile_size_um" in notes or not (whole or _PIXELS & notes.keys())
     if not micrometers:
         return "px", None
-    side = notes.get("tile_size_um", notes.get("tile_size"))
-    return "um", None if side is None else float(side)
+    name = next((name for name in ("tile_size_um", "tile_size") if notes.get(name) is not None), None)
+    return "um", None if name is None else positive(path, notes, name)
 
 
 def read_coords(path: str, slide: Slide) -> GivenTiles:
@@ -85,26 +114,26 @@ def read_coords(path: str, slide: Slide) -> GivenTiles:
         UserError: it cannot be read, or is of another slide.
     """
     coords, notes, of_file = _read(path)
+    if not len(coords):
+        return GivenTiles(coords, (0.0, 0.0))
     y, x = slide.mpp
-    unit, side_um = unit_of(coords, of_file | notes)
+    unit, side_um = unit_of(path, coords, of_file | notes)
     if unit == "px" and "tile_size_um" in of_file:
         raise UserError(f"{path} has coordinates in {of_file['unit']}, not in µm; write it again")
     if unit == "um":
         um = _step(path, coords) if side_um is None else side_um
         given = GivenTiles(coords / (x, y), (um / y, um / x))
     elif "size_um" in notes:
-        given = GivenTiles(coords, (float(notes["size_um"]) / y, float(notes["size_um"]) / x))
+        um = positive(path, notes, "size_um")
+        given = GivenTiles(coords, (um / y, um / x))
     elif "patch_size_level0" in notes:
-        given = GivenTiles(coords, (float(notes["patch_size_level0"]),) * 2)
+        given = GivenTiles(coords, (positive(path, notes, "patch_size_level0"),) * 2)
     elif "patch_size" in notes and "downsample" in notes:
-        down = np.broadcast_to(np.asarray(notes["downsample"], np.float64), 2)
-        side = int(notes["patch_size"])
-        given = GivenTiles(coords, (side * float(down[1]), side * float(down[0])))
+        side, (across, down) = positive(path, notes, "patch_size"), _downsample(path, notes["downsample"])
+        given = GivenTiles(coords, (side * down, side * across))
     else:
         given = GivenTiles(coords, (_step(path, coords),) * 2)
     height, width = slide.size
-    if not len(coords):
-        return given
     low, high = given.corners.min(axis=0), given.corners.max(axis=0)
     if (high >= (width, height)).any() or (low < 0).any():
         place = f"x {low[0]:.0f}, y {low[1]:.0f} to x {high[0]:.0f}, y {high[1]:.0f}"
@@ -112,6 +141,13 @@ def read_coords(path: str, slide: Slide) -> GivenTiles:
             f"{path} has tiles from {place}, outside of this slide of {width} x {height} px; of another one?"
         )
     return given
+
+
+def _downsample(path: str, value: Any) -> tuple[float, float]:
+    """The factor along x and y: CLAM's is one number, or both."""
+    both = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    across, down = (positive(path, {"downsample": each}, "downsample") for each in both)
+    return across, down
 
 
 def attributes_of(of: Any) -> dict[str, Any]:

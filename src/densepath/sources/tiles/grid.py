@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,14 +74,13 @@ def grid_of(slide: Slide, mpp: float, size: int, overlap: int = 0, align: bool =
         return Grid(*plain, why="the file's own tiles are not known")
     if overlap:
         return Grid(*plain, why="tiles that overlap cross those of the file")
-    found = [_on(own, side) for own, side in zip(stored, sides, strict=True)]
-    lost = 1 - sides[0] * sides[1] / (found[0] * found[1])
-    if lost <= (_ASKED if align else _UNASKED):
-        return Grid(plain[0], (found[0], found[1]), aligned=True)
-    fitting = min(_fitting(*each) for each in zip(stored, sides, slide.mpp, strict=True)) / mpp
+    most = _ASKED if align else _UNASKED
+    if _lost(stored, sides) <= most:
+        return Grid(plain[0], (_on(stored[0], sides[0]), _on(stored[1], sides[1])), aligned=True)
     own, asked = (f"{pair[1]:.6g} x {pair[0]:.6g}" for pair in (stored, sides))
-    why = f"{asked} px of level 0 do not fit the file's tiles of {own} px; --size {math.floor(fitting + _SAME)} does"
-    return Grid(*plain, why=why)
+    fitting = math.floor(min(map(_fitting, stored, sides, slide.mpp)) / mpp + _SAME)
+    does = f"; --size {fitting} does" if _lost(stored, [fitting * mpp / one for one in slide.mpp]) <= most else ""
+    return Grid(*plain, why=f"{asked} px of level 0 do not fit the file's tiles of {own} px{does}")
 
 
 def _fitting(stored: float, side: float, mpp: float) -> float:
@@ -98,6 +97,11 @@ def _stored(slide: Slide, mpp: float) -> tuple[float, float] | None:
         return None
     form = slide.file.tables[number].format
     return form.height * level.downsample[0], form.width * level.downsample[1]
+
+
+def _lost(stored: Sequence[float], sides: Sequence[float]) -> float:
+    """The share of the area that lies between tiles on a compression grid."""
+    return 1 - math.prod(sides) / math.prod(map(_on, stored, sides))
 
 
 def _on(stored: float, side: float) -> float:

@@ -17,7 +17,14 @@ from densepath.core.work_folder import recorded
 from densepath.core.worker_processes import share_work
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.slides.failures import reason_of, report_problem
-from densepath.sources.tiles.records import identities, identity_of, read_record, record_path, write_record
+from densepath.sources.tiles.records import (
+    identities,
+    identity_of,
+    identity_of_slide,
+    read_record,
+    record_path,
+    write_record,
+)
 
 Found = TypeVar("Found")
 
@@ -65,9 +72,9 @@ class PerSlide(ABC, Generic[Found]):
         return []
 
     def identity(self, name: str) -> list[Any]:
-        """What changes if the slide, or what was given for it, is another one: two numbers of its file come first."""
+        """What changes if the slide, or what was given for it, is another one: two numbers of its files come first."""
         if name not in self._identities:
-            self._identities[name] = [*identity_of(self.paths[name]), *self.given(name)]
+            self._identities[name] = [*identity_of_slide(self.paths[name]), *self.given(name)]
         return self._identities[name]
 
     def record(self, name: str) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.sources.slides.all_files import files_of
 from densepath.sources.tiles.tile_files import SLIDES, read_shares, read_tiling
 
 COLUMNS = ("slide", "path", "mpp", "width", "height", "tiles", "tissue_mm2", "problem")
@@ -41,6 +42,12 @@ def identity_of(*paths: str | Path | None) -> list[int]:
         except OSError:
             found += [-1, 0]
     return found
+
+
+def identity_of_slide(path: str | Path) -> list[int]:
+    """Two numbers that change if any file of a slide does, see :func:`identity_of`."""
+    found = identity_of(*files_of(path))
+    return found if len(found) == 2 else [sum(found[::2]), zlib.crc32(repr(found).encode())]
 
 
 def write_record(out: Path, row: Mapping[str, Any], identity: Sequence[Any]) -> None:

@@ -24,6 +24,7 @@ from densepath.sources.batch import fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
 from densepath.sources.pixel_source import Gathered, PixelSpec
+from densepath.sources.slides.all_files import files_of
 from densepath.sources.slides.decoded_tiles import decoding_in_part
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import SlideLevel
@@ -192,7 +193,7 @@ class SlideTiles:
 
     def fingerprint(self) -> dict[str, str]:
         """Digests by which a resumed run knows the tiles, see :func:`densepath.sources.fingerprint.fingerprint`."""
-        paths = [tiling.path for tiling in self.tilings]
+        paths = [file for tiling in self.tilings for file in files_of(tiling.path)]
         names = digest_of(
             part
             for t in self.tilings

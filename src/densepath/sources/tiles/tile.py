@@ -160,7 +160,8 @@ def _measures(
         if found is None:
             why = given.describe_unmatched() or "the files of --coords do not say the µm per pixel of their tiles"
             raise UserError(f"{why}; give --mpp and --size, and files that are named as the slides")
-        mpp, size, overlap = mpp or found[0], size or found[1], overlap or found[2]
+        mpp, size = found[0] if mpp is None else mpp, found[1] if size is None else size
+        overlap = overlap or found[2]
     mpp, size = _MPP if mpp is None else mpp, _SIZE if size is None else size
     if not 0.01 <= mpp <= 100:
         raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")

@@ -20,7 +20,7 @@ from densepath.core.files import atomic_write, writing
 from densepath.core.hdf5 import new_hdf5
 from densepath.core.paths import AnyPath
 from densepath.nets.weights.files import load_torch
-from densepath.sources.tiles.coords import attributes_of, unit_of
+from densepath.sources.tiles.coords import attributes_of, positive, unit_of
 from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
 from densepath.transfer.embed.chunked_rows import read_rows
 
@@ -187,7 +187,7 @@ def _read_hdf5(path: Path, read: bool) -> SlideFeatures:
         corners = file[_CORNERS][:] if _CORNERS in file else None
         said = attributes_of(file) | (attributes_of(file[_CORNERS]) if corners is not None else {})
     notes = json.loads(said.pop(NOTES, "{}")) | said
-    return _located(path.stem, features, corners, notes)
+    return _located(path, features, corners, notes)
 
 
 def _read_torch(path: Path) -> SlideFeatures:
@@ -199,27 +199,27 @@ def _read_torch(path: Path) -> SlideFeatures:
         raise ValueError("a dictionary without features or feats")
     corners = content.get(_CORNERS)
     features = _as_rows(torch.as_tensor(content[name]).numpy())
-    return _located(path.stem, features, None if corners is None else np.asarray(corners), {})
+    return _located(path, features, None if corners is None else np.asarray(corners), {})
 
 
 def _located(
-    name: str, features: npt.NDArray[Any], corners: npt.NDArray[Any] | None, notes: dict[str, Any]
+    path: Path, features: npt.NDArray[Any], corners: npt.NDArray[Any] | None, notes: dict[str, Any]
 ) -> SlideFeatures:
     """Features with what their notes say of the tiles, in the words of densepath, TRIDENT, CLAM or STAMP."""
     if corners is None:
-        return SlideFeatures(name, features, notes=notes)
-    unit, side = unit_of(corners, notes)
+        return SlideFeatures(path.stem, features, notes=notes)
+    unit, side = unit_of(path, corners, notes)
     spacing = None
     if {"level0_mpp_x", "level0_mpp_y"} <= notes.keys():
-        spacing = float(notes["level0_mpp_y"]), float(notes["level0_mpp_x"])
+        spacing = positive(path, notes, "level0_mpp_y"), positive(path, notes, "level0_mpp_x")
     if unit == "px" and spacing is not None and "size_um" in notes:
-        side = float(notes["size_um"]) * 2 / sum(spacing)
+        side = positive(path, notes, "size_um") * 2 / sum(spacing)
     elif unit == "px" and "patch_size_level0" in notes:
-        side = float(notes["patch_size_level0"])
+        side = positive(path, notes, "patch_size_level0")
     elif unit == "px" and "patch_size" in notes:  # CLAM's, in pixels of its level
-        side = float(notes["patch_size"]) * float(np.mean(notes.get("downsample", 1.0)))
+        side = positive(path, notes, "patch_size") * float(np.mean(notes.get("downsample", 1.0)))
     corners = corners.astype(np.float64).reshape(-1, 2)
-    return SlideFeatures(name, features, corners, unit, side, spacing, notes)
+    return SlideFeatures(path.stem, features, corners, unit, side, spacing, notes)
 
 
 def _as_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
 from densepath.core.random import check_seed
-from densepath.core.single_values import list_single_fields
+from densepath.core.single_values import check_choice, list_single_fields
 from densepath.training.hardware import Precision
 from densepath.transfer.mil.cohort import Grouping, Task
 from densepath.transfer.mil.slide_table import Columns
@@ -93,8 +93,7 @@ class MilConfig:
         list_single_fields(self)
         check_seed(self.seed)
         for name, kind in (("task", Task), ("grouping", Grouping), ("class_weights", ClassWeights)):
-            if (given := getattr(self, name)) not in (known := get_args(kind)):
-                raise UserError(f"{name} is {given!r}; give {', '.join(known[:-1])} or {known[-1]}")
+            check_choice(name, getattr(self, name), kind)
         for name, least in (("folds", 2), ("neighbors", 1), ("max_tiles", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; give {least} or more")

@@ -19,7 +19,7 @@ from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.slides.slide import NO_MPP, Slide
-from densepath.sources.tiles.records import identity_of
+from densepath.sources.tiles.records import identity_of_slide
 from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_tile_folder
 from densepath.sources.tiles.tiled_slide import open_tiled
 
@@ -58,7 +58,7 @@ class ListedSlide:
 
     def identity(self) -> list[Any]:
         """What changes if the slide is another one, or has other µm per pixel or other tiles."""
-        own = [self.name, *identity_of(self.path)]
+        own = [self.name, *identity_of_slide(self.path)]
         if self.tiling is None:
             return [*own, self.mpp.given(self.path), self.mpp.default]
         tiles = self.tiling

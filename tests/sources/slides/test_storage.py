@@ -1,0 +1,132 @@
+"""What a tiled TIFF says of its pixels: transparency, colors, orientation, stacks. Slides and images take it alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from slide_files import JPEG, RGB, YCBCR, Pixels, halves, jpeg, jpeg_2000, write_tiles
+
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image
+from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.slide import Slide
+from densepath.sources.tiff_parts import TiffParts
+from densepath.sources.tiles.overview import read_overview
+
+_PALETTE: dict[str, Any] = {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}
+_TURNED = [(274, 3, 1, 3, True)]
+
+
+def _whole(slide: Slide, level: int = 0) -> Pixels:
+    return slide.read(level, (0, 0, *slide.levels[level].size))
+
+
+@pytest.mark.parametrize("tags", [(), _TURNED], ids=["Pillow", "tifffile"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_colors_that_were_multiplied_by_alpha_are_blended_once(
+    dtype: type, tags: list[Any], tissue: Pixels, tmp_path: Path
+) -> None:
+    most, alpha = np.iinfo(dtype).max, np.linspace(0, 1, 517)[None, :, None]
+    stored = np.concatenate([tissue / 255 * alpha, np.broadcast_to(alpha, (333, 517, 1))], axis=2)
+    options: dict[str, Any] = {"photometric": "rgb", "extrasamples": ["assocalpha"], "tile": (64, 64)}
+    tifffile.imwrite(tmp_path / "a.tiff", np.rint(stored * most).astype(dtype), extratags=tags, **options)
+    expected = (tissue / 255 * alpha + 1 - alpha) * most
+    assert np.abs(read_image(tmp_path / "a.tiff", dtype=dtype) - expected).max() <= 2.5
+    if dtype == np.uint8:
+        assert np.abs(_whole(open_slide(tmp_path / "a.tiff")) - expected).max() <= 1.5
+
+
+def test_a_fourth_channel_that_is_not_transparency_is_refused(tissue: Pixels, tmp_path: Path) -> None:
+    stored = np.concatenate([tissue, tissue[:, :, :1]], axis=2)
+    tifffile.imwrite(tmp_path / "a.tiff", stored, tile=(64, 64), photometric="rgb", extrasamples=["unspecified"])
+    for read in (open_slide, read_image):
+        with pytest.raises(CorruptImage, match="of its 4 channels the last is not marked as transparency"):
+            read(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("tags", [(), _TURNED], ids=["Pillow", "tifffile"])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_tiles_that_were_left_out_are_white(photometric: str, tags: list[Any], tmp_path: Path) -> None:
+    stored = np.full((64, 96), 90, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tiff", stored, tile=(32, 32), photometric=photometric, extratags=tags)
+    with tifffile.TiffFile(tmp_path / "a.tiff", mode="r+b") as tiff:
+        for tag in (tiff.pages[0].tags[code] for code in (324, 325)):
+            tag.overwrite([*tag.value[:1], 0, *tag.value[2:]])
+    expected = np.full((64, 96, 3), 90 if photometric == "minisblack" else 165, np.uint8)
+    expected[:32, 32:64] = 255
+    np.testing.assert_array_equal(_whole(open_slide(tmp_path / "a.tiff")), expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tiff"), expected)
+    np.testing.assert_array_equal(TiffParts(tmp_path / "a.tiff").read(0, 0, 64, 96), expected)
+
+
+def test_ycbcr_of_jpeg_2000_is_converted_by_its_decoder_or_after_it(tissue: Pixels, tmp_path: Path) -> None:
+    def kept(pixels: Pixels) -> bytes:
+        return jpeg_2000(np.asarray(Image.fromarray(pixels).convert("YCbCr")), mct=0)
+
+    for encode in (kept, lambda pixels: jpeg_2000(pixels, mct=1)):
+        path = write_tiles(tmp_path / "a.tiff", [tissue], encode, 34712, YCBCR)
+        assert np.abs(_whole(open_slide(path)).astype(int) - tissue).mean() < 2
+
+
+def test_planes_of_ycbcr_are_refused(tissue: Pixels, tmp_path: Path) -> None:
+    path = write_tiles(tmp_path / "a.tiff", [tissue], jpeg, JPEG, YCBCR)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["PlanarConfiguration"].overwrite(2)
+    with pytest.raises(CorruptImage, match="its colors are stored as YCBCR and cannot be converted"):
+        open_slide(path)
+
+
+def test_a_level_with_a_palette_is_left_out(tissue: Pixels, tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
+        tiff.write(tissue, tile=(64, 64), photometric="rgb")
+        tiff.write(halves(tissue, 2)[:, :, 0], tile=(64, 64), subfiletype=1, **_PALETTE)
+    slide = open_slide(tmp_path / "a.tiff")
+    assert len(slide.levels) == 1
+    assert slide.file.problems[0].startswith("level 1 of 258 x 166 px is left out: its colors are stored as PALETTE")
+
+
+def test_a_compression_that_nobody_knows_is_named(tissue: Pixels, tmp_path: Path) -> None:
+    path = write_tiles(tmp_path / "a.tiff", [tissue], jpeg, 34925, RGB)
+    with pytest.raises(CorruptImage, match="its compression 34925 of 3 channels is unknown; save it as RGB with JPEG"):
+        open_slide(path)
+
+
+def test_an_orientation_tag_is_a_problem(tissue: Pixels, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tiff", tissue, tile=(64, 64), photometric="rgb", extratags=_TURNED)
+    slide = open_slide(tmp_path / "a.tiff")
+    assert slide.file.problems == ("it is read as stored, without its orientation tag (3); save it turned",)
+    np.testing.assert_array_equal(_whole(slide), tissue)
+
+
+@pytest.mark.parametrize("ome", [False, True])
+def test_a_stack_of_rgb_is_refused(ome: bool, tissue: Pixels, tmp_path: Path) -> None:
+    path, axes = tmp_path / ("a.ome.tiff" if ome else "a.tiff"), {"axes": "ZYXS"} if ome else None
+    tifffile.imwrite(path, np.stack([tissue, 255 - tissue]), tile=(64, 64), photometric="rgb", metadata=axes)
+    with pytest.raises(CorruptImage, match="it has several pages of 517 x 333 px"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize(("resolutions", "scales"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 4)), (6, (1, 2, 4))])
+def test_jpeg_2000_is_halved_as_often_as_it_can_be(
+    resolutions: int, scales: tuple[int, ...], tissue: Pixels, tmp_path: Path
+) -> None:
+    path = write_tiles(
+        tmp_path / "a.tiff", [tissue], lambda pixels: jpeg_2000(pixels, num_resolutions=resolutions), 33005, RGB
+    )
+    slide = open_slide(path, mpp=1.0)
+    assert slide.levels[0].scales == scales
+    for scale in scales:
+        assert slide.read(0, (0, 0, 64, 64), scale).std() > 5
+    assert not read_overview(slide).damaged
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_colors_are_the_same_grey_in_parts_as_in_the_whole(dtype: type, tissue: Pixels, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tiff", tissue, tile=(64, 64), photometric="rgb")
+    parts = TiffParts(tmp_path / "a.tiff", channels=1, dtype=dtype).read(0, 0, 333, 517)
+    np.testing.assert_array_equal(parts, read_image(tmp_path / "a.tiff", channels=1, dtype=dtype))
