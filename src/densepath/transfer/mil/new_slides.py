@@ -21,6 +21,7 @@ from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.feature_files import SUFFIXES, find_features, slide_name
 from densepath.transfer.mil.slide_table import patient_of_tcga
 from densepath.transfer.slides.slide_list import check_tiles, refuse_options
+from densepath.transfer.slides.slide_work import last_problem
 
 _WHOLE = "1/1"  # every process waits until all slides are tiled
 _ROUNDING = 1e-3  # µm per pixel that differ by less, relatively, are one value, written with fewer digits
@@ -184,7 +185,7 @@ def _slide(row: dict[str, str], file: Path, features: Path, owner: str | None) -
     elif file.is_file():
         return NewSlide(name, _patient(name, owner), file)
     else:
-        problem = f"it has no features; see {features / 'embed.log'}"
+        problem = last_problem(features, name) or f"it has no features; see {features / 'embed.log'}"
     return NewSlide(name, _patient(name, owner), None, problem)
 
 
