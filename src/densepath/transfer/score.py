@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from densepath.annotations.class_masks import ClassMasks
+from densepath.annotations.coco import annotations_of
 from densepath.annotations.coco_writing import annotation_of
 from densepath.core.closing import say_end
 from densepath.core.errors import UserError, refuse
@@ -98,6 +99,7 @@ def score(
         folder = Path(predictions) if Path(predictions).is_dir() else Path(predictions).parent
         for path in (Path(out), Path(out).with_suffix(".csv")):
             refuse_replacing(path, predictions, *(folder / name for name in (PREDICTIONS, IMAGES, TABLE)))
+            refuse_replacing(path, annotations_of(data, split), *classes)
     if is_semantic(predictions, classes):
         refuse_options("objects, not classes of pixels", {"score": score, "orientation": orientation})
         values, files = score_masks(data, predictions, classes, None if out is None else Path(out))

@@ -264,6 +264,15 @@ def test_a_file_of_features_is_probed_and_options_of_the_other_task_are_refused(
     ):
         with pytest.raises(UserError, match=match):
             probe(**options)
+    for name in ("f.png", "labels.csv"):
+        (tmp_path / name).write_text("mine")
+    for asked, out, kept in (
+        ({"labels": tmp_path / "labels.csv"}, "labels.json", "labels.csv"),
+        ({"labels": "folders"}, "f.json", "f.png"),
+    ):
+        with pytest.raises(UserError, match=f"{kept}.* replace"):
+            probe(features=path, out=tmp_path / out, **asked)
+        assert (tmp_path / kept).read_text() == "mine" and not (tmp_path / out).exists()
 
 
 def test_a_table_may_have_absolute_paths_or_the_folder_of_the_images(tmp_path: Path) -> None:

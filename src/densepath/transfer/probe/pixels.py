@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.coco import CocoImages, annotations_of, open_split
 from densepath.annotations.splits import check_objects, fit_window, say_read
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError
@@ -90,7 +90,7 @@ def probe_pixels(
         UserError: no such data, weights that do not fit, or a missing stage.
     """
     watch = Stopwatch()
-    check_out(out)
+    check_out(out, weights, *(annotations_of(data, split) for split in ("train", "test")), alone=True)
     check_seed(seed)
     torch.manual_seed(seed)
     network, spec, *_ = pretrained_backbone(weights, backbone)
