@@ -191,6 +191,19 @@ def test_a_name_is_that_of_one_slide() -> None:
             names.find(asked, "t.csv")
 
 
+def test_slides_of_one_name_in_different_folders_are_different(tmp_path: Path, capfd: Any) -> None:
+    data = features(tmp_path / "f", "siteB/1", "siteA/2", "siteB/3")
+    rows = ("slide_id,label", "siteA/1.svs,x", "/slides/siteA/2.svs,y", "3,x")
+    cohort = read_cohort(data, table(tmp_path / "t.csv", *rows), Columns())
+    assert cohort.slides == [("siteA/2",), ("siteB/3",)]
+    said = "without features: siteA/1.svs; siteB/1 has the file name of siteA/1.svs"
+    assert said in capfd.readouterr().err
+    with pytest.raises(UserError, match=r"siteB/1 has the file name of siteA/1\); check both"):
+        read_cohort(data, table(tmp_path / "t.csv", "slide_id,label", "siteA/1,x"), Columns())
+    names = Names(["a/TCGA-3X-AAVA-01Z-00-DX1.U"])
+    assert names.find("b/tcga-3x-aava-01z-00-dx1.V.svs", "t.csv") == "a/TCGA-3X-AAVA-01Z-00-DX1.U"
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [

@@ -101,16 +101,19 @@ def read_cohort(
     rows = merge_classes(listed.rows, classes)
     names = [row.slide if str(table) == FOLDERS else known.find(row.slide, row.place) for row in rows]
     missing = [row.slide for row, name in zip(rows, names, strict=True) if name is None]
+    elsewhere = {slide: others[0] for slide in missing if (others := known.namesakes(slide))}
+    also = "".join(f"; {other} has the file name of {slide}" for slide, other in list(elsewhere.items())[:1])
     if len(missing) == len(rows):
         raise UserError(
             f"no slide of {table} has features in {data} (the table has {first_few([r.slide for r in rows])}, "
-            f"the folder {first_few(list(found))}); check both"
+            f"the folder {first_few(list(found))}{also}); check both"
         )
     there = [(row, name) for row, name in zip(rows, names, strict=True) if name is not None]
     check_one_file_each([found[name] for _, name in there], [row.slide for row, _ in there])
     if missing:
         say(
-            f"densepath: left out: {counted(len(missing), 'slide')} of the table without features: {first_few(missing)}"
+            f"densepath: left out: {counted(len(missing), 'slide')} of the table without features: "
+            f"{first_few(missing)}{also}"
         )
     used = {slide_name(name) for _, name in there}
     if unused := [name for name in found if name not in used]:

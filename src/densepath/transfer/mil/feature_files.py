@@ -71,25 +71,25 @@ def slide_name(name: str) -> str:
 
 
 class Names:
-    """Finds the slide that a table means.
+    """Finds the slide that a name means: one of the two is the end of the other's path, or both have a barcode of TCGA.
 
     Args:
-        names: the slides that have features.
+        names: of slides, without endings.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._own = {composed(name): name for name in names}
         self._keys: dict[str, list[str]] = {}
         for name in names:
-            parts = composed(name).split("/")
-            tails = {"/".join(parts[start:]) for start in range(len(parts))}
-            if patient_of_tcga(name):
-                tails.add(parts[-1].partition(".")[0])  # TCGA-..-DX1.UUID is often called by its barcode
-            for tail in tails:
-                self._keys.setdefault(tail, []).append(name)
+            for key in dict.fromkeys(_keys(composed(name))):
+                self._keys.setdefault(key, []).append(name)
 
     def find(self, asked: str, place: str) -> str | None:
-        """The slide that has features; None if none has.
+        """The slide of a name; None if there is none.
+
+        Args:
+            asked: the name, with or without endings.
+            place: where it is named, for the message.
 
         Raises:
             UserError: several slides may be meant.
@@ -97,17 +97,42 @@ class Names:
         name = slide_name(asked)
         if name in self._own:
             return self._own[name]
-        parts = name.split("/")
-        keys = ["/".join(parts[start:]) for start in range(len(parts))]
-        for key in [*keys, *([parts[-1].partition(".")[0]] if patient_of_tcga(parts[-1]) else [])]:
-            found = self._keys.get(key, [])
-            if len(found) > 1:
-                raise UserError(
-                    f"{place} names {asked}, which may be {first_few(found)}; give the path of the features"
-                )
-            if found:
-                return found[0]
-        return None
+        found = self._alike(name)
+        if len(found) > 1:
+            raise UserError(f"{place} names {asked}, which may be {first_few(found)}; give the path of the features")
+        return found[0] if found and _one_slide(name, composed(found[0])) else None
+
+    def hold(self, asked: str) -> bool:
+        """Whether a name may mean one of the slides."""
+        name = slide_name(asked)
+        return any(_one_slide(name, composed(other)) for key in _keys(name) for other in self._keys.get(key, ()))
+
+    def namesakes(self, asked: str) -> list[str]:
+        """The slides with the same file name, in whatever folders."""
+        return self._alike(slide_name(asked))
+
+    def _alike(self, name: str) -> list[str]:
+        """The slides with the longest end of the name that any has."""
+        return next((self._keys[key] for key in _keys(name) if key in self._keys), [])
+
+
+def _keys(name: str) -> list[str]:
+    """What a slide may be called: the ends of its path, from the longest, and a barcode of TCGA without what follows."""
+    parts = name.split("/")
+    tails = ["/".join(parts[start:]) for start in range(len(parts))]
+    return [*tails, *([_barcode(name)] if patient_of_tcga(name) else [])]
+
+
+def _one_slide(one: str, other: str) -> bool:
+    """Whether two names may mean one slide: TCGA's have barcodes that no other slide has."""
+    if patient_of_tcga(one) or patient_of_tcga(other):
+        return _barcode(one) == _barcode(other)
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
+
+
+def _barcode(name: str) -> str:
+    """TCGA-..-DX1.UUID is often called by its barcode."""
+    return name.rpartition("/")[2].partition(".")[0].upper()
 
 
 def check_one_file_each(files: Sequence[Path], names: Sequence[str]) -> None:
