@@ -69,10 +69,11 @@ def expected(run: Path, tiles: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np
     return np.array(values), np.array(attention), np.array(thresholds)
 
 
-def test_patients_get_the_answers_of_all_folds(run: Path, tmp_path: Path) -> None:
+def test_patients_get_the_answers_of_all_folds(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bags = write_new(tmp_path / "new")
     result = predict(run, data=tmp_path / "new", out=tmp_path / "out", **CPU)
     assert (result["slides"], result["damaged"], result["patients"]) == (4, 1, 2)
+    assert "the patient of 1 slide is unknown (damaged), so each is a case of its own" in capsys.readouterr().err
     rows = rows_of(tmp_path / "out" / "patient-preds.csv", "PATIENT")
     joined = torch.cat([bags["x"], bags["y"]])
     for patient, tiles, slides in (("P", joined, 2), ("TCGA-AA-0001", bags["TCGA-AA-0001-01Z-00-DX1"], 1)):

@@ -233,7 +233,7 @@ def _embed_all(
     shared = SlideWork(out, identities, lambda name: _files(out, features, name))
 
     def is_done(name: str) -> bool:
-        same = _notes(features_path(out, features, name)).get("slide") == shared.identities[name]
+        same = notes_of(features_path(out, features, name)).get("slide") == shared.identities[name]
         return same and shared.succeeded(name) and (out / "heat_maps" / f"{name}.png").exists()
 
     def embed(name: str) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> dict[
     return counts
 
 
-def _notes(path: Path) -> dict[str, Any]:
+def notes_of(path: Path) -> dict[str, Any]:
     """What a file of features says of itself; empty if there is none."""
     try:
         with h5py_module().File(path) as file:

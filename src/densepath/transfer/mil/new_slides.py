@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import has_magic
@@ -16,7 +17,7 @@ from densepath.sources.listing import walk
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import is_tile_folder, overlap_of, read_slide_rows, read_tile_folder
 from densepath.training.hardware import Hardware, Precision
-from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides, features_name, features_path
+from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides, features_name, features_path, notes_of
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.feature_files import SUFFIXES, find_features, slide_name
 from densepath.transfer.mil.slide_table import patient_of_tcga
@@ -85,9 +86,18 @@ def slides_in_files(data: str | Path) -> list[NewSlide] | None:
         return None
     else:
         found = find_features(data)
-    owners = patients_of(data, [str(file) for file in found.values()])
+    paths = {str(file): path for file in found.values() if (path := notes_of(file).get("slide_path"))}
+    of_slides = _patients_next_to(list(paths.values()))
+    owners = {file: of_slides[path] for file, path in paths.items() if path in of_slides}
+    owners |= patients_of(data, [str(file) for file in found.values()])
     say(f"densepath: the features of {counted(len(found), 'slide')} are taken from {data}")
     return [NewSlide(name, _patient(name, owners.get(str(file))), file) for name, file in found.items()]
+
+
+def _patients_next_to(slides: Sequence[str]) -> dict[str, str]:
+    """The patients of slides that a ``manifest.csv`` lists: in the folder of all, its parent, or below it."""
+    folders = {os.path.dirname(os.path.abspath(path)) for path in slides}
+    return patients_of(os.path.commonpath(folders), slides) if folders else {}
 
 
 def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) -> ExtractorRecord:
@@ -174,7 +184,8 @@ def embed_new_slides(data: str | Path, out: Path, record: ExtractorRecord, optio
         return []
     name = features_name(record.weights, made["backbone"])
     rows = read_slide_rows(tiles)
-    owners = patients_of(data if tiles != Path(data) else Path(rows[0]["path"]).parent, [row["path"] for row in rows])
+    paths = [row["path"] for row in rows]
+    owners = patients_of(data, paths) if tiles != Path(data) else _patients_next_to(paths)
     return [_slide(row, features_path(features, name, row["slide"]), features, owners.get(row["path"])) for row in rows]
 
 

@@ -121,6 +121,13 @@ def predict_answers(
         drawn = frozenset(found[place].name for place in evenly_spaced(number, len(found)))
         files = AttentionFiles(out / ATTENTION, models.notes.classes, slides, [slide.name for slide in found])
         grouping = str(config.get("grouping", "joined"))
+        unknown = [slide.name for slide in found if slide.patient == slide.name]
+        if grouping != "single" and len(found) > 1 and unknown:
+            say(
+                f"densepath: the {'patient' if len(unknown) == 1 else 'patients'} of {counted(len(unknown), 'slide')} "
+                f"{'is' if len(unknown) == 1 else 'are'} unknown ({first_few(unknown)}), so each is a case of its own; "
+                "name patients in a manifest.csv next to the slides"
+            )
         # Features that this command made are checked before; of weights that the user names nothing is known.
         expected = "" if options.weights else models.notes.extractor
         counts = _answer_all(_Work(models, grouping, expected, files, drawn, out), found)
