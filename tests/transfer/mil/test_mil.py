@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from densepath.core.errors import UserError
 from densepath.runs.signals import Interrupted
 from densepath.transfer.mil import bag_task
 from densepath.transfer.mil.bags import Bag
+from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.config import MilConfig
 from densepath.transfer.mil.fold import balanced
 from densepath.transfer.mil.mil import mil
@@ -267,6 +269,29 @@ def test_slides_of_a_patient_are_joined_averaged_or_single(study: Study) -> None
     slides = [torch.load(folder / "features" / f"{case['PATIENT']}_{n}.pt", weights_only=True).half() for n in (0, 1)]
     chances = torch.stack([model(slide.float())[0].softmax(0) for slide in slides]).mean(0)
     assert float(case["label_tumour"]) == pytest.approx(chances[1].item(), rel=1e-4)
+
+
+def test_the_order_of_slides_in_the_table_does_not_matter(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to a model that lays tiles out in their order; a run that was begun in that of the table continues in it."""
+    folder = study(slides=2, patients=8)
+    options: dict[str, Any] = {"model": "transmil", "attention": 0, "epochs": 1}
+    run(folder, "forward", **options)
+    head, *rows = (folder / "table.csv").read_text().splitlines()
+    (folder / "table.csv").write_text("\n".join([head, *reversed(rows)]))
+    run(folder, "reversed", **options)
+    key = itemgetter("PATIENT")
+    assert sorted(predictions(folder / "forward"), key=key) == sorted(predictions(folder / "reversed"), key=key)
+    with monkeypatch.context() as patched:
+        patched.setattr(Cohort, "with_slides_by_name", lambda self: self)
+        run(folder, "old", **options)
+    assert predictions(folder / "old") != predictions(folder / "reversed")
+    splits = json.loads((folder / "old" / "splits.json").read_text())
+    assert splits.pop("slides_by") == "name"
+    (folder / "old" / "splits.json").write_text(json.dumps(splits))
+    before = predictions(folder / "old")
+    (folder / "old" / "fold_1" / "answers.json").unlink()
+    run(folder, "old", resume=True, **options)
+    assert predictions(folder / "old") == before
 
 
 def test_the_sweep_is_decided_by_the_validation_cases_and_sites_stay_together(study: Study) -> None:

@@ -20,6 +20,7 @@ from densepath.sources.slides.open import open_slide
 from densepath.synthetic.slide import write_slide
 from densepath.transfer.embed.embed import embed
 from densepath.transfer.embed.slide_features import read_slide_features
+from densepath.transfer.mil.feature_files import find_features
 from densepath.transfer.mil.mil import mil
 from densepath.transfer.mil.model_file import load_model
 from densepath.transfer.predict import predict
@@ -92,6 +93,22 @@ def test_patients_get_the_answers_of_all_folds(run: Path, tmp_path: Path, capsys
     slides_rows = rows_of(tmp_path / "out" / "slides.csv", "slide")
     assert float(slides_rows["x"]["label_tumour"]) == pytest.approx(expected(run, bags["x"])[0][:, 1].mean(), 1e-4)
     assert "not a torch file" in slides_rows["damaged"]["problem"] and slides_rows["damaged"]["pred"] == ""
+
+
+def test_slides_are_joined_in_the_order_of_training(
+    shared_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, whatever the order of the folder; TransMIL lays tiles out in theirs."""
+    given: dict[str, Any] = {"model": "transmil", **SMALL, "epochs": 1}
+    monkeypatch.setattr("densepath.transfer.mil.mil.draw_pictures", lambda *_: {"roc": None})
+    mil(data=shared_study / "features", table=shared_study / "table.csv", out=tmp_path / "run", **given)
+    write_new(tmp_path / "new")
+    predict(tmp_path / "run", data=tmp_path / "new", out=tmp_path / "out", **CPU)
+    turned = dict(reversed(find_features(tmp_path / "new").items()))
+    monkeypatch.setattr("densepath.transfer.mil.new_slides.find_features", lambda data: turned)
+    predict(tmp_path / "run", data=tmp_path / "new", out=tmp_path / "turned", **CPU)
+    one, other = (rows_of(tmp_path / out / "patient-preds.csv", "PATIENT")["P"] for out in ("out", "turned"))
+    assert one == other
 
 
 def test_the_same_command_continues(run: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +60,12 @@ class Cohort:
     def labels(self) -> Integers:
         """(C,) classes."""
         return self.targets[:, 0].astype(np.int64)
+
+    def with_slides_by_name(self) -> Cohort:
+        """The same with the slides of each case in the order of their names, whatever the order of the table."""
+        pairs = [sorted(zip(*own, strict=True)) for own in zip(self.slides, self.files, strict=True)]
+        slides = [tuple(name for name, _ in own) for own in pairs]
+        return replace(self, slides=slides, files=[tuple(file for _, file in own) for own in pairs])
 
     def describe(self) -> str:
         """The cases in a line."""

@@ -38,7 +38,7 @@ from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
 from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, scores_of, write_results
-from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_splits, write_splits
+from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_splits, slides_in_order, write_splits
 from densepath.transfer.probe.metrics import Score
 from densepath.version import __version__
 
@@ -89,6 +89,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
     with open_run(out, record, resume=config.resume, free=FREE, note=f"densepath {__version__}"):
         say(f"densepath: {cohort.describe()}")
         AttentionFiles(out / ATTENTION, cohort.classes, config.slides)  # refuses a wrong folder before training
+        cohort = slides_in_order(cohort, out / SPLITS)
         splits = _splits(config, cohort, out)
         store = _Store(cohort, config.grouping == "averaged")
         _check_same(out, store.digest)

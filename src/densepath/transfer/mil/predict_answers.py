@@ -141,8 +141,9 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
     cases: dict[str, list[NewSlide]] = {}
     for slide in slides:
         cases.setdefault(slide.name if work.grouping == "single" else slide.patient, []).append(slide)
-    # The names of patients come from a table: a case is known by its first slide.
-    cases = {own[0].name: own for own in cases.values()}
+    # The names of patients come from a table: a case is known by its first slide. Slides are in the order of training.
+    in_order = (sorted(own, key=lambda slide: slide.name) for own in cases.values())
+    cases = {own[0].name: own for own in in_order}
     shared = SlideWork(
         work.out,
         {name: _identity(own, work) for name, own in cases.items()},
