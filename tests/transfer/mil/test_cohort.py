@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -217,6 +219,34 @@ def test_slides_of_one_name_in_different_folders_are_different(tmp_path: Path, c
 def test_wrong_features_are_refused(tmp_path: Path, second: torch.Tensor, message: str) -> None:
     files = [(features(tmp_path, "a") / "a.pt",), (tmp_path / "b.pt",)]
     torch.save(second, files[1][0])
+    with pytest.raises(UserError, match=message):
+        read_bags(["a", "b"], files)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"mpp": 1.0}, r"b.h5 has features of tiles with 1 µm per pixel instead of 0.5 in .*a.h5; use tiles of one"),
+        ({"patch_size": 512}, "512 pixels per side instead of 256"),
+        ({"overlap": 64}, "64 pixels of overlap instead of 0"),
+        ({"size": 224}, "224 pixels after resizing instead of 0"),
+        ({"mpp": 0.50002}, None),
+        ({"mpp": None, "patch_size": 512}, None),  # of a slide with another magnification
+    ],
+)
+def test_features_of_other_tiles_are_refused(tmp_path: Path, second: dict[str, Any], message: str | None) -> None:
+    ours = {"weights": "w", "weights_digest": "0" * 20, "size": 0}
+    for name, own in (("a", {}), ("b", second)):
+        notes = {"mpp": 0.5, "patch_size": 256, "overlap": 0, **ours, **own}
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["features"] = np.zeros((1, 4), np.float32)
+            file["coords"] = np.zeros((1, 2), np.int64)
+            file.attrs["densepath"] = json.dumps({key: notes[key] for key in ours})
+            file["coords"].attrs.update({k: v for k, v in notes.items() if k not in ours and v is not None})
+    files = [(tmp_path / "a.h5",), (tmp_path / "b.h5",)]
+    if message is None:
+        assert len(read_bags(["a", "b"], files)) == 2
+        return
     with pytest.raises(UserError, match=message):
         read_bags(["a", "b"], files)
 

@@ -216,6 +216,14 @@ def test_what_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
             predict(run, data=tmp_path, out=tmp_path / "out0", **{name: value}, **CPU)
     with pytest.raises(UserError, match=f"wide has {DIM + 1} features for each tile, the run was trained on {DIM}"):
         predict(run, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
+    other = shutil.copytree(run, tmp_path.with_name("other"))
+    (other / "features.json").write_text(json.dumps({"mpp": 0.5, "tile": 64}))
+    (tmp_path / "wide.pt").unlink()
+    with h5py.File(tmp_path / "wide.h5", "w") as file:
+        file["features"], file["coords"] = np.zeros((1, DIM), np.float32), np.zeros((1, 2))
+        file["coords"].attrs.update({"mpp": 1.0, "patch_size": 64})
+    with pytest.raises(UserError, match="tiles with 1 µm per pixel instead of 0.5 in the training; tile the slides"):
+        predict(other, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
     with pytest.raises(UserError, match="nowhere does not exist; give slides"):
         predict(run, data=tmp_path / "nowhere", out=tmp_path.with_name("out1"), **CPU)
     write_slide(tmp_path / "slides" / "a.tiff", size=(128, 128), levels=(1, 2), tile=64)

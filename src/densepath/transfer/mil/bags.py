@@ -14,6 +14,7 @@ from densepath.core.errors import UserError
 from densepath.core.streams import say
 from densepath.core.system import available_memory, with_progress
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
+from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.feature_files import slide_name
 
 _EXTRACTOR = ("extractor", "encoder", "encoder_name", "model_name")  # as STAMP, TRIDENT and others name it
@@ -54,8 +55,8 @@ def read_bags(
         see: is called with the features of each slide.
 
     Raises:
-        UserError: a file cannot be read or has no tiles; files differ in the width of their features or in what made
-            them; the features hold NaN or Inf.
+        UserError: a file cannot be read or has no tiles; files differ in the width of their features, in what made
+            them or in the tiles; the features hold NaN or Inf.
     """
     budget = _SHARE * available_memory()
     bags: list[Bag] = []
@@ -110,6 +111,8 @@ def _check_alike(file: Path, slide: SlideFeatures, other: Path, first: SlideFeat
             f"{file} has features of {made or 'an unknown extractor'}, {other} of {made_before or 'an unknown one'}; "
             "use those of one extractor"
         )
+    if other_tiles := ExtractorRecord.of(first).unlike(ExtractorRecord.of(slide)):
+        raise UserError(f"{file} has features of tiles with {other_tiles} in {other}; use tiles of one kind")
 
 
 def check_place(file: Path, slide: SlideFeatures) -> None:

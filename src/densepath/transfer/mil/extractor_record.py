@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from densepath.core.files import atomic_write
 from densepath.transfer.embed.slide_features import SlideFeatures
 
 FEATURES = "features.json"
+_ROUNDING = 1e-3  # µm per pixel that differ by less, relatively, are one value, written with fewer digits
 _AT_10X = 10.0  # µm per pixel, divided by the magnification
 
 
@@ -62,6 +64,23 @@ class ExtractorRecord:
             overlap=overlap,
         )
 
+    def unlike(self, other: ExtractorRecord) -> str:
+        """What the tiles of another one have instead, in words; "" if they are alike, or one of them is unknown."""
+        pairs: list[tuple[str, float | None, float | None]] = [
+            ("pixels after resizing", self.size, other.size),
+            ("µm per pixel", self.mpp, other.mpp),
+        ]
+        if None not in (self.mpp, other.mpp):  # without them, tiles of other pixels may be of other levels
+            pairs += [("pixels per side", self.tile, other.tile), ("pixels of overlap", self.overlap, other.overlap)]
+        return next(
+            (
+                f"{theirs:g} {what} instead of {own:g}"
+                for what, own, theirs in pairs
+                if own is not None and theirs is not None and not alike(own, theirs)
+            ),
+            "",
+        )
+
     def write(self, run: Path) -> None:
         """Write it into the folder of a run."""
         with atomic_write(run / FEATURES) as part:
@@ -98,6 +117,12 @@ class ExtractorRecord:
                 f"these are other {what} than those of the features that the run was trained on "
                 f"({self.weights}, digest {self.digest[:12]}); give the same ones with --weights"
             )
+
+
+def alike(one: float, other: float) -> bool:
+    """Whether two µm per pixel, or whole numbers of pixels, are the same."""
+    whole = float(one).is_integer() and float(other).is_integer()
+    return one == other if whole else math.isclose(one, other, rel_tol=_ROUNDING)
 
 
 def _tiles(notes: Mapping[str, Any]) -> tuple[float | None, int | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +17,13 @@ from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import is_tile_folder, overlap_of, read_slide_rows, read_tile_folder
 from densepath.training.hardware import Hardware, Precision
 from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides, features_name, features_path, notes_of
-from densepath.transfer.mil.extractor_record import ExtractorRecord
+from densepath.transfer.mil.extractor_record import ExtractorRecord, alike
 from densepath.transfer.mil.feature_files import SUFFIXES, find_features, slide_name
 from densepath.transfer.mil.slide_table import patient_of_tcga
 from densepath.transfer.slides.slide_list import check_tiles, refuse_options
 from densepath.transfer.slides.slide_work import last_problem
 
 _WHOLE = "1/1"  # every process waits until all slides are tiled
-_ROUNDING = 1e-3  # µm per pixel that differ by less, relatively, are one value, written with fewer digits
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) 
                 ("pixels per side", tiling.size, side),
                 ("pixels of overlap", overlap_of(data), record.overlap if record.mpp else None),
             ),
-            _alike,
+            alike,
         )
     elif mpp is None or side is None:
         raise UserError(
@@ -205,12 +203,6 @@ def _patient(name: str, owner: str | None) -> str:
 
 
 def _agreed(option: str, recorded: Any, given: Any) -> Any:
-    if recorded is not None and given is not None and not _alike(recorded, given):
+    if recorded is not None and given is not None and not alike(recorded, given):
         raise UserError(f"--{option} is {given:g}, but the run was trained on tiles with {recorded:g}; leave it out")
     return given if recorded is None else recorded
-
-
-def _alike(one: float, other: float) -> bool:
-    """Whether two µm per pixel, or whole numbers of pixels, are the same."""
-    whole = float(one).is_integer() and float(other).is_integer()
-    return one == other if whole else math.isclose(one, other, rel_tol=_ROUNDING)

@@ -50,6 +50,7 @@ class _Work:
     models: Ensemble
     grouping: str
     extractor: str
+    record: ExtractorRecord
     attention: AttentionFiles
     drawn: frozenset[str]
     out: Path
@@ -82,10 +83,10 @@ def predict_answers(
     watch = Stopwatch()
     models = Ensemble(run, options.hardware)
     found = slides_in_files(data)
-    extractor = None
+    extractor, trained = None, ExtractorRecord.read(run)
     if found is None:
         refuse_options("files of features", {"slides": slides})
-        extractor = completed(ExtractorRecord.read(run), data, options)
+        extractor = completed(trained, data, options)
     else:
         idle: dict[str, Any] = {"weights": options.weights, "mpp": options.mpp, "window": options.tile}
         idle |= {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp, "shard": options.shard}
@@ -130,7 +131,7 @@ def predict_answers(
             )
         # Features that this command made are checked before; of weights that the user names nothing is known.
         expected = "" if options.weights else models.notes.extractor
-        counts = _answer_all(_Work(models, grouping, expected, files, drawn, out), found)
+        counts = _answer_all(_Work(models, grouping, expected, trained, files, drawn, out), found)
         made = {"answers": out / PREDICTIONS, "slides": out / SLIDES, "attention": out / ATTENTION}
         say_end(watch, "", made)
     return Result(out, counts, {"table": out / PREDICTIONS, "slides": out / SLIDES})
@@ -213,7 +214,7 @@ def _read(slide: NewSlide, work: _Work) -> tuple[SlideFeatures, Bag]:
 
     Raises:
         CorruptImage: there are none.
-        UserError: they are those of another extractor.
+        UserError: they are those of another extractor, or of other tiles.
     """
     if slide.file is None:
         raise CorruptImage(slide.name, slide.problem)
@@ -231,6 +232,8 @@ def _read(slide: NewSlide, work: _Work) -> tuple[SlideFeatures, Bag]:
             f"{slide.file} has features of {made}, the run was trained on those of {work.extractor}; use the same "
             "extractor"
         )
+    if other_tiles := work.record.unlike(ExtractorRecord.of(features)):
+        raise UserError(f"{slide.file} has features of tiles with {other_tiles} in the training; tile the slides again")
     return features, Bag(slide.name, (slide.file,), (len(tiles),), torch.from_numpy(tiles))
 
 
