@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.sources.slides.open import open_slide
+from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.synthetic.slide import write_slide
-from densepath.transfer.embed.slide_features import SlideFeatures
+from densepath.transfer.embed.slide_features import FeatureWriter, SlideFeatures, read_slide_features
 from densepath.transfer.mil.attention import AttentionFiles, boxes_px
 from densepath.transfer.mil.bags import check_place, extractor_of
 
@@ -125,6 +127,15 @@ def test_coordinates_of_another_slide_are_refused(notes: dict[str, object], mess
         return
     with pytest.raises(UserError, match=message):
         check_place(Path("a.h5"), tiles)
+
+
+def test_a_slide_whose_name_is_not_text_has_its_own_features(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    tiling = SlideTiling(name, f"{name}.tif", np.zeros((1, 2), np.int64), 0.5, 64, (0.5, 0.5), (64, 64))
+    path = tmp_path / f"{name}.h5"
+    with FeatureWriter(path, tiling, 0, 2, "float32", {}) as file:
+        file.add([0], np.zeros((1, 2), np.float32))
+    check_place(path, read_slide_features(path))
 
 
 def test_extractors_are_told_apart() -> None:

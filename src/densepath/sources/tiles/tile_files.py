@@ -119,8 +119,8 @@ def notes_of_tiling(tiling: SlideTiling, folder: Path, overlap: int = 0) -> dict
         "level0_magnification": _AT_10X / level_0,
         "target_magnification": _AT_10X / tiling.mpp,
         "overlap": overlap,
-        "name": _text(tiling.name),
-        "savetodir": _text(str(folder)),
+        "name": stored_text(tiling.name),
+        "savetodir": stored_text(str(folder)),
         "level0_width": tiling.extent[1],
         "level0_height": tiling.extent[0],
         "mpp": tiling.mpp,
@@ -243,8 +243,8 @@ def _spellings(row: dict[str, str]) -> set[str]:
     return {composed(name) for name in names}
 
 
-def _text(name: str) -> str:
-    """A name as HDF5 can store it: not every file name is valid Unicode."""
+def stored_text(name: str) -> str:
+    """A name as HDF5 and Parquet can store it: not every file name is valid Unicode."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.core.streams import say
 from densepath.core.system import available_memory, with_progress
+from densepath.sources.tiles.tile_files import stored_text
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.feature_files import slide_name
@@ -118,7 +119,7 @@ def _check_alike(file: Path, slide: SlideFeatures, other: Path, first: SlideFeat
 def check_place(file: Path, slide: SlideFeatures) -> None:
     """Refuse coordinates of another slide: by its name, or because they lie outside of this one."""
     name = str(slide.notes.get("name", "")).rpartition("/")[2]
-    if name and slide_name(name) != slide_name(file.name):
+    if name and slide_name(name) != slide_name(stored_text(file.name)):
         raise UserError(f"{file} has coordinates of the slide {name}; make these features again")
     extent = [slide.notes.get(f"level0_{side}") for side in ("width", "height")]
     if slide.corners is None or slide.unit != "px" or None in extent or not len(slide):
