@@ -71,6 +71,9 @@ def test_the_tables_of_stamp(tmp_path: Path) -> None:
     slides = table(tmp_path / "slides.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5")
     cohort = read_cohort(data, clini, Columns("MSI"), slide_table=slides)
     assert found(cohort) == {"p1": ("high", ("s1", "s3")), "p2": ("low", ("s2",))}
+    twice = table(tmp_path / "twice.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s1.h5", "p3,s3.h5")
+    with pytest.raises(UserError, match=r"slides with two rows in .*twice\.csv: s1"):
+        read_cohort(data, clini, Columns("MSI"), slide_table=twice)
     # A column that is usual for slides may be in the table of patients, and an unusual one in that of slides.
     clini = table(tmp_path / "clini.csv", "PATIENT,name,MSI", "p1,Ann,high", "p2,Bob,low")
     slides = table(tmp_path / "slides.csv", "PATIENT,scan", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5")

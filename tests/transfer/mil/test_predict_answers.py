@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "wide.h5", "w") as file:
         file["features"], file["coords"] = np.zeros((1, DIM), np.float32), np.zeros((1, 2))
         file["coords"].attrs.update({"mpp": 1.0, "patch_size": 64})
-    with pytest.raises(UserError, match="tiles with 1 µm per pixel instead of 0.5 in the training; tile the slides"):
+    with pytest.raises(UserError, match=r"tiles with 1 µm per pixel instead of 0\.5 in the training; tile the slides"):
         predict(other, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
     with pytest.raises(UserError, match="nowhere does not exist; give slides"):
         predict(run, data=tmp_path / "nowhere", out=tmp_path.with_name("out1"), **CPU)

@@ -117,7 +117,7 @@ class Names:
 
 
 def _keys(name: str) -> list[str]:
-    """What a slide may be called: the ends of its path, from the longest, and a barcode of TCGA without what follows."""
+    """What a slide may be called: the ends of its path, the longest first, and a barcode of TCGA."""
     parts = name.split("/")
     tails = ["/".join(parts[start:]) for start in range(len(parts))]
     return [*tails, *([_barcode(name)] if patient_of_tcga(name) else [])]
