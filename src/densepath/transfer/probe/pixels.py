@@ -29,7 +29,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
 from densepath.core.result import Result
-from densepath.core.scores import SCALE
+from densepath.core.scores import SCALE, without_nan
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.waiting import HANGING_READER
@@ -102,7 +102,7 @@ def probe_pixels(
     result = asked | SCALE | scores | {"seconds": round(watch.read(), 1)}
     if out is not None:
         with atomic_write(out) as part:
-            part.write_text(json.dumps(result, indent=2) + "\n")
+            part.write_text(json.dumps(without_nan(result), indent=2, allow_nan=False) + "\n")
     commands: tuple[str, ...] = ()
     if not isinstance(backbone, nn.Module):
         named = ["--backbone", backbone] if backbone else []

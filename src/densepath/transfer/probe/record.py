@@ -19,7 +19,7 @@ from rich.table import Table
 
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
-from densepath.core.scores import SCALE
+from densepath.core.scores import SCALE, without_nan
 from densepath.transfer.probe.images import ImageProbe
 from densepath.transfer.probe.metrics import METRICS
 
@@ -71,7 +71,7 @@ def table_of(probe: ImageProbe) -> str:
 
 
 def record_of(probe: ImageProbe, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores and what they were made with, in the plain types of JSON."""
+    """The scores and what they were made with, in plain types."""
     counts = np.bincount(probe.images.classes.labels.numpy())
     result: dict[str, Any] = {**asked, **SCALE, "protocol": _protocol(probe)}
     for name, scores in probe.scores.items():
@@ -93,7 +93,7 @@ def write_record(probe: ImageProbe, out: Path, asked: Mapping[str, Any]) -> None
     """Write the record, and next to it the predictions (.csv) and the confusion matrices (.png)."""
     record, predictions, picture = _files(out)
     with atomic_write(record) as part:
-        part.write_text(json.dumps(record_of(probe, asked), indent=2) + "\n")
+        part.write_text(json.dumps(without_nan(record_of(probe, asked)), indent=2, allow_nan=False) + "\n")
     with (
         atomic_write(predictions) as part,
         part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
