@@ -183,6 +183,20 @@ def test_a_slide_with_two_files_and_an_ambiguous_name_are_refused(tmp_path: Path
         read_cohort(data, listed, Columns())
 
 
+def test_slides_that_differ_in_their_ending_keep_it(tmp_path: Path) -> None:
+    """As ``densepath embed`` names them."""
+    data = features(tmp_path / "f", "a.svs", "a.ndpi", "b.svs")
+    rows = ("case_id,slide_id,label", "p,a.svs,x", "q,a.ndpi,y", "r,b,y")
+    cohort = read_cohort(data, table(tmp_path / "t.csv", *rows), Columns())
+    assert cohort.slides == [("a.svs",), ("a.ndpi",), ("b",)]
+    assert [files[0].name for files in cohort.files] == ["a.svs.pt", "a.ndpi.pt", "b.svs.pt"]
+    with pytest.raises(UserError, match=r"names a, which may be a\.ndpi, a\.svs"):
+        read_cohort(data, table(tmp_path / "t.csv", rows[0], "p,a,x"), Columns())
+    features(data, "a")
+    with pytest.raises(UserError, match="are both features of the slide a; remove one"):
+        read_cohort(data, table(tmp_path / "t.csv", *rows), Columns())
+
+
 def test_a_name_is_that_of_one_slide() -> None:
     names = Names(["s", "a/s", "TCGA-3X-AAVA-01Z-00-DX1.U", "TCGA-3X-AAVA-01Z-00-DX1.V"])
     for asked, found in (

@@ -22,7 +22,7 @@ from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
 from densepath.sources.tiles.records import identity_of
 from densepath.transfer.embed.slide_features import SlideFeatures
-from densepath.transfer.mil.feature_files import Names, slide_name
+from densepath.transfer.mil.feature_files import Names, slide_names
 from densepath.transfer.mil.tile_sheet import draw_extremes
 from densepath.transfer.probe.metrics import Floats
 from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
@@ -46,7 +46,8 @@ class AttentionFiles:
     ) -> None:
         self._out, self._classes, self._folder, self._all = out, classes, slides, frozenset(names)
         paths = [] if slides is None else find_slides(slides)
-        self._paths = {slide_name(os.path.relpath(path, slides or "")): path for path in paths}
+        below = slide_names([os.path.relpath(path, slides or "") for path in paths])
+        self._paths = dict(zip(below, paths, strict=True))
         self._names = Names(list(self._paths))
 
     def write(

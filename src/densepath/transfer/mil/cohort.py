@@ -13,7 +13,7 @@ import numpy as np
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import several_spellings
 from densepath.core.streams import say
-from densepath.transfer.mil.feature_files import Names, check_one_file_each, find_features, slide_name
+from densepath.transfer.mil.feature_files import Names, check_one_file_each, find_features
 from densepath.transfer.mil.slide_table import FOLDERS, Columns, Row, merge_classes, read_slide_table
 from densepath.transfer.probe.metrics import Floats, Integers
 
@@ -121,7 +121,7 @@ def read_cohort(
             f"densepath: left out: {counted(len(missing), 'slide')} of the table without features: "
             f"{first_few(missing)}{also}"
         )
-    used = {slide_name(name) for _, name in there}
+    used = {name for _, name in there}
     if unused := [name for name in found if name not in used]:
         say(f"densepath: not in the table: {counted(len(unused), 'file')} of features: {first_few(unused)}")
     if not listed.by_patient:

@@ -121,7 +121,7 @@ class MilConfig:
         if self.task != "classification":
             refuse_options("classification", {"classes": self.classes or None, "class_weights": weighted})
         if self.model == KNN:
-            given = {"epochs": self.epochs, "lr": self.lr or None, "weight_decay": self.weight_decay or None}
+            given: dict[str, Any] = {"epochs": self.epochs, "lr": self.lr or None, "weight_decay": self.weight_decay or None}
             given |= {"class_weights": weighted, "max_tiles": self.max_tiles or None}
             refuse_options("models that are trained, not knn", given)
         elif self.model != ALL and self.neighbors != _NEIGHBORS:

@@ -84,9 +84,9 @@ def slides_in_files(data: str | Path) -> list[NewSlide] | None:
         return None
     else:
         found = find_features(data)
-    paths = {str(file): path for file in found.values() if (path := notes_of(file).get("slide_path"))}
+    paths = {str(file): slide for file in found.values() if (slide := notes_of(file).get("slide_path"))}
     of_slides = _patients_next_to(list(paths.values()))
-    owners = {file: of_slides[path] for file, path in paths.items() if path in of_slides}
+    owners = {file: of_slides[slide] for file, slide in paths.items() if slide in of_slides}
     owners |= patients_of(data, [str(file) for file in found.values()])
     say(f"densepath: the features of {counted(len(found), 'slide')} are taken from {data}")
     return [NewSlide(name, _patient(name, owners.get(str(file))), file) for name, file in found.items()]
