@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from densepath.core.errors import UserError
 from densepath.training.hardware import Hardware
 from densepath.transfer.embed.embed_slides import EmbedOptions
+from densepath.transfer.embed.slide_features import SlideFeatures
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.new_slides import SlideOptions, completed, embed_new_slides, slides_in_files
 
@@ -44,6 +46,12 @@ def test_features_are_read_where_these_weights_write_them(tmp_path: Path, monkey
     monkeypatch.setattr("densepath.transfer.mil.new_slides.embed_slides", embed)
     (slide,) = embed_new_slides(write_tiles(tmp_path / "T"), tmp_path / "out", RECORD, options())
     assert slide.file == tmp_path / "out" / "features" / "features_w" / "a.h5"
+
+
+def test_tiles_of_earlier_versions_of_stamp_are_known() -> None:
+    notes = {"unit": "um", "tile_size": 256.0, "tile_size_px": 224}
+    record = ExtractorRecord.of(SlideFeatures("a", np.zeros((1, 2), np.float32), notes=notes))
+    assert (record.mpp, record.tile) == (256 / 224, 224)
 
 
 def test_resolutions_may_be_rounded_and_pixels_not(tmp_path: Path) -> None:

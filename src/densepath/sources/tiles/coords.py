@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError, errors_as
 from densepath.sources.slides.slide import Slide
-from densepath.sources.tiles.tile_files import h5py_module
+from densepath.sources.tiles.tile_files import AT_10X, h5py_module
 
 ENDINGS = ("_patches.h5", ".h5", ".hdf5")
 _PIXELS = frozenset({"patch_size", "patch_size_level0"})  # attributes of files of TRIDENT and CLAM
@@ -42,16 +42,26 @@ def given_size(path: str) -> tuple[float, int, int] | None:
     Raises:
         UserError: it cannot be read.
     """
-    coords, notes, of_file = _read(path)
-    overlap = int(notes.get("overlap", 0))
-    if "mpp" in notes and "patch_size" in notes:
-        return float(notes["mpp"]), int(notes["patch_size"]), overlap
-    if "target_magnification" in notes and "patch_size" in notes:
-        return 10 / float(notes["target_magnification"]), int(notes["patch_size"]), overlap
-    _, side = unit_of(coords, of_file)
-    if side is not None and "tile_size_px" in of_file:
-        return side / int(of_file["tile_size_px"]), int(of_file["tile_size_px"]), 0
-    return None
+    _, notes, of_file = _read(path)
+    mpp, side = size_of_tiles(of_file | notes)
+    return None if mpp is None or side is None else (mpp, side, int(notes.get("overlap", 0)))
+
+
+def size_of_tiles(notes: Mapping[str, Any]) -> tuple[float | None, int | None]:
+    """µm per pixel and side in pixels of tiles, as far as attributes say, in the words of densepath, TRIDENT or STAMP.
+
+    Args:
+        notes: attributes of a file and of its coordinates.
+    """
+    um = notes.get("tile_size_um", notes.get("tile_size"))
+    if um is not None and "tile_size_px" in notes:
+        side = int(notes["tile_size_px"])
+        return float(um) / side, side
+    tile = int(notes["patch_size"]) if "patch_size" in notes else None
+    if "mpp" in notes:
+        return float(notes["mpp"]), tile
+    magnification = float(notes.get("target_magnification", 0))
+    return (AT_10X / magnification if magnification > 0 else None), tile
 
 
 def unit_of(coords: npt.NDArray[Any], notes: Mapping[str, Any]) -> tuple[Literal["px", "um"], float | None]:

@@ -24,7 +24,7 @@ from densepath.sources.slides.resolution import Spacing
 SLIDES = "slides.csv"
 _FOLDERS = "*mpp_*px_*px_overlap"
 _PATCHES, _SUFFIX, _TISSUE = "patches", "_patches.h5", "tissue"
-_AT_10X = 10.0  # µm per pixel times magnification
+AT_10X = 10.0  # µm per pixel times magnification
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +116,8 @@ def notes_of_tiling(tiling: SlideTiling, folder: Path, overlap: int = 0) -> dict
     return {
         "patch_size": tiling.size,
         "patch_size_level0": round(tiling.size * tiling.mpp / level_0),
-        "level0_magnification": _AT_10X / level_0,
-        "target_magnification": _AT_10X / tiling.mpp,
+        "level0_magnification": AT_10X / level_0,
+        "target_magnification": AT_10X / tiling.mpp,
         "overlap": overlap,
         "name": stored_text(tiling.name),
         "savetodir": stored_text(str(folder)),

@@ -121,8 +121,8 @@ class MilConfig:
         if self.task != "classification":
             refuse_options("classification", {"classes": self.classes or None, "class_weights": weighted})
         if self.model == KNN:
-            given: dict[str, Any] = {"epochs": self.epochs, "lr": self.lr or None, "weight_decay": self.weight_decay or None}
-            given |= {"class_weights": weighted, "max_tiles": self.max_tiles or None}
+            given: dict[str, Any] = {"epochs": self.epochs, "class_weights": weighted}
+            given |= {name: getattr(self, name) or None for name in ("lr", "weight_decay", "max_tiles")}
             refuse_options("models that are trained, not knn", given)
         elif self.model != ALL and self.neighbors != _NEIGHBORS:
             refuse_options("knn", {"neighbors": self.neighbors})

@@ -11,11 +11,11 @@ from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.sources.tiles.coords import size_of_tiles
 from densepath.transfer.embed.slide_features import SlideFeatures
 
 FEATURES = "features.json"
 _ROUNDING = 1e-3  # µm per pixel that differ by less, relatively, are one value, written with fewer digits
-_AT_10X = 10.0  # µm per pixel, divided by the magnification
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ExtractorRecord:
     def of(cls, slide: SlideFeatures) -> ExtractorRecord:
         """What the features of a slide say: those of densepath all, those of TRIDENT and STAMP their tiles."""
         notes = slide.notes
-        mpp, tile = _tiles(notes)
+        mpp, tile = size_of_tiles(notes)
         overlap = int(notes.get("overlap", 0))
         if "weights_digest" not in notes:
             return cls(mpp=mpp, tile=tile, overlap=overlap)
@@ -123,15 +123,3 @@ def alike(one: float, other: float) -> bool:
     """Whether two µm per pixel, or whole numbers of pixels, are the same."""
     whole = float(one).is_integer() and float(other).is_integer()
     return one == other if whole else math.isclose(one, other, rel_tol=_ROUNDING)
-
-
-def _tiles(notes: Mapping[str, Any]) -> tuple[float | None, int | None]:
-    """µm per pixel and side in pixels of the tiles, in the words of densepath, TRIDENT or STAMP."""
-    if "tile_size_um" in notes and "tile_size_px" in notes:
-        side = int(notes["tile_size_px"])
-        return float(notes["tile_size_um"]) / side, side
-    tile = int(notes["patch_size"]) if "patch_size" in notes else None
-    if "mpp" in notes:
-        return float(notes["mpp"]), tile
-    magnification = float(notes.get("target_magnification", 0))
-    return (_AT_10X / magnification if magnification > 0 else None), tile
