@@ -44,6 +44,8 @@ def test_the_share_of_tokens_with_a_cell_is_exact(cells: tuple[Path, Path], tmp_
     assert made["0.5 µm/px: crops"] == 8 and (tmp_path / "s.png").stat().st_size > 1000
     with pytest.raises(UserError, match="no crop of 512 px fits into the images"):
         densepath.show_cells(data=data, cells=folder, out=tmp_path / "t.png", share=True, view_size=512)
+    with pytest.raises(UserError, match=r"cells\.csv is read, and the result would replace it"):
+        densepath.show_cells(data=data, cells=folder, out=folder / "cells.png", share=True)
     for wrong in ({"view_size": 0}, {"view_size": -16}, {"mpp": (0.5, float("nan"))}):
         with pytest.raises(UserError, match="µm per pixel are positive"):
             densepath.show_cells(data=data, cells=folder, out=tmp_path / "t.png", share=True, **wrong)  # type: ignore[arg-type]

@@ -247,6 +247,10 @@ def test_scores_do_not_replace_the_predictions(out: str, coco: Path, tmp_path: P
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="is read, and the result would replace it"):
         score(data=coco, predictions=folder, out=folder / out)
+    truth = coco / "annotations/test.json"
+    with pytest.raises(UserError, match=r"test\.json is read, and the result would replace it"):
+        score(data=coco, predictions=folder, out=truth)
+    assert json.loads(truth.read_text())["images"] == listed
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 

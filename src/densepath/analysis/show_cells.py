@@ -15,6 +15,7 @@ from densepath.analysis.cell_share import ShareTable, cellular_shares, draw_shar
 from densepath.analysis.panels import INK, OBJECTS, PanelGrid, add_panel_legend, picture_file, save, show
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
 from densepath.core.errors import UserError, counted, one_line
+from densepath.core.files import refuse_replacing
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
 from densepath.core.single_values import take_single_values
@@ -74,6 +75,8 @@ def show_cells(
     check_seed(seed)
     if count < 1:
         raise UserError(f"count is {count}; give 1 or more")
+    if share:
+        refuse_replacing(out.with_suffix(".csv"), data, Path(cells) / "cells.csv")
     images = find_source(data, exclude=exclude)
     points = CellPoints(images, cells)
     say(f"densepath: {points.describe()}")

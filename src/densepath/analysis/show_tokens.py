@@ -23,7 +23,7 @@ from densepath.annotations.cells.blobs import find_cells
 from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
 from densepath.core.errors import UserError, counted
-from densepath.core.files import atomic_write
+from densepath.core.files import atomic_write, refuse_replacing
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.regions import point_counts
@@ -112,7 +112,8 @@ def show_tokens(
             "give at least one of --weights, a --count of 1 or more, --tokens of 3 or more, and a perplexity"
         )
     check_mpp("mpp", mpp, 0.5)
-    names = short_names(sources, "weights")
+    names, table = short_names(sources, "weights"), out.with_suffix(".csv")
+    refuse_replacing(table, data, *(() if cells is None else (Path(cells) / "cells.csv",)))
     images = find_source(data, exclude=exclude)
     report_source(images)
     held: Cells
@@ -126,7 +127,6 @@ def show_tokens(
     for name, source in zip(names, sources, strict=True):
         groups = _sample(source, backbone, images, held, view_size, count, tokens, seed, choose_device(devices))
         found[name] = separate(groups, perplexity, seed)
-    table = out.with_suffix(".csv")
     _write(found, table)
     front = {name: f"{name}: " if len(names) > 1 else "" for name in names}
     numbers = {f"{front[name]}jensen_shannon": own.divergence for name, own in found.items()}

@@ -265,6 +265,11 @@ def _bounds(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
+def annotations_of(data: str | Path, split: str) -> Path:
+    """The file of instances of one split of a data set, as ``write_coco`` lays it out."""
+    return Path(data) / "annotations" / f"{split}.json"
+
+
 def open_split(
     data: str | Path,
     split: Literal["train", "test"],
@@ -282,7 +287,7 @@ def open_split(
     Raises:
         UserError: there is no such split, or as for :class:`CocoImages`.
     """
-    folder, annotations = Path(data) / split, Path(data) / "annotations" / f"{split}.json"
+    folder, annotations = Path(data) / split, annotations_of(data, split)
     if not annotations.is_file() or not folder.is_dir():
         raise UserError(
             f"{data} is not a data set of outlined images: it needs {split}/ with the images and "

@@ -8,7 +8,7 @@ from densepath.annotations.patients import comparable_owners
 from densepath.benchmark.identity import ImageSet
 from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.core.errors import UserError, counted
-from densepath.transfer.mil.feature_files import slide_name
+from densepath.transfer.mil.feature_files import Names, slide_name
 
 _MAX_SHOWN = 3
 
@@ -66,14 +66,9 @@ def _report(seen: ImageSet, test: ImageSet, which: str) -> Iterator[str]:
 
 
 def shared_slides(seen: ImageSet, test: ImageSet) -> list[str]:
-    """The test slides that were seen. A name means a slide if it is the end of the other's path."""
-    paths = {f"/{slide_name(name)}" for name in seen.slides}
-    ends = {path[place:] for path in paths for place, sign in enumerate(path) if sign == "/"}
-
-    def met(path: str) -> bool:
-        return path in ends or any(path[place:] in paths for place, sign in enumerate(path) if sign == "/")
-
-    return [name for name in test.slides if met(f"/{slide_name(name)}")]
+    """The test slides that were seen, as :class:`~densepath.transfer.mil.feature_files.Names` tells slides apart."""
+    names = Names(list(map(slide_name, seen.slides)))
+    return [name for name in test.slides if names.hold(name)]
 
 
 def shared_images(seen: ImageSet, test: ImageSet) -> list[tuple[str, str]]:

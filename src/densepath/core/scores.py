@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from densepath.core.errors import UserError
 
 SCALE = {"scale": "percent"}  # stands next to the scores in a file
+
+
+def without_nan(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores as JSON has them: null for one that is undefined, also in a list."""
+    return {name: [*map(_known, each)] if isinstance(each, list) else _known(each) for name, each in scores.items()}
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def in_percent(scores: Mapping[str, float], written: Mapping[str, Any]) -> dict[str, float]:

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from densepath.annotations.class_masks import ClassMasks
+from densepath.annotations.coco import annotations_of
 from densepath.annotations.coco_writing import annotation_of
 from densepath.core.closing import say_end
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.result import Result
-from densepath.core.scores import SCALE
+from densepath.core.scores import SCALE, without_nan
 from densepath.core.single_values import take_single_values
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
@@ -98,6 +99,7 @@ def score(
         folder = Path(predictions) if Path(predictions).is_dir() else Path(predictions).parent
         for path in (Path(out), Path(out).with_suffix(".csv")):
             refuse_replacing(path, predictions, *(folder / name for name in (PREDICTIONS, IMAGES, TABLE)))
+            refuse_replacing(path, annotations_of(data, split), *classes)
     if is_semantic(predictions, classes):
         refuse_options("objects, not classes of pixels", {"score": score, "orientation": orientation})
         values, files = score_masks(data, predictions, classes, None if out is None else Path(out))
@@ -122,7 +124,8 @@ def score(
     metrics = _average_precision(truth, found, places) | (over_images(images) if images else {})
     if out is not None:
         with atomic_write(out) as part:
-            part.write_text(json.dumps({**SCALE, **metrics, "images": len(places)}, indent=2) + "\n")
+            record = {**SCALE, **without_nan(metrics), "images": len(places)}
+            part.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
         if images:
             _write_rows(Path(out).with_suffix(".csv"), truth.names, images)
     say("densepath: " + describe(metrics, len(places)))

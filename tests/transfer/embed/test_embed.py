@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -20,6 +21,8 @@ import densepath
 from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
+from densepath.datasets.volumes.conversion import FolderConversion
+from densepath.datasets.volumes.folder import convert_folder
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packing import pack
 from densepath.sources.pixel_source import PixelSpec
@@ -28,7 +31,7 @@ from densepath.transfer.embed import embed as embed_module
 from densepath.transfer.embed.embed import embed
 from densepath.transfer.embed.encoder import Encoder, load_encoder
 from densepath.transfer.embed.feature_file import Shape, read_features, write_features
-from densepath.transfer.embed.inputs import center
+from densepath.transfer.embed.inputs import Inputs, center, open_source
 
 SMALL: dict[str, Any] = {
     "weights": "random",
@@ -172,6 +175,23 @@ def test_a_store_a_list_and_a_glob_are_sources(tmp_path: Path) -> None:
         found = names_and_values(embed(data=source, out=tmp_path / f"{number}.safetensors", **SMALL))
         assert found.keys() == whole.keys() == images.keys()
         assert all(np.allclose(found[name], whole[name], atol=1e-5) for name in whole)
+
+
+def test_blocks_are_those_of_the_images_that_a_store_has_now(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", 2)
+    tiles = pack(tmp_path / "data", tmp_path / "store.safetensors")
+    (tmp_path / "scans").mkdir()
+    nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)).to_filename(tmp_path / "scans" / "a.nii.gz")
+    volumes = convert_folder(FolderConversion(tmp_path / "scans", tmp_path / "V"))
+
+    def stamp(source: Path) -> str:
+        images = open_source(source)
+        return Inputs(images, source, images.spec, None).stamp(range(1))
+
+    for source, file in ((tiles, tiles), (volumes, next((volumes / "volumes").iterdir()))):
+        before = stamp(source)
+        os.utime(file, (1, 1))  # it was written again
+        assert stamp(source) != before
 
 
 def test_grey_and_16_bit_images_are_read_as_the_weights_need_them(tmp_path: Path) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.sources.slides.open import open_slide
+from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.synthetic.slide import write_slide
-from densepath.transfer.embed.slide_features import SlideFeatures
+from densepath.transfer.embed.slide_features import FeatureWriter, SlideFeatures, read_slide_features
 from densepath.transfer.mil.attention import AttentionFiles, boxes_px
 from densepath.transfer.mil.bags import check_place, extractor_of
 
@@ -40,6 +43,28 @@ def test_the_tile_with_the_highest_attention_is_shown_where_it_is(tmp_path: Path
     resized = Image.fromarray(stored.astype(np.uint8)).resize((160, 160), Image.Resampling.BILINEAR)
     assert np.abs(shown - np.asarray(resized, float)).mean() < 6
     assert (tmp_path / "out/sub/a.png").exists()
+
+
+def test_a_slide_has_the_resolution_of_its_features(tmp_path: Path) -> None:
+    """Which the user may have given instead of that of the file, or because there is none."""
+    notes = {"level0_width": 512, "level0_height": 512, "size_um": 128.0}
+    pixels = np.full((512, 512, 3), 255, np.uint8)
+    (tmp_path / "slides").mkdir()
+    for name, resolution in (("a", (20000, 20000)), ("b", None)):
+        options = {} if resolution is None else {"resolution": resolution, "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(tmp_path / f"slides/{name}.tif", pixels, tile=(64, 64), photometric="rgb", **options)
+        tiles = SlideFeatures(name, NONE, CORNERS, side=128.0, spacing=(1.0, 1.0), notes=notes)
+        AttentionFiles(tmp_path / "out", ["x"], tmp_path / "slides").write(name, tiles, np.full((1, 16), 1 / 16), 0)
+        drawn = open_slide(tmp_path / f"out/{name}.tif")
+        assert drawn.size[0] * drawn.mpp[0] == pytest.approx(512, abs=16)
+
+
+def test_attention_is_not_drawn_on_another_slide(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_slide(tmp_path / "slides/a.tif", size=(640, 512), levels=(1, 4))
+    tiles = SlideFeatures("a", NONE, CORNERS, side=128.0, notes={"level0_width": 512, "level0_height": 512})
+    AttentionFiles(tmp_path / "out", ["x"], tmp_path / "slides").write("a", tiles, np.full((1, 16), 1 / 16), 0)
+    assert "not the slide that was tiled: 512 x 640 px, not 512 x 512 px" in capfd.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.csv", "a.geojson"}
 
 
 def test_the_tiles_of_a_slide_are_no_heat_map_of_another(tmp_path: Path) -> None:
@@ -102,6 +127,15 @@ def test_coordinates_of_another_slide_are_refused(notes: dict[str, object], mess
         return
     with pytest.raises(UserError, match=message):
         check_place(Path("a.h5"), tiles)
+
+
+def test_a_slide_whose_name_is_not_text_has_its_own_features(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    tiling = SlideTiling(name, f"{name}.tif", np.zeros((1, 2), np.int64), 0.5, 64, (0.5, 0.5), (64, 64))
+    path = tmp_path / f"{name}.h5"
+    with FeatureWriter(path, tiling, 0, 2, "float32", {}) as file:
+        file.add([0], np.zeros((1, 2), np.float32))
+    check_place(path, read_slide_features(path))
 
 
 def test_extractors_are_told_apart() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,9 @@ def test_the_tables_of_stamp(tmp_path: Path) -> None:
     slides = table(tmp_path / "slides.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5")
     cohort = read_cohort(data, clini, Columns("MSI"), slide_table=slides)
     assert found(cohort) == {"p1": ("high", ("s1", "s3")), "p2": ("low", ("s2",))}
+    twice = table(tmp_path / "twice.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s1.h5", "p3,s3.h5")
+    with pytest.raises(UserError, match=r"slides with two rows in .*twice\.csv: s1"):
+        read_cohort(data, clini, Columns("MSI"), slide_table=twice)
     # A column that is usual for slides may be in the table of patients, and an unusual one in that of slides.
     clini = table(tmp_path / "clini.csv", "PATIENT,name,MSI", "p1,Ann,high", "p2,Bob,low")
     slides = table(tmp_path / "slides.csv", "PATIENT,scan", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5")
@@ -179,6 +184,20 @@ def test_a_slide_with_two_files_and_an_ambiguous_name_are_refused(tmp_path: Path
         read_cohort(data, listed, Columns())
 
 
+def test_slides_that_differ_in_their_ending_keep_it(tmp_path: Path) -> None:
+    """As ``densepath embed`` names them."""
+    data = features(tmp_path / "f", "a.svs", "a.ndpi", "b.svs")
+    rows = ("case_id,slide_id,label", "p,a.svs,x", "q,a.ndpi,y", "r,b,y")
+    cohort = read_cohort(data, table(tmp_path / "t.csv", *rows), Columns())
+    assert cohort.slides == [("a.svs",), ("a.ndpi",), ("b",)]
+    assert [files[0].name for files in cohort.files] == ["a.svs.pt", "a.ndpi.pt", "b.svs.pt"]
+    with pytest.raises(UserError, match=r"names a, which may be a\.ndpi, a\.svs"):
+        read_cohort(data, table(tmp_path / "t.csv", rows[0], "p,a,x"), Columns())
+    features(data, "a")
+    with pytest.raises(UserError, match="are both features of the slide a; remove one"):
+        read_cohort(data, table(tmp_path / "t.csv", *rows), Columns())
+
+
 def test_a_name_is_that_of_one_slide() -> None:
     names = Names(["s", "a/s", "TCGA-3X-AAVA-01Z-00-DX1.U", "TCGA-3X-AAVA-01Z-00-DX1.V"])
     for asked, found in (
@@ -190,6 +209,19 @@ def test_a_name_is_that_of_one_slide() -> None:
     for asked in ("b/s", "TCGA-3X-AAVA-01Z-00-DX1", "TCGA-3X-AAVA-01Z-00-DX1.W"):
         with pytest.raises(UserError, match=f"names {asked}, which may be"):
             names.find(asked, "t.csv")
+
+
+def test_slides_of_one_name_in_different_folders_are_different(tmp_path: Path, capfd: Any) -> None:
+    data = features(tmp_path / "f", "siteB/1", "siteA/2", "siteB/3")
+    rows = ("slide_id,label", "siteA/1.svs,x", "/slides/siteA/2.svs,y", "3,x")
+    cohort = read_cohort(data, table(tmp_path / "t.csv", *rows), Columns())
+    assert cohort.slides == [("siteA/2",), ("siteB/3",)]
+    said = "without features: siteA/1.svs; siteB/1 has the file name of siteA/1.svs"
+    assert said in capfd.readouterr().err
+    with pytest.raises(UserError, match=r"siteB/1 has the file name of siteA/1\); check both"):
+        read_cohort(data, table(tmp_path / "t.csv", "slide_id,label", "siteA/1,x"), Columns())
+    names = Names(["a/TCGA-3X-AAVA-01Z-00-DX1.U"])
+    assert names.find("b/tcga-3x-aava-01z-00-dx1.V.svs", "t.csv") == "a/TCGA-3X-AAVA-01Z-00-DX1.U"
 
 
 @pytest.mark.parametrize(
@@ -205,6 +237,34 @@ def test_a_name_is_that_of_one_slide() -> None:
 def test_wrong_features_are_refused(tmp_path: Path, second: torch.Tensor, message: str) -> None:
     files = [(features(tmp_path, "a") / "a.pt",), (tmp_path / "b.pt",)]
     torch.save(second, files[1][0])
+    with pytest.raises(UserError, match=message):
+        read_bags(["a", "b"], files)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"mpp": 1.0}, r"b.h5 has features of tiles with 1 µm per pixel instead of 0.5 in .*a.h5; use tiles of one"),
+        ({"patch_size": 512}, "512 pixels per side instead of 256"),
+        ({"overlap": 64}, "64 pixels of overlap instead of 0"),
+        ({"size": 224}, "224 pixels after resizing instead of 0"),
+        ({"mpp": 0.50002}, None),
+        ({"mpp": None, "patch_size": 512}, None),  # of a slide with another magnification
+    ],
+)
+def test_features_of_other_tiles_are_refused(tmp_path: Path, second: dict[str, Any], message: str | None) -> None:
+    ours = {"weights": "w", "weights_digest": "0" * 20, "size": 0}
+    for name, own in (("a", {}), ("b", second)):
+        notes = {"mpp": 0.5, "patch_size": 256, "overlap": 0, **ours, **own}
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["features"] = np.zeros((1, 4), np.float32)
+            file["coords"] = np.zeros((1, 2), np.int64)
+            file.attrs["densepath"] = json.dumps({key: notes[key] for key in ours})
+            file["coords"].attrs.update({k: v for k, v in notes.items() if k not in ours and v is not None})
+    files = [(tmp_path / "a.h5",), (tmp_path / "b.h5",)]
+    if message is None:
+        assert len(read_bags(["a", "b"], files)) == 2
+        return
     with pytest.raises(UserError, match=message):
         read_bags(["a", "b"], files)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,15 @@ from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.runs.signals import Interrupted
 from densepath.transfer.mil import bag_task
+from densepath.transfer.mil.attention import AttentionFiles
 from densepath.transfer.mil.bags import Bag
+from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.config import MilConfig
 from densepath.transfer.mil.fold import balanced
 from densepath.transfer.mil.mil import mil
 from densepath.transfer.mil.model_file import load_model
+from densepath.transfer.mil.models.dsmil import DSMIL
+from densepath.transfer.mil.objectives import Classification
 
 Study = Callable[..., Path]
 SMALL: dict[str, Any] = {"folds": 2, "epochs": 4, "devices": "cpu", "precision": "32"}
@@ -107,7 +113,7 @@ def test_standardized_features_have_no_scale(study: Study, model: str) -> None:
         folder = study()
         for path in (folder / "features").iterdir():
             torch.save(torch.load(path).half().float() * factor, path)
-        run(folder, attention=0, model=model, standardize=True)
+        run(folder, attention=0, model=model, standardize=True, epochs=None if model == "knn" else 4)
         found.append([row["label_tumour"] for row in predictions(folder / "run")])
         if model != "knn":
             _check_standardized_answers(folder)
@@ -269,9 +275,35 @@ def test_slides_of_a_patient_are_joined_averaged_or_single(study: Study) -> None
     assert float(case["label_tumour"]) == pytest.approx(chances[1].item(), rel=1e-4)
 
 
-def test_the_sweep_is_decided_by_the_validation_cases_and_sites_stay_together(study: Study) -> None:
-    folder = study()
-    run(folder, lr=[1e-3, 1e-9], model="mean", attention=0, site="hospital", class_weights="balanced")
+def test_the_order_of_slides_in_the_table_does_not_matter(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to a model that lays tiles out in their order; a run that was begun in that of the table continues in it."""
+    folder = study(slides=2, patients=8)
+    options: dict[str, Any] = {"model": "transmil", "attention": 0, "epochs": 1}
+    run(folder, "forward", **options)
+    head, *rows = (folder / "table.csv").read_text().splitlines()
+    (folder / "table.csv").write_text("\n".join([head, *reversed(rows)]))
+    run(folder, "reversed", **options)
+    key = itemgetter("PATIENT")
+    assert sorted(predictions(folder / "forward"), key=key) == sorted(predictions(folder / "reversed"), key=key)
+    with monkeypatch.context() as patched:
+        patched.setattr(Cohort, "with_slides_by_name", lambda self: self)
+        run(folder, "old", **options)
+    assert predictions(folder / "old") != predictions(folder / "reversed")
+    splits = json.loads((folder / "old" / "splits.json").read_text())
+    assert splits.pop("slides_by") == "name"
+    (folder / "old" / "splits.json").write_text(json.dumps(splits))
+    before = predictions(folder / "old")
+    (folder / "old" / "fold_1" / "answers.json").unlink()
+    run(folder, "old", resume=True, **options)
+    assert predictions(folder / "old") == before
+
+
+def test_the_sweep_is_decided_by_the_validation_cases_and_sites_stay_together(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, options = study(), {"model": "mean", "attention": 0, "site": "hospital", "class_weights": "balanced"}
+    options["lr"] = [1e-3, 1e-9]
+    run(folder, **options)
     with (folder / "table.csv").open() as file:
         sites = {row["case_id"]: row["hospital"] for row in csv.DictReader(file)}
     for fold in json.loads((folder / "run" / "splits.json").read_text())["folds"]:
@@ -281,9 +313,45 @@ def test_the_sweep_is_decided_by_the_validation_cases_and_sites_stay_together(st
         tried = {
             lr: load_model(folder / f"run/{fold}/lr{lr}_wd0.0001/model.safetensors")[1] for lr in ("0.001", "1e-09")
         }
-        chosen = load_model(folder / "run" / fold / "model.safetensors")[1]
+        chosen = load_model(path := folder / "run" / fold / "model.safetensors")[1]
         best = max((notes.score, -notes.loss) for notes in tried.values())
         assert (chosen.score, -chosen.loss) == best
+    path.unlink()
+    (folder / "run" / "fold_1" / "answers.json").unlink()
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="stopped"):  # the file is whole, or not there
+        patched.setattr("densepath.transfer.mil.fold.shutil.copyfile", half_of)
+        run(folder, resume=True, **options)
+    run(folder, resume=True, **options)
+
+
+def half_of(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes()[:100])
+    raise OSError("stopped")
+
+
+def test_the_attention_of_the_predicted_class_is_drawn(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the class whose probability exceeds its threshold by most, not the one with the highest."""
+    folder, shown = study(), {}
+
+    def write(self: AttentionFiles, name: str, tiles: Any, attention: Any, own: int) -> None:
+        shown[name[:3]] = ("benign", "tumour")[own]
+
+    monkeypatch.setattr(AttentionFiles, "write", write)
+    monkeypatch.setattr("densepath.transfer.mil.fold.choose_thresholds", lambda *_: np.array([0.0, 1.0]))
+    run(folder, attention="all", epochs=1)
+    predicted = {row["PATIENT"]: row["pred"] for row in predictions(folder / "run")}
+    assert shown == predicted and set(predicted.values()) == {"benign"}
+
+
+def test_a_low_rate_of_the_user_does_not_rise() -> None:
+    """The cosine of DSMIL ends at 5e-6."""
+    bags = bag_task.BagSet([bag_task.Bag("a", (), (1,), torch.zeros(1, 2).half())], np.array([0]), np.array([[0.0]]))
+    for lr, last in ((1e-6, 1e-6), (2e-4, 5e-6)):
+        model = DSMIL(2, 2)
+        task = bag_task.BagTask(model, Classification(2, False), replace(DSMIL.solver, lr=lr, epochs=4), bags, 1)
+        factor = task.updates().schedule.lr_lambdas[0]  # type: ignore[union-attr]
+        rates = [lr * factor(step) for step in range(5)]
+        assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(last)
 
 
 @pytest.mark.parametrize("task", ["regression", "survival"])
@@ -335,6 +403,16 @@ def test_fewer_tiles_in_training_and_bags_of_other_sets(study: Study) -> None:
         (["--splits", "no.json"], "no.json cannot be read"),
         (["--data", "nowhere"], "there is no folder of features at nowhere"),
         (["--validation", "0"], "validation is 0"),
+        (["--event", "label"], "event: only for --task survival; leave that out"),
+        (["--task", "regression", "--classes", "a=1,2"], "classes: only for classification; leave that out"),
+        (["--task", "regression", "--class_weights", "balanced"], "class_weights: only for classification"),
+        (["--model", "abmil", "--neighbors", "7"], "neighbors: only for knn; leave that out"),
+        (
+            ["--model", "knn", "--epochs", "3", "--lr", "0.1"],
+            "epochs and lr: only for models that are trained, not knn",
+        ),
+        (["--model", "knn", "--class_weights", "balanced"], "class_weights: only for models that are trained"),
+        (["--model", "knn", "--max_tiles", "9"], "max_tiles: only for models that are trained, not knn"),
         (["--slides", "nowhere"], "nowhere"),
     ],
 )

@@ -20,6 +20,7 @@ from densepath.sources.slides.open import open_slide
 from densepath.synthetic.slide import write_slide
 from densepath.transfer.embed.embed import embed
 from densepath.transfer.embed.slide_features import read_slide_features
+from densepath.transfer.mil.feature_files import find_features
 from densepath.transfer.mil.mil import mil
 from densepath.transfer.mil.model_file import load_model
 from densepath.transfer.predict import predict
@@ -69,10 +70,11 @@ def expected(run: Path, tiles: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np
     return np.array(values), np.array(attention), np.array(thresholds)
 
 
-def test_patients_get_the_answers_of_all_folds(run: Path, tmp_path: Path) -> None:
+def test_patients_get_the_answers_of_all_folds(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bags = write_new(tmp_path / "new")
     result = predict(run, data=tmp_path / "new", out=tmp_path / "out", **CPU)
     assert (result["slides"], result["damaged"], result["patients"]) == (4, 1, 2)
+    assert "the patient of 1 slide is unknown (damaged), so each is a case of its own" in capsys.readouterr().err
     rows = rows_of(tmp_path / "out" / "patient-preds.csv", "PATIENT")
     joined = torch.cat([bags["x"], bags["y"]])
     for patient, tiles, slides in (("P", joined, 2), ("TCGA-AA-0001", bags["TCGA-AA-0001-01Z-00-DX1"], 1)):
@@ -91,6 +93,22 @@ def test_patients_get_the_answers_of_all_folds(run: Path, tmp_path: Path) -> Non
     slides_rows = rows_of(tmp_path / "out" / "slides.csv", "slide")
     assert float(slides_rows["x"]["label_tumour"]) == pytest.approx(expected(run, bags["x"])[0][:, 1].mean(), 1e-4)
     assert "not a torch file" in slides_rows["damaged"]["problem"] and slides_rows["damaged"]["pred"] == ""
+
+
+def test_slides_are_joined_in_the_order_of_training(
+    shared_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, whatever the order of the folder; TransMIL lays tiles out in theirs."""
+    given: dict[str, Any] = {"model": "transmil", **SMALL, "epochs": 1}
+    monkeypatch.setattr("densepath.transfer.mil.mil.draw_pictures", lambda *_: {"roc": None})
+    mil(data=shared_study / "features", table=shared_study / "table.csv", out=tmp_path / "run", **given)
+    write_new(tmp_path / "new")
+    predict(tmp_path / "run", data=tmp_path / "new", out=tmp_path / "out", **CPU)
+    turned = dict(reversed(find_features(tmp_path / "new").items()))
+    monkeypatch.setattr("densepath.transfer.mil.new_slides.find_features", lambda data: turned)
+    predict(tmp_path / "run", data=tmp_path / "new", out=tmp_path / "turned", **CPU)
+    one, other = (rows_of(tmp_path / out / "patient-preds.csv", "PATIENT")["P"] for out in ("out", "turned"))
+    assert one == other
 
 
 def test_the_same_command_continues(run: Path, tmp_path: Path) -> None:
@@ -198,6 +216,14 @@ def test_what_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
             predict(run, data=tmp_path, out=tmp_path / "out0", **{name: value}, **CPU)
     with pytest.raises(UserError, match=f"wide has {DIM + 1} features for each tile, the run was trained on {DIM}"):
         predict(run, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
+    other = shutil.copytree(run, tmp_path.with_name("other"))
+    (other / "features.json").write_text(json.dumps({"mpp": 0.5, "tile": 64}))
+    (tmp_path / "wide.pt").unlink()
+    with h5py.File(tmp_path / "wide.h5", "w") as file:
+        file["features"], file["coords"] = np.zeros((1, DIM), np.float32), np.zeros((1, 2))
+        file["coords"].attrs.update({"mpp": 1.0, "patch_size": 64})
+    with pytest.raises(UserError, match=r"tiles with 1 µm per pixel instead of 0\.5 in the training; tile the slides"):
+        predict(other, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
     with pytest.raises(UserError, match="nowhere does not exist; give slides"):
         predict(run, data=tmp_path / "nowhere", out=tmp_path.with_name("out1"), **CPU)
     write_slide(tmp_path / "slides" / "a.tiff", size=(128, 128), levels=(1, 2), tile=64)

@@ -256,14 +256,28 @@ def test_a_file_of_features_is_probed_and_options_of_the_other_task_are_refused(
         ({}, "--data must be given"),
         ({"labels": "folders"}, "--data must be given, or --features"),
         ({"features": path, "labels": "folders", "l2": 1.0}, "--l2 has no effect"),
-        ({"features": path, "labels": "folders", "weights": "run"}, "leave out --weights"),
-        ({"features": path, "labels": "folders", "stages": (3, 4)}, "give one"),
+        ({"features": path, "labels": "folders", "weights": "run"}, "--weights has no effect with --features"),
+        ({"features": path, "labels": "folders", "test_data": path}, "--test_data has no effect with --features"),
+        ({"features": path, "labels": "folders", "backbone": "resnet50"}, "--backbone has no effect"),
+        ({"features": path, "labels": "folders", "stages": [3]}, "--stages has no effect"),
+        ({"features": path, "labels": "folders", "pool": "cls"}, "--pool has no effect"),
+        ({"features": path, "labels": "folders", "size": 512}, "--size has no effect"),
+        ({"data": tmp_path, "labels": "folders", "stages": (3, 4)}, "give one"),
         ({"features": path, "labels": "folders", "out": "x.csv"}, r"ends in \.json"),
         ({"features": path, "labels": "folders", "folds": 1}, "folds is 1"),
         ({"features": path, "labels": "folders", "neighbors": 0}, "neighbors is 0"),
     ):
         with pytest.raises(UserError, match=match):
             probe(**options)
+    for name in ("f.png", "labels.csv"):
+        (tmp_path / name).write_text("mine")
+    for asked, out, kept in (
+        ({"labels": tmp_path / "labels.csv"}, "labels.json", "labels.csv"),
+        ({"labels": "folders"}, "f.json", "f.png"),
+    ):
+        with pytest.raises(UserError, match=f"{kept}.* replace"):
+            probe(features=path, out=tmp_path / out, **asked)
+        assert (tmp_path / kept).read_text() == "mine" and not (tmp_path / out).exists()
 
 
 def test_a_table_may_have_absolute_paths_or_the_folder_of_the_images(tmp_path: Path) -> None:
@@ -278,6 +292,31 @@ def test_a_table_may_have_absolute_paths_or_the_folder_of_the_images(tmp_path: P
         for folder, known in ((data, {}), (None, {"data": str(data)})):
             found = label(Features(names, values, known), Labels(str(table)), folder)
             assert found.classes.labels.tolist() == [0, 1, 0, 1] and found.patients.tolist() == [0, 0, 1, 1]
+
+
+def test_patients_are_those_of_the_images_that_features_were_made_of(tmp_path: Path) -> None:
+    """In their names, or in the table next to them."""
+    for folder, names in (("gone", ["00000003_001.png", "00000003_002.png"]), ("here", ["a.png", "b.png"])):
+        if folder == "here":
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "manifest.csv").write_text("file,patient\na.png,P\nb.png,P\n")
+        (tmp_path / "labels.csv").write_text(f"file,label\n{names[0]},x\n{names[1]},y\n")
+        made = Features(names, np.zeros((2, 2), np.float32), {"data": str(tmp_path / folder)})
+        found = label(made, Labels(str(tmp_path / "labels.csv")), None)
+        assert found.patients.tolist() == [0, 0] and found.by_patient
+
+
+def test_scores_that_are_undefined_are_null(tmp_path: Path) -> None:
+    """The AUC of test images of one class."""
+    names = [f"{n}.png" for n in range(12)]
+    rows = [f"{name},{'ab'[n % 2 if n < 8 else 0]},{'train' if n < 8 else 'test'}" for n, name in enumerate(names)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,split", *rows]))
+    values = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    path = tmp_path / "f.safetensors"
+    write_features(path, [(names, values)], Shape(12, 3, "float32", sum(map(len, names))), {})
+    probe(features=path, labels=tmp_path / "labels.csv", neighbors=3, out=tmp_path / "s.json")
+    written = json.loads((tmp_path / "s.json").read_text(), parse_constant=pytest.fail)
+    assert written["knn_macro_auc"] is None and written["knn_macro_auc_interval"] == [None, None]
 
 
 def test_validation_images_that_become_the_test_are_reported(capsys: pytest.CaptureFixture[str]) -> None:

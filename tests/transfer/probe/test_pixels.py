@@ -132,6 +132,8 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         probe(data=data, stages=(7,))
     with pytest.raises(UserError, match=r"ends in \.json"):
         probe(data=data, out=tmp_path / "scores")
+    with pytest.raises(UserError, match=r"train\.json is read, and the result would replace it"):
+        probe(data=data, out=data / "annotations" / "train.json")
     with pytest.raises(UserError, match="devices is 'tpu'"):
         probe(data=data, devices="tpu")
     with pytest.raises(UserError, match="32 pixels or more"):

@@ -97,5 +97,7 @@ def test_positions_of_patches_are_found(tmp_path: Path) -> None:
 def test_options_of_other_probes_are_refused(table: Path) -> None:
     with pytest.raises(UserError, match="--labels has no effect with --task"):
         probe(task="rotation", data=table, labels=table)
+    with pytest.raises(UserError, match=r"images\.csv is read, and the result would replace it"):
+        probe(task="rotation", data=table, out=table.with_suffix(".json"))
     with pytest.raises(UserError, match="task is 'jigsaw'; give rotation or patch_position"):
         probe(task="jigsaw", data=table)  # type: ignore[arg-type]

@@ -62,7 +62,11 @@ def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None
     assert not (tmp_path / "no").exists()
     again = densepath.predict(run, data=tmp_path / "slides", out=tmp_path / "new", mpp=0.7, **CPU)
     assert again["slides"] == 1 and (tmp_path / "new/heat_maps/one_tumour.png").is_file()
+    (tmp_path / "slides/one.tiff").replace(tmp_path / "slides/two.tiff")
     (tmp_path / "slides/one.tiff").write_bytes(b"II*\0")
+    densepath.predict(run, data=tmp_path / "slides", out=tmp_path / "new", mpp=0.7, **CPU)
+    results = [path for kind in ("tiles", "heat_maps", "records") for path in (tmp_path / "new" / kind).iterdir()]
+    assert len(results) == 8 and all(path.name.startswith("two") for path in results)
     with pytest.raises(UserError, match="none of 1 slide can be read"):
         densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
     assert list((tmp_path / "out").glob("*/one*")) == [tmp_path / "out/records/one.json"]

@@ -28,6 +28,7 @@ from densepath.transfer.embed import embed_slides
 from densepath.transfer.embed.embed import embed
 from densepath.transfer.embed.encoder import load_encoder
 from densepath.transfer.embed.slide_features import read_slide_features
+from densepath.transfer.slides.slide_work import last_problem
 
 NETWORK: dict[str, Any] = {"weights": "random", "backbone": "test_resnet", "devices": "cpu", "precision": "32"}
 DISKS, TISSUE = [Disk(60, 60, 20), Disk(120, 150, 30), Disk(200, 90, 12)], (10.0, 10.0, 230.0, 230.0)
@@ -195,6 +196,28 @@ def test_damaged_tiles_are_left_out(tmp_path: Path) -> None:
     assert (found["slides"], found["failed"]) == (1, 1) and len(b)
 
 
+def test_no_file_of_a_former_slide_stays(tmp_path: Path) -> None:
+    """Where its tiles cannot be read, and where it is not even tiled."""
+    whole = write_levels(tmp_path / "whole.tiff", paint((512, 512), 0.5, DISKS, TISSUE), 0.5).read_bytes()
+    (tmp_path / "slides").mkdir()
+    for name in "abc":
+        (tmp_path / "slides" / f"{name}.tiff").write_bytes(whole)
+    options: dict[str, Any] = {"data": tmp_path / "slides", "out": tmp_path / "F", "mpp": 0.5, "tile_size": 64}
+    assert embed(**options, **NETWORK)["slides"] == 3
+    other = write_levels(tmp_path / "slides" / "a.tiff", paint((576, 576), 0.5, DISKS, TISSUE), 0.5, (1, 2))
+    level = open_slide(other).file.tables[0]
+    data = bytearray(other.read_bytes())
+    for number in range(81):
+        start = level._offsets.one(level.file, number)
+        data[start : start + 16] = bytes(16)
+    other.write_bytes(data)
+    (tmp_path / "slides" / "b.tiff").write_bytes(whole[:900])
+    assert embed(**options, **NETWORK)["slides"] == 1
+    assert [path.name for path in (tmp_path / "F" / FOLDER).iterdir()] == ["c.h5"]
+    assert {path.stem for path in (tmp_path / "F" / "heat_maps").iterdir()} == {"c"}
+    assert "none of" in last_problem(tmp_path / "F", "a") and not last_problem(tmp_path / "F", "c")
+
+
 def test_files_of_other_software_are_read(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(5, 7)).astype(np.float32)
@@ -218,6 +241,7 @@ def test_files_of_other_software_are_read(tmp_path: Path) -> None:
         (write("trident.h5", both, {}, trident), "px", 512.0),
         (write("clam.h5", both, {}, clam), "px", 512.0),
         (write("bare.h5", {"features": values[None], "coords": corners}, {}, {}), "px", None),
+        (write("column.h5", {"features": values[:, None], "coords": corners}, {}, {}), "px", None),
         (write("stamp.h5", {"feats": values.astype(np.float16), "coords": corners / 2}, stamp, {}), "um", 256.0),
         (
             write("whole.h5", {"feats": values, "coords": corners / 2.0}, {**stamp, "tile_size_um": 256}, {}),
@@ -229,6 +253,7 @@ def test_files_of_other_software_are_read(tmp_path: Path) -> None:
         found = read_slide_features(path)
         np.testing.assert_allclose(found.features, values, atol=2e-3)
         assert (found.unit, found.side, found.name, len(found)) == (unit, side, path.stem, 5)
+        assert len(read_slide_features(path, features=False)) == 5
         boxes = found.boxes_um((0.25, 0.25) if unit == "px" else None)
         np.testing.assert_allclose(boxes[1], [0, 128, 128, 128] if unit == "px" else [0, 256, 256, 256])
     torch.save(torch.from_numpy(values), tmp_path / "clam.pt")

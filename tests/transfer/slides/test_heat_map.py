@@ -14,6 +14,7 @@ from PIL import Image
 from densepath.core.errors import UserError
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
+from densepath.transfer.mil.tile_sheet import draw_extremes
 from densepath.transfer.slides import overview
 from densepath.transfer.slides.heat_map import GrowingMap, heat_map, write_density, write_heat_map
 from densepath.transfer.slides.principal import principal_colors
@@ -126,6 +127,16 @@ def test_principal_colors_follow_the_features() -> None:
         assert abs(both[0, 1]) > 0.98
     assert (principal_colors(np.zeros((1, 4))) == 0.5).all()
     assert np.isfinite(principal_colors(np.full((9, 2), np.nan))).all()
+
+
+def test_no_label_is_cut(slide: Slide, tmp_path: Path) -> None:
+    """On narrow slides, and on a sheet of one tile in a row."""
+    label = "attention for a class with a long name (mean 1)"
+    narrow = np.asarray(overview.framed(Image.new("RGB", (30, 90), "white"), (1.0, 1.0), label))
+    sheet = np.asarray(Image.open(draw_extremes(tmp_path / "s.png", slide, BOXES[:2], np.array([0.5, 1.5]), label)))
+    for picture, most in ((narrow[90:], 600), (sheet[:24], 600)):
+        ink = np.flatnonzero((picture < 128).any((0, 2)))
+        assert 320 < ink.max() < picture.shape[1] - 5 < most
 
 
 def test_lengths_of_scale_bars() -> None:

@@ -93,6 +93,9 @@ def test_files_of_another_slide_are_removed(tmp_path: Path) -> None:
     assert file.exists()
     do(2, fails=True)
     assert not file.exists() and kept.exists()
+    file.touch()  # of an earlier version
+    do(2, fails=True)
+    assert not file.exists()
 
 
 def test_all_results_of_a_folder_have_one_precision(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError, errors_as
 from densepath.sources.slides.slide import Slide
-from densepath.sources.tiles.tile_files import h5py_module
+from densepath.sources.tiles.tile_files import AT_10X, h5py_module
 
 ENDINGS = ("_patches.h5", ".h5", ".hdf5")
 _PIXELS = frozenset({"patch_size", "patch_size_level0"})  # attributes of files of TRIDENT and CLAM
@@ -44,17 +44,32 @@ def given_size(path: str) -> tuple[float, int, int] | None:
     Raises:
         UserError: it cannot be read.
     """
-    coords, notes, of_file = _read(path)
+    _, notes, of_file = _read(path)
+    mpp, side = size_of_tiles(path, of_file | notes)
     overlap = int(positive(path, notes, "overlap")) if notes.get("overlap") else 0
-    for name, of in (("mpp", 1.0), ("target_magnification", 10.0)):
-        if name in notes and "patch_size" in notes:
-            value = positive(path, notes, name)
-            return value if of == 1 else of / value, int(positive(path, notes, "patch_size")), overlap
-    _, side = unit_of(path, coords, of_file)
-    if side is not None and "tile_size_px" in of_file:
-        pixels = positive(path, of_file, "tile_size_px")
-        return side / pixels, int(pixels), 0
-    return None
+    return None if mpp is None or side is None else (mpp, side, overlap)
+
+
+def size_of_tiles(path: str | Path, notes: Mapping[str, Any]) -> tuple[float | None, int | None]:
+    """µm per pixel and side in pixels of tiles, as far as attributes say, in the words of densepath, TRIDENT or STAMP.
+
+    Args:
+        path: the file.
+        notes: attributes of it and of its coordinates.
+
+    Raises:
+        UserError: a size is not a positive number.
+    """
+    um = next((name for name in ("tile_size_um", "tile_size") if name in notes), None)
+    if um is not None and "tile_size_px" in notes:
+        side = int(positive(path, notes, "tile_size_px"))
+        return positive(path, notes, um) / side, side
+    tile = int(positive(path, notes, "patch_size")) if "patch_size" in notes else None
+    if "mpp" in notes:
+        return positive(path, notes, "mpp"), tile
+    if "target_magnification" in notes:
+        return AT_10X / positive(path, notes, "target_magnification"), tile
+    return None, tile
 
 
 def positive(path: str | Path, notes: Mapping[str, Any], name: str) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.sources.slides.all_files import files_of
-from densepath.sources.tiles.tile_files import SLIDES, read_shares, read_tiling
+from densepath.sources.tiles.tile_files import SLIDES, read_shares, read_tiling, stored_text
 
 COLUMNS = ("slide", "path", "mpp", "width", "height", "tiles", "tissue_mm2", "problem")
 TILE_COLUMNS = ("slide", "x", "y", "x_um", "y_um", "tissue")
@@ -146,7 +146,7 @@ def _write_parquet(path: Path, blocks: Iterator[tuple[str, list[Any]]]) -> None:
     schema = pa.schema(list(zip(TILE_COLUMNS, kinds, strict=True)))
     with writer_of(path, schema) as file:
         for name, values in blocks:
-            text = os.fsencode(name).decode("utf-8", "backslashreplace")
+            text = stored_text(name)
             arrays = [[text] * len(values[0]), *values]
             file.write_table(pa.table([pa.array(a, k) for a, k in zip(arrays, kinds, strict=True)], schema))
 

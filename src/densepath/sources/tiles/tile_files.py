@@ -24,7 +24,7 @@ from densepath.sources.slides.resolution import Spacing
 SLIDES = "slides.csv"
 _FOLDERS = "*mpp_*px_*px_overlap"
 _PATCHES, _SUFFIX, _TISSUE = "patches", "_patches.h5", "tissue"
-_AT_10X = 10.0  # µm per pixel times magnification
+AT_10X = 10.0  # µm per pixel times magnification
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +116,11 @@ def notes_of_tiling(tiling: SlideTiling, folder: Path, overlap: int = 0) -> dict
     return {
         "patch_size": tiling.size,
         "patch_size_level0": round(tiling.size * tiling.mpp / level_0),
-        "level0_magnification": _AT_10X / level_0,
-        "target_magnification": _AT_10X / tiling.mpp,
+        "level0_magnification": AT_10X / level_0,
+        "target_magnification": AT_10X / tiling.mpp,
         "overlap": overlap,
-        "name": _text(tiling.name),
-        "savetodir": _text(str(folder)),
+        "name": stored_text(tiling.name),
+        "savetodir": stored_text(str(folder)),
         "level0_width": tiling.extent[1],
         "level0_height": tiling.extent[0],
         "mpp": tiling.mpp,
@@ -243,8 +243,8 @@ def _spellings(row: dict[str, str]) -> set[str]:
     return {composed(name) for name in names}
 
 
-def _text(name: str) -> str:
-    """A name as HDF5 can store it: not every file name is valid Unicode."""
+def stored_text(name: str) -> str:
+    """A name as HDF5 and Parquet can store it: not every file name is valid Unicode."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

@@ -15,6 +15,7 @@ import torch
 
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted, first_few
+from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
@@ -191,7 +192,8 @@ def _finish(
     best = max(range(len(answers)), key=lambda k: (answers[k].notes.score, -answers[k].notes.loss))  # never by the test
     if names[best]:
         (out / CLASSIFIER_FILE).parent.mkdir(exist_ok=True)
-        shutil.copyfile(out / names[best] / CLASSIFIER_FILE, out / CLASSIFIER_FILE)
+        with atomic_write(out / CLASSIFIER_FILE) as part:
+            shutil.copyfile(out / names[best] / CLASSIFIER_FILE, part)
     targets = tested.targets
     notes = {
         "densepath": __version__,

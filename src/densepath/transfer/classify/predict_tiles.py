@@ -33,7 +33,7 @@ from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
 from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
 from densepath.transfer.slides.slide_list import ListedSlide, check_tiles, list_of_slides, refuse_options
-from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corrupt
+from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corrupt, forget_untiled
 
 SLIDES = "slides.csv"
 _ALL = "1/1"  # every process waits until all slides are tiled
@@ -110,6 +110,11 @@ def predict_tiles(
         own = [(maps[slide.name, label], out / "heat_maps" / _plain(slide.name, label)) for label in notes.labels]
         return [*slide.identity(), *(path.name for path, plain in own if path != plain)]
 
+    def former(name: str) -> list[Path]:
+        own = {*heat_map_paths(out, [name], notes.labels).values()} - {*maps.values()}
+        return [_table(out, name), *chain.from_iterable(map(files_of_map, own))]
+
+    forget_untiled(tiles, out, former)
     shared = SlideWork(out, {name: identity(slide) for name, slide in slides.items()}, files)
     shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware, maps), shard)
     with shared_work(out / LOCKS / "tables", "tables"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from densepath.core.csv_files import write_rows
 from densepath.core.files import atomic_write
-from densepath.core.scores import SCALE
+from densepath.core.scores import SCALE, without_nan
 from densepath.transfer.classify.cohort import Pool
 from densepath.transfer.classify.label_scores import predicted, score_targets, scores_of_run
 from densepath.transfer.classify.targets import Targets
@@ -135,11 +135,11 @@ def write_results(tested: Outcome, scores: Scores, notes: dict[str, Any], out: P
         **notes,
         **SCALE,
         "scores": {
-            name: _finite({**_as_dict(each), "mean": scores.mean(name), "spread": scores.spread(name)})
+            name: without_nan({**_as_dict(each), "mean": scores.mean(name), "spread": scores.spread(name)})
             for name, each in scores.all.items()
         },
         "undefined": scores.undefined(tested.run_names),
-        "runs": {name: _finite(row) for name, row in zip(tested.run_names, scores.runs, strict=True)},
+        "runs": {name: without_nan(row) for name, row in zip(tested.run_names, scores.runs, strict=True)},
     }
     with atomic_write(out / METRICS) as part:
         part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -147,8 +147,3 @@ def write_results(tested: Outcome, scores: Scores, notes: dict[str, Any], out: P
 
 def _as_dict(score: Score) -> dict[str, float]:
     return {"value": score.value, "low": score.low, "high": score.high}
-
-
-def _finite(row: dict[str, float]) -> dict[str, float | None]:
-    """Numbers as JSON has them: null for NaN."""
-    return {name: value if np.isfinite(value) else None for name, value in row.items()}

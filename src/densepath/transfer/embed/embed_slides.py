@@ -44,11 +44,11 @@ from densepath.transfer.embed.encoder import Encoder, input_size, load_encoder
 from densepath.transfer.embed.feature_file import FORMATS
 from densepath.transfer.embed.inputs import center
 from densepath.transfer.embed.slide_features import NOTES, FeatureWriter, open_features, read_slide_features
-from densepath.transfer.slides.heat_map import write_heat_map
+from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.principal import principal_colors
 from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
-from densepath.transfer.slides.slide_work import SlideWork, as_corrupt
+from densepath.transfer.slides.slide_work import SlideWork, as_corrupt, forget_untiled
 from densepath.version import __version__
 
 _TILE = 256  # pixels
@@ -158,12 +158,13 @@ def embed_slides(
             given: dict[str, Any] = {"exclude": exclude, "mpp_table": mpp_table, "default_mpp": default_mpp}
             tile(data=data, out=tiles, mpp=mpp, size=side, shard=_ALL, **given)
             exclude, table = (), MppTable()
+        name = features_name(options.weights, encoder.backbone.name)
+        forget_untiled(tiles, out, lambda slide: _files(out, name, slide))
         slides = list_of_slides(tiles, exclude, table)
         hardware.lay_out(encoder)
         work = _Work(replace(options, hardware=hardware), encoder.to(hardware.device), size, overlap_of(tiles), notes)
         if children or PARENT in os.environ:
             share = None  # locks divide the work among processes that this command has started
-        name = features_name(options.weights, encoder.backbone.name)
         counts = _embed_all(work, slides, out, name, share)
         for child in children:
             wait_for(partial(_ended, child), "another process", "it hangs; end it, then start again")
@@ -214,6 +215,11 @@ def features_path(out: Path, features: str, slide: str) -> Path:
     return out / f"features_{features}" / f"{slide}.h5"
 
 
+def _files(out: Path, features: str, slide: str) -> list[Path]:
+    """The files of a slide."""
+    return [features_path(out, features, slide), *files_of_map(out / "heat_maps" / slide)]
+
+
 def _embed_all(
     work: _Work, slides: Sequence[ListedSlide], out: Path, features: str, shard: Shard | None
 ) -> dict[str, int]:
@@ -223,11 +229,11 @@ def _embed_all(
         UserError: no slide can be read.
     """
     by_name = {slide.name: slide for slide in slides}
-
-    shared = SlideWork(out, {slide.name: slide.identity() for slide in slides})
+    identities = {slide.name: slide.identity() for slide in slides}
+    shared = SlideWork(out, identities, lambda name: _files(out, features, name))
 
     def is_done(name: str) -> bool:
-        same = _notes(features_path(out, features, name)).get("slide") == shared.identities[name]
+        same = notes_of(features_path(out, features, name)).get("slide") == shared.identities[name]
         return same and shared.succeeded(name) and (out / "heat_maps" / f"{name}.png").exists()
 
     def embed(name: str) -> dict[str, Any]:
@@ -278,7 +284,7 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> dict[
     return counts
 
 
-def _notes(path: Path) -> dict[str, Any]:
+def notes_of(path: Path) -> dict[str, Any]:
     """What a file of features says of itself; empty if there is none."""
     try:
         with h5py_module().File(path) as file:

@@ -75,7 +75,8 @@ class Inputs:
 
     def stamp(self, positions: range) -> str:
         """What changes when one of some images is replaced: their names, sizes and times."""
-        files = {self._file} if self._file is not None else [self.images.names(position) for position in positions]
+        file_of = getattr(self.images, "path", self.images.names)  # names of volumes in a store are not paths
+        files = [self._file] if self._file is not None else [file_of(position) for position in positions]
         return digest_of([*(stamp(file) for file in files), *(self.names[position] for position in positions)])
 
 

@@ -225,7 +225,7 @@ def _located(
 def _as_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Features (N, D), also where they are stored as (1, N, D) or (N, 1, D)."""
     if values.ndim == 3 and 1 in values.shape[:2]:
-        values = values.reshape(-1, values.shape[2])
+        values = values.reshape(values.shape[0] * values.shape[1], values.shape[2])
     if values.ndim != 2 or values.dtype.kind != "f":
         raise ValueError(f"{values.dtype} {list(values.shape)} is not one vector for each tile")
     return values if values.dtype in (np.float16, np.float32) else values.astype(np.float32)

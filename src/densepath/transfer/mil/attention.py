@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from densepath.core.files import atomic_write
 from densepath.core.output_names import unused_name
 from densepath.core.streams import say
 from densepath.runs.closing import draw_safely
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
 from densepath.sources.tiles.records import identity_of
 from densepath.transfer.embed.slide_features import SlideFeatures
-from densepath.transfer.mil.feature_files import Names, slide_name
+from densepath.transfer.mil.feature_files import Names, slide_names
 from densepath.transfer.mil.tile_sheet import draw_extremes
 from densepath.transfer.probe.metrics import Floats
 from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
@@ -44,7 +46,8 @@ class AttentionFiles:
     ) -> None:
         self._out, self._classes, self._folder, self._all = out, classes, slides, frozenset(names)
         paths = [] if slides is None else find_slides(slides)
-        self._paths = {slide_name(os.path.relpath(path, slides or "")): path for path in paths}
+        below = slide_names([os.path.relpath(path, slides or "") for path in paths])
+        self._paths = dict(zip(below, paths, strict=True))
         self._names = Names(list(self._paths))
 
     def write(
@@ -130,13 +133,27 @@ class AttentionFiles:
         try:
             if (path := self._path(name, slide_path(tiles))) is not None:
                 identity = identity_of(path)
-                return open_slide(path), identity
+                return _open_as(path, tiles), identity
             if drawn and self._folder is not None:
                 say(f"densepath: {name} has no pictures, as its slide is not in {self._folder}")
         except UserError as error:
             if drawn:
                 say(f"densepath: {name} has no pictures: {error}")
         return None, identity
+
+
+def _open_as(path: str, tiles: SlideFeatures) -> Slide:
+    """A slide with the µm per pixel of its tiles, as far as their file says.
+
+    Raises:
+        CorruptImage: it cannot be read, or has another size than the one that was tiled.
+    """
+    slide = replace(open_slide(path), given=tiles.spacing)
+    height, width = slide.size
+    noted = tuple(tiles.notes.get(f"level0_{side}", own) for side, own in (("width", width), ("height", height)))
+    if noted != (width, height):
+        raise CorruptImage(path, f"not the slide that was tiled: {width} x {height} px, not {noted[0]} x {noted[1]} px")
+    return slide
 
 
 def slide_path(tiles: SlideFeatures) -> str | None:

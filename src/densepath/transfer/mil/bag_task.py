@@ -157,7 +157,7 @@ class BagTask(Task):
             optimizer = torch.optim.RAdam(self.model.parameters(), **given)
         else:
             optimizer = torch.optim.Adam(self.model.parameters(), **given, fused=True)
-        last = solver.last_lr / solver.lr if solver.lr else 0.0
+        last = min(1.0, solver.last_lr / solver.lr) if solver.lr else 0.0  # a lower rate of the user stays as it is
 
         def factor(step: int) -> float:
             passed = (step // self._steps) / solver.epochs

@@ -13,7 +13,9 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.core.streams import say
 from densepath.core.system import available_memory, with_progress
+from densepath.sources.tiles.tile_files import stored_text
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
+from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.feature_files import slide_name
 
 _EXTRACTOR = ("extractor", "encoder", "encoder_name", "model_name")  # as STAMP, TRIDENT and others name it
@@ -54,8 +56,8 @@ def read_bags(
         see: is called with the features of each slide.
 
     Raises:
-        UserError: a file cannot be read or has no tiles; files differ in the width of their features or in what made
-            them; the features hold NaN or Inf.
+        UserError: a file cannot be read or has no tiles; files differ in the width of their features, in what made
+            them or in the tiles; the features hold NaN or Inf.
     """
     budget = _SHARE * available_memory()
     bags: list[Bag] = []
@@ -110,12 +112,14 @@ def _check_alike(file: Path, slide: SlideFeatures, other: Path, first: SlideFeat
             f"{file} has features of {made or 'an unknown extractor'}, {other} of {made_before or 'an unknown one'}; "
             "use those of one extractor"
         )
+    if other_tiles := ExtractorRecord.of(first).unlike(ExtractorRecord.of(slide)):
+        raise UserError(f"{file} has features of tiles with {other_tiles} in {other}; use tiles of one kind")
 
 
 def check_place(file: Path, slide: SlideFeatures) -> None:
     """Refuse coordinates of another slide: by its name, or because they lie outside of this one."""
     name = str(slide.notes.get("name", "")).rpartition("/")[2]
-    if name and slide_name(name) != slide_name(file.name):
+    if name and slide_name(name) != slide_name(stored_text(file.name)):
         raise UserError(f"{file} has coordinates of the slide {name}; make these features again")
     extent = [slide.notes.get(f"level0_{side}") for side in ("width", "height")]
     if slide.corners is None or slide.unit != "px" or None in extent or not len(slide):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import several_spellings
 from densepath.core.streams import say
-from densepath.transfer.mil.feature_files import Names, check_one_file_each, find_features, slide_name
+from densepath.transfer.mil.feature_files import Names, check_one_file_each, find_features
 from densepath.transfer.mil.slide_table import FOLDERS, Columns, Row, merge_classes, read_slide_table
 from densepath.transfer.probe.metrics import Floats, Integers
 
@@ -61,6 +61,12 @@ class Cohort:
         """(C,) classes."""
         return self.targets[:, 0].astype(np.int64)
 
+    def with_slides_by_name(self) -> Cohort:
+        """The same with the slides of each case in the order of their names, whatever the order of the table."""
+        pairs = [sorted(zip(*own, strict=True)) for own in zip(self.slides, self.files, strict=True)]
+        slides = [tuple(name for name, _ in own) for own in pairs]
+        return replace(self, slides=slides, files=[tuple(file for _, file in own) for own in pairs])
+
     def describe(self) -> str:
         """The cases in a line."""
         count = sum(map(len, self.slides))
@@ -101,18 +107,21 @@ def read_cohort(
     rows = merge_classes(listed.rows, classes)
     names = [row.slide if str(table) == FOLDERS else known.find(row.slide, row.place) for row in rows]
     missing = [row.slide for row, name in zip(rows, names, strict=True) if name is None]
+    elsewhere = {slide: others[0] for slide in missing if (others := known.namesakes(slide))}
+    also = "".join(f"; {other} has the file name of {slide}" for slide, other in list(elsewhere.items())[:1])
     if len(missing) == len(rows):
         raise UserError(
             f"no slide of {table} has features in {data} (the table has {first_few([r.slide for r in rows])}, "
-            f"the folder {first_few(list(found))}); check both"
+            f"the folder {first_few(list(found))}{also}); check both"
         )
     there = [(row, name) for row, name in zip(rows, names, strict=True) if name is not None]
     check_one_file_each([found[name] for _, name in there], [row.slide for row, _ in there])
     if missing:
         say(
-            f"densepath: left out: {counted(len(missing), 'slide')} of the table without features: {first_few(missing)}"
+            f"densepath: left out: {counted(len(missing), 'slide')} of the table without features: "
+            f"{first_few(missing)}{also}"
         )
-    used = {slide_name(name) for _, name in there}
+    used = {name for _, name in there}
     if unused := [name for name in found if name not in used]:
         say(f"densepath: not in the table: {counted(len(unused), 'file')} of features: {first_few(unused)}")
     if not listed.by_patient:

@@ -13,9 +13,12 @@ from densepath.core.random import check_seed
 from densepath.core.single_values import check_choice, list_single_fields
 from densepath.training.hardware import Precision
 from densepath.transfer.mil.cohort import Grouping, Task
+from densepath.transfer.mil.models import ALL, KNN
 from densepath.transfer.mil.slide_table import Columns
 from densepath.transfer.mil.splits import column_of
+from densepath.transfer.slides.slide_list import refuse_options
 
+_NEIGHBORS = 20
 ClassWeights = Literal["none", "balanced"]
 FREE = ("resume", "devices", "out", "data", "slides")  # may change when a run is resumed
 
@@ -46,11 +49,11 @@ class MilConfig:
         validation: share of the training cases on which epoch and thresholds are chosen.
         epochs: default: that of the model.
         lr, weight_decay: several values are a sweep: the validation cases of each fold choose. Default: the model's.
-        class_weights: "balanced" weighs the loss of a class by the inverse of its number of cases.
+        class_weights: "balanced" weighs the loss of a class by the inverse of its number of bags.
         standardize: give each feature mean 0 and standard deviation 1 over the tiles of the training cases; for
             features that vary little beside their mean, or that differ in scale.
         max_tiles: tiles of a bag in a training step, drawn again in each epoch; 0 for all. Validation and test use all.
-        neighbors: k of knn.
+        neighbors: k of knn; at most half of the training bags.
         attention: number of test slides whose attention is written, or "all".
         slides: folder of the slides, for sheets of the tiles with the highest and the lowest attention.
         seed: seed of folds, weights, orders and intervals.
@@ -81,7 +84,7 @@ class MilConfig:
     class_weights: ClassWeights = "none"
     standardize: bool = False
     max_tiles: int = 0
-    neighbors: int = 20
+    neighbors: int = _NEIGHBORS
     attention: int | Literal["all"] = 8
     slides: str | Path | None = None
     seed: int = 0
@@ -107,6 +110,21 @@ class MilConfig:
             raise UserError(f"attention is {self.attention}; give a number of slides, or all")
         if self.task == "survival" and self.event is None:
             raise UserError("survival needs --event, the column that says whether the event was observed")
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Refuse options that have no effect on the task or the model."""
+        weighted = None if self.class_weights == "none" else self.class_weights
+        if self.task != "survival":
+            refuse_options("--task survival", {"event": self.event})
+        if self.task != "classification":
+            refuse_options("classification", {"classes": self.classes or None, "class_weights": weighted})
+        if self.model == KNN:
+            given: dict[str, Any] = {"epochs": self.epochs, "class_weights": weighted}
+            given |= {name: getattr(self, name) or None for name in ("lr", "weight_decay", "max_tiles")}
+            refuse_options("models that are trained, not knn", given)
+        elif self.model != ALL and self.neighbors != _NEIGHBORS:
+            refuse_options("knn", {"neighbors": self.neighbors})
 
     def columns(self) -> Columns:
         """The columns of the table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.sources.tiles.coords import size_of_tiles
 from densepath.transfer.embed.slide_features import SlideFeatures
 
 FEATURES = "features.json"
-_AT_10X = 10.0  # µm per pixel, divided by the magnification
+_ROUNDING = 1e-3  # µm per pixel that differ by less, relatively, are one value, written with fewer digits
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ExtractorRecord:
     def of(cls, slide: SlideFeatures) -> ExtractorRecord:
         """What the features of a slide say: those of densepath all, those of TRIDENT and STAMP their tiles."""
         notes = slide.notes
-        mpp, tile = _tiles(notes)
+        mpp, tile = size_of_tiles(slide.name, notes)
         overlap = int(notes.get("overlap", 0))
         if "weights_digest" not in notes:
             return cls(mpp=mpp, tile=tile, overlap=overlap)
@@ -60,6 +62,23 @@ class ExtractorRecord:
             mpp=mpp,
             tile=tile,
             overlap=overlap,
+        )
+
+    def unlike(self, other: ExtractorRecord) -> str:
+        """What the tiles of another one have instead, in words; "" if they are alike, or one of them is unknown."""
+        pairs: list[tuple[str, float | None, float | None]] = [
+            ("pixels after resizing", self.size, other.size),
+            ("µm per pixel", self.mpp, other.mpp),
+        ]
+        if None not in (self.mpp, other.mpp):  # without them, tiles of other pixels may be of other levels
+            pairs += [("pixels per side", self.tile, other.tile), ("pixels of overlap", self.overlap, other.overlap)]
+        return next(
+            (
+                f"{theirs:g} {what} instead of {own:g}"
+                for what, own, theirs in pairs
+                if own is not None and theirs is not None and not alike(own, theirs)
+            ),
+            "",
         )
 
     def write(self, run: Path) -> None:
@@ -100,13 +119,7 @@ class ExtractorRecord:
             )
 
 
-def _tiles(notes: Mapping[str, Any]) -> tuple[float | None, int | None]:
-    """µm per pixel and side in pixels of the tiles, in the words of densepath, TRIDENT or STAMP."""
-    if "tile_size_um" in notes and "tile_size_px" in notes:
-        side = int(notes["tile_size_px"])
-        return float(notes["tile_size_um"]) / side, side
-    tile = int(notes["patch_size"]) if "patch_size" in notes else None
-    if "mpp" in notes:
-        return float(notes["mpp"]), tile
-    magnification = float(notes.get("target_magnification", 0))
-    return (_AT_10X / magnification if magnification > 0 else None), tile
+def alike(one: float, other: float) -> bool:
+    """Whether two µm per pixel, or whole numbers of pixels, are the same."""
+    whole = float(one).is_integer() and float(other).is_integer()
+    return one == other if whole else math.isclose(one, other, rel_tol=_ROUNDING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,22 +35,23 @@ _COORDINATES = "_patches.h5"  # TRIDENT's and CLAM's files of coordinates only
 def find_features(data: str | Path) -> dict[str, Path]:
     """The files of features below a folder: name of the slide -> file.
 
-    The name is the path below the folder without its ending. CLAM's folders ``h5_files`` and ``pt_files`` hold the
-    same slides: the former is used.
+    The name is the path below the folder without its ending, see :func:`slide_names`. CLAM's folders ``h5_files`` and
+    ``pt_files`` hold the same slides: the former is used.
 
     Raises:
         UserError: there are none, or a slide has two files.
     """
     if not os.path.isdir(data):
         raise UserError(f"there is no folder of features at {data}; densepath embed writes one")
-    found: dict[str, Path] = {}
-    for file in walk(data, SUFFIXES):
-        path = Path(file)
+    files: list[tuple[str, Path]] = []
+    for path in map(Path, walk(data, SUFFIXES)):
         name = os.path.relpath(path, data)
         if path.name.endswith(_COORDINATES) and path.parent.name == "patches":
             continue
         parts = [part for part in Path(name).parts if part not in ("h5_files", "pt_files")]
-        key = slide_name("/".join(parts))
+        files.append(("/".join(parts), path))
+    found: dict[str, Path] = {}
+    for key, (_, path) in zip(slide_names([name for name, _ in files]), files, strict=True):
         other = found.get(key)
         if other is not None and {other.parent.name, path.parent.name} == {"h5_files", "pt_files"}:
             found[key] = other if other.parent.name == "h5_files" else path
@@ -64,50 +66,91 @@ def find_features(data: str | Path) -> dict[str, Path]:
 
 def slide_name(name: str) -> str:
     """A slide's name without the endings of features and of slides."""
-    for suffixes in (SUFFIXES, _SLIDES):
-        stem, suffix = os.path.splitext(name)
-        name = stem if suffix.lower() in suffixes else name
-    return composed(name.replace("\\", "/"))
+    return _without(_SLIDES, _of_features(name))
+
+
+def slide_names(files: Sequence[str]) -> list[str]:
+    """The names of slides by their files; of slides that differ only in their ending (a.svs, a.ndpi) with it."""
+    whole = list(map(_of_features, files))
+    count = Counter(map(slide_name, set(whole)))
+    alike = {name for name, number in count.items() if number > 1 and name not in whole}
+    return [own if slide_name(own) in alike else slide_name(own) for own in whole]
+
+
+def _of_features(name: str) -> str:
+    """The name without the ending of features."""
+    return composed(_without(SUFFIXES, name).replace("\\", "/"))
+
+
+def _without(suffixes: Sequence[str], name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in suffixes else name
 
 
 class Names:
-    """Finds the slide that a table means.
+    """Finds the slide that a name means: one of the two is the end of the other's path, or both have a barcode of TCGA.
 
     Args:
-        names: the slides that have features.
+        names: of slides, as by :func:`slide_names`.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._own = {composed(name): name for name in names}
         self._keys: dict[str, list[str]] = {}
         for name in names:
-            parts = composed(name).split("/")
-            tails = {"/".join(parts[start:]) for start in range(len(parts))}
-            if patient_of_tcga(name):
-                tails.add(parts[-1].partition(".")[0])  # TCGA-..-DX1.UUID is often called by its barcode
-            for tail in tails:
-                self._keys.setdefault(tail, []).append(name)
+            for key in dict.fromkeys((*_keys(composed(name)), *_keys(slide_name(name)))):
+                self._keys.setdefault(key, []).append(name)
 
     def find(self, asked: str, place: str) -> str | None:
-        """The slide that has features; None if none has.
+        """The slide of a name; None if there is none.
+
+        Args:
+            asked: the name, with or without endings.
+            place: where it is named, for the message.
 
         Raises:
             UserError: several slides may be meant.
         """
         name = slide_name(asked)
-        if name in self._own:
-            return self._own[name]
-        parts = name.split("/")
-        keys = ["/".join(parts[start:]) for start in range(len(parts))]
-        for key in [*keys, *([parts[-1].partition(".")[0]] if patient_of_tcga(parts[-1]) else [])]:
-            found = self._keys.get(key, [])
-            if len(found) > 1:
-                raise UserError(
-                    f"{place} names {asked}, which may be {first_few(found)}; give the path of the features"
-                )
-            if found:
-                return found[0]
-        return None
+        for own in (_of_features(asked), name):
+            if own in self._own:
+                return self._own[own]
+        found = self._alike(name)
+        if len(found) > 1:
+            raise UserError(f"{place} names {asked}, which may be {first_few(found)}; give the path of the features")
+        return found[0] if found and _one_slide(name, slide_name(found[0])) else None
+
+    def hold(self, asked: str) -> bool:
+        """Whether a name may mean one of the slides."""
+        name = slide_name(asked)
+        return any(_one_slide(name, slide_name(other)) for key in _keys(name) for other in self._keys.get(key, ()))
+
+    def namesakes(self, asked: str) -> list[str]:
+        """The slides with the same file name, in whatever folders."""
+        return self._alike(slide_name(asked))
+
+    def _alike(self, name: str) -> list[str]:
+        """The slides with the longest end of the name that any has."""
+        return next((self._keys[key] for key in _keys(name) if key in self._keys), [])
+
+
+def _keys(name: str) -> list[str]:
+    """What a slide may be called: the ends of its path, the longest first, and a barcode of TCGA."""
+    parts = name.split("/")
+    tails = ["/".join(parts[start:]) for start in range(len(parts))]
+    return [*tails, *([_barcode(name)] if patient_of_tcga(name) else [])]
+
+
+def _one_slide(one: str, other: str) -> bool:
+    """Whether two names may mean one slide: TCGA's have barcodes that no other slide has."""
+    if patient_of_tcga(one) or patient_of_tcga(other):
+        return _barcode(one) == _barcode(other)
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
+
+
+def _barcode(name: str) -> str:
+    """TCGA-..-DX1.UUID is often called by its barcode."""
+    return name.rpartition("/")[2].partition(".")[0].upper()
 
 
 def check_one_file_each(files: Sequence[Path], names: Sequence[str]) -> None:

@@ -115,7 +115,8 @@ def fit(study: Study, train_set: BagSet, validation: BagSet, out: Path, seed: in
     notes = [load_model(folder / MODEL_FILE)[1] for folder in folders]
     best = folders[max(range(len(folders)), key=lambda k: (notes[k].score, -notes[k].loss))]  # as of epochs
     if best != out:
-        shutil.copyfile(best / MODEL_FILE, out / MODEL_FILE)
+        with atomic_write(out / MODEL_FILE) as part:
+            shutil.copyfile(best / MODEL_FILE, part)
 
 
 def ask(path: Path, bags: BagSet, hardware: Hardware) -> Answers:

@@ -10,7 +10,7 @@ import numpy as np
 from densepath.core.errors import UserError, counted, refuse
 from densepath.nets.weights.trained_on import slides_of_weights
 from densepath.transfer.mil.cohort import Cohort
-from densepath.transfer.mil.feature_files import slide_name
+from densepath.transfer.mil.feature_files import Names, slide_name
 from densepath.transfer.mil.slide_table import patient_of_tcga
 from densepath.transfer.mil.splits import Split
 
@@ -65,18 +65,13 @@ def check_pretraining(cohort: Cohort, splits: Sequence[Split], seen: Iterable[st
     Raises:
         UserError: there are some.
     """
-    known = set(map(_path, seen))
-    tails = {path[start:] for path in known for start in range(len(path))}
-
-    def met(slide: str) -> bool:
-        path = _path(slide)
-        return path in tails or any(path[start:] in known for start in range(1, len(path)))
-
+    names = sorted(set(map(slide_name, seen)))
+    met = Names(names).hold
     tested = np.unique(np.concatenate([split.test for split in splits]))
     leaked = [slide for case in tested for slide in cohort.slides[case] if met(slide)]
     what = "that the features' backbone was pre-trained on"
     refuse(leaked, f"leak: {counted(len(leaked), 'test slide is a slide', 'test slides are slides')} {what}", _REMEDY)
-    barcodes = {patient_of_tcga(path[-1]) for path in known} - {""}
+    barcodes = {patient_of_tcga(name) for name in names} - {""}
     owners = {owner for owner, slides in zip(cohort.owners, cohort.slides, strict=True) if any(map(met, slides))}
     shared = sorted(
         {
@@ -88,9 +83,3 @@ def check_pretraining(cohort: Cohort, splits: Sequence[Split], seen: Iterable[st
     refuse(
         shared, f"leak: {counted(len(shared), 'test patient has', 'test patients have')} other slides {what}", _REMEDY
     )
-
-
-def _path(slide: str) -> tuple[str, ...]:
-    """The parts of a slide's path; of TCGA its barcode only."""
-    parts = tuple(part for part in slide_name(slide).split("/") if part)
-    return (parts[-1].partition(".")[0].upper(),) if patient_of_tcga(slide) else parts

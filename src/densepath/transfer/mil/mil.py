@@ -38,7 +38,7 @@ from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
 from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, scores_of, write_results
-from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_splits, write_splits
+from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_splits, slides_in_order, write_splits
 from densepath.transfer.probe.metrics import Score
 from densepath.version import __version__
 
@@ -89,6 +89,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
     with open_run(out, record, resume=config.resume, free=FREE, note=f"densepath {__version__}"):
         say(f"densepath: {cohort.describe()}")
         AttentionFiles(out / ATTENTION, cohort.classes, config.slides)  # refuses a wrong folder before training
+        cohort = slides_in_order(cohort, out / SPLITS)
         splits = _splits(config, cohort, out)
         store = _Store(cohort, config.grouping == "averaged")
         _check_same(out, store.digest)
@@ -234,32 +235,42 @@ def _run(
     if cohort.classes:
         draw_safely(lambda: draw_pictures(tested, scores, out)["roc"])
     if name != KNN:
-        _write_attention(config, cohort, splits, store, hardware, out)
+        _write_attention(config, cohort, splits, answers, store, hardware, out)
     main = ", ".join(f"{metric} {score}" for metric, score in scores.items() if metric in _SHOWN)
     say(f"densepath: {name}: {main}")
     return tested, scores
 
 
 def _write_attention(
-    config: MilConfig, cohort: Cohort, splits: Sequence[Split], store: _Store, hardware: Hardware, out: Path
+    config: MilConfig,
+    cohort: Cohort,
+    splits: Sequence[Split],
+    answers: Sequence[Answers],
+    store: _Store,
+    hardware: Hardware,
+    out: Path,
 ) -> None:
-    """Write the attention in some test slides, of the model that did not train on them."""
-    tested = [(number, int(case)) for number, split in enumerate(splits) for case in split.test]
+    """Write the attention in some test slides, of the model that did not train on them, for the predicted class."""
+    tested = [
+        (number, int(case), int(chosen))
+        for number, (split, own) in enumerate(zip(splits, answers, strict=True))
+        for case, chosen in zip(split.test, own.predicted, strict=True)
+    ]
     count = len(tested) if config.attention == "all" else min(config.attention, len(tested))
     names = [name for case in cohort.slides for name in case]
     files = AttentionFiles(out / ATTENTION, cohort.classes, config.slides, names)
     for place in evenly_spaced(count, len(tested)):
-        number, case = tested[place]
+        number, case, predicted = tested[place]
         model = load_model(out / f"fold_{number}" / MODEL_FILE)[0].to(hardware.device)
         for bag in store.take([case]).bags:
-            outputs, found = answer(model, bag, hardware.device, hardware.precision == "bf16-mixed")
+            _, found = answer(model, bag, hardware.device, hardware.precision == "bf16-mixed")
             attention = found.reshape(-1, found.shape[-1]).double().cpu().numpy()
             start = 0
             for file in bag.files:
                 slide = read_slide_features(file, features=False)
                 end = start + bag.lengths[bag.files.index(file)]
                 name = cohort.slides[case][cohort.files[case].index(file)]
-                files.write(name, slide, attention[:, start:end], int(outputs.argmax()))
+                files.write(name, slide, attention[:, start:end], predicted)
                 start = end
 
 

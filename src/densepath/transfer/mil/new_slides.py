@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import has_magic
@@ -16,14 +16,14 @@ from densepath.sources.listing import walk
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import is_tile_folder, overlap_of, read_slide_rows, read_tile_folder
 from densepath.training.hardware import Hardware, Precision
-from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides, features_name, features_path
-from densepath.transfer.mil.extractor_record import ExtractorRecord
+from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides, features_name, features_path, notes_of
+from densepath.transfer.mil.extractor_record import ExtractorRecord, alike
 from densepath.transfer.mil.feature_files import SUFFIXES, find_features, slide_name
 from densepath.transfer.mil.slide_table import patient_of_tcga
 from densepath.transfer.slides.slide_list import check_tiles, refuse_options
+from densepath.transfer.slides.slide_work import last_problem
 
 _WHOLE = "1/1"  # every process waits until all slides are tiled
-_ROUNDING = 1e-3  # µm per pixel that differ by less, relatively, are one value, written with fewer digits
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,18 @@ def slides_in_files(data: str | Path) -> list[NewSlide] | None:
         return None
     else:
         found = find_features(data)
-    owners = patients_of(data, [str(file) for file in found.values()])
+    paths = {str(file): slide for file in found.values() if (slide := notes_of(file).get("slide_path"))}
+    of_slides = _patients_next_to(list(paths.values()))
+    owners = {file: of_slides[slide] for file, slide in paths.items() if slide in of_slides}
+    owners |= patients_of(data, [str(file) for file in found.values()])
     say(f"densepath: the features of {counted(len(found), 'slide')} are taken from {data}")
     return [NewSlide(name, _patient(name, owners.get(str(file))), file) for name, file in found.items()]
+
+
+def _patients_next_to(slides: Sequence[str]) -> dict[str, str]:
+    """The patients of slides that a ``manifest.csv`` lists: in the folder of all, its parent, or below it."""
+    folders = {os.path.dirname(os.path.abspath(path)) for path in slides}
+    return patients_of(os.path.commonpath(folders), slides) if folders else {}
 
 
 def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) -> ExtractorRecord:
@@ -118,7 +127,7 @@ def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) 
                 ("pixels per side", tiling.size, side),
                 ("pixels of overlap", overlap_of(data), record.overlap if record.mpp else None),
             ),
-            _alike,
+            alike,
         )
     elif mpp is None or side is None:
         raise UserError(
@@ -173,7 +182,8 @@ def embed_new_slides(data: str | Path, out: Path, record: ExtractorRecord, optio
         return []
     name = features_name(record.weights, made["backbone"])
     rows = read_slide_rows(tiles)
-    owners = patients_of(data if tiles != Path(data) else Path(rows[0]["path"]).parent, [row["path"] for row in rows])
+    paths = [row["path"] for row in rows]
+    owners = patients_of(data, paths) if tiles != Path(data) else _patients_next_to(paths)
     return [_slide(row, features_path(features, name, row["slide"]), features, owners.get(row["path"])) for row in rows]
 
 
@@ -184,7 +194,7 @@ def _slide(row: dict[str, str], file: Path, features: Path, owner: str | None) -
     elif file.is_file():
         return NewSlide(name, _patient(name, owner), file)
     else:
-        problem = f"it has no features; see {features / 'embed.log'}"
+        problem = last_problem(features, name) or f"it has no features; see {features / 'embed.log'}"
     return NewSlide(name, _patient(name, owner), None, problem)
 
 
@@ -193,12 +203,6 @@ def _patient(name: str, owner: str | None) -> str:
 
 
 def _agreed(option: str, recorded: Any, given: Any) -> Any:
-    if recorded is not None and given is not None and not _alike(recorded, given):
+    if recorded is not None and given is not None and not alike(recorded, given):
         raise UserError(f"--{option} is {given:g}, but the run was trained on tiles with {recorded:g}; leave it out")
     return given if recorded is None else recorded
-
-
-def _alike(one: float, other: float) -> bool:
-    """Whether two µm per pixel, or whole numbers of pixels, are the same."""
-    whole = float(one).is_integer() and float(other).is_integer()
-    return one == other if whole else math.isclose(one, other, rel_tol=_ROUNDING)

@@ -50,6 +50,7 @@ class _Work:
     models: Ensemble
     grouping: str
     extractor: str
+    record: ExtractorRecord
     attention: AttentionFiles
     drawn: frozenset[str]
     out: Path
@@ -82,10 +83,10 @@ def predict_answers(
     watch = Stopwatch()
     models = Ensemble(run, options.hardware)
     found = slides_in_files(data)
-    extractor = None
+    extractor, trained = None, ExtractorRecord.read(run)
     if found is None:
         refuse_options("files of features", {"slides": slides})
-        extractor = completed(ExtractorRecord.read(run), data, options)
+        extractor = completed(trained, data, options)
     else:
         idle: dict[str, Any] = {"weights": options.weights, "mpp": options.mpp, "window": options.tile}
         idle |= {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp, "shard": options.shard}
@@ -121,9 +122,16 @@ def predict_answers(
         drawn = frozenset(found[place].name for place in evenly_spaced(number, len(found)))
         files = AttentionFiles(out / ATTENTION, models.notes.classes, slides, [slide.name for slide in found])
         grouping = str(config.get("grouping", "joined"))
+        unknown = [slide.name for slide in found if slide.patient == slide.name]
+        if grouping != "single" and len(found) > 1 and unknown:
+            say(
+                f"densepath: the {'patient' if len(unknown) == 1 else 'patients'} of {counted(len(unknown), 'slide')} "
+                f"{'is' if len(unknown) == 1 else 'are'} unknown ({first_few(unknown)}), so each is a case of its own; "
+                "name patients in a manifest.csv next to the slides"
+            )
         # Features that this command made are checked before; of weights that the user names nothing is known.
         expected = "" if options.weights else models.notes.extractor
-        counts = _answer_all(_Work(models, grouping, expected, files, drawn, out), found)
+        counts = _answer_all(_Work(models, grouping, expected, trained, files, drawn, out), found)
         made = {"answers": out / PREDICTIONS, "slides": out / SLIDES, "attention": out / ATTENTION}
         say_end(watch, "", made)
     return Result(out, counts, {"table": out / PREDICTIONS, "slides": out / SLIDES})
@@ -134,8 +142,9 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
     cases: dict[str, list[NewSlide]] = {}
     for slide in slides:
         cases.setdefault(slide.name if work.grouping == "single" else slide.patient, []).append(slide)
-    # The names of patients come from a table: a case is known by its first slide.
-    cases = {own[0].name: own for own in cases.values()}
+    # The names of patients come from a table: a case is known by its first slide. Slides are in the order of training.
+    in_order = (sorted(own, key=lambda slide: slide.name) for own in cases.values())
+    cases = {own[0].name: own for own in in_order}
     shared = SlideWork(
         work.out,
         {name: _identity(own, work) for name, own in cases.items()},
@@ -205,7 +214,7 @@ def _read(slide: NewSlide, work: _Work) -> tuple[SlideFeatures, Bag]:
 
     Raises:
         CorruptImage: there are none.
-        UserError: they are those of another extractor.
+        UserError: they are those of another extractor, or of other tiles.
     """
     if slide.file is None:
         raise CorruptImage(slide.name, slide.problem)
@@ -223,6 +232,8 @@ def _read(slide: NewSlide, work: _Work) -> tuple[SlideFeatures, Bag]:
             f"{slide.file} has features of {made}, the run was trained on those of {work.extractor}; use the same "
             "extractor"
         )
+    if other_tiles := work.record.unlike(ExtractorRecord.of(features)):
+        raise UserError(f"{slide.file} has features of tiles with {other_tiles} in the training; tile the slides again")
     return features, Bag(slide.name, (slide.file,), (len(tiles),), torch.from_numpy(tiles))
 
 

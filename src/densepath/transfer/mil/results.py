@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from densepath.core.files import atomic_write
-from densepath.core.scores import SCALE
+from densepath.core.scores import SCALE, without_nan
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.fold import Answers
 from densepath.transfer.mil.number_scores import mean_concordance, number_scores
@@ -154,16 +154,11 @@ def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, An
     record = {
         **notes,
         **SCALE,
-        "scores": {name: _finite({"value": s.value, "low": s.low, "high": s.high}) for name, s in scores.items()},
-        "folds": [_finite(row) for row in scores_of_folds(tested, task)],
+        "scores": {name: without_nan({"value": s.value, "low": s.low, "high": s.high}) for name, s in scores.items()},
+        "folds": [without_nan(row) for row in scores_of_folds(tested, task)],
     }
     with atomic_write(out / SCORES) as part:
         part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-
-
-def _finite(row: dict[str, float]) -> dict[str, float | None]:
-    """Numbers as JSON has them: null for NaN."""
-    return {name: value if np.isfinite(value) else None for name, value in row.items()}
 
 
 def _named(name: str, classes: Sequence[str]) -> str:

@@ -130,7 +130,7 @@ def read_slide_table(
     if source:
         check_spelling(row.patient for row in rows)
     twice = _repeated([row.slide for row in rows])
-    refuse(twice, f"slides with two rows in {table}", "keep one row for each slide")
+    refuse(twice, f"slides with two rows in {slide_table or table}", "keep one row for each slide")
     return SlideTable(rows, target, source)
 
 

@@ -24,6 +24,7 @@ from densepath.transfer.probe.folds import PART_NUMBERS, Fold, hold_out, make_fo
 from densepath.transfer.probe.metrics import Integers
 
 SPLITS = "splits.json"
+_ORDER = "slides_by"  # a note in it
 PARTS = ("train", "validation", "test")
 _CLAM = re.compile(r"splits_(\d+)\.csv")
 _FOLD = re.compile(r"[0-9]+(\.0*)?")  # a whole number, as spreadsheets write it
@@ -138,13 +139,28 @@ def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
 
 
 def write_splits(path: Path, cohort: Cohort, splits: Sequence[Split], notes: dict[str, Any]) -> None:
-    """Write splits by the names of cases, so that they can be reused."""
+    """Write splits by the names of cases, so that they can be reused.
+
+    The slides of a case are in the order of their names: runs that were begun before keep that of the table.
+    """
     folds = [
         {name: [cohort.cases[case] for case in part] for name, part in zip(PARTS, split.parts(), strict=True)}
         for split in splits
     ]
     with atomic_write(path) as part:
-        part.write_text(json.dumps({**notes, "folds": folds}, indent=1) + "\n")
+        part.write_text(json.dumps({**notes, _ORDER: "name", "folds": folds}, indent=1) + "\n")
+
+
+def slides_in_order(cohort: Cohort, path: Path) -> Cohort:
+    """The cases with their slides in the order of their names, or in that of the table in a run begun in it.
+
+    Args:
+        cohort: the cases, with slides in the order of the table.
+        path: the splits of the run, if it was begun.
+    """
+    if path.is_file() and f'"{_ORDER}":' not in path.read_text():
+        return cohort
+    return cohort.with_slides_by_name()
 
 
 def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int) -> list[Split]:

@@ -32,11 +32,14 @@ def draw_extremes(path: Path, slide: Slide, boxes: Floats, attention: Floats, la
     count = min(_ACROSS, max(1, len(order) // 2))
     rows = {f"highest {label}": order[:count], f"lowest {label}": order[::-1][:count]}
     height = _LINE + _SIDE + _LINE
-    sheet = Image.new("RGB", (count * (_SIDE + _GAP) + _GAP, len(rows) * height + _GAP), "white")
+    title_font = font(14)
+    needed = _GAP + round(max(map(title_font.getlength, rows))) + _GAP
+    width = max(count * (_SIDE + _GAP) + _GAP, needed)
+    sheet = Image.new("RGB", (width, len(rows) * height + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (title, tiles) in enumerate(rows.items()):
         top = number * height
-        draw.text((_GAP, top + _LINE / 2), title, "black", font(14), anchor="lm")
+        draw.text((_GAP, top + _LINE / 2), title, "black", title_font, anchor="lm")
         for column, tile in enumerate(tiles):
             left = _GAP + column * (_SIDE + _GAP)
             sheet.paste(_read(slide, boxes[tile]), (left, top + _LINE))

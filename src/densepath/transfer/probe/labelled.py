@@ -96,7 +96,8 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     Args:
         features: of the images; their names are paths.
         how: where classes and patients are found.
-        data: the images, if they are at hand: a ``manifest.csv`` next to them may name patients.
+        data: the images, by default those that the features were made of: a ``manifest.csv`` next to them, or their
+            names, may tell patients.
 
     Raises:
         UserError: an image has no class or no patient, or there are fewer than two classes.
@@ -104,7 +105,9 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     if how.patient is not None and how.patient_regex is not None:
         raise UserError("--patient and --patient_regex both name the patients; give one of them")
     names, table = features.names, None if how.labels == FOLDERS else how.labels
-    where = str(features.notes.get("data", "") if data is None else data)
+    noted = features.notes.get("data")
+    data = (noted if isinstance(noted, str) and noted else None) if data is None else data
+    where = "" if data is None else str(data)
     listed: Any = Listed(names if table is None else _paths(names, where))
     classes, test = classes_and_split(names, listed, table, how.target)
     owners, source = owners_of(names, listed, how, table, data)

@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.coco import CocoImages, annotations_of, open_split
 from densepath.annotations.splits import check_objects, fit_window, say_read
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
 from densepath.core.result import Result
-from densepath.core.scores import SCALE
+from densepath.core.scores import SCALE, without_nan
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.waiting import HANGING_READER
@@ -90,7 +90,7 @@ def probe_pixels(
         UserError: no such data, weights that do not fit, or a missing stage.
     """
     watch = Stopwatch()
-    check_out(out)
+    check_out(out, weights, *(annotations_of(data, split) for split in ("train", "test")), alone=True)
     check_seed(seed)
     torch.manual_seed(seed)
     network, spec, *_ = pretrained_backbone(weights, backbone)
@@ -102,7 +102,7 @@ def probe_pixels(
     result = asked | SCALE | scores | {"seconds": round(watch.read(), 1)}
     if out is not None:
         with atomic_write(out) as part:
-            part.write_text(json.dumps(result, indent=2) + "\n")
+            part.write_text(json.dumps(without_nan(result), indent=2, allow_nan=False) + "\n")
     commands: tuple[str, ...] = ()
     if not isinstance(backbone, nn.Module):
         named = ["--backbone", backbone] if backbone else []

@@ -123,7 +123,7 @@ def probe(
         _refuse(given, {**usual, "each_stage": False, "l2": L2}, "has no effect with --task; leave it out")
         if data is None:
             raise UserError("--data must be given; see densepath probe --help")
-        check_out(out)
+        check_out(out, data, weights)
         check_seed(seed)
         encoding = _encoding(weights, backbone, stages, pool, size, seed, devices)
         result = probe_task(
@@ -156,11 +156,13 @@ def probe(
         )
     of_pixels = {"orientation": orientation, "each_stage": each_stage, "l2": l2}
     _refuse(of_pixels, {"each_stage": False, "l2": L2}, "has no effect with --labels; leave it out")
-    check_out(out)
+    if features is not None:
+        of_network = {"weights": weights, "backbone": backbone, "stages": stages, "pool": pool, "size": size}
+        why = "has no effect with --features, which holds the features of all images; leave it out"
+        _refuse({**of_network, "test_data": test_data}, {"weights": "random", "pool": "auto"}, why)
+    check_out(out, data, labels, features, test_data, weights)
     check_seed(seed)
     encoding = _encoding(weights, backbone, stages, pool, size, seed, devices)
-    if features is not None and (weights != "random" or test_data is not None):
-        raise UserError("--features holds the features of all images; leave out --weights and --test_data")
     if target is not None and str(labels) == FOLDERS:
         raise UserError("--target names a column of a table; give the table with --labels, or leave it out")
     found = load_or_compute(data, features, encoding)

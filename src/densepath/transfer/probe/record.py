@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from densepath.core.errors import UserError, counted
-from densepath.core.files import atomic_write, check_writable
-from densepath.core.scores import SCALE
+from densepath.core.files import atomic_write, check_writable, refuse_replacing
+from densepath.core.scores import SCALE, without_nan
 from densepath.transfer.probe.images import ImageProbe
 from densepath.transfer.probe.metrics import METRICS
 
@@ -29,13 +29,32 @@ _MOST_TEXT = 16  # classes whose cells are labelled
 _LONGEST = 24  # characters of a class
 
 
-def check_out(out: str | Path | None) -> None:
-    """Raises UserError if the record has another ending than .json, or cannot be written."""
+def check_out(out: str | Path | None, *inputs: str | Path | None, alone: bool = False) -> None:
+    """Check the files of a probe before the work begins.
+
+    Args:
+        out: the record.
+        inputs: files that the probe reads.
+        alone: whether there is only the record, without predictions (.csv) and confusion matrices (.png).
+
+    Raises:
+        UserError: the record has another ending than .json or cannot be written, or a file would replace an input.
+    """
     if out is None:
         return
     if Path(out).suffix != ".json":
         raise UserError(f"cannot write the scores to {out}; use a file name that ends in .json")
     check_writable(out)
+    files = _files(Path(out))[: 1 if alone else None]
+    for path in files:
+        refuse_replacing(path, *inputs)
+        if path.exists() and not files[0].exists():
+            raise UserError(f"{path} exists and would be replaced, as it has the name of {out}; use another name")
+
+
+def _files(out: Path) -> tuple[Path, Path, Path]:
+    """The record, the predictions and the confusion matrices."""
+    return out, out.with_suffix(".csv"), out.with_suffix(".png")
 
 
 def table_of(probe: ImageProbe) -> str:
@@ -52,7 +71,7 @@ def table_of(probe: ImageProbe) -> str:
 
 
 def record_of(probe: ImageProbe, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores and what they were made with, in the plain types of JSON."""
+    """The scores and what they were made with, in plain types."""
     counts = np.bincount(probe.images.classes.labels.numpy())
     result: dict[str, Any] = {**asked, **SCALE, "protocol": _protocol(probe)}
     for name, scores in probe.scores.items():
@@ -72,14 +91,15 @@ def record_of(probe: ImageProbe, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_record(probe: ImageProbe, out: Path, asked: Mapping[str, Any]) -> None:
     """Write the record, and next to it the predictions (.csv) and the confusion matrices (.png)."""
-    with atomic_write(out) as part:
-        part.write_text(json.dumps(record_of(probe, asked), indent=2) + "\n")
+    record, predictions, picture = _files(out)
+    with atomic_write(record) as part:
+        part.write_text(json.dumps(without_nan(record_of(probe, asked)), indent=2, allow_nan=False) + "\n")
     with (
-        atomic_write(out.with_suffix(".csv")) as part,
+        atomic_write(predictions) as part,
         part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         _write_predictions(probe, csv.writer(file, lineterminator="\n"))
-    with atomic_write(out.with_suffix(".png")) as part:
+    with atomic_write(picture) as part:
         draw_confusion(probe, part)
 
 

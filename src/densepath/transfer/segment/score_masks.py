@@ -16,7 +16,7 @@ from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below
-from densepath.core.scores import SCALE
+from densepath.core.scores import SCALE, without_nan
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
@@ -93,8 +93,7 @@ def score_masks(
     if out is None:
         return values, {}
     with atomic_write(out) as part:
-        known = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        record = {**SCALE, "distances": tested.unit, **known, "failures": failed, "images": len(names)}
+        record = {**SCALE, "distances": tested.unit, **without_nan(values), "failures": failed, "images": len(names)}
         part.write_text(json.dumps(record, indent=2) + "\n")
     table = rows_of(tested)
     columns = [column for column in table[0] if column not in ("patient", "run")]

@@ -14,6 +14,7 @@ import torch
 
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted
+from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
@@ -201,7 +202,8 @@ def _finish(
     best = max(range(len(answers)), key=lambda k: (answers[k].notes.score, -answers[k].notes.loss))  # never by the test
     if names[best]:
         (out / SEGMENTER_FILE).parent.mkdir(exist_ok=True)
-        shutil.copyfile(out / names[best] / SEGMENTER_FILE, out / SEGMENTER_FILE)
+        with atomic_write(out / SEGMENTER_FILE) as part:
+            shutil.copyfile(out / names[best] / SEGMENTER_FILE, part)
     record = {
         "densepath": __version__,
         "classes": dict(zip(legend.names, legend.values, strict=True)),

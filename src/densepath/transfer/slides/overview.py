@@ -68,16 +68,18 @@ def framed(
     """
     width, height = picture.size
     room = _MARGIN if limits is not None else 0
-    canvas = Image.new("RGB", (max(width + room, 360), height + _FOOT), "white")
-    canvas.paste(picture, (0, 0))
-    draw, letters = ImageDraw.Draw(canvas), font(15)
-    length = nice_length(0.25 * width * spacing[1])
+    letters, length = font(15), nice_length(0.25 * width * spacing[1])
     end = _GAP + max(1, round(length / spacing[1]))
+    place = max(end, 90) + 2 * _GAP  # of the label
+    needed = place + round(letters.getlength(label)) + _GAP if label else 0
+    canvas = Image.new("RGB", (max(width + room, 360, needed), height + _FOOT), "white")
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
     draw.rectangle((_GAP, height + 8, end, height + 13), fill=_INK)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     draw.text((_GAP, height + 17), text, _INK, letters)
     if label:
-        draw.text((max(end, 90) + 2 * _GAP, height + 17), label, _INK, letters)
+        draw.text((place, height + 17), label, _INK, letters)
     if limits is not None:
         left, top, bottom = width + _GAP, _GAP, max(height - _GAP, _GAP + 40)
         shades = matplotlib.colormaps[colors](np.linspace(1, 0, bottom - top))[:, None, :3]

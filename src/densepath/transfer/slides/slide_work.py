@@ -16,6 +16,7 @@ from densepath.core.streams import say
 from densepath.core.system import with_lines
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
+from densepath.sources.tiles.tile_files import read_slide_rows
 from densepath.transfer.predict_records import record_of, source_of
 from densepath.transfer.slides.slide_list import ListedSlide
 
@@ -29,7 +30,7 @@ class SlideWork:
     Args:
         out: the folder of the results, which other processes may share.
         identities: by name, what changes if a slide is another one.
-        files: those of a slide, by its name: what is left there of another slide is removed.
+        files: those of a slide, by its name: what is left there of another slide, or of a failure, is removed.
         one: what a slide is called.
     """
 
@@ -48,7 +49,8 @@ class SlideWork:
 
     def succeeded(self, name: str) -> bool:
         """Whether a slide is done, and did not fail."""
-        return "problem" not in (self.facts(name) or {"problem": UNFINISHED})
+        facts = self.facts(name)
+        return facts is not None and "problem" not in facts
 
     def do(
         self,
@@ -76,9 +78,8 @@ class SlideWork:
         say(f"densepath: {counted(len(names), self.one)}, {len(names) - len(left)} done before{also}")
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
             for name in watched(mine, mine_left, f"{self.one}s"):
-                if self.facts(name) is None:
-                    for path in (record_of(self.out, name), *self.files(name)):
-                        path.unlink(missing_ok=True)
+                if not self.succeeded(name):
+                    _remove(record_of(self.out, name), *self.files(name))
                 facts = attempt(name, self.out, work)
                 with atomic_write(record_of(self.out, name)) as part:
                     part.write_text(f"{json.dumps(self.identities[name])}\n{json.dumps(facts)}\n")
@@ -102,6 +103,35 @@ class SlideWork:
         if left:
             line += f"; this process is done, {left} of {counted(count, self.one)} left to other processes"
         return {"slides": count, "damaged": len(problems), "left": left}, line
+
+
+def forget_untiled(tiles: Path, out: Path, files: Callable[[str], Iterable[Path]]) -> None:
+    """Remove the results of slides that have no tiles (any more): they are of former slides of these names.
+
+    Args:
+        tiles: the folder of ``densepath tile``.
+        out: the folder of the results.
+        files: those of a slide, by its name.
+
+    Raises:
+        UserError: the folder of the tiles is unfinished or damaged.
+    """
+    for row in read_slide_rows(tiles):
+        if not int(row["tiles"] or 0):
+            _remove(record_of(out, row["slide"]), *files(row["slide"]))
+
+
+def last_problem(out: Path, name: str) -> str:
+    """Why the work on a slide failed, by its record in the folder of the results; "" if it did not."""
+    try:
+        return str(json.loads(record_of(out, name).read_text().partition("\n")[2]).get("problem", ""))
+    except (OSError, ValueError):
+        return ""
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def attempt(name: str, out: Path, work: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
