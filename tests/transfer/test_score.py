@@ -127,6 +127,34 @@ def test_images_json_names_the_images_of_a_folder_of_predict(coco: Path, tmp_pat
     assert cut["object_f1"] < expected["object_f1"] and cut["mask_ap"] == expected["mask_ap"]
 
 
+@pytest.mark.parametrize(
+    ("names", "ap", "says"),
+    [
+        (("gland", "nucleus"), 100, ""),
+        (("nucleus", "gland"), 0, ""),
+        (("gland", "vessel"), None, "test.json lacks the categories vessel of "),
+        ((), 0, ""),  # ids of the data
+    ],
+)
+def test_ap_compares_categories_by_their_names(
+    names: tuple[str, ...], ap: float | None, says: str, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The detector has the gland as category 1 and the nucleus as 2, or the other way round; the data 2 and 1."""
+    path, folder = coco / "annotations/test.json", tmp_path / "predicted"
+    folder.mkdir()
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 2, "name": "gland"}, {"id": 1, "name": "nucleus"}]
+    results = results_of(TRUTH, (0.9, 0.8, 0.7))
+    for k, (annotation, result) in enumerate(zip(content["annotations"], results, strict=True)):
+        annotation["category_id"], result["category_id"] = 2 - k % 2, 1 + k % 2
+    path.write_text(json.dumps(content))
+    (folder / "predictions.json").write_text(json.dumps(results))
+    listed = {"images": content["images"], "categories": [{"id": k, "name": name} for k, name in enumerate(names, 1)]}
+    (folder / "images.json").write_text(json.dumps(listed))
+    assert score(data=coco, predictions=folder).scores.get("mask_ap") == (ap if ap is None else pytest.approx(ap))
+    assert says in capsys.readouterr().err
+
+
 def test_the_verb_prints_the_metrics(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_maps(tmp_path / "out" / "labels", TRUTH)
     Image.new("L", (5, 5)).save(tmp_path / "out" / "no_label_map.png")

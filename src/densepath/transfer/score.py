@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from densepath.annotations.class_masks import ClassMasks
 from densepath.annotations.coco_writing import annotation_of
 from densepath.core.closing import say_end
-from densepath.core.errors import UserError, refuse
+from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.result import Result
@@ -178,18 +178,37 @@ def _average_precision(truth: LabelledImages, found: LabelledImages, places: Seq
     if not known["annotations"]:
         return {}
     used = {result["category_id"] for results in found.results for result in results}
-    categories = {category["id"] for category in known["categories"]}
-    one = next(iter(categories)) if len(categories) == 1 and len(used) <= 1 else None  # their ids may differ
-    if one is None and not used <= categories:
-        say(f"densepath: no AP: {found.source} has other categories than {truth.source}")
+    true = _true_categories(used, found, known["categories"], named=truth.coco is not None)
+    if unknown := sorted(used - true.keys()):
+        shown = first_few([str(found.categories.get(number, number)) for number in unknown])
+        say(f"densepath: no AP: {truth.source} lacks the categories {shown} of {found.source}")
         return {}
     results = [
-        {**result, "image_id": image["id"], "category_id": result["category_id"] if one is None else one}
+        {**result, "image_id": image["id"], "category_id": true[result["category_id"]]}
         for image, k in zip(known["images"], places, strict=True)
         for result in found.results[k]
     ]
     most = max([DETECTIONS, *(len(each) for each in found.results)])
     return average_precision(known, results, masks=found.label_map is not None, detections_per_image=most)
+
+
+def _true_categories(
+    used: Collection[int], found: LabelledImages, categories: Sequence[Mapping[str, Any]], named: bool
+) -> dict[int, int]:
+    """The true category of each category of the results: by name where they have names, else by id.
+
+    Args:
+        used: the categories of the results.
+        found: the results.
+        categories: the true ones.
+        named: whether these have names of their own.
+    """
+    if named and found.categories:
+        numbers = {str(category["name"]): int(category["id"]) for category in categories}
+        return {number: numbers[name] for number, name in found.categories.items() if name in numbers}
+    if len(categories) == 1 and len(used) <= 1:  # their ids may differ
+        return {number: int(categories[0]["id"]) for number in used}
+    return {int(category["id"]): int(category["id"]) for category in categories}
 
 
 def _as_coco(truth: LabelledImages) -> dict[str, Any]:
