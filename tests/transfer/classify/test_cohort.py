@@ -75,6 +75,25 @@ def test_images_that_are_left_out_need_neither_split_nor_patient(folder: Path, t
         read(folder, write_table(tmp_path / "t.csv", heads, table), unmatched="skip")
 
 
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ("NaN", r"images whose label in .* has NaN .*: b/4.png; fill it in"),
+        ("Mass| n/a", r"images whose label in .* has NaN .*: b/4.png"),
+        ("effusion", "labels in .* that differ in capitals, spaces or zeros: Effusion, effusion; spell each one way"),
+    ],
+)
+def test_a_list_of_labels_has_no_unknown_or_misspelt_one(cell: str, says: str, folder: Path, tmp_path: Path) -> None:
+    cells = ["Mass|Effusion", "", "No Finding", cell]
+    rows = [[*row] for row in zip(("a/1.png", "a/2.png", "b/3.png", "b/4.png"), cells, strict=True)]
+    table = write_table(tmp_path / "t.csv", ["file", "label"], rows)
+    with pytest.raises(UserError, match=says):
+        read(folder, table, target="label", separator="|")
+    rows[3][1] = "None"
+    targets = read(folder, write_table(table, ["file", "label"], rows), target="label", separator="|").targets
+    assert targets.values.tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
+
+
 def test_an_image_that_the_manifest_lacks_has_no_patient(folder: Path) -> None:
     write_table(folder / "manifest.csv", ["file", "person"], [["a/1.png", "x"], ["a/2.png", "y"], ["b/3.png", "z"]])
     with pytest.raises(UserError, match=r"images without a person in .*: b/4.png"):
