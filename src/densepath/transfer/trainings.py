@@ -18,7 +18,7 @@ from densepath.core.streams import say
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.pixel_source import PixelSource, PixelSpec
-from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
+from densepath.training.hardware import Hardware, Precision, choose_hardware, divide_batch, keep_freed_memory
 from densepath.transfer.classify.cohort import Pool
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import PARTS, Split, Study, divide
@@ -45,8 +45,10 @@ class Trainings:
         """Divide a study.
 
         Raises:
-            UserError: it cannot be divided, or several trainings are to run on several devices.
+            UserError: it cannot be divided, several trainings are to run on several devices, or a batch or the training
+                images cannot be divided among these.
         """
+        divide_batch(config.batch_size, hardware.world_size)
         seeds = [config.seed + number for number in range(config.seeds)]
         splits = {seed: divide(study, config.folds, config.validation, config.fraction, seed) for seed in seeds}
         each = [
@@ -58,6 +60,10 @@ class Trainings:
             raise UserError(
                 f"{len(each)} trainings (folds and seeds) run one after the other on one device; leave --devices out, "
                 "or give --seeds 1 --folds 0"
+            )
+        if (fewest := min(len(split.train) for _, split, _ in each)) < hardware.world_size:
+            raise UserError(
+                f"{counted(fewest, 'training image')} cannot be divided among {hardware.world_size} devices; use fewer"
             )
         return cls(each, splits)
 

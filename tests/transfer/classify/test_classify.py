@@ -215,9 +215,15 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     refused("there are no test images", folds=0)
     refused("a fraction of 0.1 of the training images lacks", fraction=0.1, folds=2)
     refused("folds is 1;", folds=1)
+    devices: dict[str, Any] = {"devices": "cpu:3", "folds": 2}
+    refused("batch_size is 8, which cannot be divided among 3 processes; make it a multiple of 3", **devices)
+    refused("batch_size is 1, which cannot be divided among 3", **devices, batch_size=1)
     parts = [[f, "new" if p[2] == "5" else k, p, "test" if p[2] == "5" else "train"] for f, k, p in table]
     labels = write_table(data / "parts.csv", [*heads, "split"], parts)
     refused("classes that the training images lack: new;", labels=labels)
+    parts = [[f, k, p, "train" if p[2] in "01" else "test"] for f, k, p in table]
+    few = write_table(data / "few.csv", [*heads, "split"], parts)
+    refused("4 training images cannot be divided among 5 devices", labels=few, devices="cpu:5", batch_size=5)
     refused("give the table with --labels", labels="folders", target="label")
     classify(
         data=data / "images",

@@ -87,7 +87,7 @@ class ClassifyConfig:
         epochs: number of epochs.
         patience: stop after this many epochs without a better one; 0 for never.
         choose: what a better epoch has: a higher macro "auc", or a lower "loss", on the held-out images.
-        batch_size: images per step, over all devices.
+        batch_size: images per step, over all devices; a multiple of their number.
         class_weights: "balanced" weighs the loss of a class by the inverse of its frequency, and of a present label by
             the number of images without it over that with it.
         view_size: side of the images in pixels, or their size along each axis; default: that of the weights, or 224.

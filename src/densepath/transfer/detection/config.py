@@ -50,7 +50,7 @@ class DetectConfig:
         warmup_steps: number of steps of linear warm-up; default: 1000, but with ``max_steps`` at most a fifth of the
             run.
         drops: shares of the run after which the learning rate is divided by 10.
-        batch_size: images per step, over all devices.
+        batch_size: images per step, over all devices; a multiple of their number.
         lr: learning rate; 0.02 (RetinaNet: 0.01, ViTDet: 1e-4) for 16 images, scaled linearly for other batch sizes.
         train_size: smallest and largest short edge in training, drawn uniformly, in pixels.
         train_crop: side of a random square that is cut out of each training image before it is resized, in pixels; for
