@@ -187,6 +187,17 @@ def test_a_trained_classifier_answers_as_in_its_test(
     with Image.open(data / "images" / name) as picture, warnings.catch_warnings(action="error"):
         for same in (picture, np.asarray(picture), np.asarray(picture).astype(np.uint16) * 257):
             assert classifier.predict(same) == found
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(data / "images" / name, other / "new.png")
+    before = (tmp_path / "new/predictions.csv").read_text()
+    with pytest.raises(UserError, match=r"new holds results of other images .*; use another folder"):
+        predict(result, data=other, out=tmp_path / "new", devices="cpu", precision="32")
+    assert (tmp_path / "new/predictions.csv").read_text() == before
+    predict(result, data=data / "images" / "a", out=tmp_path / "a", devices="cpu", precision="32")
+    shutil.copy(next((data / "images" / "a").iterdir()), other)
+    predict(result, data=other, out=tmp_path / "a", devices="cpu", precision="32")
+    assert "predictions.csv loses 11 images that are not in the data" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"gone\.png: the file is missing"):
         classifier.predict("gone.png")
     for idle in ({"score": 0.3}, {"pictures": 2}):

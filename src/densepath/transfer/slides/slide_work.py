@@ -16,7 +16,7 @@ from densepath.core.streams import say
 from densepath.core.system import with_lines
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
-from densepath.transfer.predict_records import record_of, source_of
+from densepath.transfer.predict_records import record_of, refuse_others, source_of
 from densepath.transfer.slides.slide_list import ListedSlide
 
 UNFINISHED = "unfinished"  # the problem of slides that are left to other processes
@@ -67,10 +67,12 @@ class SlideWork:
             watched: yields the slides, and shows how many of them are done.
 
         Raises:
-            UserError: as for :func:`attempt`, or another process does other slides.
+            UserError: as for :func:`attempt`, or another process does other slides, or the folder has results of other
+                ones only.
         """
         remove_remains(self.out, shared=True)
         names = list(self.identities)
+        refuse_others(self.out, names)
         left = [name for name in names if not is_done(name)]
         mine_left = len(left if shard is None else set(left).intersection(names[shard.number :: shard.count]))
         say(f"densepath: {counted(len(names), self.one)}, {len(names) - len(left)} done before{also}")
