@@ -36,6 +36,7 @@ from densepath.transfer.detection.score_inputs import (
     read_truth,
 )
 from densepath.transfer.predict_records import TABLE
+from densepath.transfer.segment.predict_masks import LEGEND, SIZES
 from densepath.transfer.segment.score_masks import is_semantic, score_masks
 from densepath.transfer.slides.slide_list import refuse_options
 
@@ -97,7 +98,8 @@ def score(
         check_writable(out)
         folder = Path(predictions) if Path(predictions).is_dir() else Path(predictions).parent
         for path in (Path(out), Path(out).with_suffix(".csv")):
-            refuse_replacing(path, predictions, *(folder / name for name in (PREDICTIONS, IMAGES, TABLE)))
+            refuse_replacing(path, predictions, *(folder / name for name in (PREDICTIONS, IMAGES, TABLE, LEGEND, SIZES)))
+            refuse_replacing(path, *(Path(data) / "annotations" / f"{part}.json" for part in ("train", "test")), *classes)
     if is_semantic(predictions, classes):
         refuse_options("objects, not classes of pixels", {"score": score, "orientation": orientation})
         values, files = score_masks(data, predictions, classes, None if out is None else Path(out))
