@@ -203,6 +203,8 @@ def _results(folder: Path, **changed: Any) -> None:
         (_color, {}, "a.png is a color image"),
         (None, {"score": 0.3}, "label maps of .*found have no scores"),
         (None, {"score": 2.0}, "score is 2.0"),
+        (None, {"data": "maps", "split": "train"}, "split: only for data sets with splits, not label maps"),
+        (None, {"classes": ("0:no", "1:yes"), "split": "train"}, "split: only for objects, not classes of pixels"),
         (None, {"out": "scores.csv"}, "ends in .json"),
         (None, {"predictions": "nothing"}, "nothing does not exist"),
         (None, {"predictions": "r.json"}, "r.json cannot be read"),

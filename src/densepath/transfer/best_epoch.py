@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 from densepath.training.optimizers import Optimizer, build_updates
 from densepath.training.task import Task
 from densepath.training.updates import Updates
+
+
+def quality(score: float, loss: float) -> tuple[float, float]:
+    """What is higher for a better network: the score, and of equal scores minus the loss, of which NaN is the worst."""
+    return (score, -loss) if math.isfinite(loss) else (score, -math.inf)
 
 
 class BestEpochTask(Task):
@@ -79,10 +85,10 @@ class BestEpochTask(Task):
         """Note the score (in percent) and the loss of the validation images; keep the weights if none were better."""
         self.record[0] += self._every
         done, epoch, best, lowest = self.record.tolist()
-        better = loss < lowest if self._by_loss else (score, -loss) > (best, -lowest)
-        if not epoch or better:
+        now, before = quality(score, loss), quality(best, lowest)
+        if not epoch or (now[1] > before[1] if self._by_loss else now > before):
             self.chosen.load_state_dict(self._kept[0].state_dict())
-            self.record[1:] = torch.tensor([done, score, loss])
+            self.record[1:] = torch.tensor([done, score, loss], dtype=torch.float64)
 
     def finished(self) -> bool:
         done, epoch = self.record[:2].tolist()

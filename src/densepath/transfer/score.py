@@ -96,15 +96,15 @@ def score(
         raise UserError(f"score is {score}; give a number from 0 to 1")
     if out is not None:
         check_writable(out)
-        folder = Path(predictions) if Path(predictions).is_dir() else Path(predictions).parent
-        for path in (Path(out), Path(out).with_suffix(".csv")):
-            refuse_replacing(path, predictions, *(folder / name for name in (PREDICTIONS, IMAGES, TABLE, LEGEND, SIZES)))
-            refuse_replacing(path, *(Path(data) / "annotations" / f"{part}.json" for part in ("train", "test")), *classes)
+        _refuse_replacing_inputs(Path(out), Path(data), Path(predictions), classes)
+    given = {"split": split if split != "test" else None}
     if is_semantic(predictions, classes):
-        refuse_options("objects, not classes of pixels", {"score": score, "orientation": orientation})
+        refuse_options("objects, not classes of pixels", {"score": score, "orientation": orientation} | given)
         values, files = score_masks(data, predictions, classes, None if out is None else Path(out))
         say_end(watch, "", files)
         return Result(files.get("scores"), values, files)
+    if not (Path(data) / "annotations").is_dir():
+        refuse_options("data sets with splits, not label maps", given)
     truth = read_truth(data, split, orientation)
     found = read_predictions(predictions, truth, score)
     if score is not None and (least := least_score(predictions)) is not None and score < least:
@@ -131,6 +131,15 @@ def score(
     files = {} if out is None else {"scores": Path(out), "images": Path(out).with_suffix(".csv")}
     say_end(watch, "", files)
     return Result(files.get("scores"), metrics, files)
+
+
+def _refuse_replacing_inputs(out: Path, data: Path, predictions: Path, classes: Sequence[str]) -> None:
+    """Refuse to write the scores, or the table beside them, over what is read, or over files of ``predict``."""
+    folder = predictions if predictions.is_dir() else predictions.parent
+    truth = [data / "annotations" / f"{part}.json" for part in ("train", "test")]
+    results = [folder / name for name in (PREDICTIONS, IMAGES, TABLE, LEGEND, SIZES)]
+    for path in (out, out.with_suffix(".csv")):
+        refuse_replacing(path, predictions, *results, *truth, *classes)
 
 
 def matching(truth: LabelledImages, found: LabelledImages) -> list[int]:

@@ -92,7 +92,9 @@ def test_smaller_fractions_are_parts_of_larger_ones(data: Path, classify: Classi
     assert used[0] < used[1] and len(used[1]) < 24
 
 
-def test_only_listed_images_are_trained_on(data: Path, classify: Classify, tmp_path: Path) -> None:
+def test_only_listed_images_are_trained_on(
+    data: Path, classify: Classify, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     test = write_images(tmp_path / "test", patients=2, each=1, seed=1, letter="Q")
     given = {"test_data": test / "images", "epochs": 1, "patient_regex": r"([PQ]\d+)_", "freeze": True}
     paths = sorted(str(path) for path in (data / "images").glob("*/P?[0-3]_*.png"))
@@ -100,6 +102,8 @@ def test_only_listed_images_are_trained_on(data: Path, classify: Classify, tmp_p
         (tmp_path / "left.txt").write_text("\n".join(["", *lines, "elsewhere.png"]))
         out = tmp_path / f"run{number}"
         classify(data=data / "images", out=out, train_images=tmp_path / "left.txt", **given)
+        said = f"no training image for 1 line of {len(lines) + 1} in {tmp_path / 'left.txt'}: elsewhere.png"
+        assert said in capsys.readouterr().err
         (split,) = json.loads((out / "splits.json").read_text())["seed_0"]
         used = {*split["train"], *split["validation"]}
         assert used == {str(Path(path).relative_to(data / "images")) for path in paths}
@@ -236,6 +240,7 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     few = write_table(data / "few.csv", [*heads, "split"], parts)
     refused("4 training images cannot be divided among 5 devices", labels=few, devices="cpu:5", batch_size=5)
     refused("give the table with --labels", labels="folders", target="label")
+    refused("view_size has 3 sides, and the images have 2 dimensions; give as many", view_size=(32, 32, 32))
     classify(
         data=data / "images",
         labels=write_table(data / "changed.csv", heads, [*table[1:], ["x.png", "a", "P9"]]),
