@@ -10,10 +10,18 @@ import numpy.typing as npt
 import torch
 
 from densepath.core.resampling import sample
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.encode import encode
 from densepath.sources.volumes.read import check_same_place
-from densepath.sources.volumes.volume import Array, Channel, Spacing, Volume, check_size, spacing_of, to_ras, whole_labels
+from densepath.sources.volumes.volume import (
+    Array,
+    Channel,
+    Spacing,
+    Volume,
+    check_size,
+    spacing_of,
+    to_ras,
+    whole_labels,
+)
 
 _SAME = 1e-3  # relative difference of spacings that are equal
 _PERCENTILES = (0.5, 99.5)  # nnU-Net's
