@@ -18,6 +18,7 @@ from densepath.transfer.classify.cohort import Pool, read_pool
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import Study, check_labels, check_regions, divide, frequent_strata, make_study
 from densepath.transfer.classify.targets import Targets
+from densepath.transfer.trainings import backbone_of_run, sides_of
 
 from .conftest import write_table
 
@@ -159,6 +160,13 @@ def test_volumes_have_the_patients_and_splits_of_their_store(
     assert "patients of DICOM files are numbered within each source" in capsys.readouterr().err
     write_table(labels, ["file", "label", "patient"], [[f"v{k}", "ab"[k % 2], "PQRS"[k]] for k in range(4)])
     assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], parts)).owners == ["P", "Q", "R", "S"]
+
+
+def test_networks_have_the_dimensions_of_the_images_by_default() -> None:
+    config = ClassifyConfig(data="d", out="o")
+    assert [backbone_of_run(config, ndim) for ndim in (2, 3)] == ["resnet18", "resnet18_3d"]
+    assert backbone_of_run(replace(config, backbone="resnet10_3d"), 3) == "resnet10_3d"
+    assert [sides_of(*given) for given in ((8, 3), ((8,), 2), ((4, 8), 2))] == [(8, 8, 8), (8, 8), (4, 8)]
 
 
 def test_official_validation_images_that_become_the_test_are_reported(

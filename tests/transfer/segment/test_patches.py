@@ -84,9 +84,8 @@ def test_oversampled_patches_are_centered_on_a_class(tmp_path: Path) -> None:
 
 def test_the_parts_of_a_source_keep_its_maps_together(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     size = LabelMaps(files).read(0).size
-    monkeypatch.setattr(
-        "densepath.transfer.segment.truth.available_memory", lambda: 16 * size
-    )  # the first and the last
+    room = 16 * size  # a tenth of it takes the first map and the last
+    monkeypatch.setattr("densepath.transfer.segment.truth.available_memory", lambda: room)
     truth, read, plain = Truth(LabelMaps(files), LEGEND), [], LabelMaps.read
     monkeypatch.setattr(LabelMaps, "read", lambda maps, k: read.append(maps.paths[k]) or plain(maps, k))
     parts = [truth.take(np.array([0, 2])), truth.take(np.array([2, 1, 0])).take(np.array([1, 0])), truth]

@@ -23,10 +23,11 @@ from densepath.sources.volumes.store import VolumeStore
 from densepath.training.resolve import resolve
 from densepath.transfer.best_epoch import quality
 from densepath.transfer.classify.cohort import still_there
+from densepath.transfer.classify.results import METRICS, SCORES
 from densepath.transfer.classify.splits import Split, Study, check_regions, make_study
 from densepath.transfer.segment.cohort import Cases, read_cases
 from densepath.transfer.segment.config import FREE, SegmentConfig
-from densepath.transfer.segment.results import CASES, METRICS, SCORES, SHOWN, Outcome, describe, score, write_results
+from densepath.transfer.segment.results import CASES, SHOWN, Outcome, describe, score, write_results
 from densepath.transfer.segment.segmenter import SAME_SPACING, SEGMENTER_FILE, SegmenterNotes
 from densepath.transfer.segment.training import PICTURES, Answers, answer, fit
 from densepath.transfer.trainings import (

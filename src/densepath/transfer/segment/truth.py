@@ -125,7 +125,8 @@ class Truth:
     def __init__(self, maps: LabelMaps, legend: Legend, part: tuple[_Kept, Integers] | None = None) -> None:
         self.maps, self.legend = maps, legend
         room = 0 if isinstance(maps, VolumeLabels) else int(available_memory() * _SHARE)
-        self._kept, self._numbers = (_Kept(room), None) if part is None else part
+        self._kept = _Kept(room) if part is None else part[0]
+        self._numbers = None if part is None else part[1]
 
     def read(self, position: int) -> ClassMap:
         """The classes (*size) of an image, ``IGNORED`` where there is none. Raises CorruptImage."""
