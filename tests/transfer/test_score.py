@@ -127,6 +127,34 @@ def test_images_json_names_the_images_of_a_folder_of_predict(coco: Path, tmp_pat
     assert cut["object_f1"] < expected["object_f1"] and cut["mask_ap"] == expected["mask_ap"]
 
 
+@pytest.mark.parametrize(
+    ("names", "ap", "says"),
+    [
+        (("gland", "nucleus"), 100, ""),
+        (("nucleus", "gland"), 0, ""),
+        (("gland", "vessel"), None, "test.json lacks the categories vessel of "),
+        ((), 0, ""),  # ids of the data
+    ],
+)
+def test_ap_compares_categories_by_their_names(
+    names: tuple[str, ...], ap: float | None, says: str, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The detector has the gland as category 1 and the nucleus as 2, or the other way round; the data 2 and 1."""
+    path, folder = coco / "annotations/test.json", tmp_path / "predicted"
+    folder.mkdir()
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 2, "name": "gland"}, {"id": 1, "name": "nucleus"}]
+    results = results_of(TRUTH, (0.9, 0.8, 0.7))
+    for k, (annotation, result) in enumerate(zip(content["annotations"], results, strict=True)):
+        annotation["category_id"], result["category_id"] = 2 - k % 2, 1 + k % 2
+    path.write_text(json.dumps(content))
+    (folder / "predictions.json").write_text(json.dumps(results))
+    listed = {"images": content["images"], "categories": [{"id": k, "name": name} for k, name in enumerate(names, 1)]}
+    (folder / "images.json").write_text(json.dumps(listed))
+    assert score(data=coco, predictions=folder).scores.get("mask_ap") == (ap if ap is None else pytest.approx(ap))
+    assert says in capsys.readouterr().err
+
+
 def test_the_verb_prints_the_metrics(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_maps(tmp_path / "out" / "labels", TRUTH)
     Image.new("L", (5, 5)).save(tmp_path / "out" / "no_label_map.png")
@@ -175,6 +203,8 @@ def _results(folder: Path, **changed: Any) -> None:
         (_color, {}, "a.png is a color image"),
         (None, {"score": 0.3}, "label maps of .*found have no scores"),
         (None, {"score": 2.0}, "score is 2.0"),
+        (None, {"data": "maps", "split": "train"}, "split: only for data sets with splits, not label maps"),
+        (None, {"classes": ("0:no", "1:yes"), "split": "train"}, "split: only for objects, not classes of pixels"),
         (None, {"out": "scores.csv"}, "ends in .json"),
         (None, {"predictions": "nothing"}, "nothing does not exist"),
         (None, {"predictions": "r.json"}, "r.json cannot be read"),
@@ -235,23 +265,49 @@ def test_turned_images_are_compared_as_the_user_says(coco: Path, tmp_path: Path)
     assert score(data=data, predictions=tmp_path / "maps", orientation="viewed")["object_f1"] == 100
 
 
-@pytest.mark.parametrize("out", ["predictions.json", "images.json", "objects.json"])
-def test_scores_do_not_replace_the_predictions(out: str, coco: Path, tmp_path: Path) -> None:
-    """objects.json would have the scores of each image in objects.csv, the table of ``predict``."""
+@pytest.mark.parametrize(
+    "out",
+    [
+        *("predictions.json", "images.json", "objects.json", "legend.json", "sizes.json"),
+        "../data/annotations/test.json",
+        "../classes.json",
+    ],
+)
+def test_scores_do_not_replace_what_is_read(out: str, coco: Path, tmp_path: Path) -> None:
+    """objects.json and sizes.json would have the scores of each image in the tables of ``predict``."""
     folder = tmp_path / "predicted"
     folder.mkdir()
     listed = json.loads((coco / "annotations/test.json").read_text())["images"]
     (folder / "predictions.json").write_text(json.dumps(results_of(FOUND)))
     (folder / "images.json").write_text(json.dumps({"images": listed}))
-    (folder / "objects.csv").write_text("image\n")
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for name in ("objects.csv", "sizes.csv", "legend.json", "../classes.json"):
+        (folder / name).write_text("{}\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="is read, and the result would replace it"):
-        score(data=coco, predictions=folder, out=folder / out)
-    truth = coco / "annotations/test.json"
-    with pytest.raises(UserError, match=r"test\.json is read, and the result would replace it"):
-        score(data=coco, predictions=folder, out=truth)
-    assert json.loads(truth.read_text())["images"] == listed
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        score(data=coco, predictions=folder, out=folder / out, classes=(str(folder / "../classes.json"),))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([0, 0.6], r"labels of .*found.a\.nii: they are not whole numbers; replace the file"),
+        ([0, 2.0**32], r"they range from 0 to 4.29497e\+09, beyond 32 bits"),
+        ([0, 1], r"volumes of .*found that differ only in the ends of their names: a\.nii, a\.nii\.gz; keep one"),
+    ],
+)
+def test_volumes_of_other_numbers_are_not_rounded_to_labels(values: list[float], says: str, tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    for folder, own in (("true", [0, 1]), ("found", values)):
+        (tmp_path / folder).mkdir()
+        image = nibabel.Nifti1Image(np.resize(own, (4, 4, 4)).astype(np.float64), np.eye(4))
+        nibabel.save(image, tmp_path / folder / "a.nii")
+    if values == [0, 1]:
+        options: dict[str, Any] = {"predictions": tmp_path / "found", "classes": ("0:no", "1:yes")}
+        assert score(data=tmp_path / "true", **options)["dice_yes"] == 100
+        nibabel.save(image, tmp_path / "found/a.nii.gz")
+    with pytest.raises(UserError, match=says):
+        score(data=tmp_path / "true", predictions=tmp_path / "found", classes=("0:no", "1:yes"))
 
 
 def test_masks_of_a_class_as_predictions_are_reported(

@@ -152,13 +152,14 @@ def choose_workers(hardware: Hardware) -> int:
     return min(share // 4, 2) if hardware.kind == "cpu" else max(1, min(share - 1, 16))
 
 
-def divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
+def divide_batch(batch_size: int, processes: int, accumulate: int = 1) -> int:
     """Number of images in one batch of one process."""
     parts = processes * accumulate
-    if batch_size % parts:
+    if batch_size < 1 or batch_size % parts:
+        gradients = f" with accumulate {accumulate}" if accumulate > 1 else ""
         raise UserError(
-            f"batch_size {batch_size} cannot be divided among {counted(processes, 'process', 'processes')} with "
-            f"accumulate {accumulate}; make it a multiple of {parts}"
+            f"batch_size is {batch_size}, which cannot be divided among "
+            f"{counted(processes, 'process', 'processes')}{gradients}; make it a multiple of {parts}"
         )
     return batch_size // parts
 

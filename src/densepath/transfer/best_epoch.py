@@ -17,8 +17,12 @@ from densepath.training.updates import Updates
 
 def is_better(scores: Sequence[float], others: Sequence[float]) -> bool:
     """Whether the first score that differs from its counterpart is higher; NaN is below all numbers."""
-    mine, theirs = ([-math.inf if math.isnan(score) else score for score in each] for each in (scores, others))
-    return mine > theirs
+    return ranked(scores) > ranked(others)
+
+
+def ranked(scores: Sequence[float]) -> tuple[float, ...]:
+    """Scores that can be compared: NaN is below all numbers."""
+    return tuple(-math.inf if math.isnan(score) else score for score in scores)
 
 
 class BestEpochTask(Task):
@@ -89,7 +93,7 @@ class BestEpochTask(Task):
         now, kept = ((-loss,), (-lowest,)) if self._by_loss else ((score, -loss), (best, -lowest))
         if not epoch or is_better(now, kept):
             self.chosen.load_state_dict(self._kept[0].state_dict())
-            self.record[1:] = torch.tensor([done, score, loss])
+            self.record[1:] = torch.tensor([done, score, loss], dtype=torch.float64)
 
     def finished(self) -> bool:
         done, epoch = self.record[:2].tolist()

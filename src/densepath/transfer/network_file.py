@@ -49,10 +49,12 @@ def save_network(path: Path, key: str, model: nn.Module, notes: Any) -> None:
 
 
 def holds_network(path: Path, key: str) -> bool:
-    """Whether a file holds a network whose notes have this key."""
+    """Whether a file holds a network whose notes have this key. Raises UserError if it may not be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return key in (file.metadata() or {})
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); change its permissions") from error
     except (OSError, SafetensorError):
         return False
 
@@ -79,7 +81,11 @@ def read_network(path: Path, key: str, what: str, verb: str, notes_from: Callabl
         notes = notes_from(values)
         model = notes.build()
         model.load_state_dict(state)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the file") from error
+    except UserError as error:
+        raise UserError(f"the {what} {path} cannot be built: {error}") from error
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a {what} of this version of densepath; train it again") from error
     require_numbers_in(model, path)
     return model.eval(), notes

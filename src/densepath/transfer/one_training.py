@@ -27,7 +27,7 @@ def batches_of_training(
     extras: Mapping[str, PerImage | PerBox],
 ) -> ImageBatches:
     """The batches of all epochs, as large as the images allow."""
-    together = min(config.batch_size, len(images) // hardware.world_size * hardware.world_size)
+    together = min(config.batch_size, len(images))
     return ImageBatches(
         images,
         batch_size=together // hardware.world_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,13 +59,22 @@ def refuse_others(out: Path, stems: Sequence[str]) -> None:
         UserError: all of them are.
     """
     records = out / _RECORDS
-    old = {str(path.relative_to(records).with_suffix("")) for path in records.rglob("*.json")}
-    gone = sorted(old.difference(stems))
-    if gone and len(gone) == len(old):
-        raise UserError(f"{out} holds results of other images ({one_line(first_few(gone))}); use another folder")
-    if gone:
+    old = {str(path.relative_to(records))[: -len(".json")] for path in records.rglob("*.json")}
+    if gone := other_images(out, old, stems):
         files = counted(len(gone), "image that is", "images that are")
         say(f"densepath: {out} keeps files of {files} not in the data: {one_line(first_few(gone))}")
+
+
+def other_images(out: Path, old: Collection[str], names: Sequence[str]) -> list[str]:
+    """The images of an earlier call, ``old``, that are not among those of this one.
+
+    Raises:
+        UserError: all of them are others.
+    """
+    gone = sorted({*old}.difference(names))
+    if gone and len(gone) == len(old):
+        raise UserError(f"{out} holds results of other images ({one_line(first_few(gone))}); use another folder")
+    return gone
 
 
 def source_of(record: Path) -> Any:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
 
 from densepath.annotations.class_masks import ClassMasks
-from densepath.annotations.coco import annotations_of
 from densepath.annotations.coco_writing import annotation_of
 from densepath.core.closing import say_end
-from densepath.core.errors import UserError, refuse
+from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.result import Result
@@ -37,6 +36,7 @@ from densepath.transfer.detection.score_inputs import (
     read_truth,
 )
 from densepath.transfer.predict_records import TABLE
+from densepath.transfer.segment.predict_masks import LEGEND, SIZES
 from densepath.transfer.segment.score_masks import is_semantic, score_masks
 from densepath.transfer.slides.slide_list import refuse_options
 
@@ -96,15 +96,15 @@ def score(
         raise UserError(f"score is {score}; give a number from 0 to 1")
     if out is not None:
         check_writable(out)
-        folder = Path(predictions) if Path(predictions).is_dir() else Path(predictions).parent
-        for path in (Path(out), Path(out).with_suffix(".csv")):
-            refuse_replacing(path, predictions, *(folder / name for name in (PREDICTIONS, IMAGES, TABLE)))
-            refuse_replacing(path, annotations_of(data, split), *classes)
+        _refuse_replacing_inputs(Path(out), Path(data), Path(predictions), classes)
+    given = {"split": split if split != "test" else None}
     if is_semantic(predictions, classes):
-        refuse_options("objects, not classes of pixels", {"score": score, "orientation": orientation})
+        refuse_options("objects, not classes of pixels", {"score": score, "orientation": orientation} | given)
         values, files = score_masks(data, predictions, classes, None if out is None else Path(out))
         say_end(watch, "", files)
         return Result(files.get("scores"), values, files)
+    if not (Path(data) / "annotations").is_dir():
+        refuse_options("data sets with splits, not label maps", given)
     truth = read_truth(data, split, orientation)
     found = read_predictions(predictions, truth, score)
     if score is not None and (least := least_score(predictions)) is not None and score < least:
@@ -132,6 +132,15 @@ def score(
     files = {} if out is None else {"scores": Path(out), "images": Path(out).with_suffix(".csv")}
     say_end(watch, "", files)
     return Result(files.get("scores"), metrics, files)
+
+
+def _refuse_replacing_inputs(out: Path, data: Path, predictions: Path, classes: Sequence[str]) -> None:
+    """Refuse to write the scores, or the table beside them, over what is read, or over files of ``predict``."""
+    folder = predictions if predictions.is_dir() else predictions.parent
+    truth = [data / "annotations" / f"{part}.json" for part in ("train", "test")]
+    results = [folder / name for name in (PREDICTIONS, IMAGES, TABLE, LEGEND, SIZES)]
+    for path in (out, out.with_suffix(".csv")):
+        refuse_replacing(path, predictions, *results, *truth, *classes)
 
 
 def matching(truth: LabelledImages, found: LabelledImages) -> list[int]:
@@ -181,18 +190,37 @@ def _average_precision(truth: LabelledImages, found: LabelledImages, places: Seq
     if not known["annotations"]:
         return {}
     used = {result["category_id"] for results in found.results for result in results}
-    categories = {category["id"] for category in known["categories"]}
-    one = next(iter(categories)) if len(categories) == 1 and len(used) <= 1 else None  # their ids may differ
-    if one is None and not used <= categories:
-        say(f"densepath: no AP: {found.source} has other categories than {truth.source}")
+    true = _true_categories(used, found, known["categories"], named=truth.coco is not None)
+    if unknown := sorted(used - true.keys()):
+        shown = first_few([str(found.categories.get(number, number)) for number in unknown])
+        say(f"densepath: no AP: {truth.source} lacks the categories {shown} of {found.source}")
         return {}
     results = [
-        {**result, "image_id": image["id"], "category_id": result["category_id"] if one is None else one}
+        {**result, "image_id": image["id"], "category_id": true[result["category_id"]]}
         for image, k in zip(known["images"], places, strict=True)
         for result in found.results[k]
     ]
     most = max([DETECTIONS, *(len(each) for each in found.results)])
     return average_precision(known, results, masks=found.label_map is not None, detections_per_image=most)
+
+
+def _true_categories(
+    used: Collection[int], found: LabelledImages, categories: Sequence[Mapping[str, Any]], named: bool
+) -> dict[int, int]:
+    """The true category of each category of the results: by name where they have names, else by id.
+
+    Args:
+        used: the categories of the results.
+        found: the results.
+        categories: the true ones.
+        named: whether these have names of their own.
+    """
+    if named and found.categories:
+        numbers = {str(category["name"]): int(category["id"]) for category in categories}
+        return {number: numbers[name] for number, name in found.categories.items() if name in numbers}
+    if len(categories) == 1 and len(used) <= 1:  # their ids may differ
+        return {number: int(categories[0]["id"]) for number in used}
+    return {int(category["id"]): int(category["id"]) for category in categories}
 
 
 def _as_coco(truth: LabelledImages) -> dict[str, Any]:

@@ -13,14 +13,16 @@ from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
-from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
+from densepath.training.hardware import Hardware, Precision, choose_hardware, divide_batch, keep_freed_memory
 from densepath.transfer.classify.cohort import Pool
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import PARTS, Split, Study, divide
 from densepath.transfer.segment.config import SegmentConfig
 
+_BACKBONE_3D = "resnet18_3d"
 SPLITS = "splits.json"
 _STUDY = "study.txt"  # the digest of what is learned from
 
@@ -42,8 +44,10 @@ class Trainings:
         """Divide a study.
 
         Raises:
-            UserError: it cannot be divided, or several trainings are to run on several devices.
+            UserError: it cannot be divided, several trainings are to run on several devices, or a batch or the training
+                images cannot be divided among these.
         """
+        divide_batch(config.batch_size, hardware.world_size)
         seeds = [config.seed + number for number in range(config.seeds)]
         splits = {seed: divide(study, config.folds, config.validation, config.fraction, seed) for seed in seeds}
         each = [
@@ -55,6 +59,10 @@ class Trainings:
             raise UserError(
                 f"{len(each)} trainings (folds and seeds) run one after the other on one device; leave --devices out, "
                 "or give --seeds 1 --folds 0"
+            )
+        if (fewest := min(len(split.train) for _, split, _ in each)) < hardware.world_size:
+            raise UserError(
+                f"{counted(fewest, 'training image')} cannot be divided among {hardware.world_size} devices; use fewer"
             )
         return cls(each, splits)
 
@@ -103,6 +111,32 @@ def pixels_of_run(weights: str | Path, images: PixelSource, recorded: Mapping[st
     if (bits := bits_of(images)) not in (None, spec.file_bits):
         spec = spec.override(window=images.spec.window, bits=bits)
     return spec
+
+
+def backbone_of_run(config: ClassifyConfig | SegmentConfig, ndim: int) -> str:
+    """The name of the backbone: the one that is asked for, or that of the weights; for random ones that of the images.
+
+    Raises:
+        UserError: the weights do not show it.
+    """
+    if config.backbone is None and str(config.weights) == "random" and ndim == 3:
+        return _BACKBONE_3D
+    return config.backbone or backbone_of_weights(config.weights)
+
+
+def sides_of(view_size: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """The sides of views, one for each axis of the images.
+
+    Raises:
+        UserError: another number of sides is given.
+    """
+    size = (view_size,) if isinstance(view_size, int) else tuple(view_size)
+    size = size * ndim if len(size) == 1 else size
+    if len(size) != ndim:
+        raise UserError(
+            f"view_size has {counted(len(size), 'side')}, and the images have {ndim} dimensions; give as many"
+        )
+    return size
 
 
 def check_same(out: Path, study: Study, digests: Sequence[str] = ()) -> None:

@@ -92,7 +92,9 @@ def test_smaller_fractions_are_parts_of_larger_ones(data: Path, classify: Classi
     assert used[0] < used[1] and len(used[1]) < 24
 
 
-def test_only_listed_images_are_trained_on(data: Path, classify: Classify, tmp_path: Path) -> None:
+def test_only_listed_images_are_trained_on(
+    data: Path, classify: Classify, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     test = write_images(tmp_path / "test", patients=2, each=1, seed=1, letter="Q")
     given = {"test_data": test / "images", "epochs": 1, "patient_regex": r"([PQ]\d+)_", "freeze": True}
     paths = sorted(str(path) for path in (data / "images").glob("*/P?[0-3]_*.png"))
@@ -100,6 +102,8 @@ def test_only_listed_images_are_trained_on(data: Path, classify: Classify, tmp_p
         (tmp_path / "left.txt").write_text("\n".join(["", *lines, "elsewhere.png"]))
         out = tmp_path / f"run{number}"
         classify(data=data / "images", out=out, train_images=tmp_path / "left.txt", **given)
+        said = f"no training image for 1 line of {len(lines) + 1} in {tmp_path / 'left.txt'}: elsewhere.png"
+        assert said in capsys.readouterr().err
         (split,) = json.loads((out / "splits.json").read_text())["seed_0"]
         used = {*split["train"], *split["validation"]}
         assert used == {str(Path(path).relative_to(data / "images")) for path in paths}
@@ -187,6 +191,17 @@ def test_a_trained_classifier_answers_as_in_its_test(
     with Image.open(data / "images" / name) as picture, warnings.catch_warnings(action="error"):
         for same in (picture, np.asarray(picture), np.asarray(picture).astype(np.uint16) * 257):
             assert classifier.predict(same) == found
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(data / "images" / name, other / "new.png")
+    before = (tmp_path / "new/predictions.csv").read_text()
+    with pytest.raises(UserError, match=r"new holds results of other images .*; use another folder"):
+        predict(result, data=other, out=tmp_path / "new", devices="cpu", precision="32")
+    assert (tmp_path / "new/predictions.csv").read_text() == before
+    predict(result, data=data / "images" / "a", out=tmp_path / "a", devices="cpu", precision="32")
+    shutil.copy(next((data / "images" / "a").iterdir()), other)
+    predict(result, data=other, out=tmp_path / "a", devices="cpu", precision="32")
+    assert "predictions.csv loses 11 images that are not in the data" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"gone\.png: the file is missing"):
         classifier.predict("gone.png")
     for idle in ({"score": 0.3}, {"pictures": 2}):
@@ -215,10 +230,17 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     refused("there are no test images", folds=0)
     refused("a fraction of 0.1 of the training images lacks", fraction=0.1, folds=2)
     refused("folds is 1;", folds=1)
+    devices: dict[str, Any] = {"devices": "cpu:3", "folds": 2}
+    refused("batch_size is 8, which cannot be divided among 3 processes; make it a multiple of 3", **devices)
+    refused("batch_size is 1, which cannot be divided among 3", **devices, batch_size=1)
     parts = [[f, "new" if p[2] == "5" else k, p, "test" if p[2] == "5" else "train"] for f, k, p in table]
     labels = write_table(data / "parts.csv", [*heads, "split"], parts)
     refused("classes that the training images lack: new;", labels=labels)
+    parts = [[f, k, p, "train" if p[2] in "01" else "test"] for f, k, p in table]
+    few = write_table(data / "few.csv", [*heads, "split"], parts)
+    refused("4 training images cannot be divided among 5 devices", labels=few, devices="cpu:5", batch_size=5)
     refused("give the table with --labels", labels="folders", target="label")
+    refused("view_size has 3 sides, and the images have 2 dimensions; give as many", view_size=(32, 32, 32))
     classify(
         data=data / "images",
         labels=write_table(data / "changed.csv", heads, [*table[1:], ["x.png", "a", "P9"]]),

@@ -18,6 +18,7 @@ from densepath.transfer.classify.cohort import Pool, read_pool
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import Study, check_labels, check_regions, divide, frequent_strata, make_study
 from densepath.transfer.classify.targets import Targets
+from densepath.transfer.trainings import backbone_of_run, sides_of
 
 from .conftest import write_table
 
@@ -73,6 +74,25 @@ def test_images_that_are_left_out_need_neither_split_nor_patient(folder: Path, t
     table[0][2], table[2][2] = "left", "right"
     with pytest.raises(UserError, match=r"a/2.png \('left'\), b/4.png \('right'\); correct the column split"):
         read(folder, write_table(tmp_path / "t.csv", heads, table), unmatched="skip")
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ("NaN", r"images whose label in .* has NaN .*: b/4.png; fill it in"),
+        ("Mass| n/a", r"images whose label in .* has NaN .*: b/4.png"),
+        ("effusion", "labels in .* that differ in capitals, spaces or zeros: Effusion, effusion; spell each one way"),
+    ],
+)
+def test_a_list_of_labels_has_no_unknown_or_misspelt_one(cell: str, says: str, folder: Path, tmp_path: Path) -> None:
+    cells = ["Mass|Effusion", "", "No Finding", cell]
+    rows = [[*row] for row in zip(("a/1.png", "a/2.png", "b/3.png", "b/4.png"), cells, strict=True)]
+    table = write_table(tmp_path / "t.csv", ["file", "label"], rows)
+    with pytest.raises(UserError, match=says):
+        read(folder, table, target="label", separator="|")
+    rows[3][1] = "None"
+    targets = read(folder, write_table(table, ["file", "label"], rows), target="label", separator="|").targets
+    assert targets.values.tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
 
 
 def test_an_image_that_the_manifest_lacks_has_no_patient(folder: Path) -> None:
@@ -146,6 +166,13 @@ def test_volumes_have_the_patients_and_splits_of_their_store(
     assert "patients of DICOM files are numbered within each source" in capsys.readouterr().err
     write_table(labels, ["file", "label", "patient"], [[f"v{k}", "ab"[k % 2], "PQRS"[k]] for k in range(4)])
     assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], parts)).owners == ["P", "Q", "R", "S"]
+
+
+def test_networks_have_the_dimensions_of_the_images_by_default() -> None:
+    config = ClassifyConfig(data="d", out="o")
+    assert [backbone_of_run(config, ndim) for ndim in (2, 3)] == ["resnet18", "resnet18_3d"]
+    assert backbone_of_run(replace(config, backbone="resnet10_3d"), 3) == "resnet10_3d"
+    assert [sides_of(*given) for given in ((8, 3), ((8,), 2), ((4, 8), 2))] == [(8, 8, 8), (8, 8), (4, 8)]
 
 
 def test_official_validation_images_that_become_the_test_are_reported(

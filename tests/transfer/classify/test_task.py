@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.optimizers import Optimizer
+from densepath.transfer.best_epoch import BestEpochTask
 from densepath.transfer.classify.classifier import Classifier, ClassifierNotes
 from densepath.transfer.classify.results import Scores
 from densepath.transfer.classify.targets import Targets
@@ -135,6 +136,23 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run() -> None:
         marks.append(task.finished())
     assert marks == [False, False, False, False, True]  # the third has the same AUC and a lower loss
     assert task.restore_chosen()["epoch"] == 3 and task.model.head.bias[0].item() == 2.0
+
+
+@pytest.mark.parametrize("choose", ["loss", "score"])
+def test_an_epoch_without_a_finite_loss_is_not_the_best(choose: Any) -> None:
+    task = BestEpochTask(NOTES.build(), Optimizer(), 3, 1, frozen=None, by_loss=choose == "loss", patience=2)
+    for loss in (float("nan"), 0.4, float("nan")):
+        task.keep_if_better(50.0, loss)
+    assert not task.finished()
+    assert task.restore_chosen() == {"epoch": 2, "score": 50.0, "loss": 0.4}
+
+
+def test_of_equal_scores_the_lower_loss_is_better() -> None:
+    """Also of those that float32 does not hold; an equal epoch is not a better one."""
+    task = BestEpochTask(NOTES.build(), Optimizer(), 3, 1, frozen=None)
+    for loss in (0.3, 0.3, 0.2, 0.2):
+        task.keep_if_better(200 / 3, loss)
+    assert task.restore_chosen() == {"epoch": 3, "score": 200 / 3, "loss": 0.2}
 
 
 def test_balanced_labels_weigh_by_absent_over_present() -> None:

@@ -37,11 +37,12 @@ from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DetectConfig
 from densepath.transfer.detection.detect import DETECTOR_FILE, _without_gpu, detect
 from densepath.transfer.detection.detection_task import DetectionTask, parameter_groups
-from densepath.transfer.detection.detector_file import DetectorNotes, load_detector
+from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS
 from densepath.transfer.detection.samples import TrainingBatches
 from densepath.transfer.detection.solver import make_solver
 from densepath.transfer.probe.probe import probe
+from densepath.transfer.segment.segmenter import is_segmenter
 from densepath.verbs import VERBS
 
 SMALL: dict[str, Any] = {
@@ -361,6 +362,22 @@ def test_a_foreign_file_is_not_a_detector(tmp_path: Path) -> None:
     save_backbone(tmp_path / "w.safetensors", build_backbone("resnet18"))
     with pytest.raises(UserError, match="is not a detector of this version"):
         load_detector(tmp_path / "w.safetensors")
+
+
+def test_why_a_detector_cannot_be_loaded_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "w.safetensors"
+    notes = DetectorNotes("mask_rcnn_fpn_small", "resnet18", (1,), ("thing",), 96, (0.5,) * 3, (0.25,) * 3)
+    save_detector(path, notes.build(), replace(notes, backbone="resnet19"))
+    with pytest.raises(UserError, match=r"w\.safetensors cannot be built: .*resnet19"):
+        load_detector(path)
+
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("densepath.transfer.network_file.safe_open", denied)
+    for read in (load_detector, is_segmenter):
+        with pytest.raises(UserError, match=r"w\.safetensors cannot be read \(Permission denied\)"):
+            read(path)
 
 
 def test_several_processes_synchronize_norms_and_keep_their_activations(

@@ -163,6 +163,7 @@ def test_max_steps_scales_warmup_and_drops_and_batch_size_scales_the_learning_ra
     short = make_solver("1x", max_steps=100, drops=(0.6, 0.9), batch_size=4)
     assert (short.steps, short.warmup, short.drops, short.lr) == (100, 20, (60, 90), 0.005)
     assert make_solver("1x", max_steps=20000).warmup == 1000
+    assert [make_solver(name, base_steps=300).warmup for name in ("0.5x", "1x", "5x")] == [60] * 3
     assert make_solver("1x", max_steps=100, warmup_steps=3, lr=0.1, batch_size=4).lr == 0.1
     assert make_solver("1x", batch_size=8, base_lr=0.01).lr == 0.005
 

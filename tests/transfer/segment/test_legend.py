@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def test_values_become_classes() -> None:
     objects = legend((0, 1, 2, 70_000), objects="gland", ignore=(1,))
     np.testing.assert_array_equal(objects.classes_of(np.array([[0, 1, 2, 70_000]])), [[0, IGNORED, 1, 1]])
     assert objects.scored == ("gland",)
+
+
+def test_an_ignored_number_may_be_large() -> None:
+    made = legend((0, 4, 10**9), classes=("0:no", "4:a"), ignore=(10**9, -(10**9)))
+    labels = np.array([[0, 4, 10**9], [-(10**9), 0, 4]], np.int32)
+    tracemalloc.start()
+    np.testing.assert_array_equal(made.classes_of(labels), [[0, 1, IGNORED], [IGNORED, 0, 1]])
+    assert tracemalloc.get_traced_memory()[1] < 1e6  # no table of all numbers
+    tracemalloc.stop()
 
 
 def test_a_class_of_no_image_is_reported(capsys: pytest.CaptureFixture[str]) -> None:

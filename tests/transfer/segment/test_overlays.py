@@ -8,8 +8,22 @@ import numpy as np
 from PIL import Image
 
 from densepath.sources.pixel_source import PixelSpec
-from densepath.transfer.segment.legend import Legend
+from densepath.transfer.segment.legend import IGNORED, Legend
 from densepath.transfer.segment.overlays import color_of, draw_case
+
+
+def test_all_classes_in_a_picture_are_in_its_legend_in_a_color_each(tmp_path: Path) -> None:
+    """Also the ignored pixels, and none that is not there."""
+    count = 12
+    legend = Legend(("no", *(f"organ number {k}" for k in range(count))), tuple(range(count + 1)), 0)
+    truth = np.resize(np.arange(count), (60, 60)).astype(np.uint8)
+    truth[:, 0] = IGNORED
+    path = draw_case(tmp_path, "a", np.zeros((60, 60, 3), np.uint8), PixelSpec(), truth, truth, legend)
+    sheet = np.asarray(Image.open(path))
+    above = {tuple(color) for color in sheet[: -60 * 4 - 6].reshape(-1, 3).tolist()}
+    colors = [color_of(k, 0) for k in (*range(1, count + 1), IGNORED)]
+    assert len(set(colors)) == count + 1
+    assert [color in above for color in colors] == [True] * (count - 1) + [False, True]
 
 
 def test_overlays_of_anisotropic_volumes_are_in_mm(tmp_path: Path) -> None:

@@ -82,6 +82,18 @@ def test_oversampled_patches_are_centered_on_a_class(tmp_path: Path) -> None:
     assert all((classes >= 0).all() for classes in seen)  # moved inside
 
 
+def test_the_parts_of_a_source_keep_its_maps_together(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    size = LabelMaps(files).read(0).size
+    room = 16 * size  # a tenth of it takes the first map and the last
+    monkeypatch.setattr("densepath.transfer.segment.truth.available_memory", lambda: room)
+    truth, read, plain = Truth(LabelMaps(files), LEGEND), [], LabelMaps.read
+    monkeypatch.setattr(LabelMaps, "read", lambda maps, k: read.append(maps.paths[k]) or plain(maps, k))
+    parts = [truth.take(np.array([0, 2])), truth.take(np.array([2, 1, 0])).take(np.array([1, 0])), truth]
+    found = [part.read(k).tolist() for part, count in zip(parts, (2, 2, 3), strict=True) for k in range(count)]
+    assert found == [LEGEND.classes_of(plain(LabelMaps(files), k)).tolist() for k in (0, 2, 1, 2, 0, 1, 2)]
+    assert read == [files[k] for k in (0, 2, 1, 1)]
+
+
 def test_boxes_of_volumes_give_the_patches_of_whole_volumes(tmp_path: Path) -> None:
     store = open_volumes(write_store(tmp_path, 3))
     legend = Legend(("background", "ball", "core"), (0, 1, 4), 0, regions=(("ball", (1,)), ("core", (2,))))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 
+from densepath.core.errors import UserError
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.segment import predict_masks as module
 from densepath.transfer.segment.legend import legend_of
@@ -78,6 +79,16 @@ def test_a_damaged_image_keeps_no_map_of_a_former_one(tmp_path: Path) -> None:
     assert predict_masks(run, data=data, out=out, **CPU)["damaged"] == 1
     assert [len(list((out / part).iterdir())) for part in ("labels", "pictures")] == [1, 1]
     assert [line.partition(",")[0] for line in (out / "sizes.csv").read_text().splitlines()] == ["image", "P1_1"]
+
+
+def test_results_of_other_images_are_kept(tmp_path: Path) -> None:
+    run, out = write_segmenter(tmp_path / "segmenter.safetensors", 2), tmp_path / "out"
+    predict_masks(run, data=two_images(tmp_path / "data")[0], out=out, **CPU)
+    before = (out / "sizes.csv").read_text()
+    other = write_images(tmp_path / "other", 2, 1, letter="Q") / "images"
+    with pytest.raises(UserError, match=r"out holds results of other images \(P0_0, P1_1\); use another folder"):
+        predict_masks(run, data=other, out=out, **CPU)
+    assert (out / "sizes.csv").read_text() == before
 
 
 def test_the_table_is_read_and_written_by_one_process_at_a_time(

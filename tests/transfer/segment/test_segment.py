@@ -142,6 +142,10 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         assert (tmp_path / "run" / name).read_text() == (tmp_path / "again" / name).read_text()
     weights = [load_file(tmp_path / run / "exported/segmenter.safetensors") for run in ("run", "again")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    drawn = sorted((tmp_path / "again").rglob("pictures/*.png"))
+    segment(**again, resume=True, pictures=3)  # that are asked for later
+    assert len(drawn) == 2 and len(set((tmp_path / "again").rglob("pictures/*.png")).difference(drawn)) == 4
+    assert (tmp_path / "run/cases.csv").read_text() == (tmp_path / "again/cases.csv").read_text()
     with pytest.raises(UserError, match="was started with other values of overlap"):
         segment(**{**again, "overlap": 0.3}, resume=True)
 

@@ -10,13 +10,20 @@ import numpy.typing as npt
 import torch
 
 from densepath.core.resampling import sample
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.encode import encode
 from densepath.sources.volumes.read import check_same_place
-from densepath.sources.volumes.volume import Array, Channel, Spacing, Volume, check_size, spacing_of, to_ras
+from densepath.sources.volumes.volume import (
+    Array,
+    Channel,
+    Spacing,
+    Volume,
+    check_size,
+    spacing_of,
+    to_ras,
+    whole_labels,
+)
 
 _SAME = 1e-3  # relative difference of spacings that are equal
-_WHOLE = 1e-3  # by which a label may differ from a whole number
 _PERCENTILES = (0.5, 99.5)  # nnU-Net's
 _NUMBERS = 2**18  # values that percentiles are computed of
 _FEW = 16  # different values of a label map at most
@@ -71,7 +78,8 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
         notes.append(f"outliers: 99% of their values lie within fewer than {_LEVELS} of 65,536 levels; clip them")
     codes_of_labels = None
     if labels is not None:
-        whole = _whole_labels(f"labels of {name}", labels.channels)
+        whole = whole_labels(f"labels of {name}", labels.channels, 16)
+        whole = whole.astype(np.uint8 if whole.min() >= 0 and whole.max() <= 255 else np.int16)
         own, own_affine, _ = to_ras(whole, volume.affine)
         codes_of_labels = resampled(name, own, own_affine, target, nearest=True)[0].transpose(2, 1, 0)
         if codes_of_labels.min() < 0:
@@ -143,20 +151,3 @@ def _is_squeezed(stored: npt.NDArray[np.int16]) -> bool:
     """Whether outliers take up nearly all of the levels of values that are not stored exactly."""
     low, high = np.percentile(stored.reshape(-1)[:: max(1, stored.size // _NUMBERS)], _PERCENTILES)
     return high - low < _LEVELS and (int(stored.min()), int(stored.max())) == (-_HIGHEST - 1, _HIGHEST)
-
-
-def _whole_labels(name: str, channels: tuple[Channel, ...]) -> Array:
-    """Labels (X, Y, Z) as uint8 or int16. Raises CorruptImage."""
-    if len(channels) != 1:
-        raise CorruptImage(name, f"they have {len(channels)} channels")
-    channel = channels[0]
-    values = channel.values
-    if (channel.slope, channel.intercept) != (1.0, 0.0) or values.dtype.kind == "f":
-        real = values * np.float64(channel.slope) + channel.intercept
-        values = np.rint(real)
-        if abs(values - real).max() > _WHOLE:
-            raise CorruptImage(name, "they are not whole numbers")
-    low, high = values.min(), values.max()
-    if low < -_HIGHEST or high > _HIGHEST:
-        raise CorruptImage(name, f"they range from {low:g} to {high:g}, beyond 16 bits")
-    return values.astype(np.uint8 if low >= 0 and high <= 255 else np.int16)

@@ -19,6 +19,7 @@ Spacing = tuple[float, float, float]
 RAS = "RAS"
 _PLAUSIBLE = (1e-3, 100.0)  # mm between voxels
 _ALL_NUMBERS = "biuf"
+_WHOLE = 1e-3  # by which a label may differ from a whole number
 _BYTES = 8  # of memory for a voxel that is resampled: its value and a copy of it in 32 bits
 
 
@@ -58,6 +59,28 @@ class Volume:
 
 class TooLarge(CorruptImage):
     """A volume that would have more voxels at another spacing than there is memory for."""
+
+
+def whole_labels(name: str, channels: Sequence[Channel], bits: int) -> Array:
+    """Labels (X, Y, Z), whole numbers of so many bits with a sign.
+
+    Raises:
+        CorruptImage: they are something else.
+    """
+    if len(channels) != 1:
+        raise CorruptImage(name, f"they have {len(channels)} channels")
+    channel = channels[0]
+    values = channel.values
+    if (channel.slope, channel.intercept) != (1.0, 0.0) or values.dtype.kind == "f":
+        real = values * np.float64(channel.slope) + channel.intercept
+        values = np.rint(real)
+        if not abs(values - real).max() <= _WHOLE:  # NaN is not whole
+            raise CorruptImage(name, "they are not whole numbers")
+    low, high = values.min(), values.max()
+    highest = 2 ** (bits - 1) - 1
+    if low < -highest or high > highest:
+        raise CorruptImage(name, f"they range from {low:g} to {high:g}, beyond {bits} bits")
+    return values
 
 
 def library(name: str) -> Any:

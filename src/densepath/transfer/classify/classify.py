@@ -21,7 +21,7 @@ from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weights.pretrained import backbone_of_weights, size_of_weights
+from densepath.nets.weights.pretrained import size_of_weights
 from densepath.runs.closing import draw_safely
 from densepath.runs.folder import open_run, read_config
 from densepath.sources.corrupt import CorruptImage
@@ -29,6 +29,7 @@ from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.hardware import Hardware
 from densepath.training.resolve import resolve
+from densepath.transfer.best_epoch import ranked
 from densepath.transfer.classify.classifier import CLASSIFIER_FILE, SAME_MPP, ClassifierNotes
 from densepath.transfer.classify.cohort import Pool, open_pool, read_pool, same_labels, still_there
 from densepath.transfer.classify.config import FREE, ClassifyConfig
@@ -40,16 +41,18 @@ from densepath.transfer.classify.training import Answers, answer, fit
 from densepath.transfer.embed.encoder import Encoder
 from densepath.transfer.trainings import (
     Trainings,
+    backbone_of_run,
     check_same,
     hardware_of_run,
     keep_splits,
     pixels_of_run,
+    sides_of,
     sizes_of,
     warn_of_unknown_patients,
 )
 from densepath.version import __version__
 
-_SIDE = 224  # pixels
+_SIDES = {2: 224, 3: 64}  # of images, by dimensions
 _SAMPLED = 16  # images whose size and µm per pixel are read
 
 
@@ -129,12 +132,11 @@ def _opened(study: Study, config: ClassifyConfig, hardware: Hardware) -> Study:
 
 def _notes(config: ClassifyConfig, study: Study, spec: PixelSpec) -> ClassifierNotes:
     """What is built."""
-    name = config.backbone or backbone_of_weights(config.weights)
+    name = backbone_of_run(config, spec.ndim)
     with torch.random.fork_rng(devices=[]):
         encoder = Encoder(build_backbone(name, spec.channels), spec, None, config.pool)
-    side: int | Sequence[int] = config.view_size or size_of_weights(config.weights) or encoder.input_size or _SIDE
-    size = (side,) * spec.ndim if isinstance(side, int) else tuple(side)
-    size = size * spec.ndim if len(size) == 1 else size
+    known = config.view_size or size_of_weights(config.weights) or encoder.input_size
+    size = sides_of(known or _SIDES[spec.ndim], spec.ndim)
     encoder.backbone.check_size(*size)
     places = [position for position in evenly_spaced(_SAMPLED, len(study.train))]
     return ClassifierNotes(
@@ -189,7 +191,7 @@ def _finish(
     out = Path(config.out)
     tested = collect_answers(tests, answers, [name or "run" for name in names])
     scores = score(tested, config.seed)
-    best = max(range(len(answers)), key=lambda k: (answers[k].notes.score, -answers[k].notes.loss))  # never by the test
+    best = max(range(len(answers)), key=lambda k: ranked((answers[k].notes.score, -answers[k].notes.loss)))  # no test
     if names[best]:
         (out / CLASSIFIER_FILE).parent.mkdir(exist_ok=True)
         with atomic_write(out / CLASSIFIER_FILE) as part:

@@ -72,7 +72,7 @@ class ClassifyConfig:
         patient_regex: a regular expression that finds the patient in an image's name.
         weights: initial weights of the backbone: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or
             the folder of such a model.
-        backbone: the backbone, a timm name; default: that of the weights, resnet18 for random ones.
+        backbone: the backbone, a timm name; default: that of the weights, resnet18 (or resnet18_3d) for random ones.
         pool: how the deepest features become a vector: "mean" over positions, "cls" for the class token, "cls_mean" for
             both; "auto" is "cls" if there is a class token, else "mean".
         freeze: train only the linear classifier, on the frozen backbone.
@@ -87,10 +87,11 @@ class ClassifyConfig:
         epochs: number of epochs.
         patience: stop after this many epochs without a better one; 0 for never.
         choose: what a better epoch has: a higher macro "auc", or a lower "loss", on the held-out images.
-        batch_size: images per step, over all devices.
+        batch_size: images per step, over all devices; a multiple of their number.
         class_weights: "balanced" weighs the loss of a class by the inverse of its frequency, and of a present label by
             the number of images without it over that with it.
-        view_size: side of the images in pixels, or their size along each axis; default: that of the weights, or 224.
+        view_size: side of the images in pixels, or their size along each axis; default: that of the weights, or 224,
+            for volumes 64.
         augment: crops, flips and colors of training views.
         optimizer: the optimizer and its schedule.
         workers: processes that decode images, per device; default: chosen automatically.

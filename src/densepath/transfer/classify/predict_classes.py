@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core.closing import say_end
-from densepath.core.csv_files import write_rows
+from densepath.core.csv_files import read_rows, write_rows
 from densepath.core.digests import digest_of_file
-from densepath.core.errors import UserError, counted, first_few
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.output_names import names_below, refuse_repeated
 from densepath.core.result import Result
 from densepath.core.shared_work import Shard
@@ -30,6 +30,7 @@ from densepath.transfer.classify.label_scores import rows_of
 from densepath.transfer.classify.predict_tiles import OnSlides, predict_tiles, tile_mpp
 from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
+from densepath.transfer.predict_records import other_images
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.slide_list import refuse_options
 
@@ -112,6 +113,11 @@ def _predict_images(
     paths = list(AllNames(images))
     names = names_below(paths, data) if isinstance(images, ImageFiles) else paths
     refuse_repeated(names, data)
+    if (out / PREDICTIONS).is_file():
+        old = {row["image"] for row in read_rows(out / PREDICTIONS, "use another folder", ["image"])}
+        if gone := other_images(out, old, names):
+            lines = counted(len(gone), "image that is", "images that are")
+            say(f"densepath: {out / PREDICTIONS} loses {lines} not in the data: {one_line(first_few(gone))}")
     if (bits := bits_of(images) or images.spec.file_bits) != spec.file_bits:
         spec = spec.override(window=images.spec.window, bits=bits)
         readout = Readout(readout.model, notes, spec).to(hardware.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def score(tested: Outcome, seed: int) -> Scores:
     return Scores(score_targets(tested.targets, tested.chances, tested.runs, tested.patients, seed), runs)
 
 
-def write_results(tested: Outcome, scores: Scores, notes: dict[str, Any], out: Path) -> None:
+def write_results(tested: Outcome, scores: Scores, notes: Mapping[str, Any], out: Path) -> None:
     """Write the predictions, the scores as JSON, and as a table."""
     labels, exclusive = tested.targets.names, tested.targets.exclusive
     said, truth = predicted(tested.targets, tested.chances), tested.targets.values
@@ -118,32 +118,32 @@ def write_results(tested: Outcome, scores: Scores, notes: dict[str, Any], out: P
             row |= {f"label {n}": "" if np.isnan(v) else int(v) for n, v in zip(labels, truth[m], strict=True)}
         rows.append(row | {f"p {n}": f"{p:.6g}" for n, p in zip(labels, tested.chances[m], strict=True)})
     write_rows(out / PREDICTIONS, list(rows[0]), rows)
+    write_scores(scores, tested.run_names, notes, out)
+
+
+def write_scores(scores: Scores, run_names: Sequence[str], notes: Mapping[str, Any], out: Path) -> None:
+    """Write scores as JSON, with notes, and as a table."""
     table = [
         {
             "metric": name,
-            "value": f"{each.value:.4f}",
-            "low": f"{each.low:.4f}",
-            "high": f"{each.high:.4f}",
-            "mean": f"{scores.mean(name):.4f}",
-            "spread": f"{scores.spread(name):.4f}",
-            **{run: f"{own[name]:.4f}" for run, own in zip(tested.run_names, scores.runs, strict=True)},
+            **{part: f"{value:.4f}" for part, value in _summary(scores, name).items()},
+            **{run: f"{own[name]:.4f}" for run, own in zip(run_names, scores.runs, strict=True)},
         }
-        for name, each in scores.all.items()
+        for name in scores.all
     ]
     write_rows(out / SCORES, list(table[0]), table)
     record = {
         **notes,
         **SCALE,
-        "scores": {
-            name: without_nan({**_as_dict(each), "mean": scores.mean(name), "spread": scores.spread(name)})
-            for name, each in scores.all.items()
-        },
-        "undefined": scores.undefined(tested.run_names),
-        "runs": {name: without_nan(row) for name, row in zip(tested.run_names, scores.runs, strict=True)},
+        "scores": {name: without_nan(_summary(scores, name)) for name in scores.all},
+        "undefined": scores.undefined(run_names),
+        "runs": {name: without_nan(row) for name, row in zip(run_names, scores.runs, strict=True)},
     }
     with atomic_write(out / METRICS) as part:
         part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def _as_dict(score: Score) -> dict[str, float]:
-    return {"value": score.value, "low": score.low, "high": score.high}
+def _summary(scores: Scores, name: str) -> dict[str, float]:
+    """A score of all trainings together with its interval, and the mean and the spread over these."""
+    together = {part: getattr(scores.all[name], part) for part in ("value", "low", "high")}
+    return {**together, "mean": scores.mean(name), "spread": scores.spread(name)}

@@ -12,7 +12,7 @@ import torch
 from densepath.annotations.classes import Classes
 from densepath.annotations.fraction import choose_fraction
 from densepath.annotations.patients import NUMBERED, check_spelling
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.core.streams import say
 from densepath.transfer.classify.cohort import Pool, file_of
 from densepath.transfer.classify.targets import Targets
@@ -107,7 +107,7 @@ def only_listed(study: Study, path: str | Path) -> Study:
     if not len(study.tested):
         raise UserError("--train_images needs official test images (folders or a column split, --test_data)")
     try:
-        lines = {line.strip() for line in Path(path).read_text(errors="surrogateescape").splitlines()} - {""}
+        lines = [line.strip() for line in Path(path).read_text(errors="surrogateescape").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(f"--train_images {path} cannot be read ({error.strerror}); check the path") from error
     pool, listed = study.train, {*lines, *map(file_of, lines)}
@@ -119,6 +119,10 @@ def only_listed(study: Study, path: str | Path) -> Study:
     found = replace(study, fit=kept(study.fit), held=kept(study.held))
     if not len(found.fit):
         raise UserError(f"none of the training images is in {path}; list their paths, or their patients")
+    known = {own for p in (*found.fit, *found.held) for own in (pool.names[p], pool.owners[p], pool.files[p])}
+    if unused := [line for line in lines if known.isdisjoint((line, file_of(line)))]:
+        shown = f"{counted(len(unused), 'line')} of {len(lines)} in {path}"
+        say(f"densepath: no training image for {shown}: {one_line(first_few(unused))}")
     return found
 
 

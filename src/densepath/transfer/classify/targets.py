@@ -116,11 +116,13 @@ def read_targets(
         )
     if config.targets:
         return _columns(config, rows, kept if whole else None, names, table), kept
-    if config.separator is not None:
-        return _lists([row[0] for row in rows], kept, config.separator, table, whole), kept
     texts = [row[0] for row in rows]
-    absent = [n for n, text, k in zip(names, texts, kept, strict=True) if k and is_missing(text)]
-    refuse(absent, f"images whose {columns[0]} in {table} is empty or NaN", "fill it in, or remove these lines")
+    lists = [{text} if config.separator is None else _parts(text, config.separator) for text in texts]
+    absent = [n for n, own, k in zip(names, lists, kept, strict=True) if k and any(map(is_missing, own))]
+    unknown = "is empty or NaN" if config.separator is None else "has NaN (without any label it is empty or No Finding)"
+    refuse(absent, f"images whose {columns[0]} in {table} {unknown}", "fill it in, or remove these lines")
+    if config.separator is not None:
+        return _lists(lists, kept, table, whole), kept
     return _classes(texts, table, kept, whole), kept
 
 
@@ -146,11 +148,15 @@ def _classes(
             f"all images are of one class in {source}, {used[0]}; give the folder that contains a folder for each "
             "class, or a table of two or more classes with --labels"
         )
-    refuse(
-        several_spellings(used), f"classes in {source} that differ in capitals, spaces or zeros", "spell each one way"
-    )
+    _check_spelling("classes", used, source)
     number = {name: place for place, name in enumerate(used)}
     return Targets(tuple(used), np.array([number.get(text, 0) for text in texts], np.float64)[:, None], True)
+
+
+def _check_spelling(what: str, names: Sequence[str], source: str) -> None:
+    refuse(
+        several_spellings(names), f"{what} in {source} that differ in capitals, spaces or zeros", "spell each one way"
+    )
 
 
 def _columns(
@@ -180,13 +186,17 @@ def _columns(
     return found if kept is None else _checked(found, kept, table)
 
 
-def _lists(texts: Sequence[str], kept: npt.NDArray[np.bool_], separator: str, table: str, whole: bool) -> Targets:
+def _parts(text: str, separator: str) -> set[str]:
+    """The labels of a list."""
+    return {part.strip() for part in text.split(separator) if part.strip().lower() not in _NOTHING}
+
+
+def _lists(found: Sequence[set[str]], kept: npt.NDArray[np.bool_], table: str, whole: bool) -> Targets:
     """Labels from a column of lists, in which an image has those that are named."""
-    found = [{part.strip() for part in text.split(separator)} for text in texts]
-    found = [{part for part in parts if part.lower() not in _NOTHING} for parts in found]
     names = sorted({name for parts, k in zip(found, kept, strict=True) if k for name in parts})
     if not names:
         raise UserError(f"no image has a label in {table}; name the column of labels with --target")
+    _check_spelling("labels", names, table)
     values = np.array([[float(name in parts) for name in names] for parts in found])
     targets = Targets(tuple(names), values, False)
     return _checked(targets, kept, table) if whole else targets

@@ -47,10 +47,10 @@ class DetectConfig:
         schedule: length of the run: "0.5x", "1x", "2x", "3x" or "5x".
         base_steps: number of steps of the schedule 1x.
         max_steps: number of steps; overrides the schedule.
-        warmup_steps: number of steps of linear warm-up; default: 1000, but with ``max_steps`` at most a fifth of the
-            run.
+        warmup_steps: number of steps of linear warm-up; default: 1000, but at most a fifth of ``max_steps`` or
+            ``base_steps``.
         drops: shares of the run after which the learning rate is divided by 10.
-        batch_size: images per step, over all devices.
+        batch_size: images per step, over all devices; a multiple of their number.
         lr: learning rate; 0.02 (RetinaNet: 0.01, ViTDet: 1e-4) for 16 images, scaled linearly for other batch sizes.
         train_size: smallest and largest short edge in training, drawn uniformly, in pixels.
         train_crop: side of a random square that is cut out of each training image before it is resized, in pixels; for

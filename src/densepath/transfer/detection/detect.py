@@ -30,7 +30,7 @@ from densepath.runs.closing import draw_safely, files_of_run
 from densepath.runs.folder import TRAIN_LOG, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
-from densepath.training.hardware import choose_device, choose_hardware, choose_precision, choose_workers
+from densepath.training.hardware import choose_device, choose_hardware, choose_precision, choose_workers, divide_batch
 from densepath.training.intervals import Intervals
 from densepath.training.resolve import resolve
 from densepath.transfer.detection.config import FREE, DetectConfig
@@ -113,8 +113,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
     hardware = choose_hardware(config.devices, precision)
     if config.detector not in DETECTORS:
         raise UserError(f"no detector is called {config.detector!r}; use one of {', '.join(DETECTORS)}")
-    if config.batch_size < 1 or config.batch_size % hardware.world_size:
-        raise UserError(f"batch_size is {config.batch_size}; give a multiple of the {hardware.world_size} devices")
+    divide_batch(config.batch_size, hardware.world_size)
     solver = make_solver(
         config.schedule,
         config.max_steps,

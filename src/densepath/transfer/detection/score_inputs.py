@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,7 @@ class LabelledImages:
         label_map: position -> (H, W); None for boxes without outlines.
         results: the detections of each image in COCO's results format, if they have scores.
         coco: the content of the COCO JSON with the true objects, if there is one.
+        categories: the names of the results' categories by id; empty if they are those of the data.
     """
 
     source: str
@@ -52,6 +53,7 @@ class LabelledImages:
     label_map: Callable[[int], npt.NDArray[np.int32]] | None
     results: Sequence[Results] | None = None
     coco: dict[str, Any] | None = None
+    categories: Mapping[int, str] = field(default_factory=dict)
 
 
 def read_truth(
@@ -129,9 +131,14 @@ def _detections(path: Path, truth: LabelledImages, score: float) -> LabelledImag
     if not listing.is_file() and truth.coco is None:
         raise UserError(f"{listing} is missing, which names the images that {path} means; give a folder of label maps")
     try:
-        names, sizes = _listed((_read_json(listing) if listing.is_file() else truth.coco)["images"])  # type: ignore[index]
+        listed = _read_json(listing) if listing.is_file() else {"images": truth.coco["images"]}  # type: ignore[index]
+        names, sizes = _listed(listed["images"])
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{listing} lists no images with id, file_name, height and width; correct it") from None
+    try:
+        categories = {int(each["id"]): str(each["name"]) for each in listed.get("categories", ())}
+    except (AttributeError, TypeError, KeyError, ValueError):
+        raise UserError(f"{listing} lists categories without id and name; correct it") from None
     results = _read_json(path)
     if not isinstance(results, list):
         raise UserError(f"{path} is not a list of COCO results; give a folder of label maps, or such a list")
@@ -143,7 +150,7 @@ def _detections(path: Path, truth: LabelledImages, score: float) -> LabelledImag
         found[result["image_id"]].append(result)
     images, shapes = list(found.values()), list(sizes.values())
     draw = partial(_drawn, images, shapes, score) if masks else None
-    return LabelledImages(str(path), names, shapes, draw, images)
+    return LabelledImages(str(path), names, shapes, draw, images, categories=categories)
 
 
 def _drawn(images: Sequence[Results], sizes: Sequence[Size], score: float, position: int) -> npt.NDArray[np.int32]:

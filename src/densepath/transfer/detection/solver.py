@@ -81,5 +81,5 @@ def make_solver(
     if warmup_steps is not None and warmup_steps < 0:
         raise UserError(f"warmup_steps is {warmup_steps}; give at least 0")
     if warmup_steps is None:
-        warmup_steps = _WARMUP if max_steps is None else min(_WARMUP, max_steps // 5)
+        warmup_steps = min(_WARMUP, (base_steps if max_steps is None else max_steps) // 5)
     return Solver(steps, lr, warmup_steps, tuple(round(share * steps) for share in drops), optimizer)

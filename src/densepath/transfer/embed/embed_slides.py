@@ -230,7 +230,7 @@ def _embed_all(
     """
     by_name = {slide.name: slide for slide in slides}
     identities = {slide.name: slide.identity() for slide in slides}
-    shared = SlideWork(out, identities, lambda name: _files(out, features, name))
+    shared = SlideWork(out, identities, lambda name: _files(out, features, name), is_whole=False)
 
     def is_done(name: str) -> bool:
         same = notes_of(features_path(out, features, name)).get("slide") == shared.identities[name]

@@ -131,7 +131,7 @@ class SegmentConfig:
         validate_every: epochs between two looks at the validation images.
         patience: stop after this many epochs without a better one; 0 for never.
         choose: what a better epoch has: a higher mean "dice", or a lower "loss", on the held-out images.
-        batch_size: images per step, over all devices.
+        batch_size: images per step, over all devices; a multiple of their number.
         loss: "dice_ce": soft Dice and cross-entropy; or one of both.
         oversample: share of the patches that are centered on a pixel of a class that is not background.
         view_size: side of the patches in pixels, or their size along each axis; default: 256, for volumes 64;

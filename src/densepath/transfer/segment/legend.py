@@ -57,16 +57,18 @@ class Legend:
 
     def classes_of(self, labels: npt.NDArray[Any]) -> ClassMap:
         """The classes of a map of known values."""
-        known = (0, 1, *self.values, *self.ignored)
-        low, high = min(known), max(known)
+        meaning = {value: number for number, value in enumerate(self.values)} | dict.fromkeys(self.ignored, IGNORED)
+        near = [value for value in meaning if -_HIGHEST <= value <= _HIGHEST]
+        low, high = min(0, 1, *near), max(0, 1, *near)
         table = np.full(high - low + 2, 1 if self.merged else IGNORED, np.uint8)  # the last for all that is higher
-        for number, value in enumerate(self.values):
-            table[value - low] = number
-        for value in self.ignored:
-            table[value - low] = IGNORED
+        for value in near:
+            table[value - low] = meaning[value]
+        far = sorted(meaning.keys() - set(near))
         found = np.empty(labels.shape, np.uint8)
         for row, part in zip(found, labels, strict=True):  # an index takes 8 bytes for each pixel
             np.take(table, np.clip(part.astype(np.int64), low, high + 1) - low, out=row)
+            for value in far:  # a table of these would be as long as they are large
+                row[part == value] = meaning[value]
         return found
 
     def values_of(self, classes: ClassMap) -> npt.NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
 from densepath.transfer.segment.volume_slices import SUFFIX, write_slices
 
-# Of the classes besides the background; distinct for the color-blind (Okabe and Ito), then repeated.
+# Of the classes besides the background; distinct for the color-blind (Okabe and Ito), then darker each time.
 _COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _FILL = 0.3
 _SIDE = 512  # pixels of the longer side of a picture of one plane; smaller ones are enlarged by whole factors
 _GAP, _LINE, _FONT = 6, 18, 14
+_NARROWEST, _MARK, _SPACE = 320, 14, 8  # pixels of a picture; before and after a name
+_SHADES = 0.6
 _IGNORED = (128, 128, 128)
 
 Planes = list[tuple[npt.NDArray[np.uint8], list[ClassMap]]]
@@ -65,8 +67,9 @@ def draw_case(
     if pixels.ndim == 4:
         write_slices(folder / f"{name}{SUFFIX}", grey, dict(zip(texts, maps, strict=True)), background, spacing)
     scores = [f"{name} {share:.2f}" for name, share in zip(legend.scored, shares, strict=False) if np.isfinite(share)]
-    caption = " | ".join(texts) + ("" if not scores else f"; Dice: {', '.join(scores[:6])}")
-    sheet = _sheet(rows, caption, legend)
+    shown = {int(k) for _, own in planes for classes in own for k in np.unique(classes)} - {background}
+    names = {number: "ignored" if number == IGNORED else legend.names[number] for number in sorted(shown)}
+    sheet = _sheet(rows, [" | ".join([*texts, *["Dice:"] * bool(scores)]), *scores], names, background)
     path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
@@ -127,24 +130,42 @@ def color_of(number: int, background: int) -> tuple[int, int, int]:
     """The color of a class."""
     if number == IGNORED:
         return _IGNORED
-    return _COLORS[(number - (0 <= background < number)) % len(_COLORS)]
+    place = number - (0 <= background < number)
+    share = _SHADES ** (place // len(_COLORS))
+    red, green, blue = (round(part * share) for part in _COLORS[place % len(_COLORS)])
+    return red, green, blue
 
 
-def _sheet(rows: Sequence[Sequence[Image.Image]], caption: str, legend: Legend) -> Image.Image:
-    """Pictures in rows, under a caption and the names of the classes."""
-    letters = font(_FONT)
-    width = max(sum(each.width for each in row) + _GAP * (len(row) - 1) for row in rows)
+def _sheet(
+    rows: Sequence[Sequence[Image.Image]], caption: Sequence[str], names: Mapping[int, str], background: int
+) -> Image.Image:
+    """Pictures in rows, under a caption and the names of the classes, both in as many lines as they need.
+
+    Args:
+        rows: the pictures.
+        caption: its words, which are not divided.
+        names: of the classes in the pictures, by their numbers.
+        background: the class without a color.
+    """
+    letters, measure = font(_FONT), ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength
     heights = [max(each.height for each in row) for row in rows]
-    sheet = Image.new("RGB", (max(width, 320), 2 * _LINE + sum(heights) + _GAP * len(rows)), "white")
+
+    def length(text: str, mark: int = 0) -> int:
+        return mark + int(measure(text, letters)) + _SPACE
+
+    above, below = [length(text) for text in caption], [length(name, _MARK) for name in names.values()]
+    width = max(_NARROWEST, *above, *below, *(sum(each.width + _GAP for each in row) - _GAP for row in rows))
+    first, second = _in_lines(above, width), _in_lines(below, width)
+    lines = (first[-1][1] + 1) + (second[-1][1] + 1 if second else 0)
+    sheet = Image.new("RGB", (width, lines * _LINE + sum(heights) + _GAP * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((2, 0), caption, "black", letters)
-    x = 2
-    for number, name in enumerate(legend.names):
-        if number != legend.background:
-            draw.rectangle((x, _LINE + 4, x + 10, _LINE + 14), color_of(number, legend.background))
-            draw.text((x + 14, _LINE), name, "black", letters)
-            x += 22 + int(draw.textlength(name, letters))
-    y = 2 * _LINE
+    for (x, line), text in zip(first, caption, strict=True):
+        draw.text((x, line * _LINE), text, "black", letters)
+    for (x, line), (number, name) in zip(second, names.items(), strict=True):
+        y = (first[-1][1] + 1 + line) * _LINE
+        draw.rectangle((x, y + 4, x + 10, y + 14), color_of(number, background))
+        draw.text((x + _MARK, y), name, "black", letters)
+    y = lines * _LINE
     for row, height in zip(rows, heights, strict=True):
         x = 0
         for each in row:
@@ -152,3 +173,14 @@ def _sheet(rows: Sequence[Sequence[Image.Image]], caption: str, legend: Legend) 
             x += each.width + _GAP
         y += height + _GAP
     return sheet
+
+
+def _in_lines(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
+    """The x and the line of texts that follow each other."""
+    places, x, line = [], 2, 0
+    for length in lengths:
+        if x > 2 and x + length > width:
+            x, line = 2, line + 1
+        places.append((x, line))
+        x += length
+    return places

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from densepath.core.csv_files import write_rows
-from densepath.core.files import atomic_write
-from densepath.core.scores import SCALE, without_nan
-from densepath.transfer.classify.results import Scores
-from densepath.transfer.probe.metrics import Floats, Integers, Score, intervals, mean_of_known
+from densepath.transfer.classify.results import Scores, write_scores
+from densepath.transfer.probe.metrics import Floats, Integers, intervals, mean_of_known
 from densepath.transfer.segment.case_scores import dice, iou
 
-METRICS, SCORES, CASES = "metrics.json", "scores.csv", "cases.csv"
+CASES = "cases.csv"
 SHOWN = ("mean_dice", "mean_iou", "mean_hd95")
 _HUNDRED = 100.0
 
@@ -82,31 +79,7 @@ def write_results(tested: Outcome, scores: Scores, notes: Mapping[str, Any], out
     """Write the scores of each case, all scores as JSON, and as a table. Returns the failures."""
     failed = failures(tested.columns, tested.regions)
     write_rows(out / CASES, list(rows_of(tested)[0]), rows_of(tested))
-    table = [
-        {
-            "metric": name,
-            **{part: f"{getattr(each, part):.4f}" for part in ("value", "low", "high")},
-            "mean": f"{scores.mean(name):.4f}",
-            "spread": f"{scores.spread(name):.4f}",
-            **{run: f"{own[name]:.4f}" for run, own in zip(tested.run_names, scores.runs, strict=True)},
-        }
-        for name, each in scores.all.items()
-    ]
-    write_rows(out / SCORES, list(table[0]), table)
-    record = {
-        **notes,
-        **SCALE,
-        "distances": tested.unit,
-        "scores": {
-            name: without_nan({**_as_dict(each), "mean": scores.mean(name), "spread": scores.spread(name)})
-            for name, each in scores.all.items()
-        },
-        "failures": failed,
-        "undefined": scores.undefined(tested.run_names),
-        "runs": {name: without_nan(row) for name, row in zip(tested.run_names, scores.runs, strict=True)},
-    }
-    with atomic_write(out / METRICS) as part:
-        part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_scores(scores, tested.run_names, {**notes, "distances": tested.unit, "failures": failed}, out)
     return failed
 
 
@@ -172,10 +145,6 @@ def _named(name: str, regions: Sequence[str]) -> str:
     """dice_1 with the name of its region."""
     what, _, number = name.rpartition("_")
     return f"{what}_{regions[int(number)]}" if number.isdigit() else name
-
-
-def _as_dict(score: Score) -> dict[str, float]:
-    return {"value": score.value, "low": score.low, "high": score.high}
 
 
 def _text(value: float) -> str:

@@ -22,7 +22,7 @@ from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import list_images, walk
 from densepath.sources.volumes.read import SUFFIXES, check_same_place, read_volume
-from densepath.sources.volumes.volume import spacing_of
+from densepath.sources.volumes.volume import spacing_of, whole_labels
 from densepath.transfer.segment.case_scores import score_case
 from densepath.transfer.segment.legend import Legend, legend_of
 from densepath.transfer.segment.matching import match_labels
@@ -132,7 +132,7 @@ def _volume_pairs(data: str | Path, maps: Path) -> Iterator[_Pair]:
         def read(path: str = path, other: str = true[name]) -> tuple[Values, Values, tuple[float, ...]]:
             one, two = read_volume(path), read_volume(other)
             check_same_place(path, one, other, two)
-            values = [np.rint(v.channels[0].values * v.channels[0].slope + v.channels[0].intercept) for v in (one, two)]
+            values = [whole_labels(f"labels of {p}", v.channels, 32) for p, v in ((path, one), (other, two))]
             return values[0].astype(np.int32), values[1].astype(np.int32), spacing_of(one.affine)
 
         yield _Pair(name, read)
@@ -141,7 +141,8 @@ def _volume_pairs(data: str | Path, maps: Path) -> Iterator[_Pair]:
 def _named(folder: str | Path) -> dict[str, str]:
     """The files of volumes by their names without suffix."""
     paths = [str(path) for path in list_images(folder, suffixes=SUFFIXES, kinds="volume (NIfTI, MetaImage)")]
-    named = {}
-    for name, path in zip(names_below(paths, folder), paths, strict=True):
-        named[name[: -max(len(end) for end in SUFFIXES if name.lower().endswith(end))]] = path
-    return named
+    below = names_below(paths, folder)
+    stems = [name[: -max(len(end) for end in SUFFIXES if name.lower().endswith(end))] for name in below]
+    twice = [name for name, stem in zip(below, stems, strict=True) if stems.count(stem) > 1]
+    refuse(twice, f"volumes of {folder} that differ only in the ends of their names", "keep one of them")
+    return dict(zip(stems, paths, strict=True))

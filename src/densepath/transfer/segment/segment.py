@@ -13,29 +13,32 @@ import numpy as np
 import torch
 
 from densepath.core.closing import command, say_end
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
-from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.folder import open_run, read_config
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.volumes.store import VolumeStore
 from densepath.training.resolve import resolve
+from densepath.transfer.best_epoch import ranked
 from densepath.transfer.classify.cohort import still_there
+from densepath.transfer.classify.results import METRICS, SCORES
 from densepath.transfer.classify.splits import Split, Study, check_regions, make_study
 from densepath.transfer.segment.cohort import Cases, read_cases
 from densepath.transfer.segment.config import FREE, SegmentConfig
-from densepath.transfer.segment.results import CASES, METRICS, SCORES, SHOWN, Outcome, describe, score, write_results
+from densepath.transfer.segment.results import CASES, SHOWN, Outcome, describe, score, write_results
 from densepath.transfer.segment.segmenter import SAME_SPACING, SEGMENTER_FILE, SegmenterNotes
 from densepath.transfer.segment.training import PICTURES, Answers, answer, fit
 from densepath.transfer.trainings import (
     Trainings,
+    backbone_of_run,
     check_same,
     hardware_of_run,
     keep_splits,
     pixels_of_run,
+    sides_of,
     sizes_of,
     warn_of_unknown_patients,
 )
@@ -43,7 +46,6 @@ from densepath.version import __version__
 
 _SIDES = {2: 256, 3: 64}  # of patches, by dimensions
 _STEP = 32  # pixels: images are padded to whole steps of the deepest map of most networks
-_BACKBONE_3D = "resnet18_3d"
 
 
 def segment(config: SegmentConfig | str | Path | None = None, **options: Any) -> Result:
@@ -110,12 +112,9 @@ def _pixels(config: SegmentConfig, images: PixelSource, recorded: Any) -> PixelS
 
 def _notes(config: SegmentConfig, cases: Cases, spec: PixelSpec) -> SegmenterNotes:
     """What is built."""
-    name = config.backbone or backbone_of_weights(config.weights)
-    if config.backbone is None and str(config.weights) == "random" and spec.ndim == 3:
-        name = _BACKBONE_3D
     images = cases.pool.images
     notes = SegmenterNotes(
-        name,
+        backbone_of_run(config, spec.ndim),
         config.head,
         config.norm,
         cases.truth.legend,
@@ -134,15 +133,9 @@ def _patch_size(config: SegmentConfig, longest: tuple[int, ...]) -> tuple[int, .
     """The sides of patches; by default no longer than what the longest images take, in whole steps of a network."""
     ndim = len(longest)
     enough = [-(-side // _STEP) * _STEP for side in longest]
-    side = config.view_size
-    if side is None:
+    if config.view_size is None:
         return tuple(min(_SIDES[ndim], side) for side in enough)
-    size = (side,) * ndim if isinstance(side, int) else tuple(side)
-    size = size * ndim if len(size) == 1 else size
-    if len(size) != ndim:
-        raise UserError(
-            f"view_size has {counted(len(size), 'side')}, and the images have {ndim} dimensions; give as many"
-        )
+    size = sides_of(config.view_size, ndim)
     if any(side > 2 * most for side, most in zip(size, enough, strict=True)):
         raise UserError(
             f"patches of {_by(size)} are more than twice as long as the longest images, {_by(longest)}; use "
@@ -199,7 +192,7 @@ def _finish(
         "mm" if answers[0].notes.spec.ndim == 3 else "px",
     )
     scores = score(tested, config.seed)
-    best = max(range(len(answers)), key=lambda k: (answers[k].notes.score, -answers[k].notes.loss))  # never by the test
+    best = max(range(len(answers)), key=lambda k: ranked((answers[k].notes.score, -answers[k].notes.loss)))  # no test
     if names[best]:
         (out / SEGMENTER_FILE).parent.mkdir(exist_ok=True)
         with atomic_write(out / SEGMENTER_FILE) as part:

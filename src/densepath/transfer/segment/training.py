@@ -121,17 +121,21 @@ def fit(
 
 
 def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers:
-    """Segment the test images with the segmenter in a folder and score that; scores of before are read."""
+    """Segment the test images with the segmenter in a folder and score that, unless that was done before.
+
+    Of these only those are segmented again whose picture is asked for, and is not there.
+    """
     path = out / _CASES
     model, notes = read_segmenter(out / SEGMENTER_FILE)
     scores, left = kept_answers(path, test.pool)
+    names = output_names([Path(name) for name in test.pool.names])
+    chosen = set(evenly_spaced(pictures, len(test))) if pictures else set()
+    left = sorted({*left, *(k for k in chosen if not (out / PICTURES / f"{names[k]}.png").is_file())})
     if left:
         hardware.lay_out(model)
         model.to(hardware.device)
     sliding = notes.sliding(model, hardware)
     damaged = []
-    names = output_names([Path(name) for name in test.pool.names])
-    chosen = set(evenly_spaced(pictures, len(test))) if pictures else set()
     for k in with_progress(left, len(left), "testing"):
         try:
             pixels, truth = read_case(test, k)
@@ -142,7 +146,7 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
         known = test.pool.images.spacing(torch.tensor([k])) if pixels.ndim == 4 else None
         spacing = [1.0] * (pixels.ndim - 1) if known is None else known[0].tolist()
         row = score_case(found, truth, notes.legend, spacing)
-        scores[k] = row.tolist()
+        scores.setdefault(k, row.tolist())
         if k in chosen:
             drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(row), spacing
             draw_safely(partial(draw_case, out / PICTURES, *drawn))

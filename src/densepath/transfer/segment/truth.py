@@ -24,6 +24,7 @@ _SHARE = 0.1  # of the available memory, for maps that are kept
 _POINTS = 10_000  # pixels of each class of an image on which patches may be centered, as in nnU-Net
 
 Values = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 
@@ -97,31 +98,46 @@ class VolumeLabels(LabelMaps):
         return VolumeLabels(self.store.take(torch.tensor(list(positions), dtype=torch.int64)))
 
 
+class _Kept:
+    """What is kept in memory of the maps of a source, by their numbers in it.
+
+    Args:
+        room: bytes that are left for maps.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.maps: dict[int, ClassMap] = {}
+        self.points: dict[int, tuple[tuple[int, ...], list[Integers]]] = {}
+
+
 class Truth:
     """The classes of the pixels of each image, as an annotation of its source.
 
-    Maps in files are kept in memory as long as they take a tenth of it.
+    Maps in files are kept in memory as long as those of the whole source take a tenth of it.
 
     Args:
         maps: the values.
         legend: what they mean.
+        part: of the whole source, what is kept of it, and the numbers of these maps in it; default: they are the whole.
     """
 
-    def __init__(self, maps: LabelMaps, legend: Legend) -> None:
+    def __init__(self, maps: LabelMaps, legend: Legend, part: tuple[_Kept, Integers] | None = None) -> None:
         self.maps, self.legend = maps, legend
-        self._kept: dict[int, ClassMap] = {}
-        self._room = 0 if isinstance(maps, VolumeLabels) else int(available_memory() * _SHARE)
-        self._points: dict[int, tuple[tuple[int, ...], list[npt.NDArray[np.int64]]]] = {}
+        room = 0 if isinstance(maps, VolumeLabels) else int(available_memory() * _SHARE)
+        self._kept = _Kept(room) if part is None else part[0]
+        self._numbers = None if part is None else part[1]
 
     def read(self, position: int) -> ClassMap:
         """The classes (*size) of an image, ``IGNORED`` where there is none. Raises CorruptImage."""
-        if position not in self._kept:
+        number, kept = self._number(position), self._kept
+        if number not in kept.maps:
             classes = self.legend.classes_of(self.maps.read(position))
-            if classes.nbytes > self._room:
+            if classes.nbytes > kept.room:
                 return classes
-            self._room -= classes.nbytes
-            self._kept[position] = classes
-        return self._kept[position]
+            kept.room -= classes.nbytes
+            kept.maps[number] = classes
+        return kept.maps[number]
 
     def gather_boxes(self, index: Tensor, boxes: Tensor | None, pin: bool = False) -> Tensor:
         """(B, *canvas) uint8: 1 + the class of each pixel, or of those in boxes (B, 2, d); 0 where there is none.
@@ -148,15 +164,16 @@ class Truth:
             position: of the image.
             of_class, of_pixel: from 0 to 1, which of the classes that the image has, and which of its pixels.
         """
-        if position not in self._points:
-            self._points[position] = self._pixels_of_classes(position)
-        shape, pixels = self._points[position]
+        number, points = self._number(position), self._kept.points
+        if number not in points:
+            points[number] = self._pixels_of_classes(position)
+        shape, pixels = points[number]
         if not pixels:
             return None
         own = pixels[int(of_class * len(pixels))]
         return tuple(int(place) for place in np.unravel_index(int(own[int(of_pixel * len(own))]), shape))
 
-    def _pixels_of_classes(self, position: int) -> tuple[tuple[int, ...], list[npt.NDArray[np.int64]]]:
+    def _pixels_of_classes(self, position: int) -> tuple[tuple[int, ...], list[Integers]]:
         """The shape of an image, and the flat positions of pixels of each class; of many an even sample."""
         classes = self._checked(self.read, position)
         present = [k for k in np.unique(classes) if k not in (self.legend.background, IGNORED)]
@@ -170,6 +187,10 @@ class Truth:
         except CorruptImage as error:
             raise UserError(f"{error}; restore it, or leave the image out with --exclude") from error
 
-    def take(self, positions: npt.NDArray[np.int64]) -> Truth:
-        """The classes of some images."""
-        return Truth(self.maps.take(positions.tolist()), self.legend)
+    def take(self, positions: Integers) -> Truth:
+        """The classes of some images; what is kept of the maps is shared."""
+        numbers = positions if self._numbers is None else self._numbers[positions]
+        return Truth(self.maps.take(positions.tolist()), self.legend, (self._kept, numbers))
+
+    def _number(self, position: int) -> int:
+        return position if self._numbers is None else int(self._numbers[position])

@@ -17,7 +17,7 @@ from densepath.core.system import with_lines
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
 from densepath.sources.tiles.tile_files import read_slide_rows
-from densepath.transfer.predict_records import record_of, source_of
+from densepath.transfer.predict_records import record_of, refuse_others, source_of
 from densepath.transfer.slides.slide_list import ListedSlide
 
 UNFINISHED = "unfinished"  # the problem of slides that are left to other processes
@@ -32,12 +32,14 @@ class SlideWork:
         identities: by name, what changes if a slide is another one.
         files: those of a slide, by its name: what is left there of another slide, or of a failure, is removed.
         one: what a slide is called.
+        is_whole: the folder has a table of all slides, which the results of others must not replace.
     """
 
     out: Path
     identities: Mapping[str, Any]
     files: Callable[[str], Iterable[Path]] = lambda name: ()
     one: str = "slide"
+    is_whole: bool = True
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """The record of a slide; None if it is not done."""
@@ -69,10 +71,13 @@ class SlideWork:
             watched: yields the slides, and shows how many of them are done.
 
         Raises:
-            UserError: as for :func:`attempt`, or another process does other slides.
+            UserError: as for :func:`attempt`, or another process does other slides, or the folder has results of other
+                ones only.
         """
         remove_remains(self.out, shared=True)
         names = list(self.identities)
+        if self.is_whole:
+            refuse_others(self.out, names)
         left = [name for name in names if not is_done(name)]
         mine_left = len(left if shard is None else set(left).intersection(names[shard.number :: shard.count]))
         say(f"densepath: {counted(len(names), self.one)}, {len(names) - len(left)} done before{also}")
