@@ -26,7 +26,8 @@ _LONGEST = 150  # bytes of a file's name in its temporary name
 CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with what is in it; a missing one is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -70,7 +71,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = parent / f".{shortened(path.name, _LONGEST)}.{os.getpid()}@{_machine()}.part"
     try:
         with writing(path, temporary):
-            _remove(temporary)
+            remove(temporary)
             yield temporary
             if temporary.is_file():
                 if path.is_dir():
@@ -83,7 +84,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
                 os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            _remove(temporary)
+            remove(temporary)
         raise
 
 
@@ -174,7 +175,7 @@ def remove_remains(folder: str | Path, shared: bool = False) -> None:
     for path in Path(folder).rglob(".*.part"):
         match = _REMAINS.fullmatch(path.name)
         if match and not (shared and not _is_abandoned(path, int(match[2]), match[3])):
-            _remove(path)
+            remove(path)
 
 
 class Unchanged:
@@ -216,7 +217,7 @@ def remove_abandoned(path: str | Path) -> None:
             for part in folder.glob(".*.part"):
                 match = _REMAINS.fullmatch(part.name)
                 if match and match[1] == name and _is_abandoned(part, int(match[2]), match[3]):
-                    _remove(part)
+                    remove(part)
 
 
 def _machine() -> str:
