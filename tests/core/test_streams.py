@@ -30,9 +30,10 @@ def test_characters_that_a_stream_cannot_encode_are_escaped(encoding, monkeypatc
     open_streams()
     print("print \udcfd", flush=True)
     write_result("last")
-    assert raw.getvalue().decode() == "".join(
-        f"{what} \\udcfd\n" for what in ("line", "result", "console", "print")
-    ) + "last\n"
+    assert (
+        raw.getvalue().decode()
+        == "".join(f"{what} \\udcfd\n" for what in ("line", "result", "console", "print")) + "last\n"
+    )
 
 
 def test_a_full_stream_gets_nothing_more():

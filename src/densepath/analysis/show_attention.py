@@ -22,6 +22,7 @@ from densepath.analysis.panels import FAINT, INK, LINES, PanelGrid, add_color_ba
 from densepath.analysis.pictures import colors_of
 from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.paths import AnyPath, as_path, as_texts
@@ -194,7 +195,7 @@ def _measure(network: _Network, images: PixelSource, positions: Tensor) -> Atten
 def _write(shares: Mapping[str, AttentionShares], path: Path) -> Path:
     """A row for each head, and for the mean of the heads."""
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(LineFeeds(file))
         names = [bin.replace(" ", "_") for bin in BINS]
         writer.writerow(["weights", "head", "images", "tokens", *names, "on_class_and_registers"])
         for name, own in shares.items():

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
 
@@ -46,12 +47,12 @@ class MetricsFile:
             self._columns += new
             self._rewrite(_read_rows(self._path))
         with writing(self._path), self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+            csv.DictWriter(LineFeeds(file), self._columns).writerow(row)
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
         self._columns = list(dict.fromkeys([name for row in rows for name in row] + self._columns))
         with atomic_write(self._path) as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            writer = csv.DictWriter(LineFeeds(file), self._columns)
             writer.writeheader()
             writer.writerows(rows)
 
