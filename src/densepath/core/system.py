@@ -140,6 +140,13 @@ def first_on_node() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
+def first_of_job() -> bool:
+    """Whether this is the first of the processes of torchrun, of srun or of this package that share some work."""
+    if slurm_tasks() > 1 and os.environ["SLURM_PROCID"] != "0":
+        return False
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
+
+
 def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield the items; the node's first process shows a bar in a terminal or a notebook, else a line now and then."""
     console = open_console(sys.stderr)
