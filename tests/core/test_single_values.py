@@ -1,11 +1,13 @@
 """Single values where lists are meant: the public functions take them as the command line does."""
 
 import inspect
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 import densepath
@@ -55,6 +57,11 @@ def test_a_single_value_is_a_list_of_one(name: str, value: Any, taken: Any) -> N
 def test_a_single_value_of_another_type_is_refused(name: str, value: Any, says: str) -> None:
     with pytest.raises(UserError, match=f"{name} takes {says}"):
         _given(**{name: value})
+
+
+def test_numbers_of_numpy_are_written_as_numbers() -> None:
+    given = _given(numbers=[np.int64(4), 3], size=np.int64(5), pair=np.float32(0.5))
+    assert json.dumps(given) == '{"numbers": [4, 3], "pair": 0.5, "size": 5}'
 
 
 def test_all_public_functions_take_single_values() -> None:

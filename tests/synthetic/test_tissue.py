@@ -26,7 +26,7 @@ def test_a_seed_determines_every_pixel() -> None:
     assert (tissue_image(6, 96)[0] != image).mean() > 0.5
 
 
-@pytest.mark.parametrize(("size", "shape"), [(64, (64, 64)), ((48, 101), (48, 101))])
+@pytest.mark.parametrize(("size", "shape"), [(np.int64(64), (64, 64)), ((48, 101), (48, 101))])
 def test_size_is_height_and_width(size: int | tuple[int, int], shape: tuple[int, int]) -> None:
     image, labels = tissue_image(0, size, microns_per_pixel=2.0)
     assert (image.shape, image.dtype) == ((*shape, 3), np.uint8)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from densepath.core.plain import plain
 from densepath.version import __version__
 
 CONFIG = "config.yaml"
@@ -17,7 +18,7 @@ RECORD_HEAD = "# densepath "  # how a record begins, and the configuration in a 
 
 def record_text(options: Mapping[str, Any]) -> str:
     """What a record holds."""
-    return f"{RECORD_HEAD}{__version__}\n{yaml.safe_dump(dict(options), sort_keys=False)}"
+    return f"{RECORD_HEAD}{__version__}\n{yaml.safe_dump(plain(options), sort_keys=False)}"
 
 
 def is_record(path: str | Path) -> bool:

@@ -1,6 +1,7 @@
-"""Arguments that are lists: a single value is a list of one, as on the command line.
+"""Arguments that are lists: a single value is a list of one, as on the command line. Numbers of NumPy become Python's.
 
-Otherwise Python would take the letters of a text for the list, or the names of the scores of a result.
+Otherwise Python would take the letters of a text for the list, or the names of the scores of a result; and records of
+what was given could not be written.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from densepath.core.errors import UserError
 from densepath.core.paths import AnyPath
 
@@ -24,7 +27,8 @@ _TEXTS, _NUMBERS = (str, Path), (int, float)
 
 
 def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that takes a single value wherever its signature has a sequence, and paths where that is of texts.
+    """A function that takes a single value wherever its signature has a sequence, and paths where that is of texts, and
+    numbers of NumPy.
 
     Raises:
         UserError: a single value has another type than the sequence.
@@ -54,6 +58,7 @@ def list_single_fields(options: Any) -> None:
 
 def _listed(name: str, annotation: Any, value: Any) -> Any:
     """A value for a type: where only a sequence is meant, a single value in a tuple."""
+    value = _without_numpy(value)
     alternatives = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     item = next((get_args(a)[0] for a in alternatives if _is_list(a)), None)
     if item is None:
@@ -69,6 +74,13 @@ def _listed(name: str, annotation: Any, value: Any) -> Any:
     if is_text != of_texts:
         raise UserError(f"{name} takes {'texts' if of_texts else 'numbers'}, not {value!r}")
     return (os.fspath(value) if isinstance(value, os.PathLike) else value,)
+
+
+def _without_numpy(value: Any) -> Any:
+    """A number of NumPy, or a list of them, as Python's."""
+    if isinstance(value, list | tuple) and any(isinstance(each, np.generic) for each in value):
+        return [_without_numpy(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_list(annotation: Any) -> bool:
