@@ -35,11 +35,11 @@ class _Ellipsoid:
     half: tuple[float, float, float]
 
 
-_ANATOMY = (  # later ones cover earlier ones
+_ANATOMY = (  # later ones cover earlier ones; the axes point to superior, posterior and left, as in MetaImage
     _Ellipsoid(1, (0.0, 0.0, 0.0), (1.6, 0.8, 0.9)),
-    _Ellipsoid(2, (-0.45, -0.1, -0.42), (0.5, 0.45, 0.3)),
-    _Ellipsoid(2, (-0.45, -0.1, 0.42), (0.5, 0.45, 0.3)),
-    _Ellipsoid(3, (0.5, -0.1, -0.35), (0.35, 0.4, 0.4)),
+    _Ellipsoid(2, (0.45, -0.1, -0.42), (0.5, 0.45, 0.3)),
+    _Ellipsoid(2, (0.45, -0.1, 0.42), (0.5, 0.45, 0.3)),
+    _Ellipsoid(3, (-0.5, -0.1, -0.35), (0.35, 0.4, 0.4)),
     _Ellipsoid(4, (0.0, 0.55, 0.0), (1.6, 0.14, 0.14)),
 )
 
@@ -143,7 +143,7 @@ class SyntheticVolumes:
 
     def digest(self, cache: Path) -> str:
         """The arguments, which determine every voxel."""
-        return f"synthetic volumes 1: {self.count} {self.seed} {self.size} {self.dtype}"
+        return f"synthetic volumes 2: {self.count} {self.seed} {self.size} {self.dtype}"
 
     @cached_property
     def _spacing(self) -> Tensor:
