@@ -142,7 +142,7 @@ def test_a_tissue_data_set_opens_with_the_glands_that_were_drawn(
     assert f"train: 2 images, {glands} glands" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [{"train": 0}, {"size": 8}, {"seed": -1}, {"microns_per_pixel": 0.0}])
+@pytest.mark.parametrize("wrong", [{"train": 0}, {"tiles": -5}, {"size": 8}, {"seed": -1}, {"microns_per_pixel": 0.0}])
 def test_invalid_numbers_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         write_tissue(tmp_path / "tissue", **{"train": 1, "test": 1, "size": 48, **wrong})

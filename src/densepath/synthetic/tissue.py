@@ -87,6 +87,8 @@ def write_tissue(
     """
     dest = require_new_folder(dest, "the tissue")
     _check(seed, size, microns_per_pixel, train=train, test=test)
+    if tiles < 0:
+        raise UserError(f"tiles is {tiles}; give 0 or more")
 
     def outlined(stream: int, count: int) -> Iterator[Outlined]:
         for index in range(count):
