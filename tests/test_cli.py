@@ -232,6 +232,15 @@ def test_a_repeated_option_of_several_texts_adds_to_them(words: list[str]) -> No
 
 
 @pytest.mark.parametrize(
+    ("word", "texts"),
+    [("[ab]*.png", ("[ab]*.png",)), ('["[ab]*", c]', ("[ab]*", "c")), ("[a", ("[a",)), ("[]", ())],
+)
+def test_a_text_after_an_equals_sign_may_be_a_list(word: str, texts: tuple[str, ...]) -> None:
+    words = ["--data", "d", "--out", "o", f"--exclude={word}"]
+    assert VERBS["pretrain"].command("pretrain").parse(words)["exclude"] == texts
+
+
+@pytest.mark.parametrize(
     "names", [["0", "1"], ["runs, old", "random"], ["run #2"], ["a: b", "[c]", "null", "1e3"], ["\U0001f600", "ü"]]
 )
 def test_several_names_may_be_any_text(names: list[str]) -> None:
