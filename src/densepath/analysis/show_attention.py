@@ -28,6 +28,7 @@ from densepath.core.files import atomic_write
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.single_values import take_single_values
+from densepath.core.slices import nearest
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -261,7 +262,7 @@ def _share(values: Any) -> Any:
 
 def _mixed(colors: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
     """An image (H, W, 3) with the colors of values (h, w) on it."""
-    rows, columns = (np.arange(n) * m // n for n, m in zip(colors.shape[:2], values.shape, strict=True))
+    rows, columns = (nearest(n, m) for n, m in zip(colors.shape[:2], values.shape, strict=True))
     over = colormaps[COLORS](_share(values))[..., :3][rows][:, columns]
     return (1 - _STRENGTH) * colors + _STRENGTH * over
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from densepath.core.random import check_seed
+from densepath.core.slices import nearest
 from densepath.sources.batch import box_of, fill_canvas, new_canvas
 from densepath.sources.pixel_source import Gathered, PixelSpec
 from densepath.sources.windows import percentile_window
@@ -200,9 +201,7 @@ class VolumeLabels:
         maps = torch.empty((len(index), *self.grid), dtype=torch.int16, pin_memory=pin)
         for row, position in zip(maps, index.tolist(), strict=True):
             labels = self.volumes.volume(position).labels
-            centers = (
-                (2 * np.arange(n) + 1) * size // (2 * n) for n, size in zip(self.grid, labels.shape, strict=True)
-            )
+            centers = (nearest(n, size) for n, size in zip(self.grid, labels.shape, strict=True))
             row.copy_(torch.from_numpy(labels[np.ix_(*centers)].astype(np.int16)))
         return maps
 
