@@ -17,7 +17,7 @@ from densepath.core.stopwatch import clock
 from densepath.core.streams import is_animated, open_console, say
 
 T = TypeVar("T")
-_SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_LINES = 30.0
 _CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _STATISTICS = Path("/proc/stat")
 
@@ -161,7 +161,7 @@ def with_lines(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield the items, and print a line now and then: for long work whose parts show a bar."""
     began = line_at = time.monotonic()
     for count, item in enumerate(items):
-        if (now := time.monotonic()) - line_at >= _SECONDS_BETWEEN_LINES:
+        if (now := time.monotonic()) - line_at >= SECONDS_BETWEEN_LINES:
             line_at = now
             left = f"  ETA {clock((now - began) / count * (total - count))}" if count else ""
             say(f"densepath: {what}: {count} of {total}{left}")

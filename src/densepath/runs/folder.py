@@ -16,7 +16,7 @@ from densepath.core.files import LOCK, atomic_write, remove, remove_remains, req
 from densepath.core.locks import sole_writer
 from densepath.core.log import log, logged
 from densepath.core.plain import plain
-from densepath.core.records import CONFIG
+from densepath.core.records import CONFIG, recorded
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.old_options import rename_record
 
@@ -38,16 +38,7 @@ def read_config(out: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the configuration cannot be read.
     """
-    path = out / CONFIG
-    if not path.exists():
-        return None
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read; name another folder") from error
-    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
-        raise UserError(f"{path} is not the configuration of a run; name another folder")
-    return rename_record(config)
+    return rename_record(recorded(out)) if (out / CONFIG).exists() else None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], prefix: str = "") -> list[str]:

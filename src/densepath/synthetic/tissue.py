@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,7 @@ def tissue_image(
         image uint8 (H, W, 3); instances int32 (H, W), 0 outside, 1..N the glands, each a lumen with its epithelium.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    height, width = (size, size) if isinstance(size, Integral) else size
+    height, width = (size, size) if isinstance(size, int | np.integer) else size
     px = 1 / microns_per_pixel
     margin = int(np.ceil(MARGIN * px))
     style = Style.draw(rng, grade)
