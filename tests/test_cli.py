@@ -23,13 +23,14 @@ from PIL import Image
 import densepath
 from densepath import cli
 from densepath.cli import main
+from densepath.core.stopwatch import Stopwatch
 from densepath.methods import METHODS
 from densepath.synthetic.tissue import write_tissue
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe, recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS
-from densepath.verbs import VERBS
+from densepath.verbs import SHARED, VERBS
 from densepath.views.augment import Augment
 
 SIZE = 64
@@ -231,6 +232,15 @@ def test_a_repeated_option_of_several_texts_adds_to_them(words: list[str]) -> No
 
 
 @pytest.mark.parametrize(
+    ("word", "texts"),
+    [("[ab]*.png", ("[ab]*.png",)), ('["[ab]*", c]', ("[ab]*", "c")), ("[a", ("[a",)), ("[]", ())],
+)
+def test_a_text_after_an_equals_sign_may_be_a_list(word: str, texts: tuple[str, ...]) -> None:
+    words = ["--data", "d", "--out", "o", f"--exclude={word}"]
+    assert VERBS["pretrain"].command("pretrain").parse(words)["exclude"] == texts
+
+
+@pytest.mark.parametrize(
     "names", [["0", "1"], ["runs, old", "random"], ["run #2"], ["a: b", "[c]", "null", "1e3"], ["\U0001f600", "ü"]]
 )
 def test_several_names_may_be_any_text(names: list[str]) -> None:
@@ -381,6 +391,8 @@ def _recipe(text: str) -> object:
 
 MISTAKES = {
     "unknown verb": (_nothing, "pretrian --data x", "did you mean pretrain"),
+    "empty verb": (_nothing, [""], "unknown verb ''; there are: demo, data, "),
+    "option instead of a verb": (_nothing, "-v", "unknown option -v; see densepath --help"),
     "unknown verb of a group": (_nothing, "data glass a b", "did you mean data glas"),
     "no verb of that group": (_nothing, "show gland", "show views"),
     "unknown option": (_nothing, f"{PRETRAIN} --epoch 3", "did you mean --epochs"),
@@ -510,7 +522,7 @@ def test_a_mistake_gives_one_line_and_leaves_nothing(
     prepare(folder)
     before = _contents(folder)
     capsys.readouterr()
-    code = main(line.split())
+    code = main(line.split() if isinstance(line, str) else line)
     error = [text for text in capsys.readouterr().err.splitlines() if not text.startswith("densepath: resnet18 with")]
     assert code == 2
     assert len(error) == 1, error
@@ -748,3 +760,33 @@ def test_python_takes_a_recipe_as_the_command_line_does(folder: Path) -> None:
     with pytest.raises(densepath.UserError, match="unknown option bach_size; did you mean batch_size"):
         densepath.detect("glas", data="tissue", out="third", bach_size=2)
     assert not Path("third").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "variables", "printed"),
+    [
+        ("score", {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, True),
+        ("embed", {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, False),
+        ("embed", {"SLURM_PROCID": "1"}, True),  # not of a step of several tasks
+        ("embed", {"RANK": "1", "LOCAL_RANK": "0"}, False),
+        ("tile", {"LOCAL_RANK": "1"}, False),
+        ("tile", {"RANK": "0", "LOCAL_RANK": "0"}, True),
+    ],
+)
+def test_of_processes_that_share_their_work_the_first_prints_the_result(
+    verb: str,
+    variables: dict[str, str],
+    printed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    cli._report(verb, Path("result") if verb != "score" else {"f1": 0.5}, Stopwatch())
+    assert bool(capsys.readouterr().out) == printed
+
+
+def test_the_work_of_verbs_with_shards_is_shared() -> None:
+    assert {name for name, verb in VERBS.items() if "shard" in verb.command(name).options()} <= set(SHARED)

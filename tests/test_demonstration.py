@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 from rich.console import Console
 
+from densepath import tour
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
-from densepath.demonstration import MARKER, _affordable, _prepare_folder, _real_tile, demo
+from densepath.demonstration import MARKER, _affordable, _prepare_folder, _real_tile, _report, demo
+from densepath.synthetic.volumes import SyntheticVolumes
+
+OBJECT = ("box_ap50", "mask_ap50", "mask_ap")
 
 
 def test_the_demo_writes_scores_pictures_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +46,8 @@ def test_the_demo_writes_scores_pictures_and_runs(tmp_path: Path, capsys: pytest
 def test_an_earlier_demo_is_replaced_and_nothing_else_in_its_folder(tmp_path: Path) -> None:
     out = _prepare_folder(tmp_path / "demo")
     (out / "tiles").mkdir()
-    (out / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "report.html"):
+        (out / name).write_text("of an earlier time")
     _prepare_folder(out)
     assert {p.name for p in out.iterdir()} == {MARKER, "notes.txt"}
 
@@ -53,12 +59,38 @@ def test_a_demo_that_runs_is_not_replaced(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"tiles", MARKER}
 
 
-def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("marker", ["{}", "7"])
+def test_a_folder_with_other_files_is_not_touched(marker: str, tmp_path: Path) -> None:
     (tmp_path / "tiles").mkdir()
-    (tmp_path / MARKER).write_text("{}")
+    (tmp_path / MARKER).write_text(marker)
     with pytest.raises(UserError, match="not empty"):
         demo(out=tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"tiles", MARKER}
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf")])
+def test_a_scale_of_nothing_is_refused(scale: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scale is .*; give a number above 0"):
+        demo(out=tmp_path / "demo", scale=scale)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_names_a_folder_with_brackets() -> None:
+    printed, scores = io.StringIO(), {"probe": {"mean_iou": 1.0, "dice": 1.0}, "detect": dict.fromkeys(OBJECT, 1.0)}
+    _report(Console(file=printed, width=200), Path("demo [old][/b]"), {"random": scores}, 0.0, Path("report [1].html"))
+    assert "All files are in demo [old][/b]/; look at report [1].html first" in printed.getvalue()
+
+
+def test_the_scans_of_the_demo_have_their_own_spacing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(conversion: object) -> None:
+        raise UserError("no room")
+
+    monkeypatch.setattr(tour, "convert_folder", refuse)
+    assert tour.pretrain_on_volumes(tmp_path, Console(file=io.StringIO()), 0, 1) == []
+    spacing = SyntheticVolumes(8, 0).spacing(torch.arange(8))
+    for number, of_scan in enumerate(spacing.flip(1).tolist()):
+        head = (tmp_path / "scans" / f"scan_{number}.mha").read_bytes().split(b"ElementType")[0].decode()
+        assert head.splitlines()[-1] == f"ElementSpacing = {' '.join(f'{step:g}' for step in of_scan)}"
 
 
 def test_the_demo_continues_without_the_real_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

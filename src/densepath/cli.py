@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core import system
-from densepath.core.errors import UserError, shortage
+from densepath.core.errors import UserError, one_line, shortage, unwrapped
 from densepath.core.signals import unwinding_on_signals
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import flush_streams, open_streams, write_line, write_result
 from densepath.options import close_match
-from densepath.verbs import NEXT, SCORED, VERBS
+from densepath.verbs import NEXT, SCORED, SHARED, VERBS
 from densepath.version import __version__
 
 EXIT_BUG, EXIT_USER, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
+_OPTIONS = ("--help", "--version", "--print_completion")  # that are given instead of a verb
 _OF_MEMORY = ("batch_size", "view_size", "train_size")  # options on which the memory of a device depends
 
 
@@ -74,7 +75,7 @@ def _checked(argv: list[str]) -> int:
         return EXIT_PIPE
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        return _fail(f"{error.filename}: {reason}" if error.filename else reason)
+        return _fail(f"{one_line(str(error.filename))}: {reason}" if error.filename else reason)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             return _fail(f"the device has not enough memory; {_less_memory(argv)}")
@@ -85,7 +86,7 @@ def _checked(argv: list[str]) -> int:
         write_line("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
         if place := _of_method(error):
             return _fail(f"{type(error).__name__} in the method of {place}: {error}; correct it, see the lines above")
-        command = shlex.join(["densepath", *argv])
+        command = one_line(shlex.join(["densepath", *argv]))
         return _fail(
             f"this is a bug in densepath {__version__}; please report the lines above and: {command}", EXIT_BUG
         )
@@ -124,12 +125,12 @@ def _less_memory(argv: list[str], *more: str) -> str:
 
 
 def _fail(message: str, code: int = EXIT_USER) -> int:
-    write_line(f"densepath: error: {' '.join(message.split())}", sys.stderr)
+    write_line(f"densepath: error: {unwrapped(message)}", sys.stderr)
     return code
 
 
 def _run(argv: list[str]) -> None:
-    if argv == ["--version"]:
+    if argv[:1] == ["--version"]:
         print(f"densepath {__version__}")
         return
     if sys.platform == "win32":
@@ -167,11 +168,13 @@ def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
     if group and (len(argv) == 1 or argv[1] in ("-h", "--help")):
         return None, []
     known = group or list(dict.fromkeys(verb.split()[0] for verb in VERBS))
-    wrong = " ".join(argv[: 2 if group else 1])
+    wrong = argv[: 2 if group else 1]
+    if wrong[-1].startswith("-") and not group:
+        raise UserError(f"unknown option {wrong[0]}; {close_match(wrong[0], _OPTIONS) or 'see densepath --help'}")
     # The names of a group are compared without what all begin with.
-    hint = close_match(wrong.split()[-1], [verb.split()[-1] for verb in known])
+    hint = close_match(wrong[-1], [verb.split()[-1] for verb in known])
     hint = hint.replace("did you mean ", f"did you mean {argv[0]} ") if group else hint
-    raise UserError(f"unknown verb {wrong!r}; {hint or 'there are: ' + ', '.join(known)}")
+    raise UserError(f"unknown verb {' '.join(wrong)!r}; {hint or 'there are: ' + ', '.join(known)}")
 
 
 def _overview(group: str = "") -> str:
@@ -193,11 +196,11 @@ def _overview(group: str = "") -> str:
 
 
 def _report(verb: str, result: Any, watch: Stopwatch) -> None:
-    """Print the result of a verb: scores as a table, a path as it is. Only the first of several processes prints.
+    """Print the result of a verb: scores as a table, a path as it is. If processes share the work, the first prints.
 
     A closed output is ignored, and so is a full disk where a file holds the scores.
     """
-    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    if verb in SHARED and not system.first_of_job():
         return
     if isinstance(result, dict) or (isinstance(result, Mapping) and verb in SCORED):
         write: Callable[[str], Any] = write_result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,8 @@ from densepath.analysis.pictures import draw_concepts, draw_detections
 from densepath.analysis.show import show_concepts, show_views
 from densepath.annotations.coco import open_split
 from densepath.api import pretrain
-from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write, remove, require_new_folder
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
 from densepath.core.records import CONFIG
@@ -36,7 +37,7 @@ from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted, not_resumable
 from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
-from densepath.tour import FOLDERS, make_report, pretrain_on_slide, pretrain_on_volumes
+from densepath.tour import FOLDERS, REPORT, make_report, pretrain_on_slide, pretrain_on_volumes
 from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.detection.detect import detect
 from densepath.transfer.predict import predict
@@ -100,9 +101,12 @@ def demo(
         open: open the report in a browser.
 
     Raises:
-        UserError: ``out`` holds other files than a demo, another process writes to it, or the seed is invalid.
+        UserError: ``out`` holds other files than a demo, another process writes to it, or the seed or the scale is
+            invalid.
     """
     check_seed(seed)
+    if scale is not None and not 0 < scale < math.inf:
+        raise UserError(f"scale is {scale}; give a number above 0")
     out = Path(out)
     console = open_console(sys.stdout)
     started = time.perf_counter()
@@ -181,8 +185,8 @@ def _affordable(seconds_per_tile: float) -> float:
 def _prepare_folder(out: Path) -> Path:
     """Make the folder with a marker, after removing the files of an earlier demo."""
     if _is_demo(out):
-        for name in _FOLDERS:
-            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (*_FOLDERS, REPORT):
+            remove(out / name)
     else:
         require_new_folder(out, "the demo")
     out.mkdir(parents=True, exist_ok=True)
@@ -193,7 +197,7 @@ def _prepare_folder(out: Path) -> Path:
 def _is_demo(out: Path) -> bool:
     try:
         return "densepath_demo" in json.loads((out / MARKER).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # TypeError: the file holds a number
         return False
 
 
@@ -306,7 +310,7 @@ def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]
     console.print(table)
     minutes = (time.perf_counter() - started) / 60
     console.print(f"One seed, a few minutes of training. {minutes:.1f} minutes in total.")
-    console.print(f"\nAll files are in {out}/; look at {first} first. On your own data:\n")
+    console.print(f"\nAll files are in {out}/; look at {first} first. On your own data:\n", markup=False)
     for line in (
         "densepath pretrain --config concl_small --data TILES --out RUN",
         "densepath probe --data OUTLINED --weights RUN",

@@ -105,6 +105,7 @@ class Option:
 
     def words(self, value: Any) -> list[str]:
         """The words on the command line that give the option a value."""
+        value = value.tolist() if hasattr(value, "tolist") else value
         if self.is_flag and isinstance(value, bool):
             return [f"--{self.key}" if value else f"--no_{self.key}"]
         return [f"--{self.key}={value if isinstance(value, str | Path) else as_yaml(value)}"]
@@ -237,6 +238,11 @@ def kind_of(annotation: Any) -> str:
     return "" if texts else " or ".join(map(in_words, alternatives))
 
 
+def _as_json(value: Any) -> Any:
+    """What JSON does not know: numbers and arrays of NumPy, and others as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
 def as_yaml(value: Any) -> str:
     """JSON that YAML can read: a character above U+FFFF is one escape, not two surrogates, which YAML does not join."""
-    return json.dumps(value, default=str, ensure_ascii=False).encode("ascii", "backslashreplace").decode("ascii")
+    return json.dumps(value, default=_as_json, ensure_ascii=False).encode("ascii", "backslashreplace").decode("ascii")

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import docstring_parser
+import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from densepath.core.errors import UserError
@@ -116,9 +117,7 @@ class Parser(ArgumentParser):
                 words_of = [value] if equals else rest[:count]
                 only = words_of[0] if len(words_of) == 1 else None
                 # A list as YAML, or a value that is not a list
-                whole = only is not None and (
-                    bool(re.match(r"\[|null$", only)) or only in choices_of(named[name].annotation)
-                )
+                whole = only is not None and (only in ("null", *choices_of(named[name].annotation)) or _is_list(only))
                 # Text is quoted: the name of a run folder may be 0, or contain a comma.
                 if named[name].is_text_list and not (equals and whole):
                     words_of, whole = [*map(as_yaml, words_of)], False
@@ -197,6 +196,14 @@ class Parser(ArgumentParser):
     def see_help(self) -> str:
         """A hint to the help of the command."""
         return f"see {self.prog} --help"
+
+
+def _is_list(text: str) -> bool:
+    """Whether a text is a list as YAML. A pattern of names may begin with a bracket, too."""
+    try:
+        return text.startswith("[") and isinstance(yaml.safe_load(text), list)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return False
 
 
 def _notes(option: Option, given: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from densepath.annotations.cells.find import cells
@@ -28,7 +29,6 @@ its weights and from random ones; the detector then finds glands in new images. 
 tiles and cells of a slide, and of PCRL on CT volumes: enough to see what such runs leave. Each part unfolds below."""
 _SLIDE, _TILE, _MPP = (1280, 1472), 128, 0.5  # pixels, pixels, µm per pixel
 _VOLUMES, _VOLUME = 8, (44, 56, 56)  # their number, and voxels
-_SPACING = (2.5, 0.8, 0.8)  # mm along z, y and x
 
 
 def pretrain_on_slide(out: Path, console: Console, seed: int, steps: int) -> list[Path]:
@@ -53,8 +53,8 @@ def pretrain_on_volumes(out: Path, console: Console, seed: int, steps: int) -> l
     """Write CT volumes as MetaImages, convert them to a store, and pre-train PCRL on it. Returns as the other."""
     try:
         scans = SyntheticVolumes(_VOLUMES, seed, _VOLUME)
-        for number in range(len(scans)):
-            write_metaimage(out / "scans" / f"scan_{number}.mha", scans.read(number)[..., 0], _SPACING)
+        for number, spacing in enumerate(scans.spacing(torch.arange(len(scans))).tolist()):
+            write_metaimage(out / "scans" / f"scan_{number}.mha", scans.read(number)[..., 0], spacing)
         convert_folder(FolderConversion(source=out / "scans", dest=out / "volumes"))
         options = {"max_steps": steps, "batch_size": 8, "seed": seed, "log_every": 2}
         pretrain("pcrl_3d_small", data=out / "volumes", out=out / "pcrl", **options)

@@ -170,6 +170,8 @@ VERBS = {
     ),
 }
 
+# Verbs whose work the processes of a job share; of others each process is a command of its own.
+SHARED = ("cells", "embed", "predict", "pretrain", "tile")
 # Verbs whose scores are printed, and not where their files are.
 SCORED = ("classify", "detect", "mil", "probe", "score", "segment")
 # A command that continues from the path that a verb has written, which is inserted for {0}.

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from densepath.core.csv_files import open_lines, open_table
+from densepath.core.csv_files import open_lines, open_table, read_rows, write_rows
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,11 @@ def test_pipes_are_refused_and_an_empty_file_has_no_lines(tmp_path):
     (tmp_path / "empty").touch()
     with open_lines(tmp_path / "empty") as reader:
         assert list(reader) == []
+
+
+def test_what_is_written_is_read_again_and_lines_end_with_a_line_feed(tmp_path):
+    rows = [{"slide": name, "label": "a"} for name in ("one\rtwo", "one\ntwo", "one\r\ntwo", 'a "b", c', "\udcfd")]
+    write_rows(tmp_path / "table", ["slide", "label"], [*rows, {"slide": "last"}])
+    assert read_rows(tmp_path / "table", "") == [*rows, {"slide": "last", "label": ""}]
+    content = (tmp_path / "table").read_bytes()
+    assert content.startswith(b"slide,label\n") and content.endswith(b",a\nlast,\n")

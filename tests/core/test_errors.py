@@ -20,6 +20,11 @@ def test_names_cannot_break_the_line_or_paint_the_terminal(capsys):
     assert capsys.readouterr().err == f"densepath: error: {expected}\n"
 
 
+def test_a_message_of_several_lines_becomes_one_in_which_names_keep_their_blanks(capsys):
+    cli._fail("my  tiles.png:\r\n  a\tb \n")
+    assert capsys.readouterr().err == "densepath: error: my  tiles.png: a\\tb \n"
+
+
 @pytest.mark.parametrize(
     ("error", "lacking"),
     [

@@ -48,6 +48,24 @@ def test_a_finished_file_replaces_the_old_one(tmp_path):
     assert [p.name for p in target.parent.iterdir()] == ["file.txt"]
 
 
+def test_a_link_to_a_file_stays_and_the_file_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/file")
+    for text in ("first", "second"):
+        with atomic_write(tmp_path / "link") as temporary:
+            temporary.write_text(text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "file").read_text() == text
+    assert content(tmp_path) == ["disk", "disk/file", "link"]
+
+
+@pytest.mark.parametrize("check", [check_writable, lambda path: atomic_write(path).__enter__()])
+def test_a_file_does_not_replace_a_pipe(tmp_path, check):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is a pipe or a device; give the path of a file"):
+        check(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_failure_leaves_the_old_file_and_no_temporary_files(tmp_path, kind):
     old = tmp_path / "old"

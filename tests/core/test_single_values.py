@@ -1,6 +1,7 @@
 """Single values where lists are meant: the public functions take them as the command line does."""
 
 import inspect
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,11 @@ def test_a_single_value_of_another_type_is_refused(name: str, value: Any, says: 
 def test_a_value_that_is_not_a_switch_a_number_or_a_choice_is_refused(name: str, value: Any, says: str) -> None:
     with pytest.raises(UserError, match=f"^{name} is {says}"):
         _given(**{name: value})
+
+
+def test_numbers_of_numpy_are_written_as_numbers() -> None:
+    given = _given(numbers=[np.int64(4), 3], size=np.int64(5), pair=np.float32(0.5))
+    assert json.dumps(given) == '{"numbers": [4, 3], "pair": 0.5, "size": 5}'
 
 
 def test_all_public_functions_take_single_values() -> None:

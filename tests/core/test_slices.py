@@ -21,3 +21,9 @@ def test_slices_lie_as_a_radiologist_sees_them() -> None:
             pixels = int(scale * spacing[coordinate])
             own = np.moveaxis(enlarged[..., coordinate], along, 0)[:, 0]
             assert np.array_equal(own, np.repeat(np.arange(world.shape[coordinate])[::-1], pixels))
+
+
+def test_a_reduced_slice_has_the_voxels_at_the_centers_of_its_pixels() -> None:
+    volume = np.broadcast_to(np.arange(3)[:, None, None], (3, 3, 2))  # indices grow towards S
+    for height, shown in {2: [2, 0], 5: [2, 2, 1, 0, 0], 1: [1]}.items():
+        assert slice_of(volume, CORONAL, 0, (height, 2))[:, 0].tolist() == shown

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
-from densepath.core.streams import open_console, write_line
+import pytest
+
+from densepath.core.streams import open_console, open_streams, write_line, write_result
 
 
 def test_a_line_is_written_at_once_and_a_closed_or_missing_stream_stops_nobody(tmp_path):
@@ -15,6 +17,23 @@ def test_a_line_is_written_at_once_and_a_closed_or_missing_stream_stops_nobody(t
     stream.close()
     assert not write_line("two", stream)
     assert not write_line("three", None)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_characters_that_a_stream_cannot_encode_are_escaped(encoding, monkeypatch):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert write_line("line \udcfd", stream)
+    write_result("result \udcfd")
+    open_console(stream).print("console \udcfd")
+    open_streams()
+    print("print \udcfd", flush=True)
+    write_result("last")
+    assert (
+        raw.getvalue().decode()
+        == "".join(f"{what} \\udcfd\n" for what in ("line", "result", "console", "print")) + "last\n"
+    )
 
 
 def test_a_full_stream_gets_nothing_more():

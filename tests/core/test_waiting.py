@@ -1,6 +1,7 @@
 """Waits are reported and end."""
 
 import time
+from datetime import timedelta
 
 import pytest
 
@@ -42,6 +43,12 @@ def test_what_a_listener_raises_ends_the_wait(monkeypatch):
 
     with listening(stop), pytest.raises(KeyboardInterrupt):
         wait_for(never, "image data", "")
+
+
+@pytest.mark.parametrize("text", ["inf", "1e300"])
+def test_no_limit_is_a_time_that_clocks_can_count(monkeypatch, text):
+    monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", text)
+    assert timedelta(days=365) < timedelta(seconds=waiting.limit_seconds()) < timedelta.max / 1000
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])

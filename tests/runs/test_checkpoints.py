@@ -120,15 +120,23 @@ def test_a_torch_file_of_somebody_else_is_refused(tmp_path):
         read_checkpoint(path)
 
 
-def test_a_file_that_may_not_grow_leaves_the_checkpoint_before(tmp_path):
+def save_too_much(folder):
+    too_large = r"cannot write .*last\.ckpt \([^)]*File too large\); make room .* then continue with --resume"
+    with pytest.raises(UserError, match=too_large):
+        write_checkpoint(folder, state(2))
+
+
+@pytest.mark.parametrize("stopped", [None, KeyboardInterrupt(), RuntimeError("no image data for 1800 s")])
+def test_a_file_that_may_not_grow_leaves_the_checkpoint_before(tmp_path, stopped):
     write_checkpoint(tmp_path, state(1))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(
-            UserError, match=r"cannot write .*last\.ckpt \(.*File too large\); make room .* then continue with --resume"
-        ):
-            write_checkpoint(tmp_path, state(2))
+        if stopped is not None:
+            raise stopped
+        save_too_much(tmp_path)
+    except (KeyboardInterrupt, RuntimeError):  # a run saves before it stops
+        save_too_much(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]

@@ -81,6 +81,23 @@ def test_a_run_that_fails_later_keeps_what_it_has(tmp_path):
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.parametrize("made", ["checkpoints/last.ckpt", "exported/backbone_epoch_1.safetensors"])
+def test_an_error_of_the_user_leaves_what_took_time_to_compute(tmp_path, made):
+    with pytest.raises(UserError), open_run(tmp_path, CONFIG, resume=False) as out:
+        (out / made).parent.mkdir()
+        (out / made).write_text("weights")
+        raise UserError("1 of 16 images were found damaged")
+    assert (tmp_path / made).exists()
+
+
+def test_a_run_that_fails_at_once_leaves_nothing_behind_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")
+    with pytest.raises(UserError), open_run(tmp_path / "run", CONFIG, resume=False):
+        raise UserError("a wrong option")
+    assert (tmp_path / "run").is_symlink() and list((tmp_path / "disk").iterdir()) == []
+
+
 def test_the_log_of_a_run_is_continued_and_has_the_error_that_ended_it(tmp_path):
     with open_run(tmp_path, CONFIG, resume=False) as out:
         say("first session")

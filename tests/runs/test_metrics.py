@@ -1,3 +1,6 @@
+import pytest
+
+from densepath.core.errors import UserError
 from densepath.runs.metrics import MetricsFile, read_metrics
 
 
@@ -28,6 +31,15 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path):
     assert read_metrics(path) == [{"step": 10, "loss": 1.5}]
     MetricsFile(path, resume_at=20)
     assert path.read_text() == "step,loss\n10,1.5\n"
+
+
+@pytest.mark.parametrize("line", ["20,abc", "20,1.2,3"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"step,loss\n10,1.5\n{line}\n30,1.1\n")
+    for read in (read_metrics, lambda path: MetricsFile(path, resume_at=10)):
+        with pytest.raises(UserError, match=r"metrics\.csv is damaged at line 3 \("):
+            read(path)
 
 
 def test_no_file_is_made_before_the_first_row(tmp_path):

@@ -48,7 +48,14 @@ def test_a_written_slide_shows_what_was_painted(layout: str, codec: str, painter
 
 
 def test_wrong_numbers_are_refused(tmp_path: Path) -> None:
-    for given in ({"size": (0, 9)}, {"tile": 100}, {"levels": (2, 4)}, {"levels": (1, 4, 6)}, {"mpp": 0.0}):
+    for given in (
+        {"size": (0, 9)},
+        {"tile": 100},
+        {"levels": (2, 4)},
+        {"levels": (1, 4, 6)},
+        {"levels": (1, 3)},
+        {"mpp": 0.0},
+    ):
         with pytest.raises(UserError):
             write_slide(tmp_path / "a.tiff", **given)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

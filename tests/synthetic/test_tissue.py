@@ -26,7 +26,7 @@ def test_a_seed_determines_every_pixel() -> None:
     assert (tissue_image(6, 96)[0] != image).mean() > 0.5
 
 
-@pytest.mark.parametrize(("size", "shape"), [(64, (64, 64)), ((48, 101), (48, 101))])
+@pytest.mark.parametrize(("size", "shape"), [(np.int64(64), (64, 64)), ((48, 101), (48, 101))])
 def test_size_is_height_and_width(size: int | tuple[int, int], shape: tuple[int, int]) -> None:
     image, labels = tissue_image(0, size, microns_per_pixel=2.0)
     assert (image.shape, image.dtype) == ((*shape, 3), np.uint8)
@@ -142,7 +142,7 @@ def test_a_tissue_data_set_opens_with_the_glands_that_were_drawn(
     assert f"train: 2 images, {glands} glands" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [{"train": 0}, {"size": 8}, {"seed": -1}, {"microns_per_pixel": 0.0}])
+@pytest.mark.parametrize("wrong", [{"train": 0}, {"tiles": -5}, {"size": 8}, {"seed": -1}, {"microns_per_pixel": 0.0}])
 def test_invalid_numbers_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         write_tissue(tmp_path / "tissue", **{"train": 1, "test": 1, "size": 48, **wrong})

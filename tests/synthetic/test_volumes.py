@@ -52,6 +52,13 @@ def test_organs_have_the_values_of_their_tissue() -> None:
     assert body.max() < liver.min() < liver.max() < spine.min()
 
 
+def test_the_axes_point_to_superior_posterior_and_left() -> None:
+    """As in MetaImage: the lungs lie above the liver, the spine is behind them, and the liver is on the right."""
+    labels = SyntheticVolumes(1).volume(0).labels
+    _, _, lung, liver, spine, _ = (np.argwhere(labels == label).mean(0) for label in range(len(LABELS)))
+    assert lung[0] > liver[0] and spine[1] > lung[1] and lung[2] > liver[2]
+
+
 def test_the_window_holds_nearly_all_values() -> None:
     volumes = SyntheticVolumes(8)
     spec = volumes.spec

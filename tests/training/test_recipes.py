@@ -3,6 +3,7 @@ from dataclasses import replace
 from multiprocessing import current_process
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -472,6 +473,12 @@ def test_the_error_about_an_unknown_name_suggests_the_closest():
         all_options("concl", {"num_concept": 3})
     with pytest.raises(UserError, match=r"unknown option optimizer\.warmup; did you mean optimizer\.warmup_start\?"):
         resolve(PretrainConfig, None, RUN | {"optimizer": {"warmup": 1}})
+
+
+def test_numbers_of_numpy_are_numbers():
+    numbers = {"seed": np.int64(3), "optimizer": {"lr": np.float32(0.5)}, "resume": np.bool_(True)}
+    config = resolve(PretrainConfig, "moco_v2_small", RUN | numbers)
+    assert (config.seed, config.optimizer.lr, config.resume) == (3, 0.5, True)
 
 
 def test_the_backbone_is_not_a_methods_option():

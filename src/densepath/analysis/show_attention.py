@@ -22,11 +22,13 @@ from densepath.analysis.panels import FAINT, INK, LINES, PanelGrid, add_color_ba
 from densepath.analysis.pictures import colors_of
 from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.single_values import take_single_values
+from densepath.core.slices import nearest
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -194,7 +196,7 @@ def _measure(network: _Network, images: PixelSource, positions: Tensor) -> Atten
 def _write(shares: Mapping[str, AttentionShares], path: Path) -> Path:
     """A row for each head, and for the mean of the heads."""
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(LineFeeds(file))
         names = [bin.replace(" ", "_") for bin in BINS]
         writer.writerow(["weights", "head", "images", "tokens", *names, "on_class_and_registers"])
         for name, own in shares.items():
@@ -260,7 +262,7 @@ def _share(values: Any) -> Any:
 
 def _mixed(colors: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
     """An image (H, W, 3) with the colors of values (h, w) on it."""
-    rows, columns = (np.arange(n) * m // n for n, m in zip(colors.shape[:2], values.shape, strict=True))
+    rows, columns = (nearest(n, m) for n, m in zip(colors.shape[:2], values.shape, strict=True))
     over = colormaps[COLORS](_share(values))[..., :3][rows][:, columns]
     return (1 - _STRENGTH) * colors + _STRENGTH * over
 

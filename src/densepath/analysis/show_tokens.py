@@ -22,6 +22,7 @@ from densepath.analysis.source import report_source
 from densepath.annotations.cells.blobs import find_cells
 from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, refuse_replacing
 from densepath.core.paths import AnyPath, as_path, as_texts
@@ -221,7 +222,7 @@ def _sample(
 
 def _write(found: Mapping[str, Separation], path: Path) -> None:
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(LineFeeds(file))
         writer.writerow(["weights", "tokens_of_each", "jensen_shannon", "bhattacharyya"])
         for name, own in found.items():
             writer.writerow([name, len(own.points[0]), f"{own.divergence:.6g}", f"{own.distance:.6g}"])

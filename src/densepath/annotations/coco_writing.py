@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from densepath.annotations.outlines import encode_part
 from densepath.annotations.patients import MANIFEST
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.sources.corrupt import CorruptImage
@@ -105,7 +106,7 @@ def write_coco(
             raise UserError(f"none of {images} has an object, and {dest} was not written; outline some")
         if rows:
             with (folder / MANIFEST).open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
-                csv.writer(lines, lineterminator="\n").writerows([("file", "split", "patient", "source"), *rows])
+                csv.writer(LineFeeds(lines)).writerows([("file", "split", "patient", "source"), *rows])
     return counts
 
 

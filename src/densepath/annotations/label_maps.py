@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.files import Unchanged
+from densepath.core.slices import nearest
 
 # Rows and columns of a map. A view of a fifth of its image covers 36 of them with its 7 positions. On tiles of 224 px,
 # 2% of the positions of views get another label than from maps of 224, and 6% where regions are smaller than positions,
@@ -50,6 +51,6 @@ def shrink(labels: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
 
     The labels are numbered from 0, in their order. A map has fewer positions than int16 has values.
     """
-    rows, columns = ((2 * np.arange(SIDE) + 1) * length // (2 * SIDE) for length in labels.shape)
+    rows, columns = (nearest(SIDE, length) for length in labels.shape)
     _, numbers = np.unique(labels[np.ix_(rows, columns)], return_inverse=True)
     return numbers.reshape(SIDE, SIDE).astype(np.int16)

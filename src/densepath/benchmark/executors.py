@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from densepath.benchmark.run_folder import lock_for_job
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, unwrapped
 from densepath.core.yaml_files import load_yaml
 
 EXECUTORS = ("local", "slurm", "debug")
@@ -107,7 +107,7 @@ def make_submit(
         made = submitit.AutoExecutor(folder=folder, cluster=executor)
         made.update_parameters(name="densepath", **parameters)
     except (RuntimeError, NameError, TypeError, ValueError) as error:
-        raise UserError(f"submitit's executor {executor} cannot be used: {' '.join(str(error).split())}") from None
+        raise UserError(f"submitit's executor {executor} cannot be used: {unwrapped(str(error))}") from None
 
     def submit(command: Sequence[str], cwd: Path, log: Path, environment: Mapping[str, str]) -> SubmittedJob:
         return SubmittedJob(made.submit(execute, list(command), str(cwd.absolute()), str(log), dict(environment)))

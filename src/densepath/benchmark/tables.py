@@ -11,6 +11,7 @@ from densepath.benchmark.best import best_lines
 from densepath.benchmark.contrasts import contrast_lines
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
+from densepath.core.csv_files import LineFeeds
 
 NONE = "—"
 _CSV = (
@@ -84,7 +85,7 @@ def to_record(results: Results, notes: Sequence[str]) -> str:
 def to_csv(results: Results) -> str:
     """One line per number, with the score of each seed; in percent, not rounded."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(LineFeeds(text))
     writer.writerow(_CSV)
     for entry in results.entries.values():
         mean, std = entry.mean_std or (None, None)

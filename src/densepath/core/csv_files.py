@@ -170,6 +170,21 @@ def read_rows(path: Path, remedy: str, columns: Sequence[str] = ()) -> list[dict
     return rows
 
 
+class LineFeeds:
+    """A file for a writer of ``csv`` with its own ends of lines, which become line feeds.
+
+    Given these as ``lineterminator``, Python 3.11 would not quote a field with a carriage return, and readers would see
+    two rows.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        """Write a line that ends with ``\\r\\n``."""
+        return self._file.write(f"{line[:-2]}\n")
+
+
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a table: a value that a row lacks is empty, and values of other columns are left out.
 
@@ -177,6 +192,6 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
         UserError: the disk is full.
     """
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(LineFeeds(file), columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -25,6 +26,11 @@ class UserError(Exception):
 def one_line(text: str) -> str:
     """A text with its control characters escaped: file names and names in files may contain them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def unwrapped(text: str) -> str:
+    """A text of several lines as one line. Its other blanks stay: names of files may contain them."""
+    return one_line(re.sub(r"\s*\n\s*", " ", text.strip("\n")))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

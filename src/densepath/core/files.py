@@ -26,7 +26,8 @@ _LONGEST = 150  # bytes of a file's name in its temporary name
 CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with what is in it; a missing one is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -52,16 +53,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Write a file or a folder under a temporary name and rename it when it is complete.
 
     Args:
-        path: the final path of the file or folder. Missing parents are created.
+        path: the final path of the file or folder, or a link to it. Missing parents are created.
 
     Yields:
         A path on the same disk that does not exist yet: create the file or the folder there. A finished file replaces
         an older one. The content of a finished folder moves into an empty folder, which may be a link or a mount point.
 
     Raises:
-        UserError: the parent folder cannot be created, the disk is full, or the path is not writable.
+        UserError: the parent folder cannot be created, the disk is full, or the path is not writable, or a device.
     """
-    path = Path(path)
+    _refuse_special(path)
+    path = _target(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,7 +72,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = parent / f".{shortened(path.name, _LONGEST)}.{os.getpid()}@{_machine()}.part"
     try:
         with writing(path, temporary):
-            _remove(temporary)
+            remove(temporary)
             yield temporary
             if temporary.is_file():
                 if path.is_dir():
@@ -83,8 +85,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
                 os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            _remove(temporary)
+            remove(temporary)
         raise
+
+
+def _target(path: str | Path) -> Path:
+    """What a path names: what it links to, if it is a link."""
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+
+
+def _refuse_special(path: str | Path) -> None:
+    """Refuse what a file must not replace: a device of the system, or a pipe, whose reader would wait for ever."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path} is a pipe or a device; give the path of a file")
 
 
 def shortened(name: str, most: int) -> str:
@@ -131,11 +144,13 @@ def check_writable(out: str | Path) -> None:
     """Check that a file can be written, before the work for it begins.
 
     Raises:
-        UserError: it is a folder; or the folder that it would be created in is read-only, or no folder.
+        UserError: it is a folder, a pipe or a device; or the folder that it would be created in is read-only, or no
+            folder.
     """
+    _refuse_special(out)
     if os.path.isdir(out):
         raise UserError(f"{out} is a folder; give the path of a file")
-    folder = Path(out).absolute().parent
+    folder = _target(out).absolute().parent
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
@@ -174,7 +189,7 @@ def remove_remains(folder: str | Path, shared: bool = False) -> None:
     for path in Path(folder).rglob(".*.part"):
         match = _REMAINS.fullmatch(path.name)
         if match and not (shared and not _is_abandoned(path, int(match[2]), match[3])):
-            _remove(path)
+            remove(path)
 
 
 class Unchanged:
@@ -209,14 +224,14 @@ class Unchanged:
 
 def remove_abandoned(path: str | Path) -> None:
     """Remove the temporary files that killed writers of this file or folder have left."""
-    path = Path(path)
+    path = _target(path)
     name = shortened(path.name, _LONGEST)
     for folder in {path.parent, path}:
         with suppress(OSError):
             for part in folder.glob(".*.part"):
                 match = _REMAINS.fullmatch(part.name)
                 if match and match[1] == name and _is_abandoned(part, int(match[2]), match[3]):
-                    _remove(part)
+                    remove(part)
 
 
 def _machine() -> str:

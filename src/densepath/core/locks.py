@@ -52,7 +52,7 @@ def shared_work(path: Path, what: str) -> Iterator[None]:
             lambda seconds: lock.acquire(timeout=seconds),
             f"{what} from another process",
             f"it holds {path}, but does not respond; end it, then start again",
-            sign=lambda: _touched(path),
+            sign=lambda: touched(path),
         )
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
@@ -204,7 +204,8 @@ def _beat(path: Path, done: threading.Event) -> None:
             os.utime(path)
 
 
-def _touched(path: Path) -> int:
+def touched(path: Path) -> int:
+    """When a file was changed last, in nanoseconds; 0 if it is missing."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

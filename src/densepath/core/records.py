@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from densepath.core.errors import UserError
+from densepath.core.plain import plain
 from densepath.version import __version__
 
 CONFIG = "config.yaml"
@@ -17,7 +19,23 @@ RECORD_HEAD = "# densepath "  # how a record begins, and the configuration in a 
 
 def record_text(options: Mapping[str, Any]) -> str:
     """What a record holds."""
-    return f"{RECORD_HEAD}{__version__}\n{yaml.safe_dump(dict(options), sort_keys=False)}"
+    return f"{RECORD_HEAD}{__version__}\n{yaml.safe_dump(plain(options), sort_keys=False)}"
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """The options in the record of a folder.
+
+    Raises:
+        UserError: the record is missing or damaged.
+    """
+    path = out / CONFIG
+    try:
+        old = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read; use another folder") from error
+    if not isinstance(old, dict) or not all(isinstance(name, str) for name in old):
+        raise UserError(f"{path} is not a record of densepath; use another folder")
+    return old
 
 
 def is_record(path: str | Path) -> bool:

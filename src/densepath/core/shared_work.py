@@ -16,7 +16,7 @@ from typing import Any
 
 from densepath.core.errors import UserError, one_line
 from densepath.core.files import writing
-from densepath.core.locks import NO_LOCKS, Held, hold, shared_work, signs_of_life
+from densepath.core.locks import NO_LOCKS, Held, hold, shared_work, signs_of_life, touched
 from densepath.core.system import slurm_tasks
 from densepath.core.waiting import Wait, progress
 
@@ -171,14 +171,7 @@ def _wait_for(locks: Path, held: Mapping[str, Held]) -> Wait:
     name, holder = next(iter(held.items()))
     what = f"{one_line(name)}{f' and {len(held) - 1} more' if len(held) > 1 else ''} from other processes"
     remedy = f"{holder} holds it, but does not respond; end it, then start again"
-    return Wait(what, remedy, sign=lambda: [_changed(path) for path in paths])
-
-
-def _changed(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
+    return Wait(what, remedy, sign=lambda: [touched(path) for path in paths])
 
 
 def _lock_of(locks: Path, name: str) -> Path:

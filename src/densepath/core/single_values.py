@@ -2,6 +2,7 @@
 
 A single value where a list is meant is a list of one. Otherwise Python would take the letters of a text for the list,
 or the names of the scores of a result. Choices, switches and numbers are checked: Python takes any text for "yes".
+Numbers of NumPy become Python's, as records of what was given could not be written otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, SupportsFloat, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from densepath.core.errors import UserError
 from densepath.core.paths import AnyPath
 
@@ -25,7 +28,8 @@ _TEXTS, _NUMBERS = (str, Path), (int, float)
 
 
 def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that takes a single value wherever its signature has a sequence, and paths where that is of texts.
+    """A function that takes a single value wherever its signature has a sequence, and paths where that is of texts, and
+    numbers of NumPy.
 
     Raises:
         UserError: a single value has another type than the sequence, or a choice, a switch or a number is none.
@@ -56,6 +60,7 @@ def list_single_fields(options: Any) -> None:
 
 def _listed(name: str, annotation: Any, value: Any) -> Any:
     """A value for a type: where only a sequence is meant, a single value in a tuple."""
+    value = _without_numpy(value)
     alternatives = _alternatives(annotation)
     item = next((get_args(a)[0] for a in alternatives if _is_list(a)), None)
     if item is None:
@@ -110,6 +115,13 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _without_numpy(value: Any) -> Any:
+    """A number of NumPy, or a list of them, as Python's."""
+    if isinstance(value, list | tuple) and any(isinstance(each, np.generic) for each in value):
+        return [_without_numpy(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_list(annotation: Any) -> bool:

@@ -16,6 +16,12 @@ def upright(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return plane[::-1, ::-1]
 
 
+def nearest(size: int, length: int) -> npt.NDArray[np.int64]:
+    """Of ``length`` pixels or voxels along an axis, those in which the centers of ``size`` pixels lie."""
+    places: npt.NDArray[np.int64] = (2 * np.arange(size) + 1) * length // (2 * size)
+    return places
+
+
 def slice_of(values: npt.NDArray[Any], axis: int, position: int, size: Sequence[int] = ()) -> npt.NDArray[Any]:
     """An upright slice of a volume.
 
@@ -28,7 +34,7 @@ def slice_of(values: npt.NDArray[Any], axis: int, position: int, size: Sequence[
     plane = upright(np.take(values, position, axis))
     if not size:
         return plane
-    rows, columns = (np.arange(n) * m // n for n, m in zip(size, plane.shape, strict=False))
+    rows, columns = (nearest(n, m) for n, m in zip(size, plane.shape, strict=False))
     return plane[np.ix_(rows, columns)]
 
 

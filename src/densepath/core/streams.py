@@ -30,7 +30,8 @@ def write_line(line: str, stream: TextIO | None) -> bool:
     if stream is None or not _takes_a_line(stream):  # None: it was closed before Python started
         return False
     try:
-        print(line, file=stream, flush=True)
+        _put(f"{line}\n", stream)
+        stream.flush()
     except (OSError, ValueError):  # ValueError: it is closed
         silence(stream)
         return False
@@ -45,13 +46,23 @@ def write_result(line: str) -> None:
     """
     try:
         if sys.stdout is not None:
-            print(line, file=sys.stdout, flush=True)
+            _put(f"{line}\n", sys.stdout)
+            sys.stdout.flush()
     except (OSError, ValueError) as error:
         silence(sys.stdout)
         if isinstance(error, OSError) and error.errno in CANNOT_HOLD:
             raise UserError(
                 f"stdout cannot be written ({error.strerror}); free disk space or redirect it elsewhere"
             ) from error
+
+
+def _put(text: str, stream: TextIO) -> int:
+    """Write a text; characters that the stream's encoding lacks are escaped, and so are bytes that are not text."""
+    try:
+        return stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        return stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _takes_a_line(stream: TextIO) -> bool:
@@ -70,7 +81,7 @@ class _Patient:
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            return _put(text, self._stream)
         except (OSError, ValueError):
             silence(self._stream)
             return len(text)
@@ -117,13 +128,17 @@ def flush_streams() -> None:
 
 
 def open_streams() -> None:
-    """Open closed standard streams on the null device. Otherwise the next file that is opened would get their number,
-    and with it what is written to them."""
+    """Open closed standard streams on the null device, and let stdout escape characters that its encoding lacks.
+
+    Otherwise the next file that is opened would get the number of a closed stream, and with it what is written to it.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def silence(stream: TextIO | None) -> None:

@@ -17,7 +17,7 @@ from densepath.core.stopwatch import clock
 from densepath.core.streams import is_animated, open_console, say
 
 T = TypeVar("T")
-_SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_LINES = 30.0
 _CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _STATISTICS = Path("/proc/stat")
 
@@ -146,6 +146,13 @@ def first_on_node() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
+def first_of_job() -> bool:
+    """Whether this is the first of the processes of torchrun, of srun or of this package that share some work."""
+    if slurm_tasks() > 1 and os.environ["SLURM_PROCID"] != "0":
+        return False
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
+
+
 def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield the items; the node's first process shows a bar in a terminal or a notebook, else a line now and then."""
     console = open_console(sys.stderr)
@@ -160,7 +167,7 @@ def with_lines(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield the items, and print a line now and then: for long work whose parts show a bar."""
     began = line_at = time.monotonic()
     for count, item in enumerate(items):
-        if (now := time.monotonic()) - line_at >= _SECONDS_BETWEEN_LINES:
+        if (now := time.monotonic()) - line_at >= SECONDS_BETWEEN_LINES:
             line_at = now
             left = f"  ETA {clock((now - began) / count * (total - count))}" if count else ""
             say(f"densepath: {what}: {count} of {total}{left}")

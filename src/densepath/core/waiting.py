@@ -20,6 +20,7 @@ HANGING_READER = (
     "check them, then start again (DENSEPATH_WAIT_LIMIT sets how many seconds to wait)"
 )
 
+_LONGEST = 1e9  # seconds, instead of more or "inf": torch cannot count those
 _LOOK = 0.2  # seconds between two attempts
 _STOPPED = 5.0  # seconds by which an attempt is late if this process was suspended
 _listeners: list[Callable[[str, float], None]] = []
@@ -135,4 +136,4 @@ def _seconds(name: str, default: float) -> float:
         seconds = 0.0
     if not seconds > 0:
         raise UserError(f"{name} is {text!r}; give a number of seconds, or leave it unset")
-    return seconds
+    return min(seconds, _LONGEST)

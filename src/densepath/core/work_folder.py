@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder, writing
 from densepath.core.locks import shared_work
 from densepath.core.log import logged
 from densepath.core.plain import plain
-from densepath.core.records import CONFIG, record_text
+from densepath.core.records import CONFIG, record_text, recorded
 from densepath.core.shared_work import LOCKS
 
 
@@ -45,22 +43,6 @@ def work_folder(out: Path, options: Mapping[str, Any], *, log: str, free: Collec
         _check(out / CONFIG, plain(options), free)
     with logged(out / log):
         yield
-
-
-def recorded(out: Path) -> dict[str, Any]:
-    """The options in the record of a folder.
-
-    Raises:
-        UserError: the record is missing or damaged.
-    """
-    path = out / CONFIG
-    try:
-        old = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read; use another folder") from error
-    if not isinstance(old, dict):
-        raise UserError(f"{path} is not a record of densepath; use another folder")
-    return old
 
 
 def _is_begun(out: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, unwrapped
 
 
 def read_text(path: Path, what: str) -> str:
@@ -42,7 +42,7 @@ def load_yaml(text: str, what: str) -> Any:
         loader = _Loader(text)
         content = loader.get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{what} is not valid YAML ({' '.join(str(error).split())}); correct it") from None
+        raise UserError(f"{what} is not valid YAML ({unwrapped(str(error))}); correct it") from None
     if loader.twice:
         raise UserError(f"{what} has {loader.twice[0]}; keep one")
     return content

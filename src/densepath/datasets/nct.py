@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed, shuffled
@@ -83,7 +84,7 @@ def convert_nct(
         for name, paths in lists.items():
             with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 rows = [(os.path.abspath(path), path.relative_to(root).parts[0]) for path in paths]
-                csv.writer(file, lineterminator="\n").writerows([("file", "label"), *rows])
+                csv.writer(LineFeeds(file)).writerows([("file", "label"), *rows])
     for name, paths in lists.items():
         classes = Counter(path.relative_to(root).parts[0] for path in paths)
         write_line(

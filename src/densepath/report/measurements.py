@@ -21,7 +21,7 @@ def read_measurements(path: Path, most: int) -> list[Row]:
     """About ``most`` measurements of a run: means of as many in a row, and the newest of each column as it is.
 
     Raises:
-        ValueError: the file is damaged, or too large.
+        ValueError, UserError: the file is damaged, or too large.
         OSError: it cannot be read.
     """
     if path.exists() and path.stat().st_size > _LARGEST:

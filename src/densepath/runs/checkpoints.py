@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     Raises:
         UserError: the file cannot be written, e.g. because the disk is full.
     """
-    last = folder / LAST
+    last, handled = folder / LAST, sys.exception()
     try:
         with atomic_write(last) as part:
             with part.open("wb") as file:
@@ -49,7 +50,8 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             if _is_whole(last):  # a damaged one must not replace the checkpoint that the run continued from
                 os.replace(last, folder / PREVIOUS)
     except (OSError, RuntimeError, UserError) as error:  # a UserError comes from the file system, not from torch
-        why = str(_first_cause(error)).splitlines()[0]
+        first = _first_cause(error, handled)
+        why = (str(first).splitlines() or [type(first).__name__])[0]
         then = "continue with --resume" if has_checkpoint(folder) else "start again: it would have been the first"
         raise UserError(
             f"cannot write the checkpoint {last} ({why}); make room or fix the folder, then {then}"
@@ -136,9 +138,14 @@ def _seal(path: Path) -> None:
         file.write(len(seal).to_bytes(2, "little") + seal)
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    """The first error: torch raises another one during its clean-up."""
-    while error.__context__ is not None:
+def _first_cause(error: BaseException, handled: BaseException | None) -> BaseException:
+    """The first error of saving: torch raises another one during its clean-up.
+
+    Args:
+        error: the last one.
+        handled: why the run was ending already when it was saved.
+    """
+    while error.__context__ is not None and error.__context__ is not handled:
         error = error.__context__
     return error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from densepath.core.errors import unwrapped
 from densepath.core.streams import say
 from densepath.runs.folder import CURVES, VIEWS
 from densepath.runs.metrics import read_metrics
@@ -23,7 +24,7 @@ def draw_safely(draw: Callable[[], Path], failure: str = "a picture was not draw
         draw()
         return True
     except Exception as error:  # whatever a full disk or a drawing library raises
-        say(f"densepath: warning: {failure} ({' '.join(str(error).split())})")
+        say(f"densepath: warning: {failure} ({unwrapped(str(error))})")
         return False
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import traceback
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,11 +12,11 @@ from typing import Any
 import yaml
 
 from densepath.core.errors import UserError
-from densepath.core.files import LOCK, atomic_write, remove_remains, require_new_folder
+from densepath.core.files import LOCK, atomic_write, remove, remove_remains, require_new_folder
 from densepath.core.locks import sole_writer
 from densepath.core.log import log, logged
 from densepath.core.plain import plain
-from densepath.core.records import CONFIG
+from densepath.core.records import CONFIG, recorded
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.old_options import rename_record
 
@@ -30,7 +29,7 @@ VIEWS, CURVES = "views.png", "curves.png"
 TILES = "tiles"  # the tiles of the slides that the run learns from, which may exist before it
 NOT_FINITE = "not_finite.json"  # the step and the images of a loss of NaN or Inf
 _ABSENT = object()
-_SAVED = (".ckpt", "model.safetensors", "answers.json", NOT_FINITE)  # ends of the names of what took time to compute
+_SAVED = (".ckpt", ".safetensors", "answers.json", NOT_FINITE)  # ends of the names of what took time to compute
 _EARLY = {LOCK, TRAIN_LOG, SESSIONS, VIEWS}  # files that are written before the first step
 
 
@@ -40,16 +39,7 @@ def read_config(out: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the configuration cannot be read.
     """
-    path = out / CONFIG
-    if not path.exists():
-        return None
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read; name another folder") from error
-    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
-        raise UserError(f"{path} is not the configuration of a run; name another folder")
-    return rename_record(config)
+    return rename_record(recorded(out)) if (out / CONFIG).exists() else None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], prefix: str = "") -> list[str]:
@@ -133,7 +123,7 @@ def open_run(
     The folder is locked: a second run is refused. What is printed in this block is also appended to ``train.log``.
 
     The folder of a new run is removed if the run fails before it has written anything, or, by an error that the user
-    can fix, before its first checkpoint or trained model.
+    can fix, before its first checkpoint or weights.
 
     Args:
         out: the folder.
@@ -164,20 +154,12 @@ def open_run(
                 files = {p.name for path in made for p in (path, *path.rglob("*")) if p.is_file()} - _EARLY
                 saved = any(name.endswith(_SAVED) for name in files)
                 if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
-                    _remove(out, made)
+                    for path in made:
+                        with suppress(OSError):
+                            remove(path)
+                    with suppress(OSError):  # it has tiles, which may be hours of work, or is a link
+                        out.rmdir()
                 raise
-
-
-def _remove(out: Path, made: list[Path]) -> None:
-    """Remove the files of a run that has not begun, and its folder, but never tiles: they may be hours of work."""
-    if (out / TILES).exists():
-        for path in made:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(out, ignore_errors=True)
 
 
 def _log_error(error: BaseException) -> None:

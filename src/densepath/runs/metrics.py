@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
 
@@ -14,7 +15,11 @@ COUNTS = ("probe_train_images", "probe_test_images", "probe_train_positions")  #
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file, each with the columns in which it has a value."""
+    """The rows of a metrics file, each with the columns in which it has a value.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     return [{name: float(value) for name, value in row.items() if value} for row in _read_rows(path)]
 
 
@@ -35,7 +40,7 @@ class MetricsFile:
         if path.exists():
             try:
                 kept = [row for row in _read_rows(path) if int(row["step"]) <= resume_at]
-            except (ValueError, LookupError, TypeError, csv.Error) as error:
+            except (ValueError, LookupError) as error:
                 raise UserError(f"{path} is damaged or holds no measurements; move it away") from error
             self._rewrite(kept)
 
@@ -46,19 +51,33 @@ class MetricsFile:
             self._columns += new
             self._rewrite(_read_rows(self._path))
         with writing(self._path), self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+            csv.DictWriter(LineFeeds(file), self._columns).writerow(row)
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
         self._columns = list(dict.fromkeys([name for row in rows for name in row] + self._columns))
         with atomic_write(self._path) as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            writer = csv.DictWriter(LineFeeds(file), self._columns)
             writer.writeheader()
             writer.writerows(rows)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows as text."""
-    return [_current(row) for row in csv.DictReader(io.StringIO(whole_lines(path)))]
+    """The rows as text, whose values are numbers or empty.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    line, rows = 1, []
+    try:
+        table = csv.DictReader(io.StringIO(whole_lines(path)))
+        for row in table:
+            line = table.line_num
+            for value in row.values():  # of a row that is too long the last one is a list
+                float(value or 0)
+            rows.append(_current(row))
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged at line {line} ({error}); correct the file or move it away") from error
+    return rows
 
 
 def whole_lines(path: Path) -> str:

@@ -15,8 +15,7 @@ from densepath.core.log import log
 from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import is_animated, open_console
 from densepath.core.streams import say as say
-
-_SECONDS_BETWEEN_LINES = 30.0
+from densepath.core.system import SECONDS_BETWEEN_LINES
 
 
 class _Measurements(ProgressColumn):
@@ -82,7 +81,7 @@ class Progress:
             self._bar.update(self._task, completed=step, text=self._text)
         now = self._watch.read()
         first = row is not None and self._line_at == self._began
-        if first or now - self._line_at >= _SECONDS_BETWEEN_LINES or step == self._total:
+        if first or now - self._line_at >= SECONDS_BETWEEN_LINES or step == self._total:
             self._line_at = now
             left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
             line = f"step {step}/{self._total}  {self._text}  ETA {clock(left)}"
@@ -93,7 +92,7 @@ class Progress:
         now = self._watch.read()
         if self._bar is not None:
             self._bar.update(self._task, text=what)
-        elif self._shown and now - self._line_at >= _SECONDS_BETWEEN_LINES:
+        elif self._shown and now - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = now
             say(what)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.files import require_new_folder
 from densepath.core.random import check_seed
 from densepath.core.system import with_progress
 from densepath.synthetic.slide import SlidePainter, write_slide
@@ -113,7 +114,6 @@ def write_arranged(dest: str | Path, *, pairs: int = 50, test: float = 0.4, side
             path = dest / f"{slide}.tiff"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_slide(path, painter=ArrangedPainter((side, side), state, arrangement), levels=(1, 4), tile=128)
-            rows.append((slide, arrangement, f"pair{pair:03}", split))
-    with atomic_write(dest / LABELS) as part, part.open("w", newline="") as opened:
-        csv.writer(opened).writerows([("slide", "label", "patient", "split"), *sorted(rows)])
+            rows.append({"slide": slide, "label": arrangement, "patient": f"pair{pair:03}", "split": split})
+    write_rows(dest / LABELS, list(rows[0]), sorted(rows, key=itemgetter("slide")))
     return dest

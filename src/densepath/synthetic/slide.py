@@ -130,7 +130,7 @@ def write_slide(
         size: height and width of level 0 in pixels.
         mpp: µm per pixel of level 0.
         levels: downsampling of each level, 1 first; each divides the next.
-        tile: side of the tiles in pixels.
+        tile: side of the tiles in pixels, a multiple of 16 and of the second level.
         seed: of the tissue.
         layout: a plain TIFF with µm per pixel in its resolution tags, or the descriptions of Aperio's SVS.
         codec: JPEG is YCbCr with 4:2:0 chroma in a plain TIFF, and RGB in Aperio's.
@@ -149,8 +149,11 @@ def write_slide(
         raise UserError("a slide needs a positive size and mpp, tiles of a multiple of 16 px, and levels from 1")
     if any(low < 1 or high % low or high == low for low, high in pairwise(levels)):
         raise UserError(f"levels are {levels}; each must be a multiple of the one before")
+    factor = levels[1] if len(levels) > 1 else 1
+    if tile % factor:
+        raise UserError(f"tiles have {tile} px, and level 1 is {factor} times smaller; give a multiple of that")
     rgb = layout == "aperio" and codec == "JPEG"
-    reduced = _Reduced(size, levels[1] if len(levels) > 1 else 1)
+    reduced = _Reduced(size, factor)
     with atomic_write(path) as part:
         with tifffile.TiffWriter(part) as tiff:
             for number, level in enumerate(levels):

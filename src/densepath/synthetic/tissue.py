@@ -46,7 +46,7 @@ def tissue_image(
         image uint8 (H, W, 3); instances int32 (H, W), 0 outside, 1..N the glands, each a lumen with its epithelium.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, int | np.integer) else size
     px = 1 / microns_per_pixel
     margin = int(np.ceil(MARGIN * px))
     style = Style.draw(rng, grade)
@@ -86,6 +86,8 @@ def write_tissue(
     """
     dest = require_new_folder(dest, "the tissue")
     _check(seed, size, microns_per_pixel, train=train, test=test)
+    if tiles < 0:
+        raise UserError(f"tiles is {tiles}; give 0 or more")
 
     def outlined(stream: int, count: int) -> Iterator[Outlined]:
         for index in range(count):

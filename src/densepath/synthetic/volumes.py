@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from densepath.core.random import check_seed
+from densepath.core.slices import nearest
 from densepath.sources.batch import box_of, fill_canvas, new_canvas
 from densepath.sources.pixel_source import Gathered, PixelSpec
 from densepath.sources.windows import percentile_window
@@ -35,11 +36,11 @@ class _Ellipsoid:
     half: tuple[float, float, float]
 
 
-_ANATOMY = (  # later ones cover earlier ones
+_ANATOMY = (  # later ones cover earlier ones; the axes point to superior, posterior and left, as in MetaImage
     _Ellipsoid(1, (0.0, 0.0, 0.0), (1.6, 0.8, 0.9)),
-    _Ellipsoid(2, (-0.45, -0.1, -0.42), (0.5, 0.45, 0.3)),
-    _Ellipsoid(2, (-0.45, -0.1, 0.42), (0.5, 0.45, 0.3)),
-    _Ellipsoid(3, (0.5, -0.1, -0.35), (0.35, 0.4, 0.4)),
+    _Ellipsoid(2, (0.45, -0.1, -0.42), (0.5, 0.45, 0.3)),
+    _Ellipsoid(2, (0.45, -0.1, 0.42), (0.5, 0.45, 0.3)),
+    _Ellipsoid(3, (-0.5, -0.1, -0.35), (0.35, 0.4, 0.4)),
     _Ellipsoid(4, (0.0, 0.55, 0.0), (1.6, 0.14, 0.14)),
 )
 
@@ -143,7 +144,7 @@ class SyntheticVolumes:
 
     def digest(self, cache: Path) -> str:
         """The arguments, which determine every voxel."""
-        return f"synthetic volumes 1: {self.count} {self.seed} {self.size} {self.dtype}"
+        return f"synthetic volumes 2: {self.count} {self.seed} {self.size} {self.dtype}"
 
     @cached_property
     def _spacing(self) -> Tensor:
@@ -200,9 +201,7 @@ class VolumeLabels:
         maps = torch.empty((len(index), *self.grid), dtype=torch.int16, pin_memory=pin)
         for row, position in zip(maps, index.tolist(), strict=True):
             labels = self.volumes.volume(position).labels
-            centers = (
-                (2 * np.arange(n) + 1) * size // (2 * n) for n, size in zip(self.grid, labels.shape, strict=True)
-            )
+            centers = (nearest(n, size) for n, size in zip(self.grid, labels.shape, strict=True))
             row.copy_(torch.from_numpy(labels[np.ix_(*centers)].astype(np.int16)))
         return maps
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from densepath.core.errors import unwrapped
 from densepath.core.streams import say
 from densepath.methods.base import Method
 from densepath.nets.backbones import Backbone
@@ -42,6 +43,6 @@ class LearnedImages:
             with preserve_mode(backbone):
                 return self.draw(backbone.eval(), self.images, self.out / PICTURES, step, self.seed)
         except Exception as error:  # whatever a full disk, a small GPU or a drawing library raises
-            say(f"densepath: warning: pictures of what is learned are not drawn ({' '.join(str(error).split())})")
+            say(f"densepath: warning: pictures of what is learned are not drawn ({unwrapped(str(error))})")
             self._failed = True
             return []

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.backbone import UNLIKE
@@ -91,7 +92,7 @@ def recorded_scores(run: Path) -> dict[str, float]:
         pass
     try:
         rows = read_metrics(run / "metrics.csv")
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, UserError):
         return {}
     return next(
         (found for row in reversed(rows) if (found := {key: row[key] for key in row if key.startswith(_PROBE)})), {}

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
@@ -102,7 +103,7 @@ def gather(out: Path, stems: Sequence[str], images: Images, notes: DetectorNotes
         part.open("w") as file,
         table_part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
     ):
-        writer = csv.DictWriter(table, [*COLUMNS, *MICRONS], restval="", lineterminator="\n")
+        writer = csv.DictWriter(LineFeeds(table), [*COLUMNS, *MICRONS])
         writer.writeheader()
         file.write("[")
         for position, record in _records(out, stems, images):

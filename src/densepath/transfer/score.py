@@ -14,6 +14,7 @@ import numpy as np
 from densepath.annotations.class_masks import ClassMasks
 from densepath.annotations.coco_writing import annotation_of
 from densepath.core.closing import say_end
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.paths import AnyPath, as_path
@@ -237,7 +238,7 @@ def _as_coco(truth: LabelledImages) -> dict[str, Any]:
 
 def _write_rows(path: Path, names: Sequence[str], images: Sequence[ImageScores]) -> None:
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(LineFeeds(file), _COLUMNS)
         writer.writeheader()
         for name, image in zip(names, images, strict=True):
             counts: Mapping[str, Any] = {"image": name, "true": len(image.areas[0]), "found": len(image.areas[1])}

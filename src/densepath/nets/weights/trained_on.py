@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
@@ -62,7 +63,7 @@ def write_slides(run: Path, rows: Iterable[tuple[str, str, int]]) -> None:
         atomic_write(run / SLIDES) as part,
         part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(LineFeeds(file))
         writer.writerow(_COLUMNS)
         writer.writerows(rows)
 

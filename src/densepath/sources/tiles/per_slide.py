@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from densepath.core.errors import UserError, counted, first_few, one_line
+from densepath.core.records import recorded
 from densepath.core.shared_work import Shard, same_input
 from densepath.core.streams import say
-from densepath.core.work_folder import recorded
 from densepath.core.worker_processes import share_work
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.slides.failures import reason_of, report_problem

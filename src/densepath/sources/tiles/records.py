@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.sources.slides.all_files import files_of
@@ -83,15 +85,11 @@ def identities(out: Path) -> dict[str, list[Any]]:
 
 def slides_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table of slides as text."""
-    lines: list[str] = []
-
-    class _Lines:
-        write = staticmethod(lines.append)
-
-    writer = csv.DictWriter(_Lines(), COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(LineFeeds(text), COLUMNS, restval="", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
-    return "".join(lines)
+    return text.getvalue()
 
 
 def is_written(out: Path, table: str) -> bool:
@@ -123,7 +121,7 @@ def write_tiles_table(path: Path, rows: Sequence[Mapping[str, Any]], tiles: Call
     with atomic_write(path) as part:
         if path.suffix == ".csv":
             with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                writer = csv.writer(file, lineterminator="\n")
+                writer = csv.writer(LineFeeds(file))
                 writer.writerow(TILE_COLUMNS)
                 for name, values in blocks:
                     x, y, x_um, y_um, tissue = values

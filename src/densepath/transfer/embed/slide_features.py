@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from densepath.core.errors import UserError, counted, errors_as
+from densepath.core.errors import UserError, counted, errors_as, unwrapped
 from densepath.core.files import atomic_write, writing
 from densepath.core.hdf5 import new_hdf5
 from densepath.core.paths import AnyPath
@@ -166,7 +166,7 @@ def read_slide_features(path: AnyPath, features: bool = True) -> SlideFeatures:
         raise UserError(f"there are no features at {path}; densepath embed writes them")
 
     def refusal(error: Exception) -> UserError:
-        what = " ".join(str(error).split()) or type(error).__name__
+        what = unwrapped(str(error)) or type(error).__name__
         return UserError(f"{path} has no features of tiles ({what}); make them again with densepath embed")
 
     with errors_as(refusal):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.output_names import unused_name
@@ -182,7 +183,7 @@ def write_table(path: Path, tiles: SlideFeatures, attention: Floats, classes: Se
     """
     unit = "" if tiles.unit == "px" else "_um"
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(LineFeeds(file))
         places = [f"x{unit}", f"y{unit}"] if tiles.corners is not None else []
         writer.writerow(["tile", *places, *_names(len(attention), classes)])
         for tile, values in enumerate(attention.T):

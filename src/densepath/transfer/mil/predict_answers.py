@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from densepath.core.closing import say_end
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.locks import shared_work
@@ -281,4 +282,4 @@ def _write_tables(
 
 def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        csv.writer(LineFeeds(file)).writerows(rows)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.files import atomic_write
 from densepath.core.scores import SCALE, without_nan
 from densepath.transfer.mil.cohort import Cohort
@@ -133,7 +134,7 @@ def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, An
     cohort = tested.cohort
     how: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names of any encoding
     with atomic_write(out / PREDICTIONS) as part, part.open("w", **how) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(LineFeeds(file))
         slides = ["SLIDE"] if cohort.cases != cohort.patients and set(cohort.cases) != set(cohort.patients) else []
         columns = answer_columns(cohort.target, cohort.classes, task)
         predicted = ["pred"] if cohort.classes else []

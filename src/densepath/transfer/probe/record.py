@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.scores import SCALE, without_nan
@@ -98,7 +99,7 @@ def write_record(probe: ImageProbe, out: Path, asked: Mapping[str, Any]) -> None
         atomic_write(predictions) as part,
         part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        _write_predictions(probe, csv.writer(file, lineterminator="\n"))
+        _write_predictions(probe, csv.writer(LineFeeds(file)))
     with atomic_write(picture) as part:
         draw_confusion(probe, part)
 

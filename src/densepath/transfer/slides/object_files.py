@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.files import atomic_write
 from densepath.transfer.detection.found import FoundObject
 from densepath.transfer.detection.prediction_files import (
@@ -50,7 +51,7 @@ class ObjectFiles:
             parts = [stack.enter_context(atomic_write(path)) for path in self._paths]
             self._geojson = stack.enter_context(parts[0].open("w"))
             table = parts[1].open("w", newline="", encoding="utf-8", errors="surrogateescape")
-            self._rows = csv.DictWriter(stack.enter_context(table), [*COLUMNS, *MICRONS], lineterminator="\n")
+            self._rows = csv.DictWriter(LineFeeds(stack.enter_context(table)), [*COLUMNS, *MICRONS])
             self._rows.writeheader()
             self._geojson.write(GEOJSON_START)
             self._stack = stack.pop_all()

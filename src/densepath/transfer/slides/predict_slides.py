@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, remove_abandoned
 from densepath.core.locks import shared_work
@@ -198,7 +199,7 @@ def _write_tables(out: Path, slides: Sequence[ListedSlide], found: Mapping[str, 
         slides_part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as listing,
     ):
         table.write(",".join([*COLUMNS, *MICRONS]) + "\n")
-        rows = csv.DictWriter(listing, _FACTS, restval="", lineterminator="\n", extrasaction="ignore")
+        rows = csv.DictWriter(LineFeeds(listing), _FACTS, restval="", extrasaction="ignore")
         rows.writeheader()
         for slide in slides:
             row = {"slide": slide.name, "path": slide.path} | found.get(slide.name, {"problem": UNFINISHED})
