@@ -215,6 +215,26 @@ def test_writing_labels_of_another_size_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+EYE = np.eye(20, 31)
+FAULTS = {
+    "fractions": (("a", picture(0), 1.5 * EYE), "the label map of a holds fractions"),
+    "NaN": (("a", picture(0), EYE * np.nan), "the label map of a holds fractions"),
+    "axes": (("a", picture(0), EYE[..., None]), "a: the labels are an array of 3 axes but the image is 31 x 20 px"),
+    "outside": (("../../a", picture(0), blobs(0)), "'../../a' is not the name of a file in train; rename the image"),
+    "absolute": (("/a", picture(0), blobs(0)), "'/a' is not the name of a file in train"),
+    "floats": (("a", picture(0) / 255, blobs(0)), r"a: the image is float64 of the shape \(20, 31, 3\); give uint8 or"),
+    "channels": (("a", picture(0)[..., :1], blobs(0)), r"a: the image is uint8 of the shape \(20, 31, 1\)"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_arrays_that_are_no_images_or_labels_are_refused(fault: str, tmp_path: Path) -> None:
+    sample, message = FAULTS[fault]
+    with pytest.raises(UserError, match=message):
+        write_coco(tmp_path / "sub/data", {"train": [sample]})
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def of(truth: dict, number: int) -> dict:
     return truth["annotations"][number]
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.coco_writing import write_coco
 from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories, summarize_split
 from densepath.core.errors import UserError
 
@@ -308,7 +309,7 @@ def test_whole_numbers_in_any_spelling(spelling: str, data: Path) -> None:
         open_split(data, "train")
 
 
-@pytest.mark.parametrize("empty", ["missing", None, [], {}])
+@pytest.mark.parametrize("empty", ["missing", None, [], {}, [[]]])
 def test_a_box_detector_needs_boxes_only(empty: Any, data: Path) -> None:
     expected = [sample["boxes"] for sample in open_split(data, "train")]
     for split in ("train", "test"):
@@ -368,6 +369,13 @@ def test_16_bit_files_of_fewer_bits_get_their_window(
     assert fit_window(train, test) == spec
     picture(1).save(data / "train" / "train_1.png")
     assert fit_window(*both(data)).window == (0, 255)
+
+
+def test_the_window_is_that_of_images_from_first_to_last(tmp_path: Path) -> None:
+    maps = np.ones((4, 4), np.int32)
+    images = [(f"{n:02d}", np.full((4, 4), 4000 if n == 39 else 900, np.uint16), maps) for n in range(40)]
+    write_coco(tmp_path / "D", {"train": images, "test": images[:1]})
+    assert fit_window(*both(tmp_path / "D")).window == (0, 4095)
 
 
 def test_names_that_differ_by_unicode_normalization_are_found(data: Path) -> None:

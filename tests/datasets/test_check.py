@@ -115,12 +115,46 @@ def test_turned_images_are_alike_and_others_are_not(turns: int, mirrored: bool, 
 
 def test_the_short_side_lets_nine_of_ten_objects_match_the_smallest_anchor() -> None:
     sides = np.arange(1.0, 101.0)
-    text = " ".join(describe_sizes(sides, [500, 500, 900]))
+    text = " ".join(describe_sizes([sides[:60], sides[60:]], [500, 500]))
     tenth = np.percentile(sides, 10)
-    asked = int(text.partition("short side of ")[2].split()[0])
-    assert (tenth * asked / 500) ** 2 / 32**2 == pytest.approx(0.7, abs=0.01)
+    assert (tenth * short_side(text) / 500) ** 2 / 32**2 == pytest.approx(0.7, abs=0.01)
     assert "more than twice the images' size" in text
-    assert "twice" not in " ".join(describe_sizes(sides + 50, [500]))
+    assert "twice" not in " ".join(describe_sizes([sides + 50], [500]))
+
+
+def short_side(text: str) -> int:
+    return int(text.partition("short side of ")[2].split()[0])
+
+
+def test_each_object_is_resized_with_its_own_image() -> None:
+    """Half of the objects are in ten large images, where they become small."""
+    images = [2000] * 10 + [200] * 90
+    sides = [np.full(90 if image == 2000 else 10, 50.0) for image in images]
+    asked = short_side(" ".join(describe_sizes(sides, images)))
+    resized = np.concatenate([own * asked / image for own, image in zip(sides, images, strict=True)])
+    assert np.percentile(resized, 10) == pytest.approx(32 * 0.7**0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("of", ["images", "list"])
+def test_images_of_few_of_16_bits_are_seen(of: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bits = [picture(number)[..., 0].astype(np.uint16) * 6 for number in (0, 1, 2, 0)]  # 11 bits
+    bits[3] += 1
+    if of == "images":
+        parts = {"train": range(3), "test": range(3, 4)}
+        write_coco(tmp_path / "D", {part: [(f"{n}", bits[n], labels()) for n in own] for part, own in parts.items()})
+    else:
+        (tmp_path / "D").mkdir()
+        for number, pixels in enumerate(bits):
+            Image.fromarray(pixels).save(tmp_path / f"D/{number}.png")
+        rows = "".join(f"{number}.png,{'test' if number == 3 else 'train'}\n" for number in range(4))
+        (tmp_path / "D/labels.csv").write_text(f"file,split\n{rows}")
+    check_data(tmp_path / "D", tmp_path / "sheet.png")
+    out = capsys.readouterr().out
+    assert "turned or mirrored too): 1: 3.png is like 0.png" in out
+    assert of == "images" or "nearly uniform images (all black, or all of one value): 0\n" in out
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    panel = sheet[sheet.shape[0] // 4 : sheet.shape[0] // 4 + 20, 30:80]
+    assert panel.std() > 30, "visible"
 
 
 def test_what_cannot_be_checked_is_named(data: Path, tmp_path: Path) -> None:

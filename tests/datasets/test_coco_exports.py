@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 from pycocotools import mask as oracle
 
@@ -233,7 +234,7 @@ def test_crowds_and_boxes_stay_what_they_are(tmp_path: Path, capsys: pytest.Capt
     assert open_split(convert_coco(crowds, tmp_path / "kept", test_share=0.5), "train").crowds == 4
     assert "if they are single objects, give --crowds objects" in capsys.readouterr().err
     assert open_split(convert_coco(crowds, tmp_path / "single", crowds="objects", test_share=0.5), "train").objects == 4
-    boxes = convert_coco(one_set(tmp_path / "boxes", segmentation=[]), tmp_path / "out", test_share=0.5)
+    boxes = convert_coco(one_set(tmp_path / "boxes", segmentation=[[]]), tmp_path / "out", test_share=0.5)
     assert "8 of 8 objects have a box and no outline" in capsys.readouterr().err
     images = open_split(boxes, "train", outlines=False)
     np.testing.assert_array_equal(images[0]["boxes"], [[4, 5, 24, 17], [30, 20, 46, 34]])
@@ -304,6 +305,49 @@ def test_files_of_one_name_are_told_apart_or_refused(tmp_path: Path) -> None:
         convert_coco(tmp_path / "in", tmp_path / "no", test_share=0.5)
 
 
+@pytest.mark.parametrize("given", ["json", "table"])
+def test_an_image_in_another_folder_than_its_neighbours_is_refused(given: str, tmp_path: Path) -> None:
+    names = [f"train/{number}.png" for number in range(3)]
+    places = {name: seed for seed, name in enumerate((*names[:2], "val/2.png"))}
+    place(tmp_path / "in/all.json", truth(names if given == "json" else list(places)), places)
+    (tmp_path / "s.csv").write_text("file,split\ntrain/0.png,train\ntrain/1.png,test\nval/2.png,test\n")
+    if given == "table":
+        convert_coco(tmp_path / "in", tmp_path / "out", splits=tmp_path / "s.csv")
+        (tmp_path / "s.csv").write_text("file,split\ntrain/0.png,train\nother/1.png,test\nval/2.png,test\n")
+        how, message = (
+            {"splits": tmp_path / "s.csv"},
+            r"name another folder .*: .*train/1\.png \(other/1\.png\); correct",
+        )
+    else:
+        how, message = {"test_share": 0.5}, r"not in the folder of the others: train/2\.png \(.*/val/2\.png\); put them"
+    with pytest.raises(UserError, match=message):
+        convert_coco(tmp_path / "in", tmp_path / "no", **how)  # type: ignore[arg-type]
+
+
+def test_percent_signs_are_those_of_a_name_or_of_a_url(tmp_path: Path) -> None:
+    names = {"a%20b.png": 0, "c d.png": 1}
+    place(tmp_path / "in/all.json", truth(["a%20b.png", "x/c%20d.png"]), names)
+    dest = convert_coco(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    found = {s["name"]: s["image"] for split in both(dest).values() for s in split}
+    for name, seed in names.items():
+        np.testing.assert_array_equal(found[name], pixels(seed))
+    place(tmp_path / "in/all.json", truth(list(names)), {"a b.png": 2})
+    dest = convert_coco(tmp_path / "in", tmp_path / "both", test_share=0.5)
+    assert {s["name"] for split in both(dest).values() for s in split} == set(names)
+
+
+def test_images_keep_their_pixel_size(tmp_path: Path) -> None:
+    """As the JSON says it, or as a TIFF that becomes a PNG."""
+    content = truth(["a.png", "b.tif"])
+    content["images"][0]["mpp"] = 0.5
+    place(tmp_path / "in/all.json", content, {"a.png": 0})
+    options = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER", "photometric": "rgb"}
+    tifffile.imwrite(tmp_path / "in/b.tif", pixels(1), extratags=[(274, "H", 1, 3, True)], **options)
+    dest = convert_coco(tmp_path / "in", tmp_path / "out", test_share=0.5, orientation="stored")
+    found = {split[0]["name"]: split.mpp(0) for split in both(dest).values()}
+    assert found == {"a.png": 0.5, "b.png": 0.25}
+
+
 def test_the_data_set_goes_into_an_empty_folder_or_a_linked_one_only(tmp_path: Path) -> None:
     source = one_set(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -327,6 +371,7 @@ def test_what_is_not_an_export_is_named_and_leaves_nothing(tmp_path: Path) -> No
         ({"source": source / "images"}, "holds no JSON file with COCO instances"),
         ({"source": source / "images/0.png"}, "is not JSON"),
         ({"splits": source / "result.json"}, "has no columns file and split"),
+        ({"source": one_set(tmp_path / "5", segmentation=5)}, "neither polygons nor run lengths .*: annotation 1,"),
     ):
         with pytest.raises(UserError, match=message):
             convert_coco(**{"source": source, "dest": tmp_path / "out", **given})  # type: ignore[arg-type]
@@ -336,7 +381,7 @@ def test_what_is_not_an_export_is_named_and_leaves_nothing(tmp_path: Path) -> No
     (tmp_path / "s.csv").write_text("file_name,split\n0.png,train\n1.png,testing\n")
     with pytest.raises(UserError, match=r"s\.csv does not list: .*2\.png, .*3\.png"):
         convert_coco(source, tmp_path / "out", splits=tmp_path / "s.csv")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "s.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5", "in", "s.csv"]
 
 
 SPLIT_OF = {

@@ -125,12 +125,12 @@ def test_pcam(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with gzip.open(source / f"{name}.gz", "wb") as file:
         file.write((source / name).read_bytes())
     (source / name).unlink()
-    again = convert_pcam(source, tmp_path / "again")
+    again = convert_pcam(source, tmp_path / "new/again")
     assert (again / "images.safetensors").read_bytes() == (out / "images.safetensors").read_bytes()
     (source / f"{name}.gz").unlink()
     with pytest.raises(UserError, match=rf"{name} is missing"):
         convert_pcam(source, tmp_path / "no")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "in", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "new", "out"]
 
 
 FOUND = ("No Finding", "Cardiomegaly|Effusion", "Effusion", "Pneumonia", "No Finding", "Hernia", "Effusion", "Mass")
@@ -226,6 +226,7 @@ def test_chexpert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert [row["Edema"] for row in found] == values and {row["Fracture"] for row in found} == {"0"}
         assert [row["split"] for row in found] == ["train"] * 4 + ["val"]
         assert [row["patient"][-1] for row in found] == list("00119")
+        assert ("label" in found[0]) == (uncertain != "ignore"), "an unknown label would be an absent one"
     out, err = capsys.readouterr()
     assert "train: 4 images of 2 patients, 0 Atelectasis" in out and "no redistribution" in err
     assert "it has 4 train images, not 223,414; 1 val images, not 234" in err and " px" not in err

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError
 from densepath.datasets.volumes.conversion import Conversion
 from densepath.datasets.volumes.luna import convert_luna
-from densepath.datasets.volumes.nodules import NodulesConversion, convert_nodules
+from densepath.datasets.volumes.nodules import NodulesConversion, _corner, convert_nodules
 from densepath.sources.volumes.open_store import open_volumes
 from densepath.transfer.classify.classify import classify
 
@@ -68,6 +71,34 @@ def test_crops_of_candidates(tmp_path: Path) -> None:
     whole = open_volumes(convert_nodules(NodulesConversion(source, tmp_path / "all", (4, 6, 6), negatives=0)))
     assert len(whole) == 20 * 8 and set(names) < {row["name"] for row in whole.rows}
     assert len(open_volumes(source, ["subset7", "subset8", "subset9"])) == 14  # what a pre-training may see
+
+
+def test_places_that_change_are_cut_again(tmp_path: Path) -> None:
+    write_luna(tmp_path / "LUNA16", each=1)
+    source = convert_luna(Conversion(tmp_path / "LUNA16", tmp_path / "S", window=(-1000, 1000)))
+    how = NodulesConversion(source, tmp_path / "N", (4, 6, 6), negatives=1)
+    before = open_volumes(convert_nodules(how))
+    crops = {before.names(k): before.read(k) for k in range(len(before))}
+    table = source / "candidates.csv"
+    rows = list(csv.DictReader(table.open()))
+    for row in rows:
+        row["x"] = str(min(float(row["x"]) + 0.5, 10.0))
+    write_rows(table, list(rows[0]), rows)
+    after = open_volumes(convert_nodules(how))
+    fresh = open_volumes(convert_nodules(NodulesConversion(source, tmp_path / "M", (4, 6, 6), negatives=1)))
+    for k in range(len(fresh)):
+        np.testing.assert_array_equal(after.read(k), fresh.read(k))
+    assert any(not np.array_equal(crops[after.names(k)], after.read(k)) for k in range(len(after)))
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_crops_lie_around_candidates_in_the_same_way(side: int) -> None:
+    """Voxels 0, 1, 2, ... of a scan: with an even side the candidate is in the lower of the two middle voxels."""
+    known = {"affine": np.eye(4).tolist(), "size": [9, 9, 9]}
+    store: Any = SimpleNamespace(rows=[known])
+    for n in range(9):
+        row = {"x": f"{n}", "y": f"{n}", "z": f"{n - 1e-9}", "volume": "a"}
+        assert _corner(store, 0, row, (side,) * 3) == [n - (side - 1) // 2] * 3
 
 
 def test_classify_trains_on_the_crops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def test_msd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "27 train volumes are listed, and dataset.json counts 26" in capsys.readouterr().err
 
 
-def test_four_sequences_in_one_file_are_channels(tmp_path: Path) -> None:
+def test_four_sequences_in_one_file_are_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sequences = np.stack([MR * k for k in range(1, 5)], axis=-1)
     facts: dict[str, Any] = {"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}, "labels": {"0": "no"}}
     facts |= {"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}], "test": []}
@@ -107,6 +107,10 @@ def test_four_sequences_in_one_file_are_channels(tmp_path: Path) -> None:
     assert store.spec.channels == 4 and store.index["channel_names"] == ["FLAIR", "T1w", "t1gd", "T2w"]
     assert np.array_equal(store.read(0), sequences.transpose(2, 1, 0, 3))
     assert np.array_equal(store.labels(0), LABELS.transpose(2, 1, 0))
+    (source / "dataset.json").write_text(json.dumps(facts | {"modality": {"0": "FLAIR", "1": "T1w"}}))
+    assert "warning: volumes have" not in capsys.readouterr().err
+    convert_msd(Conversion(source, tmp_path / "T"))
+    assert "warning: volumes have 4 channels, and the data set names 2 (FLAIR, T1w)" in capsys.readouterr().err
 
 
 def test_lits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,6 +199,9 @@ def test_luna(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     row = store.rows[[store.names(p) for p in range(len(store))].index(nodules[0]["volume"])]
     assert np.allclose(np.linalg.inv(row["affine"]) @ [*place, 1], [4 - 1 - i, 5 - 1 - j, k, 1])
     assert store.read(0)[k, 5 - 1 - j, 4 - 1 - i, 0] == CT[i, j, k]
+    (source / "candidates_V2.csv").unlink()
+    convert_luna(Conversion(source, tmp_path / "S"))
+    assert {path.name for path in (tmp_path / "S").glob("*.csv")} == {"nodules.csv"}
     fill(source, {f"subset1/{uids[0]}.mhd": files[f"subset0/{uids[0]}.mhd"]})
     with pytest.raises(UserError, match="more than once"):
         convert_luna(Conversion(source, tmp_path / "T"))
@@ -213,6 +220,9 @@ def test_nnunet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert splits(store) == {"train": 5, "test": 2} and "p_02: it lacks the channels 0001" in told
     assert "1 training case has no labels: p_04" in told and "1 label file has no volume: p_06" in told
     assert store.spec.channels == 2 and store.index["label_names"] == {"0": "background", "1": "PZ"}
+    fill(source, {"imagesTr/p_03_0002.nii.gz": nifti(MR)})
+    assert len(open_volumes(convert_nnunet(Conversion(source, tmp_path / "more", exclude=["p_02"])))) == 6
+    assert "p_03: dataset.json does not name its channels 0002" in capsys.readouterr().err
     fill(source, {"imagesTr/p_01_0000.nii": nifti(MR)})
     with pytest.raises(UserError, match="more than once"):
         convert_nnunet(Conversion(source, tmp_path / "T"))
@@ -401,6 +411,10 @@ def test_check_reports_and_draws_a_store(tmp_path: Path, capsys: pytest.CaptureF
     assert sheet.shape[1] == 2 * 488 + 8 and (sheet == (0, 255, 255)).all(axis=2).any()
     with pytest.raises(UserError, match="would lie among"):
         check_data(store, store / "sheet.png")
+    for path in (store / "volumes").glob("*.vol"):
+        path.write_bytes(path.read_bytes()[:-1] + b"\x09")
+    assert check_data(store, tmp_path / "none.png") == store and not (tmp_path / "none.png").exists()
+    assert "no picture is drawn: all volumes for it are damaged" in capsys.readouterr().err
 
 
 def stamps(store: Path) -> dict[str, int]:

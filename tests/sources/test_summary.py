@@ -84,6 +84,15 @@ def test_masks_among_images_are_reported(tmp_path: Path, values: int, indexed: b
     assert len(lines(tmp_path, exclude=["*_anno.png"])) == 1
 
 
+def test_masks_are_found_wherever_they_lie(tmp_path: Path) -> None:
+    for number in range(40):
+        if number < 30:
+            tissue(tmp_path / f"{number:02d}.png", (16, 16), channels=1)
+        else:
+            mask(tmp_path / f"{number}.png", 2)
+    assert "look like masks, with one channel of few values" in lines(tmp_path)[1]
+
+
 def test_grey_images_and_blank_tiles_are_not_masks(tmp_path: Path) -> None:
     for number in range(5):
         tissue(tmp_path / f"grey{number}.png", (64, 64), channels=1)

@@ -83,7 +83,7 @@ def show_detections(
     known = [detector.notes.orientation for detector in detectors]
     orientation = orientation or next(filter(None, known), None)
     images = open_split(data, "test", orientation=orientation)
-    fit_window(images, images)
+    fit_window(images)
     rows = []
     for position in evenly_spaced(count, len(images)):
         sample, truth = images.sample(position, masks=False), images.label_map(position)

@@ -13,17 +13,16 @@ from torch.utils.data import Dataset
 
 from densepath.annotations.coco_checks import Orientation, check_coco
 from densepath.annotations.fraction import check_fraction, choose_fraction
+from densepath.annotations.image_mpp import file_mpp, stated_mpp
 from densepath.annotations.outlines import paint, union
 from densepath.annotations.patients import patients_of, stated_patient
 from densepath.core.errors import UserError, counted
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
-from densepath.sources.image_reader import ImageFile
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.tiff import turn
 
 _RGB = PixelSpec()
-_SQUARE = 1.1  # the ratio of its sides from which a pixel is not square
 CACHED_BYTES = 2**29  # data sets whose decoded images are smaller than this stay in RAM
 
 
@@ -130,10 +129,7 @@ class CocoImages(Dataset[dict[str, Any]]):
             None if they are unknown, or differ by 10% or more between height and width.
         """
         image = self._images[index]
-        if found := image.get("mpp"):
-            return float(found) if isinstance(found, int | float) and found > 0 else None
-        spacing = ImageFile(self.folder / image["file_name"]).spacing
-        return sum(spacing) / 2 if spacing is not None and max(spacing) < _SQUARE * min(spacing) else None
+        return stated_mpp(image) if image.get("mpp") else file_mpp(self.folder / image["file_name"])
 
     def crop(self, index: int, left: int, top: int, side: int) -> dict[str, Any]:
         """A sample of a square of an image: the visible parts of its objects, with tight boxes.

@@ -12,7 +12,7 @@ import numpy as np
 from densepath.annotations.coco_boxes import are_corners, are_shares, corners_of, disagree, leave_images
 from densepath.annotations.coco_file import read_coco
 from densepath.annotations.left_out import LeftOut
-from densepath.annotations.outlines import are_numbers, draw, is_empty, slivers
+from densepath.annotations.outlines import are_numbers, draw, has_outline, is_empty, slivers
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import existing
 from densepath.sources.corrupt import CorruptImage
@@ -132,7 +132,8 @@ def _check_objects(
     drawn = np.zeros(len(entries), bool)
     for position, (name, annotation) in enumerate(entries):
         image = images[annotation["image_id"]]
-        parts = slivers(annotation.get("segmentation"))
+        segmentation = annotation.get("segmentation")
+        parts = slivers(segmentation) if has_outline(segmentation) else 0
         try:
             bounds[position], drawn[position] = _draw(annotation, image["height"], image["width"], outlines)
         except ValueError as error:
@@ -183,13 +184,13 @@ def _draw(annotation: dict[str, Any], height: int, width: int, outlines: bool) -
     box, segmentation = annotation.get("bbox") or None, annotation.get("segmentation")
     if box is not None and not (are_numbers(box, _MOST) and len(box) == 4):
         raise ValueError("boxes that are not x y width height")
-    has_outline = any(segmentation or ())
-    if box is None and not has_outline:
+    outlined = has_outline(segmentation)
+    if box is None and not outlined:
         raise ValueError("annotations with neither a box nor an outline")
-    if not has_outline and (not outlines or annotation["iscrowd"]):
+    if not outlined and (not outlines or annotation["iscrowd"]):
         return _draw_box(annotation, height, width), False
     try:
-        annotation["segmentation"], bounds = draw(segmentation if has_outline else [], height, width)
+        annotation["segmentation"], bounds = draw(segmentation if outlined else [], height, width)
     except ValueError:
         if annotation["iscrowd"] and box is not None:  # not an object: evaluators ignore what is found in it
             return _draw_box(annotation, height, width), False

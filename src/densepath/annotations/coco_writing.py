@@ -16,11 +16,13 @@ from faster_coco_eval import mask as rle
 from PIL import Image
 from scipy import ndimage
 
+from densepath.annotations.labels import whole_numbers
 from densepath.annotations.outlines import encode_part
 from densepath.annotations.patients import MANIFEST
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.output_names import is_inside
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
 
@@ -37,6 +39,7 @@ class Outlined(NamedTuple):
         objects: labels (H, W), 0 for background; or annotations of COCO with ``category``, a name, instead of ids.
         patient: the patient, if known.
         source: the file that it comes from, for the manifest.
+        mpp: its µm per pixel, if known.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Outlined(NamedTuple):
     objects: Objects
     patient: str | None = None
     source: str | None = None
+    mpp: float | None = None
 
 
 def write_coco(
@@ -63,15 +67,15 @@ def write_coco(
         dest: a new folder; it is created only when it is complete.
         splits: the images of each split, in order. An array is written as PNG (16-bit color as TIFF), a file is copied.
         category: name of the objects of label maps; or the names of all categories.
-        mpp: µm per pixel of all images, if known.
+        mpp: µm per pixel of images that do not have their own, if known.
         require_objects: refuse images of which none has an object.
 
     Returns:
         Numbers of images and instances of each split.
 
     Raises:
-        UserError: ``dest`` is not empty, an image cannot be read, or a label map and its image differ in size, or no
-            image has a required object.
+        UserError: ``dest`` is not empty, an image cannot be read or written, its name leads out of its folder, labels
+            are not whole numbers, a label map and its image differ in size, or no image has a required object.
     """
     dest = require_new_folder(dest, "the data set")
     names = [category] if isinstance(category, str) else list(category)
@@ -90,7 +94,7 @@ def write_coco(
             for image_id, sample in enumerate((Outlined(*sample) for sample in samples), 1):
                 file, (height, width) = _place_image(folder / split, sample)
                 entry: dict[str, Any] = {"id": image_id, "file_name": file, "width": width, "height": height}
-                known = {"patient": sample.patient, "mpp": mpp}
+                known = {"patient": sample.patient, "mpp": mpp if sample.mpp is None else sample.mpp}
                 truth["images"].append(entry | {key: value for key, value in known.items() if value is not None})
                 objects = sample.objects
                 for instance in instances_of(objects, names[0]) if isinstance(objects, np.ndarray) else objects:
@@ -113,13 +117,22 @@ def write_coco(
 def _place_image(folder: Path, sample: Outlined) -> tuple[str, tuple[int, int]]:
     """Put an image into the folder; return its file name, and its height and width."""
     name, image = sample.name, sample.image
+    if not is_inside(name):
+        raise UserError(f"{name!r} is not the name of a file in {folder.name}; rename the image")
+    if isinstance(image, np.ndarray):
+        _check_pixels(name, image)
     try:
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
     except CorruptImage as error:
         raise UserError(f"{error}; replace the file") from error
-    if isinstance(sample.objects, np.ndarray) and sample.objects.shape != (height, width):
-        labels = _size(*sample.objects.shape)
-        raise UserError(f"{name}: the labels are {labels} but the image is {_size(height, width)}; they must be equal")
+    if isinstance(sample.objects, np.ndarray):
+        shape = sample.objects.shape
+        if shape != (height, width):
+            labels = _size(*shape) if len(shape) == 2 else f"an array of {counted(len(shape), 'axis', 'axes')}"
+            size = _size(height, width)
+            raise UserError(f"{name}: the labels are {labels} but the image is {size}; they must be equal")
+        if sample.objects.dtype.kind not in "biu":
+            whole_numbers(sample.objects, f"the label map of {name}")
     wide = isinstance(image, np.ndarray) and image.dtype == np.uint16 and image.ndim == 3  # Pillow has no such PNG
     file = f"{name}{image.suffix.lower() if isinstance(image, Path) else '.tif' if wide else '.png'}"
     place = folder / file
@@ -133,6 +146,16 @@ def _place_image(folder: Path, sample: Outlined) -> tuple[str, tuple[int, int]]:
     else:
         Image.fromarray(image).save(place, compress_level=1)
     return file, (height, width)
+
+
+def _check_pixels(name: str, image: npt.NDArray[Any]) -> None:
+    """Raise UserError if an array is not an image that is written as a file."""
+    plain = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
+    if not plain or image.dtype not in (np.uint8, np.uint16) or not image.size:
+        raise UserError(
+            f"{name}: the image is {image.dtype} of the shape {image.shape}; give uint8 or uint16 of height x width, "
+            "or of height x width x 3"
+        )
 
 
 def _size(height: int, width: int) -> str:

@@ -74,12 +74,25 @@ def read_labels(path: Path) -> npt.NDArray[np.int32]:
     labels = _load_matlab(path) if suffix == ".mat" else _load(path) if suffix == ".npy" else _decode(path)
     if labels.ndim != 2:
         raise UserError(f"{path} is a color image, not a label map; give label maps with one channel")
+    return whole_numbers(labels, path)
+
+
+def whole_numbers(labels: npt.NDArray[Any], source: str | Path) -> npt.NDArray[np.int32]:
+    """Labels as integers.
+
+    Args:
+        labels: an array of any dtype.
+        source: where it is from, for messages.
+
+    Raises:
+        UserError: its values are not whole numbers of 32 bits.
+    """
     if labels.dtype.kind not in "biuf":
-        raise UserError(f"{path} holds {labels.dtype} instead of numbers; give one whole number per object")
+        raise UserError(f"{source} holds {labels.dtype} instead of numbers; give one whole number per object")
     with np.errstate(invalid="ignore"):  # NaN is refused below
         whole = labels.astype(np.int32)
     if not np.array_equal(whole, labels):
-        raise UserError(f"{path} holds fractions or numbers beyond 2**31; give one whole number per object")
+        raise UserError(f"{source} holds fractions or numbers beyond 2**31; give one whole number per object")
     return whole
 
 

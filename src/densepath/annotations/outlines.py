@@ -56,6 +56,11 @@ def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[floa
     return {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}, bounds
 
 
+def has_outline(segmentation: Any) -> bool:
+    """Whether an object has something that should be an outline: not so for None, [] and [[]], the marks of a box."""
+    return any(segmentation) if isinstance(segmentation, list | dict) else bool(segmentation)
+
+
 def slivers(segmentation: Any) -> int:
     """The number of parts of polygons with fewer than three points; :func:`draw` leaves them out."""
     return sum(map(_is_sliver, segmentation)) if isinstance(segmentation, list) else 0
@@ -166,7 +171,10 @@ def _length(polygon: Floats) -> float:
 
 
 def _clip(polygon: Floats, height: int, width: int) -> Floats:
-    """The part of a polygon (N, 2) up to a pixel around its image, by Sutherland and Hodgman's algorithm."""
+    """The part of a polygon (N, 2) up to a pixel around its image, by Sutherland and Hodgman's algorithm.
+
+    New corners are not at the fifths of a pixel where pycocotools draws, so that pixels at its border may differ.
+    """
     for axis, sign, limit in ((0, 1, -1.0), (0, -1, -width - 1.0), (1, 1, -1.0), (1, -1, -height - 1.0)):
         inside = sign * polygon[:, axis] - limit
         after, following = np.roll(polygon, -1, axis=0), np.roll(inside, -1)

@@ -11,7 +11,9 @@ import numpy as np
 from densepath.annotations.coco import CocoImages
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few
+from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import say
+from densepath.sources.conversion import highest_of_bits
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.listing import SUFFIXES, Passed, list_images
@@ -42,27 +44,28 @@ def check_splits(train: CocoImages, test: CocoImages) -> list[str]:
     return lines
 
 
-def fit_window(train: CocoImages, test: CocoImages) -> PixelSpec:
+def fit_window(train: CocoImages, *others: CocoImages) -> PixelSpec:
     """Read 16-bit images that use fewer bits, as 12-bit cameras write them, with a window of these bits.
 
     Does nothing if the specification of the pixels has a window of its own, or if images of 8 bits are among a sample
     of the training images.
 
     Returns:
-        The specification with which both splits are read.
+        The specification with which all of them are read.
     """
     spec, paths = train.spec, train.paths()
-    sample = paths[:: max(1, len(paths) // _SAMPLE)][:_SAMPLE]
+    sample = [paths[place] for place in evenly_spaced(_SAMPLE, len(paths))]
     if spec.window != PixelSpec().window or any(read_header(path).bits < 16 for path in sample):
         return spec
     try:
         highest = max(int(read_image(path, channels=spec.channels, dtype=np.uint16).max()) for path in sample)
     except CorruptImage as error:
         raise UserError(f"{error}; replace the file or take it out of {train.annotations}") from error
-    high = max(2 ** highest.bit_length() - 1, 511)  # up to 255 it would be the window of 8 bits
+    high = highest_of_bits(highest)
     if high < 2**16 - 1:
         spec = spec.override(window=(0, high))
-        train.spec = test.spec = spec
+        for images in (train, *others):
+            images.spec = spec
         say(f"densepath: the images have 16 bits but values up to {highest} only; the window is 0 to {high}")
     return spec
 

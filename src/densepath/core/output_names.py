@@ -37,6 +37,11 @@ def unused_name(name: str, used: Container[str]) -> str:
     return found
 
 
+def is_inside(name: str) -> bool:
+    """Whether a name, perhaps with subfolders, is that of a file inside of the folder where it is written."""
+    return not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+
+
 def refuse_repeated(names: Sequence[str], data: str | Path) -> None:
     """Refuse a source that names an image twice.
 

@@ -142,10 +142,11 @@ def _range(values: np.ndarray) -> str:
 
 def _sizes(splits: Splits) -> list[str]:
     every = [(images, place) for images in splits.values() for place in range(len(images))]
-    boxes = np.array([a["bbox"] for images, place in every for a in images.annotations_of(place)]).reshape(-1, 4)
-    if not len(boxes):
+    boxes = [np.array([a["bbox"] for a in images.annotations_of(place)]).reshape(-1, 4) for images, place in every]
+    if not any(map(len, boxes)):
         return ["warning: there is no object"]
-    return describe_sizes(np.sqrt(boxes[:, 2:].prod(axis=1)), [min(images.size(place)) for images, place in every])
+    sides = [np.sqrt(own[:, 2:].prod(axis=1)) for own in boxes]
+    return describe_sizes(sides, [min(images.size(place)) for images, place in every])
 
 
 def _outside(splits: Splits) -> list[str]:

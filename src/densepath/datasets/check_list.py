@@ -21,10 +21,12 @@ from densepath.core.threads import in_threads
 from densepath.datasets.contact_sheet import compose_sheet, short_name
 from densepath.datasets.shared_patients import Patients, odd_spellings, of_patients, patients_between
 from densepath.datasets.similar_images import ALIKE, Thumbnails, similar, thumbnails
+from densepath.sources.conversion import highest_of_bits
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import Header, read_header, read_image
 from densepath.sources.listing import SUFFIXES, list_images
 from densepath.sources.lists import read_columns
+from densepath.sources.pixel_source import PixelSpec
 
 _ALL = "all"  # images without splits
 _SIDE, _COLUMNS = 240, 4  # pixels of a panel, panels in a row
@@ -129,13 +131,21 @@ def _shared(
         )
 
 
+def _picture(path: Path) -> Image.Image:
+    """An image in 8 bits; one of 16 bits by the range of the bits that it uses."""
+    if read_header(path).bits < 16:
+        return Image.fromarray(read_image(path))
+    pixels = read_image(path, dtype=np.uint16)
+    return Image.fromarray(PixelSpec(window=(0, highest_of_bits(int(pixels.max())))).to_rgb(pixels))
+
+
 def _draw(paths: Sequence[Path], splits: Splits, out: Path, count: int) -> Path:
     rows: list[tuple[str, list[tuple[Image.Image, str]]]] = []
     for split, positions in splits.items():
         panels = []
         for place in evenly_spaced(count, len(positions)):
             path = paths[positions[place]]
-            picture = Image.fromarray(read_image(path))
+            picture = _picture(path)
             picture.thumbnail((_SIDE, _SIDE))
             panels.append((picture, short_name(path.name)))
         for start in range(0, len(panels), _COLUMNS):

@@ -78,7 +78,7 @@ def convert_chestxray14(
     images = [
         Labelled(
             places.get(row[_NAME], table.parent / "images" / row[_NAME]),
-            row[_FOUND],
+            "|".join(_labels(row)) or _NOTHING,
             splits[row[_NAME]],
             row[_PATIENT],
             {name: str(int(name in _labels(row))) for name in LABELS},

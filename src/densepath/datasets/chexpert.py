@@ -39,7 +39,8 @@ def convert_chexpert(
         dest: a new folder: labels.csv, with absolute paths; each label has a column of 0 and 1. A label that the
             report does not mention is 0, as in the authors' models.
         uncertain: what an uncertain label (-1) becomes: "ignore" leaves it empty, so that it counts neither in a loss
-            nor in a score; "zeros" and "ones" are the authors' U-Zeros and U-Ones.
+            nor in a score; "zeros" and "ones" are the authors' U-Zeros and U-Ones, for which a column label lists the
+            labels of each image too.
 
     Returns:
         The list, for ``--data`` and ``--labels``.

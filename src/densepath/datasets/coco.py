@@ -13,6 +13,8 @@ from faster_coco_eval import mask as rle
 from densepath.annotations.coco_checks import Orientation, check_instances
 from densepath.annotations.coco_file import check_keys, holds_instances
 from densepath.annotations.coco_writing import Objects
+from densepath.annotations.image_mpp import stated_mpp
+from densepath.annotations.outlines import has_outline
 from densepath.annotations.patients import stated_patient
 from densepath.core.columns import SPLITS
 from densepath.core.errors import UserError, counted, first_few, refuse
@@ -23,7 +25,7 @@ from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
 from densepath.datasets.exclusion import Exclusion
-from densepath.datasets.find_files import FileIndex, image_folder, split_in_folders, split_named
+from densepath.datasets.find_files import FileIndex, image_folder, in_other_folders, split_in_folders, split_named
 from densepath.datasets.samples import Sample, stems_below, with_patients, without_repeats
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
@@ -103,7 +105,8 @@ def convert_coco(
         listed.update(file.resolve() for file in found.values())
         for image in truth["images"]:
             held = objects.get(image["id"], [])
-            samples.append(Sample("", found[image["id"]], _returning(held), stated_patient(image), split))
+            known, mpp = stated_patient(image), stated_mpp(image)
+            samples.append(Sample("", found[image["id"]], _returning(held), known, split, mpp))
     renaming.check(names)
     twice = [str(file) for file, times in listed.items() if times > 1]
     refuse(twice, f"images that {source} lists more than once", "list each image once, in one JSON file")
@@ -156,7 +159,9 @@ def _read(
     several = [f"{names[n]} ({' or '.join(map(str, found[:2]))})" for n, found in candidates.items() if len(found) > 1]
     refuse(several, f"images of {path} whose files are not clear", "give the folder of the images with --images")
     files = {number: found[0] for number, found in candidates.items()}
-    bare = {id(a) for a in truth["annotations"] if not any(a.get("segmentation") or ())}
+    astray = in_other_folders((names[number], file.absolute()) for number, file in files.items())
+    refuse(astray, f"images of {path} that are not in the folder of the others", "put them there, or --exclude them")
+    bare = {id(a) for a in truth["annotations"] if not has_outline(a.get("segmentation"))}
     if crowds == "objects":
         for annotation in truth["annotations"]:
             annotation["iscrowd"] = 0

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from densepath.annotations.coco import CocoImages
+from densepath.annotations.splits import fit_window
 from densepath.core.errors import counted
 from densepath.core.files import atomic_write
 from densepath.core.fonts import font
@@ -31,6 +32,7 @@ def draw_sheet(splits: Mapping[str, CocoImages], path: Path, count: int) -> Path
         path: a PNG file.
         count: the number of images of a split.
     """
+    fit_window(*splits.values())
     rows: list[tuple[str, list[tuple[Image.Image, str]]]] = []
     for split, images in splits.items():
         panels = [_panel(images, place) for place in evenly_spaced(count, len(images))]

@@ -6,6 +6,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -59,45 +60,73 @@ class FileIndex:
 
     def __init__(self, files: Iterable[Path], stems: bool = False) -> None:
         self._stems = stems
-        self._files: dict[str, list[tuple[Path, list[str]]]] = defaultdict(list)
+        self._files: dict[str, list[tuple[Path, list[str], int]]] = defaultdict(list)
         self.count = 0
         for path in files:
             self.count += 1
-            parts = _parts(str(path)) or [""]
-            for key in {self._key(parts[-1]), parts[-1]}:
-                self._files[key].append((path, parts))
+            for order, parts in enumerate(_readings(str(path))):
+                for key in {self._key(parts[-1]), parts[-1]}:
+                    self._files[key].append((path, parts, order))
 
     def find(self, name: str, near: Path | None = None, split: str | None = None) -> list[Path]:
         """The files that a name means: none, one, or several that fit equally well.
 
-        The most parts of the path must agree, from the last one on; then the split; then the folder.
+        The most parts of the path must agree, from the last one on, as they are or as those of a URL; then the split;
+        then the folder.
 
         Args:
             name: a path or a URL, absolute or relative, with slashes or backslashes.
             near: the folder of the file that has the name in it.
             split: the split that the name belongs to.
         """
-        parts = _parts(name)
-        if not parts:
-            return []
         ranked = []
-        for path, other in self._files.get(parts[-1]) or self._files.get(self._key(parts[-1]), []):
-            above = zip(reversed(parts[:-1]), reversed(other[:-1]), strict=False)
-            depth = next((n for n, (a, b) in enumerate(above) if a != b), min(len(parts), len(other)) - 1)
-            fits = split is not None and any(split_named(part) == split for part in other[:-1])
-            shared = len(os.path.commonpath([os.path.abspath(near), os.path.abspath(path)])) if near else 0
-            ranked.append(((depth, fits, shared), path))
+        for place, parts in enumerate(_readings(name)):
+            for path, other, order in self._files.get(parts[-1]) or self._files.get(self._key(parts[-1]), []):
+                fits = split is not None and any(split_named(part) == split for part in other[:-1])
+                shared = len(os.path.commonpath([os.path.abspath(near), os.path.abspath(path)])) if near else 0
+                ranked.append(((_agreeing(parts, other), -place - order, fits, shared), path))
         best = max((rank for rank, _ in ranked), default=None)
-        return [path for rank, path in ranked if rank == best]
+        return list(dict.fromkeys(path for rank, path in ranked if rank == best))
 
     def _key(self, name: str) -> str:
         stem, suffix = os.path.splitext(name)
         return stem if self._stems and suffix.lower() in SUFFIXES else name  # "tile_0.5" has no suffix
 
 
-def _parts(name: str) -> list[str]:
-    """The parts of a path or URL, in one Unicode normalization. Label Studio has /data/local-files/?d=images/a.png."""
+def in_other_folders(found: Iterable[tuple[str, Path]]) -> list[str]:
+    """Names whose files are probably not meant: their folders differ, and those of names beside them agree.
+
+    Args:
+        found: names, and their files. Of slide_a/1.png and slide_a/2.png with the files slide_a/1.png and
+            slide_b/2.png, the second is such a name. Where all folders differ, the names are of another machine.
+
+    Returns:
+        The names, each with its file.
+    """
+    most: dict[str, int] = defaultdict(int)
+    ranked = []
+    for name, path in found:
+        pairs = list(product(_readings(name), _readings(str(path))))
+        parts, other = max(pairs, key=lambda pair: _agreeing(*pair))
+        folder, depth = "/".join(parts[:-1]), _agreeing(parts, other)
+        most[folder] = max(most[folder], depth)
+        ranked.append((folder, depth, len(other) > depth + 1, f"{name} ({path})"))
+    return [shown for folder, depth, differs, shown in ranked if differs and depth < most[folder]]
+
+
+def _agreeing(parts: list[str], other: list[str]) -> int:
+    """The number of folders directly above two files that have the same names."""
+    above = zip(reversed(parts[:-1]), reversed(other[:-1]), strict=False)
+    return next((n for n, (a, b) in enumerate(above) if a != b), min(len(parts), len(other)) - 1)
+
+
+def _readings(name: str) -> list[list[str]]:
+    """The parts of a name as a path, and as a URL: Label Studio has /data/local-files/?d=images/a%20b.png."""
     path, _, query = name.partition("?")
     path = query.partition("d=")[2] if "d=" in query else path if query else name
-    text = composed(unquote(path) if "%" in path and not os.path.exists(name) else path)
-    return [part for part in re.split(r"[\\/]+", text) if part not in ("", ".", "..")]
+    return [_split(text) or [""] for text in dict.fromkeys((name, path, unquote(path)))]
+
+
+def _split(path: str) -> list[str]:
+    """The parts of a path, in one Unicode normalization."""
+    return [part for part in re.split(r"[\\/]+", composed(path)) if part not in ("", ".", "..")]

@@ -45,7 +45,7 @@ class Labelled:
 
 def write_list(dest: Path, images: Sequence[Labelled], published: Published, listing: Path, side: int | None) -> Path:
     """Write ``labels.csv`` with file, label, split and what else is known, after a check of all files; nothing is
-    copied.
+    copied. Where a value of several labels is unknown, there is no column label: it would say that it is absent.
 
     Images of the same bytes, patients of several splits, other sizes and counts than published are reported.
 
@@ -68,7 +68,8 @@ def write_list(dest: Path, images: Sequence[Labelled], published: Published, lis
     report_duplicates(files, [image.split for image in images])
     report_patients([image.patient for image in images], [image.split for image in images])
     named, labels = any(image.patient for image in images), list(images[0].values)
-    columns = ["file", "label", "split", *(["patient"] if named else []), *labels]
+    whole = all(value for image in images for value in image.values.values())  # a list cannot say "unknown"
+    columns = ["file", *(["label"] if whole else []), "split", *(["patient"] if named else []), *labels]
     with atomic_write(dest) as folder:
         folder.mkdir()
         known = ({"label": i.label, "split": i.split, "patient": i.patient, **i.values} for i in images)

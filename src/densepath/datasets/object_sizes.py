@@ -14,25 +14,24 @@ _SHARE = 10  # percent of the objects that may be smaller
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def describe_sizes(sides: npt.NDArray[np.float64], short_sides: Sequence[int]) -> list[str]:
+def describe_sizes(sides: Sequence[npt.NDArray[np.float64]], short_sides: Sequence[int]) -> list[str]:
     """Percentiles of objects' sides, and the short side of the input that they ask for.
 
     A square of side s within an anchor of side a has an IoU of (s/a)². So at the input's scale an object matches the
     smallest anchor of a feature pyramid, 32 px (Lin et al. 2017, FPN, section 4.1), from a side of 32 * sqrt(0.7) px.
 
     Args:
-        sides: square roots of the areas of the objects' boxes, in pixels.
-        short_sides: short sides of the images, in pixels.
+        sides: square roots of the areas of the boxes of each image's objects, in pixels.
+        short_sides: short sides of the images, in pixels; each is resized to the short side of the input.
 
     Returns:
         Lines.
     """
-    shown = ", ".join(
-        f"{share}%: {value:.0f}" for share, value in zip(_PERCENTILES, np.percentile(sides, _PERCENTILES), strict=True)
-    )
-    least = min(ANCHOR_SIZES) * POSITIVE**0.5
-    small, image = float(np.percentile(sides, _SHARE)), float(np.median(short_sides))
-    asked = int(np.ceil(image * least / small))
+    percentiles = zip(_PERCENTILES, np.percentile(np.concatenate(sides), _PERCENTILES), strict=True)
+    shown = ", ".join(f"{share}%: {value:.0f}" for share, value in percentiles)
+    least, image = min(ANCHOR_SIZES) * POSITIVE**0.5, float(np.median(short_sides))
+    shares = np.concatenate([own / short for own, short in zip(sides, short_sides, strict=True)])
+    asked = int(np.ceil(least / np.percentile(shares, _SHARE)))
     lines = [
         f"object sides (square root of the box's area) in px: {shown}",
         f"they ask for a short side of {asked} px or more (images: {image:.0f} px): then {100 - _SHARE}% of them have "

@@ -109,21 +109,24 @@ def _open(root: Path, split: str, stack: ExitStack, near: Path) -> tuple[Any, np
 
 def _array(path: Path, name: str, stack: ExitStack, near: Path) -> Any:
     """A data set of an HDF5 file, which may be compressed: then it is unpacked into a folder in ``near``."""
+    named = path
     if not path.is_file():
         packed = path.with_name(f"{path.name}.gz")
         if not packed.is_file():
             raise UserError(f"{path.name} is missing in {path.parent}; download it")
+        near.mkdir(parents=True, exist_ok=True)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=near)))
-        path = folder / path.name
+        plain = folder / path.name
         try:
-            with gzip.open(packed) as source, path.open("wb") as target:
+            with gzip.open(packed) as source, plain.open("wb") as target:
                 shutil.copyfileobj(source, target)
         except (OSError, EOFError) as error:
             raise UserError(f"{packed} cannot be unpacked ({error}); download it again") from error
+        path, named = plain, packed
     try:
         return stack.enter_context(h5py_module().File(path))[name]
     except (OSError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}); download it again") from error
+        raise UserError(f"{named} cannot be read ({error}); download it again") from error
 
 
 def _images(parts: list[Any]) -> Iterator[npt.NDArray[np.uint8]]:

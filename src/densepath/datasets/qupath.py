@@ -20,7 +20,7 @@ from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.datasets.categories import Renaming
 from densepath.datasets.exclusion import Exclusion
-from densepath.datasets.find_files import FileIndex, image_folder, split_in_folders
+from densepath.datasets.find_files import FileIndex, image_folder, in_other_folders, split_in_folders
 from densepath.datasets.geojson import annotation_of_geometry
 from densepath.datasets.samples import Sample, stems_below, with_patients, without_repeats
 from densepath.datasets.splitting import Splitting, split_samples
@@ -140,6 +140,8 @@ def _match(paths: Sequence[Path], root: Path, folder: Path, exclude: Sequence[st
     several = [f"{names[p]} ({' or '.join(map(str, found[:2]))})" for p, found in candidates.items() if len(found) > 1]
     refuse(several, "GeoJSON files whose images are not clear", "give the folder of the images with --images")
     image_of = {path: found[0] for path, found in candidates.items()}
+    astray = in_other_folders((str(names[path]), image.absolute()) for path, image in image_of.items())
+    refuse(astray, "GeoJSON files whose images are not in the folder of the others", "put them there, or rename them")
     times = Counter(image_of.values())
     refuse([str(p) for p, n in times.items() if n > 1], "images with several GeoJSON files", "keep one of each")
     if without := [str(path) for path in images if path not in times]:

@@ -27,6 +27,7 @@ class Sample:
         objects: reads its objects, in the pixels of the image that is written.
         patient: the patient, if known.
         split: "train", "val" or "test" if the source says so.
+        mpp: µm per pixel, if the source says it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Sample:
     objects: Callable[[], Objects]
     patient: str | None = None
     split: str | None = None
+    mpp: float | None = None
 
 
 def without_repeats(objects: Mapping[K, list[dict[str, Any]]], source: str | Path) -> dict[K, list[dict[str, Any]]]:

@@ -13,12 +13,13 @@ from PIL import Image
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
+from densepath.sources.conversion import highest_of_bits
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.decode import read_image
+from densepath.sources.decode import read_header, read_image
 
 SIDE = 32  # pixels of a thumbnail
 ALIKE = 0.99  # correlation
-_FLAT = 2.0  # standard deviation of grey levels of a thumbnail that shows nothing
+_FLAT = 2 / 255  # standard deviation of a thumbnail that shows nothing, as a share of the range of its bits
 _ROWS = 1024  # thumbnails that are compared at a time
 
 Thumbnails = npt.NDArray[np.float32]
@@ -55,11 +56,13 @@ def similar(first: Thumbnails, second: Thumbnails) -> list[tuple[int, int]]:
 
 def _thumbnail(path: Path) -> Thumbnails:
     try:
-        pixels = read_image(path, max_side=8 * SIDE, channels=1)[..., 0]
+        wide = read_header(path).bits == 16
+        pixels = read_image(path, max_side=8 * SIDE, channels=1, dtype=np.uint16 if wide else np.uint8)[..., 0]
     except CorruptImage as error:
         raise UserError(f"{error}; replace the file") from error
-    small = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+    picture = Image.fromarray(pixels.astype(np.float32))
+    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
     small = small - small.mean()
-    flat = small.std() < _FLAT
+    flat = small.std() < _FLAT * (highest_of_bits(int(pixels.max())) if wide else 255)
     thumbnail: Thumbnails = np.zeros_like(small) if flat else small / np.linalg.norm(small)
     return thumbnail

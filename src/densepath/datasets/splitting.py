@@ -15,7 +15,7 @@ from densepath.core.errors import UserError, refuse
 from densepath.core.output_names import names_below
 from densepath.core.random import ordered_by_seed
 from densepath.core.streams import say
-from densepath.datasets.find_files import FileIndex
+from densepath.datasets.find_files import FileIndex, in_other_folders
 from densepath.datasets.samples import Sample
 from densepath.datasets.shared_patients import report_patients, report_unknown
 
@@ -141,6 +141,8 @@ def _listed(samples: Sequence[Sample], table: Path) -> list[str]:
     times = Counter(file for files in found for file in files)
     unclear = [str(s.image) for s, files in zip(samples, found, strict=True) if len(files) > 1 or times[files[0]] > 1]
     refuse(unclear, f"images whose lines in {table} are not clear", "list them with their folders")
+    astray = in_other_folders((str(s.image), files[0]) for s, files in zip(samples, found, strict=True))
+    refuse(astray, f"images whose lines in {table} name another folder than those of others", "correct these lines")
     return [rows[str(files[0])] for files in found]
 
 

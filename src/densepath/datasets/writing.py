@@ -14,6 +14,7 @@ import numpy.typing as npt
 from densepath.annotations.class_masks import ClassMasks
 from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.coco_writing import Outlined, write_coco
+from densepath.annotations.image_mpp import file_mpp
 from densepath.core.errors import UserError, counted
 from densepath.core.streams import say, write_line
 from densepath.core.system import with_progress
@@ -43,7 +44,7 @@ def write_samples(
         what: name of an object in the printed lines.
         orientation: with "viewed", images are turned by their tags.
         patients: number of patients of each split, to print.
-        mpp: µm per pixel of all images, if known.
+        mpp: µm per pixel of images that do not have their own, if known.
 
     Returns:
         The number of images of each split.
@@ -82,7 +83,8 @@ def _outlined(
             masks.look(objects)
         else:
             tally.update("" if each.get("iscrowd") else each["category"] for each in objects)
-        yield Outlined(sample.name, image, objects, sample.patient, str(sample.image))
+        mpp = file_mpp(sample.image) if sample.mpp is None and isinstance(image, np.ndarray) else sample.mpp
+        yield Outlined(sample.name, image, objects, sample.patient, str(sample.image), mpp)
 
 
 def _image(path: Path, orientation: Orientation | None) -> npt.NDArray[Any] | Path:

@@ -9,12 +9,18 @@ import numpy.typing as npt
 from PIL import Image
 
 TO_16_BITS = 257  # 255 becomes 65535
+_FEWEST_BITS = 9  # of 16-bit files: up to 255 the window would be that of 8 bits
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts color to grey
 
 
 def upper_bits(pixels: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """8 bits of 8 or 16."""
     return (pixels if pixels.dtype == np.uint8 else pixels >> 8).astype(np.uint8)
+
+
+def highest_of_bits(value: int) -> int:
+    """The largest value with as many bits as ``value``, but at least 9: 4095 for 3000, whose pixels have 12 bits."""
+    return int(2 ** max(value.bit_length(), _FEWEST_BITS) - 1)
 
 
 def as_pixels(pixels: npt.NDArray[Any], channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

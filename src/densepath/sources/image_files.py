@@ -18,6 +18,7 @@ from densepath.core.errors import UserError, counted
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
+from densepath.sources.conversion import highest_of_bits
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.decode import Header, read_header, read_image, read_size
 from densepath.sources.listing import Passed
@@ -161,7 +162,7 @@ class ImageFiles:
         return [k * len(self) // count for k in range(count)]
 
     def _highest(self) -> int:
-        """The largest value with as many bits as a sample of the images uses, at least 9: 4095 for 12 bits."""
+        """The largest value of the bits that a sample of the images uses."""
 
         def brightest(position: int) -> int:
             try:
@@ -169,8 +170,7 @@ class ImageFiles:
             except CorruptImage:
                 return 0
 
-        highest = max(256, *self._in_threads(brightest, self._spread(_DECODED_SAMPLE)))
-        return 2 ** highest.bit_length() - 1
+        return highest_of_bits(max(self._in_threads(brightest, self._spread(_DECODED_SAMPLE))))
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels, among a sample of the files."""

@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from densepath.core.errors import counted, first_few
+from densepath.core.spacing import evenly_spaced
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.packed import PackedTiles
@@ -82,7 +83,7 @@ def _share(count: int, files: ImageFiles) -> str:
 def _masks(files: ImageFiles) -> list[str]:
     """The names of images that look like masks, if there are many in a sample."""
     suspects = [position for position, header in files.headers.items() if header.grey or header.indexed]
-    looked_at = suspects[:: max(1, len(suspects) // _LOOKED_AT)][:_LOOKED_AT]
+    looked_at = [suspects[place] for place in evenly_spaced(_LOOKED_AT, len(suspects))]
     found = []
     for position in looked_at:
         try:

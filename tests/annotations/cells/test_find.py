@@ -373,6 +373,14 @@ def test_a_row_of_a_table_is_of_one_image(images: Path, tmp_path: Path) -> None:
         densepath.cells(out=tmp_path / "D", **asked)
 
 
+def test_rows_without_a_slide_are_refused_beside_others(images: Path, tmp_path: Path) -> None:
+    (images / "b.png").unlink()  # also where there is one image only
+    table = tmp_path / "all.csv"
+    table.write_text("slide,x,y\na,5,10\nb,1,2\n,1,2\n")
+    with pytest.raises(UserError, match=r"all\.csv: 1 row names no slide, the others do; fill in the column"):
+        densepath.cells(data=images, source="csv", points=table, workers=0, out=tmp_path / "C")
+
+
 def test_parquet_points(images: Path, tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "p").mkdir()
@@ -380,6 +388,9 @@ def test_parquet_points(images: Path, tmp_path: Path) -> None:
         pq.write_table(pa.table({"x": [1.5], "y": [2.0], "class": ["t"]}), tmp_path / "p" / f"{name}.parquet")
     densepath.cells(data=images, out=tmp_path / "C", source="csv", points=tmp_path / "p", workers=0)
     assert read_cells(cell_path(tmp_path / "C", "b")).points.tolist() == [[1.5, 2]]
+    pq.write_table(pa.table({"x": [1.5, 3], "y": [2.0, 3], "slide": ["a", None]}), tmp_path / "all.parquet")
+    with pytest.raises(UserError, match="1 row names no slide"):
+        densepath.cells(data=images, out=tmp_path / "D", source="csv", points=tmp_path / "all.parquet", workers=0)
 
 
 def test_cells_of_another_slide_and_outside_of_tiles_are_counted(

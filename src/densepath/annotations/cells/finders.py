@@ -46,7 +46,7 @@ class Finder(Protocol):
 
     Attributes:
         mpp: µm per pixel of the images that it gets.
-        reach: µm; what is farther away from a cell does not change it.
+        reach: µm; what is farther away from a cell hardly changes it.
     """
 
     @property
@@ -86,7 +86,7 @@ class Nuclei:
 
     @property
     def reach(self) -> float:
-        """µm; what is farther away from a cell does not change it."""
+        """µm; what is farther away from a cell hardly changes it."""
         return self.segmenter.reach
 
     def prepare(self, parts: Sequence[Pixels]) -> Find:

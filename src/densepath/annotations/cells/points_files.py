@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from densepath.core.csv_files import find_column, open_lines
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, errors_as
+from densepath.core.errors import UserError, counted, errors_as
 from densepath.core.geojson import Feature, is_area, polygons_in, read_features
 from densepath.core.json_files import load_json
 
@@ -160,10 +160,10 @@ def read_tables(path: Path, by_slide: bool = True) -> list[tuple[str, PointsFile
         by_slide: whether to divide it by its column slide.
 
     Returns:
-        Names of slides, "" without such a column, and their cells.
+        Names of slides, "" if none is named, and their cells.
 
     Raises:
-        UserError: it cannot be read, or lacks columns.
+        UserError: it cannot be read, lacks columns, or only some of its rows name a slide.
     """
     columns = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     unit = next((unit for unit, end in (("px", ""), ("um", "_um")) if {f"x{end}", f"y{end}"} <= columns.keys()), None)
@@ -179,12 +179,15 @@ def read_tables(path: Path, by_slide: bool = True) -> list[tuple[str, PointsFile
         raise UserError(f"{path} has rows without coordinates; remove them")
     named = _column(columns, _CLASS)
     classes = [None] * len(points) if named is None else [str(c) if c not in (None, "") else None for c in named]
-    slides = _column(columns, _SLIDE) if by_slide else None
-    if slides is None:
+    slides = ["" if slide is None else str(slide) for slide in (_column(columns, _SLIDE) if by_slide else None) or ()]
+    if not any(slides):
         return [("", PointsFile(points, classes, unit))]
+    if not all(slides):
+        lacking = counted(slides.count(""), "row names", "rows name")
+        raise UserError(f"{path}: {lacking} no slide, the others do; fill in the column, or remove these rows")
     rows: dict[str, list[int]] = {}
     for row, slide in enumerate(slides):
-        rows.setdefault(str(slide), []).append(row)
+        rows.setdefault(slide, []).append(row)
     return [(slide, PointsFile(points[own], [classes[k] for k in own], unit)) for slide, own in rows.items()]
 
 

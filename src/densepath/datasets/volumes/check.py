@@ -40,7 +40,7 @@ def check_volumes(data: Path, out: Path, count: int | None, patient_regex: str |
         write_result(one_line(line))
     if count is None:
         count = max(1, _DRAWN // len(splits))
-    return draw_volumes(store, splits, out, count) if count else data
+    return draw_volumes(store, splits, out, count) or data if count else data
 
 
 def _window(store: VolumeStore) -> str:

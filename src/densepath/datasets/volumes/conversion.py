@@ -10,6 +10,7 @@ from typing import Literal
 
 from densepath.annotations.patients import check_spelling
 from densepath.core.errors import UserError, refuse
+from densepath.core.output_names import is_inside
 from densepath.core.random import ordered_by_seed
 from densepath.core.single_values import list_single_fields
 from densepath.core.streams import say
@@ -100,6 +101,7 @@ class Case:
         split: "train" or "test" if the data set says so.
         file: the file that it is read from, for messages.
         inputs: all files that it and its labels are read from: if one changes, the volume is converted again.
+        cut: what is read of them, if not all: if it changes, the volume is converted again.
         count: its channels by the headers of its files, None if unknown; for layouts in which volumes have several.
     """
 
@@ -110,6 +112,7 @@ class Case:
     split: str = ""
     file: str = ""
     inputs: Sequence[str | Path] = ()
+    cut: str = ""
     count: Callable[[], int | None] | None = None
 
 
@@ -157,7 +160,7 @@ def check_names(cases: Sequence[Case], source: str | Path) -> None:
     """
     if not cases:
         raise UserError(f"{source} holds no volumes of this layout; check the path")
-    outside = [case.name for case in cases if {"", ".", ".."} & set(case.name.split("/")) or "\0" in case.name]
+    outside = [case.name for case in cases if not is_inside(case.name)]
     refuse(outside, "names of volumes that are not those of files in a folder", "rename them")
     by_name: dict[str, list[Case]] = defaultdict(list)
     for case in cases:

@@ -96,7 +96,7 @@ def _convert_one(case: Case, dest: Path, how: Conversion) -> Header | str:
         UserError: there is not enough memory for it.
     """
     path = dest / VOLUMES / f"{case.name}{SUFFIX}"
-    inputs = digest_of(_facts_of(case))
+    inputs = digest_of([*_facts_of(case), *([case.cut] if case.cut else [])])
     try:
         header = read_header(path)
         if header.get("inputs") == inputs:
@@ -219,6 +219,11 @@ def _report(index: Header, damaged: Sequence[str]) -> None:
         say(
             f"densepath: warning: {counted(len(names), 'volume has', 'volumes have')} {note}: "
             f"{one_line(first_few(names))}"
+        )
+    if (names := index["channel_names"]) and len(names) != index["channels"]:
+        say(
+            f"densepath: warning: volumes have {counted(index['channels'], 'channel')}, and the data set names "
+            f"{len(names)} ({', '.join(names)})"
         )
     for warning in warnings_of(rows, window):
         say(f"densepath: warning: {warning}")

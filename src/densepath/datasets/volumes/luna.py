@@ -66,6 +66,8 @@ def convert_luna(how: Conversion) -> Path:
     dest = convert(cases, Contents("luna", "CT", _LABELS), how)
     store = open_volumes(dest)
     names = {store.names(position) for position in range(len(store))}
+    for made, _ in _TABLES.values():  # of an earlier conversion
+        (dest / made).unlink(missing_ok=True)
     for table, (made, column) in _TABLES.items():
         if (source / table).is_file() and (table != "candidates.csv" or not (source / "candidates_V2.csv").is_file()):
             _write_places(source / table, dest / made, column, names)

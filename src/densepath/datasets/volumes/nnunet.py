@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def convert_nnunet(how: Conversion) -> Path:
     """Convert a data set in nnU-Net's raw layout to a store.
 
     ``imagesTr/CASE_0000.nii.gz`` (one file for each channel), ``labelsTr/CASE.nii.gz``, ``dataset.json``, and perhaps
-    ``imagesTs`` and ``labelsTs``. A case that lacks a channel is named and left out.
+    ``imagesTs`` and ``labelsTs``. A case that lacks a channel, or has one without a name there, is named and left out.
 
     Returns:
         The folder of the store.
@@ -38,7 +39,7 @@ def convert_nnunet(how: Conversion) -> Path:
         names, labels, counted_cases = channels_of(facts), labels_of(facts), facts.get("numTraining")
     cases = []
     for split, folders in _SPLITS.items():
-        cases += _cases(source, split, folders, max(len(names), 1), how)
+        cases += _cases(source, split, folders, names, how)
     trained = sum(case.split == "train" for case in cases)
     if counted_cases not in (None, trained):
         say(f"densepath: warning: {trained} training cases, and dataset.json counts {counted_cases}")
@@ -46,7 +47,7 @@ def convert_nnunet(how: Conversion) -> Path:
     return convert(cases, Contents("nnunet", modality, labels, names), how)
 
 
-def _cases(source: Path, split: str, folders: tuple[str, str], channels: int, how: Conversion) -> list[Case]:
+def _cases(source: Path, split: str, folders: tuple[str, str], names: Sequence[str], how: Conversion) -> list[Case]:
     images, labels = (source / folder for folder in folders)
     if not images.is_dir():
         return []
@@ -70,26 +71,34 @@ def _cases(source: Path, split: str, folders: tuple[str, str], channels: int, ho
     return [
         Case(
             name,
-            partial(_read, name, parts, channels, how),
+            partial(_read, name, parts, names, how),
             partial(read_volume, of_labels[name], how.target) if name in of_labels else None,
             split=split,
             file=str(next(iter(parts.values()))),
             inputs=(*(parts[k] for k in sorted(parts)), *([of_labels[name]] if name in of_labels else [])),
-            count=partial(_count, parts, channels),
+            count=partial(_count, parts, names),
         )
         for name, parts in files.items()
     ]
 
 
-def _count(parts: dict[int, Path], channels: int) -> int | None:
-    """The channels of a case by its headers; None if it lacks one."""
+def _faults(parts: dict[int, Path], names: Sequence[str]) -> list[str]:
+    """What is wrong with the channels of a case, if they have these names; without names it needs the first one."""
+    lacking = [f"{k:04d}" for k in range(max(len(names), 1)) if k not in parts]
+    unnamed = [f"{k:04d}" for k in sorted(parts) if k >= len(names) > 0]
+    return [f"it lacks the channels {first_few(lacking)}"] * bool(lacking) + [
+        f"{DATASET_JSON} does not name its channels {first_few(unnamed)}"
+    ] * bool(unnamed)
+
+
+def _count(parts: dict[int, Path], names: Sequence[str]) -> int | None:
+    """The channels of a case by its headers; None if they are not those of the data set."""
     counts = [count_channels(path) for path in parts.values()]
     known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) and set(range(channels)) <= parts.keys() else None
+    return sum(known) if len(known) == len(counts) and not _faults(parts, names) else None
 
 
-def _read(name: str, parts: dict[int, Path], channels: int, how: Conversion) -> Volume:
-    lacking = [f"{k:04d}" for k in range(channels) if k not in parts]
-    if lacking:
-        raise CorruptImage(name, f"it lacks the channels {first_few(lacking)}")
+def _read(name: str, parts: dict[int, Path], names: Sequence[str], how: Conversion) -> Volume:
+    if faults := _faults(parts, names):
+        raise CorruptImage(name, " and ".join(faults))
     return read_channels([parts[k] for k in sorted(parts)], how.target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Channel, Volume
 
 LABELS = "labels.csv"
+_DECIMALS = 6  # of a voxel: rounding must not decide where a crop of even sides lies
 _NAMES = {"0": "other", "1": "nodule"}
 _SPLITS = dict.fromkeys((f"subset{k}" for k in range(7)), "train") | {
     "subset7": "val",
@@ -91,7 +93,8 @@ def convert_nodules(how: NodulesConversion) -> Path:
         name = f"{row['volume']}/{number:06d}"
         patient, split = str(store.rows[position]["patient"] or row["volume"]), splits[row["volume"]]
         read, path = partial(_crop, store, position, low, how.size), store.path(position)
-        cases.append(Case(name, read, patient=patient, split=split, file=f"{path} {number}", inputs=(path,)))
+        cut = f"{low} {how.size}"
+        cases.append(Case(name, read, patient=patient, split=split, file=f"{path} {number}", inputs=(path,), cut=cut))
         labels.append({"file": name, "label": _NAMES[row["class"]], "patient": patient, "split": split})
     if len(cases) < len(rows):
         say(
@@ -144,7 +147,8 @@ def _corner(store: VolumeStore, position: int, row: dict[str, str], size: Sequen
     voxel = (np.linalg.inv(np.array(known["affine"])) @ [*world, 1.0])[:3][::-1]
     if not all(-0.5 <= at < side - 0.5 for at, side in zip(voxel, known["size"], strict=True)):
         return None
-    return [round(at - (side - 1) / 2) for at, side in zip(voxel.tolist(), size, strict=True)]
+    centers = np.round(voxel, _DECIMALS).tolist()
+    return [math.floor(at - side / 2 + 1) for at, side in zip(centers, size, strict=True)]  # even: the lower middle
 
 
 def _crop(store: VolumeStore, position: int, low: Sequence[int], size: Sequence[int]) -> Volume:

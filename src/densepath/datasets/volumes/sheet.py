@@ -16,6 +16,7 @@ from densepath.core.errors import counted
 from densepath.core.files import atomic_write
 from densepath.core.slices import AXIAL, CORONAL, SAGITTAL, size_in_mm, slice_of
 from densepath.core.spacing import evenly_spaced
+from densepath.core.streams import say
 from densepath.datasets.contact_sheet import compose_sheet, short_name
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.store import VolumeStore
@@ -25,7 +26,7 @@ _WIDTH, _COLUMNS, _GAP = 480, 2, 4  # pixels, panels in a row
 _TALLEST = 320
 
 
-def draw_volumes(store: VolumeStore, splits: Mapping[str, Sequence[int]], path: Path, count: int) -> Path:
+def draw_volumes(store: VolumeStore, splits: Mapping[str, Sequence[int]], path: Path, count: int) -> Path | None:
     """Draw evenly spaced volumes of each split: an axial, a coronal and a sagittal slice through the middle.
 
     The middle is that of the labels, if there are any. Slices have the patient's anterior or superior side on top, and
@@ -36,6 +37,9 @@ def draw_volumes(store: VolumeStore, splits: Mapping[str, Sequence[int]], path: 
         splits: their positions by split.
         path: a PNG file.
         count: the number of volumes of a split.
+
+    Returns:
+        The file; None if all of these volumes are damaged: then nothing is drawn.
     """
     rows: list[tuple[str, list[tuple[Image.Image, str]]]] = []
     for split, positions in splits.items():
@@ -44,6 +48,9 @@ def draw_volumes(store: VolumeStore, splits: Mapping[str, Sequence[int]], path: 
         starts = range(0, len(panels), _COLUMNS)
         heading = f"{split}: {counted(len(positions), 'volume')} (D x H x W); axial, coronal, sagittal"
         rows += [(heading if start == 0 else "", panels[start : start + _COLUMNS]) for start in starts]
+    if not rows:
+        say("densepath: no picture is drawn: all volumes for it are damaged")
+        return None
     with atomic_write(path) as part:
         compose_sheet(rows, _WIDTH).save(part, format="PNG")
     return path

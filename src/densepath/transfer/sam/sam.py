@@ -89,7 +89,7 @@ def sam(
         raise UserError(f"{out} holds another run; use another folder")
     images = open_split(data, "test", orientation=orientation)
     check_objects(images)
-    fit_window(images, images)
+    fit_window(images)
     categories = images.category_ids
     if prompt == "automatic" and len(categories) > 1:
         raise UserError(
