@@ -68,7 +68,9 @@ class StainLevels:
         return cls(threshold, float(values[above].mean(dtype=np.float64) - values[~above].mean(dtype=np.float64)))
 
 
-def find_cells(pixels: Pixels, mpp: float | Sequence[float], levels: StainLevels | None = None) -> npt.NDArray[np.float32]:
+def find_cells(
+    pixels: Pixels, mpp: float | Sequence[float], levels: StainLevels | None = None
+) -> npt.NDArray[np.float32]:
     """Find the nuclei of stained tissue: blobs of hematoxylin, with centers between their maxima and their regions'.
 
     1. The image is resampled to :data:`MPP`; color deconvolution gives hematoxylin.
