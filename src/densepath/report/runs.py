@@ -92,7 +92,7 @@ class Run:
     @property
     def curves(self) -> Mapping[str, Sequence[Row]]:
         """The measurements of each of its trainings that has some."""
-        return {self.path.name: self.rows} if self.rows else self.trainings
+        return {self.path.resolve().name: self.rows} if self.rows else self.trainings
 
     @property
     def last(self) -> Row:
