@@ -15,7 +15,7 @@ from matplotlib.patches import Ellipse
 from torch import Tensor, nn
 
 from densepath.analysis.center_views import center_views, chosen
-from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save
+from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save, table_file
 from densepath.analysis.separation import Floats, Gaussian, bhattacharyya, jensen_shannon
 from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
@@ -37,6 +37,7 @@ from densepath.training.hardware import choose_device
 from densepath.training.random_state import generators_of_the_caller
 
 GROUPS = ("cells", "background")
+_COLUMNS = ("weights", "tokens_of_each", "jensen_shannon", "bhattacharyya")
 _COLORS = (LINES[0], LINES[1])
 
 Cells = Callable[[int], Any]  # position -> (N, 2) x, y in normalized coordinates of the image
@@ -106,6 +107,7 @@ def show_tokens(
     """
     data, cells = as_path(data), as_path(cells)
     out, sources = picture_file(out, data), as_texts(weights)
+    table = table_file(out, _COLUMNS)
     check_seed(seed)
     if not sources or count < 1 or tokens < 3 or not perplexity > 0:
         raise UserError(
@@ -127,7 +129,6 @@ def show_tokens(
     for name, source in zip(names, sources, strict=True):
         groups = _sample(source, backbone, images, held, view_size, count, tokens, seed, choose_device(devices))
         found[name] = separate(groups, perplexity, seed)
-    table = out.with_suffix(".csv")
     _write(found, table)
     front = {name: f"{name}: " if len(names) > 1 else "" for name in names}
     numbers = {f"{front[name]}jensen_shannon": own.divergence for name, own in found.items()}
@@ -223,7 +224,7 @@ def _sample(
 def _write(found: Mapping[str, Separation], path: Path) -> None:
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["weights", "tokens_of_each", "jensen_shannon", "bhattacharyya"])
+        writer.writerow(_COLUMNS)
         for name, own in found.items():
             writer.writerow([name, len(own.points[0]), f"{own.divergence:.6g}", f"{own.distance:.6g}"])
 
