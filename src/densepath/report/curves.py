@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from densepath.methods.collapse import LEAST
 from densepath.report.blocks import Chart
 from densepath.report.measurements import Row
 from densepath.report.values import plotly_text, pretty
@@ -16,8 +17,6 @@ from densepath.runs.closing import CHANCE
 _MOST, _FEW = 600, 120  # points of a curve; of each of many
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
-# The value below which outputs hardly depend on the images, as training warns: see methods/collapse.py.
-COLLAPSE = {"key_spread": 0.005, "output_spread": 0.01}
 _TITLES = {"waiting": "share of time waiting for data", "images_per_second": "images per second", "lr": "learning rate"}
 
 
@@ -60,8 +59,8 @@ def _chart(runs: Mapping[str, Sequence[Sequence[Row]]], column: str, most: int) 
     title, level = _TITLES.get(column, column), None
     if column.endswith(CHANCE):
         title, level = f"{column.removesuffix(CHANCE)} / chance", 1.0
-    elif column in COLLAPSE:
-        level = COLLAPSE[column]
+    elif column in LEAST:
+        level = LEAST[column][0]
         title = f"{column}, dashed: collapse below"
     shapes = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}] if level else []
     layout = {"xaxis": {"title": {"text": "step"}}, "shapes": shapes, "showlegend": False}

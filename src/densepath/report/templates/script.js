@@ -10,7 +10,8 @@
   function layoutOf(own) {
     const axis = {gridcolor: color("line"), linecolor: color("line"), zeroline: false, automargin: true, exponentformat: "power"};
     return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", modebar: {bgcolor: "rgba(0,0,0,0)"}, font: {color: color("ink"), size: 12, family: "system-ui, sans-serif"},
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", modebar: {bgcolor: "rgba(0,0,0,0)", color: color("faint"), activecolor: color("ink")},
+      font: {color: color("ink"), size: 12, family: "system-ui, sans-serif"},
       colorway: [0, 1, 2, 3, 4, 5, 6, 7].map((i) => color(`c${i}`)), margin: {l: 44, r: 10, t: 30, b: 36}, hovermode: "closest",
       hoverlabel: {bgcolor: color("bg"), bordercolor: color("line"), font: {color: color("ink")}},
       legend: {orientation: "h", y: 1.02, yanchor: "bottom", x: 0}, ...own,
