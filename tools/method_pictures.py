@@ -225,7 +225,7 @@ def beit_v2(inputs: Inputs) -> None:
     rows = []
     for row in (0, 1):
         image = colors_of(view[row])
-        codes = find_concepts(inputs.features, (255 * image).astype(np.uint8), (3,), 12)[3][::2, ::2]
+        codes = find_concepts(inputs.features, (255 * image).astype(np.uint8), (3,), 12)[3][::16, ::16]
         painted = paint_concepts((255 * image).astype(np.uint8), codes, 1.0)
         rows.append([image, hidden(image, mask[row]), painted, hidden(painted, ~mask[row])])
     draw("beit_v2", ["view", "masked", "codes", "predicted codes"], rows, (2,), side=1.5)

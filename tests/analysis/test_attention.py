@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from densepath.analysis import show_attention as module
 from densepath.analysis.attention import AttentionShares, LastAttention, aggregated, among_patches
 from densepath.analysis.show_attention import show_attention
 from densepath.cli import main
@@ -102,6 +103,16 @@ def test_tokens_are_counted_in_their_bins() -> None:
     assert shares.prefix.tolist() == [0.5, 0.25, 0.375]
     edges, density = shares.density()
     assert density[np.searchsorted(edges, 0.51) - 1] == 0.75 and density[np.searchsorted(edges, 2.5) - 1] == 0.25
+
+
+def test_no_token_lies_outside_of_the_picture(tmp_path: Path, monkeypatch: Any) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+    one, shares = torch.zeros(40, 40), AttentionShares(1)
+    one[:, 2] = 1  # of 40 tokens one gets all
+    shares.add(one[None, None], torch.tensor([[0.5]]))
+    module._plot({"w": shares}, tmp_path / "d.png")
+    assert figures[0].axes[0].get_xlim()[1] >= 40
 
 
 def write_images(folder: Path) -> None:

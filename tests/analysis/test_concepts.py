@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from densepath.analysis.concepts import find_concepts
 from densepath.core.errors import UserError
@@ -21,8 +20,8 @@ def two_halves(size: int = 128) -> np.ndarray:
 
 def test_two_tissues_share_no_concept_away_from_their_border() -> None:
     concepts = find_concepts(build_backbone("resnet18"), two_halves(), stages=(2,), num_concepts=4)[2]
-    assert concepts.shape == (32, 32)
-    assert not set(concepts[:, :13].flat) & set(concepts[:, 19:].flat)
+    assert concepts.shape == (128, 128)
+    assert not set(concepts[:, :52].flat) & set(concepts[:, 76:].flat)
 
 
 def test_the_border_of_a_tile_does_not_become_a_concept() -> None:
@@ -50,15 +49,21 @@ def test_what_cannot_be_clustered_is_refused() -> None:
         find_concepts(backbone, two_halves(), stages=(6,))
 
 
-def test_a_tile_with_odd_sides_is_cropped() -> None:
-    torch.manual_seed(1)
-    tile = np.pad(two_halves(), ((0, 5), (0, 3), (0, 0)))
-    backbone = build_backbone("resnet18")
-    padded, whole = (find_concepts(backbone, t, stages=(3,))[3] for t in (tile, two_halves()))
-    assert np.array_equal(padded, whole)
+@pytest.mark.parametrize(("size", "edge"), [((160, 141), 80), ((150, 130), 64)])
+def test_concepts_lie_where_they_are_in_tiles_of_any_size(size: tuple[int, int], edge: int) -> None:
+    tile = np.random.default_rng(0).integers(180, 255, (*size, 3), dtype=np.uint8)
+    tile[:, :edge] //= 4
+    found = find_concepts(build_backbone("resnet18"), tile, stages=(2, 5), num_concepts=2)[2]
+    assert found.shape == size
+    dark = found == found[0, 0]
+    assert dark[:, : edge - 12].all() and not dark[:, edge + 12 :].any()
 
 
-def test_a_transformer_shows_the_concepts_of_its_tokens() -> None:
-    concepts = find_concepts(build_backbone("test_vit"), two_halves(), stages=(4,), num_concepts=4)[4]
-    assert concepts.shape == (8, 8)
-    assert not set(concepts[:, :4].flat) & set(concepts[:, 4:].flat)
+@pytest.mark.parametrize("patch", [14, 16])
+def test_a_transformer_shows_the_concepts_of_its_tokens(patch: int) -> None:
+    backbone = build_backbone(f"test_vit(patch_size={patch})")
+    tile = two_halves(16 * patch)
+    found = find_concepts(backbone, tile, stages=(4,), num_concepts=4)[4]
+    tokens = found[::patch, ::patch]
+    assert tokens.shape == (16, 16) and (tokens.repeat(patch, 0).repeat(patch, 1) == found).all()
+    assert not set(tokens[:, :8].flat) & set(tokens[:, 8:].flat)

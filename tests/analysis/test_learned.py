@@ -11,6 +11,7 @@ from PIL import Image
 
 import densepath
 from densepath.analysis.learned import _positions, draw_learned
+from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.sources.open import open_images
 from densepath.training.learned_images import LearnedImages
@@ -44,6 +45,18 @@ def test_the_same_images_at_each_step_and_the_features_of_more(
         maps = backbone(images.spec.normalize(images.spec.apply_window(stored)))
     own = maps[max(backbone.stages)].mean((2, 3))[0]
     np.testing.assert_allclose(features[7], own, rtol=2e-3, atol=2e-3)
+
+
+def test_patches_of_any_size_are_drawn_and_only_small_images_are_not(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = open_images(tiles, cache="none")  # of 128 px
+    (picture,) = draw_learned(build_backbone("test_vit(patch_size=14)").eval(), images, tmp_path, 5, 3)
+    assert Image.open(picture).height == 3 * 224
+    assert draw_learned(build_backbone("test_vit(patch_size=36)").eval(), images, tmp_path, 6, 3) == []
+    monkeypatch.setattr("densepath.analysis.learned._CONCEPTS", 0)
+    with pytest.raises(UserError, match="num_concepts is 0"):
+        draw_learned(build_backbone("resnet10t").eval(), images, tmp_path, 7, 3)
 
 
 def test_images_of_the_map_come_from_all_positions() -> None:

@@ -128,6 +128,13 @@ def test_all_sources_are_in_one_picture_each_with_its_own_files(
     assert Image.open(tmp_path / "all.png").width > 7 * 200  # pixels
 
 
+def test_grey_images_have_no_nuclei(tmp_path: Path) -> None:
+    (tmp_path / "grey").mkdir()
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "grey" / "a.png")
+    with pytest.raises(UserError, match="nuclei are found by color, and the images are grey"):
+        show_concepts(data=tmp_path / "grey", out=tmp_path / "x.png", concepts=("nuclei",), count=1)
+
+
 def test_a_source_without_its_files_is_named(tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give it with --saliency"):
         show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("saliency",), regions=str(tmp_path), count=1)
@@ -159,6 +166,12 @@ def test_reconstructions_are_reproducible_and_differ_between_seeds(run: Path, ti
     )
     assert first == again
     assert first != other
+
+
+def test_drawing_leaves_the_random_generators_as_they_were(run: Path, tiles: Path) -> None:
+    before = torch.random.get_rng_state()
+    show_reconstruction(data=tiles, run=run, out=run.parent / "x.png", count=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_prediction_is_drawn_where_the_loss_counts_it(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_the_share_of_tokens_with_a_cell_is_exact(cells: tuple[Path, Path], tmp_
     assert made["0.5 µm/px: crops"] == 8 and (tmp_path / "s.png").stat().st_size > 1000
     with pytest.raises(UserError, match="no crop of 512 px fits into the images"):
         densepath.show_cells(data=data, cells=folder, out=tmp_path / "t.png", share=True, view_size=512)
-    with pytest.raises(UserError, match=r"cells\.csv is read, and the result would replace it"):
+    with pytest.raises(UserError, match=r"cells\.csv exists, and the table of"):
         densepath.show_cells(data=data, cells=folder, out=folder / "cells.png", share=True)
     for wrong in ({"view_size": 0}, {"view_size": -16}, {"mpp": (0.5, float("nan"))}):
         with pytest.raises(UserError, match="µm per pixel are positive"):
@@ -80,6 +80,35 @@ def test_classes_have_a_legend_of_their_colors(
     box, figure_box = legend.get_window_extent(), figure.bbox
     assert box.x0 >= 0 and box.x1 <= figure_box.x1 and box.y0 >= 0
     assert all(axes.get_window_extent().y0 >= box.y1 for axes in figure.axes)
+
+
+def test_classes_with_the_same_color_are_named_together(
+    cells: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(show_cells, "save", lambda figure, path: figures.append(figure))
+    rows = [f"{name},{9 + 3 * k},9,c{k:02}" for k in range(15) for name in "ab"]
+    (tmp_path / "points.csv").write_text("\n".join(["slide,x_um,y_um,class", *rows]))
+    options = {"source": "csv", "points": tmp_path / "points.csv", "default_mpp": 0.5, "workers": 0}
+    densepath.cells(data=cells[0], out=tmp_path / "D", **options)  # type: ignore[arg-type]
+    densepath.show_cells(data=cells[0], cells=tmp_path / "D", out=tmp_path / "c.png", count=2)
+    (legend,) = figures[0].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [*(f"c{k:02}" for k in range(12)), "others (3 classes)"]
+    own = [tuple(handle.get_facecolor()[0]) for handle in legend.legend_handles]
+    drawn = [tuple(color) for color in figures[0].axes[0].collections[0].get_facecolors()]
+    assert len(set(own)) == 13 and drawn == [*own, own[-1], own[-1]]
+
+
+def test_the_table_of_shares_replaces_no_other_file(cells: tuple[Path, Path], tmp_path: Path) -> None:
+    data, folder = cells
+    index = (folder / "cells.csv").read_text()
+    options = {"data": data, "cells": folder, "share": True, "mpp": (0.5,), "view_size": 64}
+    with pytest.raises(UserError, match=r"cells\.csv exists, and the table of .* would replace it"):
+        densepath.show_cells(out=folder / "cells.png", **options)  # type: ignore[arg-type]
+    assert (folder / "cells.csv").read_text() == index
+    for _ in range(2):  # its own table is replaced
+        assert densepath.show_cells(out=tmp_path / "s.png", **options)["table"] == tmp_path / "s.csv"  # type: ignore[arg-type]
 
 
 def test_a_class_has_one_color_in_all_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,4 +143,5 @@ def test_short_names_are_as_short_as_possible() -> None:
     runs = ["R1/exported/backbone.safetensors", "R2/exported/backbone.safetensors", "random"]
     assert short_names(runs, "weights") == ["R1/exported/backbone", "R2/exported/backbone", "random"]
     assert short_names(["a.pth", "a.safetensors"], "weights") == ["a.pth", "a.safetensors"]
+    assert [".." in name for name in short_names(["../run", "x/run", "."], "runs")] == [False] * 3
     assert short_names(["x/tiles", "tiles", "resnet18.a1_in1k"], "data") == ["x/tiles", "tiles", "resnet18.a1_in1k"]

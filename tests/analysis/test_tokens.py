@@ -126,9 +126,9 @@ def test_the_picture_and_the_table(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "t.png").width > 300
     with pytest.raises(UserError, match=r"µm per pixel, which finding cells needs; give --mpp"):
         show_tokens(data=tmp_path / "tiles", out=tmp_path / "t.png", **{**SMALL, "mpp": None})
-    (tmp_path / "list.csv").write_text("file\ntiles/0.png\n")
-    with pytest.raises(UserError, match=r"list\.csv is read, and the result would replace it"):
-        show_tokens(data=tmp_path / "list.csv", out=tmp_path / "list.png", **SMALL)
+    (tmp_path / "labels.csv").write_text("image,label\na,1\n")
+    with pytest.raises(UserError, match=r"labels\.csv exists, and the table of"):
+        show_tokens(data=tmp_path / "tiles", out=tmp_path / "labels.png", **SMALL)
     for wrong, why in (({"mpp": 0.0}, "mpp is 0.0; give µm per pixel"), ({"view_size": 0}, "images have 0 x 0 px")):
         with pytest.raises(UserError, match=why):
             show_tokens(data=tmp_path / "tiles", out=tmp_path / "t.png", **{**SMALL, **wrong})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from densepath.report.answers import read_answers
 from densepath.report.embedded import below
+from densepath.report.runs import read_run
 from densepath.report.verb import write_report
+from densepath.transfer.mil.models import models_named
 from densepath.transfer.segment.volume_slices import read_slices, write_slices
 from tests.report.conftest import save_picture
 from tests.report.test_report import Page
@@ -35,7 +40,7 @@ def tables(folder: Path) -> dict[str, Path]:
     """The same answers as three verbs write them."""
     classify = [[n, "p", f"fold_{f}", CLASSES[t], CLASSES[int(p > 0.5)], 1 - p, p] for n, t, p, f in CASES]
     mil = [[n, CLASSES[t], CLASSES[int(p > 0.5)], 1 - p, p, f] for n, t, p, f in CASES]
-    probe = [[n, CLASSES[t], "", f, CLASSES[0], CLASSES[0], 0.5, 0.5, 1 - p, p] for n, t, p, f in CASES]
+    probe = [[n, CLASSES[t], "", f, CLASSES[0], CLASSES[int(p > 0.5)], 0.5, 0.5, 1 - p, p] for n, t, p, f in CASES]
     heads = {
         "predictions.csv": ["image", "patient", "run", "label", "predicted", "p a", "p <b>"],
         "patient-preds.csv": ["PATIENT", "kind", "pred", "kind_a", "kind_<b>", "fold"],
@@ -60,6 +65,19 @@ def test_the_answers_of_three_verbs_are_read_alike(tmp_path: Path) -> None:
         assert found.truth.argmax(1).tolist() == [t for _, t, _, _ in CASES]
         assert found.confusion().tolist() == [[2, 1], [1, 1]]
         assert [found.names[k] for k, _ in found.worst()][:2] == ["2.png", "4.png"]
+
+
+def test_the_predicted_classes_are_those_of_the_run(tmp_path: Path) -> None:
+    """A threshold other than 1 / K, and a tie of rounded probabilities."""
+    heads = {
+        "patient-preds.csv": ["PATIENT", "kind", "pred", "kind_a", "kind_b", "fold"],
+        "probe.csv": ["image", "label", "patient", "fold", "logistic", "logistic a", "logistic b"],
+    }
+    rows = {"patient-preds.csv": ["1", "a", "b", 0.58, 0.42, 0], "probe.csv": ["x", "a", "", 0, "b", 0.5, 0.5]}
+    for name, chance in (("patient-preds.csv", "42%"), ("probe.csv", "50%")):
+        found = read_answers(write_table(tmp_path / name, heads[name], [rows[name]]))
+        assert found is not None and found.confusion().tolist() == [[0, 1], [0, 0]]
+        assert found.worst() == [(0, f"a, predicted b ({chance})")]
 
 
 def test_the_target_of_a_model_of_slides_may_have_any_name(tmp_path: Path) -> None:
@@ -98,6 +116,60 @@ def test_a_classifier_shows_curves_confusion_and_its_worst_images(tmp_path: Path
     assert {"2.png: a, predicted <b> (70%)"} == {each["alt"] for each in page.of("img")} - {""}
 
 
+def test_images_of_all_formats_are_shown_as_the_network_gets_them(tmp_path: Path) -> None:
+    (run := tmp_path / "run").mkdir()
+    (data := tmp_path / "data").mkdir()
+    Image.fromarray(np.full((24, 24), 2048, np.uint16)).save(data / "a.png")  # half of 12 bits
+    Image.fromarray(np.full((24, 24), 1024, np.uint16)).save(data / "b.tif")
+    (data / "c.png").write_bytes(b"broken")
+    head = ["image", "patient", "run", "label", "predicted", "p a", "p b"]
+    names = ["a.png", "b.tif", "c.png", "d.png"]
+    write_table(run / "predictions.csv", head, [[name, "p", "r", "a", "b", 0.2, 0.8] for name in names])
+    options = {"data": str(data), "labels": "folders", "freeze": True}
+    (run / "config.yaml").write_text(yaml.safe_dump(options))
+    write_report([run], out=tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    shown = {each["alt"]: each["src"] or "" for each in page.of("img") if each["alt"]}
+    assert list(shown) == ["a.png: a, predicted b (80%)", "b.tif: a, predicted b (80%)"]
+    for uri, shade in zip(shown.values(), (127, 64), strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+        assert abs(float(pixels.mean()) - shade) < 3
+    assert f"1 of them are not found in {data}; 1 of them are not readable in {data}" in page.text
+
+
+def mil_folder(folder: Path, options: dict[str, object], scores: dict[str, dict[str, object]]) -> Path:
+    """A run of ``mil`` with models in folders of their own, each with a fold."""
+    for name, own in scores.items():
+        (folder / name / "fold_0").mkdir(parents=True)
+        (folder / name / "fold_0" / "metrics.csv").write_text("step,loss\n1,0.5\n2,0.25\n")
+        (folder / name / "scores.json").write_text(json.dumps({"scale": "percent", "scores": own}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": "feats", "folds": 1, **options}))
+    return folder
+
+
+def test_models_of_slides_have_their_scores_curves_and_states(tmp_path: Path) -> None:
+    scores = {"concordance": {"value": 61.25, "low": float("nan"), "high": float("nan")}}
+    run = mil_folder(tmp_path / "run", {"model": "all"}, dict.fromkeys(("max", "mean"), scores))
+    assert read_run(run).state == "stopped"  # without the other models
+    write_report([run], out=tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert page.rows[:3] == [["model", "concordance"], ["max", "61.2"], ["mean", "61.2"]]
+    assert "stopped" not in page.text and "nan to" not in page.text
+    losses = [each for each in page.data if each["data"][0]["y"] == [0.5, 0.25]]
+    assert len(losses) == 2 and losses[0]["data"][0]["name"] == "fold_0"
+    whole = mil_folder(tmp_path / "whole", {"model": "all"}, dict.fromkeys(models_named("all"), scores))
+    assert read_run(whole).state == "complete"
+
+
+def test_answers_for_patients_have_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    tables(run := mil_folder(tmp_path / "run", {"model": "mean"}, {}))["predictions.csv"].unlink()
+    write_report([run], out=tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert "The cases whose class" in page.text and "the folder in which the run was started" not in page.text
+    assert ["case", "class"] in page.rows and ["image", "class"] not in page.rows
+
+
 def test_no_picture_from_outside_of_the_data_is_shown(tmp_path: Path) -> None:
     save_picture(tmp_path / "data" / "in" / "1.png")
     outside = save_picture(tmp_path / "outside.png")
@@ -133,6 +205,28 @@ def test_a_segmenter_shows_dice_failures_and_its_worst_images(tmp_path: Path) ->
     boxes = next(each["data"] for each in page.data if each["data"][0]["type"] == "box")
     assert [(box["name"], box["y"]) for box in boxes] == [("liver", [90.0, 40.0]), ("&lt;i&gt;", [80.0])]
     assert [each["alt"] for each in page.of("img") if each["alt"]] == ["p2: Dice 40.0", "p1: Dice 85.0"]
+
+
+def test_the_picture_of_a_case_is_that_of_its_training(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name, shade in (("seed_0", 20), ("seed_1", 200)):
+        save_picture(run / name / "pictures" / "x.png", shade=shade)
+        (run / name / "metrics.csv").write_text("step,loss\n1,0.5\n")
+    options = {"data": "scans", "labels": "masks", "freeze": False, "oversample": 0.3, "head": "unet", "model": None}
+    (run / "config.yaml").write_text(yaml.safe_dump(options))
+    write_table(
+        run / "cases.csv",
+        ["image", "run", "region", "dice"],
+        [["x.jpg", "seed_1", "g", 90], ["x.jpg", "seed_0", "g", 10]],
+    )
+    write_report([run], out=tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    shown = {each["alt"]: each["src"] or "" for each in page.of("img") if each["alt"]}
+    assert list(shown) == ["x.jpg (seed_0): Dice 10.0", "x.jpg (seed_1): Dice 90.0"]
+    for uri, shade in zip(shown.values(), (20, 200), strict=True):
+        assert abs(np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))).mean() - shade) < 3
+    curves = [each["data"] for each in page.data if each["data"][0]["type"] == "scatter"]
+    assert [[trace["name"] for trace in each] for each in curves] == [["seed_0", "seed_1"]]
 
 
 def test_a_segmented_volume_has_three_sliders_of_bounded_size(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
-from densepath.report import verb
+from densepath.report import values, verb
 from densepath.report.blocks import Table
-from densepath.report.comparison import comparable, compare_runs
+from densepath.report.comparison import _differences, comparable, compare_runs
 from densepath.report.measurements import averaged, read_measurements
-from densepath.report.runs import read_run
+from densepath.report.runs import Run, read_run
 from densepath.report.verb import write_report
 from densepath.runs.metrics import read_metrics
 from tests.report.conftest import Make
@@ -37,6 +37,30 @@ def test_a_page_says_what_it_leaves_out(make_pretraining: Make, tmp_path: Path) 
     assert len({row[0] for row in page.rows[ranking + 1 : ranking + 45]}) == 44  # the table has all
 
 
+def test_damaged_folders_take_no_pictures_from_the_others(make_pretraining: Make, tmp_path: Path) -> None:
+    make_pretraining("runs/good")
+    for number in range(11):
+        (tmp_path / "runs" / f"{number}").mkdir()
+        (tmp_path / "runs" / f"{number}" / "config.yaml").write_text("method: [")
+    assert [each for each in page_of(tmp_path / "runs").of("img") if each.get("alt")]
+
+
+def test_a_run_that_is_named_twice_is_shown_once(make_pretraining: Make, tmp_path: Path) -> None:
+    run = make_pretraining()
+    (tmp_path / "link").symlink_to(run)
+    assert (
+        write_report([run, tmp_path / "link", tmp_path / "x" / ".." / "run"], out=tmp_path / "page.html")["runs"] == 1
+    )
+
+
+@pytest.mark.parametrize("name", ["slides.csv", "run.json", "table.json"])
+def test_tables_of_the_user_do_not_hide_the_runs_beside_them(make_pretraining: Make, tmp_path: Path, name: str) -> None:
+    runs = [make_pretraining(f"runs/{seed}", config={"seed": seed}) for seed in range(2)]
+    for folder in (tmp_path / "runs", runs[0]):
+        (folder / name).write_text("[1]")
+    assert write_report([tmp_path / "runs"], out=tmp_path / "page.html").items() >= {"runs": 2, "left_out": 0}.items()
+
+
 def test_up_to_three_runs_are_open_and_more_are_folded(make_pretraining: Make, tmp_path: Path) -> None:
     runs = [str(make_pretraining(name, config={"method": name})) for name in ("moco", "concl", "mae", "dirl")]
     for count, folded in ((3, 0), (4, 4)):
@@ -50,8 +74,10 @@ def test_measurements_are_averaged_in_bounded_numbers() -> None:
     found = averaged(columns, values, 100)
     assert len(found) <= 104 and len(averaged(columns, values, 1001)) == 1001
     assert {name: value for row in found for name, value in row.items()} == {"step": 1000.0, "loss": 0.0, "probe": 7.0}
-    assert np.mean([row["loss"] for row in found[:90]]) == pytest.approx(0.5, abs=0.05)
-    assert [row["probe"] for row in found if "probe" in row] == [7.0, 7.0]  # the mean of its one value, and the newest
+    assert np.mean([row["loss"] for row in found[:90] if "loss" in row]) == pytest.approx(0.5, abs=0.05)
+    assert [row for row in found if "probe" in row] == [{"step": 50.0, "probe": 7.0}]  # at its own step
+    steps = [row["step"] for row in found]
+    assert steps == sorted(set(steps))
     nan = averaged(["step", "loss"], np.array([(k, np.nan if k == 29 else 1.0) for k in range(30)]), 10)
     assert np.isnan(nan[-1]["loss"]) and np.isnan(nan[-2]["loss"]) and nan[0]["loss"] == 1  # it was measured
 
@@ -173,9 +199,24 @@ def test_losses_of_different_methods_do_not_sort_runs(make_pretraining: Make, tm
     table = compare_runs(runs)[0].blocks[0]
     assert isinstance(table, Table) and [row[0] for row in table.rows] == ["a", "b"]
     assert "different methods" in table.caption
-    runs["a"] = replace(runs["a"], config={**runs["a"].config, "method": "concl"})
-    table = compare_runs(runs)[0].blocks[0]
-    assert isinstance(table, Table) and [row[0] for row in table.rows] == ["b", "a"]
+    for options, order in (({}, ["b", "a"]), ({"detector": "retinanet"}, ["a", "b"]), ({"loss": "focal"}, ["a", "b"])):
+        runs["a"] = replace(runs["a"], config={**runs["b"].config, **options})
+        table = compare_runs(runs)[0].blocks[0]
+        assert isinstance(table, Table) and [row[0] for row in table.rows] == order
+
+
+def test_options_that_differ_in_their_last_digits_differ(tmp_path: Path) -> None:
+    names = [f"slide_{number:03}" for number in range(60)]
+    options = [{"lr": 0.12345678, "exclude": [*names, "a"], "x": True, "epochs": 1}]
+    options += [{"lr": 0.12345679, "exclude": [*names, "b"], "x": "true", "epochs": 1.0}]
+    table = _differences({f"{number}": Run(tmp_path, config) for number, config in enumerate(options)})
+    assert isinstance(table, Table) and [row[0] for row in table.rows] == ["lr", "exclude", "x"]
+    assert all(row[1] != row[2] for row in table.rows)
+
+
+@pytest.mark.parametrize(("value", "text"), [(1834.2, "1,834"), (1234567.8, "1,234,568"), (0.00001234, "1.23e-05")])
+def test_large_numbers_have_no_powers(value: float, text: str) -> None:
+    assert values.number(value, 3) == text
 
 
 def test_a_page_has_the_title_and_the_note_that_are_given(make_pretraining: Make, tmp_path: Path) -> None:

@@ -109,6 +109,14 @@ def test_relative_data_starts_where_the_run_was_started(
     assert "Precision and recall" in page.text and "not recorded" not in page.text
 
 
+def test_pictures_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    (folder := tmp_path / "out").mkdir()
+    (folder / "config.yaml").write_text("data: x\nrun: y\n")
+    for name in ("a", "b"):
+        save_picture(folder / "pictures" / name / "x.png")
+    assert [each["alt"] for each in page_of(folder).of("img") if each["alt"]] == ["a/x", "b/x"]
+
+
 def test_loops_of_links_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")

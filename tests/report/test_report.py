@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -25,7 +26,7 @@ from densepath.report.runs import Run, Score, read_run, read_scores
 from densepath.report.slide_layers import slide_layers
 from densepath.report.verb import write_report
 from densepath.sources.tiles.tile import tile
-from densepath.synthetic.slide import write_slide
+from densepath.synthetic.slide import SlidePainter, write_slide
 from tests.report.conftest import Make, save_picture
 
 pytest.importorskip("plotly")
@@ -190,6 +191,14 @@ def test_weights_are_told_apart_without_their_seed(
     assert [keys.index(key) for key in keys] == [0, 0, 2, 2, 0, 0, 6, 7, 8, 9, 9]
 
 
+def test_relative_weights_start_where_the_run_was_started(make_pretraining: Make, tmp_path: Path) -> None:
+    for seed in range(2):
+        make_pretraining(f"moco/first{seed}", config={"seed": seed})
+    started = [{"folder": str(tmp_path)}]
+    keys = {_key({"weights": f"moco/first{seed}/exported/backbone.safetensors"}, started) for seed in range(2)}
+    assert len(keys) == 1
+
+
 def test_runs_with_the_same_options_and_seed_are_not_tested(tmp_path: Path) -> None:
     runs = detectors(tmp_path / "a", {"random": ["random"] * 3, "given": ["w.pth"] * 3})
     runs += detectors(tmp_path / "b", {"given": ["w.pth"]}, 50.0)
@@ -263,6 +272,11 @@ def test_a_damaged_measurement_or_picture_does_not_cost_the_page(make_pretrainin
     assert "Views" not in page.text and "Map of the images" not in page.text and "Curves" in page.text
 
 
+def test_objects_and_their_detections_have_the_same_score(make_detector: Make) -> None:
+    page = page_of(make_detector([[(0, 0, 10)]], [[(0, 0, 10, 0.49996)]]))
+    assert {each["data-score"] for each in page.of("path")} == {"0.5"}
+
+
 def test_a_detector_shows_its_detections_beside_the_truth(make_detector: Make) -> None:
     truth = [[(0, 0, 10), (20, 20, 10)], [(5, 5, 12)], []]
     found = [[(0, 0, 10, 0.9), (25, 0, 8, 0.8)], [(5, 6, 12, 0.3)], []]
@@ -284,7 +298,20 @@ def test_a_detector_without_its_data_shows_the_pictures_of_the_run(make_detector
     (run.parent / "data" / "annotations" / "test.json").unlink()
     save_picture(run / "pictures" / "1.png")
     page = page_of(run)
-    assert "cannot be read" in page.text and [each["alt"] for each in page.of("img")] == ["1", ""]
+    assert "are not shown" in page.text and [each["alt"] for each in page.of("img")] == ["1", ""]
+
+
+def test_detections_are_not_drawn_on_other_images_than_those_of_the_run(make_detector: Make) -> None:
+    run = make_detector([[(0, 0, 10)], []], [[(0, 0, 10, 0.9)], []])
+    scores = {"scale": "percent", "mask_ap50": 100.0}
+    (run / "metrics.json").write_text(json.dumps(scores))
+    assert "Precision and recall" in page_of(run).text
+    (run / "metrics.json").write_text(json.dumps({**scores, "mask_ap50": 98.0}))
+    page = page_of(run)
+    assert "Precision and recall" not in page.text and "mask AP50 is 100.0 with them, and was 98.0" in page.text
+    results = json.loads((run / "predictions.json").read_text())
+    (run / "predictions.json").write_text(json.dumps([{**each, "image_id": 7} for each in results]))
+    assert "none has the id 7" in page_of(run).text
 
 
 def test_a_page_of_a_run_in_progress_reloads_itself(make_pretraining: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,11 +399,7 @@ def test_the_cells_of_a_slide_are_layers_above_its_tiles(tmp_path: Path) -> None
     write_slide(tmp_path / "slides" / "s.tif", size=(512, 768))
     tile(data=tmp_path / "slides", out=tmp_path / "tiles", mpp=0.5, size=128, workers=0)
     cells = Cells.of([(100, 50), (101, 50), (300, 200)], (512, 768), ["<i>", "<i>", "b"])
-    (folder := tmp_path / "cells").mkdir()
-    write_cells(cell_path(folder, "s"), cells)
-    row = {"slide": "s", "path": str(tmp_path / "slides" / "s.tif"), "mpp": 0.5, "cells": 3, "problem": ""}
-    write_cell_rows(folder, [row])
-    (folder / "config.yaml").write_text(yaml.safe_dump({"data": str(tmp_path / "tiles"), "source": "blobs"}))
+    folder = folder_of_cells(tmp_path, tmp_path / "slides" / "s.tif", tmp_path / "tiles", cells, "0.5")
     ((block,), _) = slide_layers(read_run(folder), 9)
     assert list(block.layers) == ["<i> (2)", "b (1)", "tissue", "tiles"]
     drawn = np.asarray(
@@ -387,6 +410,43 @@ def test_the_cells_of_a_slide_are_layers_above_its_tiles(tmp_path: Path) -> None
     assert {"opacity of <i> (2)", "opacity of tiles"} <= {
         each.get("aria-label") for each in page_of(folder).of("input")
     }
+
+
+def folder_of_cells(tmp_path: Path, path: Path, data: Path, cells: Cells, mpp: str) -> Path:
+    """The folder of ``cells`` of a slide or an image."""
+    (folder := tmp_path / "cells").mkdir()
+    write_cells(cell_path(folder, path.stem), cells)
+    write_cell_rows(folder, [{"slide": path.stem, "path": str(path), "mpp": mpp, "cells": 3, "problem": ""}])
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": str(data), "source": "blobs", "points": None}))
+    return folder
+
+
+def test_cells_of_plain_images_are_layers(tmp_path: Path) -> None:
+    save_picture(tmp_path / "images" / "a.png", 64)
+    classes = [f"c{number}" for number in range(8)]
+    cells = Cells.of([(number, 30) for number in range(8)], (64, 64), classes)
+    folder = folder_of_cells(tmp_path, tmp_path / "images" / "a.png", tmp_path / "images", cells, "")
+    ((block,), lines) = slide_layers(read_run(folder), 9)
+    assert list(block.layers) == [f"c{number} (1)" for number in range(6)]
+    assert lines == ["a: the first 6 of 8 classes of cells are drawn"]
+
+
+def test_slides_have_the_micrometers_of_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a slide that does not say them, and a file that is too large."""
+    pytest.importorskip("h5py")
+    pixels = SlidePainter((512, 768), mpp=0.5, seed=3).part(0, 0, 512, 768)
+    (tmp_path / "slides").mkdir()
+    stored: dict[str, Any] = {"tile": (128, 128), "compression": "zlib", "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(tmp_path / "slides" / "s.tif", pixels, **stored)
+    tile(data=tmp_path / "slides", out=tmp_path / "tiles", default_mpp=0.5, mpp=0.5, size=128, workers=0)
+    ((block,), lines) = slide_layers(read_run(tmp_path / "tiles"), 9)
+    assert list(block.layers) == ["tissue", "tiles"] and lines == []
+    cells = Cells.of([(9, 9)], (512, 768), ["x"])
+    folder = folder_of_cells(tmp_path, tmp_path / "slides" / "s.tif", tmp_path / "slides", cells, "0.5")
+    assert list(slide_layers(read_run(folder), 9)[0][0].layers) == ["x (1)"]
+    monkeypatch.setattr("densepath.report.slide_layers._LARGEST", 10)
+    ((block,), lines) = slide_layers(read_run(tmp_path / "tiles"), 9)
+    assert list(block.layers) == ["tiles"] and "tissue/s.geojson is larger than" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["report.txt", "report"])

@@ -22,6 +22,7 @@ from densepath.core.files import atomic_write
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.resolution import spacing_of_text
 
+SHARE_COLUMNS = ("mpp", "crops", "mean", "p10", "median", "p90", "one_region")  # those of the histogram are next
 _TISSUE = 0.5  # least share of a crop that tiles cover
 _BINS = 20
 
@@ -141,7 +142,7 @@ def write_shares(table: ShareTable, path: Path) -> None:
     edges = [f"{low / _BINS:.2f}-{(low + 1) / _BINS:.2f}" for low in range(_BINS)]
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(LineFeeds(file))
-        writer.writerow(["mpp", "crops", "mean", "p10", "median", "p90", "one_region", *edges])
+        writer.writerow([*SHARE_COLUMNS, *edges])
         for each in table:
             mean = each.shares.mean() if len(each.shares) else float("nan")
             facts = [mean, *(each.quantile(q) for q in (0.1, 0.5, 0.9)), each.one_region, *each.histogram()]

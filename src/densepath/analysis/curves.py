@@ -122,7 +122,7 @@ def draw_curves(
             paint_curves(axes, [np.array(each) for each in points if each], color)
         title = f"{column.removesuffix(CHANCE)} / chance" if column.endswith(CHANCE) else column
         style_curve(axes, title.replace("_", " "))
-        axes.xaxis.set_major_locator(MaxNLocator(_TICKS, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(_TICKS, integer=True, min_n_ticks=1))
     for axes in grid.flat[len(columns) :]:
         axes.set_axis_off()
     figure.tight_layout(pad=0.7)

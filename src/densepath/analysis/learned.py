@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from densepath.analysis.attention import LastAttention, aggregated
-from densepath.analysis.concepts import find_concepts
+from densepath.analysis.concepts import TileTooSmall, find_concepts
 from densepath.analysis.pictures import paint_concepts
-from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import permute
 from densepath.nets.backbones import Backbone
@@ -87,7 +86,7 @@ def _draw_rows(
     shown = [spec.to_rgb(tile) for tile in tiles]
     try:
         concepts = [find_concepts(backbone, tile, (stage,), _CONCEPTS, seed, spec)[stage] for tile in tiles]
-    except UserError:  # they are too small
+    except TileTooSmall:
         return []
     painted = [paint_concepts(*pair) for pair in zip(shown, concepts, strict=True)]
     rows = [shown, [(255 * each).round().astype(np.uint8) for each in painted]]

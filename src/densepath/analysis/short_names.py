@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -11,7 +12,7 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pkl")
 
 
 def short_names(sources: Sequence[str], what: str) -> list[str]:
-    """The shortest unique ending of each path, without the suffix of a weight file.
+    """The shortest unique ending of each path, without the suffix of a weight file, and without ``..`` and ``.``.
 
     Args:
         sources: paths, or names such as ``random``.
@@ -20,7 +21,8 @@ def short_names(sources: Sequence[str], what: str) -> list[str]:
     Raises:
         UserError: a source is given twice.
     """
-    paths = [PurePath(source) for source in sources]
+    given = [PurePath(source) for source in sources]
+    paths = [PurePath(os.path.abspath(path)) if ".." in path.parts or not path.parts else path for path in given]
     if twice := [str(path) for path in paths if paths.count(path) > 1]:
         raise UserError(f"{what} has {twice[0]} twice; name each source once")
     short = [path.with_suffix("") if path.suffix in _SUFFIXES else path for path in paths]

@@ -17,6 +17,7 @@ from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.analysis.reconstruction import draw_reconstruction
 from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
+from densepath.annotations.label_cache import check_color
 from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError, counted
@@ -169,6 +170,7 @@ def show_concepts(
                     option = "saliency" if name == "saliency" else "regions"
                     raise UserError(f"concepts {name} need {labeller.what}; give it with --{option}")
                 labeller = labeller.make(path)
+            check_color(labeller, images.spec)
             labeller.begin(AllNames(images))
             files = (images.names(position) for position in batch.index.tolist())
             groups.append({name: [labeller.label(*pair) for pair in zip(tiles, files, strict=True)]})
@@ -179,6 +181,7 @@ def show_concepts(
 
 
 @take_single_values
+@generators_of_the_caller()
 def show_reconstruction(
     *,
     data: AnyPath,

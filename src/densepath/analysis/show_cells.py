@@ -11,11 +11,20 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from PIL import Image
 
-from densepath.analysis.cell_share import ShareTable, cellular_shares, draw_shares, write_shares
-from densepath.analysis.panels import INK, OBJECTS, PanelGrid, add_panel_legend, picture_file, save, show
+from densepath.analysis.cell_share import SHARE_COLUMNS, ShareTable, cellular_shares, draw_shares, write_shares
+from densepath.analysis.panels import (
+    FAINT,
+    INK,
+    OBJECTS,
+    PanelGrid,
+    add_panel_legend,
+    picture_file,
+    save,
+    show,
+    table_file,
+)
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
 from densepath.core.errors import UserError, counted, one_line
-from densepath.core.files import refuse_replacing
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
 from densepath.core.single_values import take_single_values
@@ -27,6 +36,8 @@ from densepath.sources.tiles.tiled_slide import open_tiled
 _SLIDES, _COLUMNS = 3, 3
 _ON_OVERVIEW = 20000  # cells; of more, every n-th is drawn
 _DARK = "#0047ff"  # on an overview, where cells have one class
+_CLASSES = (*OBJECTS, "#0047ff", "#ff1f3d", "#00703c", "#7a4100", "#8b00c9", FAINT)  # the last one for all others
+_OTHERS = len(_CLASSES) - 1
 _LEAST = 720  # pixels of an overview's longer side
 _MPP = (0.25, 0.5, 1.0, 2.0)
 
@@ -72,18 +83,17 @@ def show_cells(
     """
     data, cells = as_path(data), as_path(cells)
     out = picture_file(out, data)
+    beside = table_file(out, SHARE_COLUMNS) if share else None
     check_seed(seed)
     if count < 1:
         raise UserError(f"count is {count}; give 1 or more")
-    if share:
-        refuse_replacing(out.with_suffix(".csv"), data, Path(cells) / "cells.csv")
     images = find_source(data, exclude=exclude)
     points = CellPoints(images, cells)
     say(f"densepath: {points.describe()}")
-    if share:
+    if beside is not None:
         table = cellular_shares(images, points, cells, mpp, view_size, patch_size)
-        write_shares(table, out.with_suffix(".csv"))
-        return {**_numbers(table), "picture": draw_shares(table, out), "table": out.with_suffix(".csv")}
+        write_shares(table, beside)
+        return {**_numbers(table), "picture": draw_shares(table, out), "table": beside}
     panels = len(images) if len(images) < count else count
     chosen = sorted(np.random.default_rng(seed).permutation(len(images))[:panels].tolist())
     tilings = images.tilings[:_SLIDES] if isinstance(images, TilesOfSlides) else []
@@ -101,26 +111,29 @@ def show_cells(
         panel = next(axes)
         show(panel, np.asarray(shown))
         size = float(np.clip(1500 / max(len(found), 1), 0.6, 9.0))
-        _dots(panel, places, classes[::step], size, (_DARK,) if len(points.class_names) == 1 else OBJECTS)
+        _dots(panel, places, classes[::step], size, (_DARK,) if len(points.class_names) == 1 else _CLASSES)
         _label(panel, f"{one_line(tiling.name)}: {counted(len(found), 'cell')}")
     for position in chosen:
         pixels = images.spec.to_rgb(images.read(position))
         own = points.of(position)
         panel = next(axes)
         show(panel, pixels)
-        _dots(panel, (own[:, :2] + 1) / 2 * pixels.shape[1::-1], own[:, 2], 9.0, OBJECTS)
+        _dots(panel, (own[:, :2] + 1) / 2 * pixels.shape[1::-1], own[:, 2], 9.0, _CLASSES)
         _label(panel, counted(len(own), "cell"))
     if len(points.class_names) > 1:
-        colors = [OBJECTS[number % len(OBJECTS)] for number in range(len(points.class_names))]
+        names, others = points.class_names[:_OTHERS], len(points.class_names) - _OTHERS
+        labels = [one_line(name) for name in names]
+        labels += [f"others ({counted(others, 'class', 'classes')})"] if others > 0 else []
+        colors = _CLASSES[: len(labels)]
         handles = [panel.scatter([], [], s=20, color=color, edgecolors="black", linewidths=0.5) for color in colors]
-        add_panel_legend(grid.figure, handles, [one_line(name) for name in points.class_names])
+        add_panel_legend(grid.figure, handles, labels)
     return {"cells": points.count, "picture": save(grid.figure, out)}
 
 
 def _dots(
     axes: Axes, places: npt.NDArray[np.floating], classes: npt.NDArray[np.generic], size: float, colors: Sequence[str]
 ) -> None:
-    shown = [colors[int(number) % len(colors)] for number in classes]
+    shown = [colors[min(int(number), len(colors) - 1)] for number in classes]
     axes.scatter(places[:, 0], places[:, 1], s=size, c=shown or None, edgecolors="black", linewidths=size / 30)
 
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Ellipse
 from torch import Tensor, nn
 
 from densepath.analysis.center_views import center_views, chosen
-from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save
+from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save, table_file
 from densepath.analysis.separation import Floats, Gaussian, bhattacharyya, jensen_shannon
 from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
@@ -24,7 +24,7 @@ from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
-from densepath.core.files import atomic_write, refuse_replacing
+from densepath.core.files import atomic_write
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.regions import point_counts
@@ -38,6 +38,7 @@ from densepath.training.hardware import choose_device
 from densepath.training.random_state import generators_of_the_caller
 
 GROUPS = ("cells", "background")
+_COLUMNS = ("weights", "tokens_of_each", "jensen_shannon", "bhattacharyya")
 _COLORS = (LINES[0], LINES[1])
 
 Cells = Callable[[int], Any]  # position -> (N, 2) x, y in normalized coordinates of the image
@@ -107,6 +108,7 @@ def show_tokens(
     """
     data, cells = as_path(data), as_path(cells)
     out, sources = picture_file(out, data), as_texts(weights)
+    table = table_file(out, _COLUMNS)
     check_seed(seed)
     if not sources or count < 1 or tokens < 3 or not perplexity > 0:
         raise UserError(
@@ -114,7 +116,6 @@ def show_tokens(
         )
     check_mpp("mpp", mpp, 0.5)
     names, table = short_names(sources, "weights"), out.with_suffix(".csv")
-    refuse_replacing(table, data, *(() if cells is None else (Path(cells) / "cells.csv",)))
     images = find_source(data, exclude=exclude)
     report_source(images)
     held: Cells
@@ -223,7 +224,7 @@ def _sample(
 def _write(found: Mapping[str, Separation], path: Path) -> None:
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(LineFeeds(file))
-        writer.writerow(["weights", "tokens_of_each", "jensen_shannon", "bhattacharyya"])
+        writer.writerow(_COLUMNS)
         for name, own in found.items():
             writer.writerow([name, len(own.points[0]), f"{own.divergence:.6g}", f"{own.distance:.6g}"])
 

@@ -25,7 +25,7 @@ from densepath.core.locks import shared_work
 from densepath.core.system import cores
 from densepath.core.waiting import HANGING_READER, Stuck
 from densepath.sources.corrupt import CorruptLog
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.sources.read_all import read_all
 from densepath.sources.workers import end_workers, outlive_signals, report_dead_workers, start_workers
@@ -76,6 +76,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "densepath" / "labels"
 
 
+def check_color(labeller: Labeller, spec: PixelSpec) -> None:
+    """Check that a labeller can label images of such pixels.
+
+    Raises:
+        UserError: it needs color, and they are grey.
+    """
+    if labeller.needs_color and spec.channels != 3:
+        raise UserError(
+            f"{type(labeller).__name__.lower()} are found by color, and the images are grey; choose other concepts"
+        )
+
+
 def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | None = None) -> LabelMaps:
     """The label maps of all images of a source: from the cache, or computed now and stored there.
 
@@ -91,10 +103,7 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
     Raises:
         UserError: the cache cannot be written, an image has no map, or too many images are corrupt.
     """
-    if labeller.needs_color and images.spec.channels != 3:
-        raise UserError(
-            f"{type(labeller).__name__.lower()} are found by color, and the images are grey; choose other concepts"
-        )
+    check_color(labeller, images.spec)
     labeller.begin(AllNames(images))
     root = Path(folder or cache_folder()).expanduser()
     subfolder = root / _key(images, labeller, root)

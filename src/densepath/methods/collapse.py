@@ -11,7 +11,7 @@ from torch import Tensor
 from densepath.core.losses import full_precision
 
 # Healthy runs are above these from their first rows on: see tests/methods/test_collapse.py.
-_LEAST = {
+LEAST = {
     "key_spread": (
         0.005,
         "the keys of all images are nearly the same; start again with a lower learning rate, or, "
@@ -66,12 +66,12 @@ class CollapseAlarm:
     """Warns if ``key_spread`` or ``output_spread`` stays near zero for five rows of measurements."""
 
     def __init__(self) -> None:
-        self._low = dict.fromkeys(_LEAST, 0)
+        self._low = dict.fromkeys(LEAST, 0)
 
     def __call__(self, row: Mapping[str, float]) -> list[str]:
         """Lines on a row of measurements."""
         lines = []
-        for name, (least, why) in _LEAST.items():
+        for name, (least, why) in LEAST.items():
             self._low[name] = self._low[name] + 1 if row.get(name, 1.0) < least else 0
             if self._low[name] >= _ROWS:
                 lines.append(f"collapse: {why}")

@@ -17,8 +17,8 @@ _MOST = 12  # classes
 _MOST_TEXT = 16  # classes whose numbers are written
 
 
-def answer_charts(ranked: Sequence[Ranked]) -> list[Chart]:
-    """ROC curves, precision over recall, and calibration of the first classes.
+def answer_charts(ranked: Sequence[Ranked], what: str) -> list[Chart]:
+    """ROC curves, precision over recall, and calibration of the first classes; of images, or ``what`` it is.
 
     Curves are means over the folds that have images with and without a class.
     """
@@ -35,7 +35,7 @@ def answer_charts(ranked: Sequence[Ranked]) -> list[Chart]:
             predicted, share, counts = calibration(each)
             line = _line(name, predicted, share, number) | {"mode": "lines+markers"}
             line["marker"] = {"size": (6 + 20 * np.sqrt(counts / counts.sum())).round(1).tolist()}
-            line["text"] = [counted(count, "image") for count in counts.tolist()]
+            line["text"] = [counted(count, what) for count in counts.tolist()]
             calibration_lines.append(line)
     some = f", the first {_MOST} of {len(ranked)} classes" if len(ranked) > _MOST else ""
     diagonal = {**_line("", np.array([0.0, 1.0]), np.array([0.0, 1.0]), -1), "hoverinfo": "skip", "showlegend": False}
@@ -43,12 +43,12 @@ def answer_charts(ranked: Sequence[Ranked]) -> list[Chart]:
     return [
         _square(f"ROC{some}", [diagonal, *roc_lines], "false positive rate", "true positive rate"),
         _square(f"Precision over recall{some}", recall_lines, "recall", "precision"),
-        _square(f"Calibration{some}", [diagonal, *calibration_lines], "predicted probability", "share of images"),
+        _square(f"Calibration{some}", [diagonal, *calibration_lines], "predicted probability", f"share of {what}s"),
     ]
 
 
 def confusion_chart(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Chart:
-    """The confusion matrix (K, K): percent of the images of a class, with their numbers."""
+    """The confusion matrix (K, K): percent of the cases of a class, with their numbers."""
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [plotly_text(name) for name in classes]
     trace: dict[str, Any] = {

@@ -154,14 +154,12 @@ class Embedding(Block):
         points: (x, y) of each image.
         names: of the images.
         thumbnails: a ``data:`` URI of each.
-        groups: the class of each image; empty without classes.
     """
 
     title: str
     points: Sequence[tuple[float, float]]
     names: Sequence[str]
     thumbnails: Sequence[str]
-    groups: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +11,12 @@ from typing import Any
 
 import yaml
 
+from densepath.core.spacing import evenly_spaced
 from densepath.report.blocks import Block, Cards, Facts, Gallery, Picture, Section, Slider, Text
 from densepath.report.curves import columns_of, draw_curves
 from densepath.report.embedded import picture
 from densepath.report.runs import Run, log_lines, next_commands
-from densepath.report.values import flat, number, pretty, text
+from densepath.report.values import decimals, flat, number, pretty, text
 
 PICTURES = "pictures"
 _STEP = re.compile(r"(.+)_(\d{7,})\.(?:png|jpg|webp)")
@@ -32,17 +34,16 @@ def score_cards(run: Run, names: Sequence[str]) -> list[Block]:
     rows = {}
     for name in [name for name in names if name in run.scores]:
         score = run.scores[name]
-        interval = f"{score.low:.1f} to {score.high:.1f}" if score.low is not None and score.high is not None else ""
-        rows[pretty(name)] = (f"{score.value:.1f}", interval)
+        rows[pretty(name)] = (decimals(score.value), score.interval)
     return [Cards(rows)] if rows else []
 
 
 def curve_section(run: Run, most: int) -> list[Section]:
     """The measurements of a run, on a page that has room for ``most`` pictures of it."""
-    if not run.rows:
+    curves = {name: [rows] for name, rows in run.curves.items()}
+    if not curves:
         return []
-    name = run.path.name
-    return [Section("Curves", draw_curves({name: run.rows}, columns_of([run.rows]), coarse=not most))]
+    return [Section("Curves", draw_curves(curves, columns_of(list(run.curves.values())), coarse=not most))]
 
 
 def picture_sliders(run: Path, most: int) -> list[Slider]:
@@ -67,7 +68,9 @@ def picture_sliders(run: Path, most: int) -> list[Slider]:
 
 def gallery(title: str, files: Sequence[Path], within: Path, most: int, side: int = 640) -> list[Gallery]:
     """Pictures of a run, evenly spaced if there are many; the title says so."""
-    found = [picture(path, within, path.stem, side) for path in evenly(list(files), most)]
+    folder = Path(os.path.commonpath([path.parent for path in files])) if files else within
+    some = {path: path.relative_to(folder).with_suffix("").as_posix() for path in evenly(files, most)}
+    found = [picture(path, within, caption, side) for path, caption in some.items()]
     shown = [each for each in found if each is not None]
     return [Gallery(f"{title}{some_of(len(shown), len(files))}", shown)] if shown else []
 
@@ -87,9 +90,7 @@ def pictures_below(folder: Path) -> list[Path]:
 
 def evenly(items: Sequence[Any], most: int) -> list[Any]:
     """At most ``most`` of the items, evenly spaced, the first and the last included."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(k * (len(items) - 1) / max(most - 1, 1))] for k in range(most)]
+    return [items[place] for place in evenly_spaced(most, len(items))]
 
 
 def figure(folder: Path, name: str | Path, caption: str) -> list[Picture]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from densepath.benchmark.statistics import Comparison, compare, mean_std
 from densepath.core.errors import UserError, first_few
 from densepath.report.blocks import Block, Note, Section, Table
 from densepath.report.curves import columns_of, draw_curves
-from densepath.report.runs import Run, Score
-from densepath.report.values import MISSING, flat, pretty, text
+from densepath.report.paths import recorded_data
+from densepath.report.runs import Run, Score, read_sessions
+from densepath.report.values import MISSING, flat, number, pretty, text
 from densepath.runs.folder import EXPORTED, read_config
 
 MOST_CURVES = 16  # lines in a chart
@@ -22,6 +23,7 @@ MOST_CHARTS = 8
 _MOST_SCORES = 12
 _MOST_OPTIONS, _MOST_COLUMNS = 40, 100
 _WHERE = {"out", "devices", "workers", "cache", "loggers", "resume", "log_every"}  # not what is computed
+_OF_LOSSES = ("method", "detector", "head", "loss", "labels")  # options that decide what a loss is
 _MAIN = (
     "mask_ap",
     "box_ap",
@@ -58,10 +60,10 @@ def compare_runs(runs: Mapping[str, Run]) -> list[Section]:
     """
     scores = {name: _scores(run) for name, run in runs.items()}
     sections = [Section("Scores", [_score_table(runs, scores), *_tests(runs, scores)])]
-    with_rows = {name: run.rows for name, run in runs.items() if run.rows}
+    with_rows = {name: list(run.curves.values()) for name, run in runs.items() if run.curves}
     if with_rows:
         shown = dict(list(with_rows.items())[:MOST_CURVES])
-        charts = draw_curves(shown, columns_of(list(shown.values())))
+        charts = draw_curves(shown, columns_of([rows for own in shown.values() for rows in own]))
         blocks: list[Block] = [*charts[:MOST_CHARTS]]
         if len(with_rows) > len(shown):
             blocks.append(Note(f"The curves of the first {len(shown)} of {len(with_rows)} runs."))
@@ -99,7 +101,7 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
     for name in sorted(runs, key=place):
         own = scores[name]
         texts = [f"{own[c].value:.4f}" if c == "loss" and c in own else str(own.get(c, MISSING)) for c in columns]
-        rows.append([name, runs[name].state, text(runs[name].last.get("step", MISSING)), *texts])
+        rows.append([name, runs[name].state, number(runs[name].last.get("step", MISSING)), *texts])
     unit = "in percent" + ", distances in mm or px" * any("hd95" in c or "hausdorff" in c for c in columns)
     caption = f"Sorted by {pretty(main)}; {unit}, with 95% intervals where they are known" if main else ""
     caption = caption or "Not sorted: losses of different methods cannot be compared" * bool(columns)
@@ -108,7 +110,8 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
 
 
 def _same_method(runs: Mapping[str, Run]) -> bool:
-    return len({text(run.config.get("method")) for run in runs.values()}) == 1
+    """Whether losses of runs can be compared."""
+    return not _differing([run.config for run in runs.values()], set(), _OF_LOSSES)
 
 
 def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
@@ -117,7 +120,7 @@ def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -
     for name, run in runs.items():
         seed = run.config.get("seed")
         if isinstance(seed, int):
-            places.setdefault((_key(run.config), seed), []).append(name)
+            places.setdefault((_key(run.config, run.sessions), seed), []).append(name)
     groups: dict[str, dict[int, str]] = {}
     for (key, seed), names in places.items():
         if len(names) == 1:
@@ -169,16 +172,16 @@ def _difference(found: Comparison | None) -> str:
     return f"{found.difference:+.2f} (p {'< 0.0001' if found.p < 0.0001 else f'{found.p:.2g}'})"
 
 
-def _key(config: Mapping[str, Any], depth: int = 5) -> str:
+def _key(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]] = (), depth: int = 5) -> str:
     """What a run computes, without its seed and those of the runs that made its initial weights."""
     options = {name: value for name, value in flat(config).items() if name not in {*_WHERE, "seed", "weights"}}
     weights = str(config.get("weights"))
-    folder, file = _source(Path(weights))
+    folder, file = _source(recorded_data(config, sessions, "weights"))
     try:
         parent = read_config(folder) if depth and weights != "random" else None
     except (UserError, OSError, ValueError):
         parent = None
-    made = [_without_seed(weights)] if not parent else [_key(parent, depth - 1), file]
+    made = [_key(parent, read_sessions(folder), depth - 1), file] if parent else [_without_seed(weights)]
     return json.dumps([options, made], sort_keys=True, default=str)
 
 
@@ -213,7 +216,7 @@ def _differences(runs: Mapping[str, Run]) -> Block:
     if not names:
         return Note("The runs have the same options.")
     shown = dict(list(options.items())[:_MOST_COLUMNS])
-    rows = [[name, *(text(own.get(name, MISSING)) for own in shown.values())] for name in names[:_MOST_OPTIONS]]
+    rows = [[name, *_told_apart([own.get(name, MISSING) for own in shown.values()])] for name in names[:_MOST_OPTIONS]]
     same = len({name for own in options.values() for name in own}) - len(names)
     caption = f"{same} other options are the same in all runs"
     if len(rows) < len(names):
@@ -223,8 +226,22 @@ def _differences(runs: Mapping[str, Run]) -> Block:
     return Table(["option", *shown], rows, caption=caption)
 
 
-def _differing(options: Sequence[Mapping[str, object]], without: set[str]) -> list[str]:
-    known = dict.fromkeys(name for own in options for name in own)
-    return [
-        name for name in known if name not in without and len({text(own.get(name, MISSING)) for own in options}) > 1
-    ]
+def _told_apart(values: Sequence[object]) -> list[str]:
+    """Values as texts: short ones, unless only the whole ones differ."""
+    short = [text(value) for value in values]
+    return short if len(set(short)) > 1 else [str(value) for value in values]
+
+
+def _differing(
+    options: Sequence[Mapping[str, object]], without: Collection[str], names: Collection[str] = ()
+) -> list[str]:
+    """Which options differ, of all or of some names; equal numbers are equal, such as 1 and 1.0, a text is not."""
+    known = names or dict.fromkeys(name for own in options for name in own)
+    values = {name: {_exact(own.get(name, MISSING)) for own in options} for name in known if name not in without}
+    return [name for name, found in values.items() if len(found) > 1]
+
+
+def _exact(value: object) -> str:
+    """A text that is the same for the same values."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return json.dumps(float(value) if number else value, default=str, sort_keys=True)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from densepath.methods.collapse import LEAST
 from densepath.report.blocks import Chart
 from densepath.report.measurements import Row
 from densepath.report.values import plotly_text, pretty
@@ -16,8 +17,6 @@ from densepath.runs.closing import CHANCE
 _MOST, _FEW = 600, 120  # points of a curve; of each of many
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
-# The value below which outputs hardly depend on the images, as training warns: see methods/collapse.py.
-COLLAPSE = {"key_spread": 0.005, "output_spread": 0.01}
 _TITLES = {"waiting": "share of time waiting for data", "images_per_second": "images per second", "lr": "learning rate"}
 
 
@@ -27,8 +26,10 @@ def columns_of(runs: Sequence[Sequence[Row]]) -> list[str]:
     return sorted(found, key=lambda name: (name != "loss", not name.startswith("probe_"), "loss" not in name))
 
 
-def draw_curves(runs: Mapping[str, Sequence[Row]], columns: Sequence[str], coarse: bool = False) -> list[Chart]:
-    """A chart for each column, with a line for each run, and dashed lines for chance and for collapse.
+def draw_curves(
+    runs: Mapping[str, Sequence[Sequence[Row]]], columns: Sequence[str], coarse: bool = False
+) -> list[Chart]:
+    """A chart for each column, with a line for each training of a run, and dashed lines for chance and for collapse.
 
     A loss of which chance is known is drawn relative to chance only. With ``coarse`` curves have few points. Of several
     runs the first chart is wide, and names them.
@@ -40,23 +41,26 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], columns: Sequence[str], coars
     return charts
 
 
-def _chart(runs: Mapping[str, Sequence[Row]], column: str, most: int) -> Chart:
+def _chart(runs: Mapping[str, Sequence[Sequence[Row]]], column: str, most: int) -> Chart:
     traces: list[dict[str, Any]] = []
-    for number, (name, rows) in enumerate(runs.items()):
-        points = np.array([(row["step"], row[column]) for row in rows if column in row and "step" in row], np.float64)
-        if not len(points):
-            continue
-        smooth = _smoothed(points)
-        if len(smooth) < len(points) and len(runs) == 1:
-            traces.append(
-                _line(_thinned(points, most), plotly_text(name), number) | {"opacity": 0.3, "hoverinfo": "skip"}
-            )
-        traces.append(_line(_thinned(smooth, most), plotly_text(name), number))
+    for number, (name, trainings) in enumerate(runs.items()):
+        measured = [
+            [(row["step"], row[column]) for row in rows if column in row and "step" in row] for rows in trainings
+        ]
+        own = [np.array(each, np.float64) for each in measured if each]
+        several: dict[str, Any] = {"legendgroup": str(number), "line": {"width": 1}} if len(own) > 1 else {}
+        for points in own:
+            smooth = _smoothed(points)
+            if len(smooth) < len(points) and len(runs) == 1:
+                faint = {"opacity": 0.3, "hoverinfo": "skip"}
+                traces.append(_line(_thinned(points, most), plotly_text(name), number) | faint)
+            traces.append(_line(_thinned(smooth, most), plotly_text(name), number) | several)
+            several = several and several | {"showlegend": False}
     title, level = _TITLES.get(column, column), None
     if column.endswith(CHANCE):
         title, level = f"{column.removesuffix(CHANCE)} / chance", 1.0
-    elif column in COLLAPSE:
-        level = COLLAPSE[column]
+    elif column in LEAST:
+        level = LEAST[column][0]
         title = f"{column}, dashed: collapse below"
     shapes = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}] if level else []
     layout = {"xaxis": {"title": {"text": "step"}}, "shapes": shapes, "showlegend": False}

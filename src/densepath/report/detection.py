@@ -27,10 +27,10 @@ from densepath.report.common import (
     some_of,
 )
 from densepath.report.embedded import encode_pixels
-from densepath.report.matching import Matched, match_image, precision_recall
+from densepath.report.matching import Matched, match_image, precision_recall, shown_score
 from densepath.report.paths import inside, own_file, where
 from densepath.report.runs import Kind, Run
-from densepath.report.values import plotly_text
+from densepath.report.values import plotly_text, pretty
 from densepath.transfer.detection.config import DETECTIONS, OBJECT_SCORE
 
 PREDICTIONS = "predictions.json"
@@ -49,6 +49,7 @@ _SIDE = 560  # pixels
 _MOST = 8  # images of each group
 _MOST_OBJECTS = 400  # outlines of an image
 _LARGEST = 2**27  # bytes of the predictions
+_SAME_SCORE = 0.5  # percent: the largest difference of the same score, computed twice
 
 
 def _sections(run: Run, most: int) -> list[Section]:
@@ -59,13 +60,13 @@ def _sections(run: Run, most: int) -> list[Section]:
 
 
 def _found(run: Run, most: int) -> list[Section]:
-    """The detections; as they were drawn at the end of the run if its images are not there any more."""
+    """The detections; as they were drawn at the end of the run if its images cannot be shown."""
     try:
         images, matched = _match(run)
     except (UserError, OSError, ValueError, LookupError, TypeError) as error:
         drawn = gallery("Test images", pictures_below(run.path / PICTURES), run.path, most)
         unknown = where(run.config, run.sessions)
-        note = Note(f"The test images of the run cannot be read ({error}): the pictures of the run are shown.{unknown}")
+        note = Note(f"The test images of the run are not shown ({error}), but its pictures are.{unknown}")
         return [Section("Detections", [note, *drawn])]
     count = min(_MOST, max(2, most // 3))
     order = sorted(range(len(images)), key=lambda k: matched[k].f1(OBJECT_SCORE))
@@ -93,10 +94,28 @@ def _match(run: Run) -> tuple[CocoImages, list[Matched]]:
     for annotation in truth["annotations"]:
         by_image[annotation["image_id"]][0].append(annotation)
     for result in results:
+        if result["image_id"] not in by_image:
+            raise UserError(f"those in {run.data} are others: none has the id {result['image_id']}")
         by_image[result["image_id"]][1].append(result)
     masks = all("segmentation" in each for each in [*truth["annotations"], *results])
     most = int(run.config.get("detections_per_image", DETECTIONS))
-    return images, [match_image(*by_image[image["id"]], most, masks) for image in truth["images"]]
+    matched = [match_image(*by_image[image["id"]], most, masks) for image in truth["images"]]
+    _check_same(run, images, matched, "mask_ap50" if masks else "box_ap50")
+    return images, matched
+
+
+def _check_same(run: Run, images: CocoImages, matched: Sequence[Matched], score: str) -> None:
+    """Check that the detections have the score with the test images that they had in the run.
+
+    Raises:
+        UserError: they have another one.
+    """
+    found = [each for category in images.category_ids if (each := precision_recall(matched, category)) is not None]
+    now, then = 100 * float(np.mean(found)) if found else np.nan, run.scores.get(score)
+    if then is not None and abs(now - then.value) > _SAME_SCORE:
+        raise UserError(
+            f"those in {run.data} are others: {pretty(score)} is {now:.1f} with them, and was {then.value:.1f}"
+        )
 
 
 def _curves(images: CocoImages, matched: Sequence[Matched]) -> Chart:
@@ -136,7 +155,7 @@ def _outlined(images: CocoImages, position: int, matched: Matched) -> Outlined:
     best = matched.best_score
     truth = [(_path(each), float(best[k])) for k, each in enumerate(matched.truth[:_MOST_OBJECTS])]
     found = [
-        (_path(result), round(float(result["score"]), 4), bool(number >= 0))
+        (_path(result), shown_score(result), bool(number >= 0))
         for result, number in list(zip(matched.found, matched.match, strict=True))[:_MOST_OBJECTS]
         if number != -2
     ]

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from densepath.core.errors import UserError
 from densepath.report.blocks import Picture
 from densepath.report.paths import inside
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.image_files import ImageFiles
+from densepath.training.load_run import pixels_of
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _QUALITY = 80
@@ -20,7 +27,7 @@ _MOST_PIXELS = 2**26  # of a picture that is read
 
 
 def picture(path: Path, within: Path, caption: str = "", side: int = 1200) -> Picture | None:
-    """A picture of a run folder, or of a data set.
+    """A picture of a run folder.
 
     Args:
         path: the file.
@@ -39,6 +46,26 @@ def picture(path: Path, within: Path, caption: str = "", side: int = 1200) -> Pi
     except OSError:
         return None
     return None if uri is None else Picture(uri, caption)
+
+
+def data_pictures(files: Sequence[tuple[Path, str]], config: Mapping[str, Any], side: int) -> list[Picture]:
+    """Images of a data set with the pixels that a network got, without those that cannot be read.
+
+    Args:
+        files: (path, caption) of each.
+        config: the options of the run, which may have recorded what the numbers of the pixels mean.
+        side: the longest side in pixels to which they are reduced.
+    """
+    images = ImageFiles([path for path, _ in files])
+    made = []
+    with suppress(UserError, OSError, ValueError, LookupError, TypeError):
+        if "pixels" in config:
+            images.spec = pixels_of(config)
+        for number, (_, caption) in enumerate(files):
+            with suppress(CorruptImage):
+                pixels = images.spec.to_rgb(images.read(number))
+                made.append(Picture(encode_pixels(pixels, side), caption))
+    return made
 
 
 def below(folder: Path, name: str) -> Path | None:

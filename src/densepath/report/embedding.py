@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from densepath.analysis.learned import FEATURES
 from densepath.core.errors import counted
 from densepath.report.blocks import Embedding
+from densepath.report.common import PICTURES
 from densepath.report.embedded import encode_pixels
 from densepath.report.paths import own_file
 
-FEATURES = Path("pictures") / "features.npz"  # in a run folder: features (N, C), names, JPEG thumbnails
 _SIDE = 72  # pixels of a thumbnail
 _PERPLEXITY = 20.0
 _LARGEST = 2**26  # bytes of the arrays, and pixels of the thumbnails
@@ -26,7 +27,7 @@ _MOST = 2000  # images
 def read_embedding(run: Path) -> Embedding | None:
     """The map of a run; None if it has saved no features."""
     try:
-        path = own_file(run, FEATURES)
+        path = own_file(run, f"{PICTURES}/{FEATURES}")
         return _read(path, path.stat().st_mtime_ns)
     except Exception:  # whatever NumPy, zipfile and Pillow raise for a damaged file
         return None

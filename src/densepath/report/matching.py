@@ -34,7 +34,7 @@ class Matched:
         scores = np.full(len(self.truth), -1.0)
         for result, number in zip(self.found, self.match, strict=True):
             if number >= 0:
-                scores[number] = result["score"]
+                scores[number] = shown_score(result)
         return scores
 
     def f1(self, least: float) -> float:
@@ -43,6 +43,11 @@ class Matched:
         correct, wrong = int((shown & (self.match >= 0)).sum()), int((shown & (self.match == -1)).sum())
         total = correct + wrong + len(self.truth)
         return 2 * correct / total if total else 1.0
+
+
+def shown_score(result: Mapping[str, Any]) -> float:
+    """The score of a detection as a page has it."""
+    return round(float(result["score"]), 4)
 
 
 def match_image(

@@ -20,6 +20,8 @@ _NONE = float(np.finfo(np.float64).max)  # in the place of a value that is missi
 def read_measurements(path: Path, most: int) -> list[Row]:
     """About ``most`` measurements of a run: means of as many in a row, and the newest of each column as it is.
 
+    A mean stands at the mean step of the rows that measured its column: those of a rare column are rows of their own.
+
     Raises:
         ValueError, UserError: the file is damaged, or too large.
         OSError: it cannot be read.
@@ -52,12 +54,20 @@ def averaged(columns: Sequence[str], values: npt.NDArray[np.float64], most: int)
     if len(values) <= most:
         return _rows(columns, values)
     known = values != _NONE
+    steps = values[:, list(columns).index("step")] if "step" in columns else np.arange(len(values), dtype=np.float64)
     starts = np.arange(0, len(values), -(-len(values) // most))
     counts = np.add.reduceat(known, starts, dtype=np.int64)
-    sums = np.add.reduceat(np.where(known, values, 0.0), starts)
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), _NONE)
-    newest = sorted({int(np.flatnonzero(column)[-1]) for column in known.T if column.any()})
-    return [*_rows(columns, means), *_rows(columns, values[newest])]
+    means, places = (
+        np.add.reduceat(np.where(known, each, 0.0), starts) / np.maximum(counts, 1) for each in (values, steps[:, None])
+    )
+    found: dict[float, dict[str, float]] = {}
+    for number, name in enumerate(columns):
+        filled, own = counts[:, number] > 0, np.flatnonzero(known[:, number])
+        pairs = list(zip(places[filled, number].tolist(), means[filled, number].tolist(), strict=True))
+        pairs += [(float(steps[own[-1]]), float(values[own[-1], number]))] if len(own) else []
+        for step, value in pairs:
+            found.setdefault(step, {"step": step})[name] = value
+    return [found[step] for step in sorted(found)]
 
 
 def _rows(columns: Sequence[str], values: npt.NDArray[np.float64]) -> list[Row]:

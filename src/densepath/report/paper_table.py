@@ -9,8 +9,8 @@ from densepath.core.errors import UserError, one_line
 from densepath.report.blocks import Block, Facts, Note, Section, Table
 from densepath.report.common import figure
 from densepath.report.paths import own_file
+from densepath.report.runs import RECORD
 
-RECORD = "table.json"  # of densepath.benchmark.tables.to_record
 PICTURE = "curves.png"
 
 

@@ -5,27 +5,31 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from densepath.analysis.curves import metrics_of
 from densepath.core.errors import UserError, one_line
 from densepath.core.locks import refuse_held
 from densepath.core.records import CONFIG
 from densepath.core.scores import in_percent
 from densepath.report.blocks import Section
 from densepath.report.measurements import Row, read_measurements
-from densepath.report.paths import own_file, recorded_data
-from densepath.report.values import MISSING
+from densepath.report.paths import inside, own_file, recorded_data
+from densepath.report.values import decimals
+from densepath.runs.closing import METRICS
 from densepath.runs.folder import SESSIONS, TRAIN_LOG, read_config
+from densepath.transfer.mil.models import ALL, models_named
 
-METRICS, SCORES = "metrics.csv", ("metrics.json", "scores.json")
+SCORES = ("metrics.json", "scores.json")
 _NO_SCORES = {"seconds"}
 _FINAL = ("backbone", "detector", "classifier", "segmenter")  # files in exported, written at the end of a run
-MARKS = (CONFIG, "table.json", "run.json", "slides.csv")  # a folder with one of them is a result, not a folder of them
+RECORD = "table.json"  # of densepath.benchmark.tables.to_record
 _DEPTH = 3  # folders below the one that is given
 MOST = 2000  # runs
 ROWS = 20_000  # measurements of a run; more are averaged
@@ -44,11 +48,14 @@ class Score:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def interval(self) -> str:
+        """The interval as a text; empty if it is unknown."""
+        low, high = (math.nan if edge is None else edge for edge in (self.low, self.high))
+        return f"{decimals(low)} to {decimals(high)}" if math.isfinite(low + high) else ""
+
     def __str__(self) -> str:
-        if not math.isfinite(self.value):
-            return MISSING
-        interval = "" if self.low is None or self.high is None else f" ({self.low:.1f} to {self.high:.1f})"
-        return f"{self.value:.1f}{interval}"
+        return f"{decimals(self.value)} ({self.interval})" if self.interval else decimals(self.value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,7 @@ class Run:
         path: its folder, or its file.
         config: its options; empty without any.
         rows: its measurements.
+        trainings: those of its folds and seeds, by folder; empty if it has measurements of its own.
         scores: its final scores.
         sessions: where and how it was computed.
         state: "in progress", "complete", or "stopped".
@@ -67,6 +75,7 @@ class Run:
     path: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Row] = ()
+    trainings: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     scores: Mapping[str, Score] = field(default_factory=dict)
     sessions: Sequence[Mapping[str, Any]] = ()
     state: str = "complete"
@@ -79,6 +88,11 @@ class Run:
     def data(self) -> Path:
         """The images that it used; a relative path starts where the run was started, if that is recorded."""
         return recorded_data(self.config, self.sessions)
+
+    @property
+    def curves(self) -> Mapping[str, Sequence[Row]]:
+        """The measurements of each of its trainings that has some."""
+        return {self.path.resolve().name: self.rows} if self.rows else self.trainings
 
     @property
     def last(self) -> Row:
@@ -118,7 +132,7 @@ def find_results(path: Path) -> list[Path]:
 def _below(folder: Path, depth: int) -> Iterator[Path]:
     if (folder / "run.json").is_file() and (folder / "run" / CONFIG).is_file():  # of a benchmark
         yield folder / "run"
-    elif any((folder / name).is_file() for name in MARKS):
+    elif (folder / CONFIG).is_file() or is_table(folder):
         yield folder
     elif depth:
         try:
@@ -127,6 +141,17 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
             return
         for entry in inner:
             yield from _below(entry, depth - 1)
+
+
+def is_table(folder: Path) -> bool:
+    """Whether a folder has a benchmark's table, which may be damaged; files of other programs have the same name."""
+    try:
+        found = json.loads((folder / RECORD).read_text())
+    except (OSError, RecursionError):
+        return False
+    except ValueError:
+        return True
+    return isinstance(found, dict) and "parts" in found
 
 
 def read_run(path: Path, most: int = ROWS) -> Run:
@@ -148,9 +173,31 @@ def read_run(path: Path, most: int = ROWS) -> Run:
         config = read_config(path) or {}
         rows = read_measurements(path / METRICS, most)
         scores = next((read_scores(path / name) for name in SCORES if (path / name).is_file()), {})
-        return Run(path, config, rows, scores, _sessions(path / SESSIONS), _state(path))
+        trainings = {} if rows else _trainings(path, config, most)
+        return Run(path, config, rows, trainings, scores, read_sessions(path), _state(path, config))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(str(error))})") from None
+
+
+def read_model(run: Run, folder: Path) -> Run:
+    """A model of a run that has several, from the folder of the model, which has scores."""
+    config = {**run.config, "model": folder.name}
+    trainings = _trainings(folder, config, ROWS)
+    return replace(
+        run, path=folder, config=config, trainings=trainings, scores=read_scores(folder / SCORES[1]), state="complete"
+    )
+
+
+def _trainings(path: Path, config: Mapping[str, Any], most: int) -> dict[str, list[Row]]:
+    """The measurements of the folds and seeds of a classifier, a segmenter or a model of slides."""
+    if not {"labels", "folds"} & config.keys():
+        return {}
+    with suppress(UserError):  # of a run with several models
+        files = [file for file in metrics_of(path) if inside(file, path)]
+        share = -(-most // max(1, len(files)))
+        found = {file.parent.relative_to(path).as_posix(): read_measurements(file, share) for file in files}
+        return {name: rows for name, rows in found.items() if rows}
+    return {}
 
 
 def read_scores(path: Path) -> dict[str, Score]:
@@ -201,19 +248,23 @@ def _options(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: made[name] for name in ("weights", "backbone") if name in made} | _before_scale(record)
 
 
-def _sessions(path: Path) -> list[Mapping[str, Any]]:
+def read_sessions(folder: Path) -> list[Mapping[str, Any]]:
+    """When and where a run was computed, from its folder; empty if that is unknown."""
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load((folder / SESSIONS).read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return []
     return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
 
 
-def _state(path: Path) -> str:
+def _state(path: Path, config: Mapping[str, Any]) -> str:
     try:
         refuse_held(path)
     except UserError:
         return "in progress"
+    if config.get("model") == ALL and "folds" in config:
+        scored = [(path / name / SCORES[1]).is_file() for name in models_named(ALL)]
+        return "complete" if all(scored) else "stopped"
     final = [*SCORES, *(f"exported/{name}.safetensors" for name in _FINAL)]
     return "complete" if any((path / name).is_file() for name in final) else "stopped"
 

@@ -36,6 +36,8 @@ _MOST = 9  # pictures of the worst, and of the best
 _SIDE = 800  # pixels
 _REGIONS = 24  # in the chart
 
+Case = tuple[str, str]  # the training, and an image that it tested
+
 
 def _sections(run: Run, most: int) -> list[Section]:
     blocks: list[Block] = [*score_cards(run, _SCORES), Facts({"state": run.state, **options(run, _OPTIONS)})]
@@ -70,14 +72,14 @@ def _score_table(run: Run) -> Table:
     return Table(heads, rows, caption="In percent and in mm or px, with 95% intervals by patient")
 
 
-def _dice(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
+def _dice(rows: Sequence[Mapping[str, str]]) -> dict[Case, float]:
     """The mean Dice of each image, over its regions; those where it is undefined are left out."""
-    found: dict[str, list[float]] = {}
+    found: dict[Case, list[float]] = {}
     for row in rows:
         value = float(row["dice"] or "nan")
         if np.isfinite(value):
-            found.setdefault(row["image"], []).append(value)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            found.setdefault((row.get("run", ""), row["image"]), []).append(value)
+    return {case: float(np.mean(values)) for case, values in found.items()}
 
 
 def _chart(rows: Sequence[Mapping[str, str]]) -> Chart:
@@ -104,22 +106,32 @@ def _chart(rows: Sequence[Mapping[str, str]]) -> Chart:
     return Chart(f"Dice of each image, by region{some}", traces, layout, wide=True)
 
 
-def _pictures(run: Path, cases: Mapping[str, float]) -> list[Section]:
+def _pictures(run: Path, cases: Mapping[Case, float]) -> list[Section]:
     """The pictures of the worst and the best images, among those that were drawn in any of the trainings."""
-    files: dict[str, Path] = {}
+    files: dict[Case, Path] = {}
     for pattern in (PICTURES, f"*/{PICTURES}", f"*/*/{PICTURES}"):
         for folder in sorted(run.glob(pattern)):
-            files |= {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.png")}
-    own = {name: file for name in cases if (file := files.get(name) or files.get(str(Path(name).with_suffix(""))))}
-    order = sorted(own, key=lambda name: cases[name])
+            training = folder.parent.relative_to(run).as_posix() if folder.parent != run else "run"
+            for path in folder.rglob("*.png"):
+                name = path.relative_to(folder).with_suffix("").as_posix()
+                files |= {(training, name): path, ("", name): path}  # tables may not name the training
+    own = {
+        (training, name): file
+        for training, name in cases
+        if (file := files.get((training, name)) or files.get((training, str(Path(name).with_suffix("")))))
+    }
+    several = len({training for training, _ in cases}) > 1
+    names = {case: f"{case[1]} ({case[0]})" if several else case[1] for case in own}
+    order = sorted(own, key=lambda case: cases[case])
     blocks: list[Block] = []
-    for title, names in (("The worst", order[:_MOST]), ("The best", order[::-1][:_MOST])):
-        found = [picture(own[name], run, f"{name}: Dice {cases[name]:.1f}", _SIDE) for name in names]
+    for title, some in (("The worst", order[:_MOST]), ("The best", order[::-1][:_MOST])):
+        found = [picture(own[case], run, f"{names[case]}: Dice {cases[case]:.1f}", _SIDE) for case in some]
         if shown := [each for each in found if each is not None]:
             blocks.append(Gallery(f"{title} of the drawn images: truth and prediction", shown))
         if len(order) <= _MOST:
             break
-    volumes = [each for name in order[: MOST - 1] + order[MOST - 1 :][-1:] for each in _slices(own[name], run, name)]
+    drawn = order[: MOST - 1] + order[MOST - 1 :][-1:]
+    volumes = [each for case in drawn for each in _slices(own[case], run, names[case])]
     if volumes and len(order) > MOST:
         blocks.insert(0, Note(f"Sliders through the {MOST - 1} worst and the best of {len(order)} drawn volumes."))
     return [Section("Images", [*volumes, *blocks])] if blocks else []

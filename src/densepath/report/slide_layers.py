@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from densepath.report.embedded import below, encode, encode_pixels
 from densepath.report.paths import inside, own_file, recorded_data
 from densepath.report.runs import Run
 from densepath.runs.folder import read_config
+from densepath.sources.decode import read_image
 from densepath.sources.listing import SUFFIXES as IMAGES
 from densepath.sources.slides.find import SUFFIXES
 from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.resolution import spacing_of_text
 from densepath.sources.tiles.tile_files import SLIDES, SlideTiling, is_tile_folder, read_slide_rows, read_tile_folder
+from densepath.sources.tiles.tiled_slide import open_tiled
 from densepath.transfer.slides.overview import SlidePicture, slide_picture
 
 _OUTLINES = {"tissue": "tissue", "objects": "geojson", "attention": "attention"}  # layer -> the folder of its GeoJSON
@@ -63,24 +67,45 @@ def slide_layers(run: Run, most: int) -> tuple[list[Layers], list[str]]:
         if not inside(path, *roots) or not path.name.lower().endswith((*SUFFIXES, *IMAGES)):
             lines.append(f"{name}: {row['path']} is not an image in the run folder or its data, and is not read")
             continue
+        tiling = tilings.get(name)
         try:
-            picture = slide_picture(open_slide(path), _SIDE)
-        except (UserError, OSError) as error:
+            picture = _slide_picture(path, row, tiling, plain=of_cells and not is_tile_folder(place))
+        except (UserError, OSError, ValueError) as error:
             lines.append(f"{name}: the slide cannot be read ({one_line(str(error))})")
             continue
         files = {layer: f"{part}/{name}.geojson" for layer, part in _OUTLINES.items()}
-        shapes = {layer: _shapes(folder, file) or _shapes(place, file) for layer, file in files.items()}
-        if name in tilings:
-            tiling = tilings[name]
+        shapes = {layer: _shapes(folder, file, lines) or _shapes(place, file, lines) for layer, file in files.items()}
+        if tiling is not None:
             boxes = tiling.boxes_um() / np.tile(tiling.spacing, 2)
             shapes["tiles"] = [([_rectangle(*box)], None) for box in boxes.tolist()]
-        layers = _cells(folder, name, picture) if of_cells else {}
+        layers = _cells(folder, name, picture, lines) if of_cells else {}
         layers |= {layer: _drawn(picture, own, layer) for layer, own in shapes.items() if own}
         if layers:
             made.append(Layers(name, Picture(encode_pixels(picture.pixels, _SIDE), name), layers))
     if len(known) > len(rows):
         lines.insert(0, f"The first {len(rows)} of {len(known):,} slides are drawn.")
     return made, lines
+
+
+def _slide_picture(path: Path, row: Mapping[str, str], tiling: SlideTiling | None, plain: bool) -> SlidePicture:
+    """A slide as a small picture, with the µm per pixel that its folder knows; or an image, if ``plain``.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if tiling is not None:
+        return slide_picture(open_tiled(str(path), tiling.spacing, tiling.extent), _SIDE)
+    spacing = spacing_of_text(row["mpp"]) if row.get("mpp") else None
+    try:
+        return slide_picture(replace(open_slide(path), given=spacing), _SIDE)
+    except UserError:
+        if not plain:
+            raise
+    small = Image.fromarray(pixels := read_image(path))
+    small.thumbnail((_SIDE, _SIDE))
+    step = pixels.shape[0] / small.height, pixels.shape[1] / small.width
+    y, x = spacing or (1.0, 1.0)
+    return SlidePicture(np.asarray(small), step, (y * step[0], x * step[1]))
 
 
 def _tilings(folder: Path, names: Sequence[str]) -> dict[str, SlideTiling]:
@@ -111,8 +136,8 @@ def _started(run: Run, path: str) -> Path:
     return recorded_data({"data": path}, run.sessions)
 
 
-def _cells(folder: Path, name: str, picture: SlidePicture) -> dict[str, Picture]:
-    """The cells of a slide as dots in the color of their class: a layer for each class."""
+def _cells(folder: Path, name: str, picture: SlidePicture, lines: list[str]) -> dict[str, Picture]:
+    """The cells of a slide as dots in the color of their class: a layer for each class, up to a number of them."""
     try:
         path = own_file(folder, cell_path(folder, name).relative_to(folder))
         cells = read_cells(path)
@@ -122,6 +147,8 @@ def _cells(folder: Path, name: str, picture: SlidePicture) -> dict[str, Picture]
     step = -(-max(len(cells), 1) // _MOST_CELLS)
     places = (np.asarray(cells.points[::step])[:, ::-1] / picture.step).astype(np.int64)  # y, x in the picture
     classes, found = np.asarray(cells.classes[::step]), {}
+    if len(cells.class_names) > _MOST_CLASSES:
+        lines.append(f"{name}: the first {_MOST_CLASSES} of {len(cells.class_names)} classes of cells are drawn")
     for number, label in enumerate(cells.class_names[:_MOST_CLASSES]):
         own = places[classes == number]
         canvas = np.zeros((height, width, 4), np.uint8)
@@ -134,11 +161,12 @@ def _cells(folder: Path, name: str, picture: SlidePicture) -> dict[str, Picture]
     return found
 
 
-def _shapes(folder: Path, name: str) -> list[Shape]:
+def _shapes(folder: Path, name: str, lines: list[str]) -> list[Shape]:
     """The polygons of a GeoJSON file of QuPath; with their attention, if they have one, relative to the highest."""
     try:
         path = own_file(folder, name)
         if path.stat().st_size > _LARGEST:
+            lines.append(f"{name} is larger than {_LARGEST // 2**20} MiB, and is not drawn")
             return []
         content = load_json(path, "GeoJSON")
         features: list[Mapping[str, Any]] = content["features"] if isinstance(content, dict) else content

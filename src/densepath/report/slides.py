@@ -33,7 +33,7 @@ def slide_blocks(run: Run, most: int, folders: Mapping[str, str] = _FOLDERS) -> 
     if not most:
         return []
     layers, lines = slide_layers(run, max(1, most // 4))
-    blocks: list[Block] = [*layers, *([Note(" ".join(lines))] if lines else [])]
+    blocks: list[Block] = [*layers, *map(Note, lines)]
     for name, title in folders.items():
         if (run.path / name).is_dir():
             blocks += gallery(title, pictures_below(run.path / name), run.path, max(2, most // 2), _SIDE)

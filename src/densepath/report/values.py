@@ -18,7 +18,15 @@ def number(value: Any, digits: int = 4) -> str:
         return text(value)
     if isinstance(value, int) or (math.isfinite(value) and value == round(value) and abs(value) < 1e15):
         return f"{int(value):,}"
-    return f"{value:.{digits}g}" if math.isfinite(value) else MISSING
+    if not math.isfinite(value):
+        return MISSING
+    short = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if "e" in short and abs(value) >= 1 else short
+
+
+def decimals(value: float) -> str:
+    """A score with one decimal."""
+    return f"{value:.1f}" if math.isfinite(value) else MISSING
 
 
 def pretty(name: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from densepath.report.answers import CLASSIFIER, MIL, PROBE
 from densepath.report.blocks import Block, Note, Section
 from densepath.report.comparison import MOST_CURVES, comparable, compare_runs
 from densepath.report.detection import DETECTION
-from densepath.report.paper_table import RECORD, table_sections
+from densepath.report.paper_table import table_sections
 from densepath.report.pretraining import PRETRAINING
 from densepath.report.render import write_page
-from densepath.report.runs import MOST, ROWS, Kind, Run, find_results, read_run
+from densepath.report.runs import MOST, ROWS, Kind, Run, find_results, is_table, read_run
 from densepath.report.segmentation import SEGMENTATION
 from densepath.report.slides import OUTPUTS
 
@@ -101,51 +102,73 @@ def _say(line: str, said: set[str]) -> None:
 
 def _read(given: Sequence[Path], said: set[str]) -> tuple[tuple[str, str, list[Section]], dict[str, int], bool]:
     """The title, subtitle and sections of the page, the numbers of runs, and whether one of them is in progress."""
-    paths, problems = [], []
+    results: dict[Path, Path] = {}  # where it is -> as it was named
+    problems: list[str] = []
     for path in given:
         try:
-            paths += find_results(path)
+            for found in find_results(path):
+                results.setdefault(found.resolve(), found)
         except (UserError, OSError) as error:
             problems.append(str(error))
-    there = list(dict.fromkeys(paths))
-    paths, missing = there[:MOST], len(problems)
-    limits = [f"The first {MOST:,} of {len(there):,} results are shown."] if len(there) > MOST else []
-    most = next((pictures for number, pictures in _PICTURES.items() if len(paths) <= number), 0)
-    titles = short_names([str(path) for path in paths], "runs") if paths else []
-    found: list[tuple[str, Kind, Run]] = []
+    missing, paths = len(problems), list(results.values())[:MOST]
+    limits = [f"The first {MOST:,} of {len(results):,} results are shown."] if len(results) > MOST else []
+    runs, tables = _read_each(paths, problems)
+    most = next((pictures for number, pictures in _PICTURES.items() if len(runs) + len(tables) <= number), 0)
     pages: list[tuple[str, str, list[Section]]] = []
-    for title, path in zip(titles, paths, strict=True):
-        try:
-            if (path / RECORD).is_file():
-                name, sections = table_sections(path, most)
-                pages.append((name, "benchmark", sections))
-                continue
-            run = read_run(path, _FEW_ROWS if len(paths) > max(_PICTURES) else ROWS)
-            kind = next((kind for kind in _KINDS if kind.fits(run)), None)
-            if kind is None:
-                raise UserError(f"{path} is not a result of densepath")
-            curves = sum(bool(other.rows) for _, same, other in found if same is kind) < MOST_CURVES
+    compared: list[tuple[str, Kind, Run]] = []
+    for table in tables:
+        with _noted(table, problems):
+            name, sections = table_sections(table, most)
+            pages.append((name, "benchmark", sections))
+    for title, kind, run in runs:
+        with _noted(run.path, problems):
             if len(pages) < _MOST_SHOWN:
                 pages.append((title, kind.name, kind.sections(run, most)))
-            if len(paths) > max(_PICTURES):  # so that the measurements of thousands of runs fit into memory
-                run = replace(run, rows=run.rows if curves else [run.last] * bool(run.rows))
-            found.append((title, kind, run))
-        except Exception as error:  # a damaged run must not cost the page of the others
-            problems.append(str(error) if isinstance(error, UserError) else f"{path}: {type(error).__name__}: {error}")
+            compared.append((title, kind, run))
     for problem in problems:
         _say(f"left out: {problem}", said)
     if not pages:
         raise UserError(f"there is nothing to report: {first_few(problems)}")
-    if len(found) > len(pages):
-        limits.append(f"The first {len(pages)} of {len(found):,} runs have a page below; tables and tests have all.")
+    if len(compared) > len(pages):
+        limits.append(f"The first {len(pages)} of {len(compared):,} runs have a page below; tables and tests have all.")
     if not most:
         limits.append(f"A page of more than {max(_PICTURES)} results has no pictures: name fewer to see theirs.")
-    running = any(run.state == "in progress" for _, _, run in found)
-    sections = _arranged(pages, found, problems, limits)
-    title = pages[0][0] if len(pages) == 1 else f"{len(found) or len(pages)} results"
+    running = any(run.state == "in progress" for _, _, run in compared)
+    sections = _arranged(pages, compared, problems, limits)
+    title = pages[0][0] if len(pages) == 1 else f"{len(compared) or len(pages)} results"
     subtitle = pages[0][1] if len(pages) == 1 else ", ".join(dict.fromkeys(kind for _, kind, _ in pages))
     counts = {"runs": len(paths) + missing - len(problems), "left_out": len(problems)}
     return (title, subtitle, sections), counts, running
+
+
+def _read_each(paths: Sequence[Path], problems: list[str]) -> tuple[list[tuple[str, Kind, Run]], list[Path]]:
+    """The runs with their titles and kinds, and the folders of tables; what cannot be read is added to ``problems``."""
+    titles = short_names([str(path) for path in paths], "runs") if paths else []
+    many = len(paths) > max(_PICTURES)
+    runs: list[tuple[str, Kind, Run]] = []
+    tables = [path for path in paths if is_table(path)]
+    for title, path in zip(titles, paths, strict=True):
+        if path in tables:
+            continue
+        with _noted(path, problems):
+            run = read_run(path, _FEW_ROWS if many else ROWS)
+            kind = next((kind for kind in _KINDS if kind.fits(run)), None)
+            if kind is None:
+                raise UserError(f"{path} is not a result of densepath")
+            drawn = sum(bool(other.curves) for _, same, other in runs if same is kind) < MOST_CURVES
+            if not drawn and len(runs) >= _MOST_SHOWN:  # the measurements of thousands of runs do not fit into memory
+                run = replace(run, rows=[run.last] * bool(run.rows), trainings={})
+            runs.append((title, kind, run))
+    return runs, tables
+
+
+@contextmanager
+def _noted(path: Path, problems: list[str]) -> Iterator[None]:
+    """Add an error to ``problems``: a damaged run must not cost the page of the others."""
+    try:
+        yield
+    except Exception as error:
+        problems.append(str(error) if isinstance(error, UserError) else f"{path}: {type(error).__name__}: {error}")
 
 
 def _arranged(
@@ -157,9 +180,9 @@ def _arranged(
     """The sections of a page: those of the only run, or a comparison and a section for each run; many are folded."""
     left: list[Block] = [Note(problem, warning=True) for problem in problems]
     last = [Section("Left out", left)] if left else []
-    if len(pages) == 1:
-        return [*pages[0][2], *last]
     made = [Section("What is shown", [Note(" ".join(limits))])] if limits else []
+    if len(pages) == 1:
+        return [*made, *pages[0][2], *last]
     for kind in dict.fromkeys(kind for _, kind, _ in found):
         if kind not in OUTPUTS:
             for own in comparable({title: run for title, other, run in found if other is kind}):

@@ -10,7 +10,8 @@
   function layoutOf(own) {
     const axis = {gridcolor: color("line"), linecolor: color("line"), zeroline: false, automargin: true, exponentformat: "power"};
     return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: color("ink"), size: 12, family: "system-ui, sans-serif"},
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", modebar: {bgcolor: "rgba(0,0,0,0)", color: color("faint"), activecolor: color("ink")},
+      font: {color: color("ink"), size: 12, family: "system-ui, sans-serif"},
       colorway: [0, 1, 2, 3, 4, 5, 6, 7].map((i) => color(`c${i}`)), margin: {l: 44, r: 10, t: 30, b: 36}, hovermode: "closest",
       hoverlabel: {bgcolor: color("bg"), bordercolor: color("line"), font: {color: color("ink")}},
       legend: {orientation: "h", y: 1.02, yanchor: "bottom", x: 0}, ...own,
@@ -32,23 +33,19 @@
   }
 
   function drawEmbedding(figure) {
-    const {points, names, thumbnails, groups} = data(figure);
-    const known = groups.length ? [...new Set(groups)] : [""];
-    const traces = known.map((group, number) => {
-      const own = points.map((_, i) => i).filter((i) => !groups.length || groups[i] === group);
-      return {type: "scatter", mode: "markers", name: group.replace(/&/g, "&amp;").replace(/</g, "&lt;"), x: own.map((i) => points[i][0]), y: own.map((i) => points[i][1]),
-        customdata: own, hoverinfo: "none", marker: {size: 9, opacity: 0.8}, meta: {color: number}};
-    });
+    const {points, names, thumbnails} = data(figure);
+    const trace = {type: "scatter", mode: "markers", x: points.map((point) => point[0]), y: points.map((point) => point[1]),
+      hoverinfo: "none", marker: {size: 9, opacity: 0.8}, meta: {color: 0}};
     const hidden = {showticklabels: false, ticks: "", title: ""};
     const plot = figure.querySelector(".plot");
-    const drawn = Plotly.react(plot, traces.map(colored), layoutOf({xaxis: hidden, yaxis: hidden, showlegend: known.length > 1}), options);
+    const drawn = Plotly.react(plot, [colored(trace)], layoutOf({xaxis: hidden, yaxis: hidden, showlegend: false}), options);
     if (plot.dataset.listens) return drawn;
     plot.dataset.listens = "1";
     const tip = document.getElementById("tip");
     plot.on("plotly_hover", ({points: [point], event}) => {
-      const i = point.customdata;
+      const i = point.pointIndex;
       tip.querySelector("img").src = thumbnails[i];
-      tip.querySelector("p").textContent = groups.length ? `${names[i]} (${groups[i]})` : names[i];
+      tip.querySelector("p").textContent = names[i];
       tip.hidden = false;
       tip.style.left = `${Math.min(event.clientX + 14, innerWidth - 190)}px`;
       tip.style.top = `${Math.max(Math.min(event.clientY + 14, innerHeight - 200), 4)}px`;
