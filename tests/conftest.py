@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _PROC = Path("/proc/self")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _program() -> Iterator[None]:
+    """The tests are run from a file, also by a worker of pytest-xdist, whose main module has none."""
+    main = sys.modules["__main__"]
+    with pytest.MonkeyPatch.context() as patch:
+        if not hasattr(main, "__file__"):
+            found = {main: Path(pytest.__file__)}
+            patch.setattr("densepath.training.hardware.program", lambda: found.get(sys.modules["__main__"]))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from torch import nn
 from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.core.system import cores, first_on_node, program, slurm_tasks
+from densepath.nets.small_maps import compute_small_maps_in_float32
 from densepath.training.threads import use_idle_cores
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Hardware:
 
     def place(self, network: nn.Module, device: torch.device) -> None:
         """Move a network to a device, in the memory layout of its pixels; one to be sharded stays where it is."""
+        if self.kind == "cpu" and self.precision == "bf16-mixed":
+            compute_small_maps_in_float32(network)
         if self.strategy == "ddp":
             self.lay_out(network)
             network.to(device)

@@ -11,7 +11,6 @@ from typing import Any
 from densepath.core.errors import UserError
 from densepath.core.waiting import listening
 from densepath.nets.preserve_mode import preserve_mode
-from densepath.nets.small_maps import compute_small_maps_in_float32
 from densepath.runs.lost_peers import reporting_lost_peers
 from densepath.runs.sessions import begin_session
 from densepath.runs.signals import Interrupted, StopSignals
@@ -94,10 +93,9 @@ def train(
         total = saver.start
     if first:
         begin_session(out, saver.start, total, config, facts or {}, hardware.device, hardware.world_size)
+        set_aside_export(out, total)
     if saver.start >= total:
         return saver.start
-    if first:
-        set_aside_export(out, total)
     batches.start_step = saver.start * accumulate
     keep_freed_memory(hardware)
 
@@ -114,8 +112,6 @@ def train(
         fabric = join_processes(hardware, equal_shapes)
         watchdog.joined()
         hardware.place(task, fabric.device)
-        if hardware.kind == "cpu" and hardware.precision == "bf16-mixed":
-            compute_small_maps_in_float32(task)
         model = fabric.strategy.setup_module(task)  # Fabric's own wrapper would copy each batch
         updates = task.updates()
         meter: Meter = Meter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import nn
 
 from densepath.core.errors import UserError
@@ -35,10 +36,11 @@ def dilate_last_stage(backbone: Backbone) -> None:
         if backbone.deepest != 5 or backbone.strides[5] != _PLAIN:
             raise ValueError("it has no f5 of stride 32")
         channels = backbone.in_channels
-        plain, dilated = (
-            create_network(backbone.architecture, features_only=True, in_chans=channels, **stride)
-            for stride in ({}, {"output_stride": 16})
-        )
+        with torch.random.fork_rng(devices=[]):  # what is initialized next gets the same weights as without it
+            plain, dilated = (
+                create_network(backbone.architecture, features_only=True, in_chans=channels, **stride)
+                for stride in ({}, {"output_stride": 16})
+            )
         trial = copy.deepcopy(backbone)
         _dilate(trial, plain, dilated)
         _check(trial, backbone)

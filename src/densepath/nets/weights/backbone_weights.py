@@ -13,6 +13,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError, counted, first_few
 from densepath.nets.backbones import Backbone, make_network
+from densepath.nets.backbones.backbone import UNLIKE
 from densepath.nets.backbones.transformers import resize_positions
 from densepath.nets.weights.channels import adapt_channels, channels_of_found
 from densepath.nets.weights.checks import require_numbers
@@ -205,7 +206,7 @@ def _remedy(backbone: Backbone, match: Match, other: str | None) -> str:
     channels = channels_of_found(match.found, backbone)
     if channels != backbone.in_channels:
         return f"their images have {counted(channels, 'channel')}, not {backbone.in_channels}; use others"
-    if other == backbone.name:
+    if other is not None and other.removesuffix(UNLIKE) == backbone.architecture:
         return "they are of another network with this name: pass it, in Python, as backbone"
     other = other or ("resnet18" if backbone.name == "resnet50" else "resnet50") + ", say"
     return f"name the backbone that they belong to (--backbone {other})"
