@@ -32,6 +32,7 @@ def fingerprint(images: PixelSource) -> dict[str, str]:
         "names": of the names below the folder that they have in common, in order, so that the images may move;
         "sizes": of the sizes of the files, or of the images of a packed store;
         "samples": of samples of their contents: files without compression have equal sizes;
+        "parts": of the further files of slides that have several, such as MRXS and DICOM;
         "conversion": of volumes, of their affine maps and of whether each has its own window.
     """
     if (own := getattr(images, "fingerprint", None)) is not None:  # of tiles, whose files are those of the slides
