@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,19 @@ def test_tiles_of_an_earlier_version_are_not_made_again(tmp_path: Path, capfd: p
     tile(data=tmp_path / "moved", out=tmp_path / "t", **_TILED)
     shown = capfd.readouterr().err
     assert "1 slide, 1 done before" in shown and "done again" not in shown
+
+
+def test_a_folder_is_scanned_once_for_all_of_its_dicom_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [write_dicom(tmp_path, [np.full((64, 64, 3), 90, np.uint8)] * 2, 0.5, name) for name in ("A", "B", "C")]
+    scans = []
+    monkeypatch.setattr(os, "scandir", lambda *given, scan=os.scandir: scans.append(given) or scan(*given))
+    assert [len(files_of(path)) for path in paths * 2] == [2] * 6 and len(scans) == 1
+    (tmp_path / "more.dcm").touch()
+    os.utime(tmp_path, ns=(1, 1))
+    files_of(paths[1])
+    shutil.copy(paths[1], tmp_path / "more.dcm")  # it was not yet written when the folder was scanned
+    assert files_of(paths[1]) == [str(paths[1]), str(tmp_path / "B1.dcm"), str(tmp_path / "more.dcm")]
+    assert len(scans) == 2
 
 
 def test_a_slide_of_one_file_is_known_by_it(tmp_path: Path) -> None:
