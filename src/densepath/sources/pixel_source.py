@@ -34,8 +34,8 @@ class PixelSpec:
         channels: C, the number of channels of a pixel.
         window: (low, high), the stored values that become 0 and 1, e.g. (-1000, 1000) for CT in Hounsfield units.
         mean, std: mean and standard deviation of each channel, for values in [0, 1].
-        bits: 8 or 16, of the image files that are read, where the window does not tell; it becomes None where it does:
-            a window up to 255 is of 8 bits.
+        bits: 8 or 16, of the image files that are read, where the window does not show it; None where it does: a
+            window up to 255 is of 8 bits.
 
     Raises:
         UserError: the values are inconsistent.
@@ -78,7 +78,7 @@ class PixelSpec:
         return np.uint8 if self.file_bits == 8 else np.uint16
 
     def record(self) -> dict[str, Any]:
-        """The specification in the plain types of YAML and JSON, without bits that the window tells."""
+        """The specification in the plain types of YAML and JSON, without bits that follow from the window."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
         return {name: v for name, v in values.items() if v is not None}
 
@@ -117,7 +117,7 @@ class PixelSpec:
 
         Args:
             mean, std, window: as for the class; None for no change.
-            bits: of the image files that the window is for; None for those that it tells. Without a window they stay.
+            bits: of the image files that the window is for; None for those that follow from it. Without a window they stay.
 
         Raises:
             UserError: the values are inconsistent.
