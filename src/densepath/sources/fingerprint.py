@@ -15,9 +15,10 @@ import torch
 from densepath.core.digests import digest_of_tensors
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
+from densepath.sources.names import AllNames
 from densepath.sources.packed import PackedTiles
 from densepath.sources.path_table import PathTable
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import PixelSource
 
 _BLOCK = 2**14  # names that are processed at a time
 _FILES, _THREADS = 2**8, 16  # files whose sizes a thread asks for; these threads wait more than they work

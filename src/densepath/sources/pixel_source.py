@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,7 +117,8 @@ class PixelSpec:
 
         Args:
             mean, std, window: as for the class; None for no change.
-            bits: of the image files that the window is for; None for those that follow from it. Without a window they stay.
+            bits: of the image files that the window is for; None for those that follow from it. Without a window they
+                stay.
 
         Raises:
             UserError: the values are inconsistent.
@@ -300,24 +301,3 @@ class PixelSource(Protocol):
 def bits_of(images: PixelSource) -> int | None:
     """8 or 16: the bits of images, whatever window they are seen with; None for other pixels than those of files."""
     return {torch.uint8: 8, torch.uint16: 16}.get(images.dtype)
-
-
-class Named(Protocol):
-    """Images that have names: a source, or a file of their features."""
-
-    def __len__(self) -> int: ...
-
-    def names(self, position: int) -> str: ...
-
-
-class AllNames:
-    """The names of all images of a source, in their order; it can be iterated several times."""
-
-    def __init__(self, images: Named) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._images.names, range(len(self._images)))

@@ -19,7 +19,8 @@ from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.names import AllNames
+from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.records import identity_of_slide, is_identity, read_record
 from densepath.sources.tiles.tile_files import SlideTiling
 
