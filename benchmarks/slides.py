@@ -33,8 +33,9 @@ from PIL import Image
 
 from benchmarks.measure import isolated, parser, ratio, report, shown, status_mib, write_json
 from densepath.sources.loader import ImageBatches
+from densepath.sources.names import AllNames
 from densepath.sources.packing import open_store, write_store
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.decoded_tiles import decoding_in_part, recent_tiles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide

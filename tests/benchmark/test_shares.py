@@ -18,8 +18,8 @@ from densepath.benchmark.mask_sets import read_masks
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.shares import write_left_images
 from densepath.core.errors import UserError
+from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
-from densepath.sources.pixel_source import AllNames
 from densepath.synthetic.tissue import write_tissue
 from densepath.training.config import PretrainConfig
 from densepath.training.run_images import find_images

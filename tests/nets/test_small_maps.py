@@ -37,7 +37,7 @@ def test_maps_smaller_than_the_kernel_leave_mixed_precision(
             assert torch.is_autocast_enabled("cpu")
 
 
-def test_mixed_precision_goes_on_after_an_error() -> None:
+def test_mixed_precision_continues_after_an_error() -> None:
     convolution = nn.Conv3d(2, 2, 3, padding=1)
     compute_small_maps_in_float32(convolution)
     with torch.autocast("cpu", torch.bfloat16):

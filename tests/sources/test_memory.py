@@ -20,7 +20,8 @@ from densepath.sources.slides.open import open_slide
 from densepath.sources.tiff_parts import TiffParts
 from densepath.sources.tiles.coords import given_size
 from densepath.sources.tiles.tile_files import read_tiling
-from densepath.sources.volumes.dicom_series import find_series, read_series
+from densepath.sources.volumes.dicom_series import find_series
+from densepath.sources.volumes.dicom_volume import read_series
 from densepath.sources.volumes.read import read_volume
 from densepath.transfer.embed.slide_features import read_slide_features
 from tests.sources.test_dicom_image import STORED

@@ -36,8 +36,8 @@ def test_files_are_read_with_the_bits_of_the_window_unless_others_are_recorded()
     assert DIM.override(mean=[0.5]).bits == 16 and DIM.override(window=(0.0, 255.0)).image_dtype is np.uint8
     old = PixelSpec.from_record({name: value for name, value in DIM.record().items() if name != "bits"})
     assert old.image_dtype is np.uint8
-    told = PixelSpec.default(1, (0.0, 4095.0)).override(window=(0.0, 4095.0), bits=16)
-    assert told == PixelSpec.default(1, (0.0, 4095.0)) and "bits" not in told.record()
+    implied = PixelSpec.default(1, (0.0, 4095.0)).override(window=(0.0, 4095.0), bits=16)
+    assert implied == PixelSpec.default(1, (0.0, 4095.0)) and "bits" not in implied.record()
 
 
 def test_a_network_sees_the_window_normalized() -> None:

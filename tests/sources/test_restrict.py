@@ -11,9 +11,10 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.names import AllNames
 from densepath.sources.open import cache_images, find_source
 from densepath.sources.packing import open_store, write_store
-from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.restrict import restrict, take
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling

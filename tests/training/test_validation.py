@@ -13,9 +13,9 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack
-from densepath.sources.pixel_source import AllNames
 from densepath.sources.restrict import take
 from densepath.training import run_images
 from densepath.training.config import PretrainConfig

@@ -31,8 +31,9 @@ from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.runs.folder import read_config
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
+from densepath.sources.names import AllNames
 from densepath.sources.open import check_size, open_images
-from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec, bits_of
+from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
 from densepath.training.random_state import generators_of_the_caller

@@ -15,7 +15,7 @@ from torch import Tensor
 from densepath.annotations.label_table import LABEL, Table, key_of, known_columns, parts_of, read_table
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import is_missing, several_spellings
-from densepath.sources.pixel_source import AllNames, Named
+from densepath.sources.names import AllNames, Named
 
 FOLDERS = "folders"
 _SHOWN = 12  # classes in a line

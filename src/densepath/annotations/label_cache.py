@@ -25,7 +25,8 @@ from densepath.core.locks import shared_work
 from densepath.core.system import cores
 from densepath.core.waiting import HANGING_READER, Stuck
 from densepath.sources.corrupt import CorruptLog
-from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
+from densepath.sources.names import AllNames
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.sources.read_all import read_all
 from densepath.sources.workers import end_workers, outlive_signals, report_dead_workers, start_workers

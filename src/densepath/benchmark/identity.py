@@ -26,8 +26,9 @@ from densepath.runs.folder import EXPORTED
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.listing import list_images, walk
+from densepath.sources.names import AllNames
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.slide_tiles import read_tiles as read_tiles_of_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.sources.volumes.open_store import is_volume_store, open_volumes

@@ -31,8 +31,8 @@ from densepath.core.errors import UserError
 from densepath.core.output_names import names_below
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.listing import list_images
+from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
-from densepath.sources.pixel_source import AllNames
 from densepath.sources.restrict import take
 from densepath.sources.tiles.slide_tiles import read_tiles
 from densepath.sources.tiles.tile_files import is_tile_folder

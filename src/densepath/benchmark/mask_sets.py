@@ -13,7 +13,7 @@ from densepath.benchmark.identity import digest_of_given, listed_patients
 from densepath.benchmark.labelled_sets import LabelledSet, images_of
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
-from densepath.sources.pixel_source import AllNames
+from densepath.sources.names import AllNames
 from densepath.transfer.classify.splits import make_study
 from densepath.transfer.segment.cohort import read_cases
 from densepath.transfer.segment.config import SegmentConfig

@@ -32,7 +32,7 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
     numbers of NumPy.
 
     Raises:
-        UserError: a single value has another type than the sequence, or a choice, a switch or a number is none.
+        UserError: a single value has another type than the sequence, or a choice, a switch or a number is not valid.
     """
     signature, hints = inspect.signature(function), functools.cache(lambda: get_type_hints(function))
 

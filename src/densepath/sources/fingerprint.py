@@ -15,9 +15,10 @@ import torch
 from densepath.core.digests import digest_of_tensors
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
+from densepath.sources.names import AllNames
 from densepath.sources.packed import PackedTiles
 from densepath.sources.path_table import PathTable
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import PixelSource
 
 _BLOCK = 2**14  # names that are processed at a time
 _FILES, _THREADS = 2**8, 16  # files whose sizes a thread asks for; these threads wait more than they work
@@ -32,6 +33,7 @@ def fingerprint(images: PixelSource) -> dict[str, str]:
         "names": of the names below the folder that they have in common, in order, so that the images may move;
         "sizes": of the sizes of the files, or of the images of a packed store;
         "samples": of samples of their contents: files without compression have equal sizes;
+        "parts": of the further files of slides that have several, such as MRXS and DICOM;
         "conversion": of volumes, of their affine maps and of whether each has its own window.
     """
     if (own := getattr(images, "fingerprint", None)) is not None:  # of tiles, whose files are those of the slides

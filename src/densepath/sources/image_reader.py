@@ -234,7 +234,7 @@ def _tiled(path: str | Path) -> ImageReader | None:
     """A TIFF of 8 bits with tiles that tifffile does not decode, e.g. JPEG; None for others."""
     try:
         slide = open_tiff(str(path))
-        if slide is None:
+        if slide is None or slide.tables[0].format.padded:  # of an image it is refused
             return None
         slide.read(0, (0, 0, 1, 1), 1)
     except UserError:  # it is damaged, or its decoder is not installed

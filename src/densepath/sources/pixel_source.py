@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,8 +34,8 @@ class PixelSpec:
         channels: C, the number of channels of a pixel.
         window: (low, high), the stored values that become 0 and 1, e.g. (-1000, 1000) for CT in Hounsfield units.
         mean, std: mean and standard deviation of each channel, for values in [0, 1].
-        bits: 8 or 16, of the image files that are read, where the window does not tell; it becomes None where it does:
-            a window up to 255 is of 8 bits.
+        bits: 8 or 16, of the image files that are read, where the window does not show it; None where it does: a
+            window up to 255 is of 8 bits.
 
     Raises:
         UserError: the values are inconsistent.
@@ -78,7 +78,7 @@ class PixelSpec:
         return np.uint8 if self.file_bits == 8 else np.uint16
 
     def record(self) -> dict[str, Any]:
-        """The specification in the plain types of YAML and JSON, without bits that the window tells."""
+        """The specification in the plain types of YAML and JSON, without bits that follow from the window."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
         return {name: v for name, v in values.items() if v is not None}
 
@@ -117,7 +117,8 @@ class PixelSpec:
 
         Args:
             mean, std, window: as for the class; None for no change.
-            bits: of the image files that the window is for; None for those that it tells. Without a window they stay.
+            bits: of the image files that the window is for; None for those that follow from it. Without a window they
+                stay.
 
         Raises:
             UserError: the values are inconsistent.
@@ -300,24 +301,3 @@ class PixelSource(Protocol):
 def bits_of(images: PixelSource) -> int | None:
     """8 or 16: the bits of images, whatever window they are seen with; None for other pixels than those of files."""
     return {torch.uint8: 8, torch.uint16: 16}.get(images.dtype)
-
-
-class Named(Protocol):
-    """Images that have names: a source, or a file of their features."""
-
-    def __len__(self) -> int: ...
-
-    def names(self, position: int) -> str: ...
-
-
-class AllNames:
-    """The names of all images of a source, in their order; it can be iterated several times."""
-
-    def __init__(self, images: Named) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._images.names, range(len(self._images)))

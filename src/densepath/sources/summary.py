@@ -10,8 +10,9 @@ from densepath.core.errors import counted, first_few
 from densepath.core.spacing import evenly_spaced
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.names import AllNames
 from densepath.sources.packed import PackedTiles
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.volumes.store import VolumeStore
 

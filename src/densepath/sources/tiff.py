@@ -56,24 +56,41 @@ def too_large(path: str | Path, what: str = "its pixels are") -> CorruptImage:
 
 
 def refuse_stack(path: str | Path, tiff: tifffile.TiffFile) -> None:
-    """Refuse a file whose further pages are other images than the first: channels, or slices of a stack.
-
-    The levels of a pyramid, thumbnails, labels and masks of transparency have other sizes, or say what they are. An
-    ImageJ stack may have one header for all of its pages.
+    """Refuse a file that is a stack, see :func:`is_stack`.
 
     Raises:
-        CorruptImage: it has such a page.
+        CorruptImage: it is one.
     """
-    first: Any = tiff.pages.first
-    size = first.imagewidth, first.imagelength
-    others: Iterator[Any] = islice(tiff.pages, 1, None)
-    alike = ((page.imagewidth, page.imagelength) == size and not page.subfiletype & _OTHER_VIEWS for page in others)
-    if any(alike) or (tiff.is_imagej and int((tiff.imagej_metadata or {}).get("images", 1)) > 1):
+    if is_stack(tiff):
+        first: Any = tiff.pages.first
         raise CorruptImage(
             str(path),
-            f"it has several pages of {size[0]} x {size[1]} px (channels or slices?); save the one to read, or an RGB "
-            "image of them, as a file of its own",
+            f"it has several pages of {first.imagewidth} x {first.imagelength} px (channels or slices?); save the one "
+            "to read, or an RGB image of them, as a file of its own",
         )
+
+
+def is_stack(tiff: tifffile.TiffFile) -> bool:
+    """Whether further pages of a file are other images than the first: channels, or slices of a stack.
+
+    An ImageJ stack may have one header for all of its pages.
+    """
+    others: Iterator[Any] = islice(tiff.pages, 1, None)
+    first = tiff.pages.first
+    several = tiff.is_imagej and int((tiff.imagej_metadata or {}).get("images", 1)) > 1
+    return several or any(is_slice(page, first) for page in others)
+
+
+def is_slice(page: Any, first: Any) -> bool:
+    """Whether a page is another image of the kind of the first one.
+
+    The levels of a pyramid, thumbnails, labels and masks of transparency have other sizes, or say what they are. Other
+    masks of an image have fewer channels, or numbers of another type.
+    """
+    if (page.imagewidth, page.imagelength) != (first.imagewidth, first.imagelength) or page.subfiletype & _OTHER_VIEWS:
+        return False
+    fewer = page.samplesperpixel < first.samplesperpixel
+    return not (fewer or (page.samplesperpixel == first.samplesperpixel and page.dtype != first.dtype))
 
 
 def _refuse_channels(path: str | Path, photometric: int, channels: int, extra: Sequence[int]) -> None:
@@ -192,12 +209,19 @@ def has_plain_colors(page: Any, converted: Sequence[int] = _JPEG) -> bool:
     return page.photometric in (*_GREY, _RGB, _YCBCR)
 
 
-def refuse_colors(path: str | Path, page: Any, converted: Sequence[int] = _JPEG) -> None:
+def is_padded(page: Any) -> bool:
+    """Whether a page is RGB with a fourth channel that the file does not mark as transparency."""
+    extra = page.extrasamples
+    return page.photometric == _RGB and page.samplesperpixel == 4 and bool(extra) and not set(extra) & _TRANSPARENCY
+
+
+def refuse_colors(path: str | Path, page: Any, converted: Sequence[int] = _JPEG, padded: bool = False) -> None:
     """Refuse a page that is not grey or RGB when it is decoded, or has channels besides that are not transparency.
 
     Args:
         path: the file.
         page, converted: as for :func:`has_plain_colors`.
+        padded: accept a fourth channel, which is ignored.
 
     Raises:
         CorruptImage: it is or has.
@@ -206,7 +230,8 @@ def refuse_colors(path: str | Path, page: Any, converted: Sequence[int] = _JPEG)
         colors = getattr(page.photometric, "name", page.photometric)
         kind = CorruptImage if page.planarconfig == _SEPARATE else UnknownStorage  # OpenSlide does not know planes
         raise kind(str(path), f"its colors are stored as {colors} and cannot be converted; save it as RGB")
-    _refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
+    if not (padded and is_padded(page)):
+        _refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
 
 
 def is_premultiplied(page: Any) -> bool:

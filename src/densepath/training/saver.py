@@ -34,6 +34,7 @@ _DIGESTS = {
     "names": "the names of the images, or their order, are not those that the run in {out} was started with",
     "sizes": "files of images have been replaced since the run in {out} was started: their sizes differ",
     "samples": "files of images have been replaced since the run in {out} was started: their contents differ",
+    "parts": "files of slides of several files have been replaced since the run in {out} was started",
     "conversion": "the volumes were converted again since the run in {out} was started: with other affine maps, or "
     "with the window of each volume instead of a common one, or the reverse",
     "annotations": "the annotations are not those that the run in {out} was started with",

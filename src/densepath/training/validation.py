@@ -22,9 +22,10 @@ from densepath.nets.running_statistics import gather_statistics, set_statistics
 from densepath.nets.weights import save_backbone
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
+from densepath.sources.names import AllNames
 from densepath.sources.packed import PackedTiles
 from densepath.sources.per_image import PerImage
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import PixelSource
 from densepath.sources.volumes.store import VolumeStore
 from densepath.views.maker import ViewMaker
 

@@ -173,6 +173,16 @@ def test_other_images_and_slides_of_the_same_name_are_refused(tmp_path: Path) ->
         shutil.rmtree(folder / "records", ignore_errors=True)
 
 
+def test_cells_of_slides_of_many_files_that_an_earlier_version_found_are_known(tmp_path: Path) -> None:
+    for place in ("S", "moved"):
+        (tmp_path / place / "0").mkdir(parents=True)
+        for path in (tmp_path / place / "0.mrxs", tmp_path / place / "0/Data0000.dat"):
+            path.write_bytes(b"pixels")
+    folder = folder_of(tmp_path / "C", {"0": (tmp_path / "S/0.mrxs", Cells.of([[9, 9]], (20, 40)))})
+    tiling = SlideTiling("0", str(tmp_path / "moved/0.mrxs"), np.zeros((1, 2), int), 0.5, 8, (0.5, 0.5), (20, 40))
+    assert CellPoints(SlideTiles([tiling]), folder).count == 1
+
+
 def test_images_whose_cells_failed_are_not_background(tmp_path: Path) -> None:
     paths = [dotted(tmp_path / f"{name}.png", 20, 40, [], 1) for name in "ab"]
     folder = folder_of(tmp_path / "C", {"a": (paths[0], Cells.of([[9, 9]], (20, 40))), "b": (paths[1], None)})

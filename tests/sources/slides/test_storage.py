@@ -1,4 +1,4 @@
-"""What a tiled TIFF says of its pixels: transparency, colors, orientation, stacks. Slides and images take it alike."""
+"""What a tiled TIFF says of its pixels: transparency, colors, orientation, stacks. Most holds for slides and images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from slide_files import JPEG, RGB, YCBCR, Pixels, halves, jpeg, jpeg_2000, write
 
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
+from densepath.sources.image_reader import open_file
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
 from densepath.sources.tiff_parts import TiffParts
@@ -41,10 +42,17 @@ def test_colors_that_were_multiplied_by_alpha_are_blended_once(
         assert np.abs(_whole(open_slide(tmp_path / "a.tiff")) - expected).max() <= 1.5
 
 
-def test_a_fourth_channel_that_is_not_transparency_is_refused(tissue: Pixels, tmp_path: Path) -> None:
-    stored = np.concatenate([tissue, tissue[:, :, :1]], axis=2)
-    tifffile.imwrite(tmp_path / "a.tiff", stored, tile=(64, 64), photometric="rgb", extrasamples=["unspecified"])
-    for read in (open_slide, read_image):
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_fourth_channel_that_is_not_transparency_is_ignored_in_slides_and_refused_in_images(
+    compression: str | None, tissue: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"photometric": "rgb", "extrasamples": ["unspecified"], "compression": compression}
+    tifffile.imwrite(tmp_path / "a.tiff", np.dstack([tissue, tissue[:, :, 0]]), tile=(64, 64), **options)
+    slide = open_slide(tmp_path / "a.tiff")
+    assert slide.file.problems == ("its fourth channel is not marked as transparency, and is ignored; save it as RGB",)
+    np.testing.assert_array_equal(_whole(slide), tissue)
+    monkeypatch.setattr("densepath.sources.image_reader._IN_PARTS", 0)
+    for read in (read_image, lambda path: open_file(path).read(0, 0, 1, 1)):
         with pytest.raises(CorruptImage, match="of its 4 channels the last is not marked as transparency"):
             read(tmp_path / "a.tiff")
 
@@ -90,6 +98,15 @@ def test_a_level_with_a_palette_is_left_out(tissue: Pixels, tmp_path: Path) -> N
     assert slide.file.problems[0].startswith("level 1 of 258 x 166 px is left out: its colors are stored as PALETTE")
 
 
+def test_a_level_of_a_mask_is_left_out(tissue: Pixels, tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
+        tiff.write(tissue, tile=(64, 64), photometric="rgb")
+        tiff.write(halves(tissue, 2)[:, :, 0], tile=(64, 64), photometric="minisblack", subfiletype=1)
+    slide = open_slide(tmp_path / "a.tiff")
+    assert slide.file.problems == ("level 1 of 258 x 166 px is left out: it is grey (a mask?), and level 0 is RGB",)
+    assert len(slide.levels) == 1
+
+
 def test_a_compression_that_nobody_knows_is_named(tissue: Pixels, tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tiff", [tissue], jpeg, 34925, RGB)
     with pytest.raises(CorruptImage, match="its compression 34925 of 3 channels is unknown; save it as RGB with JPEG"):
@@ -104,11 +121,37 @@ def test_an_orientation_tag_is_a_problem(tissue: Pixels, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ome", [False, True])
-def test_a_stack_of_rgb_is_refused(ome: bool, tissue: Pixels, tmp_path: Path) -> None:
+def test_of_a_stack_of_rgb_the_first_page_is_a_slide(ome: bool, tissue: Pixels, tmp_path: Path) -> None:
     path, axes = tmp_path / ("a.ome.tiff" if ome else "a.tiff"), {"axes": "ZYXS"} if ome else None
-    tifffile.imwrite(path, np.stack([tissue, 255 - tissue]), tile=(64, 64), photometric="rgb", metadata=axes)
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb"}
+    with tifffile.TiffWriter(path, ome=ome) as tiff:
+        tiff.write(np.stack([tissue, 255 - tissue]), metadata=axes, **options)
+        tiff.write(255 - halves(tissue, 2), subfiletype=1, metadata=None, **options)  # of the second page
+    slide = open_slide(path)
+    assert slide.file.problems == ("it has several pages of the size of level 0, of which the first is read",)
+    assert len(slide.levels) == 1
+    np.testing.assert_array_equal(_whole(slide), tissue)
+
+
+def test_a_stack_of_grey_is_refused(tissue: Pixels, tmp_path: Path) -> None:
+    stack = np.stack([tissue[:, :, 0], tissue[:, :, 1]])
+    tifffile.imwrite(tmp_path / "a.tiff", stack, tile=(64, 64), photometric="minisblack", metadata=None)
     with pytest.raises(CorruptImage, match="it has several pages of 517 x 333 px"):
-        open_slide(path)
+        open_slide(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize(("first", "mask"), [("rgb", np.uint8), ("rgb", np.uint16), ("minisblack", np.uint16)])
+def test_a_mask_of_the_size_of_level_0_may_follow(first: str, mask: type, tissue: Pixels, tmp_path: Path) -> None:
+    pixels = tissue if first == "rgb" else tissue[:, :, 0]
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
+        tiff.write(pixels, tile=(64, 64), photometric=first, metadata=None)
+        tiff.write(tissue[:, :, 2].astype(mask), tile=(64, 64), photometric="minisblack", metadata=None)
+        tiff.write(pixels[::2, ::2], tile=(64, 64), photometric=first, subfiletype=1, metadata=None)
+    slide = open_slide(tmp_path / "a.tiff")
+    assert slide.file.problems == () and [level.downsample for level in slide.levels] == [(1, 1), (2, 2)]
+    expected = np.broadcast_to(pixels.reshape(333, 517, -1), tissue.shape)
+    np.testing.assert_array_equal(_whole(slide), expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tiff"), expected)
 
 
 @pytest.mark.parametrize(("resolutions", "scales"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 4)), (6, (1, 2, 4))])

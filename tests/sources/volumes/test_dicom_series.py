@@ -15,7 +15,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes import volume
-from densepath.sources.volumes.dicom_series import find_series, read_series
+from densepath.sources.volumes.dicom_series import find_series
+from densepath.sources.volumes.dicom_volume import read_series
 from densepath.sources.volumes.volume import spacing_of
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (8, 5, 6)).astype(np.int16)  # slices, rows, columns

@@ -105,8 +105,8 @@ def test_a_file_that_does_not_say_where_its_voxels_are_needs_a_spacing(tmp_path:
             read_volume(path)
         volume = read_volume(path, (0.5, 0.6, 3.0))
         assert spacing_of(volume.affine) == (0.5, 0.6, 3.0) and "no affine map" in volume.notes[0]
-    told = write(tmp_path / "d.nii", affine=None, set_zooms=((0.5, 0.5, 2.0),))
-    assert spacing_of(read_volume(told, (9.0, 9.0, 9.0)).affine) == (0.5, 0.5, 2.0)  # it names a spacing
+    spaced = write(tmp_path / "d.nii", affine=None, set_zooms=((0.5, 0.5, 2.0),))
+    assert spacing_of(read_volume(spaced, (9.0, 9.0, 9.0)).affine) == (0.5, 0.5, 2.0)  # it names a spacing
     far = write(tmp_path / "e.nii", affine=np.diag([700, 700, 1000, 1.0]))
     flat = write(tmp_path / "f.nii", affine=np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
     for path, why in ((far, "mm apart"), (flat, "lie in a plane")):

@@ -19,8 +19,9 @@ from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
-from densepath.sources.pixel_source import AllNames, PixelSource
-from densepath.sources.tiles.records import identity_of_slide, read_record
+from densepath.sources.names import AllNames
+from densepath.sources.pixel_source import PixelSource
+from densepath.sources.tiles.records import identity_of_slide, is_identity, read_record
 from densepath.sources.tiles.tile_files import SlideTiling
 
 MOST = 4096  # cells of an image: a tile of 512 µm of dense lymphoid tissue has about as many
@@ -200,7 +201,7 @@ class CellPoints:
                 return False
             extent = size[0], size[1]
         record = read_record(self._folder, row["slide"]) if os.path.exists(path) else None
-        if record is not None and record["identity"][:2] != identity_of_slide(path):
+        if record is not None and not is_identity(record["identity"][:2], identity_of_slide(path), path):
             return False
         return bool(row.get("height") or record) and _is_extent(row, extent, exact)
 

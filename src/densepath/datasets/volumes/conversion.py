@@ -16,7 +16,7 @@ from densepath.core.single_values import list_single_fields
 from densepath.core.streams import say
 from densepath.datasets.shared_patients import report_unknown
 from densepath.sources.listing import Passed
-from densepath.sources.volumes.dicom_series import Gaps
+from densepath.sources.volumes.dicom_volume import Gaps
 from densepath.sources.volumes.volume import Volume
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from densepath.core.errors import UserError
 from densepath.datasets.volumes.conversion import Case, Contents, DicomConversion, say_passed, source_folder
 from densepath.datasets.volumes.convert import convert
-from densepath.sources.volumes.dicom_series import find_series, modality_of, read_series
+from densepath.sources.volumes.dicom_series import find_series, modality_of
+from densepath.sources.volumes.dicom_volume import read_series
 
 
 def convert_dicom(how: DicomConversion) -> Path:

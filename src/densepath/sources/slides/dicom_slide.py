@@ -21,7 +21,7 @@ from densepath.sources.slides.tile_codecs import Pixels
 _SERIES = b"\x20\x00\x0e\x00"  # the tag SeriesInstanceUID, little-endian
 _SLIDE = b"1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _HEAD = 2**16  # bytes in which it is
-_REMEMBERED = 2**16  # files whose series is remembered
+_REMEMBERED, _FOLDERS = 2**16, 16  # files whose series is remembered, and folders
 
 
 def is_slide(path: str) -> bool:
@@ -44,14 +44,24 @@ def series_of(path: str) -> bytes:
 
 def files_of_series(path: str) -> list[str]:
     """The files in a DICOM file's folder that belong to its series. Raises OSError."""
-    series = series_of(path)
-    files = sorted(os.path.join(os.path.dirname(path), entry.name) for entry in _scan(path) if entry.is_file())
-    return [file for file in files if series and series_of(file) == series] or [path]
+    folder, series = os.path.dirname(path), series_of(path)
+    if not series:
+        return [path]
+    status = os.stat(folder or ".")
+    known = _by_series(folder, (status.st_dev, status.st_ino, status.st_mtime_ns))
+    likely = sorted([*known.get(series, ()), *known.get(b"", ())])  # some may have been unfinished when it was scanned
+    return [file for file in likely if series_of(file) == series] or [path]
 
 
-def _scan(path: str) -> list[os.DirEntry[str]]:
-    with os.scandir(os.path.dirname(path) or ".") as entries:
-        return list(entries)
+@lru_cache(_FOLDERS)
+def _by_series(folder: str, identity: tuple[int, ...]) -> dict[bytes, list[str]]:
+    """The files in a folder by the numbers of their series; ``identity`` changes if files are added or removed."""
+    with os.scandir(folder or ".") as entries:
+        files = [os.path.join(folder, entry.name) for entry in entries if entry.is_file()]
+    found: dict[bytes, list[str]] = {}
+    for file in files:
+        found.setdefault(series_of(file), []).append(file)
+    return found
 
 
 @lru_cache(_REMEMBERED)

@@ -22,8 +22,9 @@ from densepath.sources.slides.resolution import Spacing
 from densepath.sources.slides.slide import Box
 from densepath.sources.slides.tile_codecs import Pixels
 from densepath.sources.slides.tile_table import TileTable
-from densepath.sources.tiff import orientation_of, refuse_stack
+from densepath.sources.tiff import is_slice, is_stack, orientation_of, refuse_stack
 
+_RGB = 3  # channels
 _REDUCED = 1  # bit of NewSubfileType
 _NDPI = 65420  # a tag that Hamamatsu's slides have
 _KNOWN = ("label", "macro", "thumbnail")
@@ -103,9 +104,13 @@ def open_tiff(path: str) -> TiffSlide | None:
         if planes > 1:
             raise CorruptImage(path, f"{planes} channels in separate pages are not RGB; convert it to RGB")
         aperio = not ome and first.description.startswith("Aperio")
-        if not aperio:
+        if not aperio and first.samplesperpixel < _RGB:
             refuse_stack(path, tiff)
         tables, problems = [TileTable.of(file, first)], []
+        if not aperio and is_stack(tiff):
+            problems.append("it has several pages of the size of level 0, of which the first is read")
+        if tables[0].format.padded:
+            problems.append("its fourth channel is not marked as transparency, and is ignored; save it as RGB")
         if (tag := orientation_of(first)) != 1:
             problems.append(f"it is read as stored, without its orientation tag ({tag}); save it turned")
         for number, page in enumerate(_reduced(tiff, aperio), 1):
@@ -115,9 +120,14 @@ def open_tiff(path: str) -> TiffSlide | None:
                 problems.append(f"{shown} has other proportions than level 0 and is left out")
                 continue
             try:
-                tables.append(TileTable.of(file, page))
+                table = TileTable.of(file, page)
             except CorruptImage as error:
                 problems.append(f"{shown} is left out: {error.why}")
+                continue
+            if page.samplesperpixel < min(first.samplesperpixel, _RGB):
+                problems.append(f"{shown} is left out: it is grey (a mask?), and level 0 is RGB")
+            else:
+                tables.append(table)
         if _ends_early(tiff):
             problems.append("truncated: it ends before its last pages; copy it again")
         tables.sort(key=lambda table: -table.size[0] * table.size[1])
@@ -132,11 +142,13 @@ def open_tiff(path: str) -> TiffSlide | None:
 
 
 def _reduced(tiff: tifffile.TiffFile, aperio: bool) -> Iterator[Any]:
-    """The pages that show the first one reduced."""
+    """The pages that show the first one reduced, before those of the next image of a stack."""
     first: Any = tiff.pages.first
     yield from first.pages or ()
     pages: list[Any] = list(tiff.pages)
     for page in pages[1:]:
+        if not aperio and is_slice(page, first):
+            return
         if page.is_tiled and (aperio or page.subfiletype & _REDUCED):
             yield page
 

@@ -42,6 +42,7 @@ class TileFormat:
         samples: channels of a tile: 1 or 3, or 4 with transparency.
         jpeg_start: the beginning of each JPEG: its tables, and the marker that says whether it is RGB or YCbCr.
         premultiplied: whether colors were multiplied by a fourth channel.
+        padded: whether a fourth channel is not transparency, and is ignored.
         halvings: how often a tile can at most be halved while it is decoded.
     """
 
@@ -53,6 +54,7 @@ class TileFormat:
     samples: int
     jpeg_start: bytes = b""
     premultiplied: bool = False
+    padded: bool = False
     halvings: int = 3
 
     @property
@@ -91,6 +93,8 @@ class TileFormat:
             pixels = np.invert(pixels)
         if pixels.shape[2] < 4:
             return pixels
+        if self.padded:
+            return np.ascontiguousarray(pixels[:, :, :3])
         return on_white(straight(pixels) if self.premultiplied else pixels)
 
     def _jpeg(self, data: bytes, scale: int, rows: int | None) -> Pixels:

@@ -16,7 +16,7 @@ from densepath.sources.slides.decoded_tiles import decodes_in_part, recent_tiles
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.jpeg_2000 import coding_style
 from densepath.sources.slides.tile_codecs import CODECS, CONVERTED, JPEG, JPEG_2000, Pixels, TileFormat, jpeg_start
-from densepath.sources.tiff import UnknownStorage, is_premultiplied, refuse_colors
+from densepath.sources.tiff import UnknownStorage, is_padded, is_premultiplied, refuse_colors
 
 WHITE = 255
 _OFFSETS, _COUNTS = 324, 325  # TileOffsets, TileByteCounts
@@ -86,7 +86,7 @@ class TileTable:
             CorruptImage: its tiles cannot be decoded here.
         """
         codec, samples, planes = int(page.compression), int(page.samplesperpixel), 1
-        refuse_colors(file.path, page, CONVERTED)
+        refuse_colors(file.path, page, CONVERTED, padded=True)
         if codec not in CODECS or (codec == JPEG and samples == 4):
             why = f"its compression {codec} of {counted(samples, 'channel')} is unknown; save it as RGB with JPEG"
             raise UnknownStorage(file.path, why)
@@ -102,8 +102,8 @@ class TileTable:
             raise CorruptImage(file.path, f"its tiles have {width} x {height} px; save it with tiles of 256 px")
         photometric = int(page.photometric) if planes == 1 else 1
         start = jpeg_start(page.jpegtables or b"", photometric) if codec == JPEG else b""
-        blended = is_premultiplied(page)
-        kind = TileFormat(codec, photometric, int(page.predictor), height, width, samples, start, blended)
+        alpha = {"premultiplied": is_premultiplied(page), "padded": is_padded(page)}
+        kind = TileFormat(codec, photometric, int(page.predictor), height, width, samples, start, **alpha)
         lists = [_Numbers.of(page.tags[code], page.parent.byteorder) for code in (_OFFSETS, _COUNTS)]
         table = cls(file, (int(page.imagelength), int(page.imagewidth)), kind, planes, *lists)
         if min(each.count for each in lists) < table.count:

@@ -21,6 +21,7 @@ from densepath.sources.tiles.records import (
     identities,
     identity_of,
     identity_of_slide,
+    is_identity,
     read_record,
     record_path,
     write_record,
@@ -80,7 +81,7 @@ class PerSlide(ABC, Generic[Found]):
     def record(self, name: str) -> dict[str, Any] | None:
         """The row of a slide that is done, with its current path; None if it is not done."""
         record = read_record(self.out, name)
-        if record is None or record["identity"] != self.identity(name):
+        if record is None or not is_identity(record["identity"], self.identity(name), self.paths[name]):
             return None
         if record.get("result") not in (None, identity_of(self.files(name)[0])):
             return None
@@ -131,13 +132,17 @@ class PerSlide(ABC, Generic[Found]):
         before = recorded(self.out).get("data")
         old = {} if before == str(data) else identities(self.out)
         gone = [one_line(name) for name in old if name not in self.paths]
-        changed = [one_line(name) for name in old if name in self.paths and old[name][:2] != self.identity(name)[:2]]
+        changed = [one_line(name) for name in old if name in self.paths and not self._is_same_file(name, old[name])]
         if old and len(gone) + len(changed) == len(old):
             raise UserError(f"{self.out} holds results of other slides ({before}); use another folder for {data}")
         if gone:
             say(f"densepath: {self.out} keeps files of {counted(len(gone), 'slide')} not in {data}: {first_few(gone)}")
         if changed:
             say(f"densepath: done again: {counted(len(changed), 'slide')} changed since: {first_few(changed)}")
+
+    def _is_same_file(self, name: str, recorded: Sequence[Any]) -> bool:
+        """Whether a recorded identity is of a slide's files, whatever was given for it."""
+        return is_identity(recorded[:2], self.identity(name)[:2], self.paths[name])
 
     def together(self, free: Any = None) -> AbstractContextManager[None]:
         """Fill the folder together with the processes that have the same slides, and refuse others while it is filled.

@@ -52,6 +52,21 @@ def identity_of_slide(path: str | Path) -> list[int]:
     return found if len(found) == 2 else [sum(found[::2]), zlib.crc32(repr(found).encode())]
 
 
+def is_identity(recorded: Any, identity: Sequence[Any], path: str | Path, first: int = 0) -> bool:
+    """Whether a recorded identity is that of a slide: earlier versions knew one of several files by the named one only.
+
+    Args:
+        recorded: as a record has it.
+        identity: that of the slide now, with the two numbers of :func:`identity_of_slide`.
+        path: the slide's file.
+        first: the position of these numbers.
+    """
+    if recorded == identity:
+        return True
+    given = isinstance(recorded, list) and [*recorded[:first], *identity[first : first + 2], *recorded[first + 2 :]]
+    return given == identity and recorded[first : first + 2] == identity_of(path)
+
+
 def write_record(out: Path, row: Mapping[str, Any], identity: Sequence[Any]) -> None:
     """Write the record of a slide, which marks it as done.
 

@@ -193,13 +193,17 @@ class SlideTiles:
 
     def fingerprint(self) -> dict[str, str]:
         """Digests by which a resumed run knows the tiles, see :func:`densepath.sources.fingerprint.fingerprint`."""
-        paths = [file for tiling in self.tilings for file in files_of(tiling.path)]
+        paths = [tiling.path for tiling in self.tilings]
+        others = [file for path in paths for file in files_of(path)[1:]]
         names = digest_of(
             part
             for t in self.tilings
             for part in (t.name, f"{t.mpp!r} {t.size} {t.spacing!r}", np.ascontiguousarray(t.corners).tobytes())
         )
-        return {"names": names, "sizes": digest_of_sizes(paths), "samples": digest_of_samples(paths)}
+        found = {"names": names, "sizes": digest_of_sizes(paths), "samples": digest_of_samples(paths)}
+        if others:  # with a name of their own: earlier versions did not record them
+            found["parts"] = digest_of([digest_of_sizes(others), digest_of_samples(others)])
+        return found
 
     def _stored(self, position: int, box: _Box) -> tuple[npt.NDArray[np.uint8], _Box]:
         """The slide's pixels that cover a box of a tile, and the box that they are, in pixels of the tile."""

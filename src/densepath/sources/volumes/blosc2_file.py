@@ -78,7 +78,7 @@ def _order(path: Path) -> tuple[int, ...] | None:
 
 
 def _spacing(path: Path, shape: Sequence[int], back: Sequence[int]) -> tuple[float, ...] | None:
-    """mm along x, y, z of the preprocessed voxels, from the properties beside a file; None if they do not tell.
+    """mm along x, y, z of the preprocessed voxels, from the properties beside a file; None if they do not show it.
 
     nnU-Net and nnssl record the spacing of the raw file along z, y and x, and the shape before resampling in the order
     of the preprocessed axes.

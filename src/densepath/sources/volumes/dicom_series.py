@@ -1,4 +1,4 @@
-"""DICOM series: which files are one volume, in which order, and where it lies.
+"""DICOM series: which files are one volume, and in which order.
 
 Nothing that identifies a patient is taken from the files: patients are numbers, series are named by a digest.
 """
@@ -10,41 +10,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError, counted, errors_as, one_line
+from densepath.core.errors import UserError
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.dicom_image import DICOM_START, is_dicom
 from densepath.sources.listing import Passed, walk
-from densepath.sources.volumes.volume import (
-    Array,
-    Channel,
-    Spacing,
-    TooLarge,
-    Volume,
-    check_affine,
-    check_size,
-    check_values,
-    library,
-    spacing_of,
-)
+from densepath.sources.volumes.volume import library
 
-Gaps = Literal["error", "resample"]
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns"),
     *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "NumberOfFrames", "SamplesPerPixel"),
 )
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "SeriesInstanceUID", "SOPInstanceUID")
-_GAP = 0.01  # of the spacing, by which steps between slices may differ
-_APART = 1e-3  # mm between slices at different places
-_SAME_SIDES = 1e-3  # by which the pixel spacing of slices may differ, relatively
 _TURN = 1e-3  # by which direction cosines of a volume's slices may differ
-_TILT = 0.5  # degrees between the slices' normal and the direction in which they follow each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,147 +116,6 @@ def _add(groups: list[list[Slice]], part: Slice) -> None:
             group.append(part)
             return
     groups.append([part])
-
-
-def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = None) -> Volume:
-    """Read a series.
-
-    Args:
-        series: its slices.
-        gaps: what to do if steps between slices differ by over 1% of the spacing: "error", or "resample" to equal
-            steps, linearly between the two neighbors.
-        spacing: mm along x, y and z of the pixels of files that name none.
-
-    Raises:
-        CorruptImage: a slice cannot be read or is missing, several lie at one place, their pixels differ in spacing, or
-            the volume would not fit into memory at equal steps.
-    """
-    slices = list(series.slices)
-    steps = np.diff([part.depth for part in slices])
-    apart = steps[steps > _APART]
-    if not apart.size:
-        raise CorruptImage(series.name, "all of its slices lie at one place")
-    usual = float(np.median(apart))
-    notes: list[str] = []
-    if (same := np.flatnonzero(steps <= _GAP * usual)).size:
-        for k in same[::-1].tolist():
-            if not np.array_equal(_pixels(series, slices[k])[0], _pixels(series, slices[k + 1])[0]):
-                where = f"{slices[k].depth:.2f} mm"
-                raise CorruptImage(series.name, f"different images lie at one place ({where}): time points or echoes")
-            del slices[k + 1]
-        notes.append("duplicate slices, used once")
-    depths = np.array([part.depth for part in slices])
-    steps = np.diff(depths)
-    if len(slices) < 2:
-        raise CorruptImage(series.name, "it has a single slice")
-    uneven = np.flatnonzero(np.abs(steps - usual) > _GAP * usual)
-    if uneven.size and gaps == "error":
-        k = int(uneven[0])
-        raise CorruptImage(
-            series.name,
-            f"{counted(len(uneven), 'step between slices is', 'steps between slices are')} not "
-            f"{usual:.4g} mm, first {steps[k]:.4g} mm after slice {k + 1} "
-            f"of {len(slices)}; complete it, or give --gaps resample",
-        )
-    affine, more = _affine(series, slices, usual if uneven.size else None, spacing)
-    if uneven.size:
-        rows, columns = slices[0].size
-        sides = columns, rows, round(float(depths[-1] - depths[0]) / usual) + 1
-        try:
-            check_size(series.name, sides, spacing_of(affine))
-        except TooLarge as error:
-            raise CorruptImage(series.name, f"{error.why}; leave out --gaps resample") from error
-    values, slope, intercept, finite = _values(series, slices)
-    if uneven.size:
-        values = _even(values, depths, usual)
-        notes.append("uneven steps between slices, resampled to equal ones")
-    return Volume((Channel(values, slope, intercept),), affine, (*notes, *more, *finite))
-
-
-def _even(values: Array, depths: Array, step: float) -> Array:
-    """Slices (X, Y, Z) at equal steps, linearly between their neighbors."""
-    wanted = depths[0] + step * np.arange(round(float(depths[-1] - depths[0]) / step) + 1)
-    wanted = np.minimum(wanted, depths[-1])
-    left = np.clip(np.searchsorted(depths, wanted, side="right") - 1, 0, len(depths) - 2)
-    share = (wanted - depths[left]) / (depths[left + 1] - depths[left])
-    out = np.empty((*values.shape[:2], len(wanted)), values.dtype)
-    for k, (before, weight) in enumerate(zip(left.tolist(), share.tolist(), strict=True)):
-        mixed = (1 - weight) * values[..., before].astype(np.float64) + weight * values[..., before + 1]
-        out[..., k] = np.rint(mixed) if values.dtype.kind in "iu" else mixed
-    return out
-
-
-def _affine(
-    series: Series, slices: Sequence[Slice], step: float | None, spacing: Spacing | None
-) -> tuple[Array, list[str]]:
-    """The affine map, which keeps the shear of a tilted gantry, and a note about that."""
-    first, last = slices[0], slices[-1]
-    along = last.position - first.position
-    across = along / np.linalg.norm(along)
-    depths = np.array([part.depth - first.depth for part in slices])
-    line = first.position + depths[:, None] / depths[-1] * along
-    off = np.abs(np.array([part.position for part in slices]) - line).max()
-    if off > max(0.1, _GAP * depths[-1] / (len(slices) - 1)):
-        raise CorruptImage(series.name, f"its slices do not lie on a line, by up to {off:.3g} mm")
-    tilt = float(np.degrees(np.arccos(np.clip(across @ first.normal, -1, 1))))
-    between = along / (len(slices) - 1) if step is None else along * step / depths[-1]
-    affine = np.eye(4)
-    axes = np.array(first.orientation).reshape(2, 3)  # along a row, along a column
-    sides = _pixel_spacing(series, slices)
-    if sides is None and spacing is not None:
-        sides = spacing[int(np.abs(axes[1]).argmax())], spacing[int(np.abs(axes[0]).argmax())]
-    if sides is None:
-        raise CorruptImage(series.name, "its files have no PixelSpacing; give it with --spacing X Y Z")
-    affine[:3, 0], affine[:3, 1] = axes[0] * sides[1], axes[1] * sides[0]
-    affine[:3, 2], affine[:3, 3] = between, first.position
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's axes point left and posterior
-    check_affine(series.name, affine)
-    tilted = f"a tilted gantry, {tilt:.1f} degrees: the affine map keeps the shear"
-    return affine, [tilted] if tilt > _TILT else []
-
-
-def _pixel_spacing(series: Series, slices: Sequence[Slice]) -> tuple[float, float] | None:
-    """mm between the pixels of all slices along a column and a row; None if no file names it."""
-    first = slices[0].spacing
-    for part in slices:
-        if (part.spacing is None) != (first is None) or not np.allclose(
-            part.spacing or 0, first or 0, rtol=_SAME_SIDES, atol=0
-        ):
-            shown = [f"{sides[0]:g} x {sides[1]:g} mm" if sides else "none" for sides in (first, part.spacing)]
-            raise CorruptImage(
-                series.name, f"its slices differ in PixelSpacing ({shown[0]} and {shown[1]}); separate them"
-            )
-    return first
-
-
-def _values(series: Series, slices: Sequence[Slice]) -> tuple[Array, float, float, tuple[str, ...]]:
-    """(X, Y, Z) with slope and intercept, and notes; of slices with different ones the values themselves."""
-    read = [_pixels(series, part) for part in slices]
-    scales = {scale for _, scale in read}
-    if len(scales) == 1:
-        ((slope, intercept),) = scales
-        values = np.stack([pixels.T for pixels, _ in read], axis=-1)
-    else:
-        slope, intercept = 1.0, 0.0
-        values = np.stack([(pixels * np.float64(a) + b).T.astype(np.float32) for pixels, (a, b) in read], axis=-1)
-    (values,), notes = check_values(series.name, [values])
-    return values, slope, intercept, notes
-
-
-def _pixels(series: Series, part: Slice) -> tuple[Array, tuple[float, float]]:
-    """The pixels (H, W) of a slice, and its slope and intercept."""
-    with errors_as(lambda error: _undecodable(series, part, error)):
-        content = library("pydicom").dcmread(part.path)
-        pixels = content.pixel_array
-        scale = float(content.get("RescaleSlope", 1) or 1), float(content.get("RescaleIntercept", 0) or 0)
-    if pixels.shape != part.size:
-        raise CorruptImage(series.name, f"a slice has {pixels.shape} pixels instead of {part.size}")
-    return pixels, scale
-
-
-def _undecodable(series: Series, part: Slice, error: Exception) -> CorruptImage:
-    number = series.slices.index(part) + 1
-    return CorruptImage(series.name, f"slice {number} cannot be decoded ({one_line(str(error))[:200]})")
 
 
 def _slice(path: str) -> Slice | str:

@@ -96,8 +96,8 @@ def _unreadable(error: Exception) -> str:
 
 
 def _header(path: str, data: bytes) -> Any:
-    told = {int.from_bytes(data[:4], order) for order in ("little", "big")}
-    size = next((n for n, (place, _) in _SIZES.items() if n in told and data[place : place + 3] in _MAGIC), None)
+    sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
+    size = next((n for n, (place, _) in _SIZES.items() if n in sizes and data[place : place + 3] in _MAGIC), None)
     if size is None:
         raise CorruptImage(path, "it is not a NIfTI file")
     with decoding(path, "its header is damaged"):
@@ -130,10 +130,10 @@ def _affine(path: str, header: Any, spacing: Sequence[float] | None) -> tuple[Ar
     qform = int(header["qform_code"]) > 0 and valid
     to_mm = _TO_MM.get(int(header["xyzt_units"]) % 8, 1.0)
     if not sform and not qform:
-        told = valid and set(zooms) != {1.0}  # 1 mm is what writers say that know nothing
-        if not told and spacing is None:
+        known = valid and set(zooms) != {1.0}  # 1 mm is what writers say that know nothing
+        if not known and spacing is None:
             raise CorruptImage(path, "it does not say where its voxels are; give their distance with --spacing X Y Z")
-        affine = diagonal([side * to_mm for side in zooms] if told else spacing or ())
+        affine = diagonal([side * to_mm for side in zooms] if known else spacing or ())
         check_affine(path, affine)
         return affine, ["no affine map, its axes are taken as R, A, S"]
     with decoding(path, "its affine map is damaged"):

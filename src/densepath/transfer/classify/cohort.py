@@ -19,8 +19,9 @@ from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below, refuse_repeated
 from densepath.core.streams import say
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.names import AllNames
 from densepath.sources.open import cache_images
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import PixelSource
 from densepath.sources.restrict import take
 from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.config import ClassifyConfig

@@ -115,7 +115,8 @@ def predict_tiles(
         return [_table(out, name), *chain.from_iterable(map(files_of_map, own))]
 
     forget_untiled(tiles, out, former)
-    shared = SlideWork(out, {name: identity(slide) for name, slide in slides.items()}, files)
+    paths = {name: slide.path for name, slide in slides.items()}
+    shared = SlideWork(out, {name: identity(slide) for name, slide in slides.items()}, files, paths=paths)
     shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware, maps), shard)
     with shared_work(out / LOCKS / "tables", "tables"):
         found = shared.found()

@@ -12,7 +12,7 @@ from densepath.annotations.classes import match_columns
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import is_missing, several_spellings
 from densepath.core.streams import say
-from densepath.sources.pixel_source import Named
+from densepath.sources.names import Named
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.probe.metrics import Floats, Integers
 

@@ -38,7 +38,7 @@ class DetectorNotes:
         orientation: how images with an orientation tag were read: as "stored" in the file, or as "viewed", turned by
             the tag; None if there were none.
         mpp: µm per pixel of the training images; None if unknown.
-        bits: of the training images, 8 or 16, where the window does not tell; see PixelSpec.
+        bits: of the training images, 8 or 16, where the window does not show it; see PixelSpec.
     """
 
     detector: str

@@ -230,10 +230,11 @@ def _embed_all(
     """
     by_name = {slide.name: slide for slide in slides}
     identities = {slide.name: slide.identity() for slide in slides}
-    shared = SlideWork(out, identities, lambda name: _files(out, features, name), is_whole=False)
+    paths = {slide.name: slide.path for slide in slides}
+    shared = SlideWork(out, identities, lambda name: _files(out, features, name), is_whole=False, paths=paths)
 
     def is_done(name: str) -> bool:
-        same = notes_of(features_path(out, features, name)).get("slide") == shared.identities[name]
+        same = shared.is_same(name, notes_of(features_path(out, features, name)).get("slide"))
         return same and shared.succeeded(name) and (out / "heat_maps" / f"{name}.png").exists()
 
     def embed(name: str) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from densepath.core.output_names import names_below, refuse_repeated
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.packed import PackedTiles
-from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 
 
 def open_source(data: str | Path, exclude: Sequence[str] = ()) -> PixelSource:

@@ -20,7 +20,7 @@ from densepath.core.random import uniform
 from densepath.core.streams import say
 from densepath.sources.image_files import passed_over
 from densepath.sources.listing import LIST_SUFFIXES
-from densepath.sources.pixel_source import AllNames
+from densepath.sources.names import AllNames
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.embed.encoder import Encoder, input_size, load_encoder
 from densepath.transfer.embed.inputs import Inputs, open_source

@@ -21,8 +21,9 @@ from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import PixelSource
 from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.cohort import Pool, file_of, open_pool
 from densepath.transfer.classify.targets import Targets

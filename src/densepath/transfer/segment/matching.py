@@ -76,9 +76,9 @@ def endings(images: Sequence[str], maps: Sequence[str]) -> tuple[str, str]:
     """
     pairs = [(one, other) for one in _shared_endings(images) for other in _shared_endings(maps)]
     for one, other in sorted(pairs, key=lambda pair: (bool(pair[0] and pair[1]), len(pair[0]) + len(pair[1]))):
-        told = one and other and (len(images) == 1 or re.search(r"\d", f"{one}{other}".replace(_CHANNEL, "")))
+        distinguishing = one and other and (len(images) == 1 or re.search(r"\d", f"{one}{other}".replace(_CHANNEL, "")))
         left = {name.removesuffix(one) for name in images} & {name.removesuffix(other) for name in maps}
-        if left - {""} and not told:
+        if left - {""} and not distinguishing:
             return one, other
     return "", ""
 

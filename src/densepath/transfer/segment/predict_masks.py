@@ -29,8 +29,9 @@ from densepath.core.work_folder import work_folder
 from densepath.runs.closing import draw_safely
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles, passed_over
+from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
-from densepath.sources.pixel_source import AllNames, bits_of
+from densepath.sources.pixel_source import bits_of
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.tile_files import is_tile_folder

@@ -108,7 +108,8 @@ def predict_slides(
     chosen = evenly_spaced(len(slides) if pictures == "all" else pictures, len(slides))
     drawn = {slides[position].name for position in chosen}
 
-    shared = SlideWork(out, {slide.name: slide.identity() for slide in slides}, lambda name: _files(out, name))
+    identities, paths = {slide.name: slide.identity() for slide in slides}, {slide.name: slide.path for slide in slides}
+    shared = SlideWork(out, identities, lambda name: _files(out, name), paths=paths)
 
     def is_done(name: str) -> bool:
         return shared.succeeded(name) and (name not in drawn or _picture(out, name).exists())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from densepath.core.streams import say
 from densepath.core.system import with_lines
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
+from densepath.sources.tiles.records import is_identity
 from densepath.sources.tiles.tile_files import read_slide_rows
 from densepath.transfer.predict_records import record_of, refuse_others, source_of
 from densepath.transfer.slides.slide_list import ListedSlide
@@ -33,6 +34,7 @@ class SlideWork:
         files: those of a slide, by its name: what is left there of another slide, or of a failure, is removed.
         one: what a slide is called.
         is_whole: the folder has a table of all slides, which the results of others must not replace.
+        paths: of slides by name, whose identities begin as those of :class:`ListedSlide`.
     """
 
     out: Path
@@ -40,14 +42,20 @@ class SlideWork:
     files: Callable[[str], Iterable[Path]] = lambda name: ()
     one: str = "slide"
     is_whole: bool = True
+    paths: Mapping[str, str] = field(default_factory=dict)
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """The record of a slide; None if it is not done."""
         path = record_of(self.out, name)
-        if source_of(path) != self.identities[name]:
+        if not self.is_same(name, source_of(path)):
             return None
         facts: dict[str, Any] = json.loads(path.read_text().partition("\n")[2])
         return facts
+
+    def is_same(self, name: str, recorded: Any) -> bool:
+        """Whether what was recorded of a slide is its identity."""
+        identity = self.identities[name]
+        return recorded == identity or (name in self.paths and is_identity(recorded, identity, self.paths[name], 1))
 
     def succeeded(self, name: str) -> bool:
         """Whether a slide is done, and did not fail."""
