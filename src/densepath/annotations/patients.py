@@ -71,8 +71,8 @@ def patients_of(
                 found.setdefault(name, _only_patient(known[key], key, table))
         if keys and not any(keys.values()) and place != folder.parent:
             _say_once(
-                f"densepath: warning: {table} lists none of {counted(len(keys), 'image')}, first {inside[0]}; name "
-                "files by their paths from its folder"
+                f"densepath: warning: {table} lists none of {counted(len(keys), 'image')}: its first file is "
+                f"{next(iter(known))}, the first image {inside[0]}"
             )
     return found if images is None else patients_of(images, names, manifest) | found
 
@@ -231,7 +231,7 @@ def _read(path: Path, listed: bool) -> dict[str, set[str]]:
     for name, known in owners.items():
         for stem in stems_of(name):
             stems.setdefault(stem, set()).update(known)
-    return {stem: known for stem, known in stems.items() if len(known) == 1} | owners
+    return owners | {stem: known for stem, known in stems.items() if len(known) == 1 and stem not in owners}
 
 
 def _of_list(path: Path) -> Iterator[tuple[str, str]]:
