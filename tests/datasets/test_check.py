@@ -88,7 +88,9 @@ def test_leaks_between_splits_are_named(data: Path, tmp_path: Path, capsys: pyte
     assert "warning: patients that differ in capitals, spaces or zeros only, and count as different ones: P1, p1" in out
 
 
-def test_a_folder_above_the_data_or_the_list_is_no_patient(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_above_the_data_or_the_list_is_no_patient(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "P7").mkdir()
     data.rename(tmp_path / "P7/data")
     with pytest.raises(UserError, match="does not match the name 0; it"):
