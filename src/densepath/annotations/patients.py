@@ -162,7 +162,9 @@ def check_spelling(
     what = f"patients{f' in {first_few(tables)}' * bool(tables)} that differ in capitals, spaces or zeros"
     if not warn:
         refuse(alike, what, "spell each one way")
-    _say_once(f"densepath: warning: {what} count as different ones: {first_few(alike)}; spell each one way for other runs")
+    _say_once(
+        f"densepath: warning: {what} count as different ones: {first_few(alike)}; spell each one way for other runs"
+    )
 
 
 def comparable_owners(source: str | Path, names: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from densepath.annotations.patients import check_spelling, owners_of_volumes
 from densepath.core.columns import SPLIT, SPLIT_OF
 from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below, refuse_repeated
+from densepath.core.records import CONFIG
 from densepath.core.streams import say
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import cache_images
@@ -125,7 +126,7 @@ def read_pool(
     if volumes and not source:
         stored, source = owners_of_volumes(volumes, data)
         owners = [own if owner == name else owner for own, owner, name in zip(stored, owners, names, strict=True)]
-    check_spelling(owners, names)
+    check_spelling(owners, names, data, warn=(Path(config.out) / CONFIG).exists())  # a resumed run keeps its division
     if isinstance(images, ImageFiles):
         return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])
     return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])
