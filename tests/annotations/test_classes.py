@@ -68,6 +68,11 @@ TABLES = {
     "a path before a bare name": "TUM/1.png,t\n1.png,a\n2.png,t\ndeep/3.png,a\n",
     "lines for other files": "file,what\nTUM/1.png,t\nADI/1.png,a\nVAL/9.png,v\nTUM/2.png,t\nADI/deep/3.png,a\n",
     "a line twice": "TUM/1.png,t\nTUM/1.png,t\nADI/1.png,a\nTUM/2.png,t\nADI/deep/3.png,a\n",
+    "a name and the number of an image": "image_name,image_index,name,label\nTUM/1.png,1,TUM/1.png,t\n"
+    "ADI/1.png,1,ADI/1.png,a\nx,2,TUM/2.png,t\nx,3,ADI/deep/3.png,a\n",
+    "a path that is not of the image": "file_path,image_name,label\n1.svs,TUM/1.png,t\n1.svs,ADI/1.png,a\n"
+    "2.svs,TUM/2.png,t\n2.svs,ADI/deep/3.png,a\n",
+    "cases of a disease": "image,case\nTUM/1.png,t\nADI/1.png,a\nTUM/2.png,t\nADI/deep/3.png,a\n",
     "byte order mark": "\ufefffile,label\nTUM/1.png,t\nADI/1.png,a\nTUM/2.png,t\nADI/deep/3.png,a\n",
 }
 

@@ -26,7 +26,9 @@ def fill(folder: Path, files: dict[str, str]) -> Path:
         ("a", "a.ome.tif", True),
         ("a.svs", "a.h5", True),
         ("a.svs", "a.svs.h5", True),
+        *((f"t0{suffix}", "t0.png", True) for suffix in (".xml", ".csv", ".npz", ".zarr", ".mask", ".JSON")),
         ("case.1", "case.png", False),
+        ("case_0.5x", "case_0.png", False),
         ("case", "case.1", False),
         ("sub/a.png", "sub/a.png", True),
         ("a.png", "sub/a.png", True),
@@ -39,7 +41,8 @@ def test_names_with_and_without_suffix(
     fill(tmp_path, {"manifest.csv": f"file,patient\n{entry},P\n"})
     path = str(tmp_path / name)
     assert patients_of(tmp_path, [path]) == ({path: "P"} if known else {})
-    assert ("lists none of 1 image, first" in capsys.readouterr().err) != known
+    said = f"lists none of 1 image: its first file is {entry}, the first image {path}"
+    assert (said in capsys.readouterr().err) != known
 
 
 def test_a_file_next_to_the_manifest_is_not_one_in_another_folder(tmp_path: Path) -> None:
@@ -47,6 +50,14 @@ def test_a_file_next_to_the_manifest_is_not_one_in_another_folder(tmp_path: Path
     mine = [str(tmp_path / f"mine/{number}.png") for number in (1, 2)]
     assert patients_of(tmp_path / "mine", mine) == {mine[1]: "Q"}
     assert patients_of(tmp_path, [str(tmp_path / "1.png"), *mine]) == {str(tmp_path / "1.png"): "P", mine[1]: "Q"}
+
+
+@pytest.mark.parametrize(
+    "text", ["name,file_path,patient\n0.png,x.png,P\n", "file_path,image_name,patient\n0.png,x.png,P\n"]
+)
+def test_the_first_usual_column_of_a_manifest_names_its_files(text: str, tmp_path: Path) -> None:
+    name = str(fill(tmp_path, {"manifest.csv": text}) / "0.png")
+    assert patients_of(tmp_path, [name]) == {name: "P"}
 
 
 def test_a_list_names_files_by_their_paths_only(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_leaks_between_splits_are_named(data: Path, tmp_path: Path, capsys: pyte
     assert "warning: patients that differ in capitals, spaces or zeros only, and count as different ones: P1, p1" in out
 
 
-def test_a_folder_above_the_data_is_no_patient(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_above_the_data_or_the_list_is_no_patient(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "P7").mkdir()
     data.rename(tmp_path / "P7/data")
     with pytest.raises(UserError, match="does not match the name 0; it"):
@@ -97,6 +99,10 @@ def test_a_folder_above_the_data_is_no_patient(data: Path, tmp_path: Path, capsy
     (tmp_path / "P7/list.csv").write_text("file,split\n" + "".join(rows))
     with pytest.raises(UserError, match=r"does not match the name train/0\.png; it"):
         check_data(tmp_path / "P7/list.csv", count=0, patient_regex=r"P\d")
+    rows = [f"P7/data/train/{n}.png,{split}\n" for n, split in enumerate(("train", "test"))]
+    (tmp_path / "list.csv").write_text("file,split\n" + "".join(rows))
+    check_data(tmp_path / "list.csv", count=0, patient_regex=r"(P\d)/")
+    assert "patients in train and test: 1: P7; scores" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("turns", range(4))

@@ -14,6 +14,7 @@ from PIL import Image
 from densepath.annotations.coco import open_split
 from densepath.core.errors import UserError
 from densepath.core.polygons import ellipse, fill
+from densepath.datasets.find_files import split_in_folders
 from densepath.datasets.qupath import convert_qupath
 from densepath.transfer.detection.found import FoundObject
 from densepath.transfer.detection.prediction import Prediction
@@ -173,6 +174,24 @@ def test_patients_of_the_source_whose_images_are_elsewhere(tmp_path: Path, capsy
     (source / "manifest.csv").write_text("\n".join(["file,patient", "t0,7", "t1,007", *rows[2:]]))
     with pytest.raises(UserError, match="patients that differ in capitals, spaces or zeros: 007, 7; spell each"):
         convert_qupath(source, tmp_path / "no", images=tmp_path / "images", test_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        ("train/a", "train"),
+        ("Valid/a/b", "val"),
+        ("test2017/a", "test"),
+        ("training_2/train_a", "train"),
+        ("test/train_b", "test"),
+        ("site/my_test", "test"),
+        ("validation_site_B/slide3", None),
+        ("2021_test_scanner/slide1", None),
+        ("test_project/train_and_val/slide1", None),
+    ],
+)
+def test_words_of_folders_further_above_are_no_splits(folder: str, split: str | None) -> None:
+    assert split_in_folders(Path("train", folder, "0.json"), Path("train")) == split
 
 
 @pytest.mark.parametrize("folders", [("train", "a", "test", "b"), ("training_2", "train_a", "test", "train_b")])

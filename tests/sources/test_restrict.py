@@ -66,6 +66,8 @@ def test_a_smaller_fraction_of_the_slides_is_part_of_a_larger_one(tiles: SlideTi
         "Slide\na/s0\nb/s3\nb/s5\n",
         "s5,late\ns3,early\ns0,early\n",
         "case;slide\n1;a/s0\n2;s3\n3;s5\n",
+        "slide_id,slide,image\n7,a/s0,x\n8,s3,y\n9,s5,z\n",
+        "file_name,name\nx.svs,a/s0\ny.svs,s3\nz.svs,s5\n",
     ],
 )
 def test_a_list_of_slides(text: str, tiles: SlideTiles, tmp_path: Path) -> None:

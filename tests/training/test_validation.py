@@ -17,7 +17,7 @@ from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack
 from densepath.sources.restrict import take
-from densepath.training import run_images
+from densepath.training import run_images, validation
 from densepath.training.config import PretrainConfig
 from densepath.training.export import export
 from densepath.training.pretrain import pretrain
@@ -51,7 +51,8 @@ def test_a_patient_is_trained_on_or_held_out(tmp_path):
     again = take(images, hold_out_images(images, tmp_path, 0.25, 3)[1])
     assert {str(again.paths[n]) for n in range(len(again))} == {str(held.paths[n]) for n in range(len(held))}
     (tmp_path / "manifest.csv").write_text("file,patient\nx0.png,1\n")
-    with pytest.raises(UserError, match="differ in capitals, spaces or zeros: 00000001, 1;"):
+    named = f"patients in {tmp_path}/manifest.csv that differ in capitals, spaces or zeros"
+    with pytest.raises(UserError, match=f"^{named}: 00000001, 1; spell each one way"):
         hold_out_images(images, tmp_path, 0.25, 3)
     with pytest.raises(UserError, match="leaves no patient to train on"):
         hold_out_images(ImageFiles(["00000001_000.png", "00000001_001.png"]), "", 0.5, 0)
@@ -196,9 +197,24 @@ def test_a_fraction_is_by_patient_and_its_complement_is_a_list(tmp_path, tiles, 
     lists = [set((folder / name).read_text().splitlines()) for name in ("images.txt", "other_images.txt")]
     assert lists == [seen[1], {*paths} - seen[1]]
     # As version 0.1 chose them: such a run cannot be resumed, and the line says why.
-    monkeypatch.setattr(run_images, "owners_of", lambda images, data: [*AllNames(images)])
+    monkeypatch.setattr(run_images, "owners_of", lambda images, *_: [*AllNames(images)])
     with pytest.raises(UserError, match=r"chooses patients where any are known; up to version 0\.1 it chose images"):
         pretrain(**options, fraction=0.6, out=tmp_path / "run", resume=True)
+
+
+def test_a_run_whose_patients_have_two_names_is_resumed_with_its_division(tmp_path, tiles, monkeypatch, capsys):
+    rows = [f"{path},{('7', '007', f'P{n}')[min(n, 2)]}" for n, path in enumerate(sorted(tiles.rglob("*.png")))]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,patient", *rows]))
+    options = {**OPTIONS, "data": tmp_path / "labels.csv", "fraction": 0.9, "max_steps": 2, "out": tmp_path / "run"}
+    with pytest.raises(UserError, match=r"patients in .*labels\.csv that differ in capitals, spaces or zeros: 007, 7;"):
+        pretrain(**options)
+    monkeypatch.setattr(validation, "check_spelling", lambda *_, **__: None)  # as an earlier version
+    pretrain(**options)
+    monkeypatch.undo()
+    lists = [(tmp_path / "run" / name).read_text() for name in ("images.txt", "validation_images.txt")]
+    pretrain(**options, resume=True)
+    assert capsys.readouterr().err.count("labels.csv that differ in capitals, spaces or zeros count as different") == 1
+    assert [(tmp_path / "run" / name).read_text() for name in ("images.txt", "validation_images.txt")] == lists
 
 
 def test_stores_and_inputs_are_divided_like_files(tmp_path, tiles):

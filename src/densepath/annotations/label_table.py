@@ -12,7 +12,7 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.columns import FILE_COLUMNS, PATIENT_COLUMNS, SPLIT
+from densepath.core.columns import LABELLED_COLUMNS, PATIENT_COLUMNS, SPLIT
 from densepath.core.csv_files import Lines, find_column, open_lines, plain_head
 from densepath.core.errors import UserError
 from densepath.core.spelling import composed
@@ -20,7 +20,7 @@ from densepath.sources.listing import SUFFIXES
 
 LABEL = "label"
 _LABELS = (LABEL, "labels", "class")  # columns that are labels, whatever the others are called
-_NO_LABELS = (*FILE_COLUMNS, *PATIENT_COLUMNS, SPLIT)
+_NO_LABELS = {*LABELLED_COLUMNS, *PATIENT_COLUMNS, SPLIT} - {"case", "subject"}  # a case may be one of a disease
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +56,9 @@ def known_columns(path: str, columns: Sequence[str]) -> list[str]:
     if named and not known and not heads[0].endswith(SUFFIXES):
         raise UserError(
             f"{path} has no column of files; its header names {', '.join(heads)}: call that of the files "
-            f"{FILE_COLUMNS[0]} (or {', '.join(FILE_COLUMNS[1:4])})"
+            f"{LABELLED_COLUMNS[0]} (or {', '.join(LABELLED_COLUMNS[1:4])})"
         )
-    find_column(known, FILE_COLUMNS, path)
+    find_column(known, LABELLED_COLUMNS, path)
     for column in columns:
         find_column(known, [plain_head(column)], path)
         if column == LABEL and (not known or _place(known, LABEL) is not None):
@@ -67,7 +67,7 @@ def known_columns(path: str, columns: Sequence[str]) -> list[str]:
             raise UserError(
                 f"{path} has no column {column}; its header names {', '.join(known)}: name one of these"
                 if known
-                else f"{path} has no header; give one that names the columns {FILE_COLUMNS[0]} and {column}"
+                else f"{path} has no header; give one that names the columns {LABELLED_COLUMNS[0]} and {column}"
             )
     return _heads(list(columns))
 
@@ -94,7 +94,7 @@ def _first_line(path: str) -> list[str]:
 
 
 def _is_header(heads: list[str]) -> bool:
-    return any(name in heads for name in FILE_COLUMNS)
+    return any(name in heads for name in LABELLED_COLUMNS)
 
 
 def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: bool = False) -> Table:
@@ -163,7 +163,7 @@ def _heads(row: list[str]) -> list[str]:
 
 def _places(heads: list[str], columns: Sequence[str]) -> list[int] | None:
     """The places of the file and of other columns in a header; None if it is not a header with these."""
-    file = next((heads.index(name) for name in FILE_COLUMNS if name in heads), None)
+    file = next((heads.index(name) for name in LABELLED_COLUMNS if name in heads), None)
     found = [_place(heads, column) for column in columns]
     places = [place for place in found if place is not None]
     return [file, *places] if file is not None and len(places) == len(found) else None

@@ -15,7 +15,7 @@ from typing import Any
 from densepath.core.columns import FILE_COLUMNS, PATIENT_COLUMNS
 from densepath.core.csv_files import open_table
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, counted, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.paths import AnyPath
 from densepath.core.spelling import composed, is_missing, several_spellings
 from densepath.core.streams import say
@@ -56,25 +56,30 @@ def patients_of(
     """
     found: dict[str, str] = {}
     folder = Path(os.path.abspath(_folder(source)))
-    places = [*_below(folder, names), folder, folder.parent]
-    listed = [Path(source)] if str(source).lower().endswith(LIST_SUFFIXES) else []
     moved = {} if images is None else {name: folder / os.path.relpath(name, images) for name in names}
-    for table in [*listed, *(place / manifest for place in places)]:
-        known, place = _read(table, table in listed), Path(os.path.abspath(table.parent))
-        if not known:
-            continue
+    for table, known in _tables(source, names, manifest):
+        place, listed = Path(os.path.abspath(table.parent)), table == Path(source)
         within = place not in (folder, folder.parent)
         inside = [name for name in names if not within or Path(os.path.abspath(name)).is_relative_to(place)]
-        keys = {name: _key(name, moved.get(name), known, place, table in listed) for name in inside}
+        keys = {name: _key(name, moved.get(name), known, place, listed) for name in inside}
         for name, key in keys.items():
             if key is not None:
                 found.setdefault(name, _only_patient(known[key], key, table))
         if keys and not any(keys.values()) and place != folder.parent:
             _say_once(
-                f"densepath: warning: {table} lists none of {counted(len(keys), 'image')}, first {inside[0]}; name "
-                "files by their paths from its folder"
+                f"densepath: warning: {table} lists none of {counted(len(keys), 'image')}: its first file is "
+                f"{next(iter(known))}, the first image {inside[0]}"
             )
     return found if images is None else patients_of(images, names, manifest) | found
+
+
+def _tables(source: AnyPath, names: Sequence[str], manifest: str) -> Iterator[tuple[Path, dict[str, set[str]]]]:
+    """The tables that give patients of a source, the nearest to its images first, and what each says of files."""
+    folder = Path(os.path.abspath(_folder(source)))
+    listed = [Path(source)] if str(source).lower().endswith(LIST_SUFFIXES) else []
+    for table in [*listed, *(place / manifest for place in [*_below(folder, names), folder, folder.parent])]:
+        if known := _read(table, table in listed):
+            yield table, known
 
 
 def _key(name: str, moved: Path | None, known: Container[str], place: Path, listed: bool) -> str | None:
@@ -135,18 +140,31 @@ def stated_patient(image: Mapping[str, Any]) -> str | None:
     return next((patient for patient in stated if not is_missing(patient)), None)
 
 
-def check_spelling(patients: Iterable[str], names: Iterable[str] = ()) -> None:
+def check_spelling(
+    patients: Iterable[str], names: Sequence[str] = (), source: AnyPath | None = None, warn: bool = False
+) -> None:
     """Refuse one patient under two names.
 
     Args:
         patients: of images.
         names: of the images, which stand for unknown patients and are not compared.
+        source: where the images were found, as for :func:`patients_of`, so that the message names its tables.
+        warn: whether to print a warning instead.
 
     Raises:
         UserError: some differ only in what :func:`~densepath.core.spelling.several_spellings` ignores.
     """
     alike = several_spellings({*patients}.difference(names))
-    refuse(alike, "patients that differ in capitals, spaces or zeros", "spell each one way")
+    if not alike:
+        return
+    found = [] if source is None else [(t, chain(*known.values())) for t, known in _tables(source, names, MANIFEST)]
+    tables = [str(table) for table, known in found if not {*known}.isdisjoint(alike)]
+    what = f"patients{f' in {first_few(tables)}' * bool(tables)} that differ in capitals, spaces or zeros"
+    if not warn:
+        refuse(alike, what, "spell each one way")
+    _say_once(
+        f"densepath: warning: {what} count as different ones: {first_few(alike)}; spell each one way for other runs"
+    )
 
 
 def comparable_owners(source: str | Path, names: Sequence[str]) -> dict[str, str]:
@@ -231,7 +249,7 @@ def _read(path: Path, listed: bool) -> dict[str, set[str]]:
     for name, known in owners.items():
         for stem in stems_of(name):
             stems.setdefault(stem, set()).update(known)
-    return {stem: known for stem, known in stems.items() if len(known) == 1} | owners
+    return owners | {stem: known for stem, known in stems.items() if len(known) == 1 and stem not in owners}
 
 
 def _of_list(path: Path) -> Iterator[tuple[str, str]]:

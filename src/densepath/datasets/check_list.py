@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,9 @@ def check_list(data: Path, out: Path, count: int, patient_regex: str | None = No
     for position, split in enumerate(told):
         splits[split or _ALL].append(position)
     if patient_regex is not None:
-        every = [patient_in_name(name, patient_regex) for name in names_below(names, data)]
+        places = [os.path.relpath(name, data.parent) for name in names]
+        below = zip(names_below(names, data), places, strict=True)
+        every = [patient_in_name(name, patient_regex, place) for name, place in below]
     else:
         every = [o if o != name else "" for o, name in zip(owners_by_name(data, names)[0], names, strict=True)]
     patients = {split: [every[position] for position in positions] for split, positions in splits.items()}

@@ -28,11 +28,12 @@ def split_named(name: str) -> str | None:
 def split_in_folders(path: Path, root: Path) -> str | None:
     """The split in the names of the folders between a folder and a file in it, or of the folder if there are none.
 
-    The nearest folder that is called like a split counts, or else the nearest with a split in its name.
+    The nearest folder that is called like a split (val, train2017) counts, or else the folder of the file, if its name
+    contains one: validation_site_B further above says nothing of a split.
     """
     folders = path.parent.relative_to(root).parts[::-1] or (path.parent.name,)
-    exact = next((SPLIT_OF[name.lower()] for name in folders if name.lower() in SPLIT_OF), None)
-    return exact or next(filter(None, map(split_named, folders)), None)
+    exact = (_SPLIT.fullmatch(name.lower()) for name in folders)
+    return next((SPLIT_OF[found[1]] for found in exact if found), None) or split_named(folders[0])
 
 
 def image_folder(source: Path, images: AnyPath | None) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from densepath.core.columns import SLIDE_COLUMNS
+from densepath.core.columns import LISTED_SLIDE_COLUMNS
 from densepath.core.csv_files import Lines, find_column, open_text, plain_head
 from densepath.core.errors import UserError
 from densepath.core.random import ordered_by_seed, permute
@@ -95,7 +95,7 @@ def read_slide_list(path: str | Path) -> list[str]:
     except (OSError, UnicodeError, csv.Error) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"the list of slides {path} cannot be read ({why}); check the path") from error
-    column = find_column([plain_head(field) for field in rows[0]] if rows else [], SLIDE_COLUMNS, path)
+    column = find_column([plain_head(field) for field in rows[0]] if rows else [], LISTED_SLIDE_COLUMNS, path)
     names = [row[column or 0] for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]
     if not any(names):
         raise UserError(f"the list of slides {path} has no names; give a name in each line, or a column slide")

@@ -59,20 +59,24 @@ def open_images(config: PretrainConfig, old: Mapping[str, Any] | None) -> RunIma
     Raises:
         UserError: as for :func:`find_images`, :func:`choose_pixels` and :func:`hold_out_images`.
     """
-    whole, left = find_images(config)
+    whole, left = find_images(config, old is not None)
     whole.spec = choose_pixels(whole, old, config)
     if not config.val_share:
         return RunImages(whole, whole, None, None, left)
-    parts = hold_out_images(whole, config.data, config.val_share, config.seed)
+    parts = hold_out_images(whole, config.data, config.val_share, config.seed, old is not None)
     used, held = (take(whole, positions) for positions in parts)
     return RunImages(whole, used, held, parts, left)
 
 
-def find_images(config: PretrainConfig) -> tuple[PixelSource, PixelSource | None]:
+def find_images(config: PretrainConfig, resumed: bool = False) -> tuple[PixelSource, PixelSource | None]:
     """The images of a run, and those that its fraction leaves out, if they are files or in a store. Whole slides are
     tiled into its folder first, which a resumed run continues.
 
     A fraction is of the patients of images, where a manifest, a table or names tell any, else of the images.
+
+    Args:
+        config: the configuration.
+        resumed: as for :func:`owners_of`.
 
     Raises:
         UserError: they are missing, cannot be read, or are not what the options say.
@@ -80,7 +84,7 @@ def find_images(config: PretrainConfig) -> tuple[PixelSource, PixelSource | None
     data = config.data if config.mpp is None else _tiles(config, config.mpp)
     exclude = config.exclude if config.mpp is None else ()  # they were not tiled
     images = restrict(find_source(data, exclude=exclude), config.slides)
-    owners = owners_of(images, data) if config.fraction < 1 else None
+    owners = owners_of(images, data, resumed) if config.fraction < 1 else None
     if owners is None:
         return restrict(images, None, config.fraction, config.seed), None
     chosen, left = divided(owners, config.fraction, config.seed)

@@ -34,7 +34,9 @@ USED, HELD, LEFT = "images.txt", "validation_images.txt", "other_images.txt"
 BEST = Path("exported") / "best.safetensors"
 
 
-def hold_out_images(images: PixelSource, data: str | Path, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out_images(
+    images: PixelSource, data: str | Path, share: float, seed: int, resumed: bool = False
+) -> tuple[Tensor, Tensor]:
     """Divide images into those to train on and those to validate on; a patient is in one of them.
 
     Patients are those of :func:`owners_of`; any other image is a patient of its own.
@@ -44,6 +46,7 @@ def hold_out_images(images: PixelSource, data: str | Path, share: float, seed: i
         data: where it was found.
         share: the share of the images to hold out, which is reached with the last patient.
         seed: decides which.
+        resumed: as for :func:`owners_of`.
 
     Returns:
         The positions of both, ascending.
@@ -51,7 +54,7 @@ def hold_out_images(images: PixelSource, data: str | Path, share: float, seed: i
     Raises:
         UserError: they are tiles of slides, or all are of one patient.
     """
-    owners = owners_of(images, data)
+    owners = owners_of(images, data, resumed)
     if owners is None:
         raise UserError("--val_share needs image files, a packed store or a store of volumes; leave it out for slides")
     groups: dict[str, list[int]] = {owner: [] for owner in ordered_by_seed(set(owners), seed)}
@@ -69,12 +72,13 @@ def hold_out_images(images: PixelSource, data: str | Path, share: float, seed: i
     return torch.tensor(kept), torch.tensor(sorted(held))
 
 
-def owners_of(images: PixelSource, data: str | Path) -> list[str] | None:
+def owners_of(images: PixelSource, data: str | Path, resumed: bool = False) -> list[str] | None:
     """The patient of each image, its name where patients are unknown; None for tiles of slides.
 
     Args:
         images: the source.
         data: where it was found.
+        resumed: whether a run is resumed, which keeps its division: a patient with two names is only reported then.
 
     Raises:
         UserError: a patient has two names.
@@ -84,7 +88,7 @@ def owners_of(images: PixelSource, data: str | Path) -> list[str] | None:
     names = list(AllNames(images))
     known = owners_of_volumes(images.rows, data) if isinstance(images, VolumeStore) else owners_by_name(data, names)
     owners = known[0]
-    check_spelling(owners, names)
+    check_spelling(owners, names, data, warn=resumed)
     return owners
 
 

@@ -24,7 +24,7 @@ from .conftest import write_table
 
 
 def read(data: Path, labels: Path | str, images: Any = None, **options: Any) -> Pool:
-    config = ClassifyConfig(data=data, out="", labels=labels, **options)
+    config = ClassifyConfig(data=data, labels=labels, **{"out": "", **options})
     return read_pool(config, find_source(data) if images is None else images, data, labels)
 
 
@@ -103,8 +103,25 @@ def test_an_image_that_the_manifest_lacks_has_no_patient(folder: Path) -> None:
     write_table(folder / "manifest.csv", heads, rows)
     with pytest.raises(UserError, match=r"images without a patient in .*: b/3\.png, b/4\.png; fill"):
         read(folder, "folders", patient="patient")
-    with pytest.raises(UserError, match="differ in capitals, spaces or zeros: 007, 7;"):  # with unknown ones, too
+    with pytest.raises(UserError, match=r"manifest\.csv that differ in .* zeros: 007, 7;"):  # with unknown ones, too
         read(folder, "folders")
+    (folder.parent / "run").mkdir()
+    (folder.parent / "run/config.yaml").touch()  # of an earlier version, which is resumed
+    assert read(folder, "folders", out=folder.parent / "run").owners == ["7", "007", "b/3.png", "b/4.png"]
+
+
+@pytest.mark.parametrize("empty", ["", "NA"])
+def test_an_empty_patient_of_a_column_that_was_not_named_is_unknown(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: str
+) -> None:
+    names = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
+    rows = [[name, name[0], "P" if name in names[::2] else empty] for name in names]
+    labels = write_table(tmp_path / "t.csv", ["file", "label", "case"], rows)
+    pool = read(folder, labels)
+    assert (pool.owners, pool.by_patient) == (["P", "a/2.png", "P", "b/4.png"], "")
+    assert "2 images have no case in" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"images without a case in .*: a/2\.png, b/4\.png; fill"):
+        read(folder, labels, patient="case")
 
 
 def test_patients_of_training_and_test_data_have_one_spelling(folder: Path, tmp_path: Path) -> None:
@@ -166,6 +183,8 @@ def test_volumes_have_the_patients_and_splits_of_their_store(
     assert "patients of DICOM files are numbered within each source" in capsys.readouterr().err
     write_table(labels, ["file", "label", "patient"], [[f"v{k}", "ab"[k % 2], "PQRS"[k]] for k in range(4)])
     assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], parts)).owners == ["P", "Q", "R", "S"]
+    write_table(labels, ["file", "label", "patient"], [[f"v{k}", "ab"[k % 2], ["P", ""][k % 2]] for k in range(4)])
+    assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", None], parts)).owners == ["P", "B", "P", "v3"]
 
 
 def test_networks_have_the_dimensions_of_the_images_by_default() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,13 @@ def test_a_table_gives_labels_patients_and_the_split(tmp_path: Path) -> None:
     assert len(folds.folds) == 2 and folds.images.by_patient == "" and folds.images.classes.names == ("L0", "L1")
     how = Labels(str(tmp_path / "u.csv"), patient="Who")
     assert len(probe_images(values, how, folds=2).images.patient_names) == 10
+    gaps = table(
+        tmp_path / "g.csv", [(*row[:2], "nan" if row[2] == "p9" else row[2]) for row in rows], "file,label,case"
+    )
+    found = probe_images(values, gaps, folds=2).images
+    assert found.by_patient == "" and len(found.patient_names) == 9 + 4
+    with pytest.raises(UserError, match=r"images without a case in .*: 36\.png, .* and 1 more; fill it in"):
+        probe_images(values, replace(gaps, patient="case"))
     with pytest.raises(UserError, match="has no column nobody; its header names image, class, who"):
         probe_images(values, Labels(str(tmp_path / "u.csv"), patient="nobody"))
     with pytest.raises(UserError, match="give one of them"):

@@ -291,6 +291,8 @@ def test_official_splits_that_share_patients_are_refused(data: Path, segment: Se
         (tmp_path / "split" / part / "train/P0_0.png").rename(tmp_path / "split" / part / "train/P00_0.png")
     with pytest.raises(UserError, match="patients that differ in capitals, spaces or zeros: 0, 00; spell each one"):
         segment(**(given | {"patient_regex": r"P(\d+)_"}), out=tmp_path / "no")
+    with pytest.raises(UserError, match="already holds a run"):  # one that is resumed is not refused for its patients
+        segment(**(given | {"patient_regex": r"P(\d+)_"}), official=False)
 
 
 @pytest.mark.parametrize("name", recipe_names("segment"))

@@ -17,6 +17,7 @@ from densepath.annotations.patients import check_spelling, owners_of_volumes
 from densepath.core.columns import SPLIT, SPLIT_OF
 from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below, refuse_repeated
+from densepath.core.records import CONFIG
 from densepath.core.streams import say
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.names import AllNames
@@ -122,10 +123,11 @@ def read_pool(
     elif volumes and all(row["split"] for row in volumes) and len({row["split"] for row in volumes}) > 1:
         splits = [row["split"] for row in volumes]
     how = Labels(str(config.labels), config.patient, config.patient_regex)
-    owners, source = owners_of(names, listed, how, table, data, _patients_in)
+    owners, source = owners_of(names, listed, how, table, data)
     if volumes and not source:
-        owners, source = owners_of_volumes(volumes, data)
-    check_spelling(owners, names)
+        stored, source = owners_of_volumes(volumes, data)
+        owners = [own if owner == name else owner for own, owner, name in zip(stored, owners, names, strict=True)]
+    check_spelling(owners, names, data, warn=(Path(config.out) / CONFIG).exists())  # a resumed run keeps its division
     if isinstance(images, ImageFiles):
         return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])
     return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])
@@ -165,11 +167,6 @@ def _absolute(path: str, data: str | Path) -> str:
     if os.path.isabs(path) or os.path.exists(path) or not os.path.isdir(data):
         return path
     return os.path.join(data, path)
-
-
-def _patients_in(listed: Listed, source: str, column: str) -> list[str]:
-    """The patient of each image in a table, "" for those without one."""
-    return [row[0] if row is not None else "" for row in match_columns(listed, source, [column]).values]
 
 
 def same_labels(train: Pool, test: Pool, absent: float) -> Pool:

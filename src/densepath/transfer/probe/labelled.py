@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from densepath.annotations.classes import FOLDERS, Classes, read_classes, read_column
+from densepath.annotations.classes import FOLDERS, Classes, match_columns, read_classes, read_column
 from densepath.annotations.label_table import table_columns
 from densepath.annotations.patients import (
     MANIFEST,
@@ -22,9 +22,10 @@ from densepath.annotations.patients import (
     patient_in_name,
 )
 from densepath.core.columns import PATIENT_COLUMNS, SPLIT, SPLIT_OF
-from densepath.core.errors import UserError, refuse
+from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.output_names import names_below
 from densepath.core.spelling import is_missing
+from densepath.core.streams import say
 from densepath.sources.listing import LIST_SUFFIXES, list_images
 from densepath.transfer.embed.feature_file import Features
 from densepath.transfer.probe.folds import given_split
@@ -158,9 +159,8 @@ def owners_of(
     how: Labels,
     table: str | None,
     data: str | Path | None,
-    read: Callable[[Any, str, str], list[str]] = read_column,
 ) -> tuple[list[str], str]:
-    """The patient of each image, and where it is found: "" if it is unknown, then each image has its own name.
+    """The patient of each image, and where it is found: "" if some are unknown, whose images have their own names.
 
     Args:
         names: of the images.
@@ -168,7 +168,6 @@ def owners_of(
         how: where patients are found.
         table: of the labels; None if these are folders.
         data: the images, if they are at hand.
-        read: reads a column of a table for the listed images.
 
     Raises:
         UserError: an image has no patient where the user names a column or a pattern.
@@ -184,10 +183,17 @@ def owners_of(
         known = table_columns(source)
         column = next((name for name in PATIENT_COLUMNS if name in known), None)
     if column is not None and source is not None:
-        owners = read(listed, source, column)
-        absent = [name for name, owner in zip(names, owners, strict=True) if is_missing(owner)]
-        refuse(absent, f"images without a {column} in {source}", "fill it in")
-        return owners, f"{column} in {source}"
+        given = [row[0] if row is not None else "" for row in match_columns(listed, source, [column]).values]
+        unknown = [name for name, owner in zip(names, given, strict=True) if is_missing(owner)]
+        if how.patient is not None:
+            refuse(unknown, f"images without a {column} in {source}", "fill it in")
+        if unknown:
+            say(
+                f"densepath: warning: {counted(len(unknown), 'image has', 'images have')} no {column} in {source}, and "
+                f"each counts as a patient of its own: {first_few(unknown)}"
+            )
+        owners = [name if is_missing(owner) else owner for name, owner in zip(names, given, strict=True)]
+        return owners, "" if unknown else f"{column} in {source}"
     if data is None:
         return list(names), ""
     paths = _paths(names, str(data))

@@ -16,6 +16,7 @@ from densepath.annotations.patients import check_spelling, owners_of_volumes
 from densepath.core.columns import SPLIT_OF
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.output_names import names_below, refuse_repeated
+from densepath.core.records import CONFIG
 from densepath.core.streams import say
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
@@ -155,7 +156,7 @@ def _find(config: SegmentConfig, data: str | Path, labels: str | Path) -> Found:
     owners, source = owners_of(names, Listed(paths), how, None, data)
     if isinstance(images, VolumeStore) and not source:
         owners, source = owners_of_volumes(images.rows, data)
-    check_spelling(owners, names)
+    check_spelling(owners, names, data, warn=(Path(config.out) / CONFIG).exists())  # a resumed run keeps its division
     files = [file_of(path) if isinstance(images, ImageFiles) else (os.path.realpath(data), path) for path in paths]
     values, digests, longest = _facts(images, maps, names)
     pool = Pool(images, names, Targets((), np.zeros((len(names), 0)), False), owners, source, splits, files)
