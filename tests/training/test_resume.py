@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 
 from densepath.core.errors import UserError
@@ -33,6 +34,10 @@ def change_checkpoint(out, change):
     state = newest_checkpoint(out / "checkpoints")
     change(state)
     write_checkpoint(out / "checkpoints", state)
+
+
+def config_of(out):
+    return newest_checkpoint(out / "checkpoints")["config"]
 
 
 def at_step_2(state):
@@ -111,6 +116,21 @@ def test_an_export_of_a_run_in_progress_is_not_taken_for_its_weights(out, tiles)
     assert first.is_file() and not final.exists()
     resume(tiles, out)
     assert export(out) == final == weights_file(out)
+
+
+def test_a_run_whose_changed_network_was_recorded_without_a_mark_is_resumed(tmp_path, tiles):
+    def network():
+        return timm.create_model("test_resnet", features_only=True, act_layer="gelu")
+
+    out = pretrain(data=tiles, out=tmp_path / "run", **(RUN | {"backbone": network()}))
+    recorded = out / "config.yaml"
+    assert "backbone: test_resnet*\n" in recorded.read_text()
+    recorded.write_text(recorded.read_text().replace("test_resnet*", "test_resnet"))  # as up to version 0.1
+    at_start = {"step": 2, "config": json.dumps(json.loads(config_of(out)) | {"backbone": "test_resnet"})}
+    change_checkpoint(out, lambda state: state.update(at_start))
+    (out / "exported" / "backbone.safetensors").unlink()
+    resume(tiles, out, backbone=network())
+    assert newest_checkpoint(out / "checkpoints")["step"] == 3
 
 
 def test_checkpoints_without_a_configuration_are_not_thrown_away(out, tiles):

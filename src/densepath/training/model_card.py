@@ -12,8 +12,8 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.records import UNLIKE
 from densepath.nets.backbones import Backbone
-from densepath.nets.backbones.backbone import UNLIKE
 from densepath.nets.backbones.names import parse_name
 from densepath.nets.weights.hub import is_hub_name
 from densepath.runs.metrics import read_metrics

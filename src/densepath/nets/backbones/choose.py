@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError, counted, errors_as
-from densepath.nets.backbones.backbone import UNLIKE, Backbone
+from densepath.core.records import UNLIKE
+from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.dilation import DILATED, dilate_last_stage, is_dilated
 from densepath.nets.backbones.listed import ListedBackbone
 from densepath.nets.backbones.timm_backbone import TimmBackbone, build_backbone, is_named

@@ -7,7 +7,8 @@ import copy
 from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones.backbone import UNLIKE, Backbone
+from densepath.core.records import UNLIKE
+from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.names import create_network
 from densepath.nets.backbones.trial import TRIAL_SIZE, check_maps, same_maps, trial_maps
 
