@@ -36,8 +36,14 @@ def change_checkpoint(out, change):
     write_checkpoint(out / "checkpoints", state)
 
 
-def config_of(out):
-    return newest_checkpoint(out / "checkpoints")["config"]
+def change_option(out, name, old, new):
+    """Change the record of an option in a run that is at its second step."""
+    recorded, line = out / "config.yaml", f"\n{name}: {{}}\n"
+    assert line.format(old) in recorded.read_text()
+    recorded.write_text(recorded.read_text().replace(line.format(old), line.format(new)))
+    config = json.loads(newest_checkpoint(out / "checkpoints")["config"]) | {name: new}
+    change_checkpoint(out, lambda state: state.update(step=2, config=json.dumps(config)))
+    (out / "exported" / "backbone.safetensors").unlink()
 
 
 def at_step_2(state):
@@ -123,14 +129,24 @@ def test_a_run_whose_changed_network_was_recorded_without_a_mark_is_resumed(tmp_
         return timm.create_model("test_resnet", features_only=True, act_layer="gelu")
 
     out = pretrain(data=tiles, out=tmp_path / "run", **(RUN | {"backbone": network()}))
-    recorded = out / "config.yaml"
-    assert "backbone: test_resnet*\n" in recorded.read_text()
-    recorded.write_text(recorded.read_text().replace("test_resnet*", "test_resnet"))  # as up to version 0.1
-    at_start = {"step": 2, "config": json.dumps(json.loads(config_of(out)) | {"backbone": "test_resnet"})}
-    change_checkpoint(out, lambda state: state.update(at_start))
-    (out / "exported" / "backbone.safetensors").unlink()
+    change_option(out, "backbone", "test_resnet*", "test_resnet")
     resume(tiles, out, backbone=network())
     assert newest_checkpoint(out / "checkpoints")["step"] == 3
+
+
+def test_a_run_of_one_step_more_by_rounding_keeps_its_steps(tmp_path, tiles):
+    """As 2.2 epochs of 25 steps, which were 56 steps up to version 0.1."""
+    length = {"max_steps": None, "epochs": 1.0}
+    out = pretrain(data=tiles, out=tmp_path / "run", **(RUN | length))
+    for epochs in (0.8, 0.6):
+        change_option(out, "epochs", length["epochs"], epochs)
+        length["epochs"] = epochs
+        if epochs == 0.6:
+            with pytest.raises(UserError, match="started with 5 steps, but there are 3 now"):
+                resume(tiles, out, **length)
+        else:
+            resume(tiles, out, **length)
+            assert newest_checkpoint(out / "checkpoints")["step"] == 5
 
 
 def test_checkpoints_without_a_configuration_are_not_thrown_away(out, tiles):

@@ -24,6 +24,7 @@ from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
 from densepath.runs.folder import EXPORTED, VIEWS, check_run, open_run, read_config
 from densepath.runs.progress import say
+from densepath.runs.sessions import planned_steps
 from densepath.sources.batch import ImageBatch
 from densepath.sources.fingerprint import fingerprint
 from densepath.sources.image_files import ImageFiles
@@ -167,6 +168,8 @@ def run(
         shuffle=config.shuffle,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
+    if (planned := planned_steps(out, steps)) > steps and config.max_steps is None:
+        steps, batches.total_steps = planned, planned * accumulate
     method.check_length(steps / steps_per_epoch)
     # The first batch of a step, in epochs as the batches have it.
     early = [(round(share * steps) * accumulate / batches.steps_per_epoch, at) for share, at in config.early_view_sizes]
