@@ -16,6 +16,7 @@ from densepath.core.errors import UserError
 from densepath.nets.weights import weights_file
 from densepath.runs.checkpoints import newest_checkpoint, write_checkpoint
 from densepath.training.export import export
+from densepath.training.model_card import card_path
 from densepath.training.pretrain import pretrain
 from densepath.training.saver import Saver
 
@@ -115,11 +116,16 @@ def test_an_export_of_a_run_in_progress_is_not_taken_for_its_weights(out, tiles)
     assert first == final.with_name("backbone_step_2.safetensors") and weights_file(out).name == "last.ckpt"
     with pytest.raises(UserError, match=r"is not complete, and exported/backbone\.safetensors there means that it is"):
         export(out, final)
+    card = card_path(first).read_text()
     first.replace(final)  # as earlier versions called it
+    earlier = card.replace("backbone_step_2", "backbone")
+    card_path(first).unlink()
+    card_path(final).write_text(earlier)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Saver, "save", Mock(side_effect=KeyboardInterrupt))
         resume(tiles, out)
     assert first.is_file() and not final.exists()
+    assert earlier != card == card_path(first).read_text() and not card_path(final).exists()
     resume(tiles, out)
     assert export(out) == final == weights_file(out)
 

@@ -83,6 +83,16 @@ def write_card(
     return card
 
 
+def rename_card(old: Path, new: Path) -> None:
+    """Rename the card of a file of weights, if it has one, and the file in it."""
+    if card_path(old).is_file():
+        text = card_path(old).read_text(encoding="utf-8", errors="backslashreplace")
+        text = text.replace(old.name, new.name).replace(f"\n# {old.stem}: ", f"\n# {new.stem}: ")
+        with atomic_write(card_path(new)) as part:
+            part.write_text(text, encoding="utf-8")
+        card_path(old).unlink()
+
+
 def recorded_scores(run: Path) -> dict[str, float]:
     """The scores that a run recorded: of a detector, or the last ones of the probe during pre-training."""
     try:

@@ -48,7 +48,7 @@ from densepath.training.pretrain_task import PretrainTask
 from densepath.training.random_state import untouched_generators
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
-from densepath.training.run_images import open_images, record_slides, with_tiles
+from densepath.training.run_images import open_run_images, record_slides, with_tiles
 from densepath.training.start_lines import color_note, held_note, report_start
 from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, write_list
 from densepath.version import __version__
@@ -122,7 +122,7 @@ def run(
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic, config.strategy)
     batch = divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    found = open_images(config, old)
+    found = open_run_images(config, old)
     images, spec = found.used, found.used.spec
     known = fingerprint(images)
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)

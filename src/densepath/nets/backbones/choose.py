@@ -12,7 +12,7 @@ from densepath.core.records import UNLIKE
 from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.dilation import DILATED, dilate_last_stage, is_dilated
 from densepath.nets.backbones.listed import ListedBackbone
-from densepath.nets.backbones.timm_backbone import TimmBackbone, build_backbone, is_named
+from densepath.nets.backbones.timm_backbone import EqualStrides, TimmBackbone, build_backbone, is_named
 from densepath.nets.backbones.transformers import is_transformer, wrap_transformer
 from densepath.nets.backbones.trial import check_maps, same_maps, trial_maps
 from densepath.nets.weights.hub import is_hub_name
@@ -119,12 +119,15 @@ def _wrap(network: Any, channels: int) -> Backbone:
 
 
 def _refusal(network: nn.Module, transformer: bool, error: Exception) -> UserError:
-    remedy = (
-        "build it for images of any size, with timm.create_model(name, dynamic_img_size=True)"
-        if transformer
-        else "build it with timm.create_model(name, features_only=True), let it return the list of its maps, or derive "
-        "it from densepath.nets.backbones.Backbone"
-    )
+    if transformer:
+        remedy = "build it for images of any size, with timm.create_model(name, dynamic_img_size=True)"
+    elif isinstance(error, EqualStrides):
+        remedy = "build it without output_stride, which is an option of pre-training, or choose another network"
+    else:
+        remedy = (
+            "build it with timm.create_model(name, features_only=True), let it return the list of its maps, or derive "
+            "it from densepath.nets.backbones.Backbone"
+        )
     return UserError(
         f"the backbone, a {type(network).__name__}, does not return the maps of its stages ({type(error).__name__}: "
         f"{error}); {remedy}"
