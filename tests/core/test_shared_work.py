@@ -209,6 +209,6 @@ def test_work_whose_changed_network_was_recorded_without_a_mark_continues(tmp_pa
     for name in ("resnet18", "resnet18*"):
         with work_folder(tmp_path / "out", {"backbone": name}, log="work.log"):
             pass
-    with pytest.raises(UserError, match="other values of backbone"):
-        with work_folder(tmp_path / "out", {"backbone": "resnet50*"}, log="work.log"):
-            pass
+    other = work_folder(tmp_path / "out", {"backbone": "resnet50*"}, log="work.log")
+    with pytest.raises(UserError, match="other values of backbone"), other:
+        pass
