@@ -203,3 +203,12 @@ def test_processes_that_start_at_the_same_time_share_a_new_folder(tmp_path, monk
     monkeypatch.undo()
     with pytest.raises(UserError, match="not empty"), work_folder(tmp_path / "other", {}, log="work.log"):
         pass
+
+
+def test_work_whose_changed_network_was_recorded_without_a_mark_continues(tmp_path):
+    for name in ("resnet18", "resnet18*"):
+        with work_folder(tmp_path / "out", {"backbone": name}, log="work.log"):
+            pass
+    other = work_folder(tmp_path / "out", {"backbone": "resnet50*"}, log="work.log")
+    with pytest.raises(UserError, match="other values of backbone"), other:
+        pass

@@ -99,6 +99,13 @@ def test_other_heads_than_those_of_a_file_are_reported(tmp_path: Path) -> None:
     assert "in training" not in load_weights(build_backbone(larger), tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize(("arguments", "assumed"), [("", True), (", num_heads=3", False), (", num_heads=6", False)])
+def test_heads_that_the_user_names_are_not_assumed(arguments: str, assumed: bool, tmp_path: Path) -> None:
+    named = build_backbone(f"{ARCHITECTURE}(depth=1{arguments})")
+    torch.save(named.net.state_dict(), tmp_path / "w.pth")
+    assert ("heads of 64 channels are assumed" in load_weights(named, tmp_path / "w.pth")) == assumed
+
+
 def test_assumed_heads_are_reported(tmp_path: Path) -> None:
     folder_of(tmp_path, {}, {"num_heads": 3})
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 96}))

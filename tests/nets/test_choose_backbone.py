@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -10,8 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.backbones.choose import choose_backbone, is_rebuilt
+from densepath.nets.backbones import Backbone, build_backbone, rebuilt
+from densepath.nets.backbones.choose import choose_backbone
+from densepath.nets.backbones.rebuilt import is_rebuilt
 from densepath.nets.weights import load_weights, published, save_backbone
 from densepath.nets.weights.pretrained import backbone_of_weights
 
@@ -80,7 +82,7 @@ class Fails(Maps):
         (Own, "not its class"),
         (
             timm.create_model("test_resnet", features_only=True, output_stride=16),
-            r"have the same stride; leave",
+            r"two of its maps have the same stride\); build it without output_stride, [^;]*another network$",
         ),
         (timm.create_model("vit_tiny_patch16_224", depth=1), r"dynamic_img_size=True"),
         (timm.create_model("vit_tiny_patch16_224", depth=3, features_only=True), r"dynamic_img_size=True"),
@@ -124,6 +126,53 @@ def test_a_network_that_its_name_does_not_build_has_a_mark(name, options, same, 
 
 def test_a_network_of_ones_own_keeps_its_name():
     assert choose_backbone(Own()).name == "own" and not is_rebuilt(Own())
+
+
+class Doubles(nn.Identity):
+    def forward(self, x):
+        return 2 * x
+
+
+def wrapped(network):
+    network.conv1.forward = lambda x, plain=network.conv1.forward: 2 * plain(x)
+
+
+def hooked(network):
+    network.conv1.register_forward_hook(lambda module, given, output: 2 * output)
+
+
+def replaced(network):
+    network.act1 = Doubles()
+
+
+@pytest.mark.parametrize("change", [wrapped, hooked, replaced])
+def test_a_change_that_settings_do_not_show_is_found_by_the_maps(change):
+    network = timm.create_model("test_resnet", features_only=True)
+    change(network)
+    assert choose_backbone(network).name == "test_resnet*"
+
+
+@pytest.mark.parametrize(("name", "given"), [("test_resnet", "features_only"), ("test_vit", "dynamic_img_size")])
+def test_a_network_of_its_name_needs_no_second_one(name, given, monkeypatch):
+    made = choose_backbone(timm.create_model(name, **{given: True}))
+    monkeypatch.setattr(rebuilt, "build_backbone", Mock(side_effect=AssertionError))
+    assert is_rebuilt(made)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_short_memory_does_not_make_another_network(error, monkeypatch):
+    made = timm.create_model("test_resnet", features_only=True, act_layer="gelu")
+    monkeypatch.setattr(rebuilt, "build_backbone", Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        choose_backbone(made)
+
+
+def test_random_numbers_stay_as_they_are(monkeypatch):
+    made = timm.create_model("test_resnet", features_only=True, act_layer="gelu")
+    before, of_device = torch.get_rng_state(), Mock(side_effect=torch.randn_like)  # draws from the generator of a GPU
+    monkeypatch.setattr(torch, "randn_like", of_device)
+    choose_backbone(made)
+    assert torch.equal(torch.get_rng_state(), before) and not of_device.called
 
 
 @pytest.fixture

@@ -31,9 +31,15 @@ def test_maps_smaller_than_the_kernel_leave_mixed_precision(
     convolution = copy.deepcopy(convolution)
     compute_small_maps_in_float32(convolution)
     copied = copy.deepcopy(convolution)  # as methods copy their networks
-    for network in (convolution, copied):
+    pixels = torch.zeros(1, 2, *sides)
+    calls: tuple[tuple[nn.Module, tuple[torch.Tensor, ...], dict[str, torch.Tensor]], ...] = (
+        (convolution, (pixels,), {}),
+        (convolution, (), {"input": pixels}),
+        (copied, (pixels,), {}),
+    )
+    for network, given, named in calls:
         with torch.autocast("cpu", torch.bfloat16):
-            assert network(torch.zeros(1, 2, *sides)).dtype == (torch.float32 if small else torch.bfloat16)
+            assert network(*given, **named).dtype == (torch.float32 if small else torch.bfloat16)
             assert torch.is_autocast_enabled("cpu")
 
 

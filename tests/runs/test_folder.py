@@ -67,6 +67,12 @@ def test_differences_see_missing_and_added_names():
     assert differences({"a": 1, "b": {"c": 1}}, {"b": {"c": 2}, "d": None}, free=()) == ["a", "b.c", "d"]
 
 
+def test_a_network_recorded_without_its_mark_is_the_same():
+    plain, marked, other = ({"backbone": name} for name in ("resnet18", "resnet18*", "resnet50*"))
+    assert differences(plain, marked, free=()) == []
+    assert differences(marked, plain, free=()) == differences(plain, other, free=()) == ["backbone"]
+
+
 def test_a_run_that_fails_at_once_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), open_run(tmp_path / "run", CONFIG, resume=False) as out:
         (out / "checkpoints").mkdir()

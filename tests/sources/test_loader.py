@@ -175,8 +175,8 @@ def test_max_steps_counts_if_both_lengths_are_given(tiles: Path) -> None:
     source = open_images(tiles)
     assert ImageBatches(source, batch_size=5, seed=0, epochs=10, max_steps=3).total_steps == 3
     assert ImageBatches(source, batch_size=5, seed=0, epochs=0.5).total_steps == 2
-    ten = take(source, torch.arange(10))
-    assert ImageBatches(ten, batch_size=1, seed=0, epochs=1.1).total_steps == 11  # 1.1 * 10 is a little more
+    more = take(source, torch.arange(25) % COUNT)
+    assert ImageBatches(more, batch_size=1, seed=0, epochs=2.2).total_steps == 55  # 2.2 * 25 is a little more
     with pytest.raises(ValueError, match="give max_steps or epochs"):
         ImageBatches(source, batch_size=5, seed=0)
 

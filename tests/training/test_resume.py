@@ -9,12 +9,14 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.nets.weights import weights_file
 from densepath.runs.checkpoints import newest_checkpoint, write_checkpoint
 from densepath.training.export import export
+from densepath.training.model_card import card_path
 from densepath.training.pretrain import pretrain
 from densepath.training.saver import Saver
 
@@ -33,6 +35,16 @@ def change_checkpoint(out, change):
     state = newest_checkpoint(out / "checkpoints")
     change(state)
     write_checkpoint(out / "checkpoints", state)
+
+
+def change_option(out, name, old, new):
+    """Change the record of an option in a run that is at its second step."""
+    recorded, line = out / "config.yaml", f"\n{name}: {{}}\n"
+    assert line.format(old) in recorded.read_text()
+    recorded.write_text(recorded.read_text().replace(line.format(old), line.format(new)))
+    config = json.loads(newest_checkpoint(out / "checkpoints")["config"]) | {name: new}
+    change_checkpoint(out, lambda state: state.update(step=2, config=json.dumps(config)))
+    (out / "exported" / "backbone.safetensors").unlink()
 
 
 def at_step_2(state):
@@ -104,13 +116,43 @@ def test_an_export_of_a_run_in_progress_is_not_taken_for_its_weights(out, tiles)
     assert first == final.with_name("backbone_step_2.safetensors") and weights_file(out).name == "last.ckpt"
     with pytest.raises(UserError, match=r"is not complete, and exported/backbone\.safetensors there means that it is"):
         export(out, final)
+    card = card_path(first).read_text()
     first.replace(final)  # as earlier versions called it
+    earlier = card.replace("backbone_step_2", "backbone")
+    card_path(first).unlink()
+    card_path(final).write_text(earlier)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Saver, "save", Mock(side_effect=KeyboardInterrupt))
         resume(tiles, out)
     assert first.is_file() and not final.exists()
+    assert earlier != card == card_path(first).read_text() and not card_path(final).exists()
     resume(tiles, out)
     assert export(out) == final == weights_file(out)
+
+
+def test_a_run_whose_changed_network_was_recorded_without_a_mark_is_resumed(tmp_path, tiles):
+    def network():
+        return timm.create_model("test_resnet", features_only=True, act_layer="gelu")
+
+    out = pretrain(data=tiles, out=tmp_path / "run", **(RUN | {"backbone": network()}))
+    change_option(out, "backbone", "test_resnet*", "test_resnet")
+    resume(tiles, out, backbone=network())
+    assert newest_checkpoint(out / "checkpoints")["step"] == 3
+
+
+def test_a_run_of_one_step_more_by_rounding_keeps_its_steps(tmp_path, tiles):
+    """As 2.2 epochs of 25 steps, which were 56 steps up to version 0.1."""
+    length = {"max_steps": None, "epochs": 1.0}
+    out = pretrain(data=tiles, out=tmp_path / "run", **(RUN | length))
+    for epochs in (0.8, 0.6):
+        change_option(out, "epochs", length["epochs"], epochs)
+        length["epochs"] = epochs
+        if epochs == 0.6:
+            with pytest.raises(UserError, match="started with 5 steps, but there are 3 now"):
+                resume(tiles, out, **length)
+        else:
+            resume(tiles, out, **length)
+            assert newest_checkpoint(out / "checkpoints")["step"] == 5
 
 
 def test_checkpoints_without_a_configuration_are_not_thrown_away(out, tiles):

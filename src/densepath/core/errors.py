@@ -58,10 +58,11 @@ def refuse(cases: Sequence[str], what: str, remedy: str) -> None:
 
 
 def shortage(error: BaseException) -> str:
-    """What the machine lacked if that raised an error: "memory", or "threads"; empty for other errors."""
+    """What the machine or its device lacked if that raised an error: "memory", or "threads"; empty for other errors."""
     text = str(error)
     of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if isinstance(error, MemoryError) or of_system or any(sign in text for sign in _NO_MEMORY):
+    of_device = type(error).__name__ == "OutOfMemoryError"  # of torch, which is imported late
+    if isinstance(error, MemoryError) or of_system or of_device or any(sign in text for sign in _NO_MEMORY):
         return "memory"
     return "threads" if _NO_THREAD in text else ""
 

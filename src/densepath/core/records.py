@@ -15,6 +15,7 @@ from densepath.version import __version__
 
 CONFIG = "config.yaml"
 RECORD_HEAD = "# densepath "  # how a record begins, and the configuration in a run folder
+UNLIKE = "*"  # ends the name of a network that is another one than its name builds
 
 
 def record_text(options: Mapping[str, Any]) -> str:
@@ -36,6 +37,14 @@ def recorded(out: Path) -> dict[str, Any]:
     if not isinstance(old, dict) or not all(isinstance(name, str) for name in old):
         raise UserError(f"{path} is not a record of densepath; use another folder")
     return old
+
+
+def same_value(option: str, old: Any, new: Any) -> bool:
+    """Whether the recorded value of an option, in plain types, is that of now.
+
+    Up to version 0.1 the name of a network that differs from the one that it builds was recorded without its mark.
+    """
+    return bool(old == new or (option == "backbone" and new == f"{old}{UNLIKE}"))
 
 
 def is_record(path: str | Path) -> bool:

@@ -12,7 +12,7 @@ from densepath.core.files import atomic_write, require_new_folder, writing
 from densepath.core.locks import shared_work
 from densepath.core.log import logged
 from densepath.core.plain import plain
-from densepath.core.records import CONFIG, record_text, recorded
+from densepath.core.records import CONFIG, record_text, recorded, same_value
 from densepath.core.shared_work import LOCKS
 
 
@@ -56,7 +56,7 @@ def _check(path: Path, options: dict[str, Any], free: Collection[str]) -> None:
             part.write_text(record_text(options))
         return
     old = recorded(path.parent)
-    changed = [name for name in options if name not in free and old.get(name) != options[name]]
+    changed = [name for name in options if name not in free and not same_value(name, old.get(name), options[name])]
     if (old.keys() ^ options.keys()).difference(free):
         raise UserError(f"{path.parent} holds other work of densepath (see {path}); use another folder")
     if changed:

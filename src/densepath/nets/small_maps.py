@@ -22,11 +22,11 @@ def compute_small_maps_in_float32(network: nn.Module) -> None:
     Such maps are small, so that float32 costs little.
 
     Args:
-        network: changed in place; parts of it that are compiled are left as they are.
+        network: changed in place.
     """
     for module in network.modules():
         if isinstance(module, _ConvNd) and math.prod(module.kernel_size) > 1:
-            module.register_forward_pre_hook(_enter)
+            module.register_forward_pre_hook(_enter, with_kwargs=True)
             module.register_forward_hook(_leave, always_call=True)
 
 
@@ -37,15 +37,17 @@ def _is_small(module: _ConvNd, sides: torch.Size) -> bool:
     return any(side < kernel for side, kernel in zip(sides, reach, strict=True))
 
 
-def _enter(module: _ConvNd, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    pixels: Tensor = given[0]
-    if pixels.device.type != "cpu" or not _is_small(module, pixels.shape[2:]):
+def _enter(
+    module: _ConvNd, given: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    pixels: Tensor | None = given[0] if given else named.get("input")
+    if pixels is None or pixels.device.type != "cpu" or not _is_small(module, pixels.shape[2:]):
         _OPEN.append(None)
         return None
     context = torch.autocast("cpu", enabled=False)
     context.__enter__()
     _OPEN.append(context)
-    return (pixels.float(), *given[1:])
+    return ((pixels.float(), *given[1:]), named) if given else ((), named | {"input": pixels.float()})
 
 
 def _leave(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:

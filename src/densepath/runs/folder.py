@@ -16,7 +16,7 @@ from densepath.core.files import LOCK, atomic_write, remove, remove_remains, req
 from densepath.core.locks import sole_writer
 from densepath.core.log import log, logged
 from densepath.core.plain import plain
-from densepath.core.records import CONFIG, recorded
+from densepath.core.records import CONFIG, recorded, same_value
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.old_options import rename_record
 
@@ -47,7 +47,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
     names: list[str] = []
     for key in sorted({*old, *new}):
         mine, other = old.get(key, _ABSENT), new.get(key, _ABSENT)
-        if prefix + key in free or mine == other:
+        if prefix + key in free or same_value(prefix + key, mine, other):
             continue
         if isinstance(mine, Mapping) and isinstance(other, Mapping):
             names += differences(mine, other, free, f"{prefix}{key}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -84,6 +85,18 @@ def record_session(out: Path, step: int, device: torch.device, processes: int, d
     }
     with suppress(OSError), (out / SESSIONS).open("a", encoding="utf-8") as file:
         file.write(yaml.safe_dump([entry], sort_keys=False, allow_unicode=True))
+
+
+def planned_steps(out: Path, steps: int) -> int:
+    """The optimizer steps of the whole run in a folder: ``steps``, or one more if it was started with that.
+
+    Up to version 0.1 the product of epochs and steps was not rounded: 2.2 epochs of 25 steps were 56 steps, not 55.
+    """
+    with suppress(OSError):  # a new run
+        started = re.search(r"^    steps: (\d+)$", (out / SESSIONS).read_text(encoding="utf-8"), re.MULTILINE)
+        if started and int(started[1]) == steps + 1:
+            return steps + 1
+    return steps
 
 
 def _version(package: str) -> str | None:

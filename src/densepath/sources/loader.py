@@ -147,7 +147,7 @@ class ImageBatches:
                 f"a batch of {counted(batch_size, 'image')}{processes} needs more than the "
                 f"{counted(len(images), 'image')} of the source; {remedy}"
             )
-        exact = round((epochs or 0) * self.steps_per_epoch, 6)  # 1.1 * 10 is a little more than 11
+        exact = round((epochs or 0) * self.steps_per_epoch, 6)  # 2.2 * 25 is 55.00000000000001
         self.total_steps = max_steps if max_steps is not None else math.ceil(exact)
         self._corrupt = CorruptLog(len(images), images.corrupt, ndim=images.spec.ndim)
 

@@ -12,8 +12,8 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.records import UNLIKE
 from densepath.nets.backbones import Backbone
-from densepath.nets.backbones.backbone import UNLIKE
 from densepath.nets.backbones.names import parse_name
 from densepath.nets.weights.hub import is_hub_name
 from densepath.runs.metrics import read_metrics
@@ -81,6 +81,16 @@ def write_card(
     with atomic_write(card) as part:
         part.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8", errors="backslashreplace")
     return card
+
+
+def rename_card(old: Path, new: Path) -> None:
+    """Rename the card of a file of weights, if it has one, and the file in it."""
+    if card_path(old).is_file():
+        text = card_path(old).read_text(encoding="utf-8", errors="backslashreplace")
+        text = text.replace(old.name, new.name).replace(f"\n# {old.stem}: ", f"\n# {new.stem}: ")
+        with atomic_write(card_path(new)) as part:
+            part.write_text(text, encoding="utf-8")
+        card_path(old).unlink()
 
 
 def recorded_scores(run: Path) -> dict[str, float]:

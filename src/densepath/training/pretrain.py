@@ -24,6 +24,7 @@ from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
 from densepath.runs.folder import EXPORTED, VIEWS, check_run, open_run, read_config
 from densepath.runs.progress import say
+from densepath.runs.sessions import planned_steps
 from densepath.sources.batch import ImageBatch
 from densepath.sources.fingerprint import fingerprint
 from densepath.sources.image_files import ImageFiles
@@ -47,7 +48,7 @@ from densepath.training.pretrain_task import PretrainTask
 from densepath.training.random_state import untouched_generators
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
-from densepath.training.run_images import open_images, record_slides, with_tiles
+from densepath.training.run_images import open_run_images, record_slides, with_tiles
 from densepath.training.start_lines import color_note, held_note, report_start
 from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, write_list
 from densepath.version import __version__
@@ -121,7 +122,7 @@ def run(
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic, config.strategy)
     batch = divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    found = open_images(config, old)
+    found = open_run_images(config, old)
     images, spec = found.used, found.used.spec
     known = fingerprint(images)
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
@@ -167,6 +168,8 @@ def run(
         shuffle=config.shuffle,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
+    if (planned := planned_steps(out, steps)) > steps and config.max_steps is None:
+        steps, batches.total_steps = planned, planned * accumulate
     method.check_length(steps / steps_per_epoch)
     # The first batch of a step, in epochs as the batches have it.
     early = [(round(share * steps) * accumulate / batches.steps_per_epoch, at) for share, at in config.early_view_sizes]

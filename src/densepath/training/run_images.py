@@ -49,7 +49,7 @@ class RunImages:
     left: PixelSource | None
 
 
-def open_images(config: PretrainConfig, old: Mapping[str, Any] | None) -> RunImages:
+def open_run_images(config: PretrainConfig, old: Mapping[str, Any] | None) -> RunImages:
     """Find the images of a run, and hold out those to validate on.
 
     Args:

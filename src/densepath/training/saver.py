@@ -22,6 +22,7 @@ from densepath.runs.closing import METRICS
 from densepath.runs.folder import AT_STEP, EXPORTED, KEPT, changed_options, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.meter import Meter
+from densepath.training.model_card import rename_card
 from densepath.training.random_state import random_state, seed_generators, set_random_state
 from densepath.training.sharding import collect, divide_state
 from densepath.training.task import Task
@@ -173,7 +174,7 @@ def _start_again(out: Path) -> None:
 
 
 def set_aside_export(out: Path, total: int) -> None:
-    """Rename exported weights of a run that continues: under their name they mean that the run is complete.
+    """Rename exported weights of a run that continues, and their card: their name means that the run is complete.
 
     Args:
         out: the run folder.
@@ -185,7 +186,9 @@ def set_aside_export(out: Path, total: int) -> None:
     except (UserError, LookupError, ValueError):  # there are none, or none that can be read
         return
     if step < total:
-        path.replace(path.with_name(f"{AT_STEP}{step}{path.suffix}"))
+        aside = path.with_name(f"{AT_STEP}{step}{path.suffix}")
+        path.replace(aside)
+        rename_card(path, aside)
 
 
 def load_task(task: Task, state: dict[str, Any], out: Path) -> None:

@@ -144,4 +144,5 @@ def test_extractors_are_told_apart() -> None:
 
     ours = {"backbone": "vit", "weights_digest": "0123456789abcdef", "stage": 5, "pool": "mean"}
     assert made(**ours) == "vit 0123456789ab stage 5 mean" and made(**{**ours, "pool": "cls"}) != made(**ours)
+    assert made(**{**ours, "backbone": "vit*"}) == made(**ours)
     assert made(extractor="uni") == made(encoder="uni") == "uni" and made() == ""

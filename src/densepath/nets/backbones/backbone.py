@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-
-UNLIKE = "*"  # ends the name of a network that is another one than its name builds
+from densepath.core.records import UNLIKE
 
 
 class Backbone(nn.Module):

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from densepath.core.errors import UserError, counted, errors_as
-from densepath.nets.backbones.backbone import UNLIKE, Backbone
+from densepath.core.records import UNLIKE
+from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.dilation import DILATED, dilate_last_stage, is_dilated
 from densepath.nets.backbones.listed import ListedBackbone
-from densepath.nets.backbones.timm_backbone import TimmBackbone, build_backbone, is_named
+from densepath.nets.backbones.rebuilt import is_rebuilt
+from densepath.nets.backbones.timm_backbone import EqualStrides, TimmBackbone, build_backbone, is_named
 from densepath.nets.backbones.transformers import is_transformer, wrap_transformer
-from densepath.nets.backbones.trial import check_maps, same_maps, trial_maps
+from densepath.nets.backbones.trial import check_maps
 from densepath.nets.weights.hub import is_hub_name
 from densepath.nets.weights.model_folders import read_json
 from densepath.nets.weights.published import backbone_of_config, published_folder, read_published
@@ -40,30 +42,10 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3, output_stride:
     """
     made = _choose(backbone, channels)
     if output_stride == 16:
-        with torch.random.fork_rng(devices=[]):  # what is initialized next gets the same weights as without it
-            dilate_last_stage(made)
+        dilate_last_stage(made)
     elif output_stride != 32:
         raise UserError(f"output_stride is {output_stride}; use 16 or 32")
     return made
-
-
-def is_rebuilt(network: Backbone) -> bool:
-    """Whether the name of a network, with which its weights are saved, builds one that computes the same with them."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            named = build_backbone(network.name, network.in_channels)
-            weights = _any_weights(network)
-            named.to(next(iter(weights.values()))).load_state_dict(weights)
-            return same_maps(trial_maps(network, weights), trial_maps(named))
-        except Exception:  # names and shapes that differ, or a network of the user that fails for a small image
-            return False
-
-
-def _any_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Its weights, but random scales and biases: a residual branch with a scale of zero would not show."""
-    state = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
-    scales = [name for name, parameter in network.named_parameters() if parameter.ndim == 1]
-    return state | {name: state[name] + 0.1 * torch.randn_like(state[name]) for name in scales}
 
 
 def _choose(backbone: str | nn.Module, channels: int) -> Backbone:
@@ -118,12 +100,15 @@ def _wrap(network: Any, channels: int) -> Backbone:
 
 
 def _refusal(network: nn.Module, transformer: bool, error: Exception) -> UserError:
-    remedy = (
-        "build it for images of any size, with timm.create_model(name, dynamic_img_size=True)"
-        if transformer
-        else "build it with timm.create_model(name, features_only=True), let it return the list of its maps, or derive "
-        "it from densepath.nets.backbones.Backbone"
-    )
+    if transformer:
+        remedy = "build it for images of any size, with timm.create_model(name, dynamic_img_size=True)"
+    elif isinstance(error, EqualStrides):
+        remedy = "build it without output_stride, which is an option of pre-training, or choose another network"
+    else:
+        remedy = (
+            "build it with timm.create_model(name, features_only=True), let it return the list of its maps, or derive "
+            "it from densepath.nets.backbones.Backbone"
+        )
     return UserError(
         f"the backbone, a {type(network).__name__}, does not return the maps of its stages ({type(error).__name__}: "
         f"{error}); {remedy}"

@@ -7,13 +7,14 @@ import copy
 import torch
 from torch import nn
 
-from densepath.core.errors import UserError
-from densepath.nets.backbones.backbone import UNLIKE, Backbone
+from densepath.core.errors import UserError, shortage
+from densepath.core.records import UNLIKE
+from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.names import create_network
 from densepath.nets.backbones.trial import TRIAL_SIZE, check_maps, same_maps, trial_maps
 
 DILATED, _PLAIN = (16, 16), (32, 32)  # strides of f5
-_OF_ANY_MODULE = vars(nn.Module()).keys()
+OF_ANY_MODULE = vars(nn.Module()).keys()  # names of attributes
 _SETTINGS = (int, float, str, tuple, list, type(None))  # types of the attributes of a module that are settings
 
 
@@ -45,6 +46,8 @@ def dilate_last_stage(backbone: Backbone) -> None:
         _dilate(trial, plain, dilated)
         _check(trial, backbone)
     except Exception as error:  # each model family of timm raises its own errors
+        if shortage(error):
+            raise
         raise UserError(f"the last stage of {backbone.name} cannot be dilated; use a ResNet or RegNet") from error
     _dilate(backbone, plain, dilated)
 
@@ -66,7 +69,7 @@ def _dilate(backbone: Backbone, plain: nn.Module, dilated: nn.Module) -> None:
         before = vars(module)
         for key, value in vars(other).items():
             new = isinstance(value, _SETTINGS) and (key not in before or before[key] != value)
-            if new and key not in _OF_ANY_MODULE:
+            if new and key not in OF_ANY_MODULE:
                 setattr(mine, key, value)
     backbone.strides[5] = DILATED
 

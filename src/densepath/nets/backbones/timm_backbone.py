@@ -23,6 +23,10 @@ __all__ = ["Backbone", "TimmBackbone", "build_backbone", "is_named", "make_netwo
 _STAGE_OF_STRIDE = {2**stage: stage for stage in range(1, 6)}
 
 
+class EqualStrides(ValueError):
+    """Two maps of a network have the same stride."""
+
+
 class TimmBackbone(Backbone):
     """A network of timm for images; a ConvNet can stop early.
 
@@ -37,6 +41,9 @@ class TimmBackbone(Backbone):
         net: a timm network made with ``features_only=True``, or a vision transformer by ``build_transformer``.
         name: its timm name, with arguments if it differs from timm's architecture (see ``names.py``).
         in_channels: channels of the images.
+
+    Raises:
+        EqualStrides: two of its maps have the same stride.
     """
 
     library = "timm"
@@ -50,7 +57,7 @@ class TimmBackbone(Backbone):
         stages = tuple(stage_of.get(reduction) for reduction in reductions)
         of_stage = {stage: i for i, stage in enumerate(stages) if stage}
         if len(of_stage) < len([stage for stage in stages if stage]):
-            raise ValueError("two of its maps have the same stride; leave the stride to the option output_stride")
+            raise EqualStrides("two of its maps have the same stride")
         channels = {stage: info.channels()[i] for stage, i in of_stage.items()}
         strides = {stage: (reductions[i],) * 2 for stage, i in of_stage.items()}
         super().__init__(net, name, channels, strides, in_channels, patch or 1)

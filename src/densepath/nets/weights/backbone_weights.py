@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from densepath.core.errors import UserError, counted, first_few
+from densepath.core.records import UNLIKE
 from densepath.nets.backbones import Backbone, make_network
-from densepath.nets.backbones.backbone import UNLIKE
+from densepath.nets.backbones.names import parse_name
 from densepath.nets.backbones.transformers import resize_positions
 from densepath.nets.weights.channels import adapt_channels, channels_of_found
 from densepath.nets.weights.checks import require_numbers
@@ -24,7 +25,7 @@ from densepath.nets.weights.of_run import recorded_backbone
 from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published
 from densepath.nets.weights.report import tensor_report
 from densepath.nets.weights.saving import FORMAT_VERSION
-from densepath.nets.weights.transformer_names import hidden_differences, to_timm
+from densepath.nets.weights.transformer_names import guess_transformer, hidden_differences, to_timm
 from densepath.sources.pixel_source import PixelSpec
 
 ACCEPTED = (
@@ -116,7 +117,7 @@ def load_weights(
     elif Path(source).exists():
         weights = read_weights(source)
         state, other = to_timm(weights.state_dict), recorded_backbone(weights.metadata, weights_file(source))
-        assumed = "" if other else _assumed_heads(backbone)
+        assumed = "" if other else _assumed_heads(backbone, state)
     else:
         fetched = _fetch(backbone, name)
         state, other = fetched.state_dict(), backbone.name
@@ -212,8 +213,10 @@ def _remedy(backbone: Backbone, match: Match, other: str | None) -> str:
     return f"name the backbone that they belong to (--backbone {other})"
 
 
-def _assumed_heads(backbone: Backbone) -> str:
-    """What the tensors of a vision transformer do not show, in words; "" for other networks."""
+def _assumed_heads(backbone: Backbone, state: Mapping[str, Tensor]) -> str:
+    """What neither the tensors of a vision transformer nor its user gave, in words; "" for other networks."""
+    if "num_heads" in parse_name(backbone.architecture)[1] and backbone.name != guess_transformer(state):
+        return ""
     blocks = getattr(getattr(backbone.net, "model", None), "blocks", None)
     width = getattr(getattr(blocks[0], "attn", None), "head_dim", None) if blocks is not None else None
     return "" if width is None else f"heads of {width} channels"

@@ -25,7 +25,7 @@ from densepath.nets.weights.published import (
     published_folder,
     read_published,
 )
-from densepath.nets.weights.transformer_names import name_transformer, to_timm, trained_transformer
+from densepath.nets.weights.transformer_names import guess_transformer, to_timm
 from densepath.sources.pixel_source import PixelSpec
 
 DEFAULT_BACKBONE = "resnet18"
@@ -151,7 +151,7 @@ def guess_backbone(state: Mapping[str, Tensor], recorded: str | None = None) -> 
             a U-Net under those of Models Genesis.
         recorded: the name in the file, of a network that neither is.
     """
-    if found := name_transformer(trained_transformer(state)):
+    if found := guess_transformer(state):
         return found
     if unet := name_unet3d(state):
         return unet

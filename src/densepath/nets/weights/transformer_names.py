@@ -96,6 +96,11 @@ def trained_transformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def guess_transformer(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the vision transformer in a file by its tensors alone; None if there is none."""
+    return name_transformer(trained_transformer(state))
+
+
 def name_transformer(
     state: Mapping[str, Tensor], architecture: str | None = None, known: Mapping[str, Any] | None = None
 ) -> str | None:

@@ -204,7 +204,7 @@ def _await_record(folder: Path, record: dict[str, Any]) -> None:
 
     def attempt(seconds: float) -> None:
         written = read_config(folder) or {}
-        if any(written.get(name) != value for name, value in record.items() if name not in _FREE):
+        if changed_options(written, record, _FREE, {}):
             time.sleep(seconds)
             raise TimeoutError
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.core.records import UNLIKE
 from densepath.core.streams import say
 from densepath.core.system import available_memory, with_progress
 from densepath.sources.tiles.tile_files import stored_text
@@ -96,7 +97,8 @@ def extractor_of(slide: SlideFeatures) -> str:
     """What made the features of a slide, as far as its file says; "" if it does not."""
     notes = slide.notes
     if "weights_digest" in notes:
-        return f"{notes.get('backbone')} {notes['weights_digest'][:12]} stage {notes.get('stage')} {notes.get('pool')}"
+        backbone = str(notes.get("backbone")).removesuffix(UNLIKE)  # up to version 0.1 it was recorded without the mark
+        return f"{backbone} {notes['weights_digest'][:12]} stage {notes.get('stage')} {notes.get('pool')}"
     return str(next((notes[name] for name in _EXTRACTOR if notes.get(name)), ""))
 
 
