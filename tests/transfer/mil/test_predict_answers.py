@@ -117,7 +117,7 @@ def test_more_slides_of_known_patients_belong_to_their_cases(
     assert f"{out} keeps files of 1 slide not in the data: b" in capsys.readouterr().err
     shutil.copytree(folder, tmp_path / "others", ignore=lambda *_: {"a.pt", "x.pt", "y.pt"})
     torch.save(torch.randn(4, DIM), tmp_path / "others" / "z.pt")
-    with pytest.raises(UserError, match=r"holds results of other slides \(a, b, x, y\); use another folder"):
+    with pytest.raises(UserError, match=r"holds results of other slides \(a, b, x and 1 more\); use another folder"):
         predict(run, data=tmp_path / "others", out=out, **CPU)
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ class SlideWork:
         remove_remains(self.out, shared=True)
         names = list(self.identities)
         if self.is_whole:
-            refuse_others(self.out, names if self.parts is None else self._parts(self.parts), self.one, self.parts)
+            known = names if self.parts is None else chain.from_iterable(map(self.parts, self.identities.values()))
+            refuse_others(self.out, [*known, *self._former()], self.one, self.parts)
         left = [name for name in names if not is_done(name)]
         mine_left = len(left if shard is None else set(left).intersection(names[shard.number :: shard.count]))
         say(f"densepath: {counted(len(names), self.one)}, {len(names) - len(left)} done before{also}")
@@ -95,14 +97,13 @@ class SlideWork:
                 with atomic_write(record_of(self.out, name)) as part:
                     part.write_text(f"{json.dumps(self.identities[name])}\n{json.dumps(facts)}\n")
 
-    def _parts(self, parts: Parts) -> list[str]:
-        return [part for identity in self.identities.values() for part in parts(identity)]
+    def _former(self) -> list[str]:
+        return [name for name in recorded_names(self.out) if name not in self.identities and self.is_former(name)]
 
     def _remove_former(self) -> None:
         """Remove the records and files of former slides, each while no other process works on a slide of its name."""
-        names = [name for name in recorded_names(self.out) if name not in self.identities]
         removed = []
-        with closing(claimed(self.out, names, lambda name: not self.is_former(name))) as mine:
+        with closing(claimed(self.out, self._former(), lambda name: not self.is_former(name))) as mine:
             for name in mine:
                 _remove(*self.files(name), record_of(self.out, name))
                 removed.append(one_line(name))
