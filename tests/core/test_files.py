@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from densepath.core.errors import UserError
+from densepath.core.file_beside import file_beside
 from densepath.core.files import (
     Unchanged,
     _machine,
@@ -48,22 +50,57 @@ def test_a_finished_file_replaces_the_old_one(tmp_path):
     assert [p.name for p in target.parent.iterdir()] == ["file.txt"]
 
 
-def test_a_link_to_a_file_stays_and_the_file_is_replaced(tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to("disk/file")
-    for text in ("first", "second"):
-        with atomic_write(tmp_path / "link") as temporary:
-            temporary.write_text(text)
-        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "file").read_text() == text
-    assert content(tmp_path) == ["disk", "disk/file", "link"]
+def test_a_file_replaces_a_link_and_not_what_it_leads_to(tmp_path):
+    """Which may be an object of git-annex or DVC: its content must not change."""
+    (tmp_path / "object").write_text("kept")
+    (tmp_path / "link").symlink_to("object")
+    with atomic_write(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_text() == "new"
+    assert (tmp_path / "object").read_text() == "kept" and content(tmp_path) == ["link", "object"]
+
+
+def test_a_pipe_and_an_open_file_get_the_bytes_of_a_finished_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "file").write_text("begun, ")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with (tmp_path / "file").open("a") as file:
+        for path in (tmp_path / "pipe", tmp_path / "link", f"/proc/self/fd/{file.fileno()}"):
+            check_writable(path)
+            with atomic_write(path) as temporary:
+                temporary.write_text("text")
+            with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
+                temporary.write_text("half")
+                raise KeyboardInterrupt
+    assert os.read(reader, 100) == b"texttext" and (tmp_path / "file").read_text() == "begun, text"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo() and content(tmp_path) == ["file", "link", "pipe"]
 
 
 @pytest.mark.parametrize("check", [check_writable, lambda path: atomic_write(path).__enter__()])
-def test_a_file_does_not_replace_a_pipe(tmp_path, check):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="pipe is a pipe or a device; give the path of a file"):
-        check(tmp_path / "pipe")
-    assert (tmp_path / "pipe").is_fifo()
+def test_a_file_does_not_replace_a_socket(tmp_path, check, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # paths of sockets are short
+    with socket.socket(socket.AF_UNIX) as server, pytest.raises(UserError, match="s is a disk or a socket; give"):
+        server.bind("s")
+        check(tmp_path / "s")
+    assert (tmp_path / "s").is_socket()
+
+
+def test_a_file_next_to_a_result_replaces_only_its_former_one(tmp_path):
+    out, table, picture = (tmp_path / f"a.{suffix}" for suffix in ("json", "csv", "png"))
+    for rows in ("image,dice,iou\n", None):
+        assert file_beside(out, ".csv", ("image", "dice")) == table and file_beside(out, ".png") == picture
+        if rows:
+            table.write_text(rows)
+    picture.write_text("mine")
+    with pytest.raises(UserError, match=r"a\.png exists, and the picture of .*a\.json would replace it; use another"):
+        file_beside(out, ".png")
+    out.write_text("{}")
+    assert file_beside(out, ".png") == picture
+    table.write_text("image,label\n")
+    with pytest.raises(UserError, match=r"a\.csv exists, and the table of"):
+        file_beside(out, ".csv", ("image", "dice"))
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -329,7 +329,7 @@ def test_results_of_other_images_are_not_reported(
     assert not list(Path(out).glob("*/0.*"))
     (tmp_path / "data" / "00.png").unlink()
     predict(detector, data=tmp_path / "data", out=out, **ALL)
-    assert "keeps files of 1 image that is not in the data: 00" in capsys.readouterr().err
+    assert "keeps files of 1 image not in the data: 00" in capsys.readouterr().err
     (tmp_path / "data").rename(tmp_path / "gone")
     images(tmp_path / "data" / "others", 1)
     with pytest.raises(UserError, match=r"holds results of other images \(00, 1\)"):

@@ -288,6 +288,18 @@ def test_scores_do_not_replace_what_is_read(out: str, coco: Path, tmp_path: Path
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("classes", [(), ("0:no", "1:yes", "100000:other")])
+def test_the_table_of_scores_replaces_no_other_table(classes: tuple[str, ...], coco: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"s\.csv exists, and the table of .*s\.json would replace it"):
+        score(data=coco, predictions=tmp_path, out=tmp_path / "s.json", classes=classes)
+    write_maps(tmp_path / "found", [np.minimum(labels, 1) for labels in FOUND] if classes else FOUND)
+    data = tmp_path / "found" if classes else coco
+    for _ in range(2):  # its own former table
+        score(data=data, predictions=tmp_path / "found", out=tmp_path / "t.json", classes=classes)
+    assert (tmp_path / "t.csv").read_text().startswith("image,region,dice,iou" if classes else "image,true,found")
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [

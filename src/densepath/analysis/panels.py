@@ -208,25 +208,6 @@ def picture_file(out: str | Path, *data: str | Path) -> Path:
     return Path(out)
 
 
-def table_file(picture: Path, columns: Sequence[str]) -> Path:
-    """The path of the table next to a picture that is to be written, which replaces a table of the same kind only.
-
-    Args:
-        picture: the path of the picture.
-        columns: the first columns of the table.
-
-    Raises:
-        UserError: another file has this path, or it cannot be written.
-    """
-    path = picture.with_suffix(".csv")
-    if path.is_file():
-        with path.open(encoding="utf-8", errors="replace") as file:
-            if file.readline().rstrip("\r\n").split(",")[: len(columns)] != list(columns):
-                raise UserError(f"{path} exists, and the table of {picture} would replace it; use another name")
-    check_writable(path)
-    return path
-
-
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, atomically."""
     path = Path(path)

@@ -21,10 +21,10 @@ from densepath.analysis.panels import (
     picture_file,
     save,
     show,
-    table_file,
 )
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
 from densepath.core.errors import UserError, counted, one_line
+from densepath.core.file_beside import file_beside
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
 from densepath.core.single_values import take_single_values
@@ -83,7 +83,7 @@ def show_cells(
     """
     data, cells = as_path(data), as_path(cells)
     out = picture_file(out, data)
-    beside = table_file(out, SHARE_COLUMNS) if share else None
+    beside = file_beside(out, ".csv", SHARE_COLUMNS) if share else None
     check_seed(seed)
     if count < 1:
         raise UserError(f"count is {count}; give 1 or more")

@@ -15,7 +15,7 @@ from matplotlib.patches import Ellipse
 from torch import Tensor, nn
 
 from densepath.analysis.center_views import center_views, chosen
-from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save, table_file
+from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save
 from densepath.analysis.separation import Floats, Gaussian, bhattacharyya, jensen_shannon
 from densepath.analysis.short_names import short_names
 from densepath.analysis.source import report_source
@@ -24,6 +24,7 @@ from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
+from densepath.core.file_beside import file_beside
 from densepath.core.files import atomic_write
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
@@ -108,7 +109,7 @@ def show_tokens(
     """
     data, cells = as_path(data), as_path(cells)
     out, sources = picture_file(out, data), as_texts(weights)
-    table = table_file(out, _COLUMNS)
+    table = file_beside(out, ".csv", _COLUMNS)
     check_seed(seed)
     if not sources or count < 1 or tokens < 3 or not perplexity > 0:
         raise UserError(

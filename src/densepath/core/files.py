@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import socket
+import stat
+import tempfile
 import time
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -23,6 +25,7 @@ LOCK = ".lock"  # in a folder that a process writes to
 _REMAINS = re.compile(r"\.(.+)\.(\d+)(?:@(.*))?\.part")  # temporary names of atomic_write: name, process, machine
 _ABANDONED = 24 * 3600  # seconds without a change, after which another machine's temporary files are abandoned
 _LONGEST = 150  # bytes of a file's name in its temporary name
+_OPEN = ("/dev", "/dev/fd", "/proc/self/fd")  # folders of links to what the process has open, such as /dev/stdout
 CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
 
 
@@ -53,17 +56,24 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Write a file or a folder under a temporary name and rename it when it is complete.
 
     Args:
-        path: the final path of the file or folder, or a link to it. Missing parents are created.
+        path: the final path of the file or folder. Missing parents are created.
 
     Yields:
         A path on the same disk that does not exist yet: create the file or the folder there. A finished file replaces
-        an older one. The content of a finished folder moves into an empty folder, which may be a link or a mount point.
+        an older one, or a link to one, whose target stays as it is. A pipe or a character device gets the bytes of the
+        file. The content of a finished folder moves into an empty folder, which may be a link or a mount point.
 
     Raises:
-        UserError: the parent folder cannot be created, the disk is full, or the path is not writable, or a device.
+        UserError: the parent folder cannot be created, the disk is full, or the path is not writable, or a disk or
+            socket.
     """
-    _refuse_special(path)
-    path = _target(path)
+    path = Path(path)
+    if _is_stream(path):
+        with tempfile.TemporaryDirectory() as folder, writing(path):
+            yield Path(folder) / path.name
+            with open(Path(folder) / path.name, "rb") as file, open(path, "ab") as stream:
+                shutil.copyfileobj(file, stream)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,15 +99,20 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def _target(path: str | Path) -> Path:
-    """What a path names: what it links to, if it is a link."""
-    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+def _is_stream(path: str | Path) -> bool:
+    """Whether a path is written to and not replaced: a pipe, a character device, or a file by its name of an open one.
 
-
-def _refuse_special(path: str | Path) -> None:
-    """Refuse what a file must not replace: a device of the system, or a pipe, whose reader would wait for ever."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise UserError(f"{path} is a pipe or a device; give the path of a file")
+    Raises:
+        UserError: it is a disk or a socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        raise UserError(f"{path} is a disk or a socket; give the path of a file")
+    is_open = os.path.islink(path) and os.path.dirname(os.path.abspath(path)) in _OPEN
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or (is_open and stat.S_ISREG(mode))
 
 
 def shortened(name: str, most: int) -> str:
@@ -144,13 +159,16 @@ def check_writable(out: str | Path) -> None:
     """Check that a file can be written, before the work for it begins.
 
     Raises:
-        UserError: it is a folder, a pipe or a device; or the folder that it would be created in is read-only, or no
-            folder.
+        UserError: it is a folder, a disk or a socket; or the folder that it would be created in is read-only, or no
+            folder; or it is a pipe or a device that must not be written to.
     """
-    _refuse_special(out)
+    if _is_stream(out):
+        if not os.access(out, os.W_OK):
+            raise UserError(f"{out} cannot be written ({os.strerror(errno.EACCES)}); use another path")
+        return
     if os.path.isdir(out):
         raise UserError(f"{out} is a folder; give the path of a file")
-    folder = _target(out).absolute().parent
+    folder = Path(out).absolute().parent
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
@@ -224,7 +242,7 @@ class Unchanged:
 
 def remove_abandoned(path: str | Path) -> None:
     """Remove the temporary files that killed writers of this file or folder have left."""
-    path = _target(path)
+    path = Path(path)
     name = shortened(path.name, _LONGEST)
     for folder in {path.parent, path}:
         with suppress(OSError):

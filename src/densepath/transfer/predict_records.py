@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS
 
 TABLE = "objects.csv"
 _RECORDS = "records"
+Parts = Callable[[Any], Sequence[str]]  # the images of a record, by its identity
 
 
 class Images(Protocol):
@@ -53,29 +54,48 @@ def record_of(out: Path, stem: str) -> Path:
     return out / _RECORDS / f"{stem}.json"
 
 
-def refuse_others(out: Path, stems: Sequence[str]) -> None:
-    """Say which results of an earlier call are of other images.
-
-    Raises:
-        UserError: all of them are.
-    """
+def recorded_names(out: Path) -> list[str]:
+    """The stems of all records."""
     records = out / _RECORDS
-    old = {str(path.relative_to(records))[: -len(".json")] for path in records.rglob("*.json")}
-    if gone := other_images(out, old, stems):
-        files = counted(len(gone), "image that is", "images that are")
-        say(f"densepath: {out} keeps files of {files} not in the data: {one_line(first_few(gone))}")
+    return sorted(str(path.relative_to(records))[: -len(".json")] for path in records.rglob("*.json"))
 
 
-def other_images(out: Path, old: Collection[str], names: Sequence[str]) -> list[str]:
+def refuse_others(out: Path, names: Sequence[str], one: str = "image", parts: Parts | None = None) -> None:
+    """Say which results of an earlier call are of other images, see :func:`other_images`."""
+    if gone := other_images(out, _recorded_images(out, parts), names, one):
+        say(f"densepath: {out} keeps files of {counted(len(gone), one)} not in the data: {one_line(first_few(gone))}")
+
+
+def check_images(out: Path, names: Callable[[], Sequence[str]], one: str, parts: Parts | None = None) -> None:
+    """Refuse the results of other images before long work, see :func:`other_images`; ``names`` gives those of now."""
+    if old := _recorded_images(out, parts):
+        other_images(out, old, names(), one)
+
+
+def other_images(out: Path, old: Collection[str], names: Sequence[str], one: str = "image") -> list[str]:
     """The images of an earlier call, ``old``, that are not among those of this one.
+
+    Args:
+        out: the folder of the results.
+        old, names: the images.
+        one: what an image is called.
 
     Raises:
         UserError: all of them are others.
     """
     gone = sorted({*old}.difference(names))
-    if gone and len(gone) == len(old):
-        raise UserError(f"{out} holds results of other images ({one_line(first_few(gone))}); use another folder")
+    if gone and len(gone) == len({*old}):
+        raise UserError(f"{out} holds results of other {one}s ({one_line(first_few(gone))}); use another folder")
     return gone
+
+
+def _recorded_images(out: Path, parts: Parts | None) -> list[str]:
+    """The images of all records: those that the identity of a record names, if it is of several."""
+    names = recorded_names(out)
+    if parts is None:
+        return names
+    known = [(name, source_of(record_of(out, name))) for name in names]
+    return [image for name, identity in known for image in (parts(identity) if identity else [name])]
 
 
 def source_of(record: Path) -> Any:

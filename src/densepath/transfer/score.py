@@ -16,6 +16,7 @@ from densepath.annotations.coco_writing import annotation_of
 from densepath.core.closing import say_end
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.file_beside import file_beside
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.result import Result
@@ -38,7 +39,7 @@ from densepath.transfer.detection.score_inputs import (
 )
 from densepath.transfer.predict_records import TABLE
 from densepath.transfer.segment.predict_masks import LEGEND, SIZES
-from densepath.transfer.segment.score_masks import is_semantic, score_masks
+from densepath.transfer.segment.score_masks import REGION_COLUMNS, is_semantic, score_masks
 from densepath.transfer.slides.slide_list import refuse_options
 
 _COLUMNS = ("image", "true", "found", *OBJECT_METRICS)
@@ -99,7 +100,10 @@ def score(
         check_writable(out)
         _refuse_replacing_inputs(Path(out), Path(data), Path(predictions), classes)
     given = {"split": split if split != "test" else None}
-    if is_semantic(predictions, classes):
+    semantic = is_semantic(predictions, classes)
+    if out is not None:
+        file_beside(out, ".csv", REGION_COLUMNS if semantic else _COLUMNS)
+    if semantic:
         refuse_options("objects, not classes of pixels", {"score": score, "orientation": orientation} | given)
         values, files = score_masks(data, predictions, classes, None if out is None else Path(out))
         say_end(watch, "", files)

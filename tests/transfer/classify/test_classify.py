@@ -201,7 +201,7 @@ def test_a_trained_classifier_answers_as_in_its_test(
     predict(result, data=data / "images" / "a", out=tmp_path / "a", devices="cpu", precision="32")
     shutil.copy(next((data / "images" / "a").iterdir()), other)
     predict(result, data=other, out=tmp_path / "a", devices="cpu", precision="32")
-    assert "predictions.csv loses 11 images that are not in the data" in capsys.readouterr().err
+    assert "predictions.csv loses the lines of 11 images not in the data" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"gone\.png: the file is missing"):
         classifier.predict("gone.png")
     for idle in ({"score": 0.3}, {"pictures": 2}):

@@ -95,6 +95,32 @@ def test_patients_get_the_answers_of_all_folds(run: Path, tmp_path: Path, capsys
     assert "not a torch file" in slides_rows["damaged"]["problem"] and slides_rows["damaged"]["pred"] == ""
 
 
+def test_more_slides_of_known_patients_belong_to_their_cases(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where they come first, and where a patient is called as a slide."""
+    folder, out, lines = tmp_path / "new", tmp_path / "out", ["file,patient"]
+    folder.mkdir()
+    for names in ("xy", "ab"):
+        lines += [f"{name}.svs,{patient}" for name, patient in zip(names, ("x", "Q"), strict=True)]
+        (folder / "manifest.csv").write_text("\n".join(lines))
+        for name in names:
+            torch.save(torch.randn(4, DIM), folder / f"{name}.pt")
+        assert predict(run, data=folder, out=out, **CPU)["patients"] == 2
+    told = capsys.readouterr().err
+    assert "unknown" not in told and "not in the data" not in told
+    assert f"removed the results of 2 former cases from {out}: x, y" in told
+    assert {row["slides"] for row in rows_of(out / "patient-preds.csv", "PATIENT").values()} == {"2"}
+    assert len(list((out / "attention").glob("*.csv"))) == 4
+    (folder / "b.pt").unlink()
+    predict(run, data=folder, out=out, **CPU)
+    assert f"{out} keeps files of 1 slide not in the data: b" in capsys.readouterr().err
+    shutil.copytree(folder, tmp_path / "others", ignore=lambda *_: {"a.pt", "x.pt", "y.pt"})
+    torch.save(torch.randn(4, DIM), tmp_path / "others" / "z.pt")
+    with pytest.raises(UserError, match=r"holds results of other slides \(a, b, x and 1 more\); use another folder"):
+        predict(run, data=tmp_path / "others", out=out, **CPU)
+
+
 def test_slides_are_joined_in_the_order_of_training(
     shared_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +267,9 @@ def test_what_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
         predict(several, data=tmp_path, out=tmp_path / "out4", **CPU)
 
 
-def test_a_new_slide_is_tiled_and_embedded_as_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_slide_is_tiled_and_embedded_as_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Training on features of densepath records what made them; a damaged slide does not stop the others."""
     monkeypatch.setattr("densepath.transfer.mil.mil.draw_pictures", lambda *_: {"roc": None})
     network: dict[str, Any] = {"weights": "random", "backbone": "test_vit", "seed": 3, **CPU}
@@ -261,6 +289,7 @@ def test_a_new_slide_is_tiled_and_embedded_as_in_training(tmp_path: Path, monkey
     (tmp_path / "new" / "0.tiff").write_bytes((tmp_path / "new" / "a.tiff").read_bytes()[:900])
     out = tmp_path / "out"
     assert predict(tmp_path / "run", data=tmp_path / "new", out=out, **CPU)["damaged"] == 1
+    assert "the patient of 1 slide is unknown (a), so" in capsys.readouterr().err  # and 0 has no answer
     tiles = read_slide_features(made)
     values, attention, _ = expected(tmp_path / "run", torch.from_numpy(tiles.features))
     rows = rows_of(out / "slides.csv", "slide")
@@ -281,5 +310,9 @@ def test_a_new_slide_is_tiled_and_embedded_as_in_training(tmp_path: Path, monkey
     with pytest.raises(UserError, match="other weights than those of the features"):
         predict(tmp_path / "run", data=out / "tiles", out=out2, weights=str(tmp_path / "other.safetensors"), **CPU)
     assert predict(tmp_path / "run", data=out / "tiles", out=out2, **CPU)["patients"] == 1
+    write_slide(tmp_path / "others" / "c.tiff", size=(128, 128), levels=(1, 2), tile=64)
+    with pytest.raises(UserError, match=r"holds results of other slides \(0, a\); use another folder"):
+        predict(tmp_path / "run", data=tmp_path / "others", out=out2, **CPU)
+    assert not (out2 / "tiles").exists()
     with pytest.raises(UserError, match=r"--mpp is 0\.5, but the run was trained on tiles with 0\.7"):
         predict(tmp_path / "run", data=tmp_path / "new", out=tmp_path / "out3", mpp=0.5, **CPU)

@@ -277,15 +277,17 @@ def test_a_file_of_features_is_probed_and_options_of_the_other_task_are_refused(
     ):
         with pytest.raises(UserError, match=match):
             probe(**options)
-    for name in ("f.png", "labels.csv"):
+    for name in ("f.png", "labels.csv", "mine.csv", "mine.json"):
         (tmp_path / name).write_text("mine")
     for asked, out, kept in (
         ({"labels": tmp_path / "labels.csv"}, "labels.json", "labels.csv"),
         ({"labels": "folders"}, "f.json", "f.png"),
+        ({"labels": "folders"}, "mine.json", "mine.csv"),
     ):
+        before = sorted(tmp_path.iterdir())
         with pytest.raises(UserError, match=f"{kept}.* replace"):
             probe(features=path, out=tmp_path / out, **asked)
-        assert (tmp_path / kept).read_text() == "mine" and not (tmp_path / out).exists()
+        assert (tmp_path / kept).read_text() == "mine" and sorted(tmp_path.iterdir()) == before
 
 
 def test_a_table_may_have_absolute_paths_or_the_folder_of_the_images(tmp_path: Path) -> None:
@@ -312,6 +314,14 @@ def test_patients_are_those_of_the_images_that_features_were_made_of(tmp_path: P
         made = Features(names, np.zeros((2, 2), np.float32), {"data": str(tmp_path / folder)})
         found = label(made, Labels(str(tmp_path / "labels.csv")), None)
         assert found.patients.tolist() == [0, 0] and found.by_patient
+
+
+def test_patients_of_a_list_whose_images_are_gone_are_unknown(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a/1.png\nb/2.png\n")
+    made = Features(["a/1.png", "b/2.png"], np.zeros((2, 2), np.float32), {"data": str(tmp_path / "list.txt")})
+    assert not label(made, Labels("folders"), None).by_patient
+    with pytest.raises(UserError, match="do not exist"):
+        label(made, Labels("folders"), tmp_path / "list.txt")
 
 
 def test_scores_that_are_undefined_are_null(tmp_path: Path) -> None:

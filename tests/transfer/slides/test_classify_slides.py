@@ -70,3 +70,8 @@ def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None
     with pytest.raises(UserError, match="none of 1 slide can be read"):
         densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
     assert list((tmp_path / "out").glob("*/one*")) == [tmp_path / "out/records/one.json"]
+    save_classifier(tmp_path / "other" / CLASSIFIER_FILE, notes.build(), replace(notes, mpp=0.7))
+    for data, why in (("T", "none of 1 slide can be read"), ("slides/two.tiff", r"results of other slides \(one\)")):
+        with pytest.raises(UserError, match=why):
+            densepath.predict(tmp_path / "other", data=tmp_path / data, out=tmp_path / "last", **CPU)
+    assert not (tmp_path / "last/tiles_of_slides").exists()  # refused before it is tiled

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ import torch
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.log import logged
+from densepath.core.shared_work import same_input
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.resolution import MppTable
+from densepath.sources.tiles.records import identity_of_slide
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.slide_list import ListedSlide
-from densepath.transfer.slides.slide_work import SlideWork, as_corrupt, attempt
+from densepath.transfer.slides.slide_work import SlideWork, as_corrupt, attempt, without_tiles
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,59 @@ def test_files_of_another_slide_are_removed(tmp_path: Path) -> None:
     file.touch()  # of an earlier version
     do(2, fails=True)
     assert not file.exists()
+
+
+def test_files_of_slides_that_have_no_tiles_any_more_are_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But not those of other slides of these names, and not while another process is at work on other slides."""
+    for path in (tmp_path / "A" / "s.tiff", tmp_path / "B" / "s.tiff"):
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+    out, tiles = tmp_path / "out", tmp_path / "tiles"
+    tiles.mkdir()
+    (tiles / "slides.csv").write_text("slide,path,tiles\nt,/t.tiff,1\n")
+
+    def do(identities: dict[str, Any]) -> None:
+        def work(name: str) -> dict[str, str]:
+            (out / name).touch()
+            return {"path": str(tmp_path / "A" / f"{name}.tiff")}
+
+        is_former = without_tiles(tiles, out)
+        shared = SlideWork(out, identities, lambda name: [out / name], is_whole=False, is_former=is_former)
+        shared.do(shared.succeeded, work)
+
+    moved = ["s", *identity_of_slide(tmp_path / "B" / "s.tiff")]  # what is recorded of A/s.tiff
+    for identity, path, removed in (
+        (["s", 1, 2], tmp_path / "B" / "s.tiff", False),
+        (["s", 1, 2], tmp_path / "A" / "s.tiff", True),
+        (moved, tmp_path / "B" / "s.tiff", True),
+    ):
+        do({"s": identity})
+        (tiles / "slides.csv").write_text(f"slide,path,tiles\ns,{path},0\n")
+        with same_input(out, "others"):
+            assert is_refused_elsewhere(lambda: do({"t": ["t", 1, 2]}))
+        assert (out / "s").exists() and is_recorded(out, "s")
+        do({"t": ["t", 1, 2]})
+        assert (out / "s").exists() == is_recorded(out, "s") == (not removed)
+        said = f"removed the results of 1 former slide from {out}: s"
+        assert (said in capsys.readouterr().err) == removed
+
+
+def is_refused_elsewhere(work: Callable[[], None]) -> bool:
+    """Whether a process of its own is refused: the locks of this one do not stop it itself."""
+    if not (child := os.fork()):
+        try:
+            work()
+        except UserError:
+            os._exit(3)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+def is_recorded(out: Path, name: str) -> bool:
+    return (out / "records" / f"{name}.json").exists()
 
 
 def test_all_results_of_a_folder_have_one_precision(tmp_path: Path) -> None:

@@ -117,8 +117,8 @@ def _predict_images(
     if (out / PREDICTIONS).is_file():
         old = {row["image"] for row in read_rows(out / PREDICTIONS, "use another folder", ["image"])}
         if gone := other_images(out, old, names):
-            lines = counted(len(gone), "image that is", "images that are")
-            say(f"densepath: {out / PREDICTIONS} loses {lines} not in the data: {one_line(first_few(gone))}")
+            lines = f"the lines of {counted(len(gone), 'image')} not in the data: {one_line(first_few(gone))}"
+            say(f"densepath: {out / PREDICTIONS} loses {lines}")
     if (bits := bits_of(images) or images.spec.file_bits) != spec.file_bits:
         spec = spec.override(window=images.spec.window, bits=bits)
         readout = Readout(readout.model, notes, spec).to(hardware.device)

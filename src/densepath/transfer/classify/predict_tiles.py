@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,16 @@ from densepath.transfer.classify.classifier import SAME_MPP, ClassifierNotes, Re
 from densepath.transfer.classify.label_scores import rows_of
 from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
+from densepath.transfer.predict_records import check_images
 from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
-from densepath.transfer.slides.slide_list import ListedSlide, check_tiles, list_of_slides, refuse_options
-from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corrupt, forget_untiled
+from densepath.transfer.slides.slide_list import (
+    ListedSlide,
+    check_tiles,
+    list_of_slides,
+    names_of_slides,
+    refuse_options,
+)
+from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corrupt, without_tiles
 
 SLIDES = "slides.csv"
 _ALL = "1/1"  # every process waits until all slides are tiled
@@ -95,6 +103,7 @@ def predict_tiles(
         UserError: as for :func:`tile_mpp`, or no slide can be read.
     """
     tiles, table, mpp = Path(data), MppTable(options.mpp_table, options.default_mpp), tile_mpp(notes, data, options)
+    check_images(out, partial(names_of_slides, data, exclude), "slide")
     if mpp is not None:
         tiles, side = out / "tiles_of_slides", notes.image_size or min(notes.view_size)
         given: dict[str, Any] = {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp}
@@ -104,24 +113,24 @@ def predict_tiles(
     maps = heat_map_paths(out, list(slides), notes.labels)
 
     def files(name: str) -> list[Path]:
-        return [_table(out, name), *chain.from_iterable(files_of_map(maps[name, label]) for label in notes.labels)]
+        if name in slides:
+            own = {maps[name, label] for label in notes.labels}
+        else:
+            own = {*heat_map_paths(out, [name], notes.labels).values()} - {*maps.values()}
+        return [_table(out, name), *chain.from_iterable(map(files_of_map, own))]
 
     def identity(slide: ListedSlide) -> list[Any]:
         own = [(maps[slide.name, label], out / "heat_maps" / _plain(slide.name, label)) for label in notes.labels]
         return [*slide.identity(), *(path.name for path, plain in own if path != plain)]
 
-    def former(name: str) -> list[Path]:
-        own = {*heat_map_paths(out, [name], notes.labels).values()} - {*maps.values()}
-        return [_table(out, name), *chain.from_iterable(map(files_of_map, own))]
-
-    forget_untiled(tiles, out, former)
+    identities = {name: identity(slide) for name, slide in slides.items()}
     paths = {name: slide.path for name, slide in slides.items()}
-    shared = SlideWork(out, {name: identity(slide) for name, slide in slides.items()}, files, paths=paths)
+    shared = SlideWork(out, identities, files, paths=paths, is_former=without_tiles(tiles, out))
     shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware, maps), shard)
     with shared_work(out / LOCKS / "tables", "tables"):
         found = shared.found()
         columns = ["slide", "path", "tiles", "damaged", *(f"mean p {name}" for name in notes.labels), "problem"]
-        rows = [{"slide": n, "path": s.path, **found.get(n, {"problem": UNFINISHED})} for n, s in slides.items()]
+        rows = [{"slide": n, **found.get(n, {"problem": UNFINISHED}), "path": s.path} for n, s in slides.items()]
         write_rows(out / SLIDES, columns, rows)
     counts, line = shared.summary(found)
     say(f"densepath: {counted(counts['slides'] - counts['damaged'] - counts['left'], 'slide')}{line}")
@@ -180,7 +189,7 @@ def _predict_slide(
         heat_map.parent.mkdir(parents=True, exist_ok=True)
         write_heat_map(heat_map, opened, boxes, chances[:, t], label=f"probability of {name}", limits=(0.0, 1.0))
     means = {f"mean p {name}": float(mean) for name, mean in zip(notes.labels, chances.mean(0), strict=True)}
-    return {"tiles": len(tiling), "damaged": len(damaged), **means}
+    return {"path": slide.path, "tiles": len(tiling), "damaged": len(damaged), **means}
 
 
 def _table(out: Path, slide: str) -> Path:

@@ -48,7 +48,7 @@ from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.principal import principal_colors
 from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
-from densepath.transfer.slides.slide_work import SlideWork, as_corrupt, forget_untiled
+from densepath.transfer.slides.slide_work import SlideWork, as_corrupt, without_tiles
 from densepath.version import __version__
 
 _TILE = 256  # pixels
@@ -159,13 +159,12 @@ def embed_slides(
             tile(data=data, out=tiles, mpp=mpp, size=side, shard=_ALL, **given)
             exclude, table = (), MppTable()
         name = features_name(options.weights, encoder.backbone.name)
-        forget_untiled(tiles, out, lambda slide: _files(out, name, slide))
         slides = list_of_slides(tiles, exclude, table)
         hardware.lay_out(encoder)
         work = _Work(replace(options, hardware=hardware), encoder.to(hardware.device), size, overlap_of(tiles), notes)
         if children or PARENT in os.environ:
             share = None  # locks divide the work among processes that this command has started
-        counts = _embed_all(work, slides, out, name, share)
+        counts = _embed_all(work, slides, out, name, share, without_tiles(tiles, out))
         for child in children:
             wait_for(partial(_ended, child), "another process", "it hangs; end it, then start again")
     if hardware.rank == 0 and counts["slides"] and not counts["left"]:
@@ -221,7 +220,12 @@ def _files(out: Path, features: str, slide: str) -> list[Path]:
 
 
 def _embed_all(
-    work: _Work, slides: Sequence[ListedSlide], out: Path, features: str, shard: Shard | None
+    work: _Work,
+    slides: Sequence[ListedSlide],
+    out: Path,
+    features: str,
+    shard: Shard | None,
+    is_former: Callable[[str], bool],
 ) -> dict[str, int]:
     """Write the features of the slides that are not done, and a heat map of each.
 
@@ -230,8 +234,8 @@ def _embed_all(
     """
     by_name = {slide.name: slide for slide in slides}
     identities = {slide.name: slide.identity() for slide in slides}
-    paths = {slide.name: slide.path for slide in slides}
-    shared = SlideWork(out, identities, lambda name: _files(out, features, name), is_whole=False, paths=paths)
+    files, paths = partial(_files, out, features), {slide.name: slide.path for slide in slides}
+    shared = SlideWork(out, identities, files, is_whole=False, paths=paths, is_former=is_former)
 
     def is_done(name: str) -> bool:
         same = shared.is_same(name, notes_of(features_path(out, features, name)).get("slide"))
@@ -253,7 +257,7 @@ def _embed_all(
 
 
 def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> dict[str, Any]:
-    """Write the features of a slide, and their heat map, and return the numbers of tiles and of damaged ones."""
+    """Write the features of a slide, and their heat map, and return what is known of it."""
     tiling = slide.tiling
     with as_corrupt(slide):
         opened = slide.open()
@@ -282,7 +286,7 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> dict[
         colors = principal_colors(features)
     boxes = read_slide_features(path, features=False).boxes_um()
     write_heat_map(heat_map, opened, boxes, colors, label="the first three principal components of the features")
-    return counts
+    return {**counts, "path": slide.path}
 
 
 def notes_of(path: Path) -> dict[str, Any]:

@@ -33,12 +33,14 @@ class NewSlide:
     Args:
         name: of the slide.
         patient: whose it is; the slide's own name if that is unknown.
+        is_known: whether the patient is known.
         file: of its features; None if there is none.
         problem: why there is none; "" if there is one.
     """
 
     name: str
     patient: str
+    is_known: bool
     file: Path | None
     problem: str = ""
 
@@ -89,7 +91,7 @@ def slides_in_files(data: str | Path) -> list[NewSlide] | None:
     owners = {file: of_slides[slide] for file, slide in paths.items() if slide in of_slides}
     owners |= patients_of(data, [str(file) for file in found.values()])
     say(f"densepath: the features of {counted(len(found), 'slide')} are taken from {data}")
-    return [NewSlide(name, _patient(name, owners.get(str(file))), file) for name, file in found.items()]
+    return [NewSlide(name, *_patient(name, owners.get(str(file))), file) for name, file in found.items()]
 
 
 def _patients_next_to(slides: Sequence[str]) -> dict[str, str]:
@@ -192,14 +194,16 @@ def _slide(row: dict[str, str], file: Path, features: Path, owner: str | None) -
     if not int(row["tiles"] or 0):
         problem = problem or "no tissue was found"
     elif file.is_file():
-        return NewSlide(name, _patient(name, owner), file)
+        return NewSlide(name, *_patient(name, owner), file)
     else:
         problem = last_problem(features, name) or f"it has no features; see {features / 'embed.log'}"
-    return NewSlide(name, _patient(name, owner), None, problem)
+    return NewSlide(name, *_patient(name, owner), None, problem)
 
 
-def _patient(name: str, owner: str | None) -> str:
-    return owner or patient_of_tcga(name) or name
+def _patient(name: str, owner: str | None) -> tuple[str, bool]:
+    """Whose a slide is, and whether that is known: else it is a case of its own."""
+    known = owner or patient_of_tcga(name)
+    return known or name, bool(known)
 
 
 def _agreed(option: str, recorded: Any, given: Any) -> Any:

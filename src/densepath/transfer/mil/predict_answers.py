@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +36,9 @@ from densepath.transfer.mil.ensemble import Answer, Ensemble
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.new_slides import NewSlide, SlideOptions, completed, embed_new_slides, slides_in_files
 from densepath.transfer.mil.results import PREDICTIONS
+from densepath.transfer.predict_records import check_images, record_of, source_of
 from densepath.transfer.slides.precision import begun_precision
-from densepath.transfer.slides.slide_list import refuse_options
+from densepath.transfer.slides.slide_list import names_of_slides, refuse_options
 from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork
 
 SLIDES, LOG = "slides.csv", "predict.log"
@@ -115,6 +117,7 @@ def predict_answers(
         options = replace(options, hardware=models.hardware)
         say(f"densepath: {models.notes.model} of {run}, {counted(len(models), 'fold')}, for {models.notes.target}")
         if extractor is not None:
+            check_images(out, partial(names_of_slides, data, options.exclude), "slide", _slides_of)
             found = embed_new_slides(data, out, extractor, options)
         if not found:
             say("densepath: the answers come with the last process")
@@ -123,7 +126,7 @@ def predict_answers(
         drawn = frozenset(found[place].name for place in evenly_spaced(number, len(found)))
         files = AttentionFiles(out / ATTENTION, models.notes.classes, slides, [slide.name for slide in found])
         grouping = str(config.get("grouping", "joined"))
-        unknown = [slide.name for slide in found if slide.patient == slide.name]
+        unknown = [slide.name for slide in found if slide.file is not None and not slide.is_known]
         if grouping != "single" and len(found) > 1 and unknown:
             say(
                 f"densepath: the {'patient' if len(unknown) == 1 else 'patients'} of {counted(len(unknown), 'slide')} "
@@ -146,10 +149,19 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
     # The names of patients come from a table: a case is known by its first slide. Slides are in the order of training.
     in_order = (sorted(own, key=lambda slide: slide.name) for own in cases.values())
     cases = {own[0].name: own for own in in_order}
+    names = {slide.name for slide in slides}
+
+    def is_former(name: str) -> bool:
+        """Whether the slides of a case have become those of others."""
+        identity = source_of(record_of(work.out, name))
+        return identity is not None and names.issuperset(_slides_of(identity))
+
     shared = SlideWork(
         work.out,
         {name: _identity(own, work) for name, own in cases.items()},
-        lambda name: [path for slide in cases[name] for path in work.attention.files(slide.name)],
+        lambda name: [path for slide in cases.get(name, ()) for path in work.attention.files(slide.name)],
+        is_former=is_former,
+        parts=_slides_of,
     )
 
     def is_done(name: str) -> bool:
@@ -243,6 +255,11 @@ def _identity(slides: Sequence[NewSlide], work: _Work) -> list[Any]:
     files = [slide.file for slide in slides if slide.file is not None]
     unusual = [name for slide in slides for name in work.attention.unusual(slide.name)]
     return [work.models.digest, [slide.name for slide in slides], identity_of(*files), *unusual]
+
+
+def _slides_of(identity: Sequence[Any]) -> list[str]:
+    """The slides of a case, by :func:`_identity`."""
+    return list(identity[1])
 
 
 def _write_tables(

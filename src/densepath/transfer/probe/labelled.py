@@ -98,7 +98,7 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
         features: of the images; their names are paths.
         how: where classes and patients are found.
         data: the images, by default those that the features were made of: a ``manifest.csv`` next to them, or their
-            names, may tell patients.
+            names, may tell patients, if they can still be read.
 
     Raises:
         UserError: an image has no class or no patient, or there are fewer than two classes.
@@ -107,7 +107,7 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
         raise UserError("--patient and --patient_regex both name the patients; give one of them")
     names, table = features.names, None if how.labels == FOLDERS else how.labels
     noted = features.notes.get("data")
-    data = (noted if isinstance(noted, str) and noted else None) if data is None else data
+    data = (noted if isinstance(noted, str) and _can_be_read(noted) else None) if data is None else data
     where = "" if data is None else str(data)
     listed: Any = Listed(names if table is None else _paths(names, where))
     classes, test = classes_and_split(names, listed, table, how.target)
@@ -140,6 +140,16 @@ def classes_and_split(
         return read_classes(inside, FOLDERS, ""), test
     classes = read_classes(listed, table, column=target)
     return classes, given_split(read_column(listed, table, SPLIT), table) if SPLIT in table_columns(table) else test
+
+
+def _can_be_read(data: str) -> bool:
+    """Whether the names of some images can be looked at: those in a list must still exist."""
+    if data.lower().endswith(LIST_SUFFIXES) and os.path.isfile(data):
+        try:
+            list_images(data)
+        except UserError:
+            return False
+    return bool(data)
 
 
 def _paths(names: list[str], data: str) -> list[str]:

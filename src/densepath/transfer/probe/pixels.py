@@ -90,7 +90,7 @@ def probe_pixels(
         UserError: no such data, weights that do not fit, or a missing stage.
     """
     watch = Stopwatch()
-    check_out(out, weights, *(annotations_of(data, split) for split in ("train", "test")), alone=True)
+    check_out(out, weights, *(annotations_of(data, split) for split in ("train", "test")), only_record=True)
     check_seed(seed)
     torch.manual_seed(seed)
     network, spec, *_ = pretrained_backbone(weights, backbone)

@@ -19,38 +19,41 @@ from rich.table import Table
 
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
+from densepath.core.file_beside import file_beside
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.scores import SCALE, without_nan
 from densepath.transfer.probe.images import ImageProbe
 from densepath.transfer.probe.metrics import METRICS
 
 _TITLES = {"knn": "k nearest neighbors", "logistic": "logistic regression"}
+_COLUMNS = ("image", "label", "patient", "fold")
 _DPI = 120
 _MOST_TEXT = 16  # classes whose cells are labelled
 _LONGEST = 24  # characters of a class
 
 
-def check_out(out: str | Path | None, *inputs: str | Path | None, alone: bool = False) -> None:
+def check_out(out: str | Path | None, *inputs: str | Path | None, only_record: bool = False) -> None:
     """Check the files of a probe before the work begins.
 
     Args:
         out: the record.
         inputs: files that the probe reads.
-        alone: whether there is only the record, without predictions (.csv) and confusion matrices (.png).
+        only_record: whether there is only the record, without predictions (.csv) and confusion matrices (.png).
 
     Raises:
-        UserError: the record has another ending than .json or cannot be written, or a file would replace an input.
+        UserError: the record has another ending than .json or cannot be written, or a file would replace an
+            input or another file.
     """
     if out is None:
         return
     if Path(out).suffix != ".json":
         raise UserError(f"cannot write the scores to {out}; use a file name that ends in .json")
     check_writable(out)
-    files = _files(Path(out))[: 1 if alone else None]
-    for path in files:
+    for path in _files(Path(out))[: 1 if only_record else None]:
         refuse_replacing(path, *inputs)
-        if path.exists() and not files[0].exists():
-            raise UserError(f"{path} exists and would be replaced, as it has the name of {out}; use another name")
+    if not only_record:
+        file_beside(out, ".csv", _COLUMNS)
+        file_beside(out, ".png")
 
 
 def _files(out: Path) -> tuple[Path, Path, Path]:
@@ -107,7 +110,7 @@ def write_record(probe: ImageProbe, out: Path, asked: Mapping[str, Any]) -> None
 def _write_predictions(probe: ImageProbe, writer: Any) -> None:
     classes, images = probe.images.classes.names, probe.images
     probabilities = [f"{name} {c}" for name in probe.chances for c in classes]
-    writer.writerow(["image", "label", "patient", "fold", *probe.chances, *probabilities])
+    writer.writerow([*_COLUMNS, *probe.chances, *probabilities])
     folds = np.repeat(np.arange(len(probe.folds)), [len(fold.test) for fold in probe.folds])
     for row, position in enumerate(probe.tested):
         own = [chances[row] for chances in probe.chances.values()]

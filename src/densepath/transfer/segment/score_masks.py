@@ -45,6 +45,9 @@ class _Pair:
     read: Callable[[], tuple[Values, Values, tuple[float, ...]]]
 
 
+REGION_COLUMNS = ("image", "region", "dice", "iou")  # the first ones of the table of all images
+
+
 def is_semantic(predictions: str | Path, classes: Sequence[str]) -> bool:
     """Whether predictions are classes of pixels: those of a segmenter, or label maps whose classes are named."""
     return bool(classes) or (Path(predictions) / LEGEND).is_file()

@@ -20,7 +20,7 @@ from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.slides.slide import NO_MPP, Slide
 from densepath.sources.tiles.records import identity_of_slide
-from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_tile_folder
+from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_slide_rows, read_tile_folder
 from densepath.sources.tiles.tiled_slide import open_tiled
 
 Share = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
@@ -84,6 +84,17 @@ def list_of_slides(
     paths = find_slides(data, exclude, passed)
     names = output_names([Path(name) for name in names_below(paths, data)])
     return [ListedSlide(name, path, mpp) for name, path in zip(names, paths, strict=True)]
+
+
+def names_of_slides(data: str | Path, exclude: Sequence[str] = ()) -> list[str]:
+    """The names of the slides of some data, as results have them, before they are tiled; with those without tiles.
+
+    Raises:
+        UserError: there is none, or the folder of tiles is unfinished or damaged.
+    """
+    if is_tile_folder(data):
+        return [row["slide"] for row in read_slide_rows(Path(data))]
+    return [slide.name for slide in list_of_slides(data, exclude)]
 
 
 def check_tiles(

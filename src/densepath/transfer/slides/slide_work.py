@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from densepath.core.streams import say
 from densepath.core.system import with_lines
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
-from densepath.sources.tiles.records import is_identity
+from densepath.sources.tiles.records import identity_of_slide, is_identity
 from densepath.sources.tiles.tile_files import read_slide_rows
-from densepath.transfer.predict_records import record_of, refuse_others, source_of
+from densepath.transfer.predict_records import Parts, record_of, recorded_names, refuse_others, source_of
 from densepath.transfer.slides.slide_list import ListedSlide
 
 UNFINISHED = "unfinished"  # the problem of slides that are left to other processes
@@ -35,6 +36,8 @@ class SlideWork:
         one: what a slide is called.
         is_whole: the folder has a table of all slides, which the results of others must not replace.
         paths: of slides by name, whose identities begin as those of :class:`ListedSlide`.
+        is_former: whether the record of a name that is not among these, and its files, are removed.
+        parts: the names of the slides of an identity, where a record is of several.
     """
 
     out: Path
@@ -43,6 +46,8 @@ class SlideWork:
     one: str = "slide"
     is_whole: bool = True
     paths: Mapping[str, str] = field(default_factory=dict)
+    is_former: Callable[[str], bool] = lambda name: False
+    parts: Parts | None = None
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """The record of a slide; None if it is not done."""
@@ -85,17 +90,33 @@ class SlideWork:
         remove_remains(self.out, shared=True)
         names = list(self.identities)
         if self.is_whole:
-            refuse_others(self.out, names)
+            known = names if self.parts is None else chain.from_iterable(map(self.parts, self.identities.values()))
+            refuse_others(self.out, [*known, *self._former()], self.one, self.parts)
         left = [name for name in names if not is_done(name)]
         mine_left = len(left if shard is None else set(left).intersection(names[shard.number :: shard.count]))
         say(f"densepath: {counted(len(names), self.one)}, {len(names) - len(left)} done before{also}")
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
+            self._remove_former()
             for name in watched(mine, mine_left, f"{self.one}s"):
                 if not self.succeeded(name):
                     _remove(record_of(self.out, name), *self.files(name))
                 facts = attempt(name, self.out, work)
                 with atomic_write(record_of(self.out, name)) as part:
                     part.write_text(f"{json.dumps(self.identities[name])}\n{json.dumps(facts)}\n")
+
+    def _former(self) -> list[str]:
+        return [name for name in recorded_names(self.out) if name not in self.identities and self.is_former(name)]
+
+    def _remove_former(self) -> None:
+        """Remove the records and files of former slides, each while no other process works on a slide of its name."""
+        removed = []
+        with closing(claimed(self.out, self._former(), lambda name: not self.is_former(name))) as mine:
+            for name in mine:
+                _remove(*self.files(name), record_of(self.out, name))
+                removed.append(one_line(name))
+        if removed:
+            former = counted(len(removed), f"former {self.one if self.parts is None else 'case'}")
+            say(f"densepath: removed the results of {former} from {self.out}: {first_few(removed)}")
 
     def found(self) -> dict[str, dict[str, Any]]:
         """The records of the slides that any process has done."""
@@ -118,28 +139,39 @@ class SlideWork:
         return {"slides": count, "damaged": len(problems), "left": left}, line
 
 
-def forget_untiled(tiles: Path, out: Path, files: Callable[[str], Iterable[Path]]) -> None:
-    """Remove the results of slides that have no tiles (any more): they are of former slides of these names.
+def without_tiles(tiles: Path, out: Path) -> Callable[[str], bool]:
+    """Whether a record is of a slide that has no tiles (any more), and not of another slide of that name.
 
     Args:
         tiles: the folder of ``densepath tile``.
-        out: the folder of the results.
-        files: those of a slide, by its name.
+        out: the folder of the results, whose records have the "path" of each slide that did not fail.
 
     Raises:
         UserError: the folder of the tiles is unfinished or damaged.
     """
-    for row in read_slide_rows(tiles):
-        if not int(row["tiles"] or 0):
-            _remove(record_of(out, row["slide"]), *files(row["slide"]))
+    paths = {row["slide"]: row["path"] for row in read_slide_rows(tiles) if not int(row["tiles"] or 0)}
+
+    def is_former(name: str) -> bool:
+        if (path := paths.get(name)) is None or (facts := _last_facts(out, name)) is None:
+            return False
+        identity = source_of(record_of(out, name))
+        return "problem" in facts or facts.get("path") == path or identity[1:3] == identity_of_slide(path)
+
+    return is_former
 
 
 def last_problem(out: Path, name: str) -> str:
     """Why the work on a slide failed, by its record in the folder of the results; "" if it did not."""
+    return str((_last_facts(out, name) or {}).get("problem", ""))
+
+
+def _last_facts(out: Path, name: str) -> dict[str, Any] | None:
+    """The record of a slide of that name, whatever its identity; None if there is none."""
     try:
-        return str(json.loads(record_of(out, name).read_text().partition("\n")[2]).get("problem", ""))
+        facts: dict[str, Any] = json.loads(record_of(out, name).read_text().partition("\n")[2])
     except (OSError, ValueError):
-        return ""
+        return None
+    return facts
 
 
 def _remove(*paths: Path) -> None:
