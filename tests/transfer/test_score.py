@@ -127,6 +127,21 @@ def test_images_json_names_the_images_of_a_folder_of_predict(coco: Path, tmp_pat
     assert cut["object_f1"] < expected["object_f1"] and cut["mask_ap"] == expected["mask_ap"]
 
 
+@pytest.mark.parametrize("name", ["object", "Object", "nucleus"])
+def test_the_only_categories_are_compared_whatever_their_names(
+    name: str, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = coco / "annotations/test.json", tmp_path / "predicted"
+    folder.mkdir()
+    content = json.loads(path.read_text())
+    (own,) = content["categories"]
+    (folder / "predictions.json").write_text(json.dumps([r | {"category_id": 9} for r in results_of(TRUTH)]))
+    (folder / "images.json").write_text(json.dumps(content | {"categories": [{"id": 9, "name": name}]}))
+    assert score(data=coco, predictions=folder)["mask_ap"] == pytest.approx(100)
+    said = f"AP compares the only categories: {name} of {folder}"
+    assert (said in capsys.readouterr().err) == (name != own["name"])
+
+
 @pytest.mark.parametrize(
     ("names", "ap", "says"),
     [

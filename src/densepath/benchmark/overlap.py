@@ -66,7 +66,7 @@ def _report(seen: ImageSet, test: ImageSet, which: str) -> Iterator[str]:
 
 
 def shared_slides(seen: ImageSet, test: ImageSet) -> list[str]:
-    """The test slides that were seen, as :class:`~densepath.transfer.mil.feature_files.Names` tells slides apart."""
+    """The test slides that were seen; names are compared by :class:`~densepath.transfer.mil.feature_files.Names`."""
     names = Names(list(map(slide_name, seen.slides)))
     return [name for name in test.slides if names.hold(name)]
 

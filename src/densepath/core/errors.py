@@ -51,6 +51,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def that_or_these(names: Sequence[str]) -> str:
+    """The pronoun for what was named: "that" for one, "these" for several."""
+    return "that" if len(names) == 1 else "these"
+
+
 def refuse(cases: Sequence[str], what: str, remedy: str) -> None:
     """Raise a UserError that names the first cases, if there are any."""
     if cases:

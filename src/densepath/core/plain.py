@@ -9,8 +9,11 @@ __all__ = ["plain"]
 
 
 def plain(value: Any) -> Any:
-    """A value in the types of YAML: tuples become lists, paths text, dataclasses and mappings dictionaries, and what
-    NumPy holds numbers and lists of them."""
+    """A value in the types of YAML.
+
+    Tuples become lists, paths become text, dataclasses and mappings become dictionaries, and NumPy's scalars and arrays
+    become numbers and lists of numbers.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):

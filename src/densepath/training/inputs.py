@@ -12,7 +12,7 @@ from densepath.annotations.cells.cell_points import CellPoints
 from densepath.annotations.classes import FOLDERS, read_classes
 from densepath.annotations.label_cache import label_images
 from densepath.concepts.image_labels import FromPath
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, that_or_these
 from densepath.methods.base import Method
 from densepath.methods.needs import Need
 from densepath.nets.teachers import ACCEPTED, build_teacher
@@ -49,7 +49,7 @@ def check_inputs(method: Method, config: PretrainConfig) -> None:
         "tokenizer": bool(config.tokenizer) and "tokenizer" not in kinds,
     }
     if idle := [f"--{option}" for option, has_no_effect in given.items() if has_no_effect]:
-        raise UserError(f"{name} with these options does not use {' and '.join(idle)}; leave that out")
+        raise UserError(f"{name} with these options does not use {' and '.join(idle)}; leave {that_or_these(idle)} out")
 
 
 def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> dict[str, Any]:

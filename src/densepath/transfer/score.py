@@ -214,12 +214,19 @@ def _true_categories(
 ) -> dict[int, int]:
     """The true category of each category of the results: by name where they have names, else by id.
 
+    The only category of both is one category, whatever its names.
+
     Args:
         used: the categories of the results.
         found: the results.
         categories: the true ones.
         named: whether these have names of their own.
     """
+    if named and len(found.categories) == len(categories) == 1:
+        (number, name), (own,) = next(iter(found.categories.items())), categories
+        if name != str(own["name"]):
+            say(f"densepath: AP compares the only categories: {name} of {found.source} with {own['name']} of the data")
+        return {number: int(own["id"])}
     if named and found.categories:
         numbers = {str(category["name"]): int(category["id"]) for category in categories}
         return {number: numbers[name] for number, name in found.categories.items() if name in numbers}

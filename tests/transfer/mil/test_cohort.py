@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -203,16 +204,17 @@ def test_a_name_is_that_of_one_slide() -> None:
     for asked, found in (
         ("s.svs", "s"),
         ("a/s", "a/s"),
+        ("b/s", "s"),  # which cannot be a/s
         ("TCGA-3X-AAVA-01Z-00-DX1.V.svs", "TCGA-3X-AAVA-01Z-00-DX1.V"),
     ):
         assert names.find(asked, "t.csv") == found
-    for asked in ("b/s", "TCGA-3X-AAVA-01Z-00-DX1", "TCGA-3X-AAVA-01Z-00-DX1.W"):
+    for asked in ("TCGA-3X-AAVA-01Z-00-DX1", "TCGA-3X-AAVA-01Z-00-DX1.W"):
         with pytest.raises(UserError, match=f"names {asked}, which may be"):
             names.find(asked, "t.csv")
 
 
 def test_slides_of_one_name_in_different_folders_are_different(tmp_path: Path, capfd: Any) -> None:
-    data = features(tmp_path / "f", "siteB/1", "siteA/2", "siteB/3")
+    data = features(tmp_path / "f", "siteB/1", "siteC/1", "siteA/2", "siteB/3")
     rows = ("slide_id,label", "siteA/1.svs,x", "/slides/siteA/2.svs,y", "3,x")
     cohort = read_cohort(data, table(tmp_path / "t.csv", *rows), Columns())
     assert cohort.slides == [("siteA/2",), ("siteB/3",)]
@@ -220,6 +222,8 @@ def test_slides_of_one_name_in_different_folders_are_different(tmp_path: Path, c
     assert said in capfd.readouterr().err
     with pytest.raises(UserError, match=r"siteB/1 has the file name of siteA/1\); check both"):
         read_cohort(data, table(tmp_path / "t.csv", "slide_id,label", "siteA/1,x"), Columns())
+    with pytest.raises(UserError, match=r"line 2 of .* names 1, which may be siteB/1, siteC/1; give the path"):
+        read_cohort(data, table(tmp_path / "t.csv", "slide_id,label", "1,x"), Columns())
     names = Names(["a/TCGA-3X-AAVA-01Z-00-DX1.U"])
     assert names.find("b/tcga-3x-aava-01z-00-dx1.V.svs", "t.csv") == "a/TCGA-3X-AAVA-01Z-00-DX1.U"
 
@@ -248,25 +252,33 @@ def test_wrong_features_are_refused(tmp_path: Path, second: torch.Tensor, messag
         ({"patch_size": 512}, "512 pixels per side instead of 256"),
         ({"overlap": 64}, "64 pixels of overlap instead of 0"),
         ({"size": 224}, "224 pixels after resizing instead of 0"),
-        ({"mpp": 0.50002}, None),
+        ({"mpp": 0.504}, None),  # as scanners differ
         ({"mpp": None, "patch_size": 512}, None),  # of a slide with another magnification
+        ({"mpp": float("nan"), "target_magnification": 0}, None),
+        ({"overlap": "None"}, None),
+        ({"patch_size": "unknown", "size_um": -1}, None),
     ],
 )
-def test_features_of_other_tiles_are_refused(tmp_path: Path, second: dict[str, Any], message: str | None) -> None:
+def test_features_of_other_tiles_are_refused(
+    tmp_path: Path, second: dict[str, Any], message: str | None, capfd: Any
+) -> None:
+    """The first file does not know the size of its tiles."""
     ours = {"weights": "w", "weights_digest": "0" * 20, "size": 0}
-    for name, own in (("a", {}), ("b", second)):
+    for name, own in (("0", {"mpp": None}), ("a", {}), ("b", second)):
         notes = {"mpp": 0.5, "patch_size": 256, "overlap": 0, **ours, **own}
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["features"] = np.zeros((1, 4), np.float32)
             file["coords"] = np.zeros((1, 2), np.int64)
             file.attrs["densepath"] = json.dumps({key: notes[key] for key in ours})
             file["coords"].attrs.update({k: v for k, v in notes.items() if k not in ours and v is not None})
-    files = [(tmp_path / "a.h5",), (tmp_path / "b.h5",)]
+    files = [(tmp_path / f"{name}.h5",) for name in "0ab"]
     if message is None:
-        assert len(read_bags(["a", "b"], files)) == 2
+        assert len(read_bags([*"0ab"], files)) == 3
         return
     with pytest.raises(UserError, match=message):
-        read_bags(["a", "b"], files)
+        read_bags([*"0ab"], files)
+    assert len(read_bags([*"0ab"], files, mixed=True)) == 3
+    assert re.search(message.split(";")[0], capfd.readouterr().err)
 
 
 def test_damaged_features_are_refused_in_few_words(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from operator import itemgetter
@@ -24,9 +25,10 @@ from densepath.transfer.mil.attention import AttentionFiles
 from densepath.transfer.mil.bags import Bag
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.config import MilConfig
+from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.fold import balanced
 from densepath.transfer.mil.mil import mil
-from densepath.transfer.mil.model_file import load_model
+from densepath.transfer.mil.model_file import load_model, save_model
 from densepath.transfer.mil.models.dsmil import DSMIL
 from densepath.transfer.mil.objectives import Classification
 
@@ -149,7 +151,7 @@ def test_standardization_is_that_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(prepared.std(0), [1, 1, 1, 0, 1], atol=1e-5)
 
 
-def test_the_epoch_is_that_of_the_best_validation_score(study: Study) -> None:
+def test_the_epoch_is_that_of_the_best_validation_score(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = study(signal=1.0)
     run(folder, epochs=6, attention=0, model="mean")
     with (folder / "run" / "fold_1" / "metrics.csv").open() as file:
@@ -157,6 +159,10 @@ def test_the_epoch_is_that_of_the_best_validation_score(study: Study) -> None:
     keys = [(float(row["validation_score"]), -float(row["validation_loss"])) for row in rows]
     notes = load_model(folder / "run" / "fold_1" / "model.safetensors")[1]
     assert len(keys) == 6 and notes.epoch == 1 + keys.index(max(keys)) and notes.score == pytest.approx(max(keys)[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(Classification, "score", lambda *_: 1 / 3)
+        run(folder, "third", epochs=1, attention=0, model="mean")
+    assert load_model(folder / "third" / "fold_1" / "model.safetensors")[1].score == 1 / 3  # not rounded
 
 
 def test_a_stopped_run_is_resumed_bit_for_bit(study: Study, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -298,6 +304,22 @@ def test_the_order_of_slides_in_the_table_does_not_matter(study: Study, monkeypa
     assert predictions(folder / "old") == before
 
 
+def test_runs_of_earlier_versions_are_resumed(study: Study, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """They may have options without effect, and tiles of several kinds."""
+    folder, options = study(patients=8), {"model": "mean", "attention": 0, "epochs": 1}
+    run(folder, **options)
+    config, splits = (folder / "run" / name for name in ("config.yaml", "splits.json"))
+    config.write_text(config.read_text().replace("neighbors: 20", "neighbors: 7"))
+    with pytest.raises(UserError, match="neighbors: only for knn"):
+        run(folder, "other", resume=True, neighbors=7, **options)
+    monkeypatch.setattr(ExtractorRecord, "tiles", lambda self: {"\u00b5m per pixel": float(id(self))})
+    with pytest.raises(UserError, match=r"per pixel instead of .*; use tiles of one kind"):
+        run(folder, resume=True, neighbors=7, **options)
+    splits.write_text(splits.read_text().replace('"slides_by"', '"version"'))
+    assert "macro_auc" in run(folder, resume=True, neighbors=7, **options)
+    assert "warning: the study has tiles of several kinds: " in capfd.readouterr().err
+
+
 def test_the_sweep_is_decided_by_the_validation_cases_and_sites_stay_together(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +344,13 @@ def test_the_sweep_is_decided_by_the_validation_cases_and_sites_stay_together(
         patched.setattr("densepath.transfer.mil.fold.shutil.copyfile", half_of)
         run(folder, resume=True, **options)
     run(folder, resume=True, **options)
+    first = path.parent / "lr0.001_wd0.0001" / path.name
+    model, notes = load_model(first)
+    save_model(first, model, replace(notes, score=math.nan))  # is never better
+    path.unlink()
+    (path.parent / "answers.json").unlink()
+    run(folder, resume=True, **options)
+    assert load_model(path)[1] == tried["1e-09"]
 
 
 def half_of(source: Path, target: Path) -> None:
@@ -409,7 +438,7 @@ def test_fewer_tiles_in_training_and_bags_of_other_sets(study: Study) -> None:
         (["--model", "abmil", "--neighbors", "7"], "neighbors: only for knn; leave that out"),
         (
             ["--model", "knn", "--epochs", "3", "--lr", "0.1"],
-            "epochs and lr: only for models that are trained, not knn",
+            "epochs and lr: only for models that are trained, not knn; leave these out",
         ),
         (["--model", "knn", "--class_weights", "balanced"], "class_weights: only for models that are trained"),
         (["--model", "knn", "--max_tiles", "9"], "max_tiles: only for models that are trained, not knn"),

@@ -13,7 +13,7 @@ import pytest
 from densepath.core.errors import UserError
 from densepath.training.hardware import Hardware
 from densepath.transfer.embed.embed_slides import EmbedOptions
-from densepath.transfer.embed.slide_features import SlideFeatures
+from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.new_slides import SlideOptions, completed, embed_new_slides, slides_in_files
 
@@ -54,8 +54,29 @@ def test_tiles_of_earlier_versions_of_stamp_are_known() -> None:
     assert (record.mpp, record.tile) == (256 / 224, 224)
 
 
+@pytest.mark.parametrize(
+    ("notes", "expected"),
+    [
+        ({"target_magnification": 0, "patch_size": 256}, (None, 256, 0)),
+        ({"target_magnification": 20, "mpp": np.nan}, (0.5, None, 0)),
+        ({"mpp": "?", "overlap": "None"}, (None, None, None)),
+        ({"overlap": -1, "patch_size": np.inf}, (None, None, None)),
+        ({"overlap": 64, "unit": "um", "tile_size_um": 0, "tile_size_px": 224}, (None, None, 64)),
+    ],
+)
+def test_sizes_of_features_that_are_not_positive_numbers_are_unknown(
+    notes: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["feats"], file["coords"] = np.zeros((2, 3), np.float32), np.arange(4).reshape(2, 2)
+        file.attrs.update({**notes, "patch_size_level0": 0})
+    slide = read_slide_features(tmp_path / "a.h5")
+    record = ExtractorRecord.of(slide)
+    assert (record.mpp, record.tile, record.overlap) == expected and slide.side is None
+
+
 def test_resolutions_may_be_rounded_and_pixels_not(tmp_path: Path) -> None:
-    assert completed(RECORD, tmp_path, options(mpp=1.1429, tile=2000)) == RECORD
+    assert completed(RECORD, tmp_path, options(mpp=1.16, tile=2000)) == RECORD
     for given, why in (({"mpp": 1.2}, "--mpp is 1.2"), ({"tile": 2001}, "--window is 2001")):
         with pytest.raises(UserError, match=why):
             completed(RECORD, tmp_path, options(**given))  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from densepath.core.errors import UserError, counted, first_few
 from densepath.core.spelling import composed
 
 PLAUSIBLE = (0.02, 100.0)  # µm per pixel of the largest level of a slide
+_SAME = 1.03  # the largest ratio of µm per pixel that count as equal
 _FROM_TAGS = (0.05, 20.0)  # µm per pixel; other resolutions in a TIFF are those of screens and printers
 _UNITS = {2: 25400.0, 3: 10000.0}  # ResolutionUnit: µm of an inch and of a centimeter
 _MICRONS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
@@ -30,6 +31,11 @@ def plausible(y: float, x: float, bounds: tuple[float, float] = PLAUSIBLE) -> Sp
     """The two distances if they can be those of a slide."""
     fits = all(math.isfinite(value) and bounds[0] <= value <= bounds[1] for value in (y, x))
     return (y, x) if fits else None
+
+
+def same_mpp(one: float, other: float) -> bool:
+    """Whether two µm per pixel are those of one magnification: scanners differ a little, and files round."""
+    return max(one, other) <= _SAME * min(one, other)
 
 
 def check_mpp(name: str, value: Any, example: float = 0.25) -> None:

@@ -62,8 +62,8 @@ def size_of_tiles(path: str | Path, notes: Mapping[str, Any]) -> tuple[float | N
     """
     um = next((name for name in ("tile_size_um", "tile_size") if name in notes), None)
     if um is not None and "tile_size_px" in notes:
-        side = int(positive(path, notes, "tile_size_px"))
-        return positive(path, notes, um) / side, side
+        side = positive(path, notes, "tile_size_px")
+        return positive(path, notes, um) / side, int(side)
     tile = int(positive(path, notes, "patch_size")) if "patch_size" in notes else None
     if "mpp" in notes:
         return positive(path, notes, "mpp"), tile
@@ -83,13 +83,17 @@ def positive(path: str | Path, notes: Mapping[str, Any], name: str) -> float:
     Raises:
         UserError: it is not a positive number.
     """
-    try:
-        value = float(notes[name])
-    except (TypeError, ValueError):
-        value = 0.0
-    if not 0 < value < math.inf:
+    if not is_positive(notes[name]):
         raise UserError(f"{path} has the attribute {name} {notes[name]!r}, not a positive number; write it again")
-    return value
+    return float(notes[name])
+
+
+def is_positive(value: Any) -> bool:
+    """Whether an attribute is a positive number."""
+    try:
+        return 0 < float(value) < math.inf
+    except (TypeError, ValueError):
+        return False
 
 
 def unit_of(

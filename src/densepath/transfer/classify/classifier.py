@@ -20,7 +20,6 @@ from densepath.views.maker import ViewMaker
 
 CLASSIFIER_FILE = Path("exported") / "classifier.safetensors"  # in a run folder
 KEY = "densepath_classifier"
-SAME_MPP = 1.03  # µm per pixel that differ by less are equal
 _VIEW = "image"
 _SPREAD = 0.01  # standard deviation of new weights of the linear layer
 

@@ -27,10 +27,11 @@ from densepath.runs.folder import open_run, read_config
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.slides.resolution import same_mpp
 from densepath.training.hardware import Hardware
 from densepath.training.resolve import resolve
 from densepath.transfer.best_epoch import ranked
-from densepath.transfer.classify.classifier import CLASSIFIER_FILE, SAME_MPP, ClassifierNotes
+from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes
 from densepath.transfer.classify.cohort import Pool, open_pool, read_pool, same_labels, still_there
 from densepath.transfer.classify.config import FREE, ClassifyConfig
 from densepath.transfer.classify.label_scores import SHOWN
@@ -169,7 +170,7 @@ def _mpp(images: PixelSource, places: Sequence[int]) -> float | None:
     if images.spec.ndim != 2:  # millimetres
         return None
     known = images.spacing(torch.tensor(places))
-    if known is None or not bool(known.isfinite().all()) or float(known.max()) > SAME_MPP * float(known.min()):
+    if known is None or not bool(known.isfinite().all()) or not same_mpp(float(known.max()), float(known.min())):
         return None
     return float(known.median())
 

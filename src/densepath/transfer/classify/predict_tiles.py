@@ -23,12 +23,12 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.slides.resolution import MppTable
+from densepath.sources.slides.resolution import MppTable, same_mpp
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import is_tile_folder, read_tile_folder
 from densepath.training.hardware import Hardware
-from densepath.transfer.classify.classifier import SAME_MPP, ClassifierNotes, Readout
+from densepath.transfer.classify.classifier import ClassifierNotes, Readout
 from densepath.transfer.classify.label_scores import rows_of
 from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
@@ -75,7 +75,7 @@ def tile_mpp(notes: ClassifierNotes, data: str | Path, options: OnSlides) -> flo
         refuse_options("slides that are not tiled", {"mpp": options.mpp})
         tiling = read_tile_folder(data)[0]
         known = ("µm per pixel", tiling.mpp, notes.mpp), ("pixels per side", tiling.size, notes.image_size or None)
-        check_tiles(data, known, lambda one, other: max(one, other) <= SAME_MPP * min(one, other))
+        check_tiles(data, known, same_mpp)
         return None
     mpp = notes.mpp if options.mpp is None else options.mpp
     if mpp is None:

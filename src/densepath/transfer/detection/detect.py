@@ -15,7 +15,7 @@ import torch
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories, summarize_split
 from densepath.core.closing import command, say_end
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError, counted, that_or_these
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
 from densepath.core.result import Result
@@ -30,6 +30,7 @@ from densepath.runs.closing import draw_safely, files_of_run
 from densepath.runs.folder import TRAIN_LOG, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.slides.resolution import same_mpp
 from densepath.training.hardware import choose_device, choose_hardware, choose_precision, choose_workers, divide_batch
 from densepath.training.intervals import Intervals
 from densepath.training.resolve import resolve
@@ -46,7 +47,6 @@ _WINDOW = PixelSpec().window  # of 8-bit images
 _SAMPLED = 16  # images whose µm per pixel are read
 _CPU_SECONDS, _GLAS_SIZES = 4.5, (400, 522)  # for an image of these sizes in training, with a ResNet-18 on two cores
 _LONG = 12  # hours
-_SAME_MPP = 1.03  # the largest ratio of the µm per pixel of images that count as equal
 
 
 def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> dict[str, float]:
@@ -227,7 +227,7 @@ def training_mpp(images: CocoImages) -> float | None:
     """The µm per pixel of images; None if they are unknown, or differ."""
     found = [images.mpp(position) for position in evenly_spaced(_SAMPLED, len(images))]
     known = [mpp for mpp in found if mpp is not None]
-    same = len(known) == len(found) and max(known) <= _SAME_MPP * min(known)
+    same = len(known) == len(found) and same_mpp(max(known), min(known))
     return float(median(known)) if same else None
 
 
@@ -242,7 +242,8 @@ def _check_evaluation(config: DetectConfig, trained: dict[str, Any]) -> None:
     idle = [name for name, value in asked.items() if value not in (defaults[name], trained.get(name, defaults[name]))]
     if idle:
         raise UserError(
-            f"evaluate scores a detector as it was trained, so {', '.join(idle)} would have no effect; leave that out"
+            f"evaluate scores a detector as it was trained, so {', '.join(idle)} would have no effect; leave "
+            f"{that_or_these(idle)} out"
         )
 
 

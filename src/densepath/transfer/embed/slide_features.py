@@ -20,7 +20,7 @@ from densepath.core.files import atomic_write, writing
 from densepath.core.hdf5 import new_hdf5
 from densepath.core.paths import AnyPath
 from densepath.nets.weights.files import load_torch
-from densepath.sources.tiles.coords import attributes_of, positive, unit_of
+from densepath.sources.tiles.coords import attributes_of, is_positive, unit_of
 from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
 from densepath.transfer.embed.chunked_rows import read_rows
 
@@ -74,7 +74,7 @@ class SlideFeatures:
         side = self.side or float(min(steps[steps > 0], default=1.0))
         boxes = np.empty((len(self.corners), 4))
         boxes[:, :2] = self.corners[:, ::-1] * spacing
-        in_um = self.unit == "px" and self.spacing is not None and "size_um" in self.notes
+        in_um = self.unit == "px" and self.spacing is not None and is_positive(self.notes.get("size_um"))
         boxes[:, 2:] = float(self.notes["size_um"]) if in_um else side * np.array(spacing)
         return boxes
 
@@ -205,19 +205,23 @@ def _read_torch(path: Path) -> SlideFeatures:
 def _located(
     path: Path, features: npt.NDArray[Any], corners: npt.NDArray[Any] | None, notes: dict[str, Any]
 ) -> SlideFeatures:
-    """Features with what their notes say of the tiles, in the words of densepath, TRIDENT, CLAM or STAMP."""
+    """Features with what their notes say of the tiles, in the words of densepath, TRIDENT, CLAM or STAMP.
+
+    Sizes that are not positive numbers are unknown.
+    """
     if corners is None:
         return SlideFeatures(path.stem, features, notes=notes)
-    unit, side = unit_of(path, corners, notes)
+    sizes = {name: float(value) for name, value in notes.items() if is_positive(value)}
+    unit, side = unit_of(path, corners, {**dict.fromkeys(notes), **sizes, "unit": notes.get("unit")})
     spacing = None
-    if {"level0_mpp_x", "level0_mpp_y"} <= notes.keys():
-        spacing = positive(path, notes, "level0_mpp_y"), positive(path, notes, "level0_mpp_x")
-    if unit == "px" and spacing is not None and "size_um" in notes:
-        side = positive(path, notes, "size_um") * 2 / sum(spacing)
-    elif unit == "px" and "patch_size_level0" in notes:
-        side = positive(path, notes, "patch_size_level0")
-    elif unit == "px" and "patch_size" in notes:  # CLAM's, in pixels of its level
-        side = positive(path, notes, "patch_size") * float(np.mean(notes.get("downsample", 1.0)))
+    if {"level0_mpp_x", "level0_mpp_y"} <= sizes.keys():
+        spacing = sizes["level0_mpp_y"], sizes["level0_mpp_x"]
+    if unit == "px" and spacing is not None and "size_um" in sizes:
+        side = sizes["size_um"] * 2 / sum(spacing)
+    elif unit == "px" and "patch_size_level0" in sizes:
+        side = sizes["patch_size_level0"]
+    elif unit == "px" and "patch_size_level0" not in notes and "patch_size" in sizes:  # CLAM's, in pixels of its level
+        side = sizes["patch_size"] * float(np.mean(notes.get("downsample", 1.0)))
     corners = corners.astype(np.float64).reshape(-1, 2)
     return SlideFeatures(path.stem, features, corners, unit, side, spacing, notes)
 

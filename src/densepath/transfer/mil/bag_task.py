@@ -208,7 +208,7 @@ class BagTask(Task):
         done, epoch, best, lowest = self.record.tolist()
         if not epoch or is_better((score, -loss), (best, -lowest)):
             self.chosen.load_state_dict(self.model.state_dict())
-            self.record[1:] = torch.tensor([done, score, loss])
+            self.record[1:] = torch.tensor([done, score, loss], dtype=torch.float64)
         return {"validation_loss": loss, "validation_score": score}
 
     def answers(self, bags: BagSet) -> Floats:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.core.records import UNLIKE
 from densepath.core.streams import say
 from densepath.core.system import available_memory, with_progress
@@ -47,7 +47,10 @@ class Bag:
 
 
 def read_bags(
-    names: Sequence[str], files: Sequence[tuple[Path, ...]], see: Callable[[SlideFeatures], None] = lambda slide: None
+    names: Sequence[str],
+    files: Sequence[tuple[Path, ...]],
+    see: Callable[[SlideFeatures], None] = lambda slide: None,
+    mixed: bool = False,
 ) -> list[Bag]:
     """Read bags into memory, as many as fit; those that do not fit are read each time they are used.
 
@@ -55,6 +58,7 @@ def read_bags(
         names: of the bags.
         files: the files of each bag's slides.
         see: is called with the features of each slide.
+        mixed: whether tiles that differ are reported and not refused.
 
     Raises:
         UserError: a file cannot be read or has no tiles; files differ in the width of their features, in what made
@@ -62,20 +66,24 @@ def read_bags(
     """
     budget = _SHARE * available_memory()
     bags: list[Bag] = []
-    first: tuple[Path, SlideFeatures] | None = None
+    known, others = _Known(), list[str]()
     for name, own in with_progress(zip(names, files, strict=True), len(names), "reading features"):
         parts = []
         for file in own:
             slide = read_slide_features(file)
-            first = first or (file, slide)
             check_place(file, slide)
-            _check_alike(file, slide, *first)
+            known.check(file, slide)
+            others += [f"{file} has features of tiles with {other}" for other in known.other_tiles(file, slide)]
+            if others and not mixed:
+                raise UserError(f"{others[0]}; use tiles of one kind")
             see(slide)
             parts.append(half(slide, file))
         tiles = parts[0] if len(parts) == 1 else np.concatenate(parts)
         budget -= tiles.nbytes
         lengths = tuple(map(len, parts))
         bags.append(Bag(name, tuple(own), lengths, torch.from_numpy(tiles) if budget > 0 else None))
+    if others:
+        say(f"densepath: warning: the study has tiles of several kinds: {first_few(others, 1)}")
     if away := sum(bag.kept is None for bag in bags):
         say(f"densepath: {away} of {len(bags)} bags do not fit into memory and are read each time; --max_tiles helps")
     return bags
@@ -102,20 +110,41 @@ def extractor_of(slide: SlideFeatures) -> str:
     return str(next((notes[name] for name in _EXTRACTOR if notes.get(name)), ""))
 
 
-def _check_alike(file: Path, slide: SlideFeatures, other: Path, first: SlideFeatures) -> None:
-    if not len(slide):
-        raise UserError(f"{file} has no tiles; remove this slide from the table, or tile it again")
-    wide, before = slide.features.shape[1], first.features.shape[1]
-    if wide != before:
-        raise UserError(f"{file} has {wide} features for each tile, {other} has {before}; use those of one extractor")
-    made, made_before = extractor_of(slide), extractor_of(first)
-    if made != made_before:
-        raise UserError(
-            f"{file} has features of {made or 'an unknown extractor'}, {other} of {made_before or 'an unknown one'}; "
-            "use those of one extractor"
-        )
-    if other_tiles := ExtractorRecord.of(first).unlike(ExtractorRecord.of(slide)):
-        raise UserError(f"{file} has features of tiles with {other_tiles} in {other}; use tiles of one kind")
+class _Known:
+    """What the first files of a study say: each property is that of the first file that knows it."""
+
+    def __init__(self) -> None:
+        self._first: tuple[Path, int, str] | None = None
+        self._tiles: dict[str, tuple[Path, ExtractorRecord]] = {}
+
+    def check(self, file: Path, slide: SlideFeatures) -> None:
+        """Refuse features of another extractor.
+
+        Raises:
+            UserError: they are, or there are no tiles.
+        """
+        if not len(slide):
+            raise UserError(f"{file} has no tiles; remove this slide from the table, or tile it again")
+        wide, made = slide.features.shape[1], extractor_of(slide)
+        self._first = self._first or (file, wide, made)
+        other, before, made_before = self._first
+        if wide != before:
+            raise UserError(
+                f"{file} has {wide} features for each tile, {other} has {before}; use those of one extractor"
+            )
+        if made != made_before:
+            raise UserError(
+                f"{file} has features of {made or 'an unknown extractor'}, {other} of "
+                f"{made_before or 'an unknown one'}; use those of one extractor"
+            )
+
+    def other_tiles(self, file: Path, slide: SlideFeatures) -> list[str]:
+        """In what the tiles differ from those of a file before; [] if they are alike."""
+        record = ExtractorRecord.of(slide)
+        for what in record.tiles():
+            self._tiles.setdefault(what, (file, record))
+        found = ((other, before.unlike(record)) for other, before in self._tiles.values())
+        return [f"{differs} in {other}" for other, differs in found if differs][:1]
 
 
 def check_place(file: Path, slide: SlideFeatures) -> None:

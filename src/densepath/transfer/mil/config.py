@@ -11,6 +11,7 @@ from densepath.core.errors import UserError
 from densepath.core.plain import plain
 from densepath.core.random import check_seed
 from densepath.core.single_values import check_choice, list_single_fields
+from densepath.runs.folder import CONFIG
 from densepath.training.hardware import Precision
 from densepath.transfer.mil.cohort import Grouping, Task
 from densepath.transfer.mil.models import ALL, KNN
@@ -110,7 +111,8 @@ class MilConfig:
             raise UserError(f"attention is {self.attention}; give a number of slides, or all")
         if self.task == "survival" and self.event is None:
             raise UserError("survival needs --event, the column that says whether the event was observed")
-        self._refuse_idle()
+        if not (self.resume and (Path(self.out) / CONFIG).is_file()):  # runs of earlier versions may have them
+            self._refuse_idle()
 
     def _refuse_idle(self) -> None:
         """Refuse options that have no effect on the task or the model."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.sources.tiles.coords import size_of_tiles
+from densepath.sources.slides.resolution import same_mpp
+from densepath.sources.tiles.coords import is_positive, size_of_tiles
 from densepath.transfer.embed.slide_features import SlideFeatures
 
 FEATURES = "features.json"
-_ROUNDING = 1e-3  # µm per pixel that differ by less, relatively, are one value, written with fewer digits
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class ExtractorRecord:
         size: side in pixels to which tiles are resized; 0 for tiles as they are, None for the weights' own.
         mpp: µm per pixel of the tiles; None if unknown.
         tile: side of the tiles in pixels; None if unknown.
-        overlap: pixels by which neighboring tiles overlap.
+        overlap: pixels by which neighboring tiles overlap; None if unknown.
     """
 
     weights: str | None = None
@@ -41,14 +40,17 @@ class ExtractorRecord:
     size: int | None = None
     mpp: float | None = None
     tile: int | None = None
-    overlap: int = 0
+    overlap: int | None = 0
 
     @classmethod
     def of(cls, slide: SlideFeatures) -> ExtractorRecord:
-        """What the features of a slide say: those of densepath all, those of TRIDENT and STAMP their tiles."""
+        """What the features of a slide say: those of densepath all, those of TRIDENT and STAMP their tiles.
+
+        Sizes that are not positive numbers are unknown.
+        """
         notes = slide.notes
-        mpp, tile = size_of_tiles(slide.name, notes)
-        overlap = int(notes.get("overlap", 0))
+        mpp, tile = size_of_tiles(slide.name, {name: value for name, value in notes.items() if is_positive(value)})
+        overlap = _overlap(notes.get("overlap", 0))
         if "weights_digest" not in notes:
             return cls(mpp=mpp, tile=tile, overlap=overlap)
         return cls(
@@ -64,22 +66,21 @@ class ExtractorRecord:
             overlap=overlap,
         )
 
+    def tiles(self) -> dict[str, float]:
+        """What is known of the tiles, by words for it; side and overlap only if µm per pixel are known.
+
+        Without these, tiles of other pixels may be of other levels.
+        """
+        known: dict[str, float | None] = {"pixels after resizing": self.size, "µm per pixel": self.mpp}
+        if self.mpp is not None:
+            known |= {"pixels per side": self.tile, "pixels of overlap": self.overlap}
+        return {what: value for what, value in known.items() if value is not None}
+
     def unlike(self, other: ExtractorRecord) -> str:
         """What the tiles of another one have instead, in words; "" if they are alike, or one of them is unknown."""
-        pairs: list[tuple[str, float | None, float | None]] = [
-            ("pixels after resizing", self.size, other.size),
-            ("µm per pixel", self.mpp, other.mpp),
-        ]
-        if None not in (self.mpp, other.mpp):  # without them, tiles of other pixels may be of other levels
-            pairs += [("pixels per side", self.tile, other.tile), ("pixels of overlap", self.overlap, other.overlap)]
-        return next(
-            (
-                f"{theirs:g} {what} instead of {own:g}"
-                for what, own, theirs in pairs
-                if own is not None and theirs is not None and not alike(own, theirs)
-            ),
-            "",
-        )
+        theirs = other.tiles()
+        pairs = ((what, own, theirs[what]) for what, own in self.tiles().items() if what in theirs)
+        return next((f"{there:g} {what} instead of {own:g}" for what, own, there in pairs if not alike(own, there)), "")
 
     def write(self, run: Path) -> None:
         """Write it into the folder of a run."""
@@ -122,4 +123,9 @@ class ExtractorRecord:
 def alike(one: float, other: float) -> bool:
     """Whether two µm per pixel, or whole numbers of pixels, are the same."""
     whole = float(one).is_integer() and float(other).is_integer()
-    return one == other if whole else math.isclose(one, other, rel_tol=_ROUNDING)
+    return one == other if whole else same_mpp(one, other)
+
+
+def _overlap(value: Any) -> int | None:
+    """An overlap in pixels; None for what is not a number from 0 on."""
+    return int(value) if value == 0 or is_positive(value) else None

@@ -102,7 +102,7 @@ class Names:
                 self._keys.setdefault(key, []).append(name)
 
     def find(self, asked: str, place: str) -> str | None:
-        """The slide of a name; None if there is none.
+        """The slide of a name; None if the name can be that of none of the slides.
 
         Args:
             asked: the name, with or without endings.
@@ -115,10 +115,13 @@ class Names:
         for own in (_of_features(asked), name):
             if own in self._own:
                 return self._own[own]
-        found = self._alike(name)
+        possible = (
+            [own for own in self._keys.get(key, ()) if _one_slide(name, slide_name(own))] for key in _keys(name)
+        )
+        found = next(filter(None, possible), [])
         if len(found) > 1:
             raise UserError(f"{place} names {asked}, which may be {first_few(found)}; give the path of the features")
-        return found[0] if found and _one_slide(name, slide_name(found[0])) else None
+        return found[0] if found else None
 
     def hold(self, asked: str) -> bool:
         """Whether a name may mean one of the slides."""
@@ -127,28 +130,24 @@ class Names:
 
     def namesakes(self, asked: str) -> list[str]:
         """The slides with the same file name, in whatever folders."""
-        return self._alike(slide_name(asked))
-
-    def _alike(self, name: str) -> list[str]:
-        """The slides with the longest end of the name that any has."""
-        return next((self._keys[key] for key in _keys(name) if key in self._keys), [])
+        return next((self._keys[key] for key in _keys(slide_name(asked)) if key in self._keys), [])
 
 
 def _keys(name: str) -> list[str]:
     """What a slide may be called: the ends of its path, the longest first, and a barcode of TCGA."""
     parts = name.split("/")
     tails = ["/".join(parts[start:]) for start in range(len(parts))]
-    return [*tails, *([_barcode(name)] if patient_of_tcga(name) else [])]
+    return [*tails, *([_short_name(name)] if patient_of_tcga(name) else [])]
 
 
 def _one_slide(one: str, other: str) -> bool:
     """Whether two names may mean one slide: TCGA's have barcodes that no other slide has."""
     if patient_of_tcga(one) or patient_of_tcga(other):
-        return _barcode(one) == _barcode(other)
+        return _short_name(one) == _short_name(other)
     return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
-def _barcode(name: str) -> str:
+def _short_name(name: str) -> str:
     """TCGA-..-DX1.UUID is often called by its barcode."""
     return name.rpartition("/")[2].partition(".")[0].upper()
 

@@ -19,6 +19,7 @@ from densepath.runs.checkpoints import CHECKPOINTS
 from densepath.training.hardware import Hardware
 from densepath.training.intervals import Intervals
 from densepath.training.loop import train
+from densepath.transfer.best_epoch import ranked
 from densepath.transfer.mil.bag_task import BagBatches, BagSet, BagTask
 from densepath.transfer.mil.choosing import choose_thresholds, predict_classes
 from densepath.transfer.mil.config import MilConfig
@@ -113,7 +114,7 @@ def fit(study: Study, train_set: BagSet, validation: BagSet, out: Path, seed: in
     for each, folder in missing:
         _train(study, each, train_set, validation, folder, seed, standardization)
     notes = [load_model(folder / MODEL_FILE)[1] for folder in folders]
-    best = folders[max(range(len(folders)), key=lambda k: (notes[k].score, -notes[k].loss))]  # as of epochs
+    best = folders[max(range(len(folders)), key=lambda k: ranked((notes[k].score, -notes[k].loss)))]
     if best != out:
         with atomic_write(out / MODEL_FILE) as part:
             shutil.copyfile(best / MODEL_FILE, part)

@@ -38,7 +38,15 @@ from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
 from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, scores_of, write_results
-from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_splits, slides_in_order, write_splits
+from densepath.transfer.mil.splits import (
+    SPLITS,
+    Split,
+    begun_before,
+    make_splits,
+    read_splits,
+    slides_in_order,
+    write_splits,
+)
 from densepath.transfer.probe.metrics import Score
 from densepath.version import __version__
 
@@ -91,7 +99,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         AttentionFiles(out / ATTENTION, cohort.classes, config.slides)  # refuses a wrong folder before training
         cohort = slides_in_order(cohort, out / SPLITS)
         splits = _splits(config, cohort, out)
-        store = _Store(cohort, config.grouping == "averaged")
+        store = _Store(cohort, config.grouping == "averaged", mixed=begun_before(out / SPLITS))
         _check_same(out, store.digest)
         store.record.write(out)
         _check_leaks(cohort, splits, store.pretraining)
@@ -120,7 +128,7 @@ class _Store:
         digest: of cases, targets and features.
     """
 
-    def __init__(self, cohort: Cohort, averaged: bool) -> None:
+    def __init__(self, cohort: Cohort, averaged: bool, mixed: bool) -> None:
         self._cohort = cohort
         self.pretraining = PretrainingSlides()
         facts: list[str | bytes] = [*cohort.classes, cohort.target, *cohort.cases, cohort.targets.tobytes()]
@@ -138,7 +146,7 @@ class _Store:
         else:
             pairs = list(zip(cohort.cases, cohort.files, strict=True))
             sizes = [1] * len(cohort)
-        bags = read_bags([name for name, _ in pairs], [files for _, files in pairs], see)
+        bags = read_bags([name for name, _ in pairs], [files for _, files in pairs], see, mixed)
         self.longest = max(sum(bag.lengths) for bag in bags)
         self.digest = digest_of(facts)
         starts = np.cumsum([0, *sizes])

@@ -158,7 +158,7 @@ def embed_new_slides(data: str | Path, out: Path, record: ExtractorRecord, optio
     if not is_tile_folder(data):
         tiles = out / "tiles"
         given = {name: getattr(options, name) for name in ("mpp_table", "default_mpp", "exclude")}
-        tile(data=data, out=tiles, mpp=record.mpp, size=record.tile, overlap=record.overlap, shard=_WHOLE, **given)
+        tile(data=data, out=tiles, mpp=record.mpp, size=record.tile, overlap=record.overlap or 0, shard=_WHOLE, **given)
     network = {name: getattr(record, name) for name in ("backbone", "stage", "pool", "seed", "size")}
     assert record.weights is not None
     made: dict[str, Any] = {}

@@ -125,7 +125,7 @@ def read_slide_table(
     lonely = [row.place for row in rows if is_missing(row.patient) or not row.slide]
     refuse(lonely, "rows without a patient or a slide", "fill them in, or remove these rows")
     if columns.site == TCGA:
-        rows = [replace(row, site=_barcode(row.patient, 1)) for row in rows]
+        rows = [replace(row, site=_part_of_barcode(row.patient, 1)) for row in rows]
         refuse([row.patient for row in rows if not row.site], "not barcodes of TCGA", "name the column of the sites")
     if source:
         check_spelling(row.patient for row in rows)
@@ -178,7 +178,7 @@ def merge_classes(rows: Sequence[Row], classes: Sequence[str]) -> list[Row]:
 
 def patient_of_tcga(name: str) -> str:
     """The patient in a barcode of TCGA (TCGA-3X-AAVA-01Z-00-DX1 -> TCGA-3X-AAVA); "" if it is none."""
-    return _barcode(name, 0)
+    return _part_of_barcode(name, 0)
 
 
 def _patient(name: str) -> str:
@@ -186,7 +186,7 @@ def _patient(name: str) -> str:
     return patient_of_tcga(name) or name
 
 
-def _barcode(name: str, group: int) -> str:
+def _part_of_barcode(name: str, group: int) -> str:
     match = _BARCODE.match(os.path.basename(name).upper())
     return match[group] if match else ""
 

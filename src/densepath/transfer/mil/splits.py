@@ -158,9 +158,16 @@ def slides_in_order(cohort: Cohort, path: Path) -> Cohort:
         cohort: the cases, with slides in the order of the table.
         path: the splits of the run, if it was begun.
     """
-    if path.is_file() and f'"{_ORDER}":' not in path.read_text():
-        return cohort
-    return cohort.with_slides_by_name()
+    return cohort if begun_before(path) else cohort.with_slides_by_name()
+
+
+def begun_before(path: Path) -> bool:
+    """Whether a run was begun by a version that kept slides in the order of the table, and took tiles of several kinds.
+
+    Args:
+        path: the splits of the run, if it was begun.
+    """
+    return path.is_file() and f'"{_ORDER}":' not in path.read_text()
 
 
 def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int) -> list[Split]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from densepath.sources.listing import list_images
 
 _KINDS = "label map (PNG, TIFF, BMP, .npy, .mat)"
 _CHANNEL = "_0000"  # of the only channel, in the names of nnU-Net's images
-_WORDS = re.compile(r"([-_.][^-_.]*[^\W\d_][^-_.]*)+")  # parts with a letter each
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, whole: bool = True) -> list[Path]:
@@ -24,7 +24,8 @@ def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, wh
 
     Names are compared without suffix. If none is equal, an ending such as "_anno" that all maps, or all images, share
     is left out: see :func:`endings`. Of several maps with one name, the one in the subfolder of the image's name is
-    taken, and of images and maps that have subfolders in common only the one in this.
+    taken. If images and maps have subfolders in common, a map in another subfolder is taken only if no image is in this
+    subfolder, and only one image and one map have the name.
 
     Args:
         images: paths of the images.
@@ -45,15 +46,19 @@ def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, wh
     folders = [os.path.dirname(name) for name in names_below(images, data)]
     of_maps = [os.path.dirname(name) for name in names_below(maps, labels)]
     alike = bool(set(folders) & set(of_maps) - {""})
+    count = Counter(stem.removesuffix(ends[0]) for stem in stems)
     places = []
     for stem, folder in zip(stems, folders, strict=True):
-        found = named[stem.removesuffix(ends[0])]
+        name = stem.removesuffix(ends[0])
+        found = named[name]
         if alike and folder:
-            found = [k for k in found if of_maps[k] in (folder, "")]
+            unique = count[name] == len(found) == 1
+            found = [k for k in found if of_maps[k] in (folder, "") or (unique and of_maps[k] not in folders)]
         places.append([k for k in found if of_maps[k] == folder] or found)
     shown = names_below(images, data)
     remedy = f"name label maps in {labels} as their images, or leave images out with --exclude"
-    refuse([n for n, place in zip(shown, places, strict=True) if not place], "images without a label map", remedy)
+    missing = [name for name, place in zip(shown, places, strict=True) if not place]
+    refuse(missing, "images without a label map", f"{_endings_found(stems, own, ends)}{remedy}")
     refuse(
         [n for n, place in zip(shown, places, strict=True) if len(place) > 1], "images with several label maps", remedy
     )
@@ -71,31 +76,65 @@ def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, wh
 def endings(images: Sequence[str], maps: Sequence[str]) -> tuple[str, str]:
     """The shortest endings, from a "_", "-" or "." on, without which a name of an image is that of a map.
 
-    All images, and all maps, share theirs; "" for none. An ending has a letter in each part, or is nnU-Net's "_0000",
-    as a number tells images apart. If both have an ending, these have no other digit, and there are several images.
+    All images, and all maps, share theirs; "" for none. Endings in which each part has a letter are preferred, as
+    numbers tell images apart: see :func:`_are_endings`.
     """
     pairs = [(one, other) for one in _shared_endings(images) for other in _shared_endings(maps)]
-    for one, other in sorted(pairs, key=lambda pair: (bool(pair[0] and pair[1]), len(pair[0]) + len(pair[1]))):
-        distinguishing = one and other and (len(images) == 1 or re.search(r"\d", f"{one}{other}".replace(_CHANNEL, "")))
-        left = {name.removesuffix(one) for name in images} & {name.removesuffix(other) for name in maps}
-        if left - {""} and not distinguishing:
+    for one, other in sorted(pairs, key=lambda pair: (any(map(_numbers, pair)), all(pair), sum(map(len, pair)))):
+        left = [name.removesuffix(one) for name in images], [name.removesuffix(other) for name in maps]
+        if set(left[0]) & set(left[1]) - {""} and _are_endings(one, other, *left):
             return one, other
     return "", ""
+
+
+def _are_endings(one: str, other: str, images: Sequence[str], maps: Sequence[str]) -> bool:
+    """Whether endings may be left out of the names of images and of maps.
+
+    Not those that differ only in numbers, such as "_2020" and "_2021". Those with a part without a letter only if there
+    are several images, and exactly one map for each.
+
+    Args:
+        one, other: the endings of images and of maps.
+        images, maps: the names without them.
+    """
+    if one and other and re.sub(r"\d+", "0", one) == re.sub(r"\d+", "0", other):
+        return False
+    numbers = _numbers(one), _numbers(other)
+    if all(numbers) and numbers[0] != numbers[1]:
+        return False
+    return not any(numbers) or (len(images) > 1 and sorted(images) == sorted(maps))
+
+
+def _numbers(ending: str) -> list[str]:
+    """The parts of an ending without a letter; none of nnU-Net's "_0000"."""
+    parts = [] if ending == _CHANNEL else re.split("[-_.]", ending)
+    return [part for part in parts if part and not _LETTER.search(part)]
 
 
 def _shared_endings(stems: Sequence[str]) -> list[str]:
     """Endings that all names share, and "" for none."""
     first = stems[0]
     places = [place for place, character in enumerate(first) if character in "_-."]
-    found = [first[place:] for place in places if all(stem.endswith(first[place:]) for stem in stems)]
-    return ["", *(end for end in found if end == _CHANNEL or _WORDS.fullmatch(end))]
+    return ["", *(first[place:] for place in places if all(stem.endswith(first[place:]) for stem in stems))]
+
+
+def _endings_found(images: Sequence[str], maps: Sequence[str], ends: tuple[str, str]) -> str:
+    """The endings of names that are left out, or else those that all have, for a message; "" without any."""
+    if any(ends):
+        return f"names are compared without {_in_words(ends)}; "
+    shared = tuple(max(_shared_endings(names), key=len) for names in (images, maps))
+    return f"the names have the endings {_in_words(shared)}; " if any(shared) else ""
+
+
+def _in_words(ends: Sequence[str]) -> str:
+    """The endings of images and of label maps that are not empty."""
+    return " and ".join(f"{end} of {whose}" for end, whose in zip(ends, ("images", "label maps"), strict=True) if end)
 
 
 def _say_differences(images: Sequence[str], maps: Sequence[str], ends: tuple[str, str]) -> None:
     """Say how names of images and of their maps differ."""
     if any(ends):
-        parts = [f"{end} of {whose}" for end, whose in zip(ends, ("images", "label maps"), strict=True) if end]
-        say(f"densepath: names are compared without {' and '.join(parts)}, as in {images[0]} with {maps[0]}")
+        say(f"densepath: names are compared without {_in_words(ends)}, as in {images[0]} with {maps[0]}")
     pairs = zip(images, maps, strict=True)
     folders = [(a, b) for a, b in pairs if os.path.dirname(a) != os.path.dirname(b) and os.sep in a and os.sep in b]
     if folders:

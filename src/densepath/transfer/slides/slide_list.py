@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, that_or_these
 from densepath.core.output_names import names_below, output_names
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed
@@ -145,4 +145,4 @@ def refuse_options(what: str, options: Mapping[str, Any]) -> None:
         UserError: one has a value.
     """
     if given := [name for name, value in options.items() if value is not None]:
-        raise UserError(f"{' and '.join(given)}: only for {what}; leave that out")
+        raise UserError(f"{' and '.join(given)}: only for {what}; leave {that_or_these(given)} out")
