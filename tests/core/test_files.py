@@ -60,20 +60,21 @@ def test_a_file_replaces_a_link_and_not_what_it_leads_to(tmp_path):
     assert (tmp_path / "object").read_text() == "kept" and content(tmp_path) == ["link", "object"]
 
 
-def test_a_pipe_and_an_open_file_get_the_bytes_of_a_finished_file(tmp_path):
+def test_a_pipe_gets_the_bytes_of_a_finished_file_and_an_open_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     (tmp_path / "file").write_text("begun, ")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    with (tmp_path / "file").open("a") as file:
-        for path in (tmp_path / "pipe", tmp_path / "link", f"/proc/self/fd/{file.fileno()}"):
-            check_writable(path)
-            with atomic_write(path) as temporary:
-                temporary.write_text("text")
-            with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
-                temporary.write_text("half")
-                raise KeyboardInterrupt
-    assert os.read(reader, 100) == b"texttext" and (tmp_path / "file").read_text() == "begun, text"
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        check_writable(path)
+        with atomic_write(path) as temporary:
+            temporary.write_text("text")
+        with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+    with (tmp_path / "file").open("a") as file, pytest.raises(UserError, match="is a file that is open; give the path"):
+        check_writable(f"/proc/self/fd/{file.fileno()}")
+    assert os.read(reader, 100) == b"texttext" and (tmp_path / "file").read_text() == "begun, "
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo() and content(tmp_path) == ["file", "link", "pipe"]
 

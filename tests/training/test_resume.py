@@ -118,7 +118,8 @@ def test_an_export_of_a_run_in_progress_is_not_taken_for_its_weights(out, tiles)
         export(out, final)
     card = card_path(first).read_text()
     first.replace(final)  # as earlier versions called it
-    earlier = card.replace("backbone_step_2", "backbone")
+    earlier = card.replace("backbone_step_2", "backbone").replace("\n- ", "\n- initial: backbone.safetensors\n- ", 1)
+    card = card.replace("\n- ", "\n- initial: backbone.safetensors\n- ", 1)  # a file of another run of that name
     card_path(first).unlink()
     card_path(final).write_text(earlier)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:

@@ -65,7 +65,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     Raises:
         UserError: the parent folder cannot be created, the disk is full, or the path is not writable, or a disk or
-            socket.
+            socket, or the name of a file that is open.
     """
     path = Path(path)
     if _is_stream(path):
@@ -100,10 +100,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def _is_stream(path: str | Path) -> bool:
-    """Whether a path is written to and not replaced: a pipe, a character device, or a file by its name of an open one.
+    """Whether a path is written to and not replaced: a pipe or a character device.
 
     Raises:
-        UserError: it is a disk or a socket.
+        UserError: it is a disk or a socket, or a name of a file that is open, such as /dev/stdout.
     """
     try:
         mode = os.stat(path).st_mode
@@ -111,8 +111,9 @@ def _is_stream(path: str | Path) -> bool:
         return False
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
         raise UserError(f"{path} is a disk or a socket; give the path of a file")
-    is_open = os.path.islink(path) and os.path.dirname(os.path.abspath(path)) in _OPEN
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or (is_open and stat.S_ISREG(mode))
+    if stat.S_ISREG(mode) and os.path.islink(path) and os.path.dirname(os.path.abspath(path)) in _OPEN:
+        raise UserError(f"{path} is a file that is open; give the path of this file")
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def shortened(name: str, most: int) -> str:

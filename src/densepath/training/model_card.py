@@ -21,6 +21,7 @@ from densepath.training.load_code import loading_code
 from densepath.version import __version__
 
 _PROBE = "probe_"
+_LOADING = "## How to load it"
 _SPELLED = "cc- apache- mit bsd- gpl- lgpl- agpl- mpl- openrail unlicense"  # beginnings of the hub's names of licences
 
 
@@ -75,7 +76,7 @@ def write_card(
         _scores(scores or {}),
         "## Intended use\n\nResearch: features of medical images, and initial weights of networks for them. Not a "
         "medical device; not for diagnosis or treatment. Evaluate it on your own images before you rely on it.",
-        "## How to load it\n\nFrom the folder of the file:\n\n" + loading_code(path, backbone, layout, notes),
+        f"{_LOADING}\n\nFrom the folder of the file:\n\n" + loading_code(path, backbone, layout, notes),
     ]
     card = card_path(path)
     with atomic_write(card) as part:
@@ -84,10 +85,11 @@ def write_card(
 
 
 def rename_card(old: Path, new: Path) -> None:
-    """Rename the card of a file of weights, if it has one, and the file in it."""
+    """Rename the card of a file of weights, if it has one, and the file in its title and its code."""
     if card_path(old).is_file():
         text = card_path(old).read_text(encoding="utf-8", errors="backslashreplace")
-        text = text.replace(old.name, new.name).replace(f"\n# {old.stem}: ", f"\n# {new.stem}: ")
+        facts, title, code = text.partition(_LOADING)
+        text = facts.replace(f"\n# {old.stem}: ", f"\n# {new.stem}: ") + title + code.replace(old.name, new.name)
         with atomic_write(card_path(new)) as part:
             part.write_text(text, encoding="utf-8")
         card_path(old).unlink()

@@ -224,7 +224,7 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     refused("whose label in .* is empty or NaN: a/P00_0.png", [[table[0][0], "NaN", "P00"], *table[1:]])
     refused("1 image without a label in .*: a/P00_0.png; .*--unmatched skip", table[1:])
     refused("1 label of an unknown image in .*: line 26", [*table, ["new.png", "a", "P9"]])
-    refused("images without a patient in .*: a/P00_0.png", [[*table[0][:2], ""], *table[1:]])
+    refused("images without a patient in .*: a/P00_0.png", [[*table[0][:2], ""], *table[1:]], patient="patient")
     refused("has no column sex", target="sex")
     refused("labels in .* that are not 0, 1, -1 or empty: a/P00_0.png \\(label 'a'\\)", targets=("label",))
     refused("there are no test images", folds=0)

@@ -184,7 +184,11 @@ def test_volumes_have_the_patients_and_splits_of_their_store(
     write_table(labels, ["file", "label", "patient"], [[f"v{k}", "ab"[k % 2], "PQRS"[k]] for k in range(4)])
     assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], parts)).owners == ["P", "Q", "R", "S"]
     write_table(labels, ["file", "label", "patient"], [[f"v{k}", "ab"[k % 2], ["P", ""][k % 2]] for k in range(4)])
-    assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", None], parts)).owners == ["P", "B", "P", "v3"]
+    for stored, owners in (
+        (["A", "B", "C", "D"], ["A", "B", "C", "D"]),
+        (["A", "B", "C", None], ["P", "v1", "P", "v3"]),
+    ):
+        assert read(tmp_path, labels, store(tmp_path, stored, parts)).owners == owners  # of one source
 
 
 def test_networks_have_the_dimensions_of_the_images_by_default() -> None:

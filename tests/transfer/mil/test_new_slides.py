@@ -61,7 +61,7 @@ def test_tiles_of_earlier_versions_of_stamp_are_known() -> None:
         ({"target_magnification": 20, "mpp": np.nan}, (0.5, None, 0)),
         ({"mpp": "?", "overlap": "None"}, (None, None, None)),
         ({"overlap": -1, "patch_size": np.inf}, (None, None, None)),
-        ({"overlap": 64, "unit": "um", "tile_size_um": 0, "tile_size_px": 224}, (None, None, 64)),
+        ({"overlap": "64.0", "unit": "um", "tile_size_um": 0, "tile_size_px": 224}, (None, None, 64)),
     ],
 )
 def test_sizes_of_features_that_are_not_positive_numbers_are_unknown(
@@ -76,8 +76,8 @@ def test_sizes_of_features_that_are_not_positive_numbers_are_unknown(
 
 
 def test_resolutions_may_be_rounded_and_pixels_not(tmp_path: Path) -> None:
-    assert completed(RECORD, tmp_path, options(mpp=1.16, tile=2000)) == RECORD
-    for given, why in (({"mpp": 1.2}, "--mpp is 1.2"), ({"tile": 2001}, "--window is 2001")):
+    assert completed(RECORD, tmp_path, options(mpp=1.1429, tile=2000)) == RECORD
+    for given, why in (({"mpp": 1.16}, "--mpp is 1.16"), ({"tile": 2001}, "--window is 2001")):
         with pytest.raises(UserError, match=why):
             completed(RECORD, tmp_path, options(**given))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="exclude: only for slides that are not tiled"):

@@ -81,6 +81,8 @@ def test_label_maps_have_the_names_of_their_images(
         ("train/a test/a", "train/a all/a", "without a label map: test/a.png"),
         ("a_s01 b_s01", "a_s02 b_s02", "without a label map: a_s01.png, b_s01.png"),
         ("a_0000 b_0000", "a_0001 b_0001", "without a label map"),
+        ("a_v1 b_v1", "a_v2_mask b_v2_mask", "without a label map"),
+        ("a_2020 b_2020", "a_y2021 b_y2021", "without a label map"),
         ("p/a q/b", "p/b q/a", "without a label map: p/a.png, q/b.png"),
         ("a b", "a_x b_x c_x", r"label maps without an image: .*c_x\.png"),
         ("a", "p/a q/a", "with several label maps: a.png"),
@@ -90,3 +92,13 @@ def test_label_maps_have_the_names_of_their_images(
 def test_a_label_map_of_another_image_is_refused(images: str, maps: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
         match(tmp_path, images, maps)
+
+
+def test_the_label_map_of_an_image_that_is_left_out_is_no_other_ones(tmp_path: Path) -> None:
+    for folder, names in (("images", ("train/1", "train/2", "val/1")), ("maps", ("train/2", "val/1"))):
+        for name in names:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8)).save(tmp_path / folder / f"{name}.png")
+    images = [str(tmp_path / "images" / name) for name in ("train/1.png", "train/2.png")]
+    with pytest.raises(UserError, match=r"without a label map: train/1\.png"):
+        match_labels(images, tmp_path / "maps", tmp_path / "images", whole=False)

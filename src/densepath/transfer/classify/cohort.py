@@ -124,9 +124,9 @@ def read_pool(
         splits = [row["split"] for row in volumes]
     how = Labels(str(config.labels), config.patient, config.patient_regex)
     owners, source = owners_of(names, listed, how, table, data)
-    if volumes and not source:
-        stored, source = owners_of_volumes(volumes, data)
-        owners = [own if owner == name else owner for own, owner, name in zip(stored, owners, names, strict=True)]
+    # All of one source: in two, a patient may have two names.
+    if volumes and not source and (owners == names or all(row["patient"] for row in volumes)):
+        owners, source = owners_of_volumes(volumes, data)
     check_spelling(owners, names, data, warn=(Path(config.out) / CONFIG).exists())  # a resumed run keeps its division
     if isinstance(images, ImageFiles):
         return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])

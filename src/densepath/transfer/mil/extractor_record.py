@@ -128,4 +128,4 @@ def alike(one: float, other: float) -> bool:
 
 def _overlap(value: Any) -> int | None:
     """An overlap in pixels; None for what is not a number from 0 on."""
-    return int(value) if value == 0 or is_positive(value) else None
+    return int(float(value)) if value == 0 or is_positive(value) else None

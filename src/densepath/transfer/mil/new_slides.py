@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from densepath.transfer.mil.feature_files import SUFFIXES, find_features, slide_
 from densepath.transfer.mil.slide_table import patient_of_tcga
 from densepath.transfer.slides.slide_list import check_tiles, refuse_options
 from densepath.transfer.slides.slide_work import last_problem
+
+_ROUNDING = 1e-3  # of an option
 
 _WHOLE = "1/1"  # every process waits until all slides are tiled
 
@@ -207,6 +210,8 @@ def _patient(name: str, owner: str | None) -> tuple[str, bool]:
 
 
 def _agreed(option: str, recorded: Any, given: Any) -> Any:
-    if recorded is not None and given is not None and not alike(recorded, given):
+    """What the run records, with which an option agrees up to its rounding, or what only the option says."""
+    known = recorded is not None and given is not None
+    if known and not (alike(recorded, given) and math.isclose(recorded, given, rel_tol=_ROUNDING)):
         raise UserError(f"--{option} is {given:g}, but the run was trained on tiles with {recorded:g}; leave it out")
     return given if recorded is None else recorded

@@ -143,11 +143,12 @@ def classes_and_split(
 
 
 def _can_be_read(data: str) -> bool:
-    """Whether the names of some images can be looked at: those in a list must still exist."""
+    """Whether the names of some images can be looked at: those in a list must still exist; if not, say so."""
     if data.lower().endswith(LIST_SUFFIXES) and os.path.isfile(data):
         try:
             list_images(data)
-        except UserError:
+        except UserError as error:
+            say(f"densepath: warning: {error}; the features are used, but not the patients that this list may name")
             return False
     return bool(data)
 

@@ -24,8 +24,8 @@ def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, wh
 
     Names are compared without suffix. If none is equal, an ending such as "_anno" that all maps, or all images, share
     is left out: see :func:`endings`. Of several maps with one name, the one in the subfolder of the image's name is
-    taken. If images and maps have subfolders in common, a map in another subfolder is taken only if no image is in this
-    subfolder, and only one image and one map have the name.
+    taken. If images and maps have subfolders in common, a map in another subfolder is taken only if ``data`` has no
+    such subfolder, and only one image and one map have the name.
 
     Args:
         images: paths of the images.
@@ -46,6 +46,7 @@ def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, wh
     folders = [os.path.dirname(name) for name in names_below(images, data)]
     of_maps = [os.path.dirname(name) for name in names_below(maps, labels)]
     alike = bool(set(folders) & set(of_maps) - {""})
+    taken = {*folders, *(folder for folder in of_maps if os.path.isdir(os.path.join(data, folder)))}
     count = Counter(stem.removesuffix(ends[0]) for stem in stems)
     places = []
     for stem, folder in zip(stems, folders, strict=True):
@@ -53,7 +54,7 @@ def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, wh
         found = named[name]
         if alike and folder:
             unique = count[name] == len(found) == 1
-            found = [k for k in found if of_maps[k] in (folder, "") or (unique and of_maps[k] not in folders)]
+            found = [k for k in found if of_maps[k] in (folder, "") or (unique and of_maps[k] not in taken)]
         places.append([k for k in found if of_maps[k] == folder] or found)
     shown = names_below(images, data)
     remedy = f"name label maps in {labels} as their images, or leave images out with --exclude"
@@ -90,19 +91,19 @@ def endings(images: Sequence[str], maps: Sequence[str]) -> tuple[str, str]:
 def _are_endings(one: str, other: str, images: Sequence[str], maps: Sequence[str]) -> bool:
     """Whether endings may be left out of the names of images and of maps.
 
-    Not those that differ only in numbers, such as "_2020" and "_2021". Those with a part without a letter only if there
+    Not those with different numbers, such as "_2020" and "_2021_mask". Those with a part without a letter only if there
     are several images, and exactly one map for each.
 
     Args:
         one, other: the endings of images and of maps.
         images, maps: the names without them.
     """
-    if one and other and re.sub(r"\d+", "0", one) == re.sub(r"\d+", "0", other):
+    if one != other and re.sub(r"\d+", "0", one) == re.sub(r"\d+", "0", other):
         return False
-    numbers = _numbers(one), _numbers(other)
+    numbers = [re.findall(r"\d+", ending.removesuffix(_CHANNEL)) for ending in (one, other)]
     if all(numbers) and numbers[0] != numbers[1]:
         return False
-    return not any(numbers) or (len(images) > 1 and sorted(images) == sorted(maps))
+    return not (_numbers(one) or _numbers(other)) or (len(images) > 1 and sorted(images) == sorted(maps))
 
 
 def _numbers(ending: str) -> list[str]:

@@ -17,7 +17,7 @@ from densepath.core.streams import say
 from densepath.core.system import with_lines
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
-from densepath.sources.tiles.records import identity_of_slide, is_identity
+from densepath.sources.tiles.records import identity_of, identity_of_slide, is_identity
 from densepath.sources.tiles.tile_files import read_slide_rows
 from densepath.transfer.predict_records import Parts, record_of, recorded_names, refuse_others, source_of
 from densepath.transfer.slides.slide_list import ListedSlide
@@ -152,26 +152,29 @@ def without_tiles(tiles: Path, out: Path) -> Callable[[str], bool]:
     paths = {row["slide"]: row["path"] for row in read_slide_rows(tiles) if not int(row["tiles"] or 0)}
 
     def is_former(name: str) -> bool:
-        if (path := paths.get(name)) is None or (facts := _last_facts(out, name)) is None:
+        if (path := paths.get(name)) is None:
             return False
-        identity = source_of(record_of(out, name))
-        return "problem" in facts or facts.get("path") == path or identity[1:3] == identity_of_slide(path)
+        identity, facts = _last(out, name)
+        if identity is None or facts is None:
+            return False
+        same = "problem" in facts or facts.get("path") == path
+        return same or identity[1:3] in (identity_of_slide(path), identity_of(path))
 
     return is_former
 
 
 def last_problem(out: Path, name: str) -> str:
     """Why the work on a slide failed, by its record in the folder of the results; "" if it did not."""
-    return str((_last_facts(out, name) or {}).get("problem", ""))
+    return str((_last(out, name)[1] or {}).get("problem", ""))
 
 
-def _last_facts(out: Path, name: str) -> dict[str, Any] | None:
-    """The record of a slide of that name, whatever its identity; None if there is none."""
+def _last(out: Path, name: str) -> tuple[Any, dict[str, Any] | None]:
+    """The identity of a slide of that name and its record, whatever that identity; None and None if there is none."""
     try:
-        facts: dict[str, Any] = json.loads(record_of(out, name).read_text().partition("\n")[2])
+        identity, _, facts = record_of(out, name).read_text().partition("\n")
+        return json.loads(identity), json.loads(facts)
     except (OSError, ValueError):
-        return None
-    return facts
+        return None, None
 
 
 def _remove(*paths: Path) -> None:
