@@ -27,7 +27,7 @@ class Run:
         parent: the run whose weights or features it uses, if any.
         identity: everything that its result depends on.
         images: number of images that go through the network, repeats included.
-        rate: assumed images per second; None if there is no assumption.
+        rate: assumed images per second; None if none is known.
         inputs: further options that are paths.
     """
 

@@ -30,7 +30,7 @@ CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors c
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with what is in it; a missing one is no error."""
+    """Remove a file, a link or a folder with what is in it; a missing one is ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -45,7 +45,7 @@ class Labelled:
 
 def write_list(dest: Path, images: Sequence[Labelled], published: Published, listing: Path, side: int | None) -> Path:
     """Write ``labels.csv`` with file, label, split and what else is known, after a check of all files; nothing is
-    copied. Where a value of several labels is unknown, there is no column label: it would say that it is absent.
+    copied. Where a value of several labels is unknown, the column label is not written: it would say that it is absent.
 
     Images of the same bytes, patients of several splits, other sizes and counts than published are reported.
 

@@ -98,6 +98,15 @@ def _recorded_images(out: Path, parts: Parts | None) -> list[str]:
     return [image for name, identity in known for image in (parts(identity) if identity else [name])]
 
 
+def read_record(record: Path) -> tuple[Any, dict[str, Any] | None]:
+    """What a record was made of, and what it says; None and None without a record that can be read."""
+    try:
+        source, _, facts = record.read_text().partition("\n")
+        return json.loads(source), json.loads(facts)
+    except (OSError, ValueError):
+        return None, None
+
+
 def source_of(record: Path) -> Any:
     """The image that a record was made of; None without a record."""
     try:
@@ -109,9 +118,9 @@ def source_of(record: Path) -> Any:
 
 def _records(out: Path, stems: Sequence[str], images: Images) -> Iterator[tuple[int, dict[str, Any]]]:
     for position, stem in enumerate(stems):
-        path = record_of(out, stem)
-        if source_of(path) == images.identity(position):
-            yield position, json.loads(path.read_text().partition("\n")[2])
+        source, facts = read_record(record_of(out, stem))
+        if facts is not None and source == images.identity(position):
+            yield position, facts
 
 
 def gather(out: Path, stems: Sequence[str], images: Images, notes: DetectorNotes) -> int:

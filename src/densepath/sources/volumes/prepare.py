@@ -96,7 +96,7 @@ def resampled(
     """Values (X, Y, Z) at another spacing, and their affine map; whole numbers stay whole.
 
     The low corner of the volume stays where it is. Values are interpolated linearly, or averaged where voxels become
-    larger. A volume that is no thicker than half of a new voxel becomes one voxel of its own thickness.
+    larger. A volume at most half as thick as a new voxel becomes one voxel of its own thickness.
 
     Args:
         name: of the volume.

@@ -19,7 +19,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
 from densepath.sources.tiles.records import identity_of, identity_of_slide, is_identity
 from densepath.sources.tiles.tile_files import read_slide_rows
-from densepath.transfer.predict_records import Parts, record_of, recorded_names, refuse_others, source_of
+from densepath.transfer.predict_records import Parts, read_record, record_of, recorded_names, refuse_others
 from densepath.transfer.slides.slide_list import ListedSlide
 
 UNFINISHED = "unfinished"  # the problem of slides that are left to other processes
@@ -51,11 +51,8 @@ class SlideWork:
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """The record of a slide; None if it is not done."""
-        path = record_of(self.out, name)
-        if not self.is_same(name, source_of(path)):
-            return None
-        facts: dict[str, Any] = json.loads(path.read_text().partition("\n")[2])
-        return facts
+        source, facts = read_record(record_of(self.out, name))
+        return facts if self.is_same(name, source) else None
 
     def is_same(self, name: str, recorded: Any) -> bool:
         """Whether what was recorded of a slide is its identity."""
@@ -154,7 +151,7 @@ def without_tiles(tiles: Path, out: Path) -> Callable[[str], bool]:
     def is_former(name: str) -> bool:
         if (path := paths.get(name)) is None:
             return False
-        identity, facts = _last(out, name)
+        identity, facts = read_record(record_of(out, name))
         if identity is None or facts is None:
             return False
         same = "problem" in facts or facts.get("path") == path
@@ -165,16 +162,8 @@ def without_tiles(tiles: Path, out: Path) -> Callable[[str], bool]:
 
 def last_problem(out: Path, name: str) -> str:
     """Why the work on a slide failed, by its record in the folder of the results; "" if it did not."""
-    return str((_last(out, name)[1] or {}).get("problem", ""))
-
-
-def _last(out: Path, name: str) -> tuple[Any, dict[str, Any] | None]:
-    """The identity of a slide of that name and its record, whatever that identity; None and None if there is none."""
-    try:
-        identity, _, facts = record_of(out, name).read_text().partition("\n")
-        return json.loads(identity), json.loads(facts)
-    except (OSError, ValueError):
-        return None, None
+    _, facts = read_record(record_of(out, name))
+    return str((facts or {}).get("problem", ""))
 
 
 def _remove(*paths: Path) -> None:
