@@ -15,7 +15,8 @@ from rich.console import Console
 from densepath import tour
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
-from densepath.demonstration import MARKER, _affordable, _prepare_folder, _real_tile, _report, demo
+from densepath.demo_pictures import real_tile
+from densepath.demonstration import MARKER, _affordable, _prepare_folder, _report, demo
 from densepath.synthetic.volumes import SyntheticVolumes
 
 OBJECT = ("box_ap50", "mask_ap50", "mask_ap")
@@ -99,7 +100,7 @@ def test_the_demo_continues_without_the_real_tile(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(skimage.data, "immunohistochemistry", missing)
     printed = io.StringIO()
-    assert _real_tile(tmp_path / "real", Console(file=printed)) is None
+    assert real_tile(tmp_path / "real", Console(file=printed)) is None
     assert "continuing" in printed.getvalue()
 
 

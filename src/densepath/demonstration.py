@@ -11,31 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import skimage.data
-import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from densepath.analysis.concepts import find_concepts
-from densepath.analysis.curves import draw_curves
-from densepath.analysis.panels import compose
-from densepath.analysis.pictures import draw_concepts, draw_detections
-from densepath.analysis.show import show_concepts, show_views
-from densepath.annotations.coco import open_split
 from densepath.api import pretrain
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, remove, require_new_folder
+from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
-from densepath.core.records import CONFIG
+from densepath.core.remains import remove
 from densepath.core.scores import SCALE
 from densepath.core.streams import open_console
-from densepath.nets.backbones import build_backbone
-from densepath.nets.weights import load_weights
+from densepath.demo_pictures import BACKBONE, TILE, TITLES, draw, real_tile
 from densepath.runs.signals import Interrupted, not_resumable
-from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.tour import FOLDERS, REPORT, make_report, pretrain_on_slide, pretrain_on_volumes
 from densepath.training.random_state import generators_of_the_caller
@@ -45,7 +33,6 @@ from densepath.transfer.probe.pixels import probe_pixels
 from densepath.version import __version__
 
 MARKER = "demo.json"
-_REAL = "immunohistochemistry.png"
 _OF_TISSUE = (
     "tissue",
     "tiles",
@@ -58,15 +45,11 @@ _OF_TISSUE = (
     "pictures",
 )
 _FOLDERS = (*_OF_TISSUE, *FOLDERS)
-_TILE, _IMAGE = 128, 256  # pixels
+_IMAGE = 256  # pixels
 _SHOWN = 160  # pixels: input size of the detector
 _BATCH = 64
 _QUICK = 0.1  # scale of a quick demo
 _FAST = 0.03  # seconds per tile; machines that draw tiles faster finish all steps within eight minutes
-_BACKBONE = "regnetx_002"  # trains six times as fast as ResNet-18 on a CPU
-_TITLES = {"random": "random weights", "pretrained": "pre-trained weights"}
-_NOTE = """Query and key are random views of one image, the reference covers both. A dot marks a view's
-upper left corner. Detections have the color of their true object; false ones are red, missed ones dashed."""
 _SCORES = {
     "probe, mean IoU": ("probe", "mean_iou"),
     "probe, Dice of glands": ("probe", "dice"),
@@ -125,7 +108,7 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
     with _part(console, "1/9  tissue: unlabelled tiles, and images with outlined glands"):
         tiles = _share(500, of_images, 16)
         before = time.perf_counter()
-        write_tiles(out / "tiles", tiles, _TILE, seed)
+        write_tiles(out / "tiles", tiles, TILE, seed)
         if scale is None:
             of_steps = _affordable((time.perf_counter() - before) / tiles)
             if of_steps < 1:
@@ -135,7 +118,7 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
         write_tissue(
             out / "tissue", train=_share(48, of_images, 4), test=_share(24, of_images, 3), size=_IMAGE, seed=seed
         )
-        real = _real_tile(out / "real", console)
+        real = real_tile(out / "real", console)
     with _part(console, "2/9  pre-training: ConCL on the tiles"):
         run = _pretrain(out, seed, _share(350, of_steps, 4), min(_BATCH, tiles))
         weights: dict[str, str | Path] = {"random": "random", "pretrained": run}
@@ -146,7 +129,7 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
                 probe_pixels(
                     data=out / "tissue",
                     weights=source,
-                    backbone=_BACKBONE,
+                    backbone=BACKBONE,
                     seed=seed,
                     out=out / "probe" / f"{name}.json",
                 )
@@ -157,7 +140,7 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
             results[name]["detect"] = _detect(out, name, source, seed, _share(200, of_steps, 3))
     with _part(console, "6/9  predict: the detector on images, and pictures"):
         predictions = predict(out / "detector_pretrained", data=out / "tissue" / "test", out=out / "predictions")
-        _draw(out, real, seed)
+        draw(out, real, seed)
     probes, detectors = ([out / part.format(name) for name in weights] for part in ("probe/{}.json", "detector_{}"))
     shown = [run, *probes, *detectors, predictions.out or out]
     with _part(console, "7/9  a whole slide: tissue, tiles, cells, and DiRL for some steps"):
@@ -214,25 +197,13 @@ def _part(console: Console, title: str) -> Iterator[None]:
     console.print(f"[dim]{time.perf_counter() - start:.0f} s[/dim]")
 
 
-def _real_tile(folder: Path, console: Console) -> Path | None:
-    """The stained section that comes with scikit-image; None if it is not installed."""
-    try:
-        tile = skimage.data.immunohistochemistry()
-    except Exception as error:  # for a missing file it tries the network, which can fail in many ways
-        console.print(f"scikit-image's immunohistochemistry tile is missing ({type(error).__name__}); continuing")
-        return None
-    folder.mkdir()
-    Image.fromarray(np.asarray(tile)).save(folder / _REAL)
-    return folder
-
-
 def _pretrain(out: Path, seed: int, steps: int, batch_size: int) -> Path:
     # So few steps need a large learning rate: chosen by the probe, on procedural tissue.
     pretrain(
         "concl_small",
         data=out / "tiles",
         out=out / "pretrained",
-        backbone=_BACKBONE,
+        backbone=BACKBONE,
         seed=seed,
         max_steps=steps,
         batch_size=batch_size,
@@ -247,7 +218,7 @@ def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) ->
         data=out / "tissue",
         out=out / f"detector_{name}",
         weights=weights,
-        backbone=_BACKBONE,
+        backbone=BACKBONE,
         detector="mask_rcnn_fpn_small",
         max_steps=steps,
         batch_size=4,
@@ -262,48 +233,11 @@ def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) ->
     )
 
 
-def _draw(out: Path, real: Path | None, seed: int) -> None:
-    pictures = out / "pictures"
-    recipe = out / "pretrained" / CONFIG
-    views = show_views(
-        data=out / "tiles", out=pictures / "views.png", config=recipe, view_size=_TILE, count=4, seed=seed
-    )
-    test = open_split(out / "tissue", "test")
-    detectors = {title: out / f"detector_{name}" for name, title in _TITLES.items()}
-    crowded = sorted(range(len(test)), key=lambda i: -len(test[i]["masks"]))
-    shown = sorted(crowded[len(crowded) // 4 :][:3])  # images with a medium number of objects
-    detections = draw_detections(test, detectors, pictures / "detections.png", indices=shown)
-    learning = ("instance_loss", "concept_loss", "shared_concepts", "lr")
-    draw_curves({"pre-training": out / "pretrained" / "metrics.csv"}, pictures / "pretraining.png", columns=learning)
-    metrics = {title: folder / "metrics.csv" for title, folder in detectors.items()}
-    losses = ("loss", "loss_objectness", "loss_class", "loss_mask")
-    draw_curves(metrics, pictures / "detection.png", columns=losses)
-    right = [("Glands found in held-out tissue", detections)]
-    if real is not None:
-        weights = ("random", str(out / "pretrained"))
-        show_concepts(data=real, out=pictures / "concepts.png", weights=weights, backbone=_BACKBONE, count=1, seed=seed)
-        right.insert(0, ("Concepts on a real section", _draw_real(out, real, seed)))
-    compose([[("Views of unlabelled tissue", views)], right], pictures / "summary.png", note=_NOTE)
-
-
-def _draw_real(out: Path, real: Path, seed: int) -> Path:
-    """The concepts of f4 on the real tile, in the columns of the detections."""
-    tile = read_image(real / _REAL)
-    columns: dict[str, list[np.ndarray]] = {}
-    sources: tuple[str | Path, ...] = ("random", out / "pretrained")
-    for title, weights in zip(_TITLES.values(), sources, strict=True):
-        torch.manual_seed(seed)
-        backbone = build_backbone(_BACKBONE)
-        load_weights(backbone, weights)
-        columns[title] = [find_concepts(backbone, tile, stages=(4,), seed=seed)[4]]
-    return draw_concepts([tile], columns, out / "pictures" / "concepts_f4.png")
-
-
 def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]], started: float, first: Path) -> None:
     table = Table(title="on held-out images, in percent", title_justify="left")
     table.add_column("")
     for name in results:
-        table.add_column(_TITLES[name], justify="right")
+        table.add_column(TITLES[name], justify="right")
     for label, (task, score) in _SCORES.items():
         table.add_row(label, *(f"{result[task][score]:.1f}" for result in results.values()))
     console.print()

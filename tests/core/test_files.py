@@ -11,15 +11,8 @@ import pytest
 
 from densepath.core.errors import UserError
 from densepath.core.file_beside import file_beside
-from densepath.core.files import (
-    Unchanged,
-    _machine,
-    atomic_write,
-    check_writable,
-    remove_abandoned,
-    remove_remains,
-    require_new_folder,
-)
+from densepath.core.files import Unchanged, atomic_write, check_writable, require_new_folder
+from densepath.core.remains import _machine, remove_abandoned, remove_remains
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")
 

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from densepath.annotations.label_maps import SIDE, LabelMaps, shrink
 from densepath.core.digests import digest_of, digest_of_files
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, remove_remains, writing
+from densepath.core.files import atomic_write, writing
 from densepath.core.locks import shared_work
+from densepath.core.remains import remove_remains
 from densepath.core.system import cores
 from densepath.core.waiting import HANGING_READER, Stuck
 from densepath.sources.corrupt import CorruptLog

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import re
 import shutil
-import socket
 import stat
 import tempfile
-import time
 import unicodedata
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from densepath.core.errors import UserError
+from densepath.core.remains import final_name, remove, remove_abandoned, temporary_name
 
 # The umask can only be read by setting it, for all threads: so once, before there are other threads.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 LOCK = ".lock"  # in a folder that a process writes to
-_REMAINS = re.compile(r"\.(.+)\.(\d+)(?:@(.*))?\.part")  # temporary names of atomic_write: name, process, machine
-_ABANDONED = 24 * 3600  # seconds without a change, after which another machine's temporary files are abandoned
-_LONGEST = 150  # bytes of a file's name in its temporary name
 _OPEN = ("/dev", "/dev/fd", "/proc/self/fd")  # folders of links to what the process has open, such as /dev/stdout
 CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with what is in it; a missing one is ignored."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _open_to_readers(path: Path) -> None:
@@ -79,7 +65,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"the folder {path.parent} cannot be created ({error.strerror}); use another path") from error
     parent = path if path.is_dir() else path.parent
-    temporary = parent / f".{shortened(path.name, _LONGEST)}.{os.getpid()}@{_machine()}.part"
+    temporary = parent / temporary_name(path.name)
     try:
         with writing(path, temporary):
             remove(temporary)
@@ -116,14 +102,6 @@ def _is_stream(path: str | Path) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
-def shortened(name: str, most: int) -> str:
-    """A name of at most ``most`` bytes (UTF-8), with a digest of the rest if it is longer."""
-    whole = os.fsencode(name)
-    if len(whole) <= most:
-        return name
-    return f"{whole[: most - 17].decode('utf-8', 'ignore')}~{hashlib.sha256(whole).hexdigest()[:16]}"
-
-
 def _move_content(folder: Path, dest: Path) -> None:
     """Move what is in a folder into another one that is empty except for the first."""
     if any(path != folder for path in dest.iterdir()):
@@ -151,7 +129,7 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         denied = error.errno in (errno.EACCES, errno.EPERM) and named and named.is_relative_to(temporary or path)
         if error.errno not in CANNOT_HOLD and not denied:
             raise
-        known = Path(path).with_name(_REMAINS.sub(r"\1", Path(path).name))  # a temporary name becomes the final one
+        known = Path(path).with_name(final_name(Path(path).name))
         remedy = "use another path" if denied or error.errno == errno.EROFS else "free disk space or use another path"
         raise UserError(f"{known} cannot be written ({error.strerror}); {remedy}") from error
 
@@ -198,19 +176,6 @@ def existing(folder: str | Path, name: str) -> str:
     return next((form for form in forms if os.path.lexists(os.path.join(folder, form))), name)
 
 
-def remove_remains(folder: str | Path, shared: bool = False) -> None:
-    """Remove the temporary files of killed writers in a folder and its subfolders.
-
-    Args:
-        folder: the folder.
-        shared: whether other processes may write there; theirs are left.
-    """
-    for path in Path(folder).rglob(".*.part"):
-        match = _REMAINS.fullmatch(path.name)
-        if match and not (shared and not _is_abandoned(path, int(match[2]), match[3])):
-            remove(path)
-
-
 class Unchanged:
     """A file that is mapped into memory: to read it after it was truncated would kill the process without a word.
 
@@ -239,41 +204,6 @@ class Unchanged:
                 f"{self._path} was truncated while it was read ({self._then.st_size:,} bytes then, "
                 f"{now.st_size:,} now); make it again under another name, then start again"
             )
-
-
-def remove_abandoned(path: str | Path) -> None:
-    """Remove the temporary files that killed writers of this file or folder have left."""
-    path = Path(path)
-    name = shortened(path.name, _LONGEST)
-    for folder in {path.parent, path}:
-        with suppress(OSError):
-            for part in folder.glob(".*.part"):
-                match = _REMAINS.fullmatch(part.name)
-                if match and match[1] == name and _is_abandoned(part, int(match[2]), match[3]):
-                    remove(part)
-
-
-def _machine() -> str:
-    """What process numbers refer to: the host, and the container."""
-    try:
-        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # not Linux
-        return socket.gethostname()
-
-
-def _is_abandoned(part: Path, process: int, machine: str | None) -> bool:
-    if machine not in (None, _machine()):
-        folders = [part, *(Path(place) for place, _, _ in os.walk(part))]
-        with suppress(OSError):  # its writer has just finished it
-            return time.time() - max(folder.stat().st_mtime for folder in folders) > _ABANDONED
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except (OverflowError, PermissionError):
-        pass
-    return False
 
 
 def require_new_file(path: str | Path) -> None:

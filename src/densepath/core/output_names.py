@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from densepath.core.errors import refuse
-from densepath.core.files import shortened
+from densepath.core.remains import shortened
 
 _LONGEST = 220  # bytes of a name: file systems allow 255, with an ending such as _patches.h5
 

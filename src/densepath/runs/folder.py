@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from densepath.core.errors import UserError
-from densepath.core.files import LOCK, atomic_write, remove, remove_remains, require_new_folder
+from densepath.core.files import LOCK, atomic_write, require_new_folder
 from densepath.core.locks import sole_writer
 from densepath.core.log import log, logged
 from densepath.core.plain import plain
 from densepath.core.records import CONFIG, recorded, same_value
+from densepath.core.remains import remove, remove_remains
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.old_options import rename_record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,11 @@ from PIL import Image, TiffImagePlugin
 from densepath.core.errors import UserError, counted
 from densepath.sources.conversion import straight
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.tiff_colors import SEPARATE, is_premultiplied, refuse_channels, refuse_colors
 
 MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, above which Pillow warns of decompression bombs
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_WHITE_IS_ZERO, _GREY, _RGB, _YCBCR = 0, (0, 1), 2, 6  # PhotometricInterpretation
-_JPEG = (6, 7)  # compressions of which tifffile converts YCbCr to RGB
-_APERIO_YCBCR = 33003  # a compression of YCbCr, whatever else is said
-_PREMULTIPLIED, _TRANSPARENCY = 1, {1, 2, 999}  # ExtraSamples; 999 is Corel's
-_SEPARATE = 2  # PlanarConfiguration
+_WHITE_IS_ZERO = 0  # PhotometricInterpretation
 _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _CHANNELS_TAG, _PLANES_TAG = 259, 262, 274, 277, 284
 _DESCRIPTION_TAG, _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG, _EXTRA_TAG, _FORMAT_TAG = 270, 322, 323, 338, 339
 _COUNT_TAGS = (279, 325)  # StripByteCounts, TileByteCounts
@@ -33,10 +30,6 @@ _IMAGEJ = "ImageJ="  # how its descriptions begin
 _OTHER_VIEWS = 1 | 4  # NewSubfileType: reduced, or a mask of transparency
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # CorruptImage reports what is wrong with a file
-
-
-class UnknownStorage(CorruptImage):
-    """A TIFF that stores its pixels in a way that is unknown here; OpenSlide may know it."""
 
 
 def refuse_bomb(path: str | Path, width: int, height: int) -> None:
@@ -93,24 +86,6 @@ def is_slice(page: Any, first: Any) -> bool:
     return not (fewer or (page.samplesperpixel == first.samplesperpixel and page.dtype != first.dtype))
 
 
-def _refuse_channels(path: str | Path, photometric: int, channels: int, extra: Sequence[int]) -> None:
-    """Refuse channels besides grey or color that are not marked as transparency.
-
-    Args:
-        path: the file.
-        photometric, channels, extra: the tags PhotometricInterpretation, SamplesPerPixel and ExtraSamples.
-
-    Raises:
-        CorruptImage: there are some.
-    """
-    known = 1 if photometric in _GREY else channels if photometric != _RGB else 3
-    unmarked = channels > known and (photometric in _GREY or bool(extra))
-    if unmarked and not set(extra) & _TRANSPARENCY:
-        raise CorruptImage(
-            str(path), f"of its {channels} channels the last is not marked as transparency; give grey or RGB images"
-        )
-
-
 def pillow_corrupts(path: str | Path, image: TiffImagePlugin.TiffImageFile) -> bool:
     """Check a TIFF that Pillow has opened.
 
@@ -124,13 +99,13 @@ def pillow_corrupts(path: str | Path, image: TiffImagePlugin.TiffImageFile) -> b
     """
     tags = image.tag_v2
     refuse_bomb(path, tags.get(_TILE_WIDTH_TAG, 0), tags.get(_TILE_HEIGHT_TAG, 0))
-    _refuse_channels(path, tags.get(_PHOTOMETRIC_TAG, 0), tags.get(_CHANNELS_TAG, 1), tags.get(_EXTRA_TAG, ()))
+    refuse_channels(path, tags.get(_PHOTOMETRIC_TAG, 0), tags.get(_CHANNELS_TAG, 1), tags.get(_EXTRA_TAG, ()))
     if _SIGNED in np.atleast_1d(tags.get(_FORMAT_TAG, ())):
         raise CorruptImage(str(path), "signed pixels have no agreed range; convert the image to unsigned 8 or 16 bits")
     if _IMAGEJ in str(tags.get(_DESCRIPTION_TAG, "")) or _has_pages(image):
         with tifffile.TiffFile(path) as tiff:
             refuse_stack(path, tiff)
-    planes = tags.get(_PLANES_TAG) == _SEPARATE and tags.get(_COMPRESSION_TAG, 1) == 1
+    planes = tags.get(_PLANES_TAG) == SEPARATE and tags.get(_COMPRESSION_TAG, 1) == 1
     left_out = any(0 in tags.get(code, ()) for code in _COUNT_TAGS)
     return bool(tags.get(_ORIENTATION_TAG, 1) != 1 or planes or left_out)
 
@@ -193,50 +168,6 @@ def stored_shape(path: str | Path) -> tuple[int, ...]:
     with tifffile.TiffFile(path) as tiff:
         shape: tuple[int, ...] = _single(path, tiff).shape
         return shape
-
-
-def has_plain_colors(page: Any, converted: Sequence[int] = _JPEG) -> bool:
-    """Whether the pixels that are decoded of a page are grey or RGB: those of palettes, CMYK and most YCbCr are not.
-
-    Args:
-        page: of tifffile.
-        converted: compressions of which the decoder converts YCbCr to RGB, if its channels are stored together.
-    """
-    planes = page.samplesperpixel > 1 and page.planarconfig == _SEPARATE
-    ycbcr = page.photometric == _YCBCR or page.compression == _APERIO_YCBCR
-    if ycbcr and (planes or page.compression not in converted):
-        return False
-    return page.photometric in (*_GREY, _RGB, _YCBCR)
-
-
-def is_padded(page: Any) -> bool:
-    """Whether a page is RGB with a fourth channel that the file does not mark as transparency."""
-    extra = page.extrasamples
-    return page.photometric == _RGB and page.samplesperpixel == 4 and bool(extra) and not set(extra) & _TRANSPARENCY
-
-
-def refuse_colors(path: str | Path, page: Any, converted: Sequence[int] = _JPEG, padded: bool = False) -> None:
-    """Refuse a page that is not grey or RGB when it is decoded, or has channels besides that are not transparency.
-
-    Args:
-        path: the file.
-        page, converted: as for :func:`has_plain_colors`.
-        padded: accept a fourth channel, which is ignored.
-
-    Raises:
-        CorruptImage: it is or has.
-    """
-    if not has_plain_colors(page, converted):
-        colors = getattr(page.photometric, "name", page.photometric)
-        kind = CorruptImage if page.planarconfig == _SEPARATE else UnknownStorage  # OpenSlide does not know planes
-        raise kind(str(path), f"its colors are stored as {colors} and cannot be converted; save it as RGB")
-    if not (padded and is_padded(page)):
-        _refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
-
-
-def is_premultiplied(page: Any) -> bool:
-    """Whether the colors of a page's pixels were multiplied by their alpha, the last channel."""
-    return page.samplesperpixel in (2, 4) and page.extrasamples[-1:] == (_PREMULTIPLIED,)
 
 
 def orientation_of(page: Any) -> int:

@@ -14,7 +14,7 @@ from densepath.core.errors import errors_as, one_line
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.resolution import from_tags
-from densepath.sources.tiff import has_plain_colors
+from densepath.sources.tiff_colors import has_plain_colors
 
 _KEPT = 2**28  # bytes of decoded parts that are kept: neighboring windows share them
 _LONGEST_PART = 2**30  # bytes

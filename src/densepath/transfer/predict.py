@@ -12,11 +12,12 @@ from typing import Any, Literal
 from densepath.core.closing import command, say_end
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, remove_remains
+from densepath.core.files import atomic_write
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.records import CONFIG, record_text
+from densepath.core.remains import remove_remains
 from densepath.core.result import Result
 from densepath.core.shared_work import Shard
 from densepath.core.single_values import take_single_values

@@ -18,7 +18,8 @@ from densepath.core.errors import UserError
 from densepath.nets.weights.trained_on import slide_notes
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.leaks import PretrainingSlides, check_pretraining
-from densepath.transfer.mil.splits import Split, check_splits, make_splits, read_splits, with_validation, write_splits
+from densepath.transfer.mil.split_files import read_splits, write_splits
+from densepath.transfer.mil.splits import Split, check_splits, make_splits, with_validation
 from densepath.transfer.probe.folds import Fold
 
 

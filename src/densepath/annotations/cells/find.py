@@ -13,10 +13,10 @@ from densepath.annotations.cells.one_area import Job, is_finder, spellings
 from densepath.annotations.cells.points_files import ENDINGS, PointsFile, read_tables
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted, first_few, one_line, refuse
-from densepath.core.files import remove_remains
 from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names, refuse_repeated
 from densepath.core.paths import AnyPath, as_path
+from densepath.core.remains import remove_remains
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.single_values import take_single_values

@@ -15,7 +15,8 @@ import numpy as np
 from densepath.annotations.patients import patient_in_name
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few, one_line, shortage
-from densepath.core.files import atomic_write, remove_remains
+from densepath.core.files import atomic_write
+from densepath.core.remains import remove_remains
 from densepath.core.streams import say, write_line
 from densepath.core.system import available_memory, usable_cores, with_progress
 from densepath.core.threads import in_threads

@@ -12,7 +12,8 @@ from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.slides.resolution import check_mpp
 from densepath.sources.slides.slide import Slide, SlideFile
 from densepath.sources.slides.tiff_slide import open_tiff
-from densepath.sources.tiff import TIFF_STARTS, UnknownStorage
+from densepath.sources.tiff import TIFF_STARTS
+from densepath.sources.tiff_colors import UnknownStorage
 
 
 def open_slide(path: str | Path, mpp: float | None = None, default_mpp: float | None = None) -> Slide:

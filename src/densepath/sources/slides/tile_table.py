@@ -16,7 +16,7 @@ from densepath.sources.slides.decoded_tiles import decodes_in_part, recent_tiles
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.jpeg_2000 import coding_style
 from densepath.sources.slides.tile_codecs import CODECS, CONVERTED, JPEG, JPEG_2000, Pixels, TileFormat, jpeg_start
-from densepath.sources.tiff import UnknownStorage, is_padded, is_premultiplied, refuse_colors
+from densepath.sources.tiff_colors import UnknownStorage, is_padded, is_premultiplied, refuse_colors
 
 WHITE = 255
 _OFFSETS, _COUNTS = 324, 325  # TileOffsets, TileByteCounts

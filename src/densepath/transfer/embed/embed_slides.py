@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted
-from densepath.core.files import remove_abandoned
+from densepath.core.remains import remove_abandoned
 from densepath.core.shared_work import Shard
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress

@@ -16,7 +16,7 @@ from densepath.training.hardware import Precision
 from densepath.transfer.mil.cohort import Grouping, Task
 from densepath.transfer.mil.models import ALL, KNN
 from densepath.transfer.mil.slide_table import Columns
-from densepath.transfer.mil.splits import column_of
+from densepath.transfer.mil.split_files import column_of
 from densepath.transfer.slides.slide_list import refuse_options
 
 _NEIGHBORS = 20

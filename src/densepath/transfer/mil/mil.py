@@ -38,15 +38,8 @@ from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
 from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, scores_of, write_results
-from densepath.transfer.mil.splits import (
-    SPLITS,
-    Split,
-    begun_before,
-    make_splits,
-    read_splits,
-    slides_in_order,
-    write_splits,
-)
+from densepath.transfer.mil.split_files import SPLITS, begun_before, read_splits, slides_in_order, write_splits
+from densepath.transfer.mil.splits import Split, make_splits
 from densepath.transfer.probe.metrics import Score
 from densepath.version import __version__
 

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
-from densepath.core.files import atomic_write, remove_abandoned
+from densepath.core.files import atomic_write
 from densepath.core.locks import shared_work
+from densepath.core.remains import remove_abandoned
 from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress

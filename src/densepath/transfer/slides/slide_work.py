@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core.errors import UserError, counted, first_few, one_line
-from densepath.core.files import atomic_write, remove_remains, writing
+from densepath.core.files import atomic_write, writing
+from densepath.core.remains import remove_remains
 from densepath.core.shared_work import Shard, claimed, same_input
 from densepath.core.streams import say
 from densepath.core.system import with_lines
