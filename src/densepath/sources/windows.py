@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from densepath.core.errors import UserError, counted
+from densepath.core.spacing import some_values
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.pixel_source import PixelSource
 
@@ -26,10 +27,9 @@ def percentile_window(images: PixelSource) -> tuple[float, float]:
     found = []
     for position in (k * len(images) // count for k in range(count)):
         try:
-            numbers = images.read(position).reshape(-1)
+            found.append(some_values(images.read(position), _NUMBERS))
         except CorruptImage:
             continue
-        found.append(numbers[:: max(1, len(numbers) // _NUMBERS)])
     if not found:
         raise UserError(f"none of {counted(count, 'image')} can be read; check the files")
     low, high = (float(value) for value in np.percentile(np.concatenate(found), _PERCENTILES))

@@ -148,6 +148,18 @@ def test_mr_has_the_window_of_each_volume(tmp_path: Path, volumes: list[np.ndarr
     assert np.allclose(values_of.read(1), in_store(shifted[1]), atol=0.1)
 
 
+@pytest.mark.parametrize("window", ["volume", "shared"])
+def test_a_window_is_of_all_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: str) -> None:
+    monkeypatch.setattr("densepath.sources.volumes.prepare._NUMBERS", 256)
+    monkeypatch.setattr("densepath.sources.windows._NUMBERS", 256)
+    number = np.arange(16 * 16 * 12, dtype=np.int16).reshape(16, 16, 12)
+    number[..., 0] = number[0] = number[..., -1] = number[-1] = 0
+    store = convert_folder(FolderConversion(write(tmp_path / "in", [number]), tmp_path / "S", window=window))
+    images = open_volumes(store)
+    low, high = images.spec.window if window == "shared" else images.rows[0]["scales"][0]["window"]
+    assert low == 0 and high == pytest.approx(np.percentile(number, 99.5), rel=0.02)
+
+
 def test_a_truncated_volume_is_named_once_and_costs_one_volume(
     ct: Path, volumes: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from densepath.core.resampling import sample
+from densepath.core.spacing import some_values
 from densepath.sources.volumes.encode import encode
 from densepath.sources.volumes.read import check_same_place
 from densepath.sources.volumes.volume import (
@@ -70,7 +71,7 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
         stored, slope, intercept = encode(Channel(values, channel.slope, channel.intercept))
         channels.append(stored.transpose(2, 1, 0))
         scales.append({"slope": slope, "intercept": intercept, "window": _window(stored, slope, intercept)})
-    counts = [len(np.unique(channel.reshape(-1)[:: max(1, channel.size // _NUMBERS)])) for channel in channels]
+    counts = [len(np.unique(some_values(channel, _NUMBERS))) for channel in channels]
     squeezed = any(map(_is_squeezed, channels))
     if max(counts) <= _FEW and not squeezed:
         notes.append(f"at most {_FEW} different values, as label maps have")
@@ -138,16 +139,14 @@ def resampled(
 
 def _window(stored: npt.NDArray[np.int16], slope: float, intercept: float) -> list[float]:
     """The percentiles of values, or their range if these are equal."""
-    numbers = stored.reshape(-1)
-    sample_ = numbers[:: max(1, len(numbers) // _NUMBERS)]
-    low, high = np.percentile(sample_, _PERCENTILES).tolist()
+    low, high = np.percentile(some_values(stored, _NUMBERS), _PERCENTILES).tolist()
     if low == high:
-        low, high = float(numbers.min()), float(numbers.max())
+        low, high = float(stored.min()), float(stored.max())
     ends = sorted((slope * low + intercept, slope * high + intercept))
     return ends if ends[0] < ends[1] else [ends[0], ends[0] + 1.0]
 
 
 def _is_squeezed(stored: npt.NDArray[np.int16]) -> bool:
     """Whether outliers take up nearly all of the levels of values that are not stored exactly."""
-    low, high = np.percentile(stored.reshape(-1)[:: max(1, stored.size // _NUMBERS)], _PERCENTILES)
+    low, high = np.percentile(some_values(stored, _NUMBERS), _PERCENTILES)
     return high - low < _LEVELS and (int(stored.min()), int(stored.max())) == (-_HIGHEST - 1, _HIGHEST)
