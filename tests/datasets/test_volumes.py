@@ -407,6 +407,12 @@ def test_check_reports_and_draws_a_store(tmp_path: Path, capsys: pytest.CaptureF
     assert one[3:] == ["3", "1,280", "1,280", "1,280"]  # 40 x 64 voxels of 0.5 mm^3
     assert f"identical volumes: 2: {names[0]} = {names[1]}, {names[2]} = {names[3]}" in lines
     assert any(line.startswith("damaged volumes: 1: ") and "checksum" in line for line in lines)
+    assert not any("outside" in line for line in lines)
+    index = json.loads((store / "volumes.json").read_text())
+    index["volumes"][2]["scales"][0]["window"] = [0.0, 1.0]
+    (store / "volumes.json").write_text(json.dumps(index))
+    check_data(store, count=0)
+    assert "1 volume with over 10% of the values outside of the window" in capsys.readouterr().out
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape[1] == 2 * 488 + 8 and (sheet == (0, 255, 255)).all(axis=2).any()
     with pytest.raises(UserError, match="would lie among"):

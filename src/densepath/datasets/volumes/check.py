@@ -21,6 +21,7 @@ from densepath.sources.volumes.volume import voxel_mm3
 
 _ALL = "all"  # volumes without splits
 _DRAWN = 24  # volumes of all splits together, by default: a picture of about 1000 x 4000 px
+_OUTSIDE = 0.1  # share of values outside of a volume's own window, of which there should be 1%
 
 
 def check_volumes(data: Path, out: Path, count: int | None, patient_regex: str | None = None) -> Path:
@@ -36,7 +37,7 @@ def check_volumes(data: Path, out: Path, count: int | None, patient_regex: str |
     ]
     patients = {split: [every[position] for position in positions] for split, positions in splits.items()}
     lines = [store.describe(), _window(store), *_splits(store, splits, patients), *_labels(store), *_copies(store)]
-    for line in [*lines, *_damaged(store)]:
+    for line in [*lines, *_read(store)]:
         write_result(one_line(line))
     if count is None:
         count = max(1, _DRAWN // len(splits))
@@ -85,17 +86,24 @@ def _copies(store: VolumeStore) -> list[str]:
     return [f"identical volumes: {len(same)}{': ' * bool(same)}{first_few(same)}"]
 
 
-def _damaged(store: VolumeStore) -> list[str]:
-    """Read everything, and compare the checksums."""
+def _read(store: VolumeStore) -> Iterator[str]:
+    """Read everything: compare the checksums, and the values with each volume's own window."""
+    own = store.index["window"] == "volume"
 
-    def check(position: int) -> str | None:
+    def check(position: int) -> tuple[str | None, bool]:
         try:
-            store.read(position)
+            values = store.read(position)
             store.labels(position)
         except CorruptImage as error:
-            return str(error)
-        return None
+            return str(error), False
+        return None, own and ((values < 0) | (values > 1)).mean(axis=(0, 1, 2)).max() > _OUTSIDE
 
     work = in_threads(check, range(len(store)), min(4, usable_cores()), "volumes")
-    found = [what for what in with_progress(work, len(store), "checking") if what]
-    return [f"damaged volumes: {len(found)}{': ' * bool(found)}{first_few(found)}"]
+    found = list(with_progress(work, len(store), "checking"))
+    damaged = [what for what, _ in found if what]
+    yield f"damaged volumes: {len(damaged)}{': ' * bool(damaged)}{first_few(damaged)}"
+    if narrow := [row["name"] for row, (_, outside) in zip(store.rows, found, strict=True) if outside]:
+        yield (
+            f"warning: {counted(len(narrow), 'volume')} with over {_OUTSIDE:.0%} of the values outside of the window "
+            f"(convert the scans again): {first_few(narrow)}"
+        )
