@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,8 @@ from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, save
 from densepath.benchmark.results import Entry, Results, column_name
 
+PAPER: dict[str, Any] = {"lw": 1.3, "ls": "--", "marker": ".", "ms": 5, "alpha": 0.6}  # the paper's numbers
+_BAND = 0.15  # opacity
 _PANEL = (4.4, 2.9)  # inches
 _MAX_COLUMNS = 3
 _MARKERS = "os^"  # one marker for the first round of colors, the next one for the second, and so on
@@ -49,7 +52,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
             _line(axes, [entry for entry in panel if entry.row.curve == name], budgets, *looks.get(name, (FAINT, "")))
         _name_lines(axes, [(e.mean_std[0], str(e.row.curve)) for e in panel if e.row.curve not in looks and e.mean_std])
         first = panel[0]
-        style_curve(axes, f"{first.task.table}: {column_name(first.task, first.metric)}", "images in pre-training")
+        style_curve(axes, f"{first.task.table}: {column_name(first.task, first.metric)}", "images seen in pre-training")
         axes.margins(x=0.05)
         axes.xaxis.set_major_formatter(EngFormatter())
     for axes in grid.flat[len(panels) :]:
@@ -59,7 +62,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
         handles += grid.flat[0].plot([], [], color=color, marker=marker, ms=4, lw=1.8)
     labels = [str(name) for name in looks]
     if any(entry.paper is not None for panel in panels for entry in panel):
-        handles += grid.flat[0].plot([], [], color=INK, lw=1.3, ls="--", alpha=0.6)
+        handles += grid.flat[0].plot([], [], color=INK, **PAPER)
         labels.append("the paper's")
     add_legend(figure, handles, labels, "lower center")
     return save(figure, path)
@@ -74,18 +77,27 @@ def _name_lines(axes: Axes, lines: list[tuple[float, str]]) -> None:
 
 
 def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: str, marker: str) -> None:
-    """One curve with standard deviations, and the paper's curve."""
+    """One curve, and the paper's."""
     for entry in entries:
         if entry.row.name not in budgets and entry.mean_std:
             axes.axhline(entry.mean_std[0], color=color, lw=1.4)
-            if entry.mean_std[1]:
-                low, high = (entry.mean_std[0] + sign * entry.mean_std[1] for sign in (-1, 1))
-                axes.axhspan(low, high, color=color, alpha=0.1, lw=0)
+            axes.axhspan(min(entry.values.values()), max(entry.values.values()), color=color, alpha=_BAND, lw=0)
     placed = sorted((entry for entry in entries if entry.row.name in budgets), key=lambda e: budgets[e.row.name])
-    points = [(budgets[e.row.name], *e.mean_std) for e in placed if e.mean_std]
-    if points:
-        x, mean, std = np.array([(x, mean, std or 0.0) for x, mean, std in points]).T
-        axes.errorbar(x, mean, std, color=color, lw=1.8, marker=marker, ms=4, capsize=3, elinewidth=1)
-    published = [(budgets[e.row.name], e.paper) for e in placed if e.paper is not None]
-    if published:
-        axes.plot(*np.array(published).T, color=color, lw=1.3, ls="--", alpha=0.6)
+    draw_scores(axes, [(budgets[e.row.name], e) for e in placed], color, marker)
+
+
+def draw_scores(axes: Axes, points: Sequence[tuple[float, Entry]], color: str, marker: str = "o") -> None:
+    """A line of means with a band from the lowest to the highest seed, and dashed the paper's numbers.
+
+    Args:
+        axes: the panel.
+        points: places on the x axis, in order, and what is there.
+        color, marker: of the line.
+    """
+    if known := [(x, e.mean_std[0], e.values.values()) for x, e in points if e.mean_std]:
+        places, means = [x for x, _, _ in known], [mean for _, mean, _ in known]
+        axes.plot(places, means, color=color, lw=1.8, marker=marker, ms=4)
+        lowest, highest = ([end(values) for _, _, values in known] for end in (min, max))
+        axes.fill_between(places, lowest, highest, color=color, alpha=_BAND, lw=0)
+    if published := [(x, e.paper) for x, e in points if e.paper is not None]:
+        axes.plot(*np.array(published).T, color=color, **PAPER)

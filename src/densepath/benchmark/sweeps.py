@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, save
 from densepath.benchmark.checks import is_number
+from densepath.benchmark.curves import PAPER, draw_scores
 from densepath.benchmark.entries import Row
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.steps import STEPS
@@ -22,7 +22,6 @@ from densepath.training.recipes import all_options
 _PANEL = (4.4, 2.9)  # inches
 _MAX_COLUMNS = 3
 _LEAST = 3  # points of a sweep
-_PAPER: dict[str, Any] = {"lw": 1.3, "ls": "--", "marker": ".", "ms": 5, "alpha": 0.6}  # the paper's numbers
 _WIDE = 20  # the largest value divided by the smallest, from which an axis is logarithmic
 
 
@@ -60,7 +59,8 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
         return None
     lines = [(name, points) for panel in panels for name, points in panel.lines.items()]
     names = list(dict.fromkeys(name for name, points in lines if any(_known(entry) for _, entry in points)))
-    colors = {name: LINES[i % len(LINES)] for i, name in enumerate(names)}
+    others = [name for name in names if name != results.config.baseline]
+    colors = {name: LINES[i % len(LINES)] for i, name in enumerate(others)} | {results.config.baseline: FAINT}
     across = min(_MAX_COLUMNS, len(panels))
     down = -(-len(panels) // across)
     figure = new_figure(_PANEL[0] * across, _PANEL[1] * down)
@@ -70,7 +70,7 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
     for axes, panel in zip(grid.flat, panels, strict=False):
         for name, points in panel.lines.items():
             if name in colors:
-                _draw(axes, points, colors[name])
+                draw_scores(axes, points, colors[name])
         for entry in panel.levels:
             if entry.mean_std:
                 axes.axhline(entry.mean_std[0], color=FAINT, lw=1.4)
@@ -88,7 +88,7 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
         _scale(axes, sorted({x for points in panel.lines.values() for x, _ in points}))
     handles = [grid.flat[0].plot([], [], color=colors[name], marker="o", ms=4, lw=1.8)[0] for name in names]
     if any(entry.paper is not None for panel in panels for entry in _swept(panel)):
-        handles += grid.flat[0].plot([], [], color=INK, **_PAPER)
+        handles += grid.flat[0].plot([], [], color=INK, **PAPER)
         names = [*names, "the paper's"]
     add_legend(figure, handles, names, "lower center")
     return save(figure, path)
@@ -213,14 +213,3 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.set_xscale("log")
         axes.minorticks_off()
     axes.set_xticks(values, [f"{value:g}" for value in values])
-
-
-def _draw(axes: Axes, points: Sequence[tuple[float, Entry]], color: str) -> None:
-    """A line with standard deviations, and the paper's."""
-    known = [(x, *e.mean_std) for x, e in points if e.mean_std]
-    if known:
-        x, mean, std = np.array([(x, mean, std or 0.0) for x, mean, std in known]).T
-        axes.errorbar(x, mean, std, color=color, lw=1.8, marker="o", ms=4, capsize=3, elinewidth=1)
-    published = [(x, e.paper) for x, e in points if e.paper is not None]
-    if published:
-        axes.plot(*np.array(published).T, color=color, **_PAPER)
