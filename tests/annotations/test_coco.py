@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from densepath.annotations import coco
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.coco_writing import annotation_of, write_coco
-from densepath.annotations.outlines import _run_lengths, paint
+from densepath.annotations.outlines import _run_lengths, mostly_hidden, paint
 from densepath.core.errors import UserError
 
 # pycocotools' way to make arrays is older than NumPy 2.
@@ -108,13 +108,19 @@ def test_run_lengths_are_those_of_coco(mask: np.ndarray) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(arrays(np.bool_, st.tuples(st.integers(0, 4), st.integers(1, 12), st.integers(1, 20))))
-def test_objects_are_painted_in_their_order(masks: np.ndarray) -> None:
-    """Later ones on top; masks may be empty."""
-    expected = np.zeros(masks.shape[1:], np.int32)
-    for number, mask in enumerate(masks, 1):
-        expected[mask] = number
+def test_objects_are_painted_by_size(masks: np.ndarray) -> None:
+    """Smaller ones on top, whatever their order; masks may be empty or equal."""
+    masks = np.unique(masks, axis=0)
+    areas = masks.sum((1, 2))
     outlines = [annotation_of(mask)["segmentation"] for mask in masks]
-    np.testing.assert_array_equal(paint(outlines, *expected.shape), expected)
+    labels = paint(outlines, *masks.shape[1:])
+    np.testing.assert_array_equal(labels > 0, masks.any(0))
+    for number, (mask, area) in enumerate(zip(masks, areas, strict=True), 1):
+        top = labels[mask]
+        assert (areas[top - 1] <= area).all() and masks[top - 1, mask.nonzero()[0], mask.nonzero()[1]].all()
+        assert mostly_hidden(labels, outlines)[number - 1] == (2 * (top == number).sum() < area)
+    turned = paint(outlines[::-1], *masks.shape[1:])
+    np.testing.assert_array_equal(turned, np.where(labels > 0, len(masks) + 1 - labels, 0))
 
 
 def test_runs_longer_than_a_character() -> None:

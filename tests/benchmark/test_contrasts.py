@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,10 @@ def test_the_table_reports_its_contrasts_and_the_correlation_of_its_tasks(tmp_pa
     assert lines[1] == (
         f"Correlation of mean IoU and box AP over 3 rows (means of 9 runs): {pearson:.2f}; of their ranks: {ranks:.2f}."
     )
+    # Means of equal scores differ by rounding.
+    equal = {name: {s: 0.1 for s in range(count)} for name, count in (("random", 1), ("a", 3), ("b", 2))}
+    flat = {place: replace(e, values=equal[place[0]]) if place[1] == "d" else e for place, e in entries.items()}
+    assert len(contrast_lines(Results(table, flat, (), 4, 4))) == 1
 
 
 def test_a_contrast_of_a_row_that_does_not_exist_is_refused(tmp_path):

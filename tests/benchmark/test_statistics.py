@@ -3,10 +3,13 @@
 import itertools
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 from scipy.special import betainc
 
+from densepath.benchmark.best import best_lines
+from densepath.benchmark.results import Entry
 from densepath.benchmark.statistics import compare, mean_std
 
 RUNS = {0: 52.1, 1: 55.4, 2: 53.3, 3: 56.0, 4: 54.2, 5: 53.7, 6: 57.0}
@@ -68,3 +71,23 @@ def test_one_seed_and_equal_differences_have_no_p():
     assert compare({0: 2.0}, {0: 1.0}).p is None
     assert compare({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).p is None
     assert compare(RUNS, RUNS).p is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "line"),
+    [
+        ("mean_hd95", "b is 4.5 below c (p = 0.012); the paper: b is 1.0 below a (p = 0.03)."),
+        ("object_hausdorff_px", "b is 4.5 below c (p = 0.012); the paper: b is 1.0 below a (p = 0.03)."),
+        ("dice", "a is 31.0 above c (p = 0.00035); the paper: c is 6.0 above a (p = 0.03)."),
+    ],
+)
+def test_the_best_row_of_a_distance_is_the_lowest(metric, line):
+    """Differences are those of common seeds: b has another one."""
+    task = SimpleNamespace(name="seg", table="Table 1", column="CT", metrics=(metric,))
+    scores = {"a": {0: 40.0, 1: 42.0, 2: 41.0}, "b": {0: 5.0, 1: 6.0, 2: 5.5, 3: 7.5}, "c": {0: 9.0, 1: 10.0, 2: 11.0}}
+    rows, paper = {name: SimpleNamespace(name=name) for name in scores}, {"a": 3.0, "b": 2.0, "c": 9.0}
+    entries = {(n, "seg", metric): Entry(rows[n], task, metric, scores[n], None, paper[n]) for n in scores}
+    (found,) = best_lines(
+        SimpleNamespace(config=SimpleNamespace(tasks=[task], p_values={"seg": 0.03}), entries=entries)
+    )
+    assert found.endswith(f"best against second best: {line}")

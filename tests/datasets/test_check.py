@@ -46,8 +46,9 @@ def test_a_sound_data_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert lines[0] == "train: 4 images of 2 patients, 96 x 64 px, 8 objects; 0 images without an object"
     assert lines[2].split() == ["objects", "train", "test"] and lines[3].split() == ["gland", "8", "4"]
     assert "5%: 16, 25%: 16, 50%: 16, 75%: 16, 95%: 16" in lines[4]
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "objects that reach beyond their image by more than 2 px: 0",
+        "objects that lie by more than half under others: 0",
         "patients in train and test: 0",
         "identical files in train and test: 0",
         "nearly identical images in train and test (correlation >= 0.99, turned or mirrored too): 0",
@@ -65,12 +66,14 @@ def test_leaks_between_splits_are_named(data: Path, tmp_path: Path, capsys: pyte
         image["patient"] = "P1"
     outline = [60, 40, 110, 40, 110, 56, 60, 56]
     truth["annotations"][1].update(bbox=[60, 40, 50, 16], segmentation=[outline])
+    truth["annotations"].append({**truth["annotations"][0], "id": 9})  # twice
     (data / "annotations/test.json").write_text(json.dumps(truth))
     (data / "manifest.csv").unlink()
     assert check_data(data, count=0) == data
     out = capsys.readouterr().out
     for line in (
         "beyond their image by more than 2 px: 1: annotation 2 of test/4.png; detectors see the part inside",
+        "objects that lie by more than half under others: 1: annotation 1 of test/4.png;",
         "patients in train and test: 1: P1; scores are too high",
         "identical files in train and test: 1: 4.png is 1.png",
         "turned or mirrored too): 2: 4.png is like 1.png, 5.png is like 2.png",

@@ -95,8 +95,9 @@ def test_every_image_has_its_files(detector: Path, tmp_path: Path) -> None:
         with Image.open(out / "labels" / f"{stem}.png") as labels:
             painted = np.asarray(labels).astype(int)
         expected = np.zeros((50, 64), int)
-        for number, result in reversed(list(enumerate(results, 1))):
-            expected[decode_mask(result["segmentation"])] = number
+        masks = {number: decode_mask(result["segmentation"]) for number, result in enumerate(results, 1)}
+        for number in sorted(masks, key=lambda number: (-masks[number].sum(), -number)):  # the smallest on top
+            expected[masks[number]] = number
         np.testing.assert_array_equal(painted, expected)
         for result, row, feature in zip(results, own, outlines, strict=True):
             mask = decode_mask(result["segmentation"])

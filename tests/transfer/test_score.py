@@ -127,6 +127,30 @@ def test_images_json_names_the_images_of_a_folder_of_predict(coco: Path, tmp_pat
     assert cut["object_f1"] < expected["object_f1"] and cut["mask_ap"] == expected["mask_ap"]
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_true_objects_in_others_are_found_in_any_order(
+    order: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An object that three others cover by more than half; two of these are equally large and overlap."""
+    write_coco(tmp_path, {"train": [], "test": [("a", np.zeros((*SIZE, 3), np.uint8), TRUTH[0])]})
+    places = (np.s_[2:38, 2:18], np.s_[5:15, 4:14], np.s_[5:15, 6:16], np.s_[16:30, 3:17])
+    outlines = []
+    for place in places:
+        mask = np.zeros(SIZE, bool)
+        mask[place] = True
+        outlines.append(annotation_of(mask))
+    path = tmp_path / "annotations/test.json"
+    content = json.loads(path.read_text())
+    known = {"image_id": 1, "category_id": content["categories"][0]["id"]}
+    content["annotations"] = [outlines[k] | known | {"id": k + 1} for k in order]
+    path.write_text(json.dumps(content))
+    found = [outlines[k] | known | {"score": 0.9 - k / 10} for k in range(4)]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    scores = score(data=tmp_path, predictions=tmp_path / "found.json")
+    assert scores == pytest.approx({name: 0.0 if "px" in name else 100.0 for name in scores})
+    assert "2 of 4 true objects lie by more than half under others" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["object", "Object", "nucleus"])
 def test_the_only_categories_are_compared_whatever_their_names(
     name: str, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from densepath.annotations.coco_checks import Orientation, check_coco
 from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.annotations.image_mpp import file_mpp, stated_mpp
-from densepath.annotations.outlines import paint, union
+from densepath.annotations.outlines import Outline, mostly_hidden, paint, union
 from densepath.annotations.patients import patients_of, stated_patient
 from densepath.core.errors import UserError, counted
 from densepath.sources.corrupt import CorruptImage
@@ -161,15 +161,15 @@ class CocoImages(Dataset[dict[str, Any]]):
 
     def foreground(self, index: int) -> npt.NDArray[np.bool_]:
         """The pixels (H, W) of the image's objects, in less time and memory than their masks take."""
-        image = self._images[index]
-        outlines = [annotation["segmentation"] for annotation in self._objects[image["id"]]]
-        return union(outlines, image["height"], image["width"])
+        return union(self._outlines(index), *self.size(index))
 
     def label_map(self, index: int) -> npt.NDArray[np.int32]:
-        """The image's objects as one map (H, W): 0 is background, 1..N the annotations, later ones on top."""
-        image = self._images[index]
-        outlines = [annotation["segmentation"] for annotation in self._objects[image["id"]]]
-        return paint(outlines, image["height"], image["width"])
+        """The image's objects as one map (H, W): 0 is background, 1..N the annotations, smaller ones on top."""
+        return paint(self._outlines(index), *self.size(index))
+
+    def mostly_hidden(self, index: int, labels: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """(N,) whether each of the image's objects keeps fewer than half of its pixels in its label map."""
+        return mostly_hidden(labels, self._outlines(index))
 
     def keep_fraction(self, fraction: float, seed: int) -> None:
         """Keep only a share of the images, as :func:`~densepath.annotations.fraction.choose_fraction` chooses it.
@@ -231,6 +231,9 @@ class CocoImages(Dataset[dict[str, Any]]):
         if self._cache is not None:
             self._cache[name] = pixels.copy()
         return pixels
+
+    def _outlines(self, index: int) -> list[Outline]:
+        return [annotation["segmentation"] for annotation in self.annotations_of(index)]
 
     def _masks(self, image: dict[str, Any], objects: list[dict[str, Any]]) -> npt.NDArray[np.bool_]:
         """(N, H, W)"""

@@ -98,16 +98,27 @@ def union(outlines: Sequence[Outline], height: int, width: int) -> npt.NDArray[n
 
 
 def paint(outlines: Sequence[Outline], height: int, width: int) -> npt.NDArray[np.int32]:
-    """Objects as a label map (H, W): 0 for background, k for the k-th object; later ones on top.
+    """Objects as a label map (H, W): 0 for background, k for the k-th object; smaller ones on top.
 
-    Takes time and memory for the objects' pixels, not for a mask of the image for each.
+    Which of two equally large ones is on top depends on their outlines, not on their order; of equal outlines it is the
+    last. Takes time and memory for the objects' pixels, not for a mask of the image for each.
     """
     columns = np.zeros(width * height, np.int32)
+    drawn = []
     for number, outline in enumerate(outlines, 1):
         runs, _ = decode_runs([outline["counts"].encode()])
+        drawn.append((-int(runs[1::2].sum()), outline["counts"], number, runs))
+    for _, _, number, runs in sorted(drawn, key=lambda each: each[:3]):
         ends, lengths = runs.cumsum()[1::2], runs[1::2]
         columns[np.arange(lengths.sum()) + np.repeat(ends - lengths.cumsum(), lengths)] = number
     return np.ascontiguousarray(columns.reshape(width, height).T)
+
+
+def mostly_hidden(labels: npt.NDArray[np.int32], outlines: Sequence[Outline]) -> npt.NDArray[np.bool_]:
+    """(N,) whether each object keeps fewer than half of its pixels in the label map of :func:`paint`."""
+    areas = np.array(rle.area(list(outlines)), np.int64).reshape(-1)
+    left = np.bincount(labels.reshape(-1), minlength=len(areas) + 1)[1:]
+    return 2 * left < areas
 
 
 def decode_runs(texts: Sequence[bytes]) -> tuple[Integers, Integers]:

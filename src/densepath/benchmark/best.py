@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from densepath.benchmark.results import Entry, Results, column_name
+from densepath.benchmark.results import Entry, Results, better_when_lower, column_name
 from densepath.benchmark.statistics import compare
 
 
 def best_lines(results: Results) -> Iterator[str]:
     """A line for each task whose p-value the paper reports: ours, and the paper's."""
     for task in results.config.tasks:
-        p = results.config.p_values.get(task.name)
-        entries = [
-            e for (_, name, metric), e in results.entries.items() if (name, metric) == (task.name, task.metrics[0])
-        ]
+        p, metric = results.config.p_values.get(task.name), task.metrics[0]
+        entries = [e for (_, *place), e in results.entries.items() if place == [task.name, metric]]
         if p is None or not entries:
             continue
-        published = _two_best({e.row.name: e.paper for e in entries if e.paper is not None})
-        line = f"{task.table}, {column_name(task, task.metrics[0])}, best against second best: {_measured(entries)}"
-        yield f"{line}; the paper: {_named(*published)} (p = {p:.2g})." if published else f"{line}."
+        numbers = {e.row.name: e.paper for e in entries if e.paper is not None}
+        published = _two_best(numbers, metric)
+        line = f"{task.table}, {column_name(task, metric)}, best against second best: {_measured(entries, metric)}"
+        if published:
+            first, second = published
+            line += f"; the paper: {_compared(first, second, numbers[first] - numbers[second])} (p = {p:.2g})"
+        yield f"{line}."
 
 
-def _measured(entries: list[Entry]) -> str:
-    known = {e.row.name: e.mean_std[0] for e in entries if e.mean_std}
-    found = _two_best(known)
+def _measured(entries: Sequence[Entry], metric: str) -> str:
+    means = {e.row.name: e.mean_std[0] for e in entries if e.mean_std}
+    found = _two_best(means, metric)
     if found is None:
         return "not measured"
+    first, second = found
     values = {e.row.name: e.values for e in entries}
-    pairs = compare(values[found[0]], values[found[1]])
-    return _named(*found) + (f" (p = {pairs.p:.2g})" if pairs and pairs.p is not None else "")
+    pairs = compare(values[first], values[second])
+    if pairs is None:
+        return _compared(first, second, means[first] - means[second])
+    return _compared(first, second, pairs.difference) + (f" (p = {pairs.p:.2g})" if pairs.p is not None else "")
 
 
-def _two_best(scores: dict[str, float]) -> tuple[str, str, float] | None:
-    """The names of the two best rows, and the difference of their scores; None if there are fewer."""
-    if len(scores) < 2:
+def _two_best(numbers: Mapping[str, float], metric: str) -> tuple[str, str] | None:
+    """The names of the two best rows; None if there are fewer."""
+    if len(numbers) < 2:
         return None
-    first, second = sorted(scores, key=lambda name: -scores[name])[:2]
-    return first, second, scores[first] - scores[second]
+    first, second, *_ = sorted(numbers, key=lambda name: numbers[name], reverse=not better_when_lower(metric))
+    return first, second
 
 
-def _named(first: str, second: str, difference: float) -> str:
-    return f"{first} is {difference:.1f} above {second}"
+def _compared(first: str, second: str, difference: float) -> str:
+    """``difference`` is that of the first and the second; of their common seeds it may contradict the order."""
+    return f"{first} is {abs(difference):.1f} {'above' if difference >= 0 else 'below'} {second}"

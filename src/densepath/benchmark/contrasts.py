@@ -12,6 +12,7 @@ from scipy import stats
 
 from densepath.benchmark.results import Results, column_name
 from densepath.core.errors import counted
+from densepath.core.spacing import varies
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _agreements(results: Results) -> Iterator[str]:
             if shared := sorted(x.keys() & y.keys()):
                 means.append([np.mean([scores[seed] for seed in shared]) for scores in (x, y)])
                 runs += len(shared)
-        if len(means) > 2 and np.ptp(means, axis=0).min() > 0:
+        if len(means) > 2 and varies(np.array(means).T, np.ones((2, len(means)), bool)).all():
             a, b = np.array(means).T
             yield (
                 f"Correlation of {column_name(one, one.metrics[0])} and {column_name(other, other.metrics[0])} over "

@@ -140,6 +140,11 @@ def collect(config: TableConfig, grid: Grid, root: Path) -> Results:
     return Results(config, entries, tuple(sorted(machines)), len(grid.runs), len(notes))
 
 
+def better_when_lower(metric: str) -> bool:
+    """Whether a metric is a distance from the truth, and not a score."""
+    return "hd95" in metric or "hausdorff" in metric
+
+
 def column_name(task: Task, metric: str) -> str:
     """The heading of a column."""
     return f"{task.column} {_METRICS.get(metric, metric.replace('_', ' '))}".strip()

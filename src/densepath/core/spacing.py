@@ -1,4 +1,4 @@
-"""A few of many positions or values."""
+"""A few of many positions or values, and whether values differ."""
 
 from __future__ import annotations
 
@@ -21,3 +21,20 @@ def some_values(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
     """
     flat = array.reshape(-1)
     return flat if flat.size <= count else flat[np.random.default_rng(0).integers(flat.size, size=count)]
+
+
+def varies(values: npt.NDArray[Any], among: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether the chosen of N values differ by more than rounding, for each of B choices.
+
+    A standard deviation does not tell: that of three times 0.1 is 1.4e-17.
+
+    Args:
+        values: (N,)
+        among: (B, N) the choices.
+
+    Returns:
+        (B,)
+    """
+    low, high = np.where(among, values, np.inf).min(1), np.where(among, values, -np.inf).max(1)
+    different: npt.NDArray[np.bool_] = high - low > 1e-9 * np.maximum(np.abs(low), np.abs(high))
+    return different

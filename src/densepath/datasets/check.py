@@ -46,9 +46,9 @@ def check_data(
     """Report what a data set holds, compare its splits, and draw a contact sheet.
 
     For each split: images, objects of each category, crowds, patients. Then the sizes of the objects and the short side
-    of the input that they ask for; objects that reach beyond their images; patients and images that several splits
-    share. Images are nearly identical if the correlation of their thumbnails (32 px, grey) is at least 0.99, also if
-    one is turned by quarters or mirrored.
+    of the input that they ask for; objects that reach beyond their images, or lie under others; patients and images
+    that several splits share. Images are nearly identical if the correlation of their thumbnails (32 px, grey) is at
+    least 0.99, also if one is turned by quarters or mirrored.
 
     Args:
         data: a folder as ``densepath data`` writes it: train/, annotations/train.json and so on; a list of images, with
@@ -96,7 +96,13 @@ def check_data(
         for split in names
     }
     patients = {split: _patients(images, patient_regex) for split, images in splits.items()}
-    for line in [*_counts(splits, patients), *_sizes(splits), *_outside(splits), *_shared(splits, patients)]:
+    for line in [
+        *_counts(splits, patients),
+        *_sizes(splits),
+        *_outside(splits),
+        _hidden(splits),
+        *_shared(splits, patients),
+    ]:
         write_result(line)
     return draw_sheet(splits, out, count) if count else data
 
@@ -160,6 +166,17 @@ def _outside(splits: Splits) -> list[str]:
             found += [f"annotation {held[i].get('id', i)} of {split}/{path.name}" for i in np.flatnonzero(beyond)]
     text = f": {first_few(found)}; detectors see the part inside" if found else ""
     return [f"objects that reach beyond their image by more than {_BEYOND:.0f} px: {len(found):,}{text}"]
+
+
+def _hidden(splits: Splits) -> str:
+    found = []
+    for split, images in splits.items():
+        for place, path in enumerate(images.paths()):
+            held = images.annotations_of(place)
+            hidden = np.flatnonzero(images.mostly_hidden(place, images.label_map(place)))
+            found += [f"annotation {held[i].get('id', i)} of {split}/{path.name}" for i in hidden]
+    text = f": {first_few(found)}; the metrics of objects compare what is visible of them" if found else ""
+    return f"objects that lie by more than half under others: {len(found):,}{text}"
 
 
 def _patients(images: CocoImages, regex: str | None) -> Patients:

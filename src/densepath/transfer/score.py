@@ -27,7 +27,7 @@ from densepath.core.system import with_progress
 from densepath.runs.progress import say
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DETECTIONS
-from densepath.transfer.detection.evaluation import describe
+from densepath.transfer.detection.evaluation import describe, say_hidden
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS, ImageScores, compare, over_images
 from densepath.transfer.detection.score_inputs import (
     IMAGES,
@@ -116,6 +116,7 @@ def score(
         say(f"densepath: warning: {predictions} was made with --score {least:g}, so it has no object of a lower score")
     places = matching(truth, found)
     images: list[ImageScores] = []
+    hidden = []
     masks = ClassMasks(), ClassMasks()
     if truth.label_map is not None and found.label_map is not None:
         for i, k in with_progress(enumerate(places), len(places), "comparing"):
@@ -123,6 +124,8 @@ def score(
             for labels, look in ((true, masks[0]), (drawn, masks[1])):
                 look.look(labels)
             images.append(compare(true, drawn))
+            hidden += [truth.mostly_hidden(i, true)] if truth.mostly_hidden is not None else []
+        say_hidden(hidden)
         for source, look in ((truth, masks[0]), (found, masks[1])):
             if source.results is None and source.coco is None and (warning := look.warning(source.source)):
                 say(warning)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from densepath.core.errors import UserError
 from densepath.transfer.classify.label_scores import macro_auc, score_targets, scores_of_run
 from densepath.transfer.classify.targets import Targets
 
@@ -57,6 +58,9 @@ def test_images_of_one_class_say_nothing_on_ranks() -> None:
     targets, runs = Targets(("x",), values[:, None], False), np.arange(40) // 20  # the second has no negative image
     both = score_targets(targets, chances[:, None], runs, np.arange(40), 0)
     assert both["ap_x"].value == pytest.approx(100 * metrics.average_precision_score(values[:20], chances[:20]))
+    chances[[3, 5]] = np.nan, np.inf
+    with pytest.raises(UserError, match="2 of 40 test cases are NaN or Inf"):
+        score_targets(targets, chances[:, None], runs, np.arange(40), 0)
 
 
 def test_the_interval_of_accuracy_is_that_of_a_binomial_of_patients() -> None:

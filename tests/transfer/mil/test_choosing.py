@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, r2_score, roc_auc_score
 
+from densepath.core.errors import UserError
 from densepath.transfer.mil.choosing import choose_thresholds, macro_auc, predict_classes
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.compare import holm, mcnemar, paired_auc
+from densepath.transfer.mil.fold import _scale
 from densepath.transfer.mil.number_scores import concordance, mean_concordance, number_scores
 from densepath.transfer.mil.objectives import Classification, Regression, Survival
-from densepath.transfer.mil.results import Outcome, scores_of, scores_of_folds, write_results
+from densepath.transfer.mil.results import Outcome, answer_text, scores_of, scores_of_folds, write_results
 from densepath.transfer.probe.curves import roc_curve
 from densepath.transfer.probe.metrics import measure, resampled
 
@@ -111,6 +113,13 @@ def test_thresholds_maximize_the_index_of_youden() -> None:
     assert choose_thresholds(chances, np.zeros(40, np.int64)).tolist() == [0.5, 0.5]
 
 
+def test_the_lowest_of_equally_good_thresholds_is_chosen() -> None:
+    """As differences of means, 3/3 - 5/6, 2/3 - 3/6 and 1/3 - 1/6 are not equal."""
+    labels = np.array([0, 1, 0, 0, 1, 0, 0, 1, 0])
+    chance = np.arange(9) / 10
+    assert choose_thresholds(np.stack((1 - chance, chance), 1), labels)[1] == pytest.approx(0.05)
+
+
 def test_the_auc_of_an_epoch_is_that_of_scikit_learn() -> None:
     tested = an_outcome(5)
     expected = roc_auc_score(tested.truth[:, None] == np.arange(3), tested.values)
@@ -142,10 +151,37 @@ def test_concordance_counts_comparable_pairs() -> None:
             if event[i] and (time[i] < time[j] or (time[i] == time[j] and not event[j])):
                 pairs += 1
                 won += 1.0 if risk[i] > risk[j] else 0.5 * (risk[i] == risk[j])
-    assert concordance(time, event, risk) == pytest.approx(won / pairs)
+    one = np.ones((1, 25))
+    assert concordance(one, time, event, risk) == pytest.approx(won / pairs)
     targets = np.stack((time, event), 1)
-    assert mean_concordance(targets, risk, np.zeros(25, np.int64)) == pytest.approx(won / pairs)
-    assert np.isnan(concordance(time, np.zeros(25), risk))
+    assert mean_concordance(one, targets, risk, np.zeros(25, np.int64)) == pytest.approx(won / pairs)
+    assert np.isnan(concordance(one, time, np.zeros(25), risk))
+
+
+def test_weights_are_repeated_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densepath.transfer.mil.number_scores._ROWS", 7)
+    rng = np.random.default_rng(3)
+    targets = np.stack((rng.integers(1, 6, 25), rng.integers(0, 2, 25)), 1).astype(float)
+    values, folds = rng.integers(0, 4, 25).astype(float), np.arange(25) % 2
+    weights = rng.multinomial(25, np.full(25, 1 / 25), size=4).astype(float)
+    drawn = [np.repeat(np.arange(25), row.astype(int)) for row in weights]
+    expected = [mean_concordance(np.ones((1, 25)), targets[k], values[k], folds[k])[0] for k in drawn]
+    np.testing.assert_allclose(mean_concordance(weights, targets, values, folds), expected, rtol=1e-12)
+    scores = number_scores(weights, targets[:, 0], values)
+    np.testing.assert_allclose(scores["r2"], [r2_score(targets[k, 0], values[k]) for k in drawn])
+    np.testing.assert_allclose(scores["pearson"], [np.corrcoef(targets[k, 0], values[k])[0, 1] for k in drawn])
+
+
+@pytest.mark.parametrize("level", [0.1, 0.5, 1e6 / 3])
+def test_equal_numbers_have_no_correlation(level: float) -> None:
+    """The standard deviation of some is not 0, but that of rounding; also in a sample of other numbers."""
+    assert _scale(np.full(3, level)) == (pytest.approx(level), 1)
+    numbers, others = np.array([level] * 5 + [3 * level]), np.arange(6.0)
+    weights = np.array([[1.0, 1, 2, 1, 1, 0], [1, 1, 0, 0, 2, 1]])
+    for pair, undefined in (((numbers, others), ["r2", "pearson"]), ((others, numbers), ["pearson"])):
+        scores = number_scores(weights, *pair)
+        assert [name for name, (first, _) in scores.items() if np.isnan(first)] == undefined
+        assert np.isfinite([second for _, second in scores.values()]).all()
 
 
 def test_losses_of_classes_and_numbers() -> None:
@@ -162,8 +198,28 @@ def test_losses_of_classes_and_numbers() -> None:
     objective = Regression(15.0, 5.0)
     torch.testing.assert_close(objective(torch.tensor([[-1.0], [1.0]]), numbers), torch.tensor(0.0))
     torch.testing.assert_close(objective.answers(torch.tensor([[-1.0], [1.0]])), numbers)
-    exact = number_scores(np.array([1.0, 2, 3]), np.array([2.0, 4, 6]))
+    exact = number_scores(np.ones((1, 3)), np.array([1.0, 2, 3]), np.array([2.0, 4, 6]))
     assert exact == pytest.approx({"r2": 1 - 14 / 2, "pearson": 1})
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_an_answer_that_is_nan_has_no_score(task: str) -> None:
+    tested = an_outcome(classes=3)
+    values = tested.values.copy()
+    values[4] = np.nan
+    tested = replace(tested, values=values)
+    if task == "regression":
+        tested = replace(tested, cohort=replace(tested.cohort, classes=()), values=values[:, :1])
+    with pytest.raises(UserError, match="1 of 60 test cases are NaN or Inf"):
+        scores_of(tested, task, 0)
+
+
+def test_large_numbers_are_written_whole() -> None:
+    assert [answer_text(value) for value in (12345678.0, -1234567.4, 0.123456789)] == [
+        "12345678",
+        "-1234567",
+        "0.123457",
+    ]
 
 
 def test_paired_tests() -> None:

@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.transfer.classify.targets import Targets
-from densepath.transfer.probe.metrics import Floats, Integers, Score, intervals, mean_of_known, measure, ranked
+from densepath.transfer.probe.metrics import (
+    Floats,
+    Integers,
+    Score,
+    check_finite,
+    intervals,
+    mean_of_known,
+    measure,
+    ranked,
+)
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_auc", "macro_f1")
 _CUT = 0.5  # the probability from which a label counts as predicted
@@ -27,7 +36,11 @@ def score_targets(targets: Targets, chances: Floats, runs: Integers, patients: I
         runs: (M,) the training that each is of.
         patients: (M,) patients, from 0.
         seed: seed of the bootstrap.
+
+    Raises:
+        UserError: a probability is NaN or Inf.
     """
+    check_finite(chances)
     found = intervals(lambda weights: _measure(weights, targets, chances, runs), patients, seed)
     return {name_of(name, targets.names): score for name, score in found.items()}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -100,6 +101,7 @@ def evaluate(
     drawn = set(evenly_spaced(pictures, len(images)))
     results: list[dict[str, Any]] = []
     compared: list[ImageScores] = []
+    hidden: list[npt.NDArray[np.bool_]] = []
 
     def finish(i: int, sample: dict[str, Any], found: Found) -> None:
         encoded = encode(sample, found)
@@ -107,7 +109,9 @@ def evaluate(
         if i in drawn:
             _draw(images[i], encoded, images.spec, out / "pictures" / files[i])
         if objects:
-            compared.append(compare(images.label_map(i), label_map_of(encoded, images.size(i), OBJECT_SCORE)))
+            labels = images.label_map(i)
+            hidden.append(images.mostly_hidden(i, labels))
+            compared.append(compare(labels, label_map_of(encoded, images.size(i), OBJECT_SCORE)))
 
     files = [
         f"{name}.png" for name in output_names([Path(os.path.relpath(path, images.folder)) for path in images.paths()])
@@ -122,6 +126,7 @@ def evaluate(
     )
     if objects:
         metrics |= over_images(compared)
+        say_hidden(hidden)
     _write_json(out / "predictions.json", results)
     _write_json(out / "metrics.json", {**SCALE, **metrics})
     say("densepath: " + describe(metrics, len(images)))
@@ -139,6 +144,15 @@ def describe(metrics: dict[str, float], images: int) -> str:
         f1, dice, distance, aji, _, _, _, pq = (metrics[name] for name in OBJECT_METRICS)
         parts.append(f"objects F1 {f1:.1f}  Dice {dice:.1f}  Hausdorff {distance:.1f} px  AJI {aji:.1f}  PQ {pq:.1f}")
     return "  |  ".join(parts)
+
+
+def say_hidden(images: Sequence[npt.NDArray[np.bool_]]) -> None:
+    """Say how many true objects, of those of some images (N,), lose more than half of their pixels to others."""
+    if count := sum(int(hidden.sum()) for hidden in images):
+        say(
+            f"densepath: {count:,} of {sum(map(len, images)):,} true objects lie by more than half under others; "
+            "the metrics of objects compare what is visible of them, AP the whole"
+        )
 
 
 def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bfloat16: bool) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -86,6 +86,15 @@ class FoundObject:
             "bbox": [x1, y1, x2 - x1, y2 - y1],
         }
         return found | ({"segmentation": encode_part(self.mask, self.top, self.left, size)} if masks else {})
+
+
+def painting_order(numbered: Iterable[tuple[int, FoundObject]]) -> list[tuple[int, FoundObject]]:
+    """Objects in the order in which a label map is painted: smaller ones later; of equally large ones, better ones.
+
+    Args:
+        numbered: the objects with their numbers, from 1 for the best.
+    """
+    return sorted(numbered, key=lambda pair: (-pair[1].area, -pair[0]))
 
 
 def found_objects(

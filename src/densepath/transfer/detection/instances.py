@@ -59,15 +59,14 @@ def _interpolate(
 
 
 def label_map_of(results: Sequence[Mapping[str, Any]], size: tuple[int, int], score: float) -> npt.NDArray[np.int32]:
-    """The detections in one image as a label map (H, W): 0 for background, the better one on top.
+    """The detections in one image as a label map (H, W): 0 for background, smaller ones on top, as of true objects.
 
     Args:
         results: in COCO's results format, with a ``segmentation``.
         size: height, width of the image.
         score: detections with a lower score are left out.
     """
-    kept = sorted((result for result in results if result["score"] >= score), key=lambda result: -result["score"])
-    return paint([result["segmentation"] for result in reversed(kept)], *size)
+    return paint([result["segmentation"] for result in results if result["score"] >= score], *size)
 
 
 def objects_of(

@@ -35,7 +35,7 @@ _BOX_OUTPUTS = {
 _MASK_OUTPUTS = {
     "masks": "(objects, M, M): for each box, probabilities that cover it from edge to edge",
     "label_map": "(height, width): 0 for background, k for the k-th object, where its probability is at least 0.5; "
-    "the better one where objects overlap",
+    "the smallest one where objects overlap",
 }
 
 

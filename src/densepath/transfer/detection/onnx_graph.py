@@ -84,12 +84,16 @@ def _sampling(edges: Tensor, length: Tensor, count: int) -> Tensor:
 
 
 def _paint(masks: Tensor, down: Tensor, across: Tensor, labels: Tensor) -> Tensor:
-    """The label map (H, W): k for the k-th object, the better one on top."""
+    """The label map (H, W): k for the k-th object, the smallest one on top; of equally large ones, the best."""
     count = masks.shape[0]
+    smallest = torch.full_like(labels, 2**31 - 1)  # the pixels of the object on top
     for step in range(count):  # one by one, since the masks of all objects would fill the memory
         k = count - 1 - step
         shown = torch.mm(torch.mm(down[k], masks[k]), across[k].t()) >= 0.5
-        labels = torch.where(shown, torch.full_like(labels, k + 1), labels)
+        area = torch.sum(shown).to(torch.int32)
+        on_top = shown & (area <= smallest)
+        smallest = torch.where(on_top, area, smallest)
+        labels = torch.where(on_top, torch.full_like(labels, k + 1), labels)
     return labels
 
 

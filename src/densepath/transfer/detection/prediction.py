@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from densepath.transfer.detection.found import FoundObject
+from densepath.transfer.detection.found import FoundObject, painting_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +55,8 @@ class Prediction:
         return np.array(masks, bool).reshape(-1, height, width)
 
     def label_map(self) -> npt.NDArray[np.int32]:
-        """(H, W): 0 for background, k for the k-th object; where objects overlap, the better one."""
+        """(H, W): 0 for background, k for the k-th object; where objects overlap, the smallest one."""
         labels = np.zeros(self.size, np.int32)
-        for number, each in reversed(list(enumerate(self.objects, 1))):
+        for number, each in painting_order(enumerate(self.objects, 1)):
             labels[each.top : each.bottom, each.left : each.right][each.mask] = number
         return labels

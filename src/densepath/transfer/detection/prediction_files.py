@@ -20,7 +20,7 @@ from densepath.core.polygons import polygons_of
 from densepath.sources.image_reader import ImageReader
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.slides.resolution import Spacing
-from densepath.transfer.detection.found import FoundObject
+from densepath.transfer.detection.found import FoundObject, painting_order
 from densepath.transfer.detection.object_colors import color_numbers, color_of, near_boxes
 from densepath.transfer.detection.overlay import outlined
 from densepath.transfer.detection.prediction import Prediction
@@ -35,7 +35,7 @@ _LONGEST_PICTURE = 2048  # pixels
 
 
 def write_label_map(found: Prediction, path: Path) -> Path:
-    """Write the objects as a PNG of 16 bits: 0 for background, k for the k-th object, the better one on top.
+    """Write the objects as a PNG of 16 bits: 0 for background, k for the k-th object, smaller ones on top.
 
     Rows are painted in bands, so that the whole map is never in memory. More than 65,535 objects become a TIFF of 32
     bits.
@@ -68,7 +68,7 @@ def _bands(found: Prediction, dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]
         while numbered and numbered[0][1].top < bottom:
             open_ones.append(numbered.pop(0))
         band = np.zeros((bottom - top, width), dtype)
-        for number, each in sorted(open_ones, key=lambda pair: -pair[0]):
+        for number, each in painting_order(open_ones):
             y1, y2 = max(top, each.top), min(bottom, each.bottom)
             rows = each.mask[y1 - each.top : y2 - each.top]
             band[y1 - top : y2 - top, each.left : each.right][rows] = number

@@ -42,6 +42,8 @@ class LabelledImages:
         names: paths relative to the source, without suffix.
         sizes: height and width of each in pixels.
         label_map: position -> (H, W); None for boxes without outlines.
+        mostly_hidden: position, label map (H, W) -> (N,) whether each object keeps fewer than half of its pixels in it;
+            None where objects cannot overlap, and for predictions.
         results: the detections of each image in COCO's results format, if they have scores.
         coco: the content of the COCO JSON with the true objects, if there is one.
         categories: the names of the results' categories by id; empty if they are those of the data.
@@ -51,6 +53,7 @@ class LabelledImages:
     names: Sequence[str]
     sizes: Sequence[Size]
     label_map: Callable[[int], npt.NDArray[np.int32]] | None
+    mostly_hidden: Callable[[int, npt.NDArray[np.int32]], npt.NDArray[np.bool_]] | None = None
     results: Sequence[Results] | None = None
     coco: dict[str, Any] | None = None
     categories: Mapping[int, str] = field(default_factory=dict)
@@ -69,7 +72,8 @@ def read_truth(
     images = open_split(data, split, orientation=orientation)
     truth = images.coco_ground_truth()
     names, sizes = _listed(truth["images"])
-    return LabelledImages(str(images.annotations), names, list(sizes.values()), images.label_map, coco=truth)
+    shapes = list(sizes.values())
+    return LabelledImages(str(images.annotations), names, shapes, images.label_map, images.mostly_hidden, coco=truth)
 
 
 def read_predictions(path: str | Path, truth: LabelledImages, score: float | None) -> LabelledImages:
@@ -150,7 +154,7 @@ def _detections(path: Path, truth: LabelledImages, score: float) -> LabelledImag
         found[result["image_id"]].append(result)
     images, shapes = list(found.values()), list(sizes.values())
     draw = partial(_drawn, images, shapes, score) if masks else None
-    return LabelledImages(str(path), names, shapes, draw, images, categories=categories)
+    return LabelledImages(str(path), names, shapes, draw, results=images, categories=categories)
 
 
 def _drawn(images: Sequence[Results], sizes: Sequence[Size], score: float, position: int) -> npt.NDArray[np.int32]:

@@ -29,7 +29,8 @@ def choose_thresholds(chances: Floats, labels: Integers) -> Floats:
         known = np.unique(values)
         cuts = (known[1:] + known[:-1]) / 2
         above = values[:, None] > cuts
-        gains = above[positive].mean(0) - above[~positive].mean(0)
+        # whole numbers: differences of means that are equal may differ by rounding
+        gains = above[positive].sum(0) * (~positive).sum() - above[~positive].sum(0) * positive.sum()
         if len(gains) and gains.max() > 0:
             thresholds[k] = cuts[gains.argmax()]
     if count == 2 and np.allclose(chances.sum(1), 1):

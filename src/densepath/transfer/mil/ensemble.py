@@ -19,7 +19,7 @@ from densepath.transfer.mil.choosing import predict_classes
 from densepath.transfer.mil.fold import objective_of
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import KNN, MODELS
-from densepath.transfer.mil.results import SCORES, answer_columns
+from densepath.transfer.mil.results import SCORES, answer_columns, answer_text
 from densepath.transfer.probe.metrics import Floats
 
 
@@ -114,9 +114,9 @@ class Ensemble:
         """The values of :meth:`columns` for a bag with answers (F, K)."""
         chosen: Sequence[str] = [self.notes.classes[self.predicted(values)]] if self.notes.classes else []
         spread = values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1], np.nan)
-        deviations = [f"{value:.6g}" if np.isfinite(value) else "" for value in spread]
+        deviations = [answer_text(value) if np.isfinite(value) else "" for value in spread]
         return [*chosen, *_texts(values.mean(0)), *deviations, *_texts(values.ravel())]
 
 
 def _texts(values: Floats) -> list[str]:
-    return [f"{value:.6g}" for value in values]
+    return [answer_text(value) for value in values]

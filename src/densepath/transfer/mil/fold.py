@@ -15,6 +15,7 @@ import torch
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.spacing import varies
 from densepath.runs.checkpoints import CHECKPOINTS
 from densepath.training.hardware import Hardware
 from densepath.training.intervals import Intervals
@@ -148,7 +149,7 @@ def _train(
     config, hardware = study.config, study.hardware
     kind = MODELS[study.model]
     labels = bags.targets[:, 0]
-    scale = (float(labels.mean()), float(labels.std()) or 1.0) if config.task == "regression" else (0.0, 1.0)
+    scale = _scale(labels) if config.task == "regression" else (0.0, 1.0)
     notes = ModelNotes(
         model=study.model,
         dim=study.dim,
@@ -195,6 +196,12 @@ def _train(
     notes = replace(notes, thresholds=tuple(thresholds), epoch=int(epoch), score=score, loss=loss)
     save_model(out / MODEL_FILE, task.chosen, notes)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+
+
+def _scale(numbers: Floats) -> tuple[float, float]:
+    """The mean and the standard deviation of numbers (N,); 1 in its place if they are equal."""
+    different = varies(numbers, np.ones((1, len(numbers)), bool))[0]
+    return float(numbers.mean()), float(numbers.std()) if different else 1.0
 
 
 def balanced(bags: BagSet, classes: int) -> Floats:

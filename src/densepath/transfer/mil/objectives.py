@@ -119,5 +119,5 @@ class Survival(Objective):
 
     def score(self, answers: Floats, targets: Floats) -> float:
         """Harrell's concordance."""
-        found = concordance(targets[:, 0], targets[:, 1], answers[:, 0])
+        found = float(concordance(np.ones((1, len(targets))), targets[:, 0], targets[:, 1], answers[:, 0])[0])
         return found if np.isfinite(found) else 0.0

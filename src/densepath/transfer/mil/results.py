@@ -23,13 +23,14 @@ from densepath.transfer.probe.metrics import (
     Floats,
     Integers,
     Score,
+    check_finite,
     evaluate,
+    intervals,
     measure,
-    resampled,
-    score_of,
 )
 
 PREDICTIONS, SCORES = "patient-preds.csv", "scores.json"
+_WHOLE = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,9 @@ def scores_of(tested: Outcome, task: str, seed: int) -> dict[str, Score]:
     Classes: AUC and average precision one against the rest and their means, accuracy, balanced accuracy and F1, in
     percent; cases of different folds are not ranked against each other. Regression: R2 and Pearson's correlation;
     survival: concordance within folds.
+
+    Raises:
+        UserError: an answer is NaN or Inf.
     """
     classes = tested.cohort.classes
     if classes:
@@ -98,14 +102,8 @@ def scores_of(tested: Outcome, task: str, seed: int) -> dict[str, Score]:
         )
         return {_named(name, classes): score for name, score in found.items()}
     targets, values = tested.cohort.targets[tested.cases], tested.values[:, 0]
-    weights = np.concatenate([np.ones((1, len(values))), *resampled(tested.owners, seed)])
-    numbers: dict[str, list[float]] = {}
-    for row in weights.astype(np.int64):
-        drawn = np.repeat(np.arange(len(values)), row)
-        own = _numbers(targets[drawn], values[drawn], tested.folds[drawn], task)
-        for name, value in own.items():
-            numbers.setdefault(name, []).append(value)
-    return {name: score_of(found[0], np.array(found[1:])) for name, found in numbers.items()}
+    check_finite(tested.values)
+    return intervals(lambda w: _numbers(w, targets, values, tested.folds, task), tested.owners, seed)
 
 
 def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:
@@ -113,20 +111,25 @@ def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:
     rows = []
     for fold in np.unique(tested.folds):
         own = tested.folds == fold
+        one = np.ones((1, int(own.sum())))
         if tested.cohort.classes:
-            one = np.ones((1, int(own.sum())))
             found = measure(one, tested.truth[own], tested.values[own], tested.folds[own], tested.predicted[own])
             rows.append({_named(name, tested.cohort.classes): 100 * float(value[0]) for name, value in found.items()})
         else:
             targets = tested.cohort.targets[tested.cases[own]]
-            found_numbers = _numbers(targets, tested.values[own, 0], tested.folds[own], task)
-            rows.append({name: 100 * value for name, value in found_numbers.items()})
+            found = _numbers(one, targets, tested.values[own, 0], tested.folds[own], task)
+            rows.append({name: 100 * float(value[0]) for name, value in found.items()})
     return rows
 
 
 def answer_columns(target: str, classes: Sequence[str], task: str) -> list[str]:
     """The columns of answers: probabilities of classes, a number, or a log risk, which is higher for earlier events."""
     return [f"{target}_{name}" for name in classes] or [f"{target}_{'risk' if task == 'survival' else 'predicted'}"]
+
+
+def answer_text(value: float) -> str:
+    """An answer as tables have it: six digits, and all before the decimal point."""
+    return f"{value:.0f}" if abs(value) >= _WHOLE else f"{value:.6g}"
 
 
 def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, Any], out: Path, task: str) -> None:
@@ -148,7 +151,7 @@ def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, An
                     *([cohort.cases[case]] if slides else []),
                     *target,
                     *([cohort.classes[chosen]] if cohort.classes else []),
-                    *(f"{value:.6g}" for value in values),
+                    *map(answer_text, values),
                     fold,
                 ]
             )
@@ -168,8 +171,8 @@ def _named(name: str, classes: Sequence[str]) -> str:
     return f"{what}_{classes[int(number)]}" if number.isdigit() else name
 
 
-def _numbers(targets: Floats, values: Floats, folds: Integers, task: str) -> dict[str, float]:
-    """Scores of numbers or risks, as shares of 1."""
+def _numbers(weights: Floats, targets: Floats, values: Floats, folds: Integers, task: str) -> dict[str, Floats]:
+    """Scores of weighted numbers or risks, (B,) each, as shares of 1."""
     if task == "survival":
-        return {"concordance": mean_concordance(targets, values, folds)}
-    return number_scores(targets[:, 0], values)
+        return {"concordance": mean_concordance(weights, targets, values, folds)}
+    return number_scores(weights, targets[:, 0], values)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.errors import UserError
+
 METRICS = ("accuracy", "balanced_accuracy", "macro_auc")
 ALL_METRICS = ("macro_auc", "macro_ap", "accuracy", "balanced_accuracy", "macro_f1")
 _REPEATS = 1000
@@ -65,9 +67,26 @@ def evaluate(
 
     Returns:
         The score for each of the metrics, in percent.
+
+    Raises:
+        UserError: a probability is NaN or Inf.
     """
+    check_finite(chances)
     found = intervals(lambda w: measure(w, truth, chances, folds, predicted), patients, seed, repeats)
     return {name: found[name] for name in metrics}
+
+
+def check_finite(answers: Floats) -> None:
+    """Check predictions (N, K): one that is NaN would count as the highest probability of every class.
+
+    Raises:
+        UserError: some are NaN or Inf.
+    """
+    if wrong := int((~np.isfinite(answers)).any(axis=1).sum()):
+        raise UserError(
+            f"the predictions of {wrong} of {len(answers)} test cases are NaN or Inf; check their features or pixels, "
+            "or train again with a lower learning rate"
+        )
 
 
 def intervals(
@@ -123,7 +142,7 @@ def measure(
     areas, precisions = zip(*(ranked(weights, members[:, k], chances[:, k], folds) for k in range(count)), strict=True)
     return {
         "accuracy": accuracy,
-        "balanced_accuracy": mean_of_known(_divide(hits, positive)),
+        "balanced_accuracy": mean_of_known(divide(hits, positive)),
         "macro_f1": mean_of_known(f1),
         "macro_auc": mean_of_known(np.stack(areas, axis=1)),
         "macro_ap": mean_of_known(np.stack(precisions, axis=1)),
@@ -154,10 +173,11 @@ def ranked(weights: Floats, positive: npt.NDArray[np.bool_], chance: Floats, fol
         mixed = no.any(1)
         precision += mixed * (yes * true / np.maximum(true + false, _TINY)).sum(1)
         found += mixed * yes.sum(1)
-    return _divide(won, pairs), _divide(precision, found)
+    return divide(won, pairs), divide(precision, found)
 
 
-def _divide(part: Floats, whole: Floats) -> Floats:
+def divide(part: Floats, whole: Floats) -> Floats:
+    """Shares; NaN of nothing."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return part / whole
 
