@@ -181,7 +181,7 @@ class ImageFiles:
             return []
         some = wide[:_DECODED_SAMPLE]
         found = zip(some, self._in_threads(self._brightest, some), strict=True)
-        return [self.names(position) for position, value in found if 0 < value and highest_of_bits(value) < _MOST]
+        return [self.names(position) for position, value in found if value > 0 and highest_of_bits(value) < _MOST]
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels, among a sample of the files."""

@@ -102,8 +102,8 @@ def _warn_of_bits(pixels: npt.NDArray[Any], spec: PixelSpec) -> None:
     if low_values and pixels.any():
         _say_once(
             f"densepath: warning: an image uses {int(pixels.max()).bit_length()} of its 16 bits, and the network was "
-            "trained on 8: it is given the upper 8, which are dark; give uint8 in the range of the training, or a folder "
-            "of such files to densepath predict, which finds their window"
+            "trained on 8: it is given the upper 8, which are dark; give uint8 in the range of the training, or a "
+            "folder of such files to densepath predict, which finds their window"
         )
     elif pixels.dtype == np.uint8 and spec.file_bits == 16 and spec.window[1] < _MOST_VALUE:
         _say_once(
