@@ -18,6 +18,7 @@ from pycocotools import mask as oracle
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.patients import patients_of
 from densepath.core.errors import UserError
+from densepath.datasets.check import check_data
 from densepath.datasets.coco import convert_coco
 from densepath.datasets.find_files import split_named
 
@@ -215,6 +216,42 @@ def test_categories_are_renamed_merged_and_dropped(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             convert_coco(source, tmp_path / "no", categories=rules, test_share=0.5)
+
+
+def test_blanks_around_names_of_categories_do_not_count(tmp_path: Path) -> None:
+    source = one_set(tmp_path)
+    content = json.loads((source / "result.json").read_text())
+    content["categories"][1]["name"] = "Lumen "
+    (source / "result.json").write_text(json.dumps(content))
+    merged = convert_coco(source, tmp_path / "out", categories=["Lumen =cell"], test_share=0.5)
+    assert open_split(merged, "train").category_names == ["cell"]
+
+
+def test_what_makes_scores_wrong_silently_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Classes that differ in capitals, and unknown patients."""
+    source = one_set(tmp_path)
+    content = json.loads((source / "result.json").read_text())
+    content["categories"][1]["name"] = "lumen"
+    content["annotations"][0]["iscrowd"] = False
+    (source / "result.json").write_text(json.dumps(content))
+    dest = convert_coco(source, tmp_path / "out", test_share=0.5)
+    text = "capitals, spaces or zeros only, and count as different ones: Lumen, lumen; merge them with --categories"
+    err = capsys.readouterr().err
+    assert f"{text} Lumen=lumen" in err and "warning: the patients are unknown" in err
+    check_data(dest, count=0)
+    assert text in capsys.readouterr().out
+    assert "false" not in (dest / "annotations" / "train.json").read_text()
+
+
+def test_a_file_in_other_capitals_is_taken_if_it_is_the_only_one(tmp_path: Path, capsys: Any) -> None:
+    source = one_set(tmp_path)
+    (source / "result.json").write_text((source / "result.json").read_text().replace(".png", ".PNG"))
+    convert_coco(source, tmp_path / "out", test_share=0.5)
+    assert "4 names in other capitals than the file: " in capsys.readouterr().err
+    for path in sorted(source.rglob("*.png"))[:1]:
+        path.with_name(path.name.upper().replace(".PNG", ".pnG")).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="that are missing: "):
+        convert_coco(source, tmp_path / "no", test_share=0.5)
 
 
 def test_other_ids_in_each_file_mean_the_same_names(tmp_path: Path) -> None:

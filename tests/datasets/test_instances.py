@@ -585,6 +585,14 @@ def test_a_map_with_more_numbers_than_its_shape_takes_no_memory(
             read_labels(path)
 
 
+def test_classes_in_matlab_files_are_not_dropped_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in" / "images", tmp_path / "in" / "labels", [0, 1], save_matlab)
+    path = tmp_path / "in" / "labels" / "0.mat"
+    scipy.io.savemat(path, {"inst_map": labels(0).astype(float), "type_map": labels(0).astype(float)})
+    convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    assert "type_map of" in capsys.readouterr().err
+
+
 def test_uncompressed_and_old_matlab_files_are_read(tmp_path: Path) -> None:
     for number, options in enumerate([{"format": "4"}, {"do_compression": False}, {"do_compression": True}]):
         path = tmp_path / f"{number}.mat"

@@ -218,6 +218,38 @@ def test_what_has_no_area_and_what_is_repeated_is_left_out(tmp_path: Path, capsy
     assert "2 repeated objects left out" in said
 
 
+def test_classes_that_qupath_ignores_are_left_out_unless_named(tmp_path: Path, capsys: Any) -> None:
+    objects = [feature(polygon(box(5, 5, 8, 8)), name) for name in ("Ignore*", " Tumor ")]
+    source = write(tmp_path / "in" / "train", {"a": objects}).parent
+    write(source / "test", {"b": objects})
+    assert masks(convert_qupath(source, tmp_path / "out"))["a"][1] == ["Tumor"]
+    assert "left out: 2 Ignore*; QuPath ignores classes that end in *" in capsys.readouterr().err
+    named = convert_qupath(source, tmp_path / "named", categories=["Ignore*=x"])
+    assert sorted(open_split(named, "train").category_names) == ["Tumor", "x"]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_tiles_that_qupath_named_by_their_place(step: int, tmp_path: Path, capsys: Any) -> None:
+    height, width = SIZE
+    size = f"w={width * step},h={height * step}"
+    tile, other = (f"s [{f'd={step},' * (step > 1)}x={x},y=2048,{size}]" for x in (1024, 0))
+    ring = [[1024 + step * x, 2048 + step * y] for x, y in box(5, 6, 8, 9)]
+    source = write(tmp_path / "in" / "train", {tile: [feature(polygon(ring))]}).parent
+    write(source / "test", {other: [feature(polygon([[x - 1024, y] for x, y in ring]))]})
+    found = masks(convert_qupath(source, tmp_path / "out"))
+    for name in (tile, other):
+        np.testing.assert_array_equal(found[name][0][0], whole(6, 5, np.ones((9, 8), bool)))
+    assert "moved by x, y and d in the names" in capsys.readouterr().err
+
+
+def test_outlines_that_the_names_of_tiles_do_not_explain_are_not_moved(tmp_path: Path, capsys: Any) -> None:
+    name = f"s [x=10,y=0,w={SIZE[1]},h={SIZE[0]}]"
+    source = write(tmp_path / "in" / "train", {name: [feature(polygon(box(1, 1, 8, 8)))]}).parent
+    write(source / "test", {"b": [feature(polygon(box(1, 1, 8, 8)))]})
+    found = masks(convert_qupath(source, tmp_path / "out"))
+    assert found[name][0].sum() == 64 and "moved" not in capsys.readouterr().err
+
+
 def test_faults_of_geojson_are_named(tmp_path: Path) -> None:
     outside = [feature(polygon(box(5000, 5000, 9, 9)))]
     for content, message in (

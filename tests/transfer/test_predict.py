@@ -27,6 +27,7 @@ from densepath.sources.image_reader import ImageFile, open_file
 from densepath.sources.packing import write_store
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.tiff_parts import TiffParts
+from densepath.transfer import stored_pixels
 from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.instances import decode_mask
@@ -73,6 +74,76 @@ def test_predictions_are_those_of_the_evaluation(detector: Path, tmp_path: Path)
     expected = [each for each in results_of(tmp_path / "scores") if decode_mask(each["segmentation"]).any()]
     assert len(expected) > 3
     assert results_of(out) == expected
+
+
+def in_bits(image: np.ndarray, bits: int) -> np.ndarray:
+    """A grey image with 8 bits, or with 12 of 16."""
+    grey = image[..., 0]
+    return grey if bits == 8 else grey.astype(np.uint16) * 16 + (grey >> 4)
+
+
+@pytest.mark.parametrize(("trained", "seen"), [(8, 12), (12, 8)])
+def test_images_of_other_bits_are_seen_in_their_window(
+    detector: Path, tmp_path: Path, trained: int, seen: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By predict, by the evaluation, and by show."""
+    loaded = densepath.load_detector(detector)
+    notes = replace(loaded.notes, window=(0, 2**trained - 1), category_ids=(1, 2), category_names=("object", "b"))
+    path = tmp_path / "run" / "exported" / "detector.safetensors"
+    save_detector(path, loaded.detector, notes)
+    labels = np.zeros((50, 64), np.int32)
+    labels[10:30, 20:40] = 1
+    pixels = images(tmp_path / "unused", 2)
+    for bits in (trained, seen):
+        samples = [(f"{k}", in_bits(image, bits), labels) for k, image in enumerate(pixels)]
+        write_coco(tmp_path / f"{bits}", {"train": [], "test": samples}, ("object", "b"))
+    found = {
+        bits: predict(path, data=tmp_path / f"{bits}" / "test", out=tmp_path / f"p{bits}", **ALL)
+        for bits in (trained, seen)
+    }
+    window = f"the window of these is 0 to {2**seen - 1}"
+    assert capsys.readouterr().err.count(window) == 1
+    ours, expected = (results_of(found[bits]) for bits in (seen, trained))
+    assert len(ours) == len(expected) > 3
+    np.testing.assert_allclose([r["bbox"] for r in ours], [r["bbox"] for r in expected], atol=1)
+    test = open_split(tmp_path / f"{seen}", "test", notes.spec)
+    evaluate_detector(loaded.detector, notes, test, tmp_path / "s", pictures=0)
+    scored = [each for each in results_of(tmp_path / "s") if decode_mask(each["segmentation"]).any()]
+    assert scored == ours
+    capsys.readouterr()
+    densepath.show_detections(data=tmp_path / f"{seen}", runs=[path], out=tmp_path / "a.png", devices="cpu")
+    assert window in capsys.readouterr().err
+
+
+def test_images_are_predicted_again_if_others_change_their_window(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    for number, image in enumerate(images(tmp_path / "unused", 2)):
+        data.mkdir(exist_ok=True)
+        Image.fromarray(in_bits(image, 12)).save(data / f"{number}.png")
+    for added, done in (("", 0), ("", 2), ("8 bits", 0)):
+        if added:
+            Image.fromarray(in_bits(image, 8)).save(data / f"{added}.png")
+        predict(detector, data=data, out=tmp_path / "out", **ALL)
+        lines = capsys.readouterr().err
+        assert f", {done} done before" in lines
+        assert ("0.png, 1.png use only some of 16 bits, and other images have 8" in lines) == bool(added)
+
+
+@pytest.mark.parametrize(("window", "bits"), [(255, 12), (4095, 8)])
+def test_a_single_image_of_other_bits_is_warned_of_once(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], window: int, bits: int
+) -> None:
+    loaded = densepath.load_detector(detector)
+    loaded.notes = replace(loaded.notes, window=(0, window))
+    loaded.spec = loaded.notes.spec
+    image = in_bits(images(tmp_path / "unused", 1)[0], bits)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    stored_pixels._say_once.cache_clear()
+    loaded.predict([tmp_path / "a.png", image, image])
+    text = "uses 12 of its 16 bits" if bits == 12 else "an image has 8 bits, and the network was trained on 16"
+    assert capsys.readouterr().err.count(text) == 1
 
 
 def test_every_image_has_its_files(detector: Path, tmp_path: Path) -> None:

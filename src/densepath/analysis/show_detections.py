@@ -14,13 +14,14 @@ from scipy import ndimage
 from densepath.analysis.panels import picture_file
 from densepath.analysis.short_names import short_names
 from densepath.annotations.coco import open_split
-from densepath.annotations.splits import fit_window
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.fonts import font
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.core.spacing import evenly_spaced
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.other_bits import prediction_spec
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
 from densepath.transfer.detection.object_metrics import compare, correct_pairs
@@ -83,7 +84,10 @@ def show_detections(
     known = [detector.notes.orientation for detector in detectors]
     orientation = orientation or next(filter(None, known), None)
     images = open_split(data, "test", orientation=orientation)
-    fit_window(images)
+    files = ImageFiles(images.paths())
+    for detector in detectors:
+        detector.spec = prediction_spec(detector.notes.spec, files, converted=True)
+    images.spec = images.spec.override(window=detectors[0].spec.window, bits=detectors[0].spec.file_bits)
     rows = []
     for position in evenly_spaced(count, len(images)):
         sample, truth = images.sample(position, masks=False), images.label_map(position)

@@ -55,7 +55,8 @@ def check_keys(truth: Any, path: Path) -> dict[str, Any]:
                     )
     checked: dict[str, Any] = truth
     for entry in checked["annotations"]:
-        entry["iscrowd"] = _whole(entry.get("iscrowd", 0))
+        crowd = entry.get("iscrowd", 0)
+        entry["iscrowd"] = int(crowd) if isinstance(crowd, bool) else _whole(crowd)
         if entry.get("area", 0) is None:
             del entry["area"]
     for entry in checked["categories"]:

@@ -23,6 +23,7 @@ _T = TypeVar("_T")
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".mat")
 _MATLAB_COMPRESSED, _MATLAB_HEAD = 15, 2**16  # a kind of element; bytes of an element besides its numbers
+_CLASSES = ("type_map", "inst_type", "class")
 _USUAL = "inst_map"  # the name of the variable in MATLAB files with several
 _MATLAB_KINDS = ("double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 
@@ -50,6 +51,15 @@ def label_size(path: Path) -> tuple[int, int]:
         )
     refuse_bomb(path, shape[1], shape[0])
     return shape[0], shape[1]
+
+
+def unread_classes(path: Path) -> list[str]:
+    """The variables of a MATLAB file with the classes of objects (CoNSeP, Lizard), which are not read."""
+    if path.suffix.lower() != ".mat":
+        return []
+    with decoding(path, "is not a MATLAB file"):
+        listed = {name for variables, *_ in _matlab_elements(path, _MATLAB_HEAD) for name, *_ in variables}
+    return [name for name in _CLASSES if name in listed]
 
 
 def label_orientation(path: Path) -> int:

@@ -84,7 +84,7 @@ def _category(classification: Any) -> str | None:
         name = classification.get("name") or joined
     else:
         name = classification
-    return str(name) if name and str(name).strip() else None
+    return str(name).strip() or None if name else None
 
 
 def fill_geometry(
@@ -115,6 +115,24 @@ def fill_geometry(
     for y, x, part in parts:
         mask[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] |= part
     return top, left, mask
+
+
+def moved(geometry: Any, corner: tuple[float, float], step: float) -> Any:
+    """A Polygon or a MultiPolygon in the pixels of a tile; others, and those without coordinates, as they are.
+
+    Args:
+        geometry: GeoJSON.
+        corner: x, y of the tile.
+        step: pixels of the geometry for one of the tile.
+    """
+    try:
+        polygons = polygons_in(geometry) if is_area(geometry) else []
+    except ValueError:
+        return geometry
+    if not polygons:
+        return geometry
+    places = [[((ring - corner) / step).tolist() for ring in rings] for rings in polygons]
+    return {**geometry, "type": "MultiPolygon", "coordinates": places}
 
 
 def is_area(geometry: Any) -> bool:

@@ -26,9 +26,14 @@ def several_spellings(names: Iterable[str]) -> list[str]:
     Returns:
         The names, sorted; none if each has one spelling.
     """
+    return sorted(name for group in groups_of_spellings(names) for name in group)
+
+
+def groups_of_spellings(names: Iterable[str]) -> list[list[str]]:
+    """The spellings, sorted, of each name that has several, see :func:`several_spellings`."""
     groups: dict[str, set[str]] = {}
     for name in names:
         plain = " ".join(composed(name).casefold().split())
         whole = _WHOLE.fullmatch(plain)
         groups.setdefault(whole[1] if whole else plain, set()).add(name)
-    return sorted(name for group in groups.values() if len(group) > 1 for name in group)
+    return [sorted(group) for group in groups.values() if len(group) > 1]

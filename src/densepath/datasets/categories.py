@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
-from densepath.core.errors import UserError, suggest
+from densepath.core.errors import UserError, first_few, suggest
+from densepath.core.spelling import groups_of_spellings
 
 
 class Renaming:
@@ -37,6 +39,19 @@ class Renaming:
             if old not in known:
                 raise UserError(f"--categories names {old!r}, which no object has; {suggest(old, known)}")
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a rule names a category."""
+        return name in self._new
+
     def __call__(self, name: str) -> str | None:
         """The new name of a category; None if its objects are left out."""
         return self._new.get(name, name) or None
+
+
+def odd_categories(names: Iterable[str]) -> list[str]:
+    """A warning of categories that may be the same, with the option that merges them, if there are any."""
+    groups = groups_of_spellings(names)
+    rules = [shlex.quote(f"{other}={group[-1]}") for group in groups for other in group[:-1]]
+    what = "categories that differ in capitals, spaces or zeros only, and count as different ones"
+    alike = first_few([name for group in groups for name in group], 6)
+    return [f"warning: {what}: {alike}; merge them with --categories {' '.join(rules)}"] if groups else []

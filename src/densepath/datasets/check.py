@@ -20,6 +20,7 @@ from densepath.core.files import check_writable
 from densepath.core.output_names import names_below
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.streams import write_result
+from densepath.datasets.categories import odd_categories
 from densepath.datasets.check_list import check_list
 from densepath.datasets.contact_sheet import draw_sheet
 from densepath.datasets.labelled_lists import LIST
@@ -138,7 +139,7 @@ def _counts(splits: Splits, patients: Mapping[str, Patients]) -> list[str]:
     for split, images in splits.items():
         if lacking := [name for name in every if name not in images.category_names]:
             lines.append(f"warning: {split} lacks the categories {first_few(lacking)}; all splits need the same")
-    return lines
+    return lines + odd_categories(every)
 
 
 def _range(values: np.ndarray) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
 from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.find_files import FileIndex, image_folder, in_other_folders, split_in_folders, split_named
-from densepath.datasets.samples import Sample, stems_below, with_patients, without_repeats
+from densepath.datasets.samples import Sample, named_in_splits, with_patients, without_repeats
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
 from densepath.sources.listing import SUFFIXES, walk
@@ -99,7 +98,7 @@ def convert_coco(
     excluded = Exclusion(exclude)
     for path, (content, split) in sorted(files.items(), key=lambda each: SPLITS.index(each[1][1] or "train")):
         truth, found = _read(path, content, index, excluded, crowds, orientation, split)
-        kinds = {category["id"]: category["name"] for category in truth["categories"]}
+        kinds = {category["id"]: category["name"].strip() for category in truth["categories"]}
         names += kinds.values()
         objects = without_repeats(_by_image(truth, kinds, renaming), path)
         listed.update(file.resolve() for file in found.values())
@@ -107,6 +106,7 @@ def convert_coco(
             held = objects.get(image["id"], [])
             known, mpp = stated_patient(image), stated_mpp(image)
             samples.append(Sample("", found[image["id"]], _returning(held), known, split, mpp))
+    index.report()
     renaming.check(names)
     twice = [str(file) for file, times in listed.items() if times > 1]
     refuse(twice, f"images that {source} lists more than once", "list each image once, in one JSON file")
@@ -117,7 +117,7 @@ def convert_coco(
         raise UserError(f"{source} lists no image")
     kept = _used([name for old in dict.fromkeys(names) if (name := renaming(old))], samples, source)
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
-    parts, patients = split_samples(with_patients(_named(samples), source, images=images), how, source)
+    parts, patients = split_samples(with_patients(named_in_splits(samples), source, images=images), how, source)
     write_samples(dest, parts, kept, "object", orientation, patients)
     return dest
 
@@ -203,15 +203,6 @@ def _used(names: Sequence[str], samples: Sequence[Sample], source: Path) -> list
     if not present:
         raise UserError(f"{source} has no object; outline some, or check --categories")
     return [name for name in every if name in present]
-
-
-def _named(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with their paths below the folder that all images of their split share."""
-    named: list[Sample] = []
-    for split in dict.fromkeys(sample.split for sample in samples):
-        part = [sample for sample in samples if sample.split == split]
-        named += [replace(s, name=name) for s, name in zip(part, stems_below([s.image for s in part]), strict=True)]
-    return named
 
 
 def _returning(objects: Annotations) -> Callable[[], Objects]:

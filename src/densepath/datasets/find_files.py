@@ -11,9 +11,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from densepath.core.columns import SPLIT_OF
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.paths import AnyPath
 from densepath.core.spelling import composed
+from densepath.core.streams import say
 from densepath.sources.listing import SUFFIXES
 
 _SPLIT = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_OF)})(?:\d{{4}})?(?=[^a-z]|$)")
@@ -60,7 +61,8 @@ class FileIndex:
     """
 
     def __init__(self, files: Iterable[Path], stems: bool = False) -> None:
-        self._stems = stems
+        self._stems, self._folded = stems, defaultdict[str, set[str]](set)
+        self._other_case: dict[str, Path] = {}
         self._files: dict[str, list[tuple[Path, list[str], int]]] = defaultdict(list)
         self.count = 0
         for path in files:
@@ -68,12 +70,13 @@ class FileIndex:
             for order, parts in enumerate(_readings(str(path))):
                 for key in {self._key(parts[-1]), parts[-1]}:
                     self._files[key].append((path, parts, order))
+                    self._folded[key.casefold()].add(key)
 
     def find(self, name: str, near: Path | None = None, split: str | None = None) -> list[Path]:
         """The files that a name means: none, one, or several that fit equally well.
 
         The most parts of the path must agree, from the last one on, as they are or as those of a URL; then the split;
-        then the folder.
+        then the folder. Where no file has the name, the only one that has it in other capitals.
 
         Args:
             name: a path or a URL, absolute or relative, with slashes or backslashes.
@@ -82,12 +85,33 @@ class FileIndex:
         """
         ranked = []
         for place, parts in enumerate(_readings(name)):
-            for path, other, order in self._files.get(parts[-1]) or self._files.get(self._key(parts[-1]), []):
+            for path, other, order in self._named(parts[-1]):
                 fits = split is not None and any(split_named(part) == split for part in other[:-1])
                 shared = len(os.path.commonpath([os.path.abspath(near), os.path.abspath(path)])) if near else 0
                 ranked.append(((_agreeing(parts, other), -place - order, fits, shared), path))
         best = max((rank for rank, _ in ranked), default=None)
+        if best is None:
+            return self._in_other_case(name)
         return list(dict.fromkeys(path for rank, path in ranked if rank == best))
+
+    def report(self) -> None:
+        """Print which names were found in other capitals only."""
+        if self._other_case:
+            shown = first_few([f"{name} is {path.name}" for name, path in self._other_case.items()])
+            say(f"densepath: {counted(len(self._other_case), 'name')} in other capitals than the file: {shown}")
+
+    def _named(self, name: str) -> list[tuple[Path, list[str], int]]:
+        return self._files.get(name) or self._files.get(self._key(name), [])
+
+    def _in_other_case(self, name: str) -> list[Path]:
+        """The one file whose name differs in capitals only, as on Windows; none if there are several."""
+        asked = {key.casefold() for parts in _readings(name) for key in (parts[-1], self._key(parts[-1]))}
+        keys = {key for one in asked for key in self._folded.get(one, ())}
+        found = list({path for key in keys for path, *_ in self._files[key]})
+        if len(found) != 1:
+            return []
+        self._other_case[name] = found[0]
+        return found
 
     def _key(self, name: str) -> str:
         stem, suffix = os.path.splitext(name)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from densepath.annotations.coco_checks import Orientation
-from densepath.annotations.labels import LABEL_SUFFIXES
+from densepath.annotations.labels import LABEL_SUFFIXES, unread_classes
 from densepath.core.columns import SPLITS
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
+from densepath.core.streams import say
 from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.pairing import pair_up
 from densepath.datasets.samples import Sample, with_patients
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import SUFFIXES, walk
 
 
@@ -79,19 +82,26 @@ def convert_instances(
     def pairs(image_folder: Path, label_folder: Path, split: str | None = None) -> list[Sample]:
         maps = _files(label_folder, LABEL_SUFFIXES, image_folder)
         maps = [path for path in maps if path.stem.endswith(label_suffix)]
+        with suppress(CorruptImage):  # it is named below
+            classed.update((path, unread_classes(path)) for path in maps[:1])
         found = _files(image_folder, SUFFIXES, label_folder)
         if image_folder == label_folder:
             found = [path for path in found if path not in set(maps)]
         folders = (image_folder, label_folder)
         return pair_up(found, maps, label_suffix, labelled_only, folders, excluded, orientation, split)
 
-    excluded = Exclusion(exclude)
+    excluded, classed = Exclusion(exclude), dict[Path, list[str]]()
     if test_share is None and splits is None:
         places = {split: _folders(source, split, images, labels) for split in SPLITS}
         samples = [sample for split, place in places.items() if place for sample in pairs(*place, split)]
     else:
         samples = pairs(source / images, source / labels)
     excluded.report(source)
+    if first := next(((path, names) for path, names in classed.items() if names), None):
+        say(
+            f"densepath: warning: classes of objects ({' and '.join(first[1])} of {first[0]}) are not read: every "
+            f"object becomes {category}; write COCO JSON with categories for data coco to keep them"
+        )
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
     parts, patients = split_samples(with_patients(samples, source), how, source)
     write_samples(dest, parts, [category], "object", orientation, patients)

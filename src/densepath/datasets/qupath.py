@@ -22,14 +22,16 @@ from densepath.datasets.categories import Renaming
 from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.find_files import FileIndex, image_folder, in_other_folders, split_in_folders
 from densepath.datasets.geojson import annotation_of_geometry
-from densepath.datasets.samples import Sample, stems_below, with_patients, without_repeats
+from densepath.datasets.samples import Sample, named_in_splits, stems_below, with_patients, without_repeats
 from densepath.datasets.splitting import Splitting, split_samples
+from densepath.datasets.tile_names import in_tiles
 from densepath.datasets.writing import write_samples
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header
 from densepath.sources.listing import SUFFIXES, walk
 
 _SUFFIXES = (".geojson", ".json")
+_IGNORED = "*"  # at the end of the names of classes such as Ignore* and Region*
 Kind = Literal["annotation", "detection", "cell"]
 
 
@@ -54,9 +56,11 @@ def convert_qupath(
 
     Each GeoJSON file belongs to the image of the same name (tile.geojson or tile.png.geojson to tile.png), in pixels of
     that image. It holds a FeatureCollection, a list of features or one feature; Polygons and MultiPolygons with holes
-    become the pixels whose centers lie inside, ellipses are read as QuPath reads them. Points and lines, and objects
-    that repeat another one, are left out. The category is the name of the classification. An image without a GeoJSON
-    file is left out. Splits in the names of folders (train, val, test) are kept.
+    become the pixels whose centers lie inside, ellipses are read as QuPath reads them. Points and lines, classes that
+    QuPath ignores (``Ignore*``) and objects that repeat another one are left out. The category is the name of the
+    classification. Outlines of tiles in pixels of their slide are moved by the x, y and d in QuPath's names of tiles,
+    if these explain all outlines. An image without a GeoJSON file is left out. Splits in the names of folders (train,
+    val, test) are kept.
 
     Args:
         source: the folder of the GeoJSON files, or one of them.
@@ -94,14 +98,15 @@ def convert_qupath(
     root = source if source.is_dir() else source.parent
     image_of = _match(_find_files(source), root, folder, exclude)
     features = {path: read_features(path) for path in with_progress(image_of, len(image_of), "reading GeoJSON")}
-    chosen = _choose(features, tuple(objects), source)
+    sizes = _sizes(list(image_of.values()), orientation)
+    chosen = _without_ignored(_choose(features, tuple(objects), source), renaming, source)
+    chosen = in_tiles(chosen, image_of, sizes)
     named = {path: [(f, f.category or category) for f in found] for path, found in chosen.items()}
     renaming.check(name for found in named.values() for _, name in found)
     kept = {path: [(f, new) for f, old in found if (new := renaming(old))] for path, found in named.items()}
     names = sorted({name for found in kept.values() for _, name in found})
     if not names:
         raise UserError(f"{source} has no object; check --objects and --categories")
-    sizes = _sizes(list(image_of.values()), orientation)
     drawn = _draw(kept, {path: sizes[image] for path, image in image_of.items()}, outline, source)
     drawn = without_repeats(drawn, source)
     places = stems_below(list(image_of.values()))
@@ -109,6 +114,8 @@ def convert_qupath(
         Sample(name, image, partial(list, drawn[path]), split=split_in_folders(path, root))
         for name, (path, image) in zip(places, image_of.items(), strict=True)
     ]
+    if splits is None:  # a table may put images of one name, of two folders, into one split
+        samples = named_in_splits(samples)
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
     parts, patients = split_samples(with_patients(samples, source, images=images), how, source)
     write_samples(dest, parts, names, "object", orientation, patients)
@@ -140,6 +147,7 @@ def _match(paths: Sequence[Path], root: Path, folder: Path, exclude: Sequence[st
     several = [f"{names[p]} ({' or '.join(map(str, found[:2]))})" for p, found in candidates.items() if len(found) > 1]
     refuse(several, "GeoJSON files whose images are not clear", "give the folder of the images with --images")
     image_of = {path: found[0] for path, found in candidates.items()}
+    index.report()
     astray = in_other_folders((str(names[path]), image.absolute()) for path, image in image_of.items())
     refuse(astray, "GeoJSON files whose images are not in the folder of the others", "put them there, or rename them")
     times = Counter(image_of.values())
@@ -169,6 +177,21 @@ def _choose(
     if parts:
         say(f"densepath: {source}: left out: {', '.join(parts)}")
     return chosen
+
+
+def _without_ignored(
+    features: Mapping[Path, Sequence[Feature]], renaming: Renaming, source: Path
+) -> dict[Path, list[Feature]]:
+    """The objects but those of classes that QuPath ignores, unless a rule names them."""
+
+    def ignored(feature: Feature) -> bool:
+        return (feature.category or "").endswith(_IGNORED) and feature.category not in renaming
+
+    if counts := Counter(f.category for found in features.values() for f in found if ignored(f)):
+        shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        rule = f"--categories '{next(iter(counts))}=NAME'"
+        say(f"densepath: {source}: left out: {shown}; QuPath ignores classes that end in {_IGNORED} ({rule} keeps one)")
+    return {path: [f for f in found if not ignored(f)] for path, found in features.items()}
 
 
 def _shape(geometry: Any) -> tuple[str, str]:

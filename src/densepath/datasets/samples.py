@@ -74,6 +74,15 @@ def with_patients(
     return [replace(sample, patient=sample.patient or known.get(str(sample.image))) for sample in samples]
 
 
+def named_in_splits(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with their paths below the folder that all images of their split share."""
+    named: list[Sample] = []
+    for split in dict.fromkeys(sample.split for sample in samples):
+        part = [sample for sample in samples if sample.split == split]
+        named += [replace(s, name=name) for s, name in zip(part, stems_below([s.image for s in part]), strict=True)]
+    return named
+
+
 def stems_below(images: Sequence[Path]) -> list[str]:
     """The paths of images below the folder that all of them share, without suffix."""
     return [str(Path(name).with_suffix("")) for name in names_below(map(str, images))]

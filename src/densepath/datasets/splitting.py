@@ -64,6 +64,11 @@ def split_samples(
     if (how.test_share or 0) + (how.val_share or 0) >= 1:
         raise UserError("--test_share and --val_share leave no training images; give less than 1 together")
     owners = _owners(samples, how.patient_regex)
+    if how.patient_regex is None and (how.test_share or how.val_share) and not any(s.patient for s in samples):
+        say(
+            "densepath: warning: the patients are unknown, so images of one may be in training and test, which makes "
+            "scores too high; name them with --patient_regex or a manifest.csv"
+        )
     if how.patient_regex is not None:
         samples = [replace(sample, patient=owner) for sample, owner in zip(samples, owners, strict=True)]
     known = [sample.patient for sample in samples]
@@ -137,6 +142,7 @@ def _listed(samples: Sequence[Sample], table: Path) -> list[str]:
     index = FileIndex(map(Path, rows), stems=True)
     found = [index.find(str(sample.image)) for sample in samples]
     missing = [str(sample.image) for sample, files in zip(samples, found, strict=True) if not files]
+    index.report()
     refuse(missing, f"images that {table} does not list", "add them, or leave them out with --exclude")
     times = Counter(file for files in found for file in files)
     unclear = [str(s.image) for s, files in zip(samples, found, strict=True) if len(files) > 1 or times[files[0]] > 1]

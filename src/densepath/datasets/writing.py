@@ -18,6 +18,7 @@ from densepath.annotations.image_mpp import file_mpp
 from densepath.core.errors import UserError, counted
 from densepath.core.streams import say, write_line
 from densepath.core.system import with_progress
+from densepath.datasets.categories import odd_categories
 from densepath.datasets.samples import Sample
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
@@ -65,6 +66,8 @@ def write_samples(
         write_line(
             f"{split}: {counted(images, 'image')}{of}, {counted(instances - crowds, what)}{more}{passed}", sys.stdout
         )
+    for line in odd_categories(categories):
+        say(f"densepath: {line}")
     if warning := masks.warning("the source"):
         say(warning)
     return {split: images for split, (images, _) in counts.items()}

@@ -30,6 +30,7 @@ T = TypeVar("T")
 MAX_SIDE = 1024
 SAMPLE = 256
 _DECODED_SAMPLE = 32
+_MOST = 2**16 - 1  # of 16 bits
 
 
 def passed_over(images: PixelSource) -> str:
@@ -164,13 +165,23 @@ class ImageFiles:
     def _highest(self) -> int:
         """The largest value of the bits that a sample of the images uses."""
 
-        def brightest(position: int) -> int:
-            try:
-                return int(self.read(position).max())
-            except CorruptImage:
-                return 0
+        return highest_of_bits(max(self._in_threads(self._brightest, self._spread(_DECODED_SAMPLE))) or _MOST)
 
-        return highest_of_bits(max(self._in_threads(brightest, self._spread(_DECODED_SAMPLE))))
+    def _brightest(self, position: int) -> int:
+        """The highest value of an image; 0 if it cannot be read."""
+        try:
+            return int(self.read(position).max())
+        except CorruptImage:
+            return 0
+
+    def dim_among_bright(self) -> list[str]:
+        """Names of sampled images of 16 bits that use fewer, such as 12, if the sample has images of 8 bits, too."""
+        wide = [position for position, header in self.headers.items() if header.bits == 16]
+        if len(wide) in (0, len(self.headers)):
+            return []
+        some = wide[:_DECODED_SAMPLE]
+        found = zip(some, self._in_threads(self._brightest, some), strict=True)
+        return [self.names(position) for position, value in found if value > 0 and highest_of_bits(value) < _MOST]
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels, among a sample of the files."""

@@ -18,9 +18,12 @@ from densepath.core.system import with_progress
 from densepath.core.threads import OneBehind
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.image_files import ImageFiles
 from densepath.sources.image_reader import ImageReader, StoredImage, open_file
 from densepath.sources.listing import Passed, list_images
+from densepath.sources.other_bits import prediction_spec
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
+from densepath.sources.pixel_source import PixelSource
 from densepath.sources.prefetch import ahead
 from densepath.sources.slides.resolution import spacing_text
 from densepath.transfer.detection.prediction import Prediction
@@ -67,6 +70,7 @@ def predict_images(
     """
     stems = output_names(readers.paths())
     refuse_others(out, stems)
+    detector.spec = prediction_spec(detector.notes.spec, readers.images, converted=True)
     drawn = _drawn(len(readers), pictures)
     left = [
         position
@@ -86,7 +90,7 @@ def predict_images(
             write_label_map(found, out / LABELS / stem)
         write_geojson(found, out / "geojson" / f"{stem}.geojson")
         if position in drawn:
-            draw(reader, found, detector.notes.spec, out / "pictures" / f"{stem}.png")
+            draw(reader, found, detector.spec, out / "pictures" / f"{stem}.png")
         ids = detector.notes.category_ids
         results = [each.result(found.size, ids, detector.finds_masks) for each in found.objects]
         record = {"size": found.size, "results": results, "rows": rows_of(found, stem, um)}
@@ -161,8 +165,7 @@ class Readers:
     ) -> None:
         packed = str(data).lower().endswith(SUFFIX)
         self._store = open_store(data) if packed else None
-        self._kind = (len(detector.notes.mean), detector.dtype)
-        self._viewed = detector.views(orientation)
+        self._detector, self._viewed = detector, detector.views(orientation)
         store = self._store
         names = list_images(data, exclude, passed, runs=False) if store is None else map(store.names, range(len(store)))
         self.names = list(names)
@@ -170,6 +173,7 @@ class Readers:
         refuse_repeated(self._below, data)
         if packed and exclude:
             raise UserError(NO_EXCLUDE)
+        self.images: PixelSource = ImageFiles(self.names) if store is None else store
 
     def __len__(self) -> int:
         return len(self.names)
@@ -179,15 +183,17 @@ class Readers:
         return list(map(Path, self._below))
 
     def identity(self, position: int) -> list[Any]:
-        """What changes if an image is another one: its path, its size and its time."""
-        name = self.names[position]
-        return identity_of_file(name, name if self._store is None else self._data)
+        """What changes if an image is another one or seen otherwise: path, size, time, a window that is not trained."""
+        name, spec = self.names[position], self._detector.spec
+        window = [] if spec == self._detector.notes.spec else [list(spec.window)]
+        return identity_of_file(name, name if self._store is None else self._data) + window
 
     def open(self, position: int) -> ImageReader:
         """The reader of an image. Raises CorruptImage."""
+        kind = len(self._detector.notes.mean), self._detector.dtype
         if self._store is not None:
-            return StoredImage(self._store, position, *self._kind)
-        return open_file(self.names[position], *self._kind, self._viewed)
+            return StoredImage(self._store, position, *kind)
+        return open_file(self.names[position], *kind, self._viewed)
 
 
 def _opened(

@@ -15,7 +15,8 @@ from densepath.core.streams import say
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.sources.image_files import ImageFiles
-from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
+from densepath.sources.other_bits import seen_as
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.hardware import Hardware, Precision, choose_hardware, divide_batch, keep_freed_memory
 from densepath.transfer.classify.cohort import Pool
 from densepath.transfer.classify.config import ClassifyConfig
@@ -108,9 +109,7 @@ def pixels_of_run(weights: str | Path, images: PixelSource, recorded: Mapping[st
             f"the images have {counted(images.spec.channels, 'channel')} and the weights take {spec.channels}; give "
             "image files instead of a packed store, or other weights"
         )
-    if (bits := bits_of(images)) not in (None, spec.file_bits):
-        spec = spec.override(window=images.spec.window, bits=bits)
-    return spec
+    return seen_as(spec, images)
 
 
 def backbone_of_run(config: ClassifyConfig | SegmentConfig, ndim: int) -> str:

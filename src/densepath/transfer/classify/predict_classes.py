@@ -21,7 +21,7 @@ from densepath.core.work_folder import work_folder
 from densepath.sources.image_files import ImageFiles, passed_over
 from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
-from densepath.sources.pixel_source import bits_of
+from densepath.sources.other_bits import prediction_spec
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
@@ -119,10 +119,8 @@ def _predict_images(
         if gone := other_images(out, old, names):
             lines = f"the lines of {counted(len(gone), 'image')} not in the data: {one_line(first_few(gone))}"
             say(f"densepath: {out / PREDICTIONS} loses {lines}")
-    if (bits := bits_of(images) or images.spec.file_bits) != spec.file_bits:
-        spec = spec.override(window=images.spec.window, bits=bits)
-        readout = Readout(readout.model, notes, spec).to(hardware.device)
-    images.spec = spec
+    images.spec = prediction_spec(spec, images)
+    readout = Readout(readout.model, notes, images.spec).to(hardware.device)
     batches = batches_of(range(len(images)), AT_ONCE)
     half = hardware.precision == "bf16-mixed"
     found = encode(readout, Stored(images), batches, hardware.device, half)

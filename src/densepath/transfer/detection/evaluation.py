@@ -24,6 +24,8 @@ from densepath.core.system import with_progress
 from densepath.core.threads import OneBehind
 from densepath.core.waiting import HANGING_READER
 from densepath.runs.progress import say
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.other_bits import prediction_spec
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.transfer.detection.average_precision import average_precision
@@ -54,11 +56,12 @@ def evaluate_detector(
         As :func:`evaluate`.
     """
     model.eval()
+    images.spec = prediction_spec(notes.spec, ImageFiles(images.paths()), converted=True)
     # The same categories may have other ids than in training.
     same = tuple(images.category_names) == notes.category_names
     ids = images.category_ids if same else list(notes.category_ids)
     return evaluate(
-        partial(_detect, model, notes, bfloat16=bfloat16),
+        partial(_detect, model, notes, images.spec, bfloat16=bfloat16),
         partial(_results, ids),
         images,
         out,
@@ -155,11 +158,13 @@ def say_hidden(images: Sequence[npt.NDArray[np.bool_]]) -> None:
         )
 
 
-def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bfloat16: bool) -> dict[str, Tensor]:
+def _detect(
+    model: Detector, notes: DetectorNotes, spec: PixelSpec, sample: dict[str, Any], *, bfloat16: bool
+) -> dict[str, Tensor]:
     """The detections in one image, with boxes in its own pixels, on the CPU."""
     device = next(model.parameters()).device
     shown = sample | {"short_edge": notes.test_size, "flip": False}
-    images, targets = into_detector([shown], notes.spec, device)
+    images, targets = into_detector([shown], spec, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         found: dict[str, Tensor] = model.detect(images)[0]
     found["boxes"] = found["boxes"] * targets[0]["scale"]

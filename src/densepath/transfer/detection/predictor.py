@@ -27,7 +27,7 @@ from densepath.transfer.detection.found import FoundObject, Window, found_object
 from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.samples import into_detector
 from densepath.transfer.detection.windows import check_search, merge, scale_of, window_sides, windows_of
-from densepath.transfer.stored_pixels import Picture, pixels_in_memory
+from densepath.transfer.stored_pixels import Picture, pixels_in_memory, warn_of_file
 
 OVERLAP = 0.25
 _PRECISIONS = ("32", "bf16-mixed")
@@ -45,12 +45,13 @@ class TrainedDetector(nn.Module):
 
     Attributes:
         classes: names of its classes.
+        spec: how it sees pixels: as its training images, until it is set for images of other bits.
     """
 
     def __init__(self, detector: Detector, notes: DetectorNotes) -> None:
         super().__init__()
         self.detector, self.notes = detector, notes
-        self.classes = notes.category_names
+        self.classes, self.spec = notes.category_names, notes.spec
         self._warned = False
 
     @property
@@ -66,7 +67,7 @@ class TrainedDetector(nn.Module):
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16]:
         """The dtype of its images."""
-        return self.notes.spec.image_dtype
+        return self.spec.image_dtype
 
     def forward(self, images: Any) -> Any:
         """As :meth:`predict`."""
@@ -209,7 +210,7 @@ class TrainedDetector(nn.Module):
         self, samples: Sequence[tuple[Window, dict[str, Any]]], score: float, device: torch.device, bfloat16: bool
     ) -> Iterator[tuple[Window, list[FoundObject]]]:
         """The objects of some windows."""
-        inputs, targets = into_detector([sample for _, sample in samples], self.notes.spec, device)
+        inputs, targets = into_detector([sample for _, sample in samples], self.spec, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             outputs = self.detector.detect(inputs)
         for (window, _), output, target in zip(samples, outputs, targets, strict=True):
@@ -246,10 +247,12 @@ class TrainedDetector(nn.Module):
         if isinstance(image, str | Path):
             if Path(image).is_dir():
                 raise UserError(f"{image} is a folder; give its images, or use densepath predict")
+            if self.spec == self.notes.spec:
+                warn_of_file(image, self.spec)
             return open_file(image, len(self.notes.mean), self.dtype, viewed)
         if isinstance(image, Image.Image) and viewed:
             image = ImageOps.exif_transpose(image)
-        return DecodedImage(pixels_in_memory(image, self.notes.spec))
+        return DecodedImage(pixels_in_memory(image, self.spec))
 
 
 def load_detector(path: AnyPath) -> TrainedDetector:

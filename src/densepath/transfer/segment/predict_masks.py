@@ -31,7 +31,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles, passed_over
 from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
-from densepath.sources.pixel_source import bits_of
+from densepath.sources.other_bits import prediction_spec
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
@@ -205,9 +205,7 @@ def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exc
             f"{counted(images.spec.channels, 'channel')}, and the "
             f"segmenter takes {spec.ndim} and {spec.channels}; train one on such images"
         )
-    if (bits := bits_of(images) or images.spec.file_bits) != spec.file_bits:
-        spec = spec.override(window=images.spec.window, bits=bits)
-    images.spec = sliding.spec = spec
+    images.spec = sliding.spec = spec = prediction_spec(spec, images)
     stored, paths = Stored(images), list(AllNames(images))
     below = names_below(paths, data) if isinstance(images, ImageFiles) else paths
     refuse_repeated(below, data)
