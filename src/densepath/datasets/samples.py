@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from densepath.annotations.coco_writing import Objects
 from densepath.annotations.patients import MANIFEST, patients_of
 from densepath.core.errors import counted
@@ -28,6 +31,7 @@ class Sample:
         patient: the patient, if known.
         split: "train", "val" or "test" if the source says so.
         mpp: µm per pixel, if the source says it.
+        pixels: reads its pixels, if the image is only a part of the file; None for the whole file.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Sample:
     patient: str | None = None
     split: str | None = None
     mpp: float | None = None
+    pixels: Callable[[], npt.NDArray[np.uint8]] | None = None
 
 
 def without_repeats(objects: Mapping[K, list[dict[str, Any]]], source: str | Path) -> dict[K, list[dict[str, Any]]]:

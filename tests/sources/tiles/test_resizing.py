@@ -23,7 +23,7 @@ from densepath.sources.tiles.resizing import resized
 def test_it_is_the_bicubic_filter_rounded_once(shape, start, end, size, channels):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
     given = pixels.copy()
-    found = resized(pixels, start, end, size)
+    found = resized(pixels, start, end, (size, size))
     box = (start[1], start[0], end[1], end[0])
     exact = [
         np.asarray(Image.fromarray(pixels[..., k].astype(np.float32)).resize((size, size), 3, box))
@@ -36,4 +36,4 @@ def test_it_is_the_bicubic_filter_rounded_once(shape, start, end, size, channels
 
 def test_whole_pixels_stay_as_they_are():
     pixels = np.random.default_rng(0).integers(0, 256, (70, 80, 3), dtype=np.uint8)
-    assert np.array_equal(resized(pixels, (3, 5), (63, 65), 60), pixels[3:63, 5:65])
+    assert np.array_equal(resized(pixels, (3, 5), (63, 65), (60, 60)), pixels[3:63, 5:65])
