@@ -21,6 +21,7 @@ from densepath.sources.decode import read_size
 HEIGHT, WIDTH = 300, 420
 SPACING = {"y": 0.5, "x": 0.4}  # µm per pixel of the slides
 MPP = 0.8
+SIDES = 24  # of circles
 
 Ring = list[list[float]]
 
@@ -43,7 +44,7 @@ def box(x: float, y: float, w: float, h: float) -> Ring:
 
 
 def circle(x: float, y: float, radius: float) -> Ring:
-    angles = np.linspace(0, 2 * np.pi, 40)
+    angles = np.linspace(0, 2 * np.pi, SIDES + 1)
     return [[x + radius * np.cos(a), y + radius * np.sin(a)] for a in angles]
 
 
@@ -87,8 +88,11 @@ def test_images_show_what_is_in_regions_at_their_place(tmp_path: Path, capsys: p
         "turned": [[[330.31, 150.17], [424.63, 215.29], [365.41, 290.53], [280.27, 225.71], [330.31, 150.17]]],
     }
     ignored = [box(40.2, 40.1, 31, 25)]
-    circles = [(x + 0.13, y + 0.17, 14 + (x + y) % 9) for x in range(15, WIDTH, 34) for y in range(15, HEIGHT, 31)]
+    circles = [(x + 0.13, y + 0.17, 14 + (x + y) % 9) for x in range(15, WIDTH, 41) for y in range(15, HEIGHT, 47)]
     objects = [[circle(*each)] for each in circles]
+    pixel = MPP / SPACING["x"] * MPP / SPACING["y"]
+    areas = [SIDES / 2 * np.sin(2 * np.pi / SIDES) * radius**2 / pixel for *_, radius in circles]
+    areas.append((400 * 60 - 30 * 8) / pixel)
     objects.append([box(11, 100, 400, 60), box(50.1, 105, 30, 8)])  # larger than an image
     content = [feature("Region*", *rings) for rings in regions.values()]
     content += [feature("Ignore*", *ignored), *(feature("Gland", *rings) for rings in objects)]
@@ -111,12 +115,10 @@ def test_images_show_what_is_in_regions_at_their_place(tmp_path: Path, capsys: p
         inner = visible & within & (rows > 3) & (columns > 3)
         np.testing.assert_allclose(sample["image"][inner][:, :2], place[inner], atol=1)
         expected = [inside(rings, corner, size) & visible for rings in objects]
-        whole = [inside(rings, (-500, -500), (1000, 1000)).sum() for rings in objects]
-        kept = [m for m, n in zip(expected, whole, strict=True) if m.any() and m.sum() >= min(0.1 * n, 32**2)]
+        kept = [m for m, n in zip(expected, areas, strict=True) if m.any() and m.sum() >= min(0.1 * n, 32**2)]
         np.testing.assert_array_equal(sample["masks"], kept)
-    areas = {"wide": 230 * 100, "ring": 140.4**2, "turned": (420 - 280) * 140}
-    pixel = MPP / SPACING["x"] * MPP / SPACING["y"]
-    assert places == pytest.approx({name: area / pixel for name, area in areas.items()}, rel=0.03)
+    bounds = {"wide": 230 * 100, "ring": 140.4**2, "turned": (420 - 280) * 140}
+    assert places == pytest.approx({name: area / pixel for name, area in bounds.items()}, rel=0.03)
     truth = json.loads((dest / "annotations/train.json").read_text())
     assert {image["mpp"] for image in truth["images"]} == {MPP}
     assert "without a pixel in a region" in capsys.readouterr().err
@@ -196,6 +198,9 @@ def test_what_cannot_be_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     far = [feature("Region*", box(4000, 20, 100, 80)), OBJECT]
     (source / "a.geojson").write_text(json.dumps(far))
     with pytest.raises(UserError, match="outside of this slide of 420 x 300 px"):
+        convert_qupath(source, tmp_path / "out", mpp=MPP, test_share=0.5)
+    (source / "a.geojson").write_text(json.dumps([REGION, OBJECT, feature("Gland", [["x", 1], [2, 3]])]))  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"not pairs of numbers: a\.geojson object 3; correct them"):
         convert_qupath(source, tmp_path / "out", mpp=MPP, test_share=0.5)
     (source / "a.geojson").write_text(json.dumps([REGION, OBJECT]))
     with tifffile.TiffFile(source / "b.tif", mode="r+b") as tiff:

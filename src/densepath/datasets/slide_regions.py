@@ -201,11 +201,12 @@ def cut_samples(
     drawn: dict[str, list[dict[str, Any]]] = {}
     if line := cutting.given.unknown([sample.image for sample in slides.values()]):
         say(f"densepath: {line}")
-    faults, count, unseen, rests = LeftOut("objects"), sum(map(len, objects.values())), 0, 0
+    faults, count, unseen, rests = LeftOut("objects"), 0, 0, 0
     for path, sample in with_progress(slides.items(), len(slides), "drawing outlines"):
         slide = cutting.open(sample.image)
         check_bounds(path, [*areas[path].regions, *areas[path].ignored], slide)
-        measured = list(_measured(path, objects[path], faults))
+        measured = list(_measured(path, objects[path], faults, count))
+        count += len(objects[path])
         seen: set[int] = set()
         try:
             for image in images_of(slide, *areas[path], cutting.mpp, cutting.size):
@@ -236,9 +237,16 @@ class _Measured(NamedTuple):
     area: float
 
 
-def _measured(path: Path, objects: Sequence[tuple[Feature, str]], faults: LeftOut) -> Iterator[_Measured]:
-    """The objects of a file whose outlines are valid; the others are added to the faults."""
-    for number, (feature, category) in enumerate(objects):
+def _measured(path: Path, objects: Sequence[tuple[Feature, str]], faults: LeftOut, before: int) -> Iterator[_Measured]:
+    """The objects of a file whose outlines are valid; the others are added to the faults.
+
+    Args:
+        path: the file.
+        objects: its objects with their categories.
+        faults: of all files.
+        before: the number of objects in the files before it.
+    """
+    for number, (feature, category) in enumerate(objects, before):
         try:
             yield _Measured(feature, category, *bounds_of(feature.geometry), area_of(feature.geometry))
         except ValueError as error:
@@ -253,8 +261,10 @@ def _draw(image: RegionImage, objects: Sequence[_Measured], seen: set[int]) -> t
     (low, high), visible = image.bounds, image.visible()
     pixel = math.prod(image.scale)  # of the image for one of level 0
     found, rests = [], 0
-    for number, each in enumerate(objects):
-        if (each.high < low).any() or (each.low > high).any() or not (part := image.draw(each.feature.geometry)):
+    lows, highs = (np.array(edges).reshape(-1, 2) for edges in ([e.low for e in objects], [e.high for e in objects]))
+    for number in np.flatnonzero(((highs >= low) & (lows <= high)).all(axis=1)).tolist():
+        each = objects[number]
+        if not (part := image.draw(each.feature.geometry)):
             continue
         top, left, mask = part
         mask = mask & visible[top : top + mask.shape[0], left : left + mask.shape[1]]
