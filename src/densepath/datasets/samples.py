@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from densepath.annotations.coco_writing import Objects
 from densepath.annotations.patients import MANIFEST, patients_of
 from densepath.core.errors import counted
 from densepath.core.output_names import names_below
 from densepath.core.paths import AnyPath
 from densepath.core.streams import say
+from densepath.sources.slides.tile_codecs import Pixels
 
 K = TypeVar("K")
 
@@ -40,7 +38,7 @@ class Sample:
     patient: str | None = None
     split: str | None = None
     mpp: float | None = None
-    pixels: Callable[[], npt.NDArray[np.uint8]] | None = None
+    pixels: Callable[[], Pixels] | None = None
 
 
 def without_repeats(objects: Mapping[K, list[dict[str, Any]]], source: str | Path) -> dict[K, list[dict[str, Any]]]:
