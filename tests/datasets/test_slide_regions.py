@@ -133,7 +133,8 @@ def test_slides_without_regions(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {row["source"] for row in rows_of(dest)} == {str(source / "a.tif"), str(source / "b.tif")}
     with pytest.raises(UserError, match="has no region; draw an annotation of the class ROI around each area"):
         convert_qupath(source, tmp_path / "no", mpp=MPP, regions="ROI", test_share=0.5)
-    lower = json.dumps([feature("roi", box(20, 20, 100, 80)), REGION, OBJECT])
+    outside = feature("Fold", circle(300, 200, 20))
+    lower = json.dumps([feature("roi", box(20, 20, 100, 80)), REGION, OBJECT, outside])
     for name in "ab":
         (source / f"{name}.geojson").write_text(lower)
     dest = convert_qupath(source, tmp_path / "named", mpp=MPP, regions="ROI", test_share=0.5)

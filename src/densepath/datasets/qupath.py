@@ -148,6 +148,7 @@ def convert_qupath(
         found = [replace(sample, patient=owner) for sample, owner in zip(found, owners, strict=True)]
         samples = cut_samples(dict(zip(image_of, found, strict=True)), areas, kept, cutting, source)
         patient_regex = None  # the patient of an image is that of its slide
+        names = sorted({each["category"] for sample in samples for each in sample.objects()})  # not those outside
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
     parts, patients = split_samples(samples, how, source)
     write_samples(dest, parts, names, "object", orientation, patients)
