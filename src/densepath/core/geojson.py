@@ -88,14 +88,19 @@ def _category(classification: Any) -> str | None:
 
 
 def fill_geometry(
-    geometry: Any, height: int, width: int, scale: tuple[float, float] = (1.0, 1.0)
+    geometry: Any,
+    height: int,
+    width: int,
+    scale: tuple[float, float] = (1.0, 1.0),
+    origin: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[int, int, npt.NDArray[np.bool_]]:
     """Draw a Polygon or a MultiPolygon: the pixels whose centers lie inside.
 
     Args:
-        geometry: GeoJSON in pixels of the image. With ``isEllipse``, the ellipse in its bounds.
+        geometry: GeoJSON in its own pixels. With ``isEllipse``, the ellipse in its bounds.
         height, width: of the image that is drawn.
         scale: pixels of that image for one of the geometry, along x and y.
+        origin: x and y of the upper left corner of that image in pixels of the geometry.
 
     Returns:
         Top, left, and the mask (h, w) of the part of the image that has the pixels.
@@ -103,7 +108,7 @@ def fill_geometry(
     Raises:
         ValueError: what is wrong, as a phrase for several outlines.
     """
-    polygons = [[ring * scale for ring in rings] for rings in polygons_in(geometry)]
+    polygons = [[(ring - origin) * scale for ring in rings] for rings in polygons_in(geometry)]
     if geometry.get("isEllipse") is True:
         polygons = [[ellipse(np.concatenate([ring for rings in polygons for ring in rings]))]]
     parts = [(top, left, mask) for top, left, mask in (fill(rings, height, width) for rings in polygons) if mask.any()]
@@ -138,6 +143,27 @@ def moved(geometry: Any, corner: tuple[float, float], step: float) -> Any:
 def is_area(geometry: Any) -> bool:
     """Whether a geometry has an area: not a point or a line."""
     return isinstance(geometry, dict) and geometry.get("type") in ("Polygon", "MultiPolygon")
+
+
+def bounds_of(geometry: dict[str, Any]) -> tuple[Ring, Ring]:
+    """The least and the largest x, y of a Polygon or a MultiPolygon. Raises ValueError as :func:`fill_geometry`."""
+    points = np.concatenate([ring for rings in polygons_in(geometry) for ring in rings])
+    return points.min(axis=0), points.max(axis=0)
+
+
+def area_of(geometry: dict[str, Any]) -> float:
+    """The area of a Polygon or a MultiPolygon without its holes. Raises ValueError as :func:`fill_geometry`."""
+    if geometry.get("isEllipse") is True:
+        low, high = bounds_of(geometry)
+        return float(np.prod(high - low) * np.pi / 4)
+    areas = ([_area(ring) for ring in rings] for rings in polygons_in(geometry))
+    return sum(outline - sum(holes) for outline, *holes in areas)
+
+
+def _area(ring: Ring) -> float:
+    """The area that a ring encloses, by the shoelace formula."""
+    (x, y), (after_x, after_y) = (ring - ring[0]).T, (np.roll(ring, -1, axis=0) - ring[0]).T
+    return float(abs((x * after_y - y * after_x).sum()) / 2)
 
 
 def polygons_in(geometry: dict[str, Any]) -> list[list[Ring]]:

@@ -16,7 +16,9 @@ from densepath.core.paths import AnyPath
 from densepath.core.spelling import composed
 from densepath.core.streams import say
 from densepath.sources.listing import SUFFIXES
+from densepath.sources.slides.find import SUFFIXES as SLIDES
 
+_KNOWN = {*SUFFIXES, *SLIDES}
 _SPLIT = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_OF)})(?:\d{{4}})?(?=[^a-z]|$)")
 
 
@@ -54,7 +56,7 @@ class FileIndex:
 
     Args:
         files: the files.
-        stems: whether to compare names without the suffix of an image.
+        stems: whether to compare names without the suffix of an image or a slide.
 
     Attributes:
         count: the number of files.
@@ -115,7 +117,7 @@ class FileIndex:
 
     def _key(self, name: str) -> str:
         stem, suffix = os.path.splitext(name)
-        return stem if self._stems and suffix.lower() in SUFFIXES else name  # "tile_0.5" has no suffix
+        return stem if self._stems and suffix.lower() in _KNOWN else name  # "tile_0.5" has no suffix
 
 
 def in_other_folders(found: Iterable[tuple[str, Path]]) -> list[str]:

@@ -13,6 +13,7 @@ from densepath.core.errors import counted
 from densepath.core.output_names import names_below
 from densepath.core.paths import AnyPath
 from densepath.core.streams import say
+from densepath.sources.slides.tile_codecs import Pixels
 
 K = TypeVar("K")
 
@@ -28,6 +29,7 @@ class Sample:
         patient: the patient, if known.
         split: "train", "val" or "test" if the source says so.
         mpp: µm per pixel, if the source says it.
+        pixels: reads its pixels, if the image is only a part of the file; None for the whole file.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Sample:
     patient: str | None = None
     split: str | None = None
     mpp: float | None = None
+    pixels: Callable[[], Pixels] | None = None
 
 
 def without_repeats(objects: Mapping[K, list[dict[str, Any]]], source: str | Path) -> dict[K, list[dict[str, Any]]]:

@@ -63,7 +63,7 @@ def split_samples(
             raise UserError(f"{name} is {share}; give a number between 0 and 1")
     if (how.test_share or 0) + (how.val_share or 0) >= 1:
         raise UserError("--test_share and --val_share leave no training images; give less than 1 together")
-    owners = _owners(samples, how.patient_regex)
+    owners = owners_of(samples, how.patient_regex)
     if how.patient_regex is None and (how.test_share or how.val_share) and not any(s.patient for s in samples):
         say(
             "densepath: warning: the patients are unknown, so images of one may be in training and test, which makes "
@@ -123,8 +123,16 @@ def _drawn(given: Sequence[str | None], owners: Sequence[str], how: Splitting) -
     return [split or split_of[owner] for owner, split in zip(owners, given, strict=True)]
 
 
-def _owners(samples: Sequence[Sample], regex: str | None) -> list[str]:
-    """The patient of each image; an image without a known one is its own."""
+def owners_of(samples: Sequence[Sample], regex: str | None) -> list[str]:
+    """The patient of each image; an image without a known one is its own.
+
+    Args:
+        samples: the images.
+        regex: finds the patient in an image's name, as of :class:`Splitting`.
+
+    Raises:
+        UserError: it is not a regular expression, or does not match a name.
+    """
     if regex is None:
         report_unknown([sample.patient for sample in samples], [sample.name for sample in samples])
         return [sample.patient if sample.patient is not None else sample.name for sample in samples]
@@ -140,16 +148,16 @@ def _listed(samples: Sequence[Sample], table: Path) -> list[str]:
     """The split of each image in a table: by the last parts of its path, with or without suffix."""
     rows = _read_table(table)
     index = FileIndex(map(Path, rows), stems=True)
-    found = [index.find(str(sample.image)) for sample in samples]
-    missing = [str(sample.image) for sample, files in zip(samples, found, strict=True) if not files]
+    found = {image: index.find(image) for image in dict.fromkeys(str(sample.image) for sample in samples)}
+    missing = [image for image, files in found.items() if not files]
     index.report()
     refuse(missing, f"images that {table} does not list", "add them, or leave them out with --exclude")
-    times = Counter(file for files in found for file in files)
-    unclear = [str(s.image) for s, files in zip(samples, found, strict=True) if len(files) > 1 or times[files[0]] > 1]
+    times = Counter(file for files in found.values() for file in files)
+    unclear = [image for image, files in found.items() if len(files) > 1 or times[files[0]] > 1]
     refuse(unclear, f"images whose lines in {table} are not clear", "list them with their folders")
-    astray = in_other_folders((str(s.image), files[0]) for s, files in zip(samples, found, strict=True))
+    astray = in_other_folders((image, files[0]) for image, files in found.items())
     refuse(astray, f"images whose lines in {table} name another folder than those of others", "correct these lines")
-    return [rows[str(files[0])] for files in found]
+    return [rows[str(found[str(sample.image)][0])] for sample in samples]
 
 
 def _read_table(path: Path) -> dict[str, str]:

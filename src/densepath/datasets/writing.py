@@ -79,7 +79,8 @@ def _outlined(
     """The samples as they are written; their objects are counted by category, crowds as ""."""
     for sample in with_progress(samples, len(samples), "writing images"):
         try:
-            image, objects = _image(sample.image, orientation), sample.objects()
+            image = sample.pixels() if sample.pixels else _image(sample.image, orientation)
+            objects = sample.objects()
         except CorruptImage as error:
             raise UserError(f"{error}; replace the file") from error
         if isinstance(objects, np.ndarray):

@@ -47,31 +47,36 @@ def read_tissue(path: Path, slide: Slide) -> Tissue:
         CorruptImage: the slide cannot be read.
     """
     features = [each for each in read_features(path) if each.kind == "annotation" and is_area(each.geometry)]
-    kept = [each for each in features if not _is_ignored(each)]
+    kept = [each for each in features if not is_ignored(each)]
     if not kept:
         raise UserError(f"{path} has no annotations with an area; outline the tissue, or use --tissue auto")
-    _check_bounds(path, features, slide)
+    check_bounds(path, features, slide)
     overview = read_overview(slide)
     height, width = overview.pixels.shape[:2]
     mask = np.zeros((height, width), bool)
     scale = slide.mpp[1] / overview.spacing[1], slide.mpp[0] / overview.spacing[0]
-    for each in sorted(features, key=_is_ignored):
+    for each in sorted(features, key=is_ignored):
         try:
             top, left, part = fill_geometry(each.geometry, height, width, scale)
         except ValueError as error:
             if "no pixel" in str(error):  # smaller than one
                 continue
             raise UserError(f"{path}: {each.name} has {error}; export it again") from error
-        mask[top : top + part.shape[0], left : left + part.shape[1]][part] = not _is_ignored(each)
+        mask[top : top + part.shape[0], left : left + part.shape[1]][part] = not is_ignored(each)
     return Tissue(mask, overview.spacing, (0.0, 0.0), overview)
 
 
-def _is_ignored(feature: Feature) -> bool:
+def is_ignored(feature: Feature) -> bool:
+    """Whether an object is an area that QuPath leaves out: its class is Ignore*."""
     return (feature.category or "").lower().startswith(_IGNORED)
 
 
-def _check_bounds(path: Path, features: Sequence[Feature], slide: Slide) -> None:
-    """Refuse the outlines of another slide, which reach out of this one."""
+def check_bounds(path: Path, features: Sequence[Feature], slide: Slide) -> None:
+    """Refuse the outlines of another slide, which reach out of this one.
+
+    Raises:
+        UserError: they do, or have no coordinates.
+    """
     corners: list[Any] = []
     for each in features:
         try:

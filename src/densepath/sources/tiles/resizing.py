@@ -23,20 +23,21 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
-def resized(pixels: Pixels, start: Sequence[float], end: Sequence[float], size: int) -> Pixels:
-    """A rectangle of an image, resampled to a square: bicubic (a = -0.5), antialiased, rounded once.
+def resized(pixels: Pixels, start: Sequence[float], end: Sequence[float], size: Sequence[int]) -> Pixels:
+    """A rectangle of an image, resampled: bicubic (a = -0.5), antialiased, rounded once.
 
     Args:
         pixels: (H, W, C).
         start, end: y, x of two corners of the rectangle in pixels; it lies in the image.
-        size: the square's side in pixels.
+        size: height and width of the result in pixels.
 
     Returns:
-        (size, size, C).
+        (*size, C).
     """
     height, width, channels = pixels.shape
+    made_height, made_width = size
     rows = pixels.reshape(height, -1)
-    first, weights = _weights(height, start[0], end[0], size)
+    first, weights = _weights(height, start[0], end[0], made_height)
     count, part, taps = weights.shape
     shrunk = np.empty((count * part, width * channels), np.float32)
     at_once = max(1, _SINGLE // (part * taps))
@@ -44,18 +45,18 @@ def resized(pixels: Pixels, start: Sequence[float], end: Sequence[float], size: 
         used, made = rows[begin : begin + taps].astype(np.float32), shrunk[number * part : (number + 1) * part]
         for left in range(0, width * channels, at_once):
             np.matmul(weights[number], used[:, left : left + at_once], out=made[:, left : left + at_once])
-    first, own = _for_channels(width, start[1], end[1], size, channels)
+    first, own = _for_channels(width, start[1], end[1], made_width, channels)
     count, taps, part = len(own), own.shape[1] // channels, own.shape[2] // channels
-    out = np.empty((size, count * part * channels), np.float32)
+    out = np.empty((made_height, count * part * channels), np.float32)
     at_once = max(1, _SINGLE // own[0].size)
     for number, begin in enumerate(first):
-        used = shrunk[:size, begin * channels : (begin + taps) * channels]
+        used = shrunk[:made_height, begin * channels : (begin + taps) * channels]
         made = out[:, number * part * channels : (number + 1) * part * channels]
-        for top in range(0, size, at_once):
+        for top in range(0, made_height, at_once):
             np.matmul(used[top : top + at_once], own[number], out=made[top : top + at_once])
-    out = out[:, : size * channels]
+    out = out[:, : made_width * channels]
     np.rint(out, out=out)
-    return out.clip(0, 255, out=out).astype(np.uint8).reshape(size, size, channels)
+    return out.clip(0, 255, out=out).astype(np.uint8).reshape(made_height, made_width, channels)
 
 
 @lru_cache(_KEPT)

@@ -151,7 +151,7 @@ class SlideTiles:
         step = (high - low) / pixels.shape[:2]  # pixels of the tile for one that is stored
         start = np.maximum(-low / step, 0)
         end = np.minimum((self.size - low) / step, pixels.shape[:2])
-        return resized(pixels, start, end, self.size)
+        return resized(pixels, start, end, (self.size, self.size))
 
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
         """The slides' pixels that cover the tiles at the positions ``index`` (B,) int64, or boxes of them.
