@@ -200,9 +200,8 @@ class _Tiles:
 
 def features_name(weights: str | Path, backbone: str) -> str:
     """The name of features: of the run, the file or the model that made them."""
-    path = Path(weights)
+    path, there = Path(weights), is_on_disk(weights)
     name = f"random_{backbone}" if str(weights) == "random" else str(weights).removeprefix("hf-hub:")
-    there = is_on_disk(weights)
     if there and path.is_file():
         exported = path.parent.name in ("exported", "checkpoints") and path.parent.parent.name
         name = exported or path.stem
