@@ -14,6 +14,7 @@ from typing import Any
 
 from densepath.core import system
 from densepath.core.errors import UserError, one_line, shortage, unwrapped
+from densepath.core.paths import quoted
 from densepath.core.signals import unwinding_on_signals
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import flush_streams, open_streams, write_line, write_result
@@ -215,4 +216,4 @@ def _report(verb: str, result: Any, watch: Stopwatch) -> None:
         if verb in NEXT and not (verb == "embed" and os.path.isdir(result)):  # of slides, which it has named itself
             from densepath.core.closing import say_end
 
-            say_end(watch, "", {}, (NEXT[verb].format(shlex.quote(os.fspath(result))),))
+            say_end(watch, "", {}, (NEXT[verb].format(quoted(result)),))

@@ -104,9 +104,15 @@ class Command:
         return brief.format_help()
 
     def configuration(self, words: Sequence[str]) -> str:
-        """The resolved options, as YAML for ``--config``."""
+        """The resolved options, as YAML for ``--config``.
+
+        Raises:
+            UserError: an option is invalid.
+        """
         values = self.parse([word for word in words if word != _PRINT], complete=False)
         missing = [name for name, value in values.items() if value is None and is_required(self.schema, name)]
+        if self.schema is not self.function:  # a dataclass, which checks its values
+            build(self.schema, values | dict.fromkeys(missing, "unknown"))
         return yaml.safe_dump(plain({n: v for n, v in values.items() if n not in missing}), sort_keys=False)
 
     def parse(self, words: Sequence[str], complete: bool = True) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -95,6 +96,8 @@ class Option:
 
     def takes(self, value: Any) -> bool:
         """Whether it takes null, or a value such as false or a list; as words these would be the names of files."""
+        if _holds_date(value):
+            return False
         alternatives = _alternatives(self.annotation)
         if value is None or self.annotation is Any:
             return self.annotation is Any or type(None) in alternatives
@@ -102,6 +105,25 @@ class Option:
             return True
         kinds = {bool: bool in alternatives, Mapping: any(get_origin(a) is dict for a in alternatives)}
         return next((known for kind, known in kinds.items() if isinstance(value, kind)), self.is_list)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it takes a path, a name or another text, or several."""
+        return self.is_text_list or bool({str, Path}.intersection(_alternatives(self.annotation)))
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it takes a number, or several."""
+        alternatives = _alternatives(self.annotation)
+        return any({int, float}.intersection((a, *get_args(a))) for a in alternatives)
+
+    def takes_written(self, value: Any) -> bool:
+        """Whether it takes a value of a YAML file; as texts, 1e3 would be 1000.0, and 1_0 would be 10."""
+        if isinstance(value, list | tuple):
+            return not self.is_text_list or all(isinstance(entry, str | Path) for entry in value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        takes_number = {type(value), float}.intersection(_alternatives(self.annotation))
+        return bool(takes_number) or not (is_number and self.is_text)
 
     def words(self, value: Any) -> list[str]:
         """The words on the command line that give the option a value."""
@@ -236,6 +258,13 @@ def kind_of(annotation: Any) -> str:
     alternatives = [a for a in _alternatives(annotation) if a is not type(None) and get_origin(a) is not Literal]
     texts = any(a in (str, Path) or {str, Path}.intersection(get_args(a)) for a in alternatives)
     return "" if texts else " or ".join(map(in_words, alternatives))
+
+
+def _holds_date(value: Any) -> bool:
+    """Whether a value of a YAML file is a date, or a list or mapping that holds one."""
+    if isinstance(value, Mapping | list | tuple):
+        return any(map(_holds_date, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, date)
 
 
 def _as_json(value: Any) -> Any:

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from densepath.core.errors import UserError
+from densepath.core.yaml_files import is_old_number
 from densepath.options import Option, as_yaml, choices_of, close_match, in_words, kind_of
 
 _STEPS = ("max_steps", "steps", "num_steps", "max_iters", "iterations")  # where a verb counts epochs
@@ -151,7 +152,9 @@ class Parser(ArgumentParser):
             names = [self._name(key) for key in missing]
             raise UserError(f"{' and '.join(names)} must be given; {self.see_help}")
         for key, value in given.items():
-            if not self.options[key].takes(value):
+            option, text = self.options[key], value if isinstance(value, str) else ""
+            old = option.is_number and any(map(is_old_number, re.split(r"[\s,\[\]{}]+", text)))
+            if old or not option.takes(value) or (key in written and not option.takes_written(value)):
                 raise UserError(self._wrong(key, given, written))
         words = [word for key in given if key not in self._positional for word in self.options[key].words(given[key])]
         try:
@@ -186,6 +189,10 @@ class Parser(ArgumentParser):
         shown = as_yaml(value) if key in written and not isinstance(value, str) else repr(value)
         name = written.get(key, self._name(key))
         hint = close_match(str(value), [c for c in choices_of(annotation) if isinstance(c, str)])
+        option = self.options[key]
+        may_be_text = option.is_text_list if isinstance(value, list) else option.is_text
+        if key in written and may_be_text and not isinstance(value, str | Mapping):
+            hint = "write it in quotes"
         return f"{name} takes {in_words(annotation)}, not {shown}" + (f"; {hint}" if hint else "")
 
     def _name(self, key: str) -> str:

@@ -268,6 +268,18 @@ def test_of_a_run_folder_only_the_weights_count(lay_out, tmp_path):
     assert {name for name in before - set(lay_out(row).runs)} == {name for name in before if "-R-" in name} != set()
 
 
+def test_a_row_of_random_weights_takes_no_folder_of_that_name(lay_out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = lay_out().places["random", "detect", 0]
+    (tmp_path / "random" / "exported").mkdir(parents=True)
+    (tmp_path / "random" / "exported" / "backbone.safetensors").write_bytes(b"weights")
+    run = lay_out().places["random", "detect", 0]
+    assert (run.digest, run.weights) == (before.digest, "random")
+    assert "--weights=random" in RunFolder(tmp_path, run).command("cpu")
+    other = lay_out(("weights: random", "weights: ./random")).places["random", "detect", 0]
+    assert other.weights == str(tmp_path / "random") and other.digest != before.digest
+
+
 def test_moved_weights_do_not_change_the_command_of_a_run(lay_out, tmp_path):
     """Otherwise a detector could not be resumed: its configuration names the weights."""
     commands = []

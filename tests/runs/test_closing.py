@@ -13,6 +13,7 @@ from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
 from densepath.runs.closing import describe_training, draw_safely, newest_measurements
+from densepath.runs.folder import from_weights
 from densepath.runs.sessions import record_session
 from densepath.version import __version__
 
@@ -36,6 +37,15 @@ def test_the_last_lines_name_what_exists_and_can_be_pasted(tmp_path: Path, capsy
         "densepath: next: densepath predict 'my run'",
         "densepath: or: densepath export 'my run'",
     ]
+
+
+def test_paths_in_commands_are_not_read_as_other_things() -> None:
+    random, dash, timm = Path("random"), Path("-x"), Path("resnet18")
+    assert command("export", random) == "densepath export ./random"
+    assert command("show", "--data", dash, "--weights", timm) == "densepath show --data ./-x --weights ./resnet18"
+    assert command("tile", "--data", timm, "--out", Path("a/random")) == "densepath tile --data resnet18 --out a/random"
+    assert command("embed", "--weights", "random") == "densepath embed --weights random"
+    assert from_weights(random) == "--weights ./random --out random_2"
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_stop_a_run(capsys: pytest.CaptureFixture[str]) -> None:

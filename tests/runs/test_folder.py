@@ -1,9 +1,13 @@
+import errno
+
 import pytest
 import yaml
 
 from densepath.core.errors import UserError
+from densepath.core.files import writing
 from densepath.core.streams import say
 from densepath.runs.folder import differences, open_run, read_config
+from densepath.runs.signals import Interrupted
 
 CONFIG = {"data": "tiles", "method_options": {"queue_size": 64}, "optimizer": {"milestones": (1, 2)}, "epochs": 2}
 
@@ -153,3 +157,32 @@ def test_a_configuration_is_plain_yaml(tmp_path):
     with open_run(tmp_path, CONFIG, resume=False):
         pass
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["optimizer"] == {"milestones": [1, 2]}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The folder of a run with a checkpoint."""
+    with open_run(tmp_path, CONFIG, resume=False):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "last.ckpt").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("stop", [SystemExit(143), KeyboardInterrupt()])
+def test_a_run_that_is_stopped_outside_its_training_says_how_it_continues(trained, stop, capsys):
+    with pytest.raises(type(stop)), open_run(trained, CONFIG, resume=True):
+        raise stop
+    said = f"the same command with --resume continues {trained}"
+    assert said in capsys.readouterr().err
+    with pytest.raises(Interrupted), open_run(trained, CONFIG, resume=True):
+        raise Interrupted(15)  # the training has said it
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_at_the_end_of_a_run_says_how_it_continues(trained):
+    with pytest.raises(UserError) as caught, open_run(trained, CONFIG, resume=True), writing("exported"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.remedy == f"; the run is saved: the same command with --resume continues {trained}"
+    with pytest.raises(UserError) as caught, open_run(trained, CONFIG, resume=True):
+        raise UserError("an option is wrong")
+    assert caught.value.remedy == ""

@@ -33,7 +33,7 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path):
     assert path.read_text() == "step,loss\n10,1.5\n"
 
 
-@pytest.mark.parametrize("line", ["20,abc", "20,1.2,3"])
+@pytest.mark.parametrize("line", ["20,abc", "20,1.2,3", "20,\0\0"])
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "metrics.csv"
     path.write_text(f"step,loss\n10,1.5\n{line}\n30,1.1\n")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from densepath.training.loggers import make_loggers
+from densepath.training.recorder import Recorder
 
 
 class Run:
@@ -60,3 +61,14 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0), (2, 0), (3, 2), (4, 2), (5, 2)]
+
+
+@pytest.mark.parametrize(("kept", "warned"), [("1,2\n2,2\n", False), ("1,2\n2,", True), (None, True)])
+def test_lost_measurements_are_reported_when_a_run_continues(tmp_path, capsys, kept, warned):
+    if kept is not None:
+        (tmp_path / "metrics.csv").write_text(f"step,loss\n{kept}")
+    for logged in (False, True):
+        assert capsys.readouterr().err == ""
+        Recorder(tmp_path, 2, 4, first=True, loggers=(), name="run", logged=logged)
+    lost = f"metrics.csv has lost its rows after step {0 if kept is None else 1}, as after a power cut"
+    assert (lost in capsys.readouterr().err) == warned

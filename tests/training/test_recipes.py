@@ -373,8 +373,13 @@ def test_a_users_own_file_is_read(tmp_path):
     ("text", "message"),
     [
         ("out: null", "^--out must be given"),
-        ("out: no", "mine.yaml: out takes text or path, not false$"),
+        ("out: no", "mine.yaml: out takes text or path, not false; write it in quotes$"),
         ("out: [run]", r'mine.yaml: out takes text or path, not \["run"\]$'),
+        ("out: 2024-01-01", 'mine.yaml: out takes text or path, not "2024-01-01"; write it in quotes$'),
+        ("out: 1_0", "mine.yaml: out takes text or path, not 10; write it in quotes$"),
+        ("exclude: [1]", r"mine.yaml: exclude takes values, each text, not \[1\]; write it in quotes$"),
+        ("batch_size: '010'", "mine.yaml: batch_size takes a whole number, not '010'$"),
+        ("1: 2\nmethod: moco_v2", "mine.yaml has the key 1, which is not the name of an option"),
         ("batch_size: 8.0", "mine.yaml: batch_size takes a whole number, not 8.0$"),
         ("batch_norm: null", "mine.yaml: batch_norm takes one of auto, per_process, synchronized, not null$"),
         ("accumulate: no", "mine.yaml: accumulate takes a whole number, not false$"),
@@ -536,3 +541,11 @@ def test_options_of_the_views_change_those_of_the_method():
     assert config.augment == Augment(scale=(0.5, 1.0), blur=0.1)
     config = resolve(PretrainConfig, "mae_small", RUN | {"augment": {"scale": [0.5, 1.0]}})
     assert (config.augment.scale, config.augment.jitter, config.augment.blur) == ((0.5, 1.0), 0.0, 0.0)
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder, not a recipe"):
+        load_recipe(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=rf"is the folder of a run; give its recipe, {tmp_path}/config.yaml$"):
+        load_recipe(tmp_path)

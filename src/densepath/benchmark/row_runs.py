@@ -18,6 +18,7 @@ from densepath.benchmark.shares import LEFT_IMAGES, digest_for_shares, write_lef
 from densepath.benchmark.steps import STEPS, Step
 from densepath.benchmark.table_runs import Grid, Run
 from densepath.core.errors import UserError
+from densepath.core.paths import RANDOM, is_keyword, is_on_disk
 from densepath.core.plain import plain
 from densepath.nets.backbones.transformers import is_transformer
 from densepath.training.config import DEFAULT_EPOCHS
@@ -50,7 +51,7 @@ class RowRuns:
         self.lacking = self._lacking(isinstance(tiles, Mapping))
         self.options: dict[str, Any] | None = None
         if row.recipe is not None and not self.lacking:
-            places = {place: _absolute(self.given[name]) for name, place in row.needs.items()}
+            places = {place: _absolute(self.given[name], _names_weights(place)) for name, place in row.needs.items()}
             self.options = row.pretraining(places, task)
 
     def _lacking(self, several: bool) -> str:
@@ -77,7 +78,7 @@ class RowRuns:
         step = STEPS["sam" if self.row.sam is not None else self.task.verb]
         if step.source == "features":
             options = {**self.task.embed, **self.row.steps.get("embed", {}), "backbone": self.row.backbone}
-            random = self.row.weights == "random"
+            random = self.row.weights == RANDOM
             parent = grid.add(self._transfer(STEPS["embed"], options, seed if random else 0, parent))
         options = dict(self.row.sam) if self.row.sam is not None else {**self.task.options}
         if self.row.sam is None:
@@ -99,7 +100,7 @@ class RowRuns:
         method = str(options.get("method", step.default("method")))
         resolved["method_options"] = all_options(method, resolved.get("method_options"))
         for name, place in row.needs.items():
-            resolved = merged(resolved, nested({place: digest_of_given(self.given[name], self.cache)}))
+            resolved = merged(resolved, nested({place: self._digest_of(name, place)}))
         batch = options.get("batch_size", step.default("batch_size"))
         if options.get("max_steps") is not None:
             images = options["max_steps"] * batch
@@ -120,6 +121,11 @@ class RowRuns:
             images=images,
             rate=row.rate or self.table.rates.get("pretrain"),
         )
+
+    def _digest_of(self, name: str, place: str) -> str:
+        """The digest of a value that the user gave for an option."""
+        value = str(self.given[name])
+        return value if _names_weights(place) and is_keyword(value) else digest_of_given(value, self.cache)
 
     def _transfer(
         self,
@@ -142,7 +148,7 @@ class RowRuns:
             seed=seed,
             data=_absolute(data.folder),
             options=options,
-            weights=_absolute(weights) if weights else None,
+            weights=_absolute(weights, row.sam is None) if weights else None,
             parent=parent,
             identity=_identity(step, options, seed, data.digest) | {"weights": source} | digests,
             images=step.images({**options, "fraction": 1 - self.share} if lists else options, data),
@@ -167,8 +173,13 @@ def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str) -> d
     return {"verb": step.verb, "options": changed, "seed": seed, "data": data, "code": code_digest(step.code)}
 
 
-def _absolute(value: Any) -> str:
-    """A path as an absolute path; any other value as it is."""
+def _names_weights(option: str) -> bool:
+    """Whether an option takes weights by their name, too."""
+    return option.rpartition(".")[2] in ("weights", "teacher", "teacher_weights")
+
+
+def _absolute(value: Any, weights: bool = False) -> str:
+    """A path as an absolute path; any other value as it is. ``weights``: whether it may be a name of weights."""
     text = str(value)
-    is_path = Path(text).exists() or any(sign in text for sign in "*?[")
+    is_path = (is_on_disk(text) if weights else Path(text).exists()) or any(sign in text for sign in "*?[")
     return str(Path(text).absolute()) if is_path else text

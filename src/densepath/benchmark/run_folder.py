@@ -24,6 +24,7 @@ from densepath.benchmark.table_runs import Run
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.locks import NO_LOCKS
+from densepath.core.paths import is_on_disk
 from densepath.core.scores import SCALE, in_percent
 from densepath.core.streams import say
 from densepath.version import __version__
@@ -133,8 +134,8 @@ class RunFolder:
 
     def _link(self) -> Path | None:
         """A link in the folder to weights elsewhere: a stopped run can be resumed after they have moved."""
-        weights = Path(self.run.weights or "")
-        return Path(f"weights{weights.suffix}") if self.run.weights and weights.exists() else None
+        weights = self.run.weights or ""
+        return Path(f"weights{Path(weights).suffix}") if is_on_disk(weights) else None
 
     def pause(self, seconds: float, error: str | None = None) -> None:
         """Record that the run ended before it was done, and how long it ran."""

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+from densepath.core.paths import literal
 from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import say
 
+_OF_WEIGHTS = ("--weights", "export")
+
 
 def command(*words: str | Path) -> str:
-    """A command line of densepath, quoted for a shell."""
-    return shlex.join(["densepath", *map(str, words)])
+    """A command line of densepath, quoted for a shell.
+
+    Args:
+        words: its words; paths as such, since they may be called like an option or a keyword.
+    """
+    pairs = pairwise(["densepath", *words])
+    shown = [literal(word, before in _OF_WEIGHTS) if isinstance(word, Path) else str(word) for before, word in pairs]
+    return shlex.join(["densepath", *shown])
 
 
 def say_end(watch: Stopwatch, scores: str, made: Mapping[str, Path], commands: Sequence[str] = ()) -> None:

@@ -94,7 +94,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         raise UserError(f"the folder {folder} cannot be created ({error.strerror}); use another path") from error
     _refuse_own(folder)
     try:
-        release = hold(folder / LOCK)
+        release = hold(folder / LOCK, of=folder)
     except Held as holder:
         raise _refusal(folder, holder) from None
     _held.add(here := folder.resolve())
@@ -135,8 +135,12 @@ def _refuse_own(folder: Path) -> None:
         raise UserError(f"a run of this process writes to {folder}; wait until it has ended, or use another folder")
 
 
-def hold(path: Path) -> Callable[[], None]:
+def hold(path: Path, of: Path | None = None) -> Callable[[], None]:
     """Lock a file, which is created. The system releases it when this process ends; child processes do not hold it.
+
+    Args:
+        path: the file.
+        of: the folder that it locks, for the message if it cannot be created.
 
     Returns:
         A function that releases the lock, and removes the file.
@@ -148,7 +152,7 @@ def hold(path: Path) -> Callable[[], None]:
     if _files.get(path) == os.getpid():  # the system would not refuse it, and opening the file would end the lock
         raise Held("this process")
     while True:
-        with writing(path):
+        with writing(of or path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _try(path, descriptor)

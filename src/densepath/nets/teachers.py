@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError, counted
 from densepath.core.losses import full_precision
+from densepath.core.paths import is_on_disk
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.names import create_network, without_tag
 from densepath.nets.backbones.transformers import is_transformer, resize_positions, wrap_transformer
@@ -128,7 +129,7 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
     """
     if is_hub_name(name):
         return _from_folder(published_folder(name), name, weights)
-    if Path(name).is_dir():
+    if is_on_disk(name) and Path(name).is_dir():
         return _from_folder(Path(name), name, weights)
     import timm
 

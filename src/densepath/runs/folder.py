@@ -15,11 +15,14 @@ from densepath.core.errors import UserError
 from densepath.core.files import LOCK, atomic_write, require_new_folder
 from densepath.core.locks import sole_writer
 from densepath.core.log import log, logged
+from densepath.core.paths import quoted
 from densepath.core.plain import plain
 from densepath.core.records import CONFIG, recorded, same_value
 from densepath.core.remains import remove, remove_remains
+from densepath.core.streams import say
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.old_options import rename_record
+from densepath.runs.signals import Interrupted, StopSignals
 
 TRAIN_LOG = "train.log"
 SESSIONS = "sessions.yaml"  # where and how the run was computed
@@ -105,8 +108,13 @@ def train_longer(out: Path, config: Mapping[str, Any]) -> str:
     """How to train longer than a run with these options was planned for: its schedule cannot change."""
     if "method" not in config:  # a detector or a classifier, whose heads no run starts with
         length = "max_steps" if "max_steps" in config else "epochs"
-        return f"train longer in another folder, from the start: --{length} N --out {out}_2"
-    return f"train longer in another folder, from its weights: --weights {out} --out {out}_2"
+        return f"train longer in another folder, from the start: --{length} N --out {quoted(f'{out}_2')}"
+    return f"train longer in another folder, from its weights: {from_weights(out)}"
+
+
+def from_weights(out: Path) -> str:
+    """The options of another run that starts with the weights of a run."""
+    return f"--weights {quoted(out, weights=True)} --out {quoted(f'{out}_2')}"
 
 
 @contextmanager
@@ -154,6 +162,8 @@ def open_run(
                 made = [path for path in out.iterdir() if path.name != TILES]
                 files = {p.name for path in made for p in (path, *path.rglob("*")) if p.is_file()} - _EARLY
                 saved = any(name.endswith(_SAVED) for name in files)
+                if any(name.endswith(".ckpt") for name in files):
+                    _say_how_to_continue(error, out)
                 if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
                     for path in made:
                         with suppress(OSError):
@@ -161,6 +171,16 @@ def open_run(
                     with suppress(OSError):  # it has tiles, which may be hours of work, or is a link
                         out.rmdir()
                 raise
+
+
+def _say_how_to_continue(error: BaseException, out: Path) -> None:
+    """For a run with a checkpoint that ends outside its training, which says so itself: by a signal, or a full disk."""
+    how = f"the same command with --resume continues {out}"
+    ended = isinstance(error, SystemExit | KeyboardInterrupt) and not isinstance(error, Interrupted)
+    if ended and StopSignals.resumable:
+        say(f"densepath: stopped; {how} from its newest checkpoint")
+    elif isinstance(error, UserError) and isinstance(error.__cause__, OSError) and "--resume" not in str(error):
+        error.remedy = f"; the run is saved: {how}"
 
 
 def _log_error(error: BaseException) -> None:

@@ -30,6 +30,9 @@ class MetricsFile:
         path: path of the file, which is created with its first row.
         resume_at: the step that a resumed run continues from: later rows will be measured again and are removed.
 
+    Attributes:
+        newest: the step of the newest row; 0 without any.
+
     Raises:
         UserError: the file exists and is not a metrics file.
     """
@@ -37,12 +40,14 @@ class MetricsFile:
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self._path = path
         self._columns: list[str] = []
+        self.newest = 0
         if path.exists():
             try:
                 kept = [row for row in _read_rows(path) if int(row["step"]) <= resume_at]
             except (ValueError, LookupError) as error:
                 raise UserError(f"{path} is damaged or holds no measurements; move it away") from error
             self._rewrite(kept)
+            self.newest = max((int(row["step"]) for row in kept), default=0)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one row, which must name its ``step``, a whole number."""
@@ -72,6 +77,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         table = csv.DictReader(io.StringIO(whole_lines(path)))
         for row in table:
             line = table.line_num
+            if any("\0" in text for text in row.values() if isinstance(text, str)):
+                raise ValueError("it has zero bytes, as after a power cut")
             for value in row.values():  # of a row that is too long the last one is a list
                 float(value or 0)
             rows.append(_current(row))

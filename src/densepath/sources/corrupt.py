@@ -107,5 +107,5 @@ class CorruptLog:
             more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise UserError(
                 f"{len(names)} of {self.images} images were found damaged, more than {LARGEST_SHARE[self.ndim]:.0%}; "
-                f"replace them or take them out: {'; '.join(names[:SHOWN])}{more}"
+                f"restore or replace them, or take them out and start a new run: {'; '.join(names[:SHOWN])}{more}"
             )

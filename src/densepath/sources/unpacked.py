@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densepath.core.errors import UserError
+from densepath.core.paths import quoted
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.listing import Passed, list_images, walk
 from densepath.sources.slides.find import holds_slides
@@ -38,7 +39,8 @@ def find_unpacked(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequenc
             raise _whole_slides(source) from None
         if Path(source).is_dir() and walk(source, (*nifti.SUFFIXES, *metaimage.SUFFIXES)):
             raise UserError(
-                f"{source} holds volumes; write them to a store with `densepath data volumes {source} S` and give S"
+                f"{source} holds volumes; write them to a store with `densepath data volumes {quoted(source)} S` and "
+                "give S"
             ) from None
         raise
     if holds_slides(paths[0]):  # not all of them: a source of images can have millions
@@ -48,6 +50,6 @@ def find_unpacked(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequenc
 
 def _whole_slides(source: str | Path) -> UserError:
     return UserError(
-        f"{source} holds whole slides; cut them into tiles with `densepath tile --data {source} --out T` and give T, "
-        "or let pretrain do so with --mpp, e.g. --mpp 0.5"
+        f"{source} holds whole slides; cut them into tiles with `densepath tile --data {quoted(source)} --out T` and "
+        "give T, or let pretrain do so with --mpp, e.g. --mpp 0.5"
     )

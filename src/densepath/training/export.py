@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.paths import RANDOM, is_on_disk, literal
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights import FORMAT_VERSION, pixel_notes, save_backbone, write_tensors
 from densepath.nets.weights.published import is_published
@@ -39,9 +40,11 @@ def export(
     licence: str | None = None,
 ) -> Path:
     """Write the backbone of a run, in its newest state, or of any file of weights. See ``transfer.export``."""
+    run = literal(run) if str(run) == RANDOM else run  # a folder: there is nothing to export of random weights
     folder, prefix = Path(run), prefix.removesuffix(".") + "." if prefix else ""
-    config = read_config(folder) if folder.is_dir() else None
-    if config is None and not is_published(run) and folder.is_dir():
+    is_folder = is_on_disk(run) and folder.is_dir()
+    config = read_config(folder) if is_folder else None
+    if config is None and not is_published(run) and is_folder:
         raise UserError(f"{run} is not the folder of a pre-training run, or of a published model; name one, or a file")
     scores = recorded_scores(folder) if config is not None else {}
     if config is None or "method" not in config:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
+from densepath.core.paths import is_on_disk
 from densepath.core.streams import say
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.choose import choose_backbone
@@ -52,17 +53,17 @@ def export_file(
         UserError: see :func:`~densepath.training.export.export`.
     """
     name = str(source)
-    if not (Path(source).exists() or is_published(source) or timm.models.is_model_pretrained(name)):
+    if not (is_on_disk(source) or is_published(source) or timm.models.is_model_pretrained(name)):
         raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     if out is None:
-        if Path(source).is_file():
+        if is_on_disk(source) and Path(source).is_file():
             _state(source)  # reports a file that holds no weights
         raise UserError(f"{source} is not the folder of a pre-training run; name the file to write with --out")
     if layout != "tensors":
         try:
             found = backbone_of_weights(source, prefix) if backbone is None else copy.deepcopy(backbone)
         except UserError as error:
-            if layout is not None or not Path(source).exists():
+            if layout is not None or not is_on_disk(source):
                 raise UserError(f"{error}; or write its tensors unchanged with --layout tensors") from error
             _state(source)  # reports a file that cannot be read
             say(f"densepath: {error}; so its tensors are written unchanged, under their own names")
@@ -72,7 +73,7 @@ def export_file(
     layout = layout or "timm"
     made, spec = _for_its_images(found, pixels_of_weights(source), source, prefix)
     line = load_weights(made, source, prefix, complete=True)
-    notes = {"origin": Path(name).name if Path(name).exists() else name} | pixel_notes(spec)
+    notes = {"origin": Path(name).name if is_on_disk(name) else name} | pixel_notes(spec)
     save_backbone(out, made, layout, notes)
     write_card(out, made, layout, notes, **card)
     say(f"densepath: {line}")
@@ -121,7 +122,7 @@ def _for_its_images(
         layers = (layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d))
         channels = next((layer.in_channels for layer in layers), channels)
     made = choose_backbone(backbone, channels)
-    if isinstance(backbone, str) and (is_published(source) or Path(source).exists()):
+    if isinstance(backbone, str) and (is_published(source) or is_on_disk(source)):
         state = to_timm(_state(source))
         channels = channels_of_tensors(below(state, prefix, str(source)) if prefix else state, made)
         made = choose_backbone(backbone, channels) if channels != made.in_channels else made

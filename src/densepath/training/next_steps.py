@@ -37,20 +37,19 @@ def after_pretraining(
         images: the images that it was trained on.
         named: whether the backbone can be built from its name; no command works on another one.
     """
-    backbone, out, data = method.exported_backbone(), Path(config.out), config.data
+    backbone, out, data = method.exported_backbone(), Path(config.out), Path(config.data)
     if not named:
         say(f"densepath: {out} has a network that cannot be built from its name; {GIVE_NETWORK}")
         return ()
     if "tokenizer" in method.exported_parts():
-        options = ("--data", data, "--tokenizer", out, "--out", f"{out}_beit")
+        options = ("--data", data, "--tokenizer", out, "--out", Path(f"{out}_beit"))
         return (command("pretrain", "--config", "beit_v2", *options),)
     commands = []
     exporting = (command("export", out),) if is_found(type(method)) else ()
     if config.probe_data is not None:
         detector = with_detector(backbone)
-        commands.append(
-            command("detect", "--data", config.probe_data, "--weights", out, *detector, "--out", f"{out}_detector")
-        )
+        labelled, trained = Path(config.probe_data), Path(f"{out}_detector")
+        commands.append(command("detect", "--data", labelled, "--weights", out, *detector, "--out", trained))
     count = [] if len(images) >= _SHOWN else ["--count", str(len(images))]
     if method.predicts_pixels() and exporting:
         picture = out / "reconstruction.png"

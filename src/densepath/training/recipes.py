@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densepath.core.errors import GUARD, UserError, suggest
-from densepath.core.records import RECORD_HEAD
+from densepath.core.records import CONFIG, RECORD_HEAD
 from densepath.core.system import program
 from densepath.core.yaml_files import load_yaml, read_text
 from densepath.methods import METHODS
@@ -52,7 +52,9 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
     """
     text = _read(str(name), verb)
     recipe = load_yaml(text, f"the recipe {name}")
-    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+    if isinstance(recipe, dict) and (others := [key for key in recipe if not isinstance(key, str)]):
+        raise UserError(f"the recipe {name} has the key {others[0]!r}, which is not the name of an option; remove it")
+    if not isinstance(recipe, dict):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
     if text.startswith(RECORD_HEAD) and ("method" in recipe) == bool(verb):  # only those of pre-training have a method
         wanted = f"that of a run of {verb}" if verb else "that of a pre-training run"
@@ -204,8 +206,13 @@ def _folder(verb: str) -> Any:
 
 def _read(name: str, verb: str) -> str:
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.is_file() or (path.suffix in (".yaml", ".yml") and not path.is_dir()):
         return read_text(path, f"the recipe {name}")
+    if (path / CONFIG).is_file():
+        raise UserError(f"{name} is the folder of a run; give its recipe, {path / CONFIG}")
+    if path.exists():
+        what = "a folder" if path.is_dir() else "not a file of text"
+        raise UserError(f"{name} is {what}, not a recipe; give the name of a recipe or a YAML file")
     if name not in recipe_names(verb):
         raise UserError(f"no recipe is called {name!r}; {suggest(name, recipe_names(verb))}")
     text: str = (_folder(verb) / f"{name}.yaml").read_text(encoding="utf-8")

@@ -20,11 +20,17 @@ class Recorder:
         first: whether this is the first process.
         loggers: the names of loggers besides the CSV file.
         name: name of the run in the loggers.
+        logged: whether a row of the step that the run continues from was due.
     """
 
-    def __init__(self, out: Path, start: int, total: int, *, first: bool, loggers: Sequence[str], name: str) -> None:
+    def __init__(
+        self, out: Path, start: int, total: int, *, first: bool, loggers: Sequence[str], name: str, logged: bool = False
+    ) -> None:
         self._loggers: list[Logger] = make_loggers(loggers, out, name, start) if first else []
         self._metrics = MetricsFile(out / "metrics.csv", start) if first else None
+        if self._metrics is not None and logged and self._metrics.newest < start:
+            lost = f"{out / 'metrics.csv'} has lost its rows after step {self._metrics.newest}"
+            say(f"densepath: warning: {lost}, as after a power cut; the run continues from step {start}")
         self._warned: set[str] = set()
         self.progress = Progress(start, total, shown=first)
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from densepath.core.errors import UserError
+from densepath.core.paths import as_path
 from densepath.options import Option, build, default_of, describe_parameters, options_of
 from densepath.parser import Parser
 from densepath.runs.old_options import MOVED
@@ -265,7 +266,7 @@ def _mapped(options: Mapping[str, Any]) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, os.PathLike):  # also the result of another verb
-            return Path(value)
+            return as_path(value)
         mapped = is_dataclass(value) and not isinstance(value, type)
         return {f.name: getattr(value, f.name) for f in fields(value)} if mapped else value
 

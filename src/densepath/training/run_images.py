@@ -15,7 +15,7 @@ from densepath.core.errors import UserError, counted
 from densepath.core.files import require_new_folder
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.trained_on import slides_of_run, slides_of_weights, write_slides
-from densepath.runs.folder import TILES, read_config, refuse_other_run
+from densepath.runs.folder import TILES, from_weights, read_config, refuse_other_run
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import find_source
 from densepath.sources.packing import SUFFIX
@@ -128,7 +128,7 @@ def choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: Pr
     if early and recorded != images.spec:
         raise UserError(
             f"the run in {config.out} is of a version that read all images as 8-bit RGB, which these are not; start "
-            f"another run from its weights: --weights {config.out} --out {config.out}_2"
+            f"another run from its weights: {from_weights(Path(config.out))}"
         )
     if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
         raise UserError(

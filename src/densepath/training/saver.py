@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
+from densepath.core.paths import quoted
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.nets.running_statistics import gather_statistics, name_statistics, set_statistics
@@ -19,7 +20,7 @@ from densepath.nets.weights import read_weights
 from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.closing import METRICS
-from densepath.runs.folder import AT_STEP, EXPORTED, KEPT, changed_options, train_longer
+from densepath.runs.folder import AT_STEP, EXPORTED, KEPT, changed_options, from_weights, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.meter import Meter
 from densepath.training.model_card import rename_card
@@ -167,7 +168,7 @@ def _start_again(out: Path) -> None:
     if any(not path.name.startswith((KEPT, AT_STEP)) for path in (out / EXPORTED).parent.glob("*.safetensors")):
         raise UserError(
             f"{out} has trained weights but no checkpoint: its checkpoints were removed; use the weights "
-            f"(--weights {out}), or name another folder to train again"
+            f"(--weights {quoted(out, weights=True)}), or name another folder to train again"
         )
     if rank() == 0 and (out / METRICS).exists():
         say(f"densepath: {out} has no checkpoint, so the run starts again")
@@ -226,7 +227,7 @@ def _check_facts(
             kinds = {str(value).partition(" ")[0] for value in (then.get(name), fact) if " " in str(value)}
             if name in then and then[name] != fact and len(kinds) < 2:  # files cannot be compared with packed images
                 text = _DIGESTS[name].format(out=out) + (_BY_IMAGE if config.get("fraction", 1) < 1 else "")
-                raise UserError(f"{text}; restore them, or start another run: --weights {out} --out OTHER")
+                raise UserError(f"{text}; restore them, or start another run: {from_weights(out)}")
         elif then.get(name) != fact:
             longer = train_longer(out, config) if name == "steps" else "name another folder"
             raise UserError(

@@ -202,7 +202,7 @@ def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: St
     if failed:
         shown = first_few([one_line(row["slide"]) for row in failed])
         say(f"densepath: no cells of {counted(len(failed), what.removesuffix('s'))} that failed: {shown}")
-    following = (command("show", "cells", "--cells", job.out, "--data", data, "--out", f"{job.out}.png"),)
+    following = (command("show", "cells", "--cells", job.out, "--data", Path(data), "--out", Path(f"{job.out}.png")),)
     of = counted(counts["slides"], what.removesuffix("s"))
     say_end(watch, f"{counted(counts['cells'], 'cell')} of {of}{problems}", files, following)
     return Result(job.out, counts, files, following)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from densepath.core.errors import counted, first_few, one_line
+from densepath.core.paths import quoted
 
 _NAME = re.compile(r"(^|[^a-z])seg|label|(^|[^a-z])masks?([^a-z]|$)", re.IGNORECASE)
 _CLASSES = 128  # different values of a label map with many classes at most
@@ -77,7 +77,7 @@ def _remedy(suspected: Sequence[str], names: Sequence[str]) -> str:
     if all(len(found) == 1 for found in folders) and "." not in folders[0] | folders[1]:
         (labels,), (images,) = folders
         if labels != images:
-            folders_given = f"--images {shlex.quote(images)} --labels {shlex.quote(labels)}"
+            folders_given = f"--images {quoted(images)} --labels {quoted(labels)}"
             return f"to use them as labels, convert again with {folders_given}"
     return "leave them out with --exclude '*seg*' or the like, or move them to a folder and give it as --labels"
 

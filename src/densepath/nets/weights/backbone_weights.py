@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from densepath.core.errors import UserError, counted, first_few
+from densepath.core.paths import RANDOM, is_on_disk
 from densepath.core.records import UNLIKE
 from densepath.nets.backbones import Backbone, make_network
 from densepath.nets.backbones.names import parse_name
@@ -109,12 +110,13 @@ def load_weights(
         UserError: there are no such weights, or they do not fit.
     """
     name, assumed, fetched = str(source), "", None
-    if name == "random":
+    on_disk = is_on_disk(source)
+    if name == RANDOM:
         return f"{backbone.name} with random weights"
     if is_published(source):
         published = read_published(source)
         state, other, assumed = published.state, published.backbone, published.assumed
-    elif Path(source).exists():
+    elif on_disk:
         weights = read_weights(source)
         state, other = to_timm(weights.state_dict), recorded_backbone(weights.metadata, weights_file(source))
         assumed = "" if other else _assumed_heads(backbone, state)
@@ -209,8 +211,8 @@ def _remedy(backbone: Backbone, match: Match, other: str | None) -> str:
         return f"their images have {counted(channels, 'channel')}, not {backbone.in_channels}; use others"
     if other is not None and other.removesuffix(UNLIKE) == backbone.architecture:
         return "they are of another network with this name: pass it, in Python, as backbone"
-    other = other or ("resnet18" if backbone.name == "resnet50" else "resnet50") + ", say"
-    return f"name the backbone that they belong to (--backbone {other})"
+    named = shlex.quote(other) if other else ("resnet18" if backbone.name == "resnet50" else "resnet50") + ", say"
+    return f"name the backbone that they belong to (--backbone {named})"
 
 
 def _assumed_heads(backbone: Backbone, state: Mapping[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.core.paths import is_on_disk
 from densepath.nets.backbones.unet3d import first_weight
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.of_run import config_of
@@ -55,7 +56,7 @@ def _known(source: str | Path) -> Mapping[str, Any]:
         folder = published_folder(source, weights=False)
         mean, std, _ = preprocessing(source, folder, configuration_of(folder))
         return {key: list(value) for key, value in (("mean", mean), ("std", std)) if value}
-    if not Path(source).exists():
+    if not is_on_disk(source):
         import timm
 
         if not timm.models.is_model_pretrained(name):

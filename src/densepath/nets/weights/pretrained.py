@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.core.paths import is_on_disk
 from densepath.nets.backbones import Backbone, is_named
 from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.backbones.unet3d import name_unet3d
@@ -107,7 +108,7 @@ def backbone_of_weights(weights: str | Path, prefix: str = "") -> str:
     found: str | None = None
     if is_published(weights):
         found = read_published(weights).backbone
-    elif Path(weights).exists():
+    elif is_on_disk(weights):
         state, metadata = read_weights(weights)
         own = {key.removeprefix(prefix): value for key, value in to_timm(state).items() if key.startswith(prefix)}
         recorded = recorded_backbone(metadata, weights_file(weights))
@@ -137,7 +138,7 @@ def size_of_weights(weights: str | Path) -> int:
         return preprocessing(weights, folder, configuration_of(folder))[2]
     import timm
 
-    if not Path(weights).exists() and timm.models.is_model_pretrained(str(weights)):
+    if not is_on_disk(weights) and timm.models.is_model_pretrained(str(weights)):
         config = timm.get_pretrained_cfg(str(weights))
         return int(config.input_size[-1]) if config is not None else 0
     return 0

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.core.paths import is_on_disk
 from densepath.nets.attention_pool import AttentionPool, attention_pool
 from densepath.nets.backbones.names import join_name
 from densepath.nets.weights.clip_names import clip_arguments, clip_to_timm
@@ -82,8 +83,9 @@ class Published(NamedTuple):
 
 def is_published(source: str | Path) -> bool:
     """Whether weights are a network of the hub, or a folder of one: with config.json, or only with weights."""
-    folder = Path(source)
-    return is_hub_name(source) or any((folder / file).is_file() for file in ("config.json", *WEIGHT_FILES))
+    if is_hub_name(source) or not is_on_disk(source):
+        return is_hub_name(source)
+    return any((Path(source) / file).is_file() for file in ("config.json", *WEIGHT_FILES))
 
 
 def published_folder(source: str | Path, weights: bool = True) -> Path:

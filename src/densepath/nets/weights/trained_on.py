@@ -12,6 +12,7 @@ from typing import Any
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.paths import is_on_disk
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.of_run import run_of
 
@@ -29,7 +30,7 @@ def slides_of_weights(path: str | Path) -> tuple[str, ...] | None:
     Raises:
         UserError: the file cannot be read.
     """
-    if not Path(path).exists():
+    if not is_on_disk(path):
         return None
     try:
         found: Any = json.loads(read_weights(path).metadata.get(_KEY, "null"))

@@ -205,9 +205,9 @@ def _gather(job: Job, names: Sequence[str], table: Table, part: Shard | None, wa
     problems = f", {counts['problems']} with problems" if counts["problems"] else ""
     files = {"slides": job.out / SLIDES, "tiles": made, "pictures": job.out / SHEET}
     following = (
-        command("pretrain", "--config", "concl_small", "--data", job.out, "--out", f"{job.out}_run"),
-        command("embed", "--data", job.out, "--weights", "WEIGHTS", "--out", f"{job.out}_features"),
-        command("cells", "--data", job.out, "--out", f"{job.out}_cells"),
+        command("pretrain", "--config", "concl_small", "--data", job.out, "--out", Path(f"{job.out}_run")),
+        command("embed", "--data", job.out, "--weights", "WEIGHTS", "--out", Path(f"{job.out}_features")),
+        command("cells", "--data", job.out, "--out", Path(f"{job.out}_cells")),
     )
     of = counted(counts["slides"], "slide")
     say_end(watch, f"{counted(counts['tiles'], 'tile')} of {of}{problems}", files, following)

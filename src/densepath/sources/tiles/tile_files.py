@@ -16,6 +16,7 @@ import numpy.typing as npt
 from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError, errors_as, one_line, refuse
 from densepath.core.files import atomic_write
+from densepath.core.paths import quoted
 from densepath.core.records import CONFIG, is_record
 from densepath.core.spelling import composed
 from densepath.sources.listing import matches_any
@@ -195,7 +196,7 @@ def read_tile_folder(
     places = sorted(folder.glob(_FOLDERS))
     if not is_tile_folder(folder) or len(places) != 1:
         raise UserError(
-            f"{folder} is not a folder of tiles; write one with densepath tile --data SLIDES --out {folder}"
+            f"{folder} is not a folder of tiles; write one with densepath tile --data SLIDES --out {quoted(folder)}"
         )
     rows = read_slide_rows(folder)
     if slides is not None:

@@ -218,7 +218,7 @@ def _finish(
         spread = f", {scores.mean(name):.1f} ± {scores.spread(name):.1f} over trainings" if len(names) > 1 else ""
         shown.append(f"{name} {scores.all[name]}{spread}")
     say(f"densepath: {'; '.join(shown)}")
-    commands = (command("predict", out, "--data", "IMAGES", "--out", f"{out}_predictions"),)
+    commands = (command("predict", out, "--data", "IMAGES", "--out", Path(f"{out}_predictions")),)
     made = {"classifier": out / CLASSIFIER_FILE, "scores": out / METRICS, "pictures": out / PICTURES}
     say_end(watch, "", made, commands)
     files = {path.stem: path for path in sorted((out / PICTURES).glob("*.png"), key=lambda p: p.stem != "roc")}

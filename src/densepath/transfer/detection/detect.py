@@ -96,7 +96,7 @@ def _evaluate(config: DetectConfig) -> Result:
 def _finish(watch: Stopwatch, out: Path, scores: dict[str, float], test: CocoImages) -> Result:
     """Print the last lines of a run, and return its result."""
     files = files_of_run(out, weights=out / DETECTOR_FILE)
-    commands = (command("predict", out, "--data", test.folder, "--out", f"{out}_predictions"),)
+    commands = (command("predict", out, "--data", Path(test.folder), "--out", Path(f"{out}_predictions")),)
     say_end(watch, "", {"detector": out / DETECTOR_FILE, "pictures": out / "pictures"}, commands)
     return Result(out, scores, files, commands)
 

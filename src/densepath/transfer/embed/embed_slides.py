@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted
+from densepath.core.paths import is_on_disk
 from densepath.core.remains import remove_abandoned
 from densepath.core.shared_work import Shard
 from densepath.core.stopwatch import Stopwatch
@@ -169,7 +170,7 @@ def embed_slides(
             wait_for(partial(_ended, child), "another process", "it hangs; end it, then start again")
     if hardware.rank == 0 and counts["slides"] and not counts["left"]:
         features, labels = features_path(out, name, "x").parent, ("--table", "LABELS.csv", "--target", "COLUMN")
-        say_end(watch, "", {}, (command("mil", "--data", features, *labels, "--out", f"{out}_mil"),))
+        say_end(watch, "", {}, (command("mil", "--data", features, *labels, "--out", Path(f"{out}_mil")),))
     return counts
 
 
@@ -199,12 +200,12 @@ class _Tiles:
 
 def features_name(weights: str | Path, backbone: str) -> str:
     """The name of features: of the run, the file or the model that made them."""
-    path = Path(weights)
+    path, there = Path(weights), is_on_disk(weights)
     name = f"random_{backbone}" if str(weights) == "random" else str(weights).removeprefix("hf-hub:")
-    if path.is_file():
+    if there and path.is_file():
         exported = path.parent.name in ("exported", "checkpoints") and path.parent.parent.name
         name = exported or path.stem
-    elif path.is_dir():
+    elif there and path.is_dir():
         name = path.resolve().name
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "weights"
 

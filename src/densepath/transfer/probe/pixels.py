@@ -27,6 +27,7 @@ from densepath.annotations.splits import check_objects, fit_window, say_read
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.paths import is_on_disk, literal
 from densepath.core.random import check_seed, uniform
 from densepath.core.result import Result
 from densepath.core.scores import SCALE, without_nan
@@ -107,8 +108,9 @@ def probe_pixels(
     if not isinstance(backbone, nn.Module):
         named = ["--backbone", backbone] if backbone else []
         named += with_detector(network)
-        run = f"{Path(weights)}_detector" if Path(weights).is_dir() else f"{Path(data)}_detector"
-        commands = (command("detect", "--data", data, "--weights", weights, *named, "--out", run),)
+        source = weights if is_on_disk(weights) and Path(weights).is_dir() else data
+        named += ["--out", literal(f"{Path(source)}_detector")]
+        commands = (command("detect", "--data", Path(data), "--weights", weights, *named),)
     say_end(watch, "", {} if out is None else {"scores": Path(out)}, commands)
     return Result(None if out is None else Path(out), result, next=commands)
 

@@ -186,11 +186,11 @@ def _segment_all(work: _Work, out: Path, drawn: Collection[str], one: str, shard
 
 def _refuse_slides(data: str | Path, exclude: Sequence[str]) -> None:
     """Refuse slides and their tiles with the commands that make images of them."""
-    what, pack = "tiles of slides", command("data", "pack", data, "tiles.safetensors")
+    what, pack = "tiles of slides", command("data", "pack", Path(data), "tiles.safetensors")
     if not is_tile_folder(data):
         if not holds_slides(data, exclude):
             return
-        cut = f"{command('tile', '--data', data, '--out', 'T', '--mpp')} MPP (of the training images)"
+        cut = f"{command('tile', '--data', Path(data), '--out', 'T', '--mpp')} MPP (of the training images)"
         what, pack = "whole slides", f"{cut}, then {command('data', 'pack', 'T', 'tiles.safetensors')}"
     raise UserError(
         f"{data} holds {what}, and a segmenter takes images: make some with {pack}, and give --data tiles.safetensors"

@@ -208,7 +208,7 @@ def _finish(
     }
     failed = write_results(tested, scores, record, out)
     say(f"densepath: {describe(scores, failed, tested.unit, len(names) > 1)}")
-    commands = (command("predict", out, "--data", "IMAGES", "--out", f"{out}_predictions"),)
+    commands = (command("predict", out, "--data", "IMAGES", "--out", Path(f"{out}_predictions")),)
     pictures = out / (names[0] or ".") / PICTURES
     made = {"segmenter": out / SEGMENTER_FILE, "scores": out / METRICS, "cases": out / CASES}
     say_end(watch, "", made | ({"pictures": pictures} if pictures.is_dir() else {}), commands)

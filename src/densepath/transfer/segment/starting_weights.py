@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from densepath.core.errors import UserError
+from densepath.core.paths import is_on_disk
 from densepath.nets.decoders.build import load_decoder
 from densepath.transfer.segment.config import BESIDE, SegmentConfig
 from densepath.transfer.segment.network import FCNHead, SegmentationNet
@@ -24,7 +25,8 @@ def load_decoder_weights(model: SegmentationNet, config: SegmentConfig) -> str:
     source = str(config.decoder)
     if source == BESIDE:
         beside = Path(config.weights) / _EXPORTED
-        if model.pyramid is not None or isinstance(model.decoder, FCNHead) or not beside.is_file():
+        there = is_on_disk(config.weights) and beside.is_file()
+        if model.pyramid is not None or isinstance(model.decoder, FCNHead) or not there:
             return ""
         source = str(beside)
     elif source == "random":
