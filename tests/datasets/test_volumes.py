@@ -322,6 +322,13 @@ def test_volumes_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "the smaller first" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("error")
+def test_compressed_floats_are_resampled_without_a_warning(tmp_path: Path) -> None:
+    source = fill(tmp_path / "in", {"a.nii.gz": gzip.compress(nifti(CT.astype(np.float32)))})
+    store = open_volumes(convert_folder(FolderConversion(source, tmp_path / "S", (1.0, 1.0, 1.0))))
+    assert store.sizes([0]).tolist() == [[12, 2, 2]]  # type: ignore[arg-type]
+
+
 def test_resampling_keeps_the_place_of_the_volume_and_its_mean(tmp_path: Path) -> None:
     ramp = np.broadcast_to(np.arange(12.0)[:, None, None] * 10, (12, 10, 8))
     labels = (ramp >= 60).astype(np.uint8)
