@@ -223,7 +223,7 @@ def test_labels_in_other_axes_are_turned_and_an_offset_is_measured_in_voxels(cod
         if share < 0.5:
             on_voxels_of("labels", off, "v", volume)
         else:
-            with pytest.raises(CorruptImage, match="it lies up to 0.55 mm from v; correct its position"):
+            with pytest.raises(CorruptImage, match=r"it lies up to 0\.55 mm from v; correct its position"):
                 on_voxels_of("labels", off, "v", volume)
 
 

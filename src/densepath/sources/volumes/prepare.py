@@ -128,7 +128,7 @@ def resampled(
         ]
         return values[np.ix_(*centers)], made
     kind = np.float64 if values.dtype.itemsize > 4 or values.dtype.kind == "u" else np.float32
-    x = torch.from_numpy(np.require(values.transpose(2, 1, 0), kind, "CW"))[None, None]
+    x = torch.from_numpy(np.require(values.transpose(2, 1, 0), kind, ("C", "W")))[None, None]
     map_ = torch.from_numpy(np.hstack([np.diag(share), (share - 1)[:, None]]))[None]
     new = sample(x, map_, size[::-1])[0, 0].numpy().transpose(2, 1, 0)
     if values.dtype.kind in "iub":

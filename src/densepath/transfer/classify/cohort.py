@@ -120,8 +120,8 @@ def read_pool(
         splits = [row[0].lower() if row is not None else "" for row in given]
         wrong = [f"{name} ({split!r})" for name, split in zip(names, splits, strict=True) if split not in PART_NUMBERS]
         refuse(wrong, f"images with another split than train, val or test in {table}", "correct the column split")
-    elif given := splits_of_volumes(volumes):
-        splits = given
+    elif of_store := splits_of_volumes(volumes):
+        splits = of_store
     how = Labels(str(config.labels), config.patient, config.patient_regex)
     owners, source = owners_of(names, listed, how, table, data, volumes)
     check_spelling(owners, names, data, warn=(Path(config.out) / CONFIG).exists())  # a resumed run keeps its division

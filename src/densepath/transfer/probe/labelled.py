@@ -97,8 +97,8 @@ class Listed:
 def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     """Find the class, the patient and the split of each image.
 
-    A split is the column ``split`` of the table, or the topmost folders if these are train and test (or val), or that of
-    a store of volumes.
+    A split is the column ``split`` of the table, or the topmost folders if these are train and test (or val), or that
+    of a store of volumes.
 
     Args:
         features: of the images; their names are paths.
