@@ -83,7 +83,13 @@ def _write_key(key: Path, found: Sequence[Series], names: set[str]) -> None:
     rows = []
     for series in found:
         first = series.slices[0]
-        values = series.name, series.patient or "", first.patient, first.series, os.path.dirname(os.path.abspath(first.path))
+        values = (
+            series.name,
+            series.patient or "",
+            first.patient,
+            first.series,
+            os.path.dirname(os.path.abspath(first.path)),
+        )
         rows.append(dict(zip(_COLUMNS, values, strict=True)))
     write_rows(key, _COLUMNS, [row for row in rows if row["volume"] in names])
     if key.is_file():
