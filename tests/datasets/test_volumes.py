@@ -276,11 +276,26 @@ def test_dicom_copies_nothing_that_identifies_a_patient(
     store = open_volumes(tmp_path / "S")
     assert store.index["modality"] == "CT" and store.spec.window[0] < -900
     assert np.array_equal(store.read(0)[..., 0], (SLICES - 1024)[:, ::-1, ::-1])
-    secrets = ("MRN", "Doe", "Jane", "Roe", "Richard", "19610203", "1.2.826", "PACS")
+    key = tmp_path / "key.csv"
+    for _ in range(2):  # a key is replaced by that of the same command
+        assert main(["data", "dicom", str(source), str(tmp_path / "S"), "--key", str(key)]) == 0
+    with key.open() as file:
+        rows = {row["volume"]: row for row in csv.DictReader(file)}
+    assert [*rows] == [row["name"] for row in store.rows] and key.stat().st_mode & 0o077 == 0
+    assert {(row["patient_id"], row["series_uid"], row["folder"]) for row in rows.values()} == {
+        (patient, series, str(source / f"Doe_Jane_{patient}" / series))
+        for patient, series in (("MRN4711", "1.2.826.111"), ("MRN4711", "1.2.826.222"), ("MRN0815", "1.2.826.333"))
+    }
+    assert [rows[row["name"]]["patient"] for row in store.rows] == [row["patient"] for row in store.rows]
+    secrets = ("key.csv", "MRN", "Doe", "Jane", "Roe", "Richard", "19610203", "1.2.826", "PACS")
     for path in (tmp_path / "S").rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
         found = [secret for secret in secrets if secret.encode() in content or secret in path.name]
         assert found == [], path
+    (tmp_path / "other.csv").write_text("file,patient\n")
+    for place, why in ((tmp_path / "S" / "key.csv", "lies in the store"), (tmp_path / "other.csv", "is not a key")):
+        with pytest.raises(UserError, match=why):
+            convert_dicom(DicomConversion(source, tmp_path / "S", key=place))
     resampled = DicomConversion(source, tmp_path / "T", gaps="resample", spacing=(1.0, 1.0, 5.0))
     assert len(open_volumes(convert_dicom(resampled))) == 4
 
@@ -320,6 +335,13 @@ def test_volumes_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["data", "volumes", str(tmp_path / "none"), str(tmp_path / "T")]) == 2
     assert main(["data", "volumes", str(source / "labels"), str(tmp_path / "T"), "--window", "5", "2"]) == 2
     assert "the smaller first" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_compressed_floats_are_resampled_without_a_warning(tmp_path: Path) -> None:
+    source = fill(tmp_path / "in", {"a.nii.gz": gzip.compress(nifti(CT.astype(np.float32)))})
+    store = open_volumes(convert_folder(FolderConversion(source, tmp_path / "S", (1.0, 1.0, 1.0))))
+    assert store.sizes([0]).tolist() == [[12, 2, 2]]  # type: ignore[arg-type]
 
 
 def test_resampling_keeps_the_place_of_the_volume_and_its_mean(tmp_path: Path) -> None:
@@ -619,6 +641,37 @@ def test_a_folder_without_series_is_refused_with_what_it_holds(tmp_path: Path) -
     write_slice(tmp_path / "in" / "a", SLICES[0], 0.0, "1.2")
     with pytest.raises(UserError, match=r"holds no DICOM series .* only 1 image outside of a volume; check the path"):
         convert_dicom(DicomConversion(tmp_path / "in", tmp_path / "S"))
+    with pytest.raises(UserError, match=r"convert DICOM with densepath data dicom .*in .*S$"):
+        convert_folder(FolderConversion(tmp_path / "in", tmp_path / "S"))
+    source = fill(tmp_path / "nifti", {"a.nii": nifti(CT)})
+    with pytest.raises(UserError, match=r"convert 1 file of volumes with densepath data volumes .*nifti .*S$"):
+        convert_dicom(DicomConversion(source, tmp_path / "S"))
+
+
+def test_another_layout_is_named_with_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {f"imagesTr/{name}_0000.nii": nifti(CT) for name in "ab"} | {
+        f"labelsTr/{name}.nii": nifti(LABELS) for name in "ab"
+    }
+    facts = {"channel_names": {"0": "CT"}, "labels": {"background": 0}}
+    source = fill(tmp_path / "in", files | {"dataset.json": json.dumps(facts).encode()})
+    convert_folder(FolderConversion(source, tmp_path / "S"))
+    assert "as this is nnU-Net's layout, convert it with densepath data nnunet" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"name of a volume: a, b in .*labelsTr, .* with densepath data nnunet"):
+        convert_folder(FolderConversion(source, tmp_path / "T", images="imagesTr", labels="labelsTr"))
+    with pytest.raises(UserError, match="that of nnU-Net's layout; convert it with densepath data nnunet"):
+        convert_msd(Conversion(source, tmp_path / "T"))
+    files = {"images/a_ct.nii": nifti(CT), "labels/a_seg.nii": nifti(LABELS)}
+    source = fill(tmp_path / "other", files)
+    (source / "none").mkdir()
+    for labels, why in (("labels", "give the files of a volume and of its labels one name"), ("none", "no volume")):
+        with pytest.raises(UserError, match=why):
+            convert_folder(FolderConversion(source, tmp_path / "T", images="images", labels=labels))
+    msd = {"imagesTr/a.nii": nifti(CT), "dataset.json": b'{"training": []}'}
+    with pytest.raises(UserError, match=r"layout of MSD, .* with densepath data msd"):
+        convert_nnunet(Conversion(fill(tmp_path / "msd", msd), tmp_path / "T"))
+    (tmp_path / "msd" / "dataset.json").write_text("{}")
+    with pytest.raises(UserError, match=r"a task of MSD \(it has no 'training'\); restore it"):
+        convert_msd(Conversion(tmp_path / "msd", tmp_path / "T"))
 
 
 @pytest.mark.parametrize("facts", [[], {"training": [], "modality": ["CT"]}, {"training": [], "labels": [1]}])

@@ -12,7 +12,7 @@ from itertools import chain, takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
-from densepath.core.columns import FILE_COLUMNS, PATIENT_COLUMNS
+from densepath.core.columns import FILE_COLUMNS, PATIENT_COLUMNS, SPLIT_OF
 from densepath.core.csv_files import open_table
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few, refuse
@@ -190,6 +190,13 @@ def owners_of_volumes(rows: Sequence[Mapping[str, Any]], source: str | Path) -> 
     known = [row["patient"] for row in rows if row["patient"]]
     where = NUMBERED if known and all(re.fullmatch(rf"{_RANK}\d+", patient) for patient in known) else str(source)
     return [row["patient"] or row["name"] for row in rows], where if len(known) == len(rows) else ""
+
+
+def splits_of_volumes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The split of each row of a store of volumes, in lower case; [] if they are not divided into those of training,
+    validation and test."""
+    splits = [str(row["split"]).lower() for row in rows]
+    return splits if {*splits} <= set(SPLIT_OF) and len({*splits}) > 1 else []
 
 
 def patient_in_name(name: str, pattern: str, place: str = "") -> str:

@@ -56,6 +56,13 @@ def that_or_these(names: Sequence[str]) -> str:
     return "that" if len(names) == 1 else "these"
 
 
+def fault_of(error: Exception) -> str:
+    """What a reader of a table or of JSON missed, in words of users: a key, or values of another form."""
+    if isinstance(error, KeyError):
+        return f"it has no {str(error.args[0])!r}"
+    return str(error) if isinstance(error, ValueError | OSError) else "its values have another form"
+
+
 def refuse(cases: Sequence[str], what: str, remedy: str) -> None:
     """Raise a UserError that names the first cases, if there are any."""
     if cases:

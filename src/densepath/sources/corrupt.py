@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from densepath.core.errors import UserError, errors_as, one_line
+from densepath.core.errors import UserError, errors_as, one_line, unwrapped
 from densepath.core.waiting import Stuck
 
 LARGEST_SHARE = {2: 0.01, 3: 0.1}  # by dimensions: volumes are few, so one of them may always be corrupt
@@ -43,7 +43,7 @@ def decoding(path: str | Path, failure: str = "cannot be decoded") -> AbstractCo
     def refusal(error: Exception) -> CorruptImage:
         if isinstance(error, FileNotFoundError):
             return CorruptImage(str(path), "the file is missing")
-        return CorruptImage(str(path), f"{failure} ({one_line(str(error))[:200]})")
+        return CorruptImage(str(path), f"{failure} ({unwrapped(str(error))[:200]})")
 
     return errors_as(refusal)
 

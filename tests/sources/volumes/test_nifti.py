@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.volumes.read import read_volume
-from densepath.sources.volumes.volume import from_ras, spacing_of, to_ras
+from densepath.sources.volumes.nifti import NO_MAP
+from densepath.sources.volumes.read import on_voxels_of, read_volume
+from densepath.sources.volumes.volume import Channel, Volume, from_ras, spacing_of, to_ras
 
 VALUES = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
 AFFINE = np.array([[0.7, 0, 0, 1], [0, 0.8, 0, -2], [0, 0, 2.5, 3], [0, 0, 0, 1.0]])
@@ -198,3 +199,41 @@ def test_an_sform_of_zeros_counts_as_none(tmp_path: Path) -> None:
     assert np.allclose(read_volume(changed(path, 280, bytes(48))).affine, AFFINE, atol=1e-6)
     bare = changed(changed(write(tmp_path / "b.nii", set_zooms=((1.0, 1.0, 1.0),)), 280, bytes(48)), 252, bytes(2))
     assert spacing_of(read_volume(bare, (0.5, 0.6, 3.0)).affine) == (0.5, 0.6, 3.0)
+
+
+def oblique(degrees: float) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, -s, 0, 5], [s, c, 0, -3], [0, 0, 2, 1], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 45])
+@pytest.mark.parametrize("codes", ["RAS", "LAS", "AIL"])
+def test_labels_in_other_axes_are_turned_and_an_offset_is_measured_in_voxels(codes: str, degrees: float) -> None:
+    values = np.arange(24).reshape(2, 3, 4)
+    volume = Volume((Channel(values),), oblique(degrees))
+    turn = nibabel.orientations.axcodes2ornt(codes)
+    turned = nibabel.orientations.apply_orientation(values, turn)
+    affine = volume.affine @ nibabel.orientations.inv_ornt_aff(turn, values.shape)
+    found = on_voxels_of("labels", Volume((Channel(turned),), affine), "v", volume)
+    assert np.array_equal(found.channels[0].values, values) and np.allclose(found.affine, volume.affine)
+    for share in (0.45, 0.55):
+        moved = affine.copy()
+        moved[:3, 3] += share * volume.affine[:3, 0]
+        off = Volume((Channel(turned),), moved)
+        if share < 0.5:
+            on_voxels_of("labels", off, "v", volume)
+        else:
+            with pytest.raises(CorruptImage, match=r"it lies up to 0\.55 mm from v; correct its position"):
+                on_voxels_of("labels", off, "v", volume)
+
+
+def test_volumes_of_other_sizes_are_refused_with_their_axes_if_these_differ() -> None:
+    one, other = (Volume((Channel(np.zeros(shape)),), np.eye(4)) for shape in ((2, 3, 4), (2, 3, 5)))
+    with pytest.raises(CorruptImage, match="it has 2 x 3 x 4 voxels, and v 2 x 3 x 5"):
+        on_voxels_of("labels", one, "v", other)
+    turned = Volume(one.channels, np.eye(4)[[1, 0, 2, 3]])
+    with pytest.raises(CorruptImage, match=r"2 x 3 x 4 voxels \(axes ARS\), and v 2 x 3 x 5 \(axes RAS\)"):
+        on_voxels_of("labels", turned, "v", other)
+    far = Volume(other.channels, np.diag([1, 1, 3, 1.0]), (NO_MAP,))
+    with pytest.raises(CorruptImage, match="it lies up to 8 mm from v; it has no affine map; save both with one"):
+        on_voxels_of("labels", far, "v", other)

@@ -172,6 +172,7 @@ def test_volumes_have_the_patients_and_splits_of_their_store(
     assert [*make_study(pool, None).tested] == [2, 3]
     with pytest.raises(UserError, match="leak: patients with train and test images: A;"):
         make_study(read(tmp_path, labels, store(tmp_path, ["A", "B", "A", "D"], parts)), None)
+    assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], ["subset0", "subset8"] * 2)).splits == []
     pool = read(tmp_path, labels, store(tmp_path, ["A", None, "C", "D"], [""] * 4))
     assert (pool.owners, pool.splits, pool.by_patient) == (["A", "v1", "C", "D"], [], "")  # v1 on its own
     with pytest.raises(UserError, match="leak: patients with train and test images: A;"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from densepath.transfer.embed.embed import embed
 from densepath.transfer.embed.encoder import Encoder, load_encoder
 from densepath.transfer.embed.feature_file import Shape, read_features, write_features
 from densepath.transfer.embed.inputs import Inputs, center, open_source
+from densepath.transfer.probe.probe import probe
 
 SMALL: dict[str, Any] = {
     "weights": "random",
@@ -192,6 +194,34 @@ def test_blocks_are_those_of_the_images_that_a_store_has_now(tmp_path: Path) -> 
         before = stamp(source)
         os.utime(file, (1, 1))  # it was written again
         assert stamp(source) != before
+
+
+def test_features_of_volumes_carry_the_patients_and_splits_of_their_store(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    for name in ("P1_a", "P1_b", "P2_a", "P2_b"):
+        (scans / name).parent.mkdir(exist_ok=True)
+        nibabel.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8), np.eye(4)).to_filename(
+            scans / f"{name}.nii"
+        )
+    volumes = convert_folder(FolderConversion(scans, tmp_path / "V", patient_regex=r"^(P\d)"))
+    index = json.loads((volumes / "volumes.json").read_text())
+    for row, split in zip(index["volumes"], ("train", "train", "test", "test"), strict=True):
+        row["split"] = split
+    (volumes / "volumes.json").write_text(json.dumps(index))
+    out = embed(data=volumes, weights="random", backbone="resnet10_3d_w4", out=tmp_path / "F.h5", devices="cpu")
+    (tmp_path / "l.csv").write_text("file,label\nP1_a,x\nP1_b,y\nP2_a,x\nP2_b,y\n")
+    options: dict[str, Any] = {"labels": tmp_path / "l.csv", "neighbors": 1, "out": tmp_path / "probe.json"}
+    for source in ("notes", "store"):
+        if source == "notes":
+            volumes.rename(tmp_path / "moved")
+            found = probe(features=out, **options)
+        else:
+            found = probe(
+                data=tmp_path / "moved", weights="random", backbone="resnet10_3d_w4", devices="cpu", **options
+            )
+        assert found.images.patient_names == ["P1", "P2"] and found.images.by_patient, source
+        assert [found.images.names[k] for k in found.tested] == ["P2_a", "P2_b"], source
+    assert "P1_a" not in (tmp_path / "probe.json").read_text()  # the record names no volumes
 
 
 def test_grey_and_16_bit_images_are_read_as_the_weights_need_them(tmp_path: Path) -> None:

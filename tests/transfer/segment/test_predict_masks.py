@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 
 from densepath.core.errors import UserError
+from densepath.datasets.volumes.conversion import FolderConversion
+from densepath.datasets.volumes.folder import convert_folder
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.segment import predict_masks as module
 from densepath.transfer.segment.legend import legend_of
@@ -69,6 +72,27 @@ def test_only_an_image_that_changed_is_done_again(write: Any, ndim: int, tmp_pat
     first, second = times("labels", 0).items()
     assert first not in before.items() and second in before.items()
     assert dict(list(drawn.items())[len(drawn) // 2 :]) == times("pictures", 0)  # none of the former image
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_label_map_lies_where_other_programs_see_its_volume(
+    stored: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file with a spacing but no affine map gets such a label map."""
+    image = nibabel.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8), None)
+    image.header.set_zooms((1, 1, 2))
+    data = tmp_path / "data"
+    data.mkdir()
+    nibabel.save(image, data / "a.nii")
+    if stored:
+        data = convert_folder(FolderConversion(data, tmp_path / "S", window="volume"))
+    run, out = write_segmenter(tmp_path / "segmenter.safetensors", 3), tmp_path / "out"
+    assert predict_masks(run, data=data, out=out, **CPU)["damaged"] == 0
+    (path,) = (out / "labels").iterdir()
+    found = nibabel.load(path)
+    assert np.array_equal(found.affine, nibabel.load(tmp_path / "data/a.nii").affine)
+    assert [int(found.header[code]) for code in ("sform_code", "qform_code")] == [0, 0]
+    assert "a has no affine map" in capsys.readouterr().err.replace("a.nii has", "a has")
 
 
 def test_a_damaged_image_keeps_no_map_of_a_former_one(tmp_path: Path) -> None:

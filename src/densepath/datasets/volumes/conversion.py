@@ -70,9 +70,12 @@ class DicomConversion(Conversion):
         source, dest, spacing, window, patient_regex, exclude, test_share: as in Conversion.
         gaps: what to do with a series whose slices are not at equal steps: "error" leaves it out and names it;
             "resample" interpolates slices at equal steps.
+        key: a CSV file outside of the store for the patient's identifier, the UID and the folder of each volume's
+            series, which the store does not hold; readable by its owner only.
     """
 
     gaps: Gaps = "error"
+    key: str | Path | None = None
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
     check_names(kept, how.source)
     _check_channels({case.name: count for case in kept if case.count is not None and (count := case.count())})
     # No paths: they may name patients
-    others = {k: v for k, v in asdict(how).items() if k not in ("source", "dest", "exclude")}
+    others = {k: v for k, v in asdict(how).items() if k not in ("source", "dest", "exclude", "key")}
     _check_source(dest, {case.name for case in cases}, how)
     record = {"command": f"data {contents.layout}", **others}
     with work_folder(dest, record, log="convert.log", free=("patient_regex", "window", "test_share")):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, fault_of
 from densepath.core.json_files import load_json
 
 DATASET_JSON = "dataset.json"
@@ -28,7 +28,7 @@ def reading(path: Path, what: str) -> Iterator[Any]:
     try:
         yield content
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not {what} ({error!r}); restore it, or give another one") from error
+        raise UserError(f"{path} is not {what} ({fault_of(error)}); restore it, or give another one") from error
 
 
 def channels_of(facts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from densepath.annotations.patients import MANIFEST, patients_of
+from densepath.core.closing import command
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import (
@@ -21,10 +25,13 @@ from densepath.datasets.volumes.conversion import (
 )
 from densepath.datasets.volumes.convert import convert
 from densepath.datasets.volumes.dataset_json import reading
+from densepath.sources.dicom_image import DICOM_START, is_dicom
 from densepath.sources.listing import Passed, walk
 from densepath.sources.volumes.read import SUFFIXES, files_of, read_volume
 
 _MASK = "anatomy_mask"
+_FIRST = 20  # files of a folder without volumes that are looked at
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # names of nnU-Net's files
 
 
 def convert_folder(how: FolderConversion) -> Path:
@@ -50,13 +57,17 @@ def convert_folder(how: FolderConversion) -> Path:
     passed = Passed()
     found = volumes_in(images, passed)
     if not found:
+        remedy = f"convert DICOM with {command('data', 'dicom', images, how.dest)}" if _holds_dicom(images) else ""
         raise UserError(
-            f"{images} and its subfolders contain no volume (NIfTI, MetaImage or .b2nd){passed.only()}; check the path"
+            f"{images} and its subfolders contain no volume (NIfTI, MetaImage or .b2nd){passed.only()}; "
+            + (remedy or "check the path")
         )
     say_passed(passed)
     if labels is not None and labels.is_relative_to(images):
         found = {name: path for name, path in found.items() if not path.resolve().is_relative_to(labels.resolve())}
     of_labels = volumes_in(labels) if labels is not None else {}
+    if labels is not None:
+        _check_names(images, labels, [*found], [*of_labels])
     if unused := sorted(of_labels.keys() - found.keys()):
         say(
             f"densepath: warning: {counted(len(unused), 'label file has', 'label files have')} no volume: "
@@ -75,6 +86,28 @@ def convert_folder(how: FolderConversion) -> Path:
         for name, path in found.items()
     ]
     return convert(cases, Contents("volumes"), how)
+
+
+def _check_names(images: Path, labels: Path, names: list[str], of_labels: list[str]) -> None:
+    """Refuse labels of which none has the name of a volume."""
+    if not of_labels:
+        raise UserError(f"{labels} holds no volume (NIfTI, MetaImage or .b2nd); check --labels")
+    if not {*names}.isdisjoint(of_labels):
+        return
+    remedy = "give the files of a volume and of its labels one name"
+    if {match[1] for name in names if (match := CHANNEL.fullmatch(name))} & {*of_labels}:
+        remedy = "names of volumes end in the number of a channel: convert nnU-Net's layout with densepath data nnunet"
+    shown = f"{first_few(of_labels, 2)} in {labels}, {first_few(names, 2)} in {images}"
+    raise UserError(f"no label file has the name of a volume: {shown}; {remedy}")
+
+
+def _holds_dicom(folder: Path) -> bool:
+    """Whether one of the first files of a folder is DICOM, whatever its name."""
+    for path in islice(walk(folder, ("",)), _FIRST):
+        with suppress(OSError), open(path, "rb") as file:
+            if is_dicom(file.read(DICOM_START)):
+                return True
+    return False
 
 
 def volumes_in(folder: Path, passed: Passed | None = None) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from densepath.core.csv_files import write_rows
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError, counted, fault_of
 from densepath.core.streams import say
 from densepath.datasets.published import Published
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
@@ -90,7 +90,7 @@ def _write_places(table: Path, dest: Path, column: str, names: set[str]) -> None
                 for row in csv.DictReader(file)
             ]
     except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
-        raise UserError(f"{table} is not a table of LUNA16 ({error!r}); restore it") from error
+        raise UserError(f"{table} is not a table of LUNA16 ({fault_of(error)}); restore it") from error
     kept = [row for row in rows if row["volume"] in names]
     write_rows(dest, ("volume", "x", "y", "z", column), kept)
     of = f" ({len(rows) - len(kept)} of other volumes)" if len(kept) < len(rows) else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from densepath.core.errors import counted, first_few
+from densepath.core.closing import command
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
 from densepath.datasets.volumes.convert import convert
@@ -30,6 +31,9 @@ def convert_msd(how: Conversion) -> Path:
     """
     source = source_folder(how.source)
     with reading(source / DATASET_JSON, "the dataset.json of a task of MSD") as facts:
+        if "training" not in facts and "channel_names" in facts:
+            again = command("data", "nnunet", source, how.dest)
+            raise UserError(f"{source / DATASET_JSON} is that of nnU-Net's layout; convert it with {again}")
         listed = [(source / item["image"], source / item["label"], "train") for item in facts["training"]]
         listed += [(source / item, None, "test") for item in facts.get("test", ())]
         modality, labels = channels_of(facts), labels_of(facts)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from densepath.core.closing import command
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
 from densepath.datasets.volumes.convert import convert
 from densepath.datasets.volumes.dataset_json import DATASET_JSON, channels_of, labels_of, reading
-from densepath.datasets.volumes.folder import volumes_in
+from densepath.datasets.volumes.folder import CHANNEL, volumes_in
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.read import count_channels, read_channels, read_volume
 from densepath.sources.volumes.volume import Volume
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
 _SPLITS = {"train": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
 
 
@@ -36,9 +35,13 @@ def convert_nnunet(how: Conversion) -> Path:
     """
     source = source_folder(how.source)
     with reading(source / DATASET_JSON, "nnU-Net's dataset.json") as facts:
+        of_msd = "training" in facts and "channel_names" not in facts
         names, labels, counted_cases = channels_of(facts), labels_of(facts), facts.get("numTraining")
     cases = []
     for split, folders in _SPLITS.items():
+        if of_msd and (images := source / folders[0]).is_dir() and not any(map(CHANNEL.fullmatch, volumes_in(images))):
+            again = command("data", "msd", source, how.dest)
+            raise UserError(f"{source} has the layout of MSD, without numbers of channels; convert it with {again}")
         cases += _cases(source, split, folders, names, how)
     trained = sum(case.split == "train" for case in cases)
     if counted_cases not in (None, trained):
@@ -53,7 +56,7 @@ def _cases(source: Path, split: str, folders: tuple[str, str], names: Sequence[s
         return []
     files: dict[str, dict[int, Path]] = defaultdict(dict)
     for name, path in volumes_in(images).items():
-        match = _CHANNEL.fullmatch(name)
+        match = CHANNEL.fullmatch(name)
         if match is None:
             raise UserError(f"{path} does not end in the number of a channel, as in nnU-Net; rename it to {name}_0000")
         files[match[1]][int(match[2])] = path

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from densepath.core.csv_files import write_rows
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError, counted, fault_of
 from densepath.core.random import ordered_by_seed
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion
@@ -123,7 +123,7 @@ def _read(table: Path) -> list[tuple[int, dict[str, str]]]:
             raise ValueError("a candidate has no class")
     except (OSError, ValueError, LookupError, csv.Error) as error:
         raise UserError(
-            f"{table} is not the table of candidates that densepath data luna writes ({error!r}); put "
+            f"{table} is not the table of candidates that densepath data luna writes ({fault_of(error)}); put "
             "candidates_V2.csv beside the subsets of LUNA16, and convert it again"
         ) from error
     return rows

@@ -12,6 +12,7 @@ from densepath.core.errors import counted, first_few, one_line
 from densepath.core.paths import quoted
 
 _NAME = re.compile(r"(^|[^a-z])seg|label|(^|[^a-z])masks?([^a-z]|$)", re.IGNORECASE)
+_OF_NNUNET = re.compile(r"(.*/)?imagesT[rs]/[^/]+_\d{4}")
 _CLASSES = 128  # different values of a label map with many classes at most
 _IMAGE = 256  # different values of an image at least
 AIR = -200.0  # a low percentile below it is that of Hounsfield units
@@ -73,6 +74,8 @@ def _in_folder_of_labels(name: str) -> bool:
 
 def _remedy(suspected: Sequence[str], names: Sequence[str]) -> str:
     """How to leave segmentations out, or use them: if they lie in a folder and the volumes in another, by these."""
+    if any(_OF_NNUNET.fullmatch(name) for name in names):
+        return "as this is nnU-Net's layout, convert it with densepath data nnunet"
     folders = [{str(PurePosixPath(name).parent) for name in found} for found in (suspected, {*names} - {*suspected})]
     if all(len(found) == 1 for found in folders) and "." not in folders[0] | folders[1]:
         (labels,), (images,) = folders

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from densepath.core.errors import counted, errors_as, one_line
+from densepath.core.errors import counted, errors_as, unwrapped
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.dicom_series import Series, Slice
 from densepath.sources.volumes.volume import (
@@ -168,4 +168,4 @@ def _pixels(series: Series, part: Slice) -> tuple[Array, tuple[float, float]]:
 
 def _undecodable(series: Series, part: Slice, error: Exception) -> CorruptImage:
     number = series.slices.index(part) + 1
-    return CorruptImage(series.name, f"slice {number} cannot be decoded ({one_line(str(error))[:200]})")
+    return CorruptImage(series.name, f"slice {number} cannot be decoded ({unwrapped(str(error))[:200]})")

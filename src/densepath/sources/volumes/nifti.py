@@ -12,6 +12,7 @@ from densepath.core.errors import counted, errors_as, one_line
 from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.volumes.volume import Array, Channel, Volume, check_affine, check_values, diagonal, library
 
+NO_MAP = "no affine map, its axes are taken as R, A, S"  # a note
 SUFFIXES = (".nii", ".nii.gz")
 _GZIP = b"\x1f\x8b"
 _MAGIC = {b"n+1": "Nifti1Header", b"n+2": "Nifti2Header"}
@@ -135,7 +136,7 @@ def _affine(path: str, header: Any, spacing: Sequence[float] | None) -> tuple[Ar
             raise CorruptImage(path, "it does not say where its voxels are; give their distance with --spacing X Y Z")
         affine = diagonal([side * to_mm for side in zooms] if known else spacing or ())
         check_affine(path, affine)
-        return affine, ["no affine map, its axes are taken as R, A, S"]
+        return affine, [NO_MAP]
     with decoding(path, "its affine map is damaged"):
         affine = header.get_sform() if sform else header.get_qform()
         other = header.get_qform() if sform and qform else None

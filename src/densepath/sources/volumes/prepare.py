@@ -12,7 +12,7 @@ import torch
 from densepath.core.resampling import sample
 from densepath.core.spacing import some_values
 from densepath.sources.volumes.encode import encode
-from densepath.sources.volumes.read import check_same_place
+from densepath.sources.volumes.read import on_voxels_of
 from densepath.sources.volumes.volume import (
     Array,
     Channel,
@@ -54,7 +54,7 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
     Args:
         name: its name.
         volume: as its file has it.
-        labels: its labels, on the same voxels.
+        labels: its labels, on the same voxels, in any order and direction of axes.
         target: mm between voxels along x, y, z; None for the volume's own.
 
     Raises:
@@ -62,7 +62,7 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
         TooLarge: it would not fit into memory.
     """
     if labels is not None:
-        check_same_place(f"labels of {name}", labels, name, volume)
+        labels = on_voxels_of(f"labels of {name}", labels, name, volume)
     notes = [*volume.notes, *(f"in its labels {note}" for note in (labels.notes if labels else ()))]
     channels, scales, affine, codes = [], [], volume.affine, ""
     for channel in volume.channels:
@@ -128,7 +128,7 @@ def resampled(
         ]
         return values[np.ix_(*centers)], made
     kind = np.float64 if values.dtype.itemsize > 4 or values.dtype.kind == "u" else np.float32
-    x = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 1, 0), kind))[None, None]
+    x = torch.from_numpy(np.require(values.transpose(2, 1, 0), kind, ("C", "W")))[None, None]
     map_ = torch.from_numpy(np.hstack([np.diag(share), (share - 1)[:, None]]))[None]
     new = sample(x, map_, size[::-1])[0, 0].numpy().transpose(2, 1, 0)
     if values.dtype.kind in "iub":

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+
+import numpy as np
 
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes import blosc2_file, metaimage, nifti
-from densepath.sources.volumes.volume import Volume
+from densepath.sources.volumes.volume import Volume, library
 
 SUFFIXES = (*nifti.SUFFIXES, *metaimage.SUFFIXES, *blosc2_file.SUFFIXES)
+_APART = 0.5  # voxels: corners of one volume and of another are nearer to each other
 
 
 def read_volume(path: str | Path, spacing: Sequence[float] | None = None, channels: bool = False) -> Volume:
@@ -30,8 +35,7 @@ def read_channels(paths: Sequence[str | Path], spacing: Sequence[float] | None =
     """
     parts = [read_volume(path, spacing, channels=True) for path in paths]
     first = parts[0]
-    for path, part in zip(paths, parts, strict=True):
-        check_same_place(str(path), part, str(paths[0]), first)
+    parts = [on_voxels_of(str(path), part, str(paths[0]), first) for path, part in zip(paths, parts, strict=True)]
     notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
     return Volume(tuple(channel for part in parts for channel in part.channels), first.affine, notes)
 
@@ -56,18 +60,32 @@ def files_of(path: str | Path) -> tuple[Path, ...]:
     return (path, *blosc2_file.files_beside(path)) if path.name.lower().endswith(blosc2_file.SUFFIXES) else (path,)
 
 
-def check_same_place(path: str, one: Volume, other_path: str, other: Volume) -> None:
-    """Check that two volumes have the same voxels: equal shapes, and corners less than half a voxel apart.
+def on_voxels_of(path: str, one: Volume, other_path: str, other: Volume) -> Volume:
+    """A volume whose axes have the order and the direction of those of another one, with the same voxels: equal shapes,
+    and all corners less than half a voxel apart.
 
     Raises:
-        CorruptImage: they do not.
+        CorruptImage: they have other voxels.
     """
-    if one.shape != other.shape:
+    orientations = library("nibabel.orientations")
+    to_other = np.linalg.inv(other.affine)
+    turn = orientations.io_orientation(to_other @ one.affine)
+    turned = replace(
+        one,
+        channels=tuple(replace(c, values=orientations.apply_orientation(c.values, turn)) for c in one.channels),
+        affine=one.affine @ orientations.inv_ornt_aff(turn, one.shape),
+    )
+    axes = ["".join(orientations.aff2axcodes(volume.affine)) for volume in (one, other)]
+    name = Path(other_path).name
+    if turned.shape != other.shape:
+        also = [f" (axes {codes})" if axes[0] != axes[1] else "" for codes in axes]
         sizes = [" x ".join(map(str, volume.shape)) for volume in (one, other)]
-        raise CorruptImage(path, f"it has {sizes[0]} voxels, and {Path(other_path).name} {sizes[1]}")
-    step = abs(other.affine[:3, :3]).sum(axis=1).min()
-    far = [(volume.affine @ [*(n - 1 for n in volume.shape), 1.0])[:3] for volume in (one, other)]
-    apart = max(abs(far[0] - far[1]).max(), abs(one.affine[:3, 3] - other.affine[:3, 3]).max())
-    turned = abs(one.affine[:3, :3] - other.affine[:3, :3]).max()
-    if apart > step / 2 or turned > step / 2:
-        raise CorruptImage(path, f"it lies up to {apart:.3g} mm from {Path(other_path).name}; correct its position")
+        raise CorruptImage(path, f"it has {sizes[0]} voxels{also[0]}, and {name} {sizes[1]}{also[1]}")
+    corners = np.array([*product(*((0, n - 1) for n in other.shape), [1])], np.float64).T
+    apart = (turned.affine - other.affine) @ corners
+    if not np.abs(to_other @ apart)[:3].max() < _APART:
+        far = np.linalg.norm(apart[:3], axis=0).max()
+        lacking = [what for what, volume in (("it", one), (name, other)) if nifti.NO_MAP in volume.notes]
+        remedy = f"{lacking[0]} has no affine map; save both with one" if lacking else "correct its position"
+        raise CorruptImage(path, f"it lies up to {far:.3g} mm from {name}; {remedy}")
+    return turned

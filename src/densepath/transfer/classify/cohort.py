@@ -13,7 +13,7 @@ from torch import Tensor
 
 from densepath.annotations.classes import FOLDERS, match_columns
 from densepath.annotations.label_table import table_columns
-from densepath.annotations.patients import check_spelling, owners_of_volumes
+from densepath.annotations.patients import check_spelling, splits_of_volumes
 from densepath.core.columns import SPLIT, SPLIT_OF
 from densepath.core.errors import counted, first_few, refuse
 from densepath.core.output_names import names_below, refuse_repeated
@@ -120,13 +120,10 @@ def read_pool(
         splits = [row[0].lower() if row is not None else "" for row in given]
         wrong = [f"{name} ({split!r})" for name, split in zip(names, splits, strict=True) if split not in PART_NUMBERS]
         refuse(wrong, f"images with another split than train, val or test in {table}", "correct the column split")
-    elif volumes and all(row["split"] for row in volumes) and len({row["split"] for row in volumes}) > 1:
-        splits = [row["split"] for row in volumes]
+    elif of_store := splits_of_volumes(volumes):
+        splits = of_store
     how = Labels(str(config.labels), config.patient, config.patient_regex)
-    owners, source = owners_of(names, listed, how, table, data)
-    # All of one source: in two, a patient may have two names.
-    if volumes and not source and (owners == names or all(row["patient"] for row in volumes)):
-        owners, source = owners_of_volumes(volumes, data)
+    owners, source = owners_of(names, listed, how, table, data, volumes)
     check_spelling(owners, names, data, warn=(Path(config.out) / CONFIG).exists())  # a resumed run keeps its division
     if isinstance(images, ImageFiles):
         return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])

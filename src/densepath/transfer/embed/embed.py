@@ -31,6 +31,7 @@ from densepath.runs.folder import changed_options, check_run, read_config
 from densepath.runs.watchdog import PARENT
 from densepath.sources.image_files import passed_over
 from densepath.sources.slides.find import holds_slides
+from densepath.sources.volumes.store import VolumeStore
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
 from densepath.training.processes import other_processes
 from densepath.training.random_state import generators_of_the_caller
@@ -38,7 +39,15 @@ from densepath.transfer.embed.blocks import Block, Blocks
 from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
 from densepath.transfer.embed.encode import Encoded, batches_of, collect, encode
 from densepath.transfer.embed.encoder import Encoder, Pool, input_size, load_encoder
-from densepath.transfer.embed.feature_file import Features, Shape, check_format, encoded, read_features, write_features
+from densepath.transfer.embed.feature_file import (
+    VOLUMES,
+    Features,
+    Shape,
+    check_format,
+    encoded,
+    read_features,
+    write_features,
+)
 from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.slides.slide_list import refuse_options
 from densepath.version import __version__
@@ -276,6 +285,9 @@ def _gather(
     if not count:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f"none of {counted(len(inputs), 'image')} can be read; check the files ({damaged[0]})")
+    if isinstance(inputs.images, VolumeStore):
+        known = inputs.images.rows
+        notes = notes | {VOLUMES: {row["name"]: {key: row[key] for key in ("patient", "split")} for row in known}}
     notes = notes | {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "images": count,

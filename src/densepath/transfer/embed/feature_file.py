@@ -18,6 +18,7 @@ from densepath.core.hdf5 import new_hdf5
 from densepath.core.paths import AnyPath, as_path
 
 FORMAT = "densepath-features"
+VOLUMES = "volumes"  # of the notes: name -> patient and split, of the volumes of a store
 _NOTES = "densepath"  # the name of the notes, JSON, in a file
 _CHUNK = 1024  # rows of an HDF5 chunk
 _NEEDS = {".h5": "h5py", ".hdf5": "h5py", ".parquet": "pyarrow", ".safetensors": "safetensors"}

@@ -23,7 +23,7 @@ from densepath.sources.image_files import passed_over
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.transfer.embed.encode import Encodes, batches_of, collect, encode
 from densepath.transfer.embed.encoder import Encoder, Pool, input_size, load_encoder
-from densepath.transfer.embed.feature_file import Features, read_features
+from densepath.transfer.embed.feature_file import VOLUMES, Features, read_features
 from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.probe.classifiers import Fitted, logistic_regression, nearest_neighbors
 from densepath.transfer.probe.folds import Fold, make_folds, one_fold
@@ -137,7 +137,8 @@ def probe_images(
     images = label(features, labels, data)
     if test_features is not None:
         images = join(images, label(test_features, labels, test_data))
-    return probe_labelled(images, features.notes, folds=folds, neighbors=neighbors, fraction=fraction, seed=seed)
+    notes = {name: value for name, value in features.notes.items() if name != VOLUMES}
+    return probe_labelled(images, notes, folds=folds, neighbors=neighbors, fraction=fraction, seed=seed)
 
 
 def probe_labelled(

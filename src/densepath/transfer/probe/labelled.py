@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from densepath.annotations.patients import (
     NUMBERED,
     check_spelling,
     owners_by_name,
+    owners_of_volumes,
     patient_in_name,
+    splits_of_volumes,
 )
 from densepath.core.columns import PATIENT_COLUMNS, SPLIT, SPLIT_OF
 from densepath.core.errors import UserError, counted, first_few, refuse
@@ -27,9 +29,12 @@ from densepath.core.output_names import names_below
 from densepath.core.spelling import is_missing
 from densepath.core.streams import say
 from densepath.sources.listing import LIST_SUFFIXES, list_images
-from densepath.transfer.embed.feature_file import Features
+from densepath.sources.volumes.open_store import is_volume_store, open_volumes
+from densepath.transfer.embed.feature_file import VOLUMES, Features
 from densepath.transfer.probe.folds import given_split
 from densepath.transfer.probe.metrics import Floats, Integers
+
+Rows = Sequence[Mapping[str, Any]]  # what the index of a store says of volumes
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ class Listed:
 def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     """Find the class, the patient and the split of each image.
 
-    A split is the column ``split`` of the table, or the topmost folders if these are train and test (or val).
+    A split is the column ``split`` of the table, or the topmost folders if these are train and test (or val), or that
+    of a store of volumes.
 
     Args:
         features: of the images; their names are paths.
@@ -111,7 +117,10 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     where = "" if data is None else str(data)
     listed: Any = Listed(names if table is None else _paths(names, where))
     classes, test = classes_and_split(names, listed, table, how.target)
-    owners, source = owners_of(names, listed, how, table, data)
+    volumes = volumes_of(features, data)
+    if test is None and (splits := splits_of_volumes(volumes)):
+        test = given_split(splits, where or "the store of volumes")
+    owners, source = owners_of(names, listed, how, table, data, volumes)
     check_spelling(owners, names)
     patient_names, patients = np.unique(owners, return_inverse=True)
     values = features.values.astype(np.float64)
@@ -142,6 +151,15 @@ def classes_and_split(
     return classes, given_split(read_column(listed, table, SPLIT), table) if SPLIT in table_columns(table) else test
 
 
+def volumes_of(features: Features, data: str | Path | None) -> Rows:
+    """What a store of volumes says of each, or, if it is not at hand, what the features note of them; () for others."""
+    rows = [row | {"name": name} for name, row in features.notes.get(VOLUMES, {}).items()]
+    if data is not None and is_volume_store(data):
+        rows += open_volumes(data).rows
+    known = {row["name"]: row for row in rows}
+    return [known[name] for name in features.names] if known.keys() >= {*features.names} else ()
+
+
 def _can_be_read(data: str) -> bool:
     """Whether the names of some images can be looked at: those in a list must still exist; if not, say so."""
     if data.lower().endswith(LIST_SUFFIXES) and os.path.isfile(data):
@@ -170,6 +188,7 @@ def owners_of(
     how: Labels,
     table: str | None,
     data: str | Path | None,
+    volumes: Rows = (),
 ) -> tuple[list[str], str]:
     """The patient of each image, and where it is found: "" if some are unknown, whose images have their own names.
 
@@ -179,10 +198,21 @@ def owners_of(
         how: where patients are found.
         table: of the labels; None if these are folders.
         data: the images, if they are at hand.
+        volumes: what their store says of each, if they are volumes: the patients where nothing else names those of all.
 
     Raises:
         UserError: an image has no patient where the user names a column or a pattern.
     """
+    owners, where = _owners_in_names(names, listed, how, table, data)
+    # All of one source: in two, a patient may have two names.
+    if volumes and not where and (owners == names or all(row["patient"] for row in volumes)):
+        return owners_of_volumes(volumes, "" if data is None else data)
+    return owners, where
+
+
+def _owners_in_names(
+    names: list[str], listed: Any, how: Labels, table: str | None, data: str | Path | None
+) -> tuple[list[str], str]:
     if how.patient_regex is not None:
         return [patient_in_name(name, how.patient_regex) for name in names], "--patient_regex"
     source, column = table, how.patient

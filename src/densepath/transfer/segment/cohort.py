@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.annotations.patients import check_spelling, owners_of_volumes
+from densepath.annotations.patients import check_spelling, splits_of_volumes
 from densepath.core.columns import SPLIT_OF
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.output_names import names_below, refuse_repeated
@@ -153,9 +153,8 @@ def _find(config: SegmentConfig, data: str | Path, labels: str | Path) -> Found:
     if not splits and set(tops) <= set(SPLIT_OF) and len(set(tops)) > 1:
         splits = tops
     how = Labels("folders", config.patient, config.patient_regex)
-    owners, source = owners_of(names, Listed(paths), how, None, data)
-    if isinstance(images, VolumeStore) and not source:
-        owners, source = owners_of_volumes(images.rows, data)
+    volumes = images.rows if isinstance(images, VolumeStore) else []
+    owners, source = owners_of(names, Listed(paths), how, None, data, volumes)
     check_spelling(owners, names, data, warn=(Path(config.out) / CONFIG).exists())  # a resumed run keeps its division
     files = [file_of(path) if isinstance(images, ImageFiles) else (os.path.realpath(data), path) for path in paths]
     values, digests, longest = _facts(images, maps, names)
@@ -187,10 +186,8 @@ def _volumes(store: VolumeStore) -> tuple[PixelSource, LabelMaps, list[str], dic
         lacking = [store.names(k) for k in range(len(store)) if k not in set(labelled)]
         say(f"densepath: left out: {counted(len(lacking), 'volume')} without labels: {first_few(lacking)}")
         store = store.take(torch.tensor(labelled))
-    splits = [row["split"] for row in store.rows]
-    known = {str(split).lower() for split in splits} <= set(SPLIT_OF) and len(set(splits)) > 1
     named = {int(code): name for code, name in store.index["label_names"].items()}
-    return store, VolumeLabels(store), [str(s).lower() for s in splits] if known else [], named
+    return store, VolumeLabels(store), splits_of_volumes(store.rows), named
 
 
 def _facts(

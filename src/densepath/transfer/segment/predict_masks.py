@@ -35,6 +35,7 @@ from densepath.sources.other_bits import prediction_spec
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.sources.volumes.nifti import NO_MAP
 from densepath.sources.volumes.open_store import is_volume_store
 from densepath.sources.volumes.volume import voxel_mm3
 from densepath.training.hardware import Precision, choose_hardware
@@ -234,6 +235,8 @@ def _volumes(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, ex
 
     def segment(position: int, path: Path, pictures: Path | None) -> dict[str, Any]:
         volume = inputs.read(position)
+        if not volume.placed:
+            say(f"densepath: warning: {inputs.names[position]} has {NO_MAP}; its label map has none either")
         classes: ClassMap = volume.restored(sliding.slabs(volume.pixels))
         values = notes.legend.values_of(classes)
         volume.write(path, values)

@@ -21,7 +21,7 @@ from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import list_images, walk
-from densepath.sources.volumes.read import SUFFIXES, check_same_place, read_volume
+from densepath.sources.volumes.read import SUFFIXES, on_voxels_of, read_volume
 from densepath.sources.volumes.volume import spacing_of, whole_labels
 from densepath.transfer.segment.case_scores import score_case
 from densepath.transfer.segment.legend import Legend, legend_of
@@ -134,7 +134,7 @@ def _volume_pairs(data: str | Path, maps: Path) -> Iterator[_Pair]:
 
         def read(path: str = path, other: str = true[name]) -> tuple[Values, Values, tuple[float, ...]]:
             one, two = read_volume(path), read_volume(other)
-            check_same_place(path, one, other, two)
+            one = on_voxels_of(path, one, other, two)
             values = [whole_labels(f"labels of {p}", v.channels, 32) for p, v in ((path, one), (other, two))]
             return values[0].astype(np.int32), values[1].astype(np.int32), spacing_of(one.affine)
 

@@ -18,6 +18,7 @@ from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below, output_names, refuse_repeated
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed, list_images
+from densepath.sources.volumes.nifti import NO_MAP
 from densepath.sources.volumes.open_store import is_volume_store, open_volumes
 from densepath.sources.volumes.prepare import prepare, resampled
 from densepath.sources.volumes.read import SUFFIXES, files_of, read_volume
@@ -27,7 +28,7 @@ from densepath.transfer.segment.legend import ClassMap
 from densepath.transfer.segment.segmenter import SAME_SPACING, SegmenterNotes
 
 _KINDS = "volume (NIfTI, MetaImage)"
-_SCANNER = 1  # NIfTI's code of an affine map to the coordinates of the scanner
+_SCANNER, _UNKNOWN = 1, 0  # NIfTI's codes of an affine map to the coordinates of the scanner, and of none
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class VolumeInput:
         affine: of the file.
         codes: the axis codes of the file.
         spacing: mm between ``pixels`` along D, H and W.
-        space: NIfTI's code of the file's coordinates.
+        space: NIfTI's code of the file's coordinates; 0 if the file has no affine map, only a spacing.
     """
 
     pixels: npt.NDArray[Any]
@@ -74,6 +75,11 @@ class VolumeInput:
             out[k] = sampled.argmax(0).to(torch.uint8).cpu().numpy()
         return out
 
+    @property
+    def placed(self) -> bool:
+        """Whether the file has an affine map, not only a spacing."""
+        return self.space != _UNKNOWN
+
     def on_pixels(self, classes: ClassMap) -> ClassMap:
         """The classes of the file's voxels on the nearest ones of ``pixels``, for pictures."""
         nearest = [
@@ -83,12 +89,19 @@ class VolumeInput:
         return classes[np.ix_(*nearest)]
 
     def write(self, path: Path, values: npt.NDArray[Any]) -> None:
-        """Write label values (D, H, W) of the file's voxels as NIfTI with its affine map, shape and orientation."""
+        """Write label values (D, H, W) of the file's voxels as NIfTI with its affine map, shape and orientation.
+
+        Without a map if the file has only a spacing: programs differ in where they place such files.
+        """
         nibabel = library("nibabel")
         turned = from_ras(values.transpose(2, 1, 0), self.codes)
-        image = nibabel.Nifti1Image(np.ascontiguousarray(turned), self.affine, dtype=turned.dtype)
-        image.set_sform(self.affine, self.space)
-        image.set_qform(self.affine, self.space)
+        affine = self.affine if self.placed else None
+        image = nibabel.Nifti1Image(np.ascontiguousarray(turned), affine, dtype=turned.dtype)
+        if affine is None:
+            image.header.set_zooms(spacing_of(self.affine))
+        else:
+            image.set_sform(affine, self.space)
+            image.set_qform(affine, self.space)
         image.header.set_xyzt_units("mm")
         with atomic_write(path) as part:
             with_suffix = part.with_name(part.name + ".nii.gz")
@@ -177,7 +190,7 @@ class VolumeInputs:
                 channel -= low
                 channel /= high - low
         origin = made.facts["origin"]
-        return self._input(pixels, origin, np.array(made.facts["affine"]), _space_of(path))
+        return self._input(pixels, origin, np.array(made.facts["affine"]), _space_of(path, volume.notes))
 
     def _of_store(self, store: VolumeStore, position: int) -> VolumeInput:
         row, pixels = store.rows[position], store.read(position)
@@ -186,7 +199,7 @@ class VolumeInputs:
             channels = (part.transpose(2, 1, 0) for part in np.moveaxis(pixels, -1, 0))
             parts = [resampled(row["name"], values, affine, self._target) for values in channels]
             pixels, affine = np.stack([values.transpose(2, 1, 0) for values, _ in parts], axis=-1), parts[0][1]
-        return self._input(pixels, row["origin"], affine, _SCANNER)
+        return self._input(pixels, row["origin"], affine, _UNKNOWN if NO_MAP in row["notes"] else _SCANNER)
 
     def _input(self, pixels: npt.NDArray[Any], origin: Any, affine: npt.NDArray[Any], space: int) -> VolumeInput:
         from_file, codes = np.array(origin["affine"], np.float64), str(origin["codes"])
@@ -210,8 +223,10 @@ def _slices(slabs: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
         yield from slab.unbind(1)
 
 
-def _space_of(path: str) -> int:
-    """NIfTI's code of the coordinates of a file; that of a scanner if it says nothing."""
+def _space_of(path: str, notes: Sequence[str]) -> int:
+    """NIfTI's code of the coordinates of a file; that of a scanner for other formats."""
+    if NO_MAP in notes:
+        return _UNKNOWN
     try:
         header = library("nibabel").load(path).header
         return int(header["sform_code"]) or int(header["qform_code"]) or _SCANNER
