@@ -22,14 +22,17 @@ from PIL import Image
 from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.core.geojson import read_features
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides import open as slides_open
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import NO_MPP
 from densepath.sources.tiles import one_slide, per_slide
 from densepath.sources.tiles.coords import given_size
 from densepath.sources.tiles.one_slide import Job
+from densepath.sources.tiles.slide_tiles import read_tiles
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.sources.tiles.tiled_slide import open_tiled
 from densepath.sources.tiles.tissue import find_tissue
 
 _ASKED: dict[str, Any] = {"mpp": 1.0, "size": 64, "workers": 0}
@@ -263,6 +266,27 @@ def test_results_of_other_slides_are_not_mixed(
     tile(data=more, out=out, **_ASKED)
     assert f"keeps files of 1 slide not in {more}: a" in capsys.readouterr().err
     assert list(_rows(out)) == ["sub/b"]
+
+
+def test_a_slide_replaced_by_one_of_its_size_is_named_by_every_reader(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t"
+    tile(data=folder, out=out, **_ASKED)
+    with (folder / "a.tiff").open("ab") as file:
+        file.write(b"other")
+    with pytest.raises(
+        UserError, match=r"replaced since they were tiled: .*a\.tiff \(other contents of the file\); run"
+    ):
+        read_tiles(out)
+    (tiling, _) = read_tile_folder(out)
+    with pytest.raises(
+        CorruptImage, match="not the slide that was tiled: other contents of the file; run densepath tile"
+    ):
+        open_tiled(tiling)
+    shutil.move(out / "records", tmp_path / "records")  # nobody recorded what the slides were
+    read_tiles(out)
+    shutil.move(tmp_path / "records", out / "records")
+    tile(data=folder, out=out, **_ASKED)
+    read_tiles(out)
 
 
 def test_damaged_tiles_are_made_again_and_results_below_the_slides_are_not_slides(folder: Path) -> None:

@@ -17,15 +17,8 @@ from densepath.core.streams import say
 from densepath.core.worker_processes import share_work
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.slides.failures import reason_of, report_problem
-from densepath.sources.tiles.records import (
-    identities,
-    identity_of,
-    identity_of_slide,
-    is_identity,
-    read_record,
-    record_path,
-    write_record,
-)
+from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity, read_record, record_path
+from densepath.sources.tiles.records import identities, write_record
 
 Found = TypeVar("Found")
 
