@@ -145,6 +145,18 @@ def test_a_command_of_the_pages_is_valid(line: str) -> None:
         assert command.parse([word for word in rest if word != "--print_config"], complete="--print_config" not in rest)
 
 
+def test_slides_of_the_pages_are_not_tested_by_what_was_trained_on_them() -> None:
+    """`mil` refuses them, after the longest step of all."""
+    found = 0
+    for block in (block for page in PAGES for block in blocks(page, "") if "densepath mil" in block):
+        data = dict.fromkeys(("pretrain", "embed"), set[str]())
+        for verb, own in re.findall(r"densepath (pretrain|embed) .*?--data (\S+)", block):
+            data[verb] = data[verb] | {own}
+        assert not data["pretrain"] & data["embed"], block
+        found += bool(data["pretrain"])
+    assert found
+
+
 @pytest.mark.parametrize("line", inline_commands())
 def test_a_command_within_the_text_is_valid(line: str) -> None:
     """Its verb exists, or is a group of verbs, and its options belong to it."""
