@@ -149,11 +149,9 @@ def test_slides_of_the_pages_are_not_tested_by_what_was_trained_on_them() -> Non
     """`mil` refuses them, after the longest step of all."""
     found = 0
     for block in (block for page in PAGES for block in blocks(page, "") if "densepath mil" in block):
-        data = dict.fromkeys(("pretrain", "embed"), set[str]())
-        for verb, own in re.findall(r"densepath (pretrain|embed) .*?--data (\S+)", block):
-            data[verb] = data[verb] | {own}
-        assert not data["pretrain"] & data["embed"], block
-        found += bool(data["pretrain"])
+        trained, embedded = (set(re.findall(rf"densepath {v} .*?--data (\S+)", block)) for v in ("pretrain", "embed"))
+        assert not trained & embedded, block
+        found += bool(trained)
     assert found
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import say
 
-
 _STEP = ContextVar("_STEP", default=False)
 
 

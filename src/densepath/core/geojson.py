@@ -87,15 +87,12 @@ def _category(classification: Any) -> str | None:
     return str(name) if name and str(name).strip() else None
 
 
-def fill_geometry(
-    geometry: Any, height: int, width: int, scale: tuple[float, float] = (1.0, 1.0)
-) -> tuple[int, int, npt.NDArray[np.bool_]]:
+def fill_geometry(geometry: Any, height: int, width: int) -> tuple[int, int, npt.NDArray[np.bool_]]:
     """Draw a Polygon or a MultiPolygon: the pixels whose centers lie inside.
 
     Args:
         geometry: GeoJSON in pixels of the image. With ``isEllipse``, the ellipse in its bounds.
-        height, width: of the image that is drawn.
-        scale: pixels of that image for one of the geometry, along x and y.
+        height, width: of the image.
 
     Returns:
         Top, left, and the mask (h, w) of the part of the image that has the pixels.
@@ -103,7 +100,7 @@ def fill_geometry(
     Raises:
         ValueError: what is wrong, as a phrase for several outlines.
     """
-    polygons = [[ring * scale for ring in rings] for rings in polygons_in(geometry)]
+    polygons = polygons_in(geometry)
     if geometry.get("isEllipse") is True:
         polygons = [[ellipse(np.concatenate([ring for rings in polygons for ring in rings]))]]
     parts = [(top, left, mask) for top, left, mask in (fill(rings, height, width) for rings in polygons) if mask.any()]

@@ -36,11 +36,15 @@ def write_record(out: Path, row: Mapping[str, Any], identity: Sequence[Any]) -> 
         part.write_text(json.dumps({"identity": list(identity), **row}))
 
 
+def recorded_slides(out: Path) -> list[str]:
+    """The names of the slides that have a record in a folder."""
+    folder = record_path(out, "").parent
+    return [str(path.relative_to(folder)).removesuffix(".json") for path in sorted(folder.rglob("*.json"))]
+
+
 def identities(out: Path) -> dict[str, list[Any]]:
     """What the results of all slides in a folder were made of, by the names of the slides."""
-    folder = record_path(out, "").parent
-    names = (str(path.relative_to(folder)).removesuffix(".json") for path in sorted(folder.rglob("*.json")))
-    return {name: record["identity"] for name in names if (record := read_record(out, name))}
+    return {name: record["identity"] for name in recorded_slides(out) if (record := read_record(out, name))}
 
 
 def slides_table(rows: Sequence[Mapping[str, Any]]) -> str:
