@@ -145,6 +145,16 @@ def test_a_command_of_the_pages_is_valid(line: str) -> None:
         assert command.parse([word for word in rest if word != "--print_config"], complete="--print_config" not in rest)
 
 
+def test_slides_of_the_pages_are_not_tested_by_what_was_trained_on_them() -> None:
+    """`mil` refuses them, after the longest step of all."""
+    found = 0
+    for block in (block for page in PAGES for block in blocks(page, "") if "densepath mil" in block):
+        trained, embedded = (set(re.findall(rf"densepath {v} .*?--data (\S+)", block)) for v in ("pretrain", "embed"))
+        assert not trained & embedded, block
+        found += bool(trained)
+    assert found
+
+
 @pytest.mark.parametrize("line", inline_commands())
 def test_a_command_within_the_text_is_valid(line: str) -> None:
     """Its verb exists, or is a group of verbs, and its options belong to it."""

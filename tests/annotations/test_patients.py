@@ -53,7 +53,13 @@ def test_a_file_next_to_the_manifest_is_not_one_in_another_folder(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "text", ["name,file_path,patient\n0.png,x.png,P\n", "file_path,image_name,patient\n0.png,x.png,P\n"]
+    "text",
+    [
+        "name,file_path,patient\n0.png,x.png,P\n",
+        "file_path,image_name,patient\n0.png,x.png,P\n",
+        "slide_id,patient\n0,P\n",
+        "slide,image,patient\nx,0.png,P\n",
+    ],
 )
 def test_the_first_usual_column_of_a_manifest_names_its_files(text: str, tmp_path: Path) -> None:
     name = str(fill(tmp_path, {"manifest.csv": text}) / "0.png")

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from densepath.core.csv_files import open_lines, open_table, read_rows, write_rows
+from densepath.core.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,16 @@ def test_what_spreadsheets_write(tmp_path, text, encoding, delimiter):
         assert reader.delimiter == delimiter
         assert next(reader) == ["name", "x"]
         assert [(reader.line_num, fields[0]) for fields in reader] == [(2, "ä")]
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0"])
+def test_a_workbook_is_named(tmp_path, start):
+    (tmp_path / "table.xlsx").write_bytes(start + bytes(60))
+    with (
+        pytest.raises(UserError, match=r"table\.xlsx is a workbook .*; save it as CSV"),
+        open_lines(tmp_path / "table.xlsx"),
+    ):
+        pass
 
 
 def test_a_named_delimiter_and_comments_come_before_the_header(tmp_path):

@@ -164,8 +164,11 @@ def test_models_of_slides_have_their_scores_curves_and_states(tmp_path: Path) ->
 def test_answers_for_patients_have_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     tables(run := mil_folder(tmp_path / "run", {"model": "mean"}, {}))["predictions.csv"].unlink()
+    notes = {"test_slides_in_pretraining": 3, "test_patients_in_pretraining": 2}
+    (run / "scores.json").write_text(json.dumps({"scale": "percent", "scores": {}, **notes}))
     write_report([run], out=tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
+    assert "pre-trained on 3 test slides and on slides of 2 test patients, as --allow_pretraining_slides" in page.text
     assert "The cases whose class" in page.text and "the folder in which the run was started" not in page.text
     assert ["case", "class"] in page.rows and ["image", "class"] not in page.rows
 

@@ -221,7 +221,7 @@ def test_small_p_values_and_scores_that_are_not_finite() -> None:
 def test_scores_of_version_0_1_are_in_percent(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps({"mask_ap": 0.453, "mask_ap_interval": [0.4, 0.5], "seconds": 3.5}))
-    (found,) = read_scores(path).values()
+    (found,) = read_scores(path)[1].values()
     assert (found.value, found.low, found.high) == pytest.approx((45.3, 40.0, 50.0))
     path.write_text(json.dumps({"mask_ap": 0.453, "scale": "unknown"}))
     with pytest.raises(UserError, match="scale"):

@@ -279,7 +279,7 @@ def _mixed(colors: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> npt.NDA
 def _heat_maps(network: _Network, tilings: Sequence[SlideTiling], query: Query, out: Path) -> None:
     """The attention of all tokens of some slides' tiles, each tile a view of its own."""
     for tiling in tilings:
-        own, slide = SlideTiles([tiling]), open_tiled(tiling.path, tiling.spacing, tiling.extent)
+        own, slide = SlideTiles([tiling]), open_tiled(tiling)
         tiles, side = tiling.boxes_um(), np.divide(tiling.size * tiling.mpp, network.grid)
         corners = np.indices(network.grid).reshape(2, -1).T * side  # (n, 2) in µm
         found = GrowingMap(slide, float(side.min()))

@@ -102,7 +102,7 @@ def show_cells(
     axes = iter([axes for row in grid.axes for axes in row])
     for tiling in tilings:
         found, classes = points.of_slide(tiling.path)
-        overview = read_overview(open_tiled(tiling.path, tiling.spacing, tiling.extent))
+        overview = read_overview(open_tiled(tiling))
         step = -(-max(len(found), 1) // _ON_OVERVIEW)
         height, width = overview.pixels.shape[:2]
         larger = max(1, _LEAST // max(height, width))

@@ -12,7 +12,7 @@ from itertools import chain, takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
-from densepath.core.columns import FILE_COLUMNS, PATIENT_COLUMNS, SPLIT_OF
+from densepath.core.columns import FILE_COLUMNS, PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF
 from densepath.core.csv_files import open_table
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few, refuse
@@ -268,7 +268,7 @@ def _of_list(path: Path) -> Iterator[tuple[str, str]]:
 def _of_manifest(path: Path) -> Iterator[tuple[str, str]]:
     try:
         with open_table(path, errors="surrogateescape") as table:
-            file, patient = table.column(FILE_COLUMNS), table.column(PATIENT_COLUMNS)
+            file, patient = table.column((*FILE_COLUMNS, *SLIDE_COLUMNS)), table.column(PATIENT_COLUMNS)
             if file is None or patient is None:
                 what = "files" if file is None else "patients"
                 names = FILE_COLUMNS if file is None else PATIENT_COLUMNS

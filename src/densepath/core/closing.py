@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +14,17 @@ from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import say
 
 _OF_WEIGHTS = ("--weights", "export")
+_STEP = ContextVar("_STEP", default=False)
+
+
+@contextmanager
+def step_of_another() -> Iterator[None]:
+    """The verbs that end in this block are steps of another one, so that they name no next command."""
+    before = _STEP.set(True)
+    try:
+        yield
+    finally:
+        _STEP.reset(before)
 
 
 def command(*words: str | Path) -> str:
@@ -38,5 +51,5 @@ def say_end(watch: Stopwatch, scores: str, made: Mapping[str, Path], commands: S
     for what, path in made.items():
         if path.exists():
             say(f"densepath: {what}: {path}")
-    for number, command in enumerate(commands):
+    for number, command in enumerate(() if _STEP.get() else commands):
         say(f"densepath: {'or' if number else 'next'}: {command}")

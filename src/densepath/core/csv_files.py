@@ -19,6 +19,7 @@ from densepath.core.files import atomic_write
 # An outline in a column is longer than Python's default of 128 KiB.
 csv.field_size_limit(2**24)
 SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # a first line of Excel, which names the delimiter
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how files of .xlsx and .ods, and of .xls begin
 _COMMENT = re.compile(r"#[^,;\t]")  # a column may be called "#"
 
 
@@ -28,11 +29,19 @@ def delimiter_of(line: str) -> str:
 
 
 def encoding_of(path: str | Path) -> str:
-    """How the text of a user's file is encoded: UTF-8, or UTF-16 as in Excel's "Unicode text"."""
+    """How the text of a user's file is encoded: UTF-8, or UTF-16 as in Excel's "Unicode text".
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: it is a workbook.
+    """
     if not os.path.isfile(path):  # a pipe can be read only once
         return "utf-8-sig"
     with open(path, "rb") as file:
-        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        start = file.read(4)
+    if start in _WORKBOOKS:
+        raise UserError(f"{path} is a workbook of Excel or another program, not text; save it as CSV")
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 class Lines:

@@ -20,6 +20,7 @@ from densepath.report.paths import inside, own_file, where
 from densepath.report.runs import Kind, Run, read_model
 from densepath.report.slides import slide_blocks
 from densepath.report.values import MISSING, decimals, pretty
+from densepath.transfer.mil.leaks import describe_pretraining
 from densepath.transfer.probe.curves import Ranked
 
 _SCORES = (
@@ -129,6 +130,8 @@ def _own_sections(run: Run, most: int) -> list[Section]:
     blocks: list[Block] = [*score_cards(run, _SCORES), Facts({"state": run.state, **options(run, _OPTIONS)})]
     if run.scores:
         blocks.append(_score_table(run))
+    if seen := describe_pretraining(run.notes):
+        blocks.append(Note(f"{seen[0].upper()}{seen[1:]}.", warning=True))
     made = [Section("Summary", blocks)]
     found, problem = _read(run)
     if found is not None:

@@ -68,6 +68,7 @@ class Run:
         rows: its measurements.
         trainings: those of its folds and seeds, by folder; empty if it has measurements of its own.
         scores: its final scores.
+        notes: what else the file of its scores says.
         sessions: where and how it was computed.
         state: "in progress", "complete", or "stopped".
     """
@@ -77,6 +78,7 @@ class Run:
     rows: Sequence[Row] = ()
     trainings: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     scores: Mapping[str, Score] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
     sessions: Sequence[Mapping[str, Any]] = ()
     state: str = "complete"
 
@@ -165,16 +167,16 @@ def read_run(path: Path, most: int = ROWS) -> Run:
         UserError: it is damaged, or has a link that leads out of it.
     """
     if path.is_file():
-        record, scores = _read_scores(path)
+        record, scores = read_scores(path)
         return Run(path, _options(record), scores=scores)
     for name in (CONFIG, METRICS, *SCORES, SESSIONS, TRAIN_LOG):
         own_file(path, name)
     try:
         config = read_config(path) or {}
         rows = read_measurements(path / METRICS, most)
-        scores = next((read_scores(path / name) for name in SCORES if (path / name).is_file()), {})
+        notes, scores = next((read_scores(path / name) for name in SCORES if (path / name).is_file()), ({}, {}))
         trainings = {} if rows else _trainings(path, config, most)
-        return Run(path, config, rows, trainings, scores, read_sessions(path), _state(path, config))
+        return Run(path, config, rows, trainings, scores, notes, read_sessions(path), _state(path, config))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(str(error))})") from None
 
@@ -183,9 +185,8 @@ def read_model(run: Run, folder: Path) -> Run:
     """A model of a run that has several, from the folder of the model, which has scores."""
     config = {**run.config, "model": folder.name}
     trainings = _trainings(folder, config, ROWS)
-    return replace(
-        run, path=folder, config=config, trainings=trainings, scores=read_scores(folder / SCORES[1]), state="complete"
-    )
+    notes, scores = read_scores(folder / SCORES[1])
+    return replace(run, path=folder, config=config, trainings=trainings, scores=scores, notes=notes, state="complete")
 
 
 def _trainings(path: Path, config: Mapping[str, Any], most: int) -> dict[str, list[Row]]:
@@ -200,17 +201,12 @@ def _trainings(path: Path, config: Mapping[str, Any], most: int) -> dict[str, li
     return {}
 
 
-def read_scores(path: Path) -> dict[str, Score]:
-    """The scores in a file, of a detector, a classifier, a model of slides or a probe.
+def read_scores(path: Path) -> tuple[Mapping[str, Any], dict[str, Score]]:
+    """What a file of scores holds, and the scores: of a detector, a classifier, a model of slides or a probe.
 
     Raises:
         UserError: it is damaged.
     """
-    return _read_scores(path)[1]
-
-
-def _read_scores(path: Path) -> tuple[Mapping[str, Any], dict[str, Score]]:
-    """What a file of scores holds, and the scores."""
     try:
         record = json.loads(path.read_text())
         if not isinstance(record, dict):

@@ -94,7 +94,7 @@ def _slide_picture(path: Path, row: Mapping[str, str], tiling: SlideTiling | Non
         UserError: it cannot be read.
     """
     if tiling is not None:
-        return slide_picture(open_tiled(str(path), tiling.spacing, tiling.extent), _SIDE)
+        return slide_picture(open_tiled(replace(tiling, path=str(path))), _SIDE)
     spacing = spacing_of_text(row["mpp"]) if row.get("mpp") else None
     try:
         return slide_picture(replace(open_slide(path), given=spacing), _SIDE)

@@ -8,7 +8,7 @@ from densepath.sources import listing
 from densepath.sources.slides import find as slides
 from densepath.sources.volumes import read as volumes
 
-_TWO_PARTS = (".ome.tif", ".ome.tiff")
+_TWO_PARTS = (".ome.tif", ".ome.tiff", ".ome.btf")
 _KNOWN = tuple(sorted({*listing.SUFFIXES, *slides.SUFFIXES, *volumes.SUFFIXES, *_TWO_PARTS}, key=len))
 
 

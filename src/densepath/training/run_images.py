@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from densepath.annotations.fraction import choose_fraction
+from densepath.core.closing import step_of_another
 from densepath.core.errors import UserError, counted
 from densepath.core.files import require_new_folder
 from densepath.nets.weights.pixels import pixels_of_weights
@@ -156,7 +157,8 @@ def _tiles(config: PretrainConfig, mpp: float) -> Path:
         refuse_other_run(out, config.resume)
     if read_config(out) is None or not (folder / SLIDES).exists():
         # Not the share of a job array: each process of this run needs all tiles
-        tile(data=data, out=folder, mpp=mpp, size=config.tile_size, exclude=config.exclude, shard="1/1")
+        with step_of_another():
+            tile(data=data, out=folder, mpp=mpp, size=config.tile_size, exclude=config.exclude, shard="1/1")
     return folder
 
 

@@ -29,7 +29,8 @@ from densepath.core.regions import Regions, point_counts
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.pixel_source import PixelSpec
-from densepath.sources.tiles.records import identity_of, record_path, write_record
+from densepath.sources.tiles.identity import identity_of, record_path
+from densepath.sources.tiles.records import write_record
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.views.crops import Crop

@@ -357,6 +357,12 @@ def test_magnifications_and_coordinates_that_are_not_numbers(tmp_path: Path) -> 
             read_points(path, source)
 
 
+def test_json_of_cellvit_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"wsi_metadata": {}, "cells": [{"centroid": [1, 2], "type": 1}]}))
+    with pytest.raises(UserError, match=r"is JSON of CellViT; give its cell_detection\.geojson, with --source geojson"):
+        read_points(tmp_path / "a.json", "hovernet")
+
+
 def test_a_row_of_a_table_is_of_one_image(images: Path, tmp_path: Path) -> None:
     """Images s/a and a: the name "a" is that of the second; c is that of two."""
     for name in ("a.png", "s/c.png", "t/c.png"):

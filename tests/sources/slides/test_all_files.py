@@ -16,7 +16,7 @@ from slide_files import halves, write_dicom
 
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
 from densepath.sources.slides.all_files import files_of
-from densepath.sources.tiles.records import identity_of, identity_of_slide, is_identity
+from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import SlideTiling

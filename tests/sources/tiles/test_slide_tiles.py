@@ -250,7 +250,7 @@ def test_slides_that_are_not_those_that_were_tiled_are_refused(tmp_path: Path) -
         SlideTiles(kinds)
 
 
-@pytest.mark.parametrize("suffix", [".svs", ".tif"])
+@pytest.mark.parametrize("suffix", [".svs", ".tif", ".btf"])
 def test_whole_slides_are_not_read_as_images(suffix: str, tmp_path: Path) -> None:
     path = write_slide(tmp_path / "in" / f"a{suffix}", size=(128, 128), levels=(1, 2), tile=64)
     listed = tmp_path / "list.txt"

@@ -22,14 +22,18 @@ from PIL import Image
 from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.core.geojson import read_features
+from densepath.core.polygons import fill
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides import open as slides_open
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import NO_MPP
 from densepath.sources.tiles import one_slide, per_slide
 from densepath.sources.tiles.coords import given_size
 from densepath.sources.tiles.one_slide import Job
+from densepath.sources.tiles.slide_tiles import read_tiles
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.sources.tiles.tiled_slide import open_tiled
 from densepath.sources.tiles.tissue import find_tissue
 
 _ASKED: dict[str, Any] = {"mpp": 1.0, "size": 64, "workers": 0}
@@ -265,6 +269,40 @@ def test_results_of_other_slides_are_not_mixed(
     assert list(_rows(out)) == ["sub/b"]
 
 
+def test_results_of_removed_slides_are_removed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other software reads the folders, not slides.csv; slides that are only left out keep theirs."""
+    out = tmp_path / "t"
+    tile(data=folder, out=out, **_ASKED)
+    tile(data=folder, out=out, exclude=["a.tiff"], **_ASKED)
+    (folder / "sub" / "b.svs").unlink()
+    tile(data=folder, out=out, **_ASKED)
+    assert "removed the results of 1 slide whose files were removed: sub/b" in capsys.readouterr().err
+    assert list(_rows(out)) == ["a"] and not [path for path in _content(out) if "sub/b" in path]
+
+
+def test_a_slide_replaced_by_one_of_its_size_is_named_by_every_reader(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t"
+    tile(data=folder, out=out, **_ASKED)
+    with (folder / "a.tiff").open("ab") as file:
+        file.write(b"other")
+    with pytest.raises(
+        UserError, match=r"replaced since they were tiled: .*a\.tiff \(other contents of the file\); run"
+    ):
+        read_tiles(out)
+    (tiling, _) = read_tile_folder(out)
+    with pytest.raises(
+        CorruptImage, match="not the slide that was tiled: other contents of the file; run densepath tile"
+    ):
+        open_tiled(tiling)
+    shutil.move(out / "records", tmp_path / "records")  # nobody recorded what the slides were
+    read_tiles(out)
+    shutil.move(tmp_path / "records", out / "records")
+    tile(data=folder, out=out, **_ASKED)
+    read_tiles(out)
+
+
 def test_damaged_tiles_are_made_again_and_results_below_the_slides_are_not_slides(folder: Path) -> None:
     out = folder / "results"
     count = tile(data=folder, out=out, **_ASKED)["tiles"]
@@ -398,6 +436,29 @@ def test_outlines_give_the_tissue(painted_slides: Path, tmp_path: Path, capsys: 
     (given / "b.geojson").unlink()
     tile(data=painted_slides, out=tmp_path / "t", tissue=str(given), **_ASKED)
     assert _rows(tmp_path / "t")["sub/b"]["problem"] == "the folder of --tissue has no outlines of this slide"
+
+
+@pytest.mark.parametrize("overlap", [0, 24])
+def test_the_share_of_outlines_is_that_of_the_polygons(overlap: int, painted_slides: Path, tmp_path: Path) -> None:
+    """Of small tiles, whose sides are few pixels of the overview."""
+    given, angles = tmp_path / "given", np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    given.mkdir()
+    circle = np.stack([300 + 205.3 * np.cos(angles), 310 + 190.7 * np.sin(angles)], axis=1)
+    features = [_outline(*circle.tolist()), _square(250.4, 340.9, name="Ignore*")]
+    (given / "a.geojson").write_text(json.dumps(features))
+    options = _ASKED | {"size": 32, "overlap": overlap, "min_tissue": 0.02}
+    tile(data=painted_slides / "a.tiff", out=tmp_path / "t", tissue=str(given), **options)
+    fine = 8
+    mask = np.zeros((640 * fine, 768 * fine), bool)
+    for ring, inside in ((circle, True), (np.array(features[1]["geometry"]["coordinates"][0]), False)):
+        top, left, part = fill([ring * fine], *mask.shape)
+        mask[top : top + part.shape[0], left : left + part.shape[1]][part] = inside
+    (tiling,) = read_tile_folder(tmp_path / "t")
+    with (tmp_path / "t" / "tiles.csv").open(newline="") as file:
+        shares = [float(row["tissue"]) for row in csv.DictReader(file)]
+    true = [mask[y * fine : (y + 32) * fine, x * fine : (x + 32) * fine].mean() for x, y in tiling.corners.tolist()]
+    np.testing.assert_allclose(shares, true, atol=0.01)
+    assert min(true) < 0.1 and max(true) == 1
 
 
 def _write_coords(path: Path, corners: Any, of_file: dict[str, Any] | None = None, **notes: Any) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,11 +60,20 @@ def test_a_slide_has_the_resolution_of_its_features(tmp_path: Path) -> None:
         assert drawn.size[0] * drawn.mpp[0] == pytest.approx(512, abs=16)
 
 
-def test_attention_is_not_drawn_on_another_slide(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("notes", "why"),
+    [
+        ({"level0_width": 512, "level0_height": 512}, "512 x 640 px, not 512 x 512 px"),
+        ({"level0_width": 512, "level0_height": 640, "slide": ["a", 1, 2]}, "other contents of the file"),
+    ],
+)
+def test_attention_is_not_drawn_on_another_slide(
+    notes: dict[str, Any], why: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_slide(tmp_path / "slides/a.tif", size=(640, 512), levels=(1, 4))
-    tiles = SlideFeatures("a", NONE, CORNERS, side=128.0, notes={"level0_width": 512, "level0_height": 512})
+    tiles = SlideFeatures("a", NONE, CORNERS, side=128.0, notes=notes)
     AttentionFiles(tmp_path / "out", ["x"], tmp_path / "slides").write("a", tiles, np.full((1, 16), 1 / 16), 0)
-    assert "not the slide that was tiled: 512 x 640 px, not 512 x 512 px" in capfd.readouterr().err
+    assert f"not the slide that was tiled: {why}" in capfd.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.csv", "a.geojson"}
 
 

@@ -129,6 +129,27 @@ def test_survival_and_numbers_are_read(tmp_path: Path) -> None:
     assert read_cohort(data, listed, Columns("months"), task="regression").targets.tolist() == [[3.5], [10], [4]]
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (("slide;age", "a;9,5", "b;10", "c;-1,25"), [[9.5], [10], [-1.25]]),
+        (("slide\tage", "a\t9,5", "b\t10", "c\t1"), [[9.5], [10], [1]]),
+        (
+            ("slide;age", "a;9,5", "b;10.5", "c;1"),
+            r"line 2 of .* has the age '9,5', and line 3 of .* has '10.5';",
+        ),
+        (("slide,age", 'a,"9,5"', "b,10", "c,1"), r"line 2 of .* has the age '9,5'; write all numbers with points"),
+    ],
+)
+def test_decimal_commas_are_read_where_commas_do_not_divide(tmp_path: Path, rows: Any, expected: Any) -> None:
+    data, listed = features(tmp_path / "f", "a", "b", "c"), table(tmp_path / "t.csv", *rows)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            read_cohort(data, listed, Columns("age"), task="regression")
+    else:
+        assert read_cohort(data, listed, Columns("age"), task="regression").targets.tolist() == expected
+
+
 TWO = ("case_id,slide_id,label", "a,s1,x", "b,s2,y")
 
 
@@ -148,6 +169,7 @@ TWO = ("case_id,slide_id,label", "a,s1,x", "b,s2,y")
         ((*TWO, "a,s3,y"), "patients whose slides have several values of label: a; use --grouping single"),
         (TWO[:2], "all cases have the label x; two or more classes are needed"),
         (("case_id,slide_id,label", "a,z1,x", "b,z2,y"), r"no slide of .* \(the table has z1, z2, the folder s1, s2\b"),
+        (("case_id,slide_id,label", "a,S1,x", "b,S2,y"), r"no slide of .*; S1 and s1 differ in capitals\); check both"),
         (("case_id,slide_id,grade", "a,s1,x"), "has no usual column of the target; name it with --target .*grade"),
         (("label,other", "x,1"), "names neither slides nor patients"),
         (("case_id,slide_id,label,Label", "a,s1,x,y"), "two columns: label; rename one"),

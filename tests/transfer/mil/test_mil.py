@@ -504,7 +504,7 @@ def test_a_mistake_after_training_leaves_the_models(study: Study, monkeypatch: p
     assert (folder / "run" / "fold_1" / "model.safetensors").exists()
 
 
-def test_slides_of_pretraining_are_refused_by_any_file(study: Study) -> None:
+def test_slides_of_pretraining_are_refused_by_any_file_or_recorded(study: Study, capfd: Any) -> None:
     folder = study(patients=12)
     h5py = pytest.importorskip("h5py")
     for n, file in enumerate(sorted((folder / "features").glob("*.pt"))):
@@ -515,3 +515,19 @@ def test_slides_of_pretraining_are_refused_by_any_file(study: Study) -> None:
     with pytest.raises(UserError, match=r"leak: 1 test slide is a slide .* pre-trained on: P03_0; pre-train"):
         run(folder)
     assert not (folder / "run").exists()
+    run(folder, allow_pretraining_slides=True, model="mean", epochs=1)
+    assert (
+        "warning: the features' backbone was pre-trained on 1 test slide and on slides of 1" in capfd.readouterr().err
+    )
+    scores = json.loads((folder / "run" / "scores.json").read_text())
+    assert (scores["test_slides_in_pretraining"], scores["test_patients_in_pretraining"]) == (1, 1)
+
+
+def test_runs_of_versions_without_an_option_continue(study: Study) -> None:
+    folder = study(patients=12)
+    run(folder, model="mean", epochs=1)
+    config = folder / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("allow_pretraining_slides: false\n", ""))
+    run(folder, model="mean", epochs=1, resume=True)
+    with pytest.raises(UserError, match="other values of allow_pretraining_slides"):
+        run(folder, model="mean", epochs=1, resume=True, allow_pretraining_slides=True)

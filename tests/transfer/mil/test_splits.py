@@ -262,6 +262,12 @@ def test_validation_is_the_share_that_is_asked_for(share: float, capfd: Any) -> 
     assert "10% of the training cases of a fold are held out for validation instead of 40%" in capfd.readouterr().err
 
 
+def test_a_class_with_too_few_patients_for_validation_needs_more_folds() -> None:
+    with pytest.raises(UserError, match=r"[xy] has one patient or site .*; use more --folds \(up to"):
+        make_splits(cohort_of([0, 1] * 3), 2, 0.3, 0)
+    assert len(make_splits(cohort_of([0, 1] * 3), 3, 0.3, 0)) == 3
+
+
 def test_names_in_lists_are_cases_first_and_must_be_clear(tmp_path: Path) -> None:
     cohort = cohort_of([0, 1] * 4)
     cohort.slides[:] = [(f"s{(n + 1) % 8}",) for n in range(8)]  # the slide of each case is called as another case

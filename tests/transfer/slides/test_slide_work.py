@@ -17,7 +17,7 @@ from densepath.core.log import logged
 from densepath.core.shared_work import same_input
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.resolution import MppTable
-from densepath.sources.tiles.records import identity_of_slide
+from densepath.sources.tiles.identity import identity_of_slide
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.slide_list import ListedSlide
 from densepath.transfer.slides.slide_work import SlideWork, as_corrupt, attempt, without_tiles

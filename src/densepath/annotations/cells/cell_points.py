@@ -21,7 +21,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
 from densepath.sources.names import AllNames
 from densepath.sources.pixel_source import PixelSource
-from densepath.sources.tiles.records import identity_of_slide, is_identity, read_record
+from densepath.sources.tiles.identity import identity_of_slide, is_identity, read_record
 from densepath.sources.tiles.tile_files import SlideTiling
 
 MOST = 4096  # cells of an image: a tile of 512 µm of dense lymphoid tissue has about as many

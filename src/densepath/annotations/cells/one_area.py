@@ -21,9 +21,9 @@ from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, first_few, one_line
 from densepath.sources.decode import read_image, read_size
 from densepath.sources.slides.resolution import spacing_text
+from densepath.sources.tiles.identity import identity_of
 from densepath.sources.tiles.named_files import NamedFiles
 from densepath.sources.tiles.per_slide import PerSlide
-from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.sources.tiles.tiled_slide import open_tiled
 
@@ -94,7 +94,7 @@ class Job(PerSlide[Cells]):
         """The slide or image, opened. Raises CorruptImage and UserError."""
         if name in self.tilings:
             tiling = self.tilings[name]
-            area: Area = SlideArea(open_tiled(tiling.path, tiling.spacing, tiling.extent))
+            area: Area = SlideArea(open_tiled(tiling))
         else:
             if self.mpp is None:
                 raise UserError("its µm per pixel are unknown; give --default_mpp")

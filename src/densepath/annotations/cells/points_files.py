@@ -130,6 +130,8 @@ def _read_hovernet(path: Path) -> PointsFile:
     Their coordinates are indices of pixels, whose centers are half a pixel further.
     """
     content = load_json(path, "JSON of HoVer-Net or TIAToolbox")
+    if isinstance(content, dict) and isinstance(content.get("cells"), list):
+        raise UserError(f"{path} is JSON of CellViT; give its cell_detection.geojson, with --source geojson")
     nuclei = content.get("nuc", content) if isinstance(content, dict) else None
     if not isinstance(nuclei, dict) or not all(isinstance(n, dict) and "centroid" in n for n in nuclei.values()):
         raise UserError(f"{path} is not JSON of HoVer-Net or TIAToolbox: nuclei with a centroid; export it again")

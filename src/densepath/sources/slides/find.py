@@ -14,7 +14,21 @@ from densepath.sources.slides.dicom_slide import is_slide, series_of
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.tile_files import is_tile_folder
 
-SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
+SUFFIXES = (
+    ".svs",
+    ".tif",
+    ".tiff",
+    ".btf",
+    ".ndpi",
+    ".mrxs",
+    ".scn",
+    ".bif",
+    ".vms",
+    ".vmu",
+    ".svslide",
+    ".czi",
+    ".dcm",
+)
 _ALSO_IMAGES, _DICOM = (".tif", ".tiff"), ".dcm"
 _AGAIN = "repeated slides"
 _KINDS = "slide (SVS, TIFF, NDPI, MRXS, SCN, BIF, VMS, CZI, DICOM)"

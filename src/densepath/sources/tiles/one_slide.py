@@ -18,12 +18,12 @@ from densepath.sources.slides.resolution import MppTable, spacing_text
 from densepath.sources.slides.slide import NO_MPP, Slide
 from densepath.sources.tiles.coords import read_coords
 from densepath.sources.tiles.grid import grid_of, tiles_with_tissue
+from densepath.sources.tiles.identity import identity_of
 from densepath.sources.tiles.named_files import NamedFiles
 from densepath.sources.tiles.outlines import read_tissue, write_outlines
 from densepath.sources.tiles.overview import read_overview
 from densepath.sources.tiles.per_slide import PerSlide
 from densepath.sources.tiles.pictures import draw_tissue
-from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
 from densepath.sources.tiles.tissue import Holes, Pen, Tissue, find_tissue
 

@@ -17,15 +17,8 @@ from densepath.core.streams import say
 from densepath.core.worker_processes import share_work
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.slides.failures import reason_of, report_problem
-from densepath.sources.tiles.records import (
-    identities,
-    identity_of,
-    identity_of_slide,
-    is_identity,
-    read_record,
-    record_path,
-    write_record,
-)
+from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity, read_record, record_path
+from densepath.sources.tiles.records import identities, recorded_slides, write_record
 
 Found = TypeVar("Found")
 
@@ -140,6 +133,22 @@ class PerSlide(ABC, Generic[Found]):
         if changed:
             say(f"densepath: done again: {counted(len(changed), 'slide')} changed since: {first_few(changed)}")
 
+    def _remove_lost(self) -> None:
+        """Remove the results of slides that are not among the data because their files were removed."""
+        lost = [name for name in recorded_slides(self.out) if self._is_lost(name)]
+        for name in lost:
+            for path in (*self.files(name), record_path(self.out, name)):
+                path.unlink(missing_ok=True)
+        if lost:
+            names = first_few(list(map(one_line, lost)))
+            say(f"densepath: removed the results of {counted(len(lost), 'slide')} whose files were removed: {names}")
+
+    def _is_lost(self, name: str) -> bool:
+        """Whether a slide's file was removed from a folder that is still there."""
+        record = read_record(self.out, name) if name not in self.paths else None
+        path = str((record or {}).get("path", ""))
+        return os.path.isdir(os.path.dirname(path)) and not os.path.lexists(path)
+
     def _is_same_file(self, name: str, recorded: Sequence[Any]) -> bool:
         """Whether a recorded identity is of a slide's files, whatever was given for it."""
         return is_identity(recorded[:2], self.identity(name)[:2], self.paths[name])
@@ -180,6 +189,7 @@ class PerSlide(ABC, Generic[Found]):
             UserError: the folder holds results of other slides, or a file cannot be written.
         """
         self.check_slides(data)
+        self._remove_lost()
         self.forget_failures()
         names = list(self.paths)
         left = sum(not self.is_done(name) for name in names)

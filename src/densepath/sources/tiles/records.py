@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,56 +13,12 @@ from typing import Any, Literal
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.sources.slides.all_files import files_of
+from densepath.sources.tiles.identity import read_record, record_path
 from densepath.sources.tiles.tile_files import SLIDES, read_shares, read_tiling, stored_text
 
 COLUMNS = ("slide", "path", "mpp", "width", "height", "tiles", "tissue_mm2", "problem")
 TILE_COLUMNS = ("slide", "x", "y", "x_um", "y_um", "tissue")
 Table = Literal["csv", "parquet"]
-_SAMPLE = 2**16  # bytes at both ends of a file, by which a changed one is noticed
-
-
-def record_path(out: Path, name: str) -> Path:
-    """The record of a slide in the folder of the tiles."""
-    return out / "records" / f"{name}.json"
-
-
-def identity_of(*paths: str | Path | None) -> list[int]:
-    """Numbers that change if files do, but not if they are moved or copied: their sizes, and digests of their ends."""
-    found = []
-    for path in paths:
-        if path is None:
-            continue
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                digest = zlib.crc32(file.read(_SAMPLE))
-                file.seek(max(0, size - _SAMPLE))
-                found += [size, zlib.crc32(file.read(_SAMPLE), digest)]
-        except OSError:
-            found += [-1, 0]
-    return found
-
-
-def identity_of_slide(path: str | Path) -> list[int]:
-    """Two numbers that change if any file of a slide does, see :func:`identity_of`."""
-    found = identity_of(*files_of(path))
-    return found if len(found) == 2 else [sum(found[::2]), zlib.crc32(repr(found).encode())]
-
-
-def is_identity(recorded: Any, identity: Sequence[Any], path: str | Path, first: int = 0) -> bool:
-    """Whether a recorded identity is that of a slide: earlier versions knew one of several files by the named one only.
-
-    Args:
-        recorded: as a record has it.
-        identity: that of the slide now, with the two numbers of :func:`identity_of_slide`.
-        path: the slide's file.
-        first: the position of these numbers.
-    """
-    if recorded == identity:
-        return True
-    given = isinstance(recorded, list) and [*recorded[:first], *identity[first : first + 2], *recorded[first + 2 :]]
-    return given == identity and recorded[first : first + 2] == identity_of(path)
 
 
 def write_record(out: Path, row: Mapping[str, Any], identity: Sequence[Any]) -> None:
@@ -82,20 +36,15 @@ def write_record(out: Path, row: Mapping[str, Any], identity: Sequence[Any]) -> 
         part.write_text(json.dumps({"identity": list(identity), **row}))
 
 
-def read_record(out: Path, name: str) -> dict[str, Any] | None:
-    """The row of a slide with its identity; None if it is not done."""
-    try:
-        record = json.loads(record_path(out, name).read_bytes())
-        return record if record["slide"] == name and "identity" in record else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+def recorded_slides(out: Path) -> list[str]:
+    """The names of the slides that have a record in a folder."""
+    folder = record_path(out, "").parent
+    return [str(path.relative_to(folder)).removesuffix(".json") for path in sorted(folder.rglob("*.json"))]
 
 
 def identities(out: Path) -> dict[str, list[Any]]:
     """What the results of all slides in a folder were made of, by the names of the slides."""
-    folder = record_path(out, "").parent
-    names = (str(path.relative_to(folder)).removesuffix(".json") for path in sorted(folder.rglob("*.json")))
-    return {name: record["identity"] for name in names if (record := read_record(out, name))}
+    return {name: record["identity"] for name in recorded_slides(out) if (record := read_record(out, name))}
 
 
 def slides_table(rows: Sequence[Mapping[str, Any]]) -> str:

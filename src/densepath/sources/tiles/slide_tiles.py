@@ -30,7 +30,7 @@ from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import SlideLevel
 from densepath.sources.tiles.resizing import resized
 from densepath.sources.tiles.tile_files import SlideTiling, read_tile_folder
-from densepath.sources.tiles.tiled_slide import open_tiled
+from densepath.sources.tiles.tiled_slide import CHANGED, is_changed, open_of_size
 
 _OPEN = 1024  # slides that a process remembers, without open files, each in a few kB
 _Box = Sequence[Sequence[float]]  # low and high corner, y and x
@@ -131,7 +131,7 @@ class SlideTiles:
         """Check that the slides are those that were tiled.
 
         Raises:
-            UserError: some are missing, cannot be opened, or have another size.
+            UserError: some are missing, cannot be opened, or have another size or other contents.
         """
         _opened.cache_clear()  # a file may have been replaced
         found = list(in_threads(_problem, self.tilings, usable_cores(), "slides"))
@@ -257,7 +257,7 @@ def _whole(length: float) -> float:
 @lru_cache(_OPEN)
 def _opened(path: str, spacing: tuple[float, float], extent: tuple[int, int], mpp: float) -> SlideLevel:
     """A slide at a resolution, with the µm per pixel with which it was tiled. Raises CorruptImage."""
-    return open_tiled(path, spacing, extent).at_mpp(mpp)
+    return open_of_size(path, spacing, extent).at_mpp(mpp)
 
 
 def _replaced(size: tuple[int, int], extent: tuple[int, int]) -> str:
@@ -268,7 +268,7 @@ _MISSING, _UNREADABLE, _OTHER = range(3)
 _PROBLEMS = (
     (_MISSING, "slides have been moved or removed since they were tiled", "put them back, or run densepath tile again"),
     (_UNREADABLE, "slides that were tiled cannot be opened", "copy them again, or leave them out with --exclude"),
-    (_OTHER, "slides have been replaced since they were tiled", "run densepath tile again, into another folder"),
+    (_OTHER, "slides have been replaced since they were tiled", "run densepath tile again"),
 )
 
 
@@ -280,4 +280,6 @@ def _problem(tiling: SlideTiling) -> tuple[int, str] | None:
         size = open_slide(tiling.path).size
     except CorruptImage as error:
         return _UNREADABLE, str(error)
-    return None if size == tiling.extent else (_OTHER, f"{tiling.path} ({_replaced(size, tiling.extent)})")
+    if size != tiling.extent:
+        return _OTHER, f"{tiling.path} ({_replaced(size, tiling.extent)})"
+    return (_OTHER, f"{tiling.path} ({CHANGED})") if is_changed(tiling) else None

@@ -21,6 +21,7 @@ from densepath.core.records import CONFIG, is_record
 from densepath.core.spelling import composed
 from densepath.sources.listing import matches_any
 from densepath.sources.slides.resolution import Spacing
+from densepath.sources.tiles.identity import read_record
 
 SLIDES = "slides.csv"
 _FOLDERS = "*mpp_*px_*px_overlap"
@@ -40,6 +41,7 @@ class SlideTiling:
         size: side of a tile in pixels at ``mpp``; its side in µm is ``size * mpp`` exactly.
         spacing: µm per pixel of level 0 along y and x.
         extent: height and width of level 0 in pixels.
+        identity: of the slide's files when they were tiled, as of ``identity_of_slide``; () if that is unknown.
     """
 
     name: str
@@ -49,6 +51,7 @@ class SlideTiling:
     size: int
     spacing: Spacing
     extent: tuple[int, int]
+    identity: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.corners)
@@ -219,7 +222,13 @@ def read_tile_folder(
     rows = [row for row, own in zip(rows, names, strict=True) if not any(matches_any(name, exclude) for name in own)]
     if not rows:
         raise UserError(f"--exclude leaves out all slides of {folder}; narrow it")
-    return [replace(read_tiling(tiling_path(places[0], row["slide"]), row["path"]), name=row["slide"]) for row in rows]
+    return [_tiling_of(folder, places[0], row["slide"], row["path"]) for row in rows]
+
+
+def _tiling_of(folder: Path, place: Path, name: str, path: str) -> SlideTiling:
+    """The tiles of a slide, with the identity of its files that its record has."""
+    record = read_record(folder, name) or {"identity": ()}
+    return replace(read_tiling(tiling_path(place, name), path), name=name, identity=tuple(record["identity"][:2]))
 
 
 def read_slide_rows(folder: Path) -> list[dict[str, str]]:

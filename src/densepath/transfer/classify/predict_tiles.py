@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.closing import say_end
+from densepath.core.closing import say_end, step_of_another
 from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, counted
 from densepath.core.locks import shared_work
@@ -107,7 +107,8 @@ def predict_tiles(
     if mpp is not None:
         tiles, side = out / "tiles_of_slides", notes.image_size or min(notes.view_size)
         given: dict[str, Any] = {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp}
-        tile(data=data, out=tiles, mpp=mpp, size=side, exclude=exclude, shard=_ALL, **given)
+        with step_of_another():
+            tile(data=data, out=tiles, mpp=mpp, size=side, exclude=exclude, shard=_ALL, **given)
         exclude, table = (), MppTable()
     slides = {slide.name: slide for slide in list_of_slides(tiles, exclude, table)}
     maps = heat_map_paths(out, list(slides), notes.labels)

@@ -44,12 +44,13 @@ class Blocks:
         inputs: the images.
         batch_size: images in a batch; a block is several batches.
         dtype: of the features, "float32" or "float16".
+        begun: the ``batch_size`` of the command that began them, if it was another one: blocks stay as large.
     """
 
-    def __init__(self, folder: Path, inputs: Inputs, batch_size: int, dtype: str) -> None:
+    def __init__(self, folder: Path, inputs: Inputs, batch_size: int, dtype: str, begun: int | None = None) -> None:
         self._folder, self._inputs, self._dtype = folder, inputs, dtype
         self.batch_size = batch_size
-        self.size = -(-_LEAST // batch_size) * batch_size
+        self.size = -(-_LEAST // (begun or batch_size)) * (begun or batch_size)
 
     def __len__(self) -> int:
         return -(-len(self._inputs) // self.size)

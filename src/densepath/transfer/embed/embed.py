@@ -52,7 +52,7 @@ from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.slides.slide_list import refuse_options
 from densepath.version import __version__
 
-_FREE = ("data", "devices", "densepath_version")  # may change when the same command continues
+_FREE = ("data", "batch_size", "devices", "densepath_version")  # may change when the same command continues
 _SHOWN = 1000  # damaged images in the notes
 
 
@@ -178,7 +178,7 @@ def embed(
     }
     folder = out.with_name(f".{out.name}.parts")
     record = notes | {"names": digest_of(map(encoded, inputs.names))}
-    blocks = Blocks(folder, inputs, batch_size, dtype)
+    blocks = Blocks(folder, inputs, batch_size, dtype, (read_config(folder) or {}).get("batch_size"))
     with ExitStack() as stack:
         if hardware.rank == 0:
             stack.enter_context(sole_writer(folder))

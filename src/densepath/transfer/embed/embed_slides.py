@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.closing import command, say_end
+from densepath.core.closing import step_of_another
 from densepath.core.errors import UserError, counted
 from densepath.core.paths import is_on_disk
 from densepath.core.remains import remove_abandoned
@@ -40,6 +40,7 @@ from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import h5py_module, is_tile_folder, overlap_of
 from densepath.training.hardware import Hardware, Precision
 from densepath.training.processes import other_processes
+from densepath.transfer.embed.closing import say_end_of_embed
 from densepath.transfer.embed.encode import batches_of, encode
 from densepath.transfer.embed.encoder import Encoder, input_size, load_encoder
 from densepath.transfer.embed.feature_file import FORMATS
@@ -54,7 +55,7 @@ from densepath.version import __version__
 
 _TILE = 256  # pixels
 _ALL = "1/1"  # every process waits until all slides are tiled
-_FREE = ("data", "precision", "densepath_version")  # may change when the same command continues; precision is checked
+_FREE = ("data", "batch_size", "precision", "densepath_version")  # may change when the same command continues
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +158,8 @@ def embed_slides(
             tiles = out / "tiles"
             side = tile_size or encoder.input_size or _TILE
             given: dict[str, Any] = {"exclude": exclude, "mpp_table": mpp_table, "default_mpp": default_mpp}
-            tile(data=data, out=tiles, mpp=mpp, size=side, shard=_ALL, **given)
+            with step_of_another():
+                tile(data=data, out=tiles, mpp=mpp, size=side, shard=_ALL, **given)
             exclude, table = (), MppTable()
         name = features_name(options.weights, encoder.backbone.name)
         slides = list_of_slides(tiles, exclude, table)
@@ -169,8 +171,7 @@ def embed_slides(
         for child in children:
             wait_for(partial(_ended, child), "another process", "it hangs; end it, then start again")
     if hardware.rank == 0 and counts["slides"] and not counts["left"]:
-        features, labels = features_path(out, name, "x").parent, ("--table", "LABELS.csv", "--target", "COLUMN")
-        say_end(watch, "", {}, (command("mil", "--data", features, *labels, "--out", Path(f"{out}_mil")),))
+        say_end_of_embed(watch, features_path(out, name, "x").parent, out, [each.name for each in slides], seen)
     return counts
 
 

@@ -21,7 +21,8 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
-from densepath.sources.tiles.records import identity_of
+from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity
+from densepath.sources.tiles.tiled_slide import CHANGED
 from densepath.transfer.embed.slide_features import SlideFeatures
 from densepath.transfer.mil.feature_files import Names, slide_names
 from densepath.transfer.mil.tile_sheet import draw_extremes
@@ -147,13 +148,16 @@ def _open_as(path: str, tiles: SlideFeatures) -> Slide:
     """A slide with the µm per pixel of its tiles, as far as their file says.
 
     Raises:
-        CorruptImage: it cannot be read, or has another size than the one that was tiled.
+        CorruptImage: it cannot be read, or is not the one that was tiled.
     """
     slide = replace(open_slide(path), given=tiles.spacing)
     height, width = slide.size
     noted = tuple(tiles.notes.get(f"level0_{side}", own) for side, own in (("width", width), ("height", height)))
     if noted != (width, height):
         raise CorruptImage(path, f"not the slide that was tiled: {width} x {height} px, not {noted[0]} x {noted[1]} px")
+    known = tiles.notes.get("slide")  # of densepath embed: the name, and what the files were known by
+    if isinstance(known, list) and not is_identity(known[1:3], identity_of_slide(path), path):
+        raise CorruptImage(path, f"not the slide that was tiled: {CHANGED}")
     return slide
 
 

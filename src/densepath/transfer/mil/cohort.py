@@ -109,6 +109,9 @@ def read_cohort(
     missing = [row.slide for row, name in zip(rows, names, strict=True) if name is None]
     elsewhere = {slide: others[0] for slide in missing if (others := known.namesakes(slide))}
     also = "".join(f"; {other} has the file name of {slide}" for slide, other in list(elsewhere.items())[:1])
+    lower = {name.lower(): name for name in found}
+    alike = [f"; {row} and {name} differ in capitals" for row in missing if (name := lower.get(row.lower()))]
+    also += "".join(alike[:1])
     if len(missing) == len(rows):
         raise UserError(
             f"no slide of {table} has features in {data} (the table has {first_few([r.slide for r in rows])}, "
@@ -138,7 +141,7 @@ def read_cohort(
         for what in ("target", "site", "event", "split"):
             _check_one_value(cases, what, listed.target)
     own = [members[0][0] for members in cases.values()]
-    targets, names_of_classes = _targets(own, task, listed.target)
+    targets, names_of_classes = _targets(own, task, listed.target, listed.delimiter)
     patients, owners = np.unique([row.patient for row in own], return_inverse=True)
     groups = np.unique([row.site for row in own], return_inverse=True)[1] if columns.site else owners
     if columns.site:
@@ -169,7 +172,7 @@ def _check_one_value(cases: dict[str, list[tuple[Row, str]]], what: str, target:
     refuse(mixed, f"patients whose slides have several {named}", remedy.get(what, "correct the table"))
 
 
-def _targets(rows: Sequence[Row], task: Task, target: str) -> tuple[Floats, tuple[str, ...]]:
+def _targets(rows: Sequence[Row], task: Task, target: str, delimiter: str) -> tuple[Floats, tuple[str, ...]]:
     if task == "classification":
         classes, labels = np.unique([row.target for row in rows], return_inverse=True)
         if len(classes) < 2:
@@ -185,7 +188,7 @@ def _targets(rows: Sequence[Row], task: Task, target: str) -> tuple[Floats, tupl
                 "--target, or --task regression for numbers"
             )
         return labels.astype(np.float64)[:, None], tuple(classes.tolist())
-    values = [[_number(row.target, row, target)] for row in rows]
+    values = [[number] for number in _numbers(rows, target, delimiter)]
     if task == "survival":
         refuse([row.place for row in rows if not row.event], "rows without an event", "name its column with --event")
         early = [row.place for row, own in zip(rows, values, strict=True) if own[0] < 0]
@@ -198,13 +201,25 @@ def _targets(rows: Sequence[Row], task: Task, target: str) -> tuple[Floats, tupl
     return np.array(values), ()
 
 
+def _numbers(rows: Sequence[Row], target: str, delimiter: str) -> list[float]:
+    """The numbers in a column, with points, or with decimal commas as spreadsheets in Europe write them."""
+    comma = next((row for row in rows if "," in row.target), None)
+    point = next((row for row in rows if "." in row.target), None)
+    if comma is not None and (point is not None or delimiter == ","):
+        also = f", and {point.place} has {point.target!r}" if point else ""
+        raise UserError(f"{comma.place} has the {target} {comma.target!r}{also}; write all numbers with points")
+    return [_number(row.target.replace(",", "."), row, target) for row in rows]
+
+
 def _number(text: str, row: Row, target: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{row.place} has the {target} {text!r}, which is not a number; correct it, or remove the row")
+        raise UserError(
+            f"{row.place} has the {target} {row.target!r}, which is not a number; correct it, or remove the row"
+        )
     return value
 
 

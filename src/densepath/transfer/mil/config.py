@@ -56,6 +56,8 @@ class MilConfig:
         max_tiles: tiles of a bag in a training step, drawn again in each epoch; 0 for all. Validation and test use all.
         neighbors: k of knn; at most half of the training bags.
         attention: number of test slides whose attention is written, or "all".
+        allow_pretraining_slides: test also slides and patients that the features' backbone was pre-trained on, which
+            are refused otherwise: for pre-training without labels. Scores on other slides may be lower; it is recorded.
         slides: folder of the slides, for sheets of the tiles with the highest and the lowest attention.
         seed: seed of folds, weights, orders and intervals.
         devices: "auto" (one GPU, or the CPU) or "cpu".
@@ -87,6 +89,7 @@ class MilConfig:
     max_tiles: int = 0
     neighbors: int = _NEIGHBORS
     attention: int | Literal["all"] = 8
+    allow_pretraining_slides: bool = False
     slides: str | Path | None = None
     seed: int = 0
     devices: str = "auto"

@@ -18,6 +18,7 @@ _SLIDES = (
     ".svs",
     ".tif",
     ".tiff",
+    ".btf",
     ".ndpi",
     ".mrxs",
     ".scn",

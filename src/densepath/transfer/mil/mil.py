@@ -33,7 +33,7 @@ from densepath.transfer.mil.compare import write_comparison
 from densepath.transfer.mil.config import FREE, MilConfig
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.fold import Answers, Study, answer_fold
-from densepath.transfer.mil.leaks import PretrainingSlides, check_pretraining
+from densepath.transfer.mil.leaks import PretrainingSlides
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
@@ -87,7 +87,8 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         task=config.task,
     )
     record = replace(config, precision=hardware.precision).record()
-    with open_run(out, record, resume=config.resume, free=FREE, note=f"densepath {__version__}"):
+    note, later = f"densepath {__version__}", {"allow_pretraining_slides": False}
+    with open_run(out, record, resume=config.resume, free=FREE, defaults=later, note=note):
         say(f"densepath: {cohort.describe()}")
         AttentionFiles(out / ATTENTION, cohort.classes, config.slides)  # refuses a wrong folder before training
         cohort = slides_in_order(cohort, out / SPLITS)
@@ -95,7 +96,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         store = _Store(cohort, config.grouping == "averaged", mixed=begun_before(out / SPLITS))
         _check_same(out, store.digest)
         store.record.write(out)
-        _check_leaks(cohort, splits, store.pretraining)
+        store.pretraining.check(cohort, splits, config.allow_pretraining_slides)
         if "hipt" in names and store.longest > _LONG:
             say(f"densepath: hipt takes long: it compares all pairs of a bag's {counted(store.longest, 'tile')}")
         keep_freed_memory(hardware)
@@ -187,14 +188,6 @@ def _check_same(out: Path, digest: str) -> None:
         raise UserError(f"the table or the features of the run in {out} have changed; name another folder")
 
 
-def _check_leaks(cohort: Cohort, splits: Sequence[Split], seen: PretrainingSlides) -> None:
-    check_pretraining(cohort, splits, seen.names)
-    if seen.unknown:
-        say(
-            "densepath: the slides that the features' backbone was pre-trained on are unknown, so a leak cannot be seen"
-        )
-
-
 def _run_each(
     config: MilConfig, names: Sequence[str], cohort: Cohort, splits: Sequence[Split], store: _Store, hardware: Hardware
 ) -> tuple[dict[str, tuple[Outcome, dict[str, Score]]], dict[str, str]]:
@@ -231,7 +224,13 @@ def _run(
         answers.append(answer_fold(study, train, validation, test, out / f"fold_{number}", seed))
     tested = collect(cohort, splits, answers)
     scores = scores_of(tested, config.task, config.seed)
-    notes = {"model": name, "task": config.task, "target": cohort.target, "classes": list(cohort.classes)}
+    notes = {
+        "model": name,
+        "task": config.task,
+        "target": cohort.target,
+        "classes": list(cohort.classes),
+        **store.pretraining.tested,
+    }
     write_results(tested, scores, notes, out, config.task)
     if cohort.classes:
         draw_safely(lambda: draw_pictures(tested, scores, out)["roc"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.annotations.patients import patients_of
+from densepath.core.closing import step_of_another
 from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
 from densepath.sources.listing import walk
@@ -161,7 +162,9 @@ def embed_new_slides(data: str | Path, out: Path, record: ExtractorRecord, optio
     if not is_tile_folder(data):
         tiles = out / "tiles"
         given = {name: getattr(options, name) for name in ("mpp_table", "default_mpp", "exclude")}
-        tile(data=data, out=tiles, mpp=record.mpp, size=record.tile, overlap=record.overlap or 0, shard=_WHOLE, **given)
+        same: dict[str, Any] = {"mpp": record.mpp, "size": record.tile, "overlap": record.overlap or 0}
+        with step_of_another():
+            tile(data=data, out=tiles, shard=_WHOLE, **same, **given)
     network = {name: getattr(record, name) for name in ("backbone", "stage", "pool", "seed", "size")}
     assert record.weights is not None
     made: dict[str, Any] = {}
@@ -172,17 +175,18 @@ def embed_new_slides(data: str | Path, out: Path, record: ExtractorRecord, optio
 
     how = EmbedOptions(record.weights, network, "float16", 64, options.hardware, options.precision, check)
     features = out / "features"
-    counts = embed_slides(
-        tiles,
-        features,
-        how,
-        exclude=(),
-        mpp=None,
-        tile_size=None,
-        mpp_table=None,
-        default_mpp=None,
-        shard=options.shard,
-    )
+    with step_of_another():
+        counts = embed_slides(
+            tiles,
+            features,
+            how,
+            exclude=(),
+            mpp=None,
+            tile_size=None,
+            mpp_table=None,
+            default_mpp=None,
+            shard=options.shard,
+        )
     if counts["left"]:
         return []
     name = features_name(record.weights, made["backbone"])

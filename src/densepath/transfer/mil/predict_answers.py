@@ -27,7 +27,7 @@ from densepath.runs.folder import read_config
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.failures import report_problem
-from densepath.sources.tiles.records import identity_of
+from densepath.sources.tiles.identity import identity_of
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
 from densepath.transfer.mil.attention import ATTENTION, AttentionFiles, slide_path

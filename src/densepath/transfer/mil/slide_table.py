@@ -74,11 +74,13 @@ class SlideTable:
         rows: one for each slide.
         target: name of the target's column.
         by_patient: where the patients come from; "" if unknown: then each slide is of a patient of its own.
+        delimiter: of the table.
     """
 
     rows: list[Row]
     target: str
     by_patient: str
+    delimiter: str = ","
 
 
 def read_slide_table(
@@ -99,7 +101,7 @@ def read_slide_table(
     """
     if str(table) == FOLDERS:
         return _of_folders(known)
-    heads, lines = _read(table)
+    heads, lines, delimiter = _read(table)
     target = _column(heads, columns.target, _TARGET_COLUMNS, table, "target")
     assert target is not None
     found = {
@@ -131,7 +133,7 @@ def read_slide_table(
         check_spelling(row.patient for row in rows)
     twice = _repeated([row.slide for row in rows])
     refuse(twice, f"slides with two rows in {slide_table or table}", "keep one row for each slide")
-    return SlideTable(rows, target, source)
+    return SlideTable(rows, target, source, delimiter)
 
 
 def merge_classes(rows: Sequence[Row], classes: Sequence[str]) -> list[Row]:
@@ -224,7 +226,7 @@ def _with_slides(
     refuse(_repeated([row.patient for row in rows]), f"patients with two rows in {table}", "keep one row for each")
     of_patient: dict[str, list[str]] = {}
     if slide_table is not None:
-        heads, lines = _read(slide_table)
+        heads, lines, _ = _read(slide_table)
         owner = _column(heads, None, (patient.lower(), *PATIENT_COLUMNS), slide_table, "patient")
         name = _column(heads, slide, SLIDE_COLUMNS, slide_table, "slide")
         for _, line in lines:
@@ -262,8 +264,8 @@ def _column(
     return found
 
 
-def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
-    """The heads by their plain names, and the lines by their numbers."""
+def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]], str]:
+    """The heads by their plain names, the lines by their numbers, and the delimiter."""
     try:
         with open_lines(table) as reader:
             heads = [head.strip() for head in next(reader, [])]
@@ -283,7 +285,7 @@ def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, 
         raise UserError(f"the table {table} has no rows; give a header and a row for each slide")
     twice = _repeated([plain_head(head) for head in heads])
     refuse(twice, f"{table} has two columns", "rename one")
-    return {plain_head(head): head for head in heads}, lines
+    return {plain_head(head): head for head in heads}, lines, reader.delimiter
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

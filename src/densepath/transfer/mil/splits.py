@@ -81,11 +81,12 @@ def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Spli
     if (counts[:, rare] > 0).sum() < 2:
         raise UserError(
             f"{_classes(cohort, strata).names[rare]} has one patient or site among the training cases of a fold, and "
-            "validation needs another; use fewer --folds, or leave this class out"
+            "validation needs another; use more --folds (up to the number of its patients), other --splits, or leave "
+            "this class out"
         )
     chosen = hold_out(counts, share, seed)[groups]
     if not chosen.any():
-        raise UserError("the training cases of a fold cannot be divided for validation by patient; use fewer --folds")
+        raise UserError("the training cases of a fold cannot be divided for validation by patient; use more --folds")
     wanted = np.clip(np.round(share * counts.sum(0)), 1, counts.sum(0) - 1).sum()
     if abs(chosen.sum() - wanted) > max(1, 0.2 * wanted):
         say(

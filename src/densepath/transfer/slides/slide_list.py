@@ -19,7 +19,7 @@ from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.slides.slide import NO_MPP, Slide
-from densepath.sources.tiles.records import identity_of_slide
+from densepath.sources.tiles.identity import identity_of_slide
 from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_slide_rows, read_tile_folder
 from densepath.sources.tiles.tiled_slide import open_tiled
 
@@ -54,7 +54,7 @@ class ListedSlide:
             if slide.spacing is None:
                 raise CorruptImage(self.path, NO_MPP)
             return slide
-        return open_tiled(self.path, self.tiling.spacing, self.tiling.extent)
+        return open_tiled(self.tiling)
 
     def identity(self) -> list[Any]:
         """What changes if the slide is another one, or has other µm per pixel or other tiles."""

@@ -18,7 +18,7 @@ from densepath.core.streams import say
 from densepath.core.system import with_lines
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
-from densepath.sources.tiles.records import identity_of, identity_of_slide, is_identity
+from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity
 from densepath.sources.tiles.tile_files import read_slide_rows
 from densepath.transfer.predict_records import Parts, read_record, record_of, recorded_names, refuse_others
 from densepath.transfer.slides.slide_list import ListedSlide

@@ -1,0 +1,66 @@
+"""What a slide is known by, and its record in a folder of results, which says of which slide they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from densepath.sources.slides.all_files import files_of
+
+_SAMPLE = 2**16  # bytes at both ends of a file, by which a changed one is noticed
+
+
+def identity_of(*paths: str | Path | None) -> list[int]:
+    """Numbers that change if files do, but not if they are moved or copied: their sizes, and digests of their ends."""
+    found = []
+    for path in paths:
+        if path is None:
+            continue
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                digest = zlib.crc32(file.read(_SAMPLE))
+                file.seek(max(0, size - _SAMPLE))
+                found += [size, zlib.crc32(file.read(_SAMPLE), digest)]
+        except OSError:
+            found += [-1, 0]
+    return found
+
+
+def identity_of_slide(path: str | Path) -> list[int]:
+    """Two numbers that change if any file of a slide does, see :func:`identity_of`."""
+    found = identity_of(*files_of(path))
+    return found if len(found) == 2 else [sum(found[::2]), zlib.crc32(repr(found).encode())]
+
+
+def is_identity(recorded: Any, identity: Sequence[Any], path: str | Path, first: int = 0) -> bool:
+    """Whether a recorded identity is that of a slide: earlier versions knew one of several files by the named one only.
+
+    Args:
+        recorded: as a record has it.
+        identity: that of the slide now, with the two numbers of :func:`identity_of_slide`.
+        path: the slide's file.
+        first: the position of these numbers.
+    """
+    if recorded == identity:
+        return True
+    given = isinstance(recorded, list) and [*recorded[:first], *identity[first : first + 2], *recorded[first + 2 :]]
+    return given == identity and recorded[first : first + 2] == identity_of(path)
+
+
+def record_path(out: Path, name: str) -> Path:
+    """The record of a slide in the folder of the tiles."""
+    return out / "records" / f"{name}.json"
+
+
+def read_record(out: Path, name: str) -> dict[str, Any] | None:
+    """The row of a slide with its identity; None if it is not done."""
+    try:
+        record = json.loads(record_path(out, name).read_bytes())
+        return record if record["slide"] == name and "identity" in record else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

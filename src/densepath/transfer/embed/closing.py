@@ -1,0 +1,37 @@
+"""The last lines of ``densepath embed`` on slides: what the features can be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from densepath.core.closing import command, say_end
+from densepath.core.errors import counted, first_few
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.transfer.mil.feature_files import Names, slide_name
+
+
+def say_end_of_embed(
+    watch: Stopwatch, features: Path, out: Path, slides: Sequence[str], seen: Iterable[str] | None
+) -> None:
+    """Print how long it took, and the next command, or that slides cannot be test slides of it.
+
+    Args:
+        watch: started with the command.
+        features, out: the folders of the features and of all results.
+        slides: the names of the slides.
+        seen: those of the pre-training of the weights; None if they are unknown.
+    """
+    labels = ("--table", "LABELS.csv", "--target", "COLUMN")
+    following = command("mil", "--data", features, *labels, "--out", Path(f"{out}_mil"))
+    met = Names(sorted(set(map(slide_name, seen or ())))).hold
+    if not (learned := list(filter(met, slides))):
+        say_end(watch, "", {}, (following,))
+        return
+    say_end(watch, "", {})
+    were = counted(len(learned), "slide was", "slides were")
+    say(
+        f"densepath: {were} in the pre-training of the weights: {first_few(learned)}. densepath mil refuses them as "
+        "test slides: pre-train on other slides, give mil --splits with other test cases, or --allow_pretraining_slides"
+    )
