@@ -17,6 +17,7 @@ def test_what_spreadsheets_write(tmp_path, text, encoding, delimiter):
         assert reader.delimiter == delimiter
         assert next(reader) == ["name", "x"]
         assert [(reader.line_num, fields[0]) for fields in reader] == [(2, "ä")]
+    assert [row["name"] for row in read_rows(tmp_path / "table", "", ["name", "x"])] == ["ä"]
 
 
 def test_a_named_delimiter_and_comments_come_before_the_header(tmp_path):

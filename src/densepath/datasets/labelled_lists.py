@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from densepath.core.csv_files import write_rows
+from densepath.core.csv_files import read_rows, write_rows
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write
@@ -22,6 +22,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header
 
 LIST = "labels.csv"
+_REMEDY = "download it again"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,18 @@ def find_place(source: str | Path, needed: Sequence[str], what: str) -> Path:
     if len(found) > 1 and found[0] != source:
         raise UserError(f"{source} holds {what} several times; give one: {', '.join(map(str, found))}")
     return found[0]
+
+
+def published_rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a published table, as published or as a spreadsheet has saved it.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or has no rows.
+    """
+    rows = read_rows(table, _REMEDY, columns)
+    if not rows:
+        raise UserError(f"{table} has no rows; {_REMEDY}")
+    return rows
 
 
 def _check_sizes(files: Sequence[Path], side: int | None) -> None:
