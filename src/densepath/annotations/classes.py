@@ -161,8 +161,8 @@ def _by_table(images: Named, path: str, column: str = LABEL) -> tuple[list[str],
     if (row < 0).any():
         first = images.names(int((row < 0).argmax()))
         raise UserError(
-            f"{(row < 0).sum()} of {len(row)} images have no {column} in {path}{_hint(images, table, row)}, the first is "
-            f"{first}; add them"
+            f"{(row < 0).sum()} of {len(row)} images have no {column} in {path}{_hint(images, table, row)}, the first "
+            f"is {first}; add them"
         )
     return [name for (name,) in table.names], table.labels[row]
 

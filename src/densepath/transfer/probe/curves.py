@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -148,7 +149,7 @@ def _calibration(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str, Scor
     _legend(axes, "upper left")
 
 
-def _legend(axes: Axes, place: str) -> None:
+def _legend(axes: Axes, place: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc=place, frameon=False)
 
