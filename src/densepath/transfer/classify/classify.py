@@ -48,6 +48,7 @@ from densepath.transfer.trainings import (
     pixels_of_run,
     sides_of,
     sizes_of,
+    warn_of_copies,
     warn_of_unknown_patients,
 )
 from densepath.version import __version__
@@ -88,6 +89,7 @@ def run(config: ClassifyConfig) -> Result:
     with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
         if first:
             _say_start(study, notes, trainings.splits[config.seed], config)
+            warn_of_copies(study)
             for _, split, name in trainings.each:
                 warn_of_undefined(study, split, name)
             check_same(out, study)
