@@ -112,7 +112,7 @@ VERBS = {
     ),
     "export": Verb(
         "transfer.export:export",
-        "a run or a file -> weights for timm, torchvision or detectron2; a detector -> ONNX",
+        "a run or a file -> weights for timm, torchvision or detectron2; a detector or classifier -> ONNX",
         ("run",),
         renamed={"to": "out"},
     ),
@@ -142,7 +142,10 @@ VERBS = {
         recipes="detect",
     ),
     "predict": Verb("transfer.predict:predict", "apply a trained network to new images and slides", ("run",)),
-    "score": Verb("transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP"),
+    "score": Verb(
+        "transfer.score:score",
+        "compare predictions with the truth: objects (F1, Dice, AJI, PQ, AP), regions, labels of images (AUC)",
+    ),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
     "show attention": Verb("analysis.show_attention:show_attention", "how sparse the attention of transformers is"),
     "show cells": Verb("analysis.show_cells:show_cells", "draw cells, or the share of tokens that contain one"),

@@ -67,6 +67,7 @@ TABLES = {
     "bare and longer paths": "tiles/TUM/1.png,t\n./ADI/1.png,a\n2.png,t\n3.png,a\n",
     "a path before a bare name": "TUM/1.png,t\n1.png,a\n2.png,t\ndeep/3.png,a\n",
     "lines for other files": "file,what\nTUM/1.png,t\nADI/1.png,a\nVAL/9.png,v\nTUM/2.png,t\nADI/deep/3.png,a\n",
+    "names without suffix": "file,label\nTUM/1,t\nADI/1,a\nTUM/2,t\n3,a\n",
     "a line twice": "TUM/1.png,t\nTUM/1.png,t\nADI/1.png,a\nTUM/2.png,t\nADI/deep/3.png,a\n",
     "a name and the number of an image": "image_name,image_index,name,label\nTUM/1.png,1,TUM/1.png,t\n"
     "ADI/1.png,1,ADI/1.png,a\nx,2,TUM/2.png,t\nx,3,ADI/deep/3.png,a\n",
@@ -105,6 +106,7 @@ WRONG = {
     "line 2 of .* is not a file and its label": "file,label\nTUM/1.png,\n",
     "line 1 of .* is not a file and its label": "TUM/1.png|t\n",
     "is empty": "",
+    r"line 3 of .* is not UTF-8 \(b\\udcf6se\); .*CSV UTF-8": b"file,label\nTUM/1.png,t\n3.png,b\xf6se\n",
     "all images are of one class, t": "TUM/1.png,t\nADI/1.png,t\nTUM/2.png,t\nADI/deep/3.png,t\n",
     "line 1 of": b"\x89PNG\r\n\x1a\n\x00\x00",
     "labels.csv has two columns: label; rename one": "file,label,Label\nTUM/1.png,t,a\n",
@@ -117,6 +119,17 @@ def test_a_table_that_is_wrong_is_refused(tmp_path, message, text):
     with pytest.raises(UserError, match=message) as caught:
         by(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_column_in_another_encoding_and_names_without_their_zeros_are_explained(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"file,Gr\xf6\xdfe\n000,a\n")
+    with pytest.raises(UserError, match=r"the header of .* is not UTF-8"):
+        match_columns(FILES, str(tmp_path / "t.csv"), ["Größe"])
+    (tmp_path / "t.csv").write_text("file,label\n0,a\n7.png,b\n12,a\n")
+    files = ImageFiles(["000.png", "007.png", "012.png"])
+    with pytest.raises(UserError, match=r"3 of 3 images have no label in .*, whose names lack their leading zeros"):
+        read_classes(files, str(tmp_path / "t.csv"))
+    assert match_columns(ImageFiles(["x.png"]), str(tmp_path / "t.csv"), ["label"]).hint == ""
 
 
 @pytest.mark.parametrize("path", ["nowhere.csv", ".", "", "a\0b"])

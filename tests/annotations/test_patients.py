@@ -97,6 +97,13 @@ def test_an_empty_patient_is_unknown(empty: str, tmp_path: Path) -> None:
     assert stated_patient({"patient": empty, "patient_id": 7}) == "7"
 
 
+@pytest.mark.parametrize("table", ["manifest.csv", "list.csv"])
+def test_a_patient_in_another_encoding_is_refused(table: str, tmp_path: Path) -> None:
+    (tmp_path / table).write_bytes(b"file,patient\n0.png,P\n1.png,M\xfcller\n")
+    with pytest.raises(UserError, match=rf"line 3 of .*{table} is not UTF-8"):
+        patients_of(tmp_path / "list.csv" if table == "list.csv" else tmp_path, [str(tmp_path / "0.png")])
+
+
 def test_dates_are_not_patients_of_chestxray14() -> None:
     assert owners_by_name("", ["20240115_001.png", "20240115_002.png"])[0] == ["20240115_001.png", "20240115_002.png"]
     assert owners_by_name("", ["00030805_001.png"]) == (["00030805"], "names as of ChestX-ray14 and CheXpert")

@@ -18,6 +18,7 @@ def test_what_spreadsheets_write(tmp_path, text, encoding, delimiter):
         assert reader.delimiter == delimiter
         assert next(reader) == ["name", "x"]
         assert [(reader.line_num, fields[0]) for fields in reader] == [(2, "ä")]
+    assert [row["name"] for row in read_rows(tmp_path / "table", "", ["name", "x"])] == ["ä"]
 
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0"])

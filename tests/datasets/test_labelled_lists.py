@@ -153,6 +153,13 @@ def write_chestxray14(folder: Path) -> list[str]:
     return names
 
 
+def save_as_excel_does(table: Path) -> None:
+    with table.open(newline="") as file:
+        lines = list(csv.reader(file))
+    with table.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=";").writerows(lines)
+
+
 def test_chestxray14(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "in/nih"
     names = write_chestxray14(source)
@@ -166,6 +173,10 @@ def test_chestxray14(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "train: 6 images of 3 patients, 0 Atelectasis, 1 Cardiomegaly, 0 Consolidation" in out
     assert "published: 86,524 train, 25,596 test images; no restrictions on use, acknowledge the NIH" in err
     assert "it has 6 train images, not 86,524; 2 test images, not 25,596" in err and "warning" not in err
+    save_as_excel_does(source / "Data_Entry_2017.csv")
+    (source / "test_list.txt").write_text((source / "test_list.txt").read_text(), encoding="utf-8-sig")
+    assert convert_chestxray14(source, tmp_path / "excel").read_text() == listed.read_text()
+    capsys.readouterr()
     lists = convert_chestxray14(source, tmp_path / "chexnet", "chexnet", source / "chexnet")
     assert [row["split"] for row in rows(lists)] == ["train"] * 4 + ["val"] * 2 + ["test"] * 2
     assert "in the split of CheXNet as published: 78,468 train, 11,219 val, 22,433 test" in capsys.readouterr().err
@@ -220,6 +231,7 @@ def test_chexpert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         heads = ["Path", "Sex", "Edema", *(label for label in chexpert.LABELS if label != "Edema")]
         with (source / f"{split}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([heads, *lines])
+    save_as_excel_does(source / "train.csv")
     expected = {"ignore": ["1", "", "0", "0", "1"], "zeros": list("10001"), "ones": list("11001")}
     for uncertain, values in expected.items():
         found = rows(convert_chexpert(tmp_path / "in", tmp_path / uncertain, uncertain))  # type: ignore[arg-type]

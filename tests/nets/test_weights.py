@@ -340,7 +340,7 @@ def test_sources_that_are_nothing_say_what_is_accepted(tmp_path: Path) -> None:
     )
     for source in ("resnet19", tmp_path / "missing.safetensors"):
         _untouched_after_error(source, r"there are no weights .*; give a \.safetensors, .* run folder, .* or random")
-    _untouched_after_error(tmp_path, r"holds neither exported/backbone\.safetensors nor checkpoints/last\.ckpt")
+    _untouched_after_error(tmp_path, "holds neither weights in exported/ nor checkpoints/last")
     empty = tmp_path / "list.pt"
     torch.save([1, 2], empty)
     _untouched_after_error(empty, r"list\.pt holds no tensors")

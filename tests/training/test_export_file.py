@@ -249,5 +249,8 @@ def test_weights_do_not_replace_what_they_are_made_of(resnet: State, tmp_path: P
 
 def test_runs_without_a_backbone_to_export_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("# densepath 1\ndata: images\nepochs: 1\n")
-    with pytest.raises(UserError, match=r"has no exported/detector.safetensors; export takes runs of pretrain, and of"):
+    with pytest.raises(
+        UserError,
+        match=r"has no exported/classifier.safetensors or .*; export takes runs of pretrain, and of classify",
+    ):
         export(tmp_path)

@@ -290,7 +290,10 @@ WRONG = {
     "augment is 3; give its options by name, as a mapping": {"augment": 3},
     "method_options is 3; give its options by name, as a mapping": {"method_options": 3},
     "optimizer is 'sgd'; give its options by name, as a mapping": {"optimizer": "sgd"},
-    "a batch norm got one value of each channel": {"accumulate": 8, "view_size": 32},
+    "one value of each channel.* a smaller accumulate, or a larger view_size": {
+        "accumulate": 8,
+        "view_size": 32,
+    },
 }
 
 

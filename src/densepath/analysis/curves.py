@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, picture_file, save
 from densepath.analysis.short_names import short_names
 from densepath.core.errors import UserError
+from densepath.core.fonts import drawable
 from densepath.core.paths import AnyPath, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.runs.closing import CHANCE, METRICS
@@ -160,7 +161,7 @@ def paint_curve(axes: Axes, points: np.ndarray, color: str) -> None:
 
 def style_curve(axes: Axes, title: str, across: str = "step") -> None:
     """Set the title of a panel of curves and style its axes; ``across`` is the label of the horizontal axis."""
-    axes.set_title(title, fontsize=9, loc="left", color=INK)
+    axes.set_title(drawable(title), fontsize=9, loc="left", color=INK)
     axes.set_xlabel(across, fontsize=7.5, color=FAINT, labelpad=1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, check_writable
+from densepath.core.fonts import drawable
 from densepath.sources.run_folders import refuse_among_images
 
 INK = "#2b2b33"
@@ -64,7 +65,7 @@ class PanelGrid:
         ]
         for x, title in zip(lefts, titles, strict=False):
             y = 1 - (top - 0.07) / height
-            self.figure.text((x + panel / 2) / width, y, title, ha="center", va="bottom")
+            self.figure.text((x + panel / 2) / width, y, drawable(title), ha="center", va="bottom")
 
     def _panel(self, x: float, y: float, side: float) -> Axes:
         width, height = self.figure.get_size_inches()
@@ -104,7 +105,7 @@ def add_panel_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[st
 def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], place: Any) -> float:
     """Add a legend with the columns that fit; its height in inches."""
     options: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0.3}
-    columns = len(labels)
+    columns, labels = len(labels), [drawable(label) for label in labels]
     legend = figure.legend(handles, labels, **options, loc=place, ncols=columns)
     while columns > 1 and legend.get_window_extent().width > figure.bbox.width:
         legend.remove()

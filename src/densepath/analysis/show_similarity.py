@@ -18,6 +18,7 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
+from densepath.core.fonts import drawable
 from densepath.core.paths import AnyPath, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.nets.weights.pretrained import pretrained_backbone
@@ -130,7 +131,7 @@ def paint_density(axes: Axes, found: Distribution, low: float, color: str, label
     shares = np.append(found.shares()[first:], np.zeros(-(BINS - first) % width)).reshape(-1, width).sum(1)
     edges = -1 + (first + width * np.arange(len(shares) + 1)) * 2 / BINS
     axes.stairs(shares * BINS / 2 / width, edges, fill=True, color=color, alpha=0.35, lw=0)
-    axes.stairs(shares * BINS / 2 / width, edges, color=color, lw=1.2, label=label)
+    axes.stairs(shares * BINS / 2 / width, edges, color=color, lw=1.2, label=drawable(label))
     axes.axvline(found.quantile(0.5), color=color, lw=1, ls=(0, (3, 2)))
 
 

@@ -26,6 +26,7 @@ from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
 from densepath.core.file_beside import file_beside
 from densepath.core.files import atomic_write
+from densepath.core.fonts import drawable
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.regions import point_counts
@@ -238,7 +239,7 @@ def _draw(found: Mapping[str, Separation], path: Path) -> Path:
             axes.scatter(*points.T, s=3, color=color, alpha=0.35, lw=0, rasterized=True)
             _outline(axes, Gaussian.of(points), color)
         axes.autoscale()  # also to the outlines
-        axes.set_title(name, fontsize=9, loc="left", color=INK)
+        axes.set_title(drawable(name), fontsize=9, loc="left", color=INK)
         axes.set_xlabel(f"JS {own.divergence:.3f}, Bhattacharyya {own.distance:.3f}", fontsize=8, color=INK)
         axes.set_xticks([])
         axes.set_yticks([])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,11 @@ from densepath.annotations.label_table import LABEL, Table, key_of, known_column
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import is_missing, several_spellings
 from densepath.sources.names import AllNames, Named
+from densepath.sources.suffixes import stems_of
 
 FOLDERS = "folders"
+_TRIED = 100  # images without a row whose names are tried without zeros
+_ZEROS = re.compile(r"^0+(?=\d)")
 _SHOWN = 12  # classes in a line
 
 
@@ -129,10 +133,12 @@ class Matched:
     Args:
         values: (N,) the texts of the columns for each image; None for an image that the table lacks.
         lines: the numbers of the lines of other files.
+        hint: why images may have no line; "" if unknown.
     """
 
     values: list[tuple[str, ...] | None]
     lines: list[int]
+    hint: str = ""
 
 
 def match_columns(images: Named, path: str, columns: Sequence[str]) -> Matched:
@@ -146,7 +152,7 @@ def match_columns(images: Named, path: str, columns: Sequence[str]) -> Matched:
     table, row = _matched(images, path, known_columns(path, columns), empty=True)
     unused = np.setdiff1d(np.arange(len(table.keys)), row)
     values = [None if number < 0 else table.names[table.labels[number]] for number in row]
-    return Matched(values, sorted(table.lines[unused].tolist()))
+    return Matched(values, sorted(table.lines[unused].tolist()), _hint(images, table, row))
 
 
 def _by_table(images: Named, path: str, column: str = LABEL) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -155,7 +161,8 @@ def _by_table(images: Named, path: str, column: str = LABEL) -> tuple[list[str],
     if (row < 0).any():
         first = images.names(int((row < 0).argmax()))
         raise UserError(
-            f"{(row < 0).sum()} of {len(row)} images have no {column} in {path}, the first is {first}; add them"
+            f"{(row < 0).sum()} of {len(row)} images have no {column} in {path}{_hint(images, table, row)}, the first "
+            f"is {first}; add them"
         )
     return [name for (name,) in table.names], table.labels[row]
 
@@ -183,9 +190,36 @@ def _rows_of(images: Named, path: str, table: Table) -> npt.NDArray[np.int64]:
         keys = np.fromiter((key_of(tail) if len(tail) == depth else 0 for tail in tails), np.int64, len(images))
         candidate = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
         row = np.where((row < 0) & (table.keys[candidate] == keys), candidate, row)
+    for position in np.flatnonzero(row < 0):
+        row[position] = _row_of_any(_stems(images.names(int(position))), table)
     times = np.bincount(row[row >= 0], minlength=1)
     if times.max() > 1:
         one, other = (images.names(int(position)) for position in np.flatnonzero(row == times.argmax())[:2])
         line = table.lines[times.argmax()]
         raise UserError(f"line {line} of {path} may mean {one} or {other}; give paths relative to the images' folder")
     return row
+
+
+def _stems(path: str) -> list[str]:
+    """The absolute path of a file without its suffix."""
+    return stems_of(os.path.abspath(path))
+
+
+def _row_of_any(paths: Sequence[str], table: Table) -> int:
+    """The row of the first of some paths, or of the last parts of it; -1 without one."""
+    tails = (parts_of(path)[-depth:] for depth in table.depths for path in paths)
+    keys = np.array([key_of(tail) for tail in tails], np.int64)
+    candidate = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
+    found = candidate[table.keys[candidate] == keys]
+    return int(found[0]) if len(found) else -1
+
+
+def _hint(images: Named, table: Table, row: npt.NDArray[np.int64]) -> str:
+    """Why images have no row, in words that follow the name of the table; "" if unknown."""
+    for position in np.flatnonzero(row < 0)[:_TRIED]:
+        path = os.path.abspath(images.names(int(position)))
+        folder, name = os.path.split(path)
+        bare = os.path.join(folder, _ZEROS.sub("", name))
+        if bare != path and _row_of_any([bare, *stems_of(bare)], table) >= 0:
+            return ", whose names lack their leading zeros (spreadsheets remove these unless the column is text)"
+    return ""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.columns import LABELLED_COLUMNS, PATIENT_COLUMNS, SPLIT
-from densepath.core.csv_files import Lines, find_column, open_lines, plain_head
+from densepath.core.csv_files import Lines, find_column, open_lines, plain_head, refuse_other_encoding
 from densepath.core.errors import UserError
 from densepath.core.spelling import composed
 from densepath.sources.listing import SUFFIXES
@@ -64,6 +64,7 @@ def known_columns(path: str, columns: Sequence[str]) -> list[str]:
         if column == LABEL and (not known or _place(known, LABEL) is not None):
             continue
         if plain_head(column) not in known:
+            refuse_other_encoding(known, f"the header of {path}")
             raise UserError(
                 f"{path} has no column {column}; its header names {', '.join(known)}: name one of these"
                 if known
@@ -154,6 +155,7 @@ def _rows(reader: Lines, path: str, columns: Sequence[str], empty: bool) -> Iter
                     f"line {reader.line_num} of {path} is not a file and its {columns[0]}; give lines of "
                     f"file,{columns[0]}, or a header that names these columns"
                 )
+            refuse_other_encoding(texts, f"line {reader.line_num} of {path}")
             yield reader.line_num, name, tuple(texts)
 
 

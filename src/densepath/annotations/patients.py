@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from densepath.core.columns import FILE_COLUMNS, PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF
-from densepath.core.csv_files import open_table
+from densepath.core.csv_files import open_table, refuse_other_encoding
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.paths import AnyPath
@@ -277,8 +277,9 @@ def _of_manifest(path: Path) -> Iterator[tuple[str, str]]:
                     f"column {names[0]} (or {', '.join(names[1:4])})"
                 )
                 return
-            for _, row in table.rows():
+            for number, row in table.rows():
                 if row[file] and not is_missing(row[patient]):
+                    refuse_other_encoding([row[patient]], f"line {number} of {path}")
                     yield from ((spelling, row[patient]) for spelling in _spellings(row[file]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); fix it or delete it") from None

@@ -21,6 +21,7 @@ csv.field_size_limit(2**24)
 SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # a first line of Excel, which names the delimiter
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how files of .xlsx and .ods, and of .xls begin
 _COMMENT = re.compile(r"#[^,;\t]")  # a column may be called "#"
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # bytes that are not text
 
 
 def delimiter_of(line: str) -> str:
@@ -140,6 +141,20 @@ def open_text(path: str | Path, errors: str = "surrogateescape") -> TextIO:
     return open(path, newline="", encoding=encoding_of(path), errors=errors)
 
 
+def refuse_other_encoding(texts: Iterable[str], where: str) -> None:
+    """Refuse texts of a table that are names, but not valid Unicode; paths may be any bytes.
+
+    Args:
+        texts: names of classes, columns, patients or slides.
+        where: the line or the file, for the message.
+
+    Raises:
+        UserError: the table has another encoding.
+    """
+    if wrong := next(filter(_NO_TEXT.search, texts), None):
+        raise UserError(f'{where} is not UTF-8 ({wrong}); save the table as UTF-8 (in Excel "CSV UTF-8")')
+
+
 def plain_head(head: str) -> str:
     """The name of a column as it is compared: ``Patient ID`` is ``patient_id``."""
     return head.strip().lower().replace(" ", "_")
@@ -159,7 +174,7 @@ def find_column(heads: Sequence[str], names: Iterable[str], path: str | Path) ->
 
 
 def read_rows(path: Path, remedy: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The rows of a table by its columns.
+    """The rows of a table by its columns; one that a spreadsheet has saved may have other delimiters or UTF-16.
 
     Args:
         path: the file.
@@ -170,13 +185,24 @@ def read_rows(path: Path, remedy: str, columns: Sequence[str] = ()) -> list[dict
         UserError: it cannot be read, or lacks a column.
     """
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with open_text(path) as file:
             table = csv.DictReader(file, restval="")
             rows, heads = list(table), table.fieldnames or ()
-    except (OSError, csv.Error) as error:
+        if not {*columns} <= {*heads}:
+            rows, heads = _saved_by_others(path)
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
     refuse([name for name in columns if name not in heads], f"{path} lacks columns", remedy)
     return rows
+
+
+def _saved_by_others(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows and the header of a table with any delimiter."""
+    with open_text(path) as file:
+        lines = Lines(file)
+        heads = [head.strip() for head in next(lines, [])]
+        rows = [dict(zip_longest(heads, row[: len(heads)], fillvalue="")) for row in lines if any(row)]
+    return rows, heads
 
 
 class LineFeeds:

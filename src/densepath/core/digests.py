@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from densepath.core.locks import shared_work
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 
+_MIDDLE = 4096  # bytes
 _MISSING = bytes(hashlib.sha256().digest_size)
 
 
@@ -33,6 +34,52 @@ def digest_of_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes. Raises OSError where it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identical_files(paths: Sequence[str | Path]) -> list[list[int]]:
+    """The positions of files of the same bytes, in groups of two or more; files that cannot be read are left out.
+
+    Few bytes are read: the middle of files of equal size, and the whole of those that have it in common.
+    """
+    groups = _groups(range(len(paths)), [_size(path) for path in paths])
+    for read in (_middle, _digest):
+        left = [position for group in groups for position in group]
+        values = list(in_threads(read, [paths[position] for position in left], usable_cores(), "image data"))
+        known = dict(zip(left, values, strict=True))
+        groups = [part for group in groups for part in _groups(group, [known[position] for position in group])]
+    return groups
+
+
+def _groups(positions: Iterable[int], values: Iterable[Hashable]) -> list[list[int]]:
+    """The positions of equal values other than None, in groups of two or more."""
+    groups: dict[Hashable, list[int]] = {}
+    for position, value in zip(positions, values, strict=True):
+        if value is not None:
+            groups.setdefault(value, []).append(position)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _size(path: str | Path) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _middle(path: str | Path) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _MIDDLE) // 2)
+            return file.read(_MIDDLE)
+    except OSError:
+        return None
+
+
+def _digest(path: str | Path) -> str | None:
+    try:
+        return digest_of_file(path)
+    except OSError:
+        return None
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:

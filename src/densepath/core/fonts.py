@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import ImageFont
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # bytes of names that are not text
+
+
+def drawable(text: str) -> str:
+    """A name as matplotlib can draw it: without bytes that are not text, and a dollar is no formula."""
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text).replace("$", r"\$")
 
 
 @lru_cache

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from densepath.core.errors import refuse
 from densepath.core.remains import shortened
@@ -71,3 +71,21 @@ def names_below(names: Iterable[str], data: str | Path = "") -> list[str]:
     else:
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, root) for path in paths]
+
+
+def alike_names(names: Sequence[str], others: Sequence[str]) -> list[list[int]]:
+    """For each name the positions of ``others`` that are the same, or else the same without leading folders."""
+    known: dict[str, list[int]] = defaultdict(list)
+    for position, other in enumerate(others):
+        known[PurePath(other).name].append(position)
+    places = []
+    for name in names:
+        near = [k for k in known[PurePath(name).name] if _are_alike(name, others[k])]
+        places.append([k for k in near if others[k] == name] or near)
+    return places
+
+
+def _are_alike(name: str, other: str) -> bool:
+    parts, others = PurePath(name).parts, PurePath(other).parts
+    count = min(len(parts), len(others))
+    return parts[-count:] == others[-count:]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from densepath.annotations.patients import owners_by_name, patient_in_name
-from densepath.core.digests import digest_of_file
+from densepath.core.digests import identical_files
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below
@@ -110,15 +110,9 @@ def _shared(
     paths: Sequence[Path], splits: Splits, patients: Mapping[str, Patients], small: Thumbnails
 ) -> Iterator[str]:
     """Patients and images that two splits share."""
-    sizes = [path.stat().st_size for path in paths]
-    of_size = Counter(sizes)
-    alike = [p for p, size in enumerate(sizes) if of_size[size] > 1]
-    digests = in_threads(digest_of_file, [paths[p] for p in alike], usable_cores(), "image data")
-    known = dict(zip(alike, digests, strict=True))
-    groups: dict[str, list[int]] = defaultdict(list)
-    for position, digest in known.items():
-        groups[digest].append(position)
-    same = [" = ".join(paths[p].name for p in group) for group in groups.values() if len(group) > 1]
+    groups = identical_files(paths)
+    known = {position: number for number, group in enumerate(groups) for position in group}
+    same = [" = ".join(paths[p].name for p in group) for group in groups]
     yield f"identical files: {len(same)}{': ' * bool(same)}{first_few(same)}"
     for one, other, line in patients_between(patients, "--patient_regex or a column patient"):
         yield line

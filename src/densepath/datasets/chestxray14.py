@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from densepath.core.csv_files import read_rows
+from densepath.core.csv_files import encoding_of
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.streams import say
-from densepath.datasets.labelled_lists import Labelled, find_place, write_list
+from densepath.datasets.labelled_lists import Labelled, find_place, published_rows, write_list
 from densepath.datasets.published import CHESTXRAY14, CHESTXRAY14_CHEXNET
 from densepath.sources.listing import walk
 
@@ -62,9 +62,7 @@ def convert_chestxray14(
     if split == "chexnet" and lists is None:
         raise UserError("the split of CheXNet is in lists of github.com/arnoweng/CheXNet; name their folder: --lists")
     table = _table(source)
-    rows = read_rows(table, "download it again")
-    if not rows or not {_NAME, _FOUND, _PATIENT} <= rows[0].keys():
-        raise UserError(f"{table} has no columns {_NAME}, {_FOUND} and {_PATIENT}; download it again")
+    rows = published_rows(table, (_NAME, _FOUND, _PATIENT))
     splits = _splits(table.parent if lists is None else Path(lists), _LISTS[split])
     unknown = [f"{row[_NAME]} ({row[_FOUND]})" for row in rows if not set(_labels(row)) <= set(LABELS)]
     refuse(unknown, f"lines of {table} with other labels than the fourteen", "correct them")
@@ -112,7 +110,7 @@ def _splits(folder: Path, lists: dict[str, str]) -> dict[str, str]:
     twice = []
     for split, name in lists.items():
         try:
-            lines = (folder / name).read_text(encoding="utf-8").splitlines()
+            lines = (folder / name).read_text(encoding_of(folder / name)).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{folder / name} cannot be read ({error}); download it") from error
         for image in (line.split()[0] for line in lines if line.strip()):

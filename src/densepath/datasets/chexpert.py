@@ -6,10 +6,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import require_new_folder
-from densepath.datasets.labelled_lists import Labelled, find_place, write_list
+from densepath.datasets.labelled_lists import Labelled, find_place, published_rows, write_list
 from densepath.datasets.published import CHEXPERT
 
 LABELS = (
@@ -56,10 +55,7 @@ def convert_chexpert(
     root = find_place(source, tuple(_TABLES.values()), "CheXpert")
     values, wrong, images = {**_VALUES, "-1": _UNCERTAIN[uncertain], "-1.0": _UNCERTAIN[uncertain]}, [], []
     for split, name in _TABLES.items():
-        rows = read_rows(root / name, "download it again")
-        if not rows or not {_PATH, *LABELS} <= rows[0].keys():
-            raise UserError(f"{root / name} has no column Path, or lacks one of the fourteen labels; download it again")
-        for row in rows:
+        for row in published_rows(root / name, (_PATH, *LABELS)):
             found = {label: values.get((row[label] or "").strip()) for label in LABELS}
             patient = _PATIENT.search(row[_PATH])
             if patient is None or None in found.values():

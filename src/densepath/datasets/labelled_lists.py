@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from densepath.core.csv_files import write_rows
-from densepath.core.digests import digest_of_file
+from densepath.core.csv_files import read_rows, write_rows
+from densepath.core.digests import identical_files
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write
 from densepath.core.streams import say, write_line
@@ -22,6 +22,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header
 
 LIST = "labels.csv"
+_REMEDY = "download it again"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,18 @@ def find_place(source: str | Path, needed: Sequence[str], what: str) -> Path:
     return found[0]
 
 
+def published_rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a published table, as published or as a spreadsheet has saved it.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or has no rows.
+    """
+    rows = read_rows(table, _REMEDY, columns)
+    if not rows:
+        raise UserError(f"{table} has no rows; {_REMEDY}")
+    return rows
+
+
 def _check_sizes(files: Sequence[Path], side: int | None) -> None:
     other = []
     headers = in_threads(_size, files, usable_cores(), "headers of images")
@@ -125,14 +138,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 def report_duplicates(files: Sequence[Path], splits: Sequence[str]) -> None:
     """Report images of the same bytes, first of all those of several splits."""
-    sizes = [file.stat().st_size for file in files]
-    of_size = Counter(sizes)
-    alike = [number for number, size in enumerate(sizes) if of_size[size] > 1]
-    same: dict[str, list[int]] = defaultdict(list)
-    digests = in_threads(digest_of_file, [files[number] for number in alike], usable_cores(), "image data")
-    for number, digest in zip(alike, digests, strict=True):
-        same[digest].append(number)
-    groups = [group for group in same.values() if len(group) > 1]
+    groups = identical_files(files)
     crossing = [group for group in groups if len({splits[number] for number in group}) > 1]
     if groups:
         shown = first_few([" = ".join(files[number].name for number in group) for group in [*crossing, *groups]])

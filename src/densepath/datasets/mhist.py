@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from densepath.core.csv_files import read_rows
-from densepath.core.errors import UserError, refuse
+from densepath.core.errors import refuse
 from densepath.core.files import require_new_folder
-from densepath.datasets.labelled_lists import Labelled, find_place, write_list
+from densepath.datasets.labelled_lists import Labelled, find_place, published_rows, write_list
 from densepath.datasets.published import MHIST
 
 _LIST, _IMAGES = "annotations.csv", "images"
@@ -36,9 +35,7 @@ def convert_mhist(source: str | Path, dest: str | Path) -> Path:
     """
     dest = require_new_folder(dest, "the list")
     root = find_place(source, (_LIST, _IMAGES), "MHIST")
-    rows = read_rows(root / _LIST, "download it again")
-    if not rows or not {_NAME, _LABEL, _SPLIT} <= rows[0].keys():
-        raise UserError(f"{root / _LIST} has no columns {_NAME}, {_LABEL} and {_SPLIT}; download it again")
+    rows = published_rows(root / _LIST, (_NAME, _LABEL, _SPLIT))
     wrong = [
         f"{row[_NAME]} ({row[_LABEL]}, {row[_SPLIT]})"
         for row in rows

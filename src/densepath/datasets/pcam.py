@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import shutil
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.csv_files import write_rows
+from densepath.core.csv_files import read_rows, write_rows
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.streams import write_line
@@ -100,8 +99,7 @@ def _open(root: Path, split: str, stack: ExitStack, near: Path) -> tuple[Any, np
     meta = root / _META.format(split)
     if not meta.is_file():
         return pixels, classes, []
-    with meta.open(newline="", encoding="utf-8-sig") as file:
-        slides = [row.get("wsi") or "" for row in csv.DictReader(file)]
+    slides = [row["wsi"] or "" for row in read_rows(meta, "download it again", ["wsi"])]
     if len(slides) != len(pixels) or not all(slides):
         raise UserError(f"{meta} does not name a slide for each of {counted(len(pixels), 'image')}; download it again")
     return pixels, classes, slides

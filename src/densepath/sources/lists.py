@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from densepath.core.columns import PATH_COLUMNS
-from densepath.core.csv_files import SEPARATOR, Lines, delimiter_of, find_column, open_text, plain_head
+from densepath.core.csv_files import (
+    SEPARATOR,
+    Lines,
+    delimiter_of,
+    find_column,
+    open_text,
+    plain_head,
+    refuse_other_encoding,
+)
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import existing
 
@@ -108,6 +116,7 @@ def _table(
             at = f"line {lines.line_num} of {path}"
             name = fields[file] if file is not None and file < len(fields) else _only_image(fields, suffixes, at)
             texts = [fields[place] if place is not None and place < len(fields) else "" for place in places]
+            refuse_other_encoding(texts, at)
             yield lines.line_num, [name or ",".join(fields)], texts
 
 

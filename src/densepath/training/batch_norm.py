@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -16,8 +16,11 @@ BatchNorm = Literal["auto", "per_process", "synchronized"]
 
 
 @contextmanager
-def reporting_lonely_values() -> Iterator[None]:
+def reporting_lonely_values(options: Container[str]) -> Iterator[None]:
     """Turn the error of a batch norm that gets one value per channel into one that the user can understand.
+
+    Args:
+        options: those of the verb, of which the message names some.
 
     Raises:
         UserError: a batch norm got one value per channel.
@@ -27,9 +30,10 @@ def reporting_lonely_values() -> Iterator[None]:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
+        smaller = " a smaller accumulate," if "accumulate" in options else ""
         raise UserError(
             "a batch norm got one value of each channel, which has no variance: a process holds a batch of one image, "
-            "and its features are 1 x 1; use a larger batch_size, a smaller accumulate, or larger views"
+            f"and its features are 1 x 1; use a larger batch_size,{smaller} or a larger view_size"
         ) from error
 
 

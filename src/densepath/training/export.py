@@ -16,6 +16,7 @@ from densepath.core.files import atomic_write
 from densepath.core.paths import RANDOM, is_on_disk, literal
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights import FORMAT_VERSION, pixel_notes, save_backbone, write_tensors
+from densepath.nets.weights.backbone_weights import TRAINED
 from densepath.nets.weights.published import is_published
 from densepath.nets.weights.trained_on import slide_notes, slides_of_run
 from densepath.nets.weights.volume_layouts import VOLUME_LAYOUTS
@@ -26,7 +27,6 @@ from densepath.training.export_file import export_file
 from densepath.training.load_run import load_run, pixels_of
 from densepath.training.model_card import bare, recorded_scores, write_card
 
-_DETECTOR = Path("exported") / "detector.safetensors"
 Layout = Literal["timm", "torchvision", "detectron2", "models_genesis", "monai", "nnunet", "tensors"]
 
 
@@ -48,10 +48,11 @@ def export(
         raise UserError(f"{run} is not the folder of a pre-training run, or of a published model; name one, or a file")
     scores = recorded_scores(folder) if config is not None else {}
     if config is None or "method" not in config:
-        source = run if config is None else folder / _DETECTOR
-        if config is not None and not Path(source).is_file():
+        source = run if config is None else next((folder / name for name in TRAINED if (folder / name).is_file()), None)
+        if source is None:
             raise UserError(
-                f"{run} has no {_DETECTOR}; export takes runs of pretrain, and of detect once they are done"
+                f"{run} has no {' or '.join(TRAINED)}; export takes runs of pretrain, and of classify, segment and "
+                "detect once they are done"
             )
         target, card = None if out is None else Path(out), {"scores": scores, "licence": licence}
         return export_file(source, target, layout, backbone, prefix, card)

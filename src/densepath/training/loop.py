@@ -107,7 +107,7 @@ def train(
         recorder = Recorder(out, saver.start, total, first=first, loggers=loggers, name=name, logged=logged)
         stack.callback(recorder.close)
         watchdog = stack.enter_context(Watchdog(out, hardware.rank, hardware.world_size, signals))
-        stack.enter_context(reporting_lonely_values())
+        stack.enter_context(reporting_lonely_values(config or {}))
         stack.enter_context(reporting_lost_peers(hardware.world_size, out, signals))
         watchdog.started(start_processes(hardware))
         fabric = join_processes(hardware, equal_shapes)

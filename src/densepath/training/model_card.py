@@ -96,11 +96,13 @@ def rename_card(old: Path, new: Path) -> None:
 
 
 def recorded_scores(run: Path) -> dict[str, float]:
-    """The scores that a run recorded: of a detector, or the last ones of the probe during pre-training."""
+    """The scores that a run recorded: of a trained network, or the last ones of the probe during pre-training."""
     try:
         found: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+        if isinstance(each := found.get("scores"), dict):  # with intervals
+            return {key: float(score["value"]) for key, score in each.items() if score.get("value") is not None}
         return {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         pass
     try:
         rows = read_metrics(run / "metrics.csv")

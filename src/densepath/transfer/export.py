@@ -11,7 +11,11 @@ from densepath.core.errors import UserError
 from densepath.core.files import require_new_file
 from densepath.core.paths import AnyPath, as_path
 from densepath.training.export import export as export_weights
-from densepath.transfer.detection.onnx_export import export_onnx
+from densepath.transfer.classify.classifier import is_classifier
+from densepath.transfer.classify.onnx_export import export_onnx as classifier_as_onnx
+from densepath.transfer.detection.detector_file import detector_path
+from densepath.transfer.detection.onnx_export import export_onnx as detector_as_onnx
+from densepath.transfer.onnx_file import require_onnx
 
 
 def export(
@@ -24,21 +28,24 @@ def export(
     prefix: str = "",
     licence: str | None = None,
 ) -> Path:
-    """Write the backbone of a run or of any file of weights for another library; or a trained detector as an ONNX file.
+    """Write the backbone of a run or of any file of weights for another library; or a trained detector or
+    classifier as an ONNX file.
 
     A model card with the data, the recipe, the scores and the code that loads it is written beside the weights.
 
     Args:
-        run: the folder of a run, which need not be complete; or weights of another project: a file such as a checkpoint
+        run: the folder of a run of ``pretrain``, which need not be complete, or of ``classify``, ``segment`` or
+            ``detect``, whose backbone is written once it is; or weights of another project: a file such as a checkpoint
             of ConCL, MoCo or DINO, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model. For "onnx" the
-            folder of a run of ``detect``, or its exported/detector.safetensors.
+            folder of a run of ``detect`` or ``classify``, or its exported/detector.safetensors or
+            classifier.safetensors.
         out: a new file; by default that of a run goes to ``exported/`` in its folder, and replaces an older one there;
             before the run is complete its name has the step (``backbone_step_N.safetensors``). It ends in .safetensors,
             for detectron2 in .pth or .pkl, for networks of volumes in .pth, for onnx in .onnx.
         layout: "timm" (default), "torchvision" or "detectron2" for a backbone; for volumes also "models_genesis" for a
             unet_3d with its decoder, "monai" for a resnet18_3d, "nnunet" for a resenc_3d; "tensors" for the tensors of
             a file under their own names, which is the default if densepath has no such network; "onnx" for a detector
-            with all steps from the stored pixels of an image to its objects.
+            or classifier with all steps from the stored pixels of an image to its objects or probabilities.
         backbone: the network in a file, a timm name; by default it follows from the file. In Python also a network, for
             a run or file whose network cannot be built from its name.
         prefix: the beginning of the names of a network's tensors, if a file has several networks, such as
@@ -59,4 +66,7 @@ def export(
         return export_weights(run, out, layout, backbone=backbone, prefix=prefix, licence=licence)
     if backbone is not None or prefix or licence:
         raise UserError("backbone, prefix and licence are for weights; leave them out for an ONNX file")
-    return export_onnx(run, out)
+    require_onnx(out)
+    if not (is_classifier(run) or detector_path(run).is_file()):
+        raise UserError(f"{run} has no trained detector or classifier, and only these become ONNX files; name one")
+    return (classifier_as_onnx if is_classifier(run) else detector_as_onnx)(run, out)

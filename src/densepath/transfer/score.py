@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.file_beside import file_beside
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
+from densepath.core.output_names import alike_names
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.result import Result
 from densepath.core.scores import SCALE, without_nan
@@ -25,6 +25,9 @@ from densepath.core.single_values import take_single_values
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
 from densepath.runs.progress import say
+from densepath.transfer.classify.config import Uncertain
+from densepath.transfer.classify.pictures import PICTURES
+from densepath.transfer.classify.score_classes import TrueLabels, holds_classes, score_classes
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.evaluation import describe, say_hidden
@@ -55,9 +58,20 @@ def score(
     orientation: Literal["stored", "viewed"] | None = None,
     score: float | None = None,
     classes: tuple[str, ...] = (),
+    labels: AnyPath | None = None,
+    target: str | None = None,
+    targets: tuple[str, ...] = (),
+    separator: str | None = None,
+    uncertain: Uncertain = "ignore",
+    patient: str | None = None,
+    patient_regex: str | None = None,
 ) -> Result:
     """Compare predicted objects with true ones, with the metrics of gland and nucleus segmentation; or predicted
-    classes of pixels or voxels with true ones.
+    classes of pixels or voxels with true ones; or the predictions of a classifier with the labels of images.
+
+    Predictions of a classifier, with ``labels``: accuracy, balanced_accuracy, macro_auc, macro_ap, macro_f1, and
+    auc_NAME and ap_NAME of each class or label, with 95% intervals by a bootstrap over patients, as ``classify`` scores
+    its test images.
 
     Predictions of a segmenter, and label maps with ``classes``, are compared by class: dice_NAME and iou_NAME, means
     over images, hd95_NAME (pixels, or mm of volumes), pooled_iou, means over classes, and in how many images a class is
@@ -70,10 +84,11 @@ def score(
     Args:
         data: the true objects: a data set as ``densepath data`` writes it, or a folder of label maps (PNG, TIFF, BMP,
             .npy or .mat; 0 for background, a number for each object); of classes: a folder of label maps, which may be
-            NIfTI or MetaImage volumes.
+            NIfTI or MetaImage volumes; of a classifier: the images.
         predictions: a folder of ``densepath predict``, a folder of label maps with the images' names, or a JSON of COCO
             results; images.json next to it names its images if their ids are not those of the data.
-        out: a JSON file for the metrics; a CSV file next to it has those of each image.
+        out: a JSON file for the metrics; a CSV file next to it has those of each image. Of a classifier a new folder
+            for metrics.json, scores.csv, predictions.csv and pictures, as those of ``classify``.
         split: the split of a data set.
         orientation: for images of a data set with an orientation tag (of cameras), the pixels that the outlines
             describe: as "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
@@ -81,6 +96,10 @@ def score(
             ``densepath predict`` the score that it was made with.
         classes: of label maps that are not those of ``densepath predict`` with a segmenter: VALUE:NAME of each class,
             or a JSON file with them.
+        labels: of a classifier: the true labels, a table with columns file and label, or "folders". Images without a
+            label or without a prediction are reported and left out.
+        target, targets, separator, uncertain, patient, patient_regex: where the table has labels and patients, as for
+            ``densepath classify``; default for several labels: the columns with their names.
 
     Returns:
         The metrics; shares are in percent.
@@ -90,8 +109,21 @@ def score(
 
     Source: see :func:`densepath.transfer.detection.object_metrics.compare`.
     """
-    data, predictions = as_path(data), as_path(predictions)
+    data, predictions, labels = as_path(data), as_path(predictions), as_path(labels)
     watch = Stopwatch()
+    found_in = {"target": target, "targets": targets or None, "separator": separator, "patient": patient}
+    found_in |= {"patient_regex": patient_regex, "uncertain": None if uncertain == "ignore" else uncertain}
+    if holds_classes(predictions):
+        others = {"score": score, "orientation": orientation, "classes": classes or None}
+        refuse_options("objects and classes of pixels", others | {"split": None if split == "test" else split})
+        if labels is None:
+            raise UserError(f"{predictions} holds predictions of a classifier; give the true labels with --labels")
+        how = TrueLabels(labels, target, targets, separator, uncertain, patient, patient_regex)
+        values, files = score_classes(data, predictions, how, out)
+        made = {"scores": files["metrics"], "pictures": files["metrics"].parent / PICTURES} if files else {}
+        say_end(watch, "", made)
+        return Result(None if out is None else Path(out), values, files)
+    refuse_options("predictions of a classifier (predictions.csv)", {"labels": labels, **found_in})
     if out is not None and Path(out).suffix.lower() != ".json":
         raise UserError(f"out is {out}; use a file name that ends in .json")
     if score is not None and not 0 <= score <= 1:
@@ -121,8 +153,8 @@ def score(
     if truth.label_map is not None and found.label_map is not None:
         for i, k in with_progress(enumerate(places), len(places), "comparing"):
             true, drawn = truth.label_map(i), found.label_map(k)
-            for labels, look in ((true, masks[0]), (drawn, masks[1])):
-                look.look(labels)
+            for shown, look in ((true, masks[0]), (drawn, masks[1])):
+                look.look(shown)
             images.append(compare(true, drawn))
             hidden += [truth.mostly_hidden(i, true)] if truth.mostly_hidden is not None else []
         say_hidden(hidden)
@@ -157,13 +189,7 @@ def matching(truth: LabelledImages, found: LabelledImages) -> list[int]:
     Raises:
         UserError: an image is missing, in excess, ambiguous or of another size.
     """
-    named: dict[str, list[int]] = defaultdict(list)
-    for position, name in enumerate(found.names):
-        named[PurePath(name).name].append(position)
-    places = []
-    for name in truth.names:
-        near = [k for k in named[PurePath(name).name] if _are_alike(name, found.names[k])]
-        places.append([k for k in near if found.names[k] == name] or near)
+    places = alike_names(truth.names, found.names)
     remedy = "predict and compare the same images"
     pairs = list(zip(truth.names, places, strict=True))
     refuse([name for name, place in pairs if not place], f"{found.source} lacks", remedy)
@@ -178,12 +204,6 @@ def matching(truth: LabelledImages, found: LabelledImages) -> list[int]:
     ]
     refuse(other, f"{found.source} has images of another size", remedy)
     return [k for (k,) in places]
-
-
-def _are_alike(name: str, other: str) -> bool:
-    parts, others = PurePath(name).parts, PurePath(other).parts
-    count = min(len(parts), len(others))
-    return parts[-count:] == others[-count:]
 
 
 def _shown(size: tuple[int, int]) -> str:

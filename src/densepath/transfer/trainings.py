@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, counted
+from densepath.core.digests import digest_of, identical_files
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.nets.weights.pixels import pixels_of_weights
@@ -94,6 +94,21 @@ def warn_of_unknown_patients(study: Study) -> None:
 def sizes_of(split: Split) -> str:
     """How many images each part has, in words."""
     return ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS) + " images"
+
+
+def warn_of_copies(study: Study) -> None:
+    """Name copies of one image file that count as images of several patients, or have several labels."""
+    pools = [study.train] if study.test is study.train else [study.train, study.test]
+    images = [(pool, k) for pool in pools if isinstance(pool.images, ImageFiles) for k in range(len(pool))]
+    groups = identical_files([pool.images.names(k) for pool, k in images])
+    known = [[images[place] for place in group] for group in groups]
+    other = [own for own in known if len({(pool.owners[k], pool.targets.values[k].tobytes()) for pool, k in own}) > 1]
+    if other:
+        shown = first_few([" = ".join(pool.names[k] for pool, k in own) for own in other])
+        say(
+            f"densepath: warning: {counted(len(other), 'group')} of identical files with other names, which count as "
+            f"images of several patients or have several labels: {shown}; keep one of each (--exclude)"
+        )
 
 
 def pixels_of_run(weights: str | Path, images: PixelSource, recorded: Mapping[str, Any] | None) -> PixelSpec:

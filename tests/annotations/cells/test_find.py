@@ -338,6 +338,12 @@ def test_tables_as_spreadsheets_write_them(encoding: str, tmp_path: Path) -> Non
     assert found.points.tolist() == [[1.5, 20]] and list(found.classes) == ["a, b"]
 
 
+def test_classes_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"x,y,class\n1,20,Dr\xfcse\n")
+    with pytest.raises(UserError, match=r"t\.csv is not UTF-8 \(Dr"):
+        read_points(tmp_path / "t.csv", "csv")
+
+
 def test_magnifications_and_coordinates_that_are_not_numbers(tmp_path: Path) -> None:
     nuclei = {"1": {"centroid": [10, 20], "type": 1}}
     path = tmp_path / "a.json"

@@ -19,8 +19,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import densepath
 from densepath.core.errors import UserError
 from densepath.core.result import Result
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted
 from densepath.sources.corrupt import LARGEST_SHARE
 from densepath.training.recipes import recipe_names
@@ -56,10 +59,16 @@ def test_folds_by_patient_test_each_image_once(data: Path, classify: Classify, t
     each = [run["macro_auc"] for run in record["runs"].values()]
     assert len(each) == 4 and record["scores"]["macro_auc"]["mean"] == pytest.approx(np.mean(each))
     assert result["macro_auc_spread"] == pytest.approx(np.std(each, ddof=1))
+    backbone = build_backbone("test_resnet")
+    assert f"tensors from {out / 'exported/classifier.safetensors'}" in load_weights(backbone, out)
     # The exported classifier is one of the four, and not chosen by the test
     exported, best = (load_file(out / part / "exported/classifier.safetensors") for part in ("", record["exported"]))
     assert all(torch.equal(exported[name], best[name]) for name in best)
     assert result.plot().size[0] > 100 and (out / "pictures/confusion.png").is_file()
+    written = load_file(densepath.export(result, tmp_path / "timm.safetensors", layout="timm"))
+    assert all(torch.equal(written[name], value) for name, value in backbone.net.state_dict().items())
+    card = (tmp_path / "timm.safetensors.md").read_text()
+    assert f"| macro_auc | {result['macro_auc']:.2f} |" in card
 
 
 def test_folds_of_the_official_training_set_are_all_tested_on_the_official_test_set(
@@ -119,6 +128,21 @@ def test_only_listed_images_are_trained_on(
         classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt")
     with pytest.raises(UserError, match="cannot be read"):
         classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "absent.txt", **given)
+
+
+def test_test_images_of_one_class_are_said_before_the_training(
+    data: Path, classify: Classify, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = rows(data / "labels.csv")
+    split = [[*row.values(), "test" if row["patient"] == "P00" else "train"] for row in table]
+    labels = write_table(data / "split.csv", ["file", "label", "patient", "split"], split)
+    with warnings.catch_warnings(action="error"):
+        classify(data=data / "images", labels=labels, epochs=1, freeze=True)
+    said = capsys.readouterr().err
+    assert "all test images are a, so AUC and average precision are undefined" in said.partition("random weights")[0]
+    assert "undefined, as the test images lack a class: macro_auc" in said and "nan" not in said
+    with pytest.raises(UserError, match="use a larger batch_size, or a larger view_size"):
+        classify(data=data / "images", labels=labels, out=tmp_path / "lonely", batch_size=1)
 
 
 def test_several_labels_with_unknown_ones(data: Path, classify: Classify, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from densepath.transfer.classify.cohort import Pool, read_pool
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import Study, check_labels, check_regions, divide, frequent_strata, make_study
 from densepath.transfer.classify.targets import Targets
-from densepath.transfer.trainings import backbone_of_run, sides_of
+from densepath.transfer.trainings import backbone_of_run, sides_of, warn_of_copies
 
 from .conftest import write_table
 
@@ -49,6 +49,20 @@ def test_a_file_on_both_sides_of_the_test_is_refused_without_patients(folder: Pa
         (other / "b/4.png").write_bytes(b"another image of the same name")
     with pytest.raises(UserError, match=r"leak: images that are both train and test images: a/(1|new).png"):
         make_study(pool, read(other, "folders"))
+
+
+def test_copies_of_another_patient_or_label_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for copy in ("a/5.png", "b/6.png"):
+        shutil.copy(folder / "a/1.png", folder / copy)
+    warn_of_copies(make_study(read(folder, "folders"), None))
+    said = capsys.readouterr().err
+    assert "1 group of identical files" in said and "several labels: a/1.png = a/5.png = b/6.png; keep one" in said
+    (folder / "b/6.png").unlink()
+    warn_of_copies(make_study(read(folder, "folders", patient_regex="a|b"), None))  # of one patient and label
+    assert "identical" not in capsys.readouterr().err
+    (folder / "a/5.png").write_bytes(b"a/5.png")  # of the same size
+    warn_of_copies(make_study(read(folder, "folders"), None))
+    assert "identical" not in capsys.readouterr().err
 
 
 def test_a_link_in_another_official_part_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -121,6 +121,9 @@ def test_the_official_splits_of_clam(tmp_path: Path) -> None:
         file.write_text(file.read_text().replace(",", ";"), encoding="utf-16")
     for one, other in zip(read_splits(tmp_path, cohort, 0.5, 0), (first, second), strict=True):
         assert [part.tolist() for part in one.parts()] == [part.tolist() for part in other.parts()]
+    (tmp_path / "splits_1.csv").write_bytes(b",train,val,test\n0,s\xe4,s4,s2\n")
+    with pytest.raises(UserError, match=r"splits_1\.csv is not UTF-8"):
+        read_splits(tmp_path, cohort, 0.5, 0)
     (tmp_path / "splits_1.csv").write_text(",train,val,test\n0,s0,s4,s2\n1,s1,s5,s7\n")
     with pytest.raises(UserError, match=r"leak: patients that are train and test cases of fold 1 in .*: P0; put all"):
         read_splits(tmp_path, cohort, 0.5, 0)

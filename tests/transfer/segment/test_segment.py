@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 import densepath
 from densepath.core.errors import UserError
 from densepath.core.result import Result
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted
 from densepath.sources.corrupt import LARGEST_SHARE
 from densepath.synthetic.slide import write_slide
@@ -61,6 +63,8 @@ def test_folds_by_patient_and_predictions_as_in_the_test(
     shares = [float(row["dice"]) for row in cases if row["region"] == "red" and row["dice"]]
     assert record["scores"]["dice_red"]["value"] == pytest.approx(np.mean(shares), abs=1e-3)
     assert next((out / "fold_0/pictures").glob("*.png")) and result.plot().size[0] > 100
+    written = densepath.export(result, tmp_path / "timm.safetensors", layout="timm")
+    assert load_weights(build_backbone("test_resnet"), written).startswith("test_resnet with 75 of 75 tensors")
     # What the exported segmenter predicts has the scores of its test
     exported = record["exported"]
     (data / "images" / "broken.png").write_bytes(b"no image")

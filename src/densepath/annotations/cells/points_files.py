@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.csv_files import find_column, open_lines
+from densepath.core.csv_files import find_column, open_lines, refuse_other_encoding
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, errors_as
 from densepath.core.geojson import Feature, is_area, polygons_in, read_features
@@ -209,6 +209,7 @@ def _csv(path: Path) -> dict[str, list[Any]]:
     for name in (*_NUMBERS, *_CLASS, *_SLIDE):
         find_column(header, [name], path)
     columns = {name: [row[place].strip() for row in body] for place, name in enumerate(header)}
+    refuse_other_encoding((text for name in (*_CLASS, *_SLIDE) for text in columns.get(name, ())), str(path))
     if rows.delimiter == ";":  # because numbers have commas
         columns |= {name: [text.replace(",", ".") for text in columns[name]] for name in _NUMBERS if name in columns}
     return columns

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from functools import partial
 from pathlib import Path
 
-from densepath.core.csv_files import write_rows
+from densepath.core.csv_files import read_rows, write_rows
 from densepath.core.errors import UserError, counted, fault_of
 from densepath.core.streams import say
 from densepath.datasets.published import Published
@@ -78,18 +77,17 @@ def convert_luna(how: Conversion) -> Path:
 def _write_places(table: Path, dest: Path, column: str, names: set[str]) -> None:
     """A table of places in world coordinates of DICOM (LPS), as one in RAS; only of volumes in the store."""
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = [
-                {
-                    "volume": row["seriesuid"],
-                    "x": -float(row["coordX"]),
-                    "y": -float(row["coordY"]),
-                    "z": float(row["coordZ"]),
-                    column: row[column],
-                }
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        rows = [
+            {
+                "volume": row["seriesuid"],
+                "x": -float(row["coordX"]),
+                "y": -float(row["coordY"]),
+                "z": float(row["coordZ"]),
+                column: row[column],
+            }
+            for row in read_rows(table, "restore it", ("seriesuid", "coordX", "coordY", "coordZ", column))
+        ]
+    except (ValueError, TypeError) as error:
         raise UserError(f"{table} is not a table of LUNA16 ({fault_of(error)}); restore it") from error
     kept = [row for row in rows if row["volume"] in names]
     write_rows(dest, ("volume", "x", "y", "z", column), kept)

@@ -33,6 +33,8 @@ ACCEPTED = (
     "a .safetensors, .pth, .pt, .ckpt or .pkl file, a run folder, a timm name such as resnet18.a1_in1k, "
     "hf-hub:OWNER/NAME or the folder of such a model, or random"
 )
+# Files of trained networks in the folders of their runs; of several trainings that with the best validation
+TRAINED = tuple(f"exported/{name}.safetensors" for name in ("classifier", "segmenter", "detector"))
 _LEAST_SHARE = 0.9  # of the backbone's tensors that a file must contain
 
 
@@ -48,7 +50,8 @@ def read_weights(source: str | Path) -> Weights:
 
     Args:
         source: a ``.safetensors`` file, a torch file, a pickle of arrays like detectron2's, or a run folder: its
-            ``exported/backbone.safetensors``, else its ``checkpoints/last.ckpt``, else the checkpoint before.
+            ``exported/backbone.safetensors``, else its classifier, segmenter or detector there, else its
+            ``checkpoints/last.ckpt``, else the checkpoint before.
 
     Raises:
         UserError: there is no such file, it is damaged, or it contains more than tensors.
@@ -72,13 +75,12 @@ def weights_file(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
-        run = ("exported/backbone.safetensors", "checkpoints/last.ckpt", "checkpoints/previous.ckpt")
+        run = ("exported/backbone.safetensors", *TRAINED, "checkpoints/last.ckpt", "checkpoints/previous.ckpt")
         inside = (*run, *WEIGHT_FILES)
         found = next((path / name for name in inside if (path / name).is_file()), None)
         if found is None:
             raise UserError(
-                f"the folder {path} holds neither exported/backbone.safetensors nor checkpoints/last.ckpt; "
-                f"give {ACCEPTED}"
+                f"the folder {path} holds neither weights in exported/ nor checkpoints/last.ckpt; give {ACCEPTED}"
             )
         path = found
     return path
@@ -117,8 +119,9 @@ def load_weights(
         published = read_published(source)
         state, other, assumed = published.state, published.backbone, published.assumed
     elif on_disk:
-        weights = read_weights(source)
-        state, other = to_timm(weights.state_dict), recorded_backbone(weights.metadata, weights_file(source))
+        weights, path = read_weights(source), weights_file(source)
+        name = str(path) if path.name in map(os.path.basename, TRAINED) else name
+        state, other = to_timm(weights.state_dict), recorded_backbone(weights.metadata, path)
         assumed = "" if other else _assumed_heads(backbone, state)
     else:
         fetched = _fetch(backbone, name)

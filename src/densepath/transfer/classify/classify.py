@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from densepath.core.closing import command, say_end
-from densepath.core.errors import UserError, counted, first_few
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
@@ -22,7 +22,6 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights.pretrained import size_of_weights
-from densepath.runs.closing import draw_safely
 from densepath.runs.folder import open_run, read_config
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.open import find_source
@@ -32,12 +31,12 @@ from densepath.training.hardware import Hardware
 from densepath.training.resolve import resolve
 from densepath.transfer.best_epoch import ranked
 from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes
+from densepath.transfer.classify.closing import close_outcome
 from densepath.transfer.classify.cohort import Pool, open_pool, read_pool, same_labels, still_there
 from densepath.transfer.classify.config import FREE, ClassifyConfig
-from densepath.transfer.classify.label_scores import SHOWN
-from densepath.transfer.classify.pictures import PICTURES, draw_pictures
-from densepath.transfer.classify.results import METRICS, PREDICTIONS, SCORES, collect_answers, score, write_results
-from densepath.transfer.classify.splits import Split, Study, check_labels, make_study, only_listed
+from densepath.transfer.classify.pictures import PICTURES
+from densepath.transfer.classify.results import METRICS, collect_answers
+from densepath.transfer.classify.splits import Split, Study, check_labels, make_study, only_listed, warn_of_undefined
 from densepath.transfer.classify.training import Answers, answer, fit
 from densepath.transfer.embed.encoder import Encoder
 from densepath.transfer.trainings import (
@@ -49,6 +48,7 @@ from densepath.transfer.trainings import (
     pixels_of_run,
     sides_of,
     sizes_of,
+    warn_of_copies,
     warn_of_unknown_patients,
 )
 from densepath.version import __version__
@@ -89,6 +89,9 @@ def run(config: ClassifyConfig) -> Result:
     with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
         if first:
             _say_start(study, notes, trainings.splits[config.seed], config)
+            warn_of_copies(study)
+            for _, split, name in trainings.each:
+                warn_of_undefined(study, split, name)
             check_same(out, study)
             keep_splits(out, study, trainings.splits)
         opened = _opened(study, config, hardware)
@@ -116,7 +119,7 @@ def _read_study(config: ClassifyConfig) -> Study:
         labels = config.labels if config.test_labels is None else config.test_labels
         images = find_source(config.test_data, exclude=config.exclude)
         found = read_pool(config, images, config.test_data, labels, whole=False)
-        test = same_labels(pool, found, 0.0 if config.separator else np.nan)
+        test = same_labels(pool.targets.names, found, 0.0 if config.separator else np.nan)
     study = make_study(pool, test)
     if config.train_images is not None:
         study = only_listed(study, config.train_images)
@@ -191,39 +194,19 @@ def _finish(
 ) -> Result:
     out = Path(config.out)
     tested = collect_answers(tests, answers, [name or "run" for name in names])
-    scores = score(tested, config.seed)
     best = max(range(len(answers)), key=lambda k: ranked((answers[k].notes.score, -answers[k].notes.loss)))  # no test
     if names[best]:
         (out / CLASSIFIER_FILE).parent.mkdir(exist_ok=True)
         with atomic_write(out / CLASSIFIER_FILE) as part:
             shutil.copyfile(out / names[best] / CLASSIFIER_FILE, part)
-    targets = tested.targets
     notes = {
-        "densepath": __version__,
-        "labels": dict(zip(targets.names, targets.counts(), strict=True)),
-        "several_labels": not targets.exclusive,
-        "test_images": len(set(tested.names)),
-        "patients": len(set(tested.owners)) if tests[0].by_patient else None,
         "trainings": len(names),
         "epochs": {name or "run": each.notes.epoch for name, each in zip(names, answers, strict=True)},
         "exported": names[best] or None,
     }
-    write_results(tested, scores, notes, out)
-    draw_safely(lambda: draw_pictures(tested, scores, out))
-    if lacking := scores.undefined(tested.run_names):
-        parts = [f"{name} of {', '.join(runs)}" for name, runs in lacking.items()]
-        say(f"densepath: undefined, and left out of means and spreads: {first_few(parts)}")
-    shown = []
-    for name in SHOWN:
-        spread = f", {scores.mean(name):.1f} ± {scores.spread(name):.1f} over trainings" if len(names) > 1 else ""
-        shown.append(f"{name} {scores.all[name]}{spread}")
-    say(f"densepath: {'; '.join(shown)}")
+    values, files = close_outcome(tested, notes, bool(tests[0].by_patient), config.seed, out)
     commands = (command("predict", out, "--data", "IMAGES", "--out", Path(f"{out}_predictions")),)
     made = {"classifier": out / CLASSIFIER_FILE, "scores": out / METRICS, "pictures": out / PICTURES}
     say_end(watch, "", made, commands)
-    files = {path.stem: path for path in sorted((out / PICTURES).glob("*.png"), key=lambda p: p.stem != "roc")}
-    files |= {"classifier": out / CLASSIFIER_FILE, "metrics": out / METRICS, "scores": out / SCORES}
-    files |= {"predictions": out / PREDICTIONS}
-    values = {name: each.value for name, each in scores.all.items()}
-    values |= {f"{name}_spread": scores.spread(name) for name in SHOWN if len(names) > 1}
+    files["classifier"] = out / CLASSIFIER_FILE
     return Result(out, values, files, commands)

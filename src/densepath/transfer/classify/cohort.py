@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -166,23 +166,28 @@ def _absolute(path: str, data: str | Path) -> str:
     return os.path.join(data, path)
 
 
-def same_labels(train: Pool, test: Pool, absent: float) -> Pool:
-    """Test images with the labels of the training images.
+def same_labels(names: Sequence[str], test: Pool, absent: float, whose: str = "the training images lack") -> Pool:
+    """Test images with the labels of a classifier, in its order.
 
     Args:
-        train, test: the images.
+        names: the classes or labels.
+        test: the images.
         absent: the value of labels that no test image names: 0 for lists of labels, NaN for columns.
+        whose: lacks the others, in words.
 
     Raises:
-        UserError: the test images have a label that these lack.
+        UserError: the test images have a label that is not among them.
     """
-    lacking = [name for name in test.targets.names if name not in train.targets.names]
-    refuse(lacking, "labels of test images that the training images lack", "name them alike")
-    order = [train.targets.names.index(name) for name in test.targets.names]
+    refuse(
+        [name for name in test.targets.names if name not in names],
+        f"labels of test images that {whose}",
+        "name them alike",
+    )
+    order = [names.index(name) for name in test.targets.names]
     values: Floats
-    if train.targets.exclusive:
+    if test.targets.exclusive:
         values = np.array(order, np.float64)[test.targets.values[:, 0].astype(np.int64)][:, None]
     else:
-        values = np.full((len(test), len(train.targets.names)), absent)
+        values = np.full((len(test), len(names)), absent)
         values[:, order] = test.targets.values
-    return replace(test, targets=replace(train.targets, values=values))
+    return replace(test, targets=replace(test.targets, names=tuple(names), values=values))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from densepath.core.closing import say_end
+from densepath.core.closing import command, say_end
 from densepath.core.csv_files import read_rows, write_rows
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted, first_few, one_line
@@ -132,6 +132,7 @@ def _predict_images(
     answers = rows_of(notes.labels, notes.exclusive, chances)
     rows = [{"image": names[p], **row} for p, row in zip(positions, answers, strict=True)]
     write_rows(out / PREDICTIONS, list(rows[0]), rows)
-    say_end(watch, "", {"predictions": out / PREDICTIONS})
+    commands = (command("score", "--data", data, "--labels", "LABELS", "--predictions", out),)
+    say_end(watch, "", {"predictions": out / PREDICTIONS}, commands)
     counts = {"images": len(images), "damaged": len(damaged)}
-    return Result(out, counts, {"predictions": out / PREDICTIONS})
+    return Result(out, counts, {"predictions": out / PREDICTIONS}, commands)

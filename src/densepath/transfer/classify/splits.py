@@ -184,6 +184,17 @@ def check_labels(study: Study, split: Split, name: str) -> None:
         refuse(targets.constant(), f"labels that all or none of {whose} have", remedy)
 
 
+def warn_of_undefined(study: Study, split: Split, name: str) -> None:
+    """Say before a training which of its scores its test images leave undefined. Arguments as for check_labels."""
+    targets = study.test.targets.take(split.test)
+    of = f" of {name}" if name else ""
+    if targets.exclusive and len({*targets.classes.tolist()}) == 1:
+        only = targets.names[int(targets.classes[0])]
+        say(f"densepath: warning: all test images{of} are {only}, so AUC and average precision are undefined")
+    elif not targets.exclusive and (same := targets.constant()):
+        say(f"densepath: warning: all or none of the test images{of} have {first_few(same)}, so their AUC is undefined")
+
+
 def check_regions(study: Study, split: Split, name: str) -> None:
     """Refuse what a training does not learn, but is validated or tested on. Arguments as for :func:`check_labels`.
 

@@ -105,14 +105,16 @@ def read_targets(
     rows = [row or ("",) * len(columns) for row in matched.values]
     skip = config.unmatched == "skip"
     lines = [f"line {number}" for number in matched.lines]
-    typo = f", which names unknown images in {first_few(lines)}" if lines and not skip else ""
+    typo = matched.hint or f", which names unknown images in {first_few(lines)}" if lines and not skip else ""
     bare = [n for n, k in zip(names, kept, strict=True) if not k]
     refuse_or_say(bare, (f"image without a label in {table}{typo}", f"images without a label in {table}{typo}"), skip)
     if not _has_other_split(config):
         refuse_or_say(lines, (f"label of an unknown image in {table}", f"labels of unknown images in {table}"), skip)
     if not kept.any():
+        whose = f"{matched.hint}," if matched.hint else ""
         raise UserError(
-            f"{table} has no label for any of the {counted(len(names), 'image')}; give paths relative to their folder"
+            f"{table}{whose} has no label for any of the {counted(len(names), 'image')}; give paths relative to their "
+            "folder"
         )
     if config.targets:
         return _columns(config, rows, kept if whole else None, names, table), kept

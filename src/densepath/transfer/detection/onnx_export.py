@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,9 +14,9 @@ from torch import Tensor
 from densepath.core.errors import UserError, one_line
 from densepath.core.files import atomic_write
 from densepath.transfer.detection.detector_file import KEY, detector_path
-from densepath.transfer.detection.onnx_graph import OPSET, DetectorGraph, antialiased_resizing
+from densepath.transfer.detection.onnx_graph import DetectorGraph
 from densepath.transfer.detection.predictor import TrainedDetector, load_detector
-from densepath.version import __version__
+from densepath.transfer.onnx_file import describe, require_onnx, traced
 
 _TRACED, _OTHER = (173, 211), (350, 260)  # pixels: height and width of the image that is traced, and of another one
 _TOLERANCE, _SHARE = 1e-2, 0.9
@@ -56,19 +53,13 @@ def export_onnx(run: str | Path, out: str | Path | None = None) -> Path:
         UserError: a package is missing, there is no detector, torch cannot trace its backbone, or the file's name does
             not end in .onnx.
     """
-    if out is not None and Path(out).suffix.lower() != ".onnx":
-        raise UserError(f"{out} must end in .onnx for the layout onnx")
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise UserError("the layout onnx needs pip install 'densepath[onnx]'") from error
+    onnx, onnxruntime = require_onnx(out)
     model = load_detector(run)
     path = detector_path(run).with_suffix(".onnx") if out is None else Path(out)
     graph = DetectorGraph(model).eval()
     try:
-        written = _traced(graph, model, onnx)
-        _describe(written, model, onnx)
+        written = _traced(graph, model)
+        _describe(written, model)
         onnx.checker.check_model(written, full_check=True)
         session = onnxruntime.InferenceSession(written.SerializeToString(), providers=["CPUExecutionProvider"])
         equal = _agree(session, graph, _image(model, *_OTHER))
@@ -104,35 +95,18 @@ def _agree(session: Any, graph: DetectorGraph, image: Tensor) -> bool:
     return int(same.any(1).sum()) >= _SHARE * len(boxes)
 
 
-def _traced(graph: DetectorGraph, model: TrainedDetector, onnx: Any) -> Any:
+def _traced(graph: DetectorGraph, model: TrainedDetector) -> Any:
     """The graph, as torch writes it."""
     outputs = [*_BOX_OUTPUTS, *(_MASK_OUTPUTS if model.finds_masks else ())]
     axes = {name: {0: "objects"} for name in outputs} | {"image": {0: "height", 1: "width"}}
     axes["label_map"] = axes["image"]
-    with warnings.catch_warnings(), TemporaryDirectory() as folder, antialiased_resizing():
-        warnings.simplefilter("ignore")  # of tracing
-        torch.onnx.export(
-            graph,
-            (_image(model, *_TRACED), torch.zeros(1)),
-            Path(folder, "graph.onnx"),
-            input_names=list(_INPUTS),
-            output_names=outputs,
-            dynamic_axes={name: axes[name] for name in ("image", *outputs)},
-            opset_version=OPSET,
-            dynamo=False,  # torch.export cannot follow torchvision's proposals, whose number depends on the image
-        )
-        return onnx.load(Path(folder, "graph.onnx"))
+    inputs = _image(model, *_TRACED), torch.zeros(1)
+    return traced(graph, inputs, list(_INPUTS), outputs, {name: axes[name] for name in ("image", *outputs)})
 
 
-def _describe(written: Any, model: TrainedDetector, onnx: Any) -> None:
+def _describe(written: Any, model: TrainedDetector) -> None:
     """Add the descriptions and the detector's metadata."""
-    graph = written.graph
-    graph.input[0].type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(model.dtype))
-    for value in (*graph.input, *graph.output):
-        value.doc_string = (_INPUTS | _BOX_OUTPUTS | _MASK_OUTPUTS)[value.name]
     notes = model.notes
-    written.producer_name, written.producer_version = "densepath", __version__
-    written.doc_string = f"{notes.detector} on {notes.backbone}; finds {', '.join(notes.category_names)}"
-    facts = {KEY: json.dumps(asdict(notes)), "classes": json.dumps(notes.category_names)}
-    facts |= {value.name: value.doc_string for value in (*graph.input, *graph.output)}
-    onnx.helper.set_model_props(written, facts)
+    what = f"{notes.detector} on {notes.backbone}; finds {', '.join(notes.category_names)}"
+    facts = {KEY: asdict(notes), "classes": notes.category_names}
+    describe(written, model.dtype, what, _INPUTS | _BOX_OUTPUTS | _MASK_OUTPUTS, facts)

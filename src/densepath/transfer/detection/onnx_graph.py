@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.onnx import register_custom_op_symbolic, symbolic_helper, unregister_custom_op_symbolic
 from torchvision.models.detection.image_list import ImageList
 
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.samples import DIVISOR, LONGEST
-
-OPSET = 18
-_CUBIC = -0.5  # the coefficient of torch's bicubic interpolation with antialiasing
 
 
 class DetectorGraph(nn.Module):
@@ -95,36 +89,3 @@ def _paint(masks: Tensor, down: Tensor, across: Tensor, labels: Tensor) -> Tenso
         smallest = torch.where(on_top, area, smallest)
         labels = torch.where(on_top, torch.full_like(labels, k + 1), labels)
     return labels
-
-
-@contextmanager
-def antialiased_resizing() -> Iterator[None]:
-    """Makes torch's exporter write interpolation with antialiasing as ONNX's Resize."""
-    ops = {"aten::_upsample_bilinear2d_aa": "linear", "aten::_upsample_bicubic2d_aa": "cubic"}
-    for name, mode in ops.items():
-        register_custom_op_symbolic(name, _resize(mode), OPSET)
-    try:
-        yield
-    finally:
-        for name in ops:
-            unregister_custom_op_symbolic(name, OPSET)
-
-
-def _resize(mode: str) -> Callable:
-    def write(graph: Any, pixels: Any, size: Any, *_: Any) -> Any:
-        def constant(*values: int) -> Any:
-            return graph.op("Constant", value_t=torch.tensor(values))
-
-        if symbolic_helper._is_packed_list(size):
-            sides = [graph.op("Reshape", side, constant(1)) for side in symbolic_helper._unpack_list(size)]
-            size = graph.op("Concat", *sides, axis_i=0)
-        batch = graph.op("Slice", graph.op("Shape", pixels), constant(0), constant(2))
-        unused = graph.op("Constant", value_t=torch.zeros(0))
-        # In torch, pixels beyond the border have no weight.
-        settings = {"mode_s": mode, "antialias_i": 1, "exclude_outside_i": 1, "cubic_coeff_a_f": _CUBIC}
-        sizes = graph.op("Concat", batch, size, axis_i=0)
-        return graph.op(
-            "Resize", pixels, unused, unused, sizes, coordinate_transformation_mode_s="half_pixel", **settings
-        )
-
-    return write

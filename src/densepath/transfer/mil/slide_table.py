@@ -11,7 +11,7 @@ from pathlib import Path
 
 from densepath.annotations.patients import check_spelling
 from densepath.core.columns import PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF
-from densepath.core.csv_files import open_lines, plain_head
+from densepath.core.csv_files import open_lines, plain_head, refuse_other_encoding
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import is_missing
 from densepath.core.streams import say
@@ -121,6 +121,9 @@ def read_slide_table(
         )
         for number, line in lines
     ]
+    for row in rows:
+        texts = row.slide, row.patient, row.target, row.site, row.event, row.split
+        refuse_other_encoding(texts, row.place)
     rows, source = _with_slides(rows, slide or columns.slide, patient, slide_table, table, known)
     absent = [f"{row.place} ({row.slide})" for row in rows if is_missing(row.target)]
     refuse(absent, f"{counted(len(absent), 'row has', 'rows have')} no {target}", "fill them in, or remove these rows")
@@ -229,8 +232,10 @@ def _with_slides(
         heads, lines, _ = _read(slide_table)
         owner = _column(heads, None, (patient.lower(), *PATIENT_COLUMNS), slide_table, "patient")
         name = _column(heads, slide, SLIDE_COLUMNS, slide_table, "slide")
-        for _, line in lines:
-            of_patient.setdefault(_patient(line.get(owner or "", "")), []).append(line.get(name or "", ""))
+        for number, line in lines:
+            texts = _patient(line.get(owner or "", "")), line.get(name or "", "")
+            refuse_other_encoding(texts, f"line {number} of {slide_table}")
+            of_patient.setdefault(texts[0], []).append(texts[1])
     else:
         for each in known:
             if barcode := patient_of_tcga(each):
@@ -253,6 +258,7 @@ def _column(
     """The head of a column as its table spells it."""
     if asked is not None:
         if (found := heads.get(plain_head(asked))) is None:
+            refuse_other_encoding(heads, f"the header of {table}")
             raise UserError(f"{table} has no column {asked}; its columns are {first_few(list(heads.values()), 12)}")
         return found
     found = next((heads[plain_head(name)] for name in usual if plain_head(name) in heads), None)

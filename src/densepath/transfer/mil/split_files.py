@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.csv_files import open_table
+from densepath.core.csv_files import open_table, refuse_other_encoding
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
@@ -119,6 +119,7 @@ def _clam_lists(folder: Path) -> list[list[list[str]]]:
         if not rows or parts[0] is None or parts[2] is None:
             raise UserError(f"{file} has no columns train, val and test; use files as CLAM writes them")
         columns = [[row[name] if name else "" for row in rows] for name in parts]
+        refuse_other_encoding((name for column in columns for name in column), str(file))
         lists.append([[slide_name(name) for name in column if name] for column in columns])
     return lists
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from densepath.core.files import atomic_write
+from densepath.core.fonts import drawable
 from densepath.transfer.probe.metrics import Floats, Integers, Score
 
 _DPI = 120
@@ -124,7 +126,7 @@ def _roc(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str, Score]) -> N
         _mean_line(axes, roc(each), _label(each.name, scores.get(f"auc_{each.name}"), "AUC"))
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
-    axes.legend(loc="lower right", frameon=False)
+    _legend(axes, "lower right")
 
 
 def _precision_recall(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str, Score]) -> None:
@@ -132,7 +134,7 @@ def _precision_recall(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str,
         _mean_line(axes, precision_recall(each), _label(each.name, scores.get(f"ap_{each.name}"), "AP"))
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
-    axes.legend(loc="lower left", frameon=False)
+    _legend(axes, "lower left")
 
 
 def _calibration(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str, Score]) -> None:
@@ -140,11 +142,16 @@ def _calibration(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str, Scor
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
     for each in (one for one in ranked if len(one.chance)):
         mean, share, counts = calibration(each)
-        (line,) = axes.plot(mean, share, linewidth=1, label=each.name)
+        (line,) = axes.plot(mean, share, linewidth=1, label=drawable(each.name))
         axes.scatter(mean, share, 8 + 120 * counts / counts.sum(), color=line.get_color(), zorder=3)
     axes.set_xlabel("predicted probability")
     axes.set_ylabel("share of cases")
-    axes.legend(loc="upper left", frameon=False)
+    _legend(axes, "upper left")
+
+
+def _legend(axes: Axes, place: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc=place, frameon=False)
 
 
 def _mean_line(axes: Axes, curves: Sequence[Floats], label: str) -> None:
@@ -160,4 +167,5 @@ def _mean_line(axes: Axes, curves: Sequence[Floats], label: str) -> None:
 
 def _label(name: str, score: Score | None, what: str) -> str:
     short = name if len(name) <= 20 else f"{name[:19]}…"
+    short = drawable(short)
     return short if score is None else f"{short}, {what} {score.value / 100:.3f}"

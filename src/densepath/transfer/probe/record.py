@@ -21,6 +21,7 @@ from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
 from densepath.core.file_beside import file_beside
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
+from densepath.core.fonts import drawable
 from densepath.core.scores import SCALE, without_nan
 from densepath.transfer.probe.images import ImageProbe
 from densepath.transfer.probe.metrics import METRICS
@@ -140,7 +141,7 @@ def draw_matrices(matrices: Mapping[str, npt.NDArray[np.int64]], classes: Sequen
         classes: names of the classes.
         file: where to.
     """
-    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in classes]
+    names = [drawable(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…") for name in classes]
     side = max(2.2, 0.55 * len(names))
     margin = 0.6 + 0.08 * max(map(len, names))
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 8}):
@@ -151,7 +152,7 @@ def draw_matrices(matrices: Mapping[str, npt.NDArray[np.int64]], classes: Sequen
         for axes, (title, counts) in zip(all_axes, matrices.items(), strict=True):
             shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
             image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-            axes.set_title(title)
+            axes.set_title(drawable(title))
             axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 4 else 0)
             axes.set_yticks(range(len(names)), names if axes is all_axes[0] else [])
             axes.set_xlabel("predicted")

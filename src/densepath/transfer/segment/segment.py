@@ -40,6 +40,7 @@ from densepath.transfer.trainings import (
     pixels_of_run,
     sides_of,
     sizes_of,
+    warn_of_copies,
     warn_of_unknown_patients,
 )
 from densepath.version import __version__
@@ -84,6 +85,7 @@ def run(config: SegmentConfig) -> Result:
     with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
         if first:
             _say_start(study, cases, notes, trainings.splits[config.seed], config)
+            warn_of_copies(study)
             check_same(out, study, [*cases.digests, *(() if test is None else test.digests)])
             keep_splits(out, study, trainings.splits)
         opened = cases.opened(config, hardware.device)
