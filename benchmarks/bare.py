@@ -48,16 +48,26 @@ from densepath.methods import (
     SwAV,
 )
 from densepath.methods.region_vectors import flat, region_vectors
+from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.nets.norms import plain_batch_norm
 from densepath.views.view import Batch, View
 
 
-def bare_step(method: Method, views: Batch) -> Callable[[], None]:
-    """The passes of one step over prepared views, with plain batch norms for every method."""
+def compile_backbones(network: nn.Module) -> None:
+    """Compile the backbones of a method by ``torch.compile``."""
+    for module in network.modules():
+        if isinstance(module, Backbone):
+            module.compile()
+
+
+def bare_step(method: Method, views: Batch, compiled: bool = False) -> Callable[[], None]:
+    """The passes of one step over prepared views, with plain batch norms for every method; compiled as the method."""
     for kind, passes in _PASSES.items():
         if type(method) is kind:
             plain = plain_batch_norm(method)
+            if compiled and plain is not method:  # copies of compiled modules are not compiled
+                compile_backbones(plain)
             return lambda: passes(plain, views)
     raise ValueError(f"the bare passes of {type(method).__name__} are not defined here")
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import TreeMemory, parser, report
+from benchmarks.measure import PEERS, TreeMemory, parser, report
 from benchmarks.tiles import jpeg_folder
 from densepath.runs.metrics import read_metrics
 from densepath.sources.packing import pack
@@ -85,7 +85,7 @@ def main() -> None:
     made = parser(__doc__.splitlines()[0])
     made.set_defaults(repeats=3)
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
-    made.add_argument("--peer", nargs="*", default=["moco_v2", "densecl"], choices=("moco_v2", "densecl", "dino"))
+    made.add_argument("--peer", nargs="*", default=["moco_v2", "densecl"], choices=PEERS)
     made.add_argument("--peer_workers", type=int, nargs="+", default=[1, len(os.sched_getaffinity(0))])
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--size", type=int, default=224, help="size of the views in pixels")

@@ -5,6 +5,7 @@ Memory is that of this process only (anonymous pages: mapped files in the page c
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -27,39 +28,53 @@ from densepath.sources.path_table import PathTable
 _COUNTS = (10**3, 10**5, 10**7)
 
 
-def images_per_second(batches: ImageBatches, device: torch.device, steps: int) -> float:
-    """Images per second of batches moved to the device, after the first ones."""
+def images_per_second(batches: ImageBatches, device: torch.device, steps: int, seconds: float = math.inf) -> float:
+    """Images per second of batches moved to the device, after the first ones; for so many steps or seconds."""
     iterator = iter(batches)
     for batch in islice(iterator, 4):
         batch.to(device)
-    start = now(device)
-    count = sum(len(batch.to(device)) for batch in islice(iterator, steps))
-    seconds = now(device) - start
+    start, count, limit = now(device), 0, time.monotonic() + seconds
+    for batch in islice(iterator, steps):
+        count += len(batch.to(device))
+        if time.monotonic() > limit:
+            break
+    spent = now(device) - start
     iterator.close()  # type: ignore[attr-defined]
-    return count / seconds
+    return count / spent
 
 
-def speed(folder: Path, batch_size: int, steps: int, workers: int, repeats: int) -> Iterator[dict[str, Any]]:
-    """Images per second of each type of source, one row each."""
+def speed(
+    folder: Path, batch_size: int, steps: int, workers: int, repeats: int, seconds: float = math.inf
+) -> Iterator[dict[str, Any]]:
+    """Images per second of each type of source, one row each, as soon as it is known; the fastest source first.
+
+    Args:
+        folder: JPEGs.
+        batch_size, workers: as in ``densepath pretrain``.
+        steps: measured batches of each source.
+        repeats: times that each source is measured, in turns.
+        seconds: of one measurement, instead of all its steps.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     store = pack(folder, folder.parent / "loading.safetensors")
-    sources: dict[str, tuple[Callable[[], Any], int]] = {
-        "JPEGs, no workers": (lambda: open_images(folder, cache="none"), 0),
-        f"JPEGs, {workers} workers": (lambda: open_images(folder, cache="none"), workers),
-        "JPEGs, decoded into memory": (lambda: open_images(folder, cache="ram"), 0),
-        "packed store": (lambda: open_images(store, cache="none"), 0),
-    }
+    sources: dict[str, tuple[Callable[[], Any], int]] = {}
     if device.type == "cuda":
         sources["store on the device"] = (lambda: open_images(store, device=device), 0)
+    sources |= {
+        "packed store": (lambda: open_images(store, cache="none"), 0),
+        "JPEGs, decoded into memory": (lambda: open_images(folder, cache="ram"), 0),
+        f"JPEGs, {workers} workers": (lambda: open_images(folder, cache="none"), workers),
+        "JPEGs, no workers": (lambda: open_images(folder, cache="none"), 0),
+    }
     found: dict[str, list[float]] = {name: [] for name in sources}
-    for _ in range(repeats):
+    for turn in range(repeats):
         for name, (source, count) in sources.items():
             batches = ImageBatches(
                 source(), batch_size=batch_size, seed=0, max_steps=steps + 4, workers=count, device=device
             )
-            found[name].append(images_per_second(batches, device, steps))
-    for name, values in found.items():
-        yield {"case": name, "images_per_second": statistics.median(values)}
+            found[name].append(images_per_second(batches, device, steps, seconds))
+            if turn == repeats - 1:
+                yield {"case": name, "images_per_second": statistics.median(found[name])}
 
 
 def memory(count: int) -> dict[str, Any]:

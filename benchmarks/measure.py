@@ -14,8 +14,10 @@ import statistics
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
@@ -27,8 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 import densepath
+from densepath.core.files import atomic_write
 
 MIB = 2**20
+PEERS = ("densecl", "dino", "moco_v2")  # methods of lightly in benchmarks.peers, which needs it
+_PACKAGE = f"{Path(densepath.__file__ or '').parent}{os.sep}"
+_MOST_FRAMES = 60  # of the host's stack, where a place in this package is looked for
 _clock = time.perf_counter
 
 
@@ -84,10 +90,19 @@ def in_turns(
     return seconds
 
 
-def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function in a separate process, with nothing else in its memory."""
+def isolated(function: Callable[..., Any], *arguments: Any, seconds: float | None = None) -> Any:
+    """The result of a function in a separate process, with nothing else in its memory.
+
+    Raises:
+        TimeoutError: it took longer than ``seconds``, and was ended.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        try:
+            return pool.submit(function, *arguments).result(seconds)
+        except TimeoutError:
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise TimeoutError(f"ended after {seconds:.0f} s") from None
 
 
 def ratio(above: list[float], below: list[float]) -> float:
@@ -146,19 +161,32 @@ class Parts:
 
 @contextmanager
 def synchronizations(device: torch.device) -> Iterator[list[str]]:
-    """Code lines where the host synchronizes with the GPU."""
+    """Code lines where the host synchronizes with the GPU, one for each time."""
     places: list[str] = []
     if device.type != "cuda":
         yield places
         return
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_: places.append(place()) if "synchroniz" in str(message) else None
             yield places
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    places += [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+
+
+def place() -> str:
+    """Where in densepath the host is."""
+    for frame in reversed(traceback.extract_stack(limit=_MOST_FRAMES)):
+        if frame.filename.startswith(_PACKAGE):
+            return f"{frame.filename.removeprefix(_PACKAGE)}:{frame.lineno}: {frame.line}"
+    return "elsewhere"
+
+
+def listed(places: Sequence[str]) -> str:
+    """Places, the most frequent first, each once with its number."""
+    return "; ".join(f"{count} at {where}" for where, count in Counter(places).most_common())
 
 
 @contextmanager
@@ -240,8 +268,9 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: str, tables: Mapping[str, Any]) -> None:
-    """Write tables by title, and the machine, as JSON."""
-    Path(path).write_text(json.dumps({"machine": machine(), "tables": tables}, indent=1) + "\n")
+    """Write tables by title, and the machine, as JSON. A call that is killed meanwhile leaves the file as it was."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps({"machine": machine(), "tables": tables}, indent=1) + "\n")
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,8 @@
 """Operators of a training step as torch's dispatcher sees them: on a GPU each is a launch by the host.
 
 It needs no GPU: the host's work is the same on a CPU. Values that the host reads from a tensor (``item``, also in an
-``if``) and results whose size depends on values (``nonzero``) would make a GPU wait.
+``if``) and results whose size depends on values (``nonzero``) would make a GPU wait. A copy to a device is not an
+operator on a CPU: ``benchmarks.pretended_gpu`` counts those that wait.
 """
 
 from __future__ import annotations
@@ -30,18 +31,14 @@ class Operators(TorchDispatchMode):
 
     Attributes:
         counts: name of an operator -> number of calls.
-        moves: calls that copy a tensor to a device by name.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        self.moves = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        self.counts[name] += 1
-        self.moves += name == "_to_copy" and (kwargs or {}).get("device") is not None
+        self.counts[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 
     def row(self) -> dict[str, int]:
@@ -49,7 +46,6 @@ class Operators(TorchDispatchMode):
         launched = {name: count for name, count in self.counts.items() if name not in _VIEWS}
         return {
             "operators": sum(launched.values()),
-            "copies between host and device": self.moves,
             "values read by the host": sum(self.counts[name] for name in _READS),
             "sizes that depend on values": sum(self.counts[name] for name in _UNKNOWN_SIZES),
         }

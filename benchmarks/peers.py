@@ -117,7 +117,7 @@ class LightlyDINO(nn.Module):
         return self.criterion(taught, [self.head(self.backbone(view)) for view in views], epoch=0)
 
 
-PEERS: dict[str, Any] = {"moco_v2": LightlyMoCoV2, "densecl": LightlyDenseCL, "dino": LightlyDINO}
+METHODS: dict[str, Any] = {"moco_v2": LightlyMoCoV2, "densecl": LightlyDenseCL, "dino": LightlyDINO}
 
 
 def _copies(*modules: nn.Module) -> list[Any]:
@@ -159,7 +159,7 @@ class PeerModule(L.LightningModule):
 
 def loader(method: str, data: str, size: int, batch_size: int, workers: int, device: str) -> Any:
     """lightly's own data loader."""
-    dataset = LightlyDataset(data, transform=PEERS[method].transform(input_size=size))
+    dataset = LightlyDataset(data, transform=METHODS[method].transform(input_size=size))
     return torch.utils.data.DataLoader(
         dataset,
         batch_size=batch_size,
@@ -174,7 +174,7 @@ def loader(method: str, data: str, size: int, batch_size: int, workers: int, dev
 def main() -> None:
     """Train for some steps and print images per second after the first ones."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--method", choices=PEERS, default="moco_v2")
+    made.add_argument("--method", choices=METHODS, default="moco_v2")
     made.add_argument("--data", required=True)
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--size", type=int, default=224)
@@ -195,7 +195,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(asked.seed, workers=True, verbose=False)
     options = {} if asked.method == "dino" else {"momentum": asked.momentum, "memory": asked.memory}
-    module = PeerModule(PEERS[asked.method](asked.backbone, **options), asked.lr)
+    module = PeerModule(METHODS[asked.method](asked.backbone, **options), asked.lr)
     if asked.channels_last:
         module.to(memory_format=torch.channels_last)
     trainer = L.Trainer(

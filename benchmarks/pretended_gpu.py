@@ -1,15 +1,15 @@
 """A GPU that does not exist: tensors say that they are on it, and hold their values in the memory of the host.
 
 Any command of densepath runs on it (``python -m benchmarks.pretended_gpu pretrain --devices 1 ...``): what would fail
-on a GPU because it mixes devices fails here too, and the places are counted where the host waits for values. It says
-nothing about speed, kernels, memory, streams or mixed precision: autocast changes nothing, so use ``--precision 32``.
+on a GPU because it mixes devices fails here too, and the places are counted where the host waits: for values, and for
+copies to the GPU that are not ``non_blocking``, among them those of indices. It says nothing about speed, kernels,
+memory, streams or mixed precision: autocast changes nothing, so use ``--precision 32``.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -23,14 +23,14 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from benchmarks.measure import place
 from densepath.cli import main as command_line
 
 GPU = torch.device("cuda", 0)
 _NAME = "pretended GPU"
-_MOST_FRAMES = 60  # of the host's stack, where a place in this package is looked for
 
 _aten = torch.ops.aten
-# What may have tensors of both devices: copies, and indices, which the host then copies.
+# What may have tensors of both devices: copies, and indices, which the host then copies, and waits for the copy.
 _COPIES = (_aten.copy_.default, _aten._to_copy.default)
 _READ_AT = (_aten.index.Tensor, _aten._unsafe_index.Tensor)
 _WRITE_AT = (_aten.index_put_.default, _aten.index_put.default, _aten._index_put_impl_.default)
@@ -105,7 +105,7 @@ def _moved_lists(index: Any) -> Any:
     """Lists in an index as tensors on the GPU: torch would move them to where it takes ours to be."""
     if isinstance(index, tuple):
         return tuple(map(_moved_lists, index))
-    return OnGpu(torch.tensor(index)) if isinstance(index, list) else index
+    return torch.tensor(index).to(GPU) if isinstance(index, list) else index
 
 
 def _rebuild(held: Tensor, requires_grad: bool, parameter: bool) -> OnGpu:
@@ -144,9 +144,9 @@ def _apply(function: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]
     on_gpu = bool(ours) if device is None else torch.device(device).type in ("cuda", "meta")
     if function is _aten.copy_.default:
         on_gpu = isinstance(args[0], OnGpu)
-    masked = function in _READ_AT and any(index is not None and index.dtype == torch.bool for index in args[1])
-    if ours and (name in _WAITS or masked or (function in _COPIES and not on_gpu)):
-        waits[_place()] += 1
+    waited = _waited(function, name, args, kwargs, on_gpu, ours)
+    if waited:
+        waits[place()] += waited
     result = function(*tree_map(_on_host, args), **{key: tree_map(_on_host, value) for key, value in kwargs.items()})
     if not on_gpu:
         return result
@@ -162,6 +162,19 @@ def _apply(function: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]
         return OnGpu(value) if own is None else own
 
     return tree_map(back, result)
+
+
+def _waited(function: Any, name: str, args: Any, kwargs: Mapping[str, Any], on_gpu: bool, ours: Sequence[OnGpu]) -> int:
+    """How many times a real GPU makes the host wait in an operator."""
+    if function in _COPIES:
+        to_gpu = on_gpu and not isinstance(args[function is _aten.copy_.default], OnGpu)
+        non_blocking = kwargs.get("non_blocking") or (function is _aten.copy_.default and len(args) > 2 and args[2])
+        return int(bool(ours) and not on_gpu) or int(to_gpu and not non_blocking)
+    if function in (*_READ_AT, *_WRITE_AT) and isinstance(args[0], OnGpu):
+        indices = [index for index in args[1] if index is not None]
+        masked = function in _READ_AT and any(index.dtype == torch.bool for index in indices)
+        return masked + sum(not isinstance(index, OnGpu) for index in indices)
+    return int(bool(ours) and name in _WAITS)
 
 
 def _on_host(value: Any) -> Any:
@@ -182,14 +195,6 @@ def _check(function: Any, name: str, args: Any, others: Sequence[Tensor]) -> Non
         wrong = name in _STRICT or any(tensor.ndim > 0 for tensor in others)
     if wrong:
         raise RuntimeError(f"Expected all tensors to be on the same device, but {name} has some on cuda:0 and cpu")
-
-
-def _place() -> str:
-    """Where in densepath the host is."""
-    for frame in reversed(traceback.extract_stack(limit=_MOST_FRAMES)):
-        if "/densepath/" in frame.filename:
-            return f"{frame.filename.rsplit('/densepath/', 1)[-1]}:{frame.lineno}: {frame.line}"
-    return "elsewhere"
 
 
 class _Stream(nullcontext):
@@ -230,6 +235,7 @@ def _replaced(waits: Counter[str]) -> Iterator[AbstractContextManager[Any]]:
     yield patch.object(torch.cuda, "get_rng_state", lambda *_: torch.zeros(16, dtype=torch.uint8))
     yield patch.object(torch.accelerator, "current_stream", lambda *_: _Stream())
     yield patch.object(torch.accelerator, "current_device_index", lambda: 0)
+    yield patch.object(torch.nn.RNNBase, "flatten_parameters", lambda _: None)  # a layout of cuDNN
     yield patch.object(Tensor, "record_stream", lambda *_: None)
     yield patch.object(Tensor, "pin_memory", lambda self, *_: self)
 
@@ -281,8 +287,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command of densepath, then print where the host waited."""
     with pretended_gpu() as waits:
         code = command_line(sys.argv[1:] if words is None else words)
-    for place, count in Counter(waits).most_common():
-        print(f"{count:6} waits at {place}")
+    for where, count in Counter(waits).most_common():
+        print(f"{count:6} waits at {where}")
     return code
 
 

@@ -26,11 +26,13 @@ from unittest.mock import patch
 import torch
 import yaml
 
-from benchmarks.bare import bare_step, encode_all
+from benchmarks.bare import bare_step, compile_backbones, encode_all
 from benchmarks.measure import (
+    PEERS,
     Parts,
     in_turns,
     isolated,
+    listed,
     measure_cpu_time,
     parser,
     peak_memory,
@@ -39,12 +41,11 @@ from benchmarks.measure import (
     shown,
     synchronizations,
 )
-from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import RandomCells, batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
 from densepath.methods import concl, conv_mim, densecl
-from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.backbones import build_backbone
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import find_source
 from densepath.sources.packed import PackedTiles
@@ -110,9 +111,9 @@ class Step:
         self.task.to(self.device)
         hardware.lay_out(self.task)
         self.updates = self.task.updates()
-        for module in self.task.modules():
-            if compiled and isinstance(module, Backbone):
-                module.compile()
+        self.compiled = compiled
+        if compiled:
+            compile_backbones(self.task)
         if images.reads_boxes:
             drawn = ImageBatches(
                 images, batch_size=batch_size, seed=0, max_steps=4, draw=views.draw, extras=method.extras
@@ -148,7 +149,7 @@ class Step:
 
     @cached_property
     def _bare(self) -> Callable[[], None]:
-        return bare_step(self.task.method, self.ready)
+        return bare_step(self.task.method, self.ready, self.compiled)
 
     def bare(self) -> None:
         """Only the passes."""
@@ -216,6 +217,8 @@ def measure(step: Step, batch_size: int, repeats: int, calls: int = 1) -> dict[s
     with synchronizations(step.device) as places:
         step()
     row["synchronizations"] = len(places)
+    if places:
+        row["synchronized"] = listed(places)
     cases = {"step": step, "bare": step.bare} | ({"dense": step.dense} if step.encodes_visible_only else {})
     seconds = in_turns(cases, repeats, step.device, calls=calls)
     whole = statistics.median(seconds["step"])
@@ -240,7 +243,13 @@ def _hardware(asked: Any) -> Hardware:
         measure_cpu_time()
     hardware = choose_hardware(asked.device, asked.precision)
     keep_freed_memory(hardware)
+    torch.backends.cudnn.benchmark = hardware.kind == "cuda"  # as in runs
     return hardware
+
+
+def images_for_peers(asked: Any, hardware: Hardware) -> int:
+    """Images that one method of lightly needs for one epoch, so that none starts while it is measured."""
+    return (asked.repeats + 4) * _calls(hardware) * asked.batch_size
 
 
 def _calls(hardware: Hardware) -> int:
@@ -262,8 +271,10 @@ def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
 
 def peer_step(name: str, backbone: str, hardware: Hardware) -> Callable[..., None]:
     """A step of lightly on its views, in the same precision and memory layout."""
+    from benchmarks.peers import METHODS
+
     torch.manual_seed(0)
-    peer = PEERS[name](backbone).to(hardware.device, memory_format=hardware.memory_format)
+    peer = METHODS[name](backbone).to(hardware.device, memory_format=hardware.memory_format)
     optimizer = torch.optim.SGD(peer.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
 
     def step(*views: torch.Tensor) -> None:
@@ -281,6 +292,8 @@ def peer_step(name: str, backbone: str, hardware: Hardware) -> Callable[..., Non
 
 def measure_peer(name: str, folder: Path, asked: Any) -> dict[str, Any]:
     """The row of one method of lightly."""
+    from benchmarks.peers import loader
+
     hardware = _hardware(asked)
     peer = peer_step(name, asked.backbone, hardware)
     calls = _calls(hardware)
@@ -306,7 +319,7 @@ def options(description: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--given", nargs="*", default=[], help="options of the methods in YAML: num_clusters=[8] teacher=resnet18"
     )
-    made.add_argument("--peer", nargs="*", default=[], choices=sorted(PEERS), help="methods of lightly")
+    made.add_argument("--peer", nargs="*", default=[], choices=PEERS, help="methods of lightly")
     made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="workers of lightly's loader")
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--size", type=int, default=224, help="size of the views in pixels")
@@ -327,8 +340,7 @@ def main() -> None:
     with packed_store(asked.data, 4 * asked.batch_size, asked.image_size) as store:
         rows = [shown(isolated(measure_recipe, name, store, asked)) for name in asked.method]
     if asked.peer:
-        enough = (asked.repeats + 4) * _calls(kind) * asked.batch_size  # for one epoch, so that none starts in between
-        with jpeg_folder(asked.data, enough, asked.image_size) as folder:
+        with jpeg_folder(asked.data, images_for_peers(asked, kind), asked.image_size) as folder:
             rows += [shown(isolated(measure_peer, name, folder, asked)) for name in asked.peer]
     what = "backbones and views of the recipes" if asked.as_recipe else f"{asked.backbone}, views of {asked.size} px"
     title = f"{what}, {asked.batch_size} images, {kind.kind}, {kind.precision}"

@@ -149,11 +149,16 @@ def test_devices_must_not_be_mixed(mix):
 
 def test_indices_and_scalars_of_the_host_may_be_used_and_waits_are_counted():
     with pretended_gpu() as waits:
-        x = torch.zeros(4, 3).to("cuda")
-        x[[0, 2], 0] = 1
-        x[torch.tensor([1])] = torch.full((1, 3), 2.0, device="cuda")
+        x = torch.zeros(4, 3).to("cuda", non_blocking=True)
         x *= torch.tensor(3.0)
+        x.copy_(torch.zeros(4, 3), non_blocking=True)
+        x[torch.tensor([3]).to("cuda", non_blocking=True)] = x.new_full((), 0.0)
         assert not waits and x.device == GPU and x.is_cuda
+        x[[0, 2], 0] = 3
+        x[torch.tensor([1])] = torch.full((1, 3), 6.0, device="cuda")
+        x.copy_(x.to(torch.float64) + x.new_tensor(0.0) + torch.zeros(4, 3).cuda())
+        assert sum(waits.values()) == 4
+        waits.clear()
         assert x.cpu().tolist() == [[3, 0, 0], [6, 6, 6], [3, 0, 0], [0, 0, 0]]
         assert float(x.sum()) == 24 and len(x[x[:, 0] > 3]) == 1
     assert sum(waits.values()) == 3

@@ -14,8 +14,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import docstring_parser
-
 from densepath.core.paths import AnyPath
 
 _WORDS = {
@@ -174,6 +172,8 @@ def part_of(annotation: Any) -> type | None:
 
 def describe_parameters(function: Callable[..., Any]) -> dict[str, str]:
     """The description of each parameter in the docstring; for a class, also in those of its bases."""
+    import docstring_parser
+
     described: dict[str, str] = {}
     for source in reversed(function.__mro__) if isinstance(function, type) else [function]:
         for parameter in docstring_parser.parse(source.__doc__ or "").params:

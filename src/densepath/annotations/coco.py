@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from faster_coco_eval import mask as rle
 from torch.utils.data import Dataset
 
 from densepath.annotations.coco_checks import Orientation, check_coco
@@ -244,6 +243,8 @@ class CocoImages(Dataset[dict[str, Any]]):
 
     def _mask(self, annotation: dict[str, Any]) -> npt.NDArray[np.bool_]:
         """(H, W)"""
+        from faster_coco_eval import mask as rle
+
         mask: npt.NDArray[np.bool_] = rle.decode(annotation["segmentation"]).astype(bool)
         return mask
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from faster_coco_eval import mask as rle
 from PIL import Image
 from scipy import ndimage
 
@@ -181,6 +180,8 @@ def instances_of(labels: LabelMap, category: str) -> Iterator[dict[str, Any]]:
 
 def annotation_of(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """One instance (H, W): compressed run lengths, tight box x y width height, area in pixels."""
+    from faster_coco_eval import mask as rle
+
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     return {
         "segmentation": {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode()},

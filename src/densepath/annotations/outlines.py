@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from faster_coco_eval import mask as rle
 
 # Drawing takes 5 points of 20 bytes per pixel of length: 200 MiB at most.
 LONGEST = 2**21  # pixels of an object's outlines together
@@ -35,6 +34,8 @@ def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[floa
     Raises:
         ValueError: what is wrong, as a phrase for several outlines.
     """
+    from faster_coco_eval import mask as rle
+
     if isinstance(segmentation, list):
         far = _FAR * max(height, width)
         segmentation = [part for part in segmentation if not _is_sliver(part)]
@@ -68,11 +69,15 @@ def slivers(segmentation: Any) -> int:
 
 def is_empty(outline: Outline) -> bool:
     """Whether an outline covers no pixel: its only run is the background."""
+    from faster_coco_eval import mask as rle
+
     return len(outline["counts"]) <= _MOST_DIGITS and not rle.area(outline)
 
 
 def encode_part(mask: npt.NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> Outline:
     """The run lengths of an image (height, width) that is empty outside a ``mask`` at ``top``, ``left``."""
+    from faster_coco_eval import mask as rle
+
     height, width = size
     # Runs go down the columns. Zeros above and below the mask end each run in its own column.
     columns = np.pad(mask.T, ((0, 0), (1, 1))).astype(np.int8)
@@ -198,6 +203,8 @@ def _clip(polygon: Floats, height: int, width: int) -> Floats:
 
 def _checked_runs(segmentation: Any, height: int, width: int) -> Any:
     """Run lengths of an image's size, as numbers or as compressed text, in a form that the library takes."""
+    from faster_coco_eval import mask as rle
+
     wrong = ValueError(_NEITHER)
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         raise wrong

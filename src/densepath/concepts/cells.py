@@ -68,7 +68,7 @@ def neighborhoods(cellular: Tensor, count: int) -> Tensor:
     batch, height, width = cellular.shape
     marked = cellular.flatten(1)  # (B, P)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack((y.flatten(), x.flatten()), dim=1).float().to(cellular.device)  # (P, 2)
+    places = torch.stack((y.flatten(), x.flatten()), dim=1).float().to(cellular.device, non_blocking=True)  # (P, 2)
     squares = (places[:, None] - places[None]).square().sum(-1)  # (P, P)
     first = marked.to(torch.int8).argmax(dim=1)  # the first marked position
     distance, seeds = squares[first], [first]  # (B, P)

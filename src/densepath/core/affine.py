@@ -132,5 +132,5 @@ def warp_points(points: Tensor, from_map: Tensor, to_map: Tensor) -> tuple[Tenso
 
     Padding, points of NaN, stays NaN and lies outside.
     """
-    moved = apply(between(to_map, from_map).to(points), points)
+    moved = apply(between(to_map, from_map).to(points, non_blocking=True), points)
     return moved, (moved.abs() <= 1).all(-1)

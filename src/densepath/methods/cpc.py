@@ -104,7 +104,8 @@ class CPC(Method):
             for shift in itertools.product(range(-reach, reach + 1), repeat=len(columns)):
                 moved = codes[..., row, :]
                 for axis, (step, n) in enumerate(zip(shift, columns, strict=True), start=1):
-                    moved = moved.index_select(axis, mirrored(torch.arange(n) + step, n).to(codes.device))
+                    rows = mirrored(torch.arange(n) + step, n).to(codes.device, non_blocking=True)
+                    moved = moved.index_select(axis, rows)
                 sequence.append(moved)
         read = torch.stack(sequence, dim=-2).flatten(0, len(columns))  # (B * K, T, dim)
         _, state = self.context(read)

@@ -10,14 +10,16 @@ from dataclasses import fields, is_dataclass
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from densepath.core.errors import UserError
 from densepath.core.paths import as_path
 from densepath.options import Option, build, default_of, describe_parameters, options_of
-from densepath.parser import Parser
 from densepath.runs.old_options import MOVED
 from densepath.training.recipes import find_method, load_recipe, name_of, own_augment, refuse_rerun
+
+if TYPE_CHECKING:
+    from densepath.parser import Parser
 
 Config = TypeVar("Config")
 _RENAMED = {f"method.{old}": new for old, new in MOVED.items()}
@@ -91,6 +93,8 @@ def make_parser(
         complete: whether options without a default must be given.
         shown: dotted names of options -> the values that the help shows as defaults.
     """
+    from densepath.parser import Parser
+
     forms = short_forms(schema)
     parser = Parser(prog, described or schema, positional, complete, renamed=_RENAMED, short=forms, shown=shown)
     options = list(options_of(schema, skip=("method", _OPTIONS) if method else ()))

@@ -150,7 +150,7 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     scale = chroma.clamp(min=1e-12).reciprocal_()
     hue = torch.where(value == green, (blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4))
     hue = torch.where(value == red, (green - blue).mul_(scale), hue).add_(6 * per_image(shift, hue))
-    out, four = torch.empty_like(x), x.new_tensor(4.0)
+    out, four = torch.empty_like(x), x.new_full((), 4.0)
     for channel, offset in enumerate((5.0, 3.0, 1.0)):
         k = hue + offset
         rest = (k / 6).floor_()

@@ -106,8 +106,9 @@ class Painting(Corruption):
 
         def paint(part: Tensor, rows: list[int]) -> Tensor:
             inside = shared(Stream.PAINTING)[rows, 1] < self.inside
-            low, high = painted_blocks(draw, rows, size, inside, self.blocks)
-            covered = in_boxes(low.to(part.device), high.to(part.device), part.shape[2:]).unsqueeze(1)
+            blocks = painted_blocks(draw, rows, size, inside, self.blocks)
+            low, high = (corner.to(part.device, non_blocking=True) for corner in blocks)
+            covered = in_boxes(low, high, part.shape[2:]).unsqueeze(1)
             noise = draw.pixels(rows, math.prod(part.shape[2:]), part.device, Stream.PAINTED_PIXELS)
             noisy = covered == per_image(inside, part).to(part.device, non_blocking=True)
             return torch.where(noisy, noise.view(len(part), 1, *part.shape[2:]), part)
@@ -192,7 +193,8 @@ class Cutout(Corruption):
             side = (self.size ** (2 / 3) * size).round().long().clamp(min=1)
         numbers = torch.stack([draw(Stream.CUTOUT + hole)[:, : len(size)] for hole in range(self.holes)], dim=1)
         low = (numbers * size).long() - side // 2
-        covered = in_boxes(low.to(x.device), (low + side).to(x.device), x.shape[2:]).unsqueeze(1)
+        low, high = (corner.to(x.device, non_blocking=True) for corner in (low, low + side))
+        covered = in_boxes(low, high, x.shape[2:]).unsqueeze(1)
         values = self.fill if len(self.fill) == x.shape[1] else (sum(self.fill) / len(self.fill),) * x.shape[1]
         fill = torch.tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)
         return x.copy_(torch.where(covered, fill.view(-1, *[1] * len(size)), x))

@@ -50,7 +50,7 @@ class Elastic(Corruption):
         def deform(part: Tensor, rows: list[int]) -> Tensor:
             shift = displacements(draw, rows, size, self.displacement, self.sigma, part.device)  # (n, 2, *size)
             # In coordinates whose unit is half a side; none along z.
-            ends = torch.tensor([2 / size[-1], 2 / size[-2]], device=part.device)
+            ends = torch.tensor([2 / size[-1], 2 / size[-2]]).to(part.device, non_blocking=True)
             grid = F.affine_grid(torch.eye(len(size), len(size) + 1, device=part.device)[None], [1, 1, *size], False)
             grid = grid.repeat(len(part), *[1] * (grid.ndim - 1))
             grid[..., :2] += shift.movedim(1, -1) * ends

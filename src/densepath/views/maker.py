@@ -103,7 +103,8 @@ class ViewMaker:
                 of_crops = torch.arange(counts[name]).unsqueeze(1) * len(images) + torch.arange(rows.start, rows.stop)
                 of_rows = of_crops.flatten()
                 if isinstance(view, Turned) and (not view.clean or view.of in clean):
-                    other = clean[view.of] if view.clean else views[view.of].pixels[of_rows.to(device)]
+                    here = of_rows.to(device, non_blocking=True)
+                    other = clean[view.of] if view.clean else views[view.of].pixels[here]
                     linear = torch.linalg.solve(*(plan.views[n].map[of_rows, :, :-1] for n in (view.of, name)))
                     made = turned(other, linear.round() + 0.0)  # no -0
                 else:
