@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from densepath.annotations.coco_checks import Orientation, check_coco
 from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.annotations.image_mpp import file_mpp, stated_mpp
-from densepath.annotations.outlines import Outline, mostly_hidden, paint, union
+from densepath.annotations.outlines import Outline, mostly_hidden, paint, run_lengths, union
 from densepath.annotations.patients import patients_of, stated_patient
 from densepath.core.errors import UserError, counted
 from densepath.sources.corrupt import CorruptImage
@@ -243,9 +243,7 @@ class CocoImages(Dataset[dict[str, Any]]):
 
     def _mask(self, annotation: dict[str, Any]) -> npt.NDArray[np.bool_]:
         """(H, W)"""
-        from faster_coco_eval import mask as rle
-
-        mask: npt.NDArray[np.bool_] = rle.decode(annotation["segmentation"]).astype(bool)
+        mask: npt.NDArray[np.bool_] = run_lengths().decode(annotation["segmentation"]).astype(bool)
         return mask
 
     def _boxes(self, objects: list[dict[str, Any]]) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from densepath.annotations.labels import whole_numbers
-from densepath.annotations.outlines import encode_part
+from densepath.annotations.outlines import encode_part, run_lengths
 from densepath.annotations.patients import MANIFEST
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted
@@ -180,8 +180,7 @@ def instances_of(labels: LabelMap, category: str) -> Iterator[dict[str, Any]]:
 
 def annotation_of(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """One instance (H, W): compressed run lengths, tight box x y width height, area in pixels."""
-    from faster_coco_eval import mask as rle
-
+    rle = run_lengths()
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     return {
         "segmentation": {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode()},

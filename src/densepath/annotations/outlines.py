@@ -19,6 +19,13 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
+def run_lengths() -> Any:
+    """The module of faster-coco-eval for run lengths: imported when it is first needed, as most verbs do without."""
+    from faster_coco_eval import mask
+
+    return mask
+
+
 def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[float]]:
     """Draw an object's outlines, in any of the three formats of COCO, as pycocotools does.
 
@@ -34,8 +41,6 @@ def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[floa
     Raises:
         ValueError: what is wrong, as a phrase for several outlines.
     """
-    from faster_coco_eval import mask as rle
-
     if isinstance(segmentation, list):
         far = _FAR * max(height, width)
         segmentation = [part for part in segmentation if not _is_sliver(part)]
@@ -47,11 +52,11 @@ def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[floa
         # No side is longer than the bounds: for most outlines this is enough.
         if sum(map(len, segmentation)) * max(bounds[2] - bounds[0], bounds[3] - bounds[1]) > LONGEST:
             segmentation = _bounded(segmentation, height, width)
-        drawn = rle.frPyObjects(segmentation, height, width)
-        runs = rle.merge(drawn) if len(drawn) > 1 else drawn[0]
+        drawn = run_lengths().frPyObjects(segmentation, height, width)
+        runs = run_lengths().merge(drawn) if len(drawn) > 1 else drawn[0]
     else:
         runs = _checked_runs(segmentation, height, width)
-        x, y, wide, high = rle.toBbox(runs).tolist()
+        x, y, wide, high = run_lengths().toBbox(runs).tolist()
         bounds = [x, y, x + wide, y + high]
     counts = runs["counts"]
     return {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}, bounds
@@ -69,15 +74,11 @@ def slivers(segmentation: Any) -> int:
 
 def is_empty(outline: Outline) -> bool:
     """Whether an outline covers no pixel: its only run is the background."""
-    from faster_coco_eval import mask as rle
-
-    return len(outline["counts"]) <= _MOST_DIGITS and not rle.area(outline)
+    return len(outline["counts"]) <= _MOST_DIGITS and not run_lengths().area(outline)
 
 
 def encode_part(mask: npt.NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> Outline:
     """The run lengths of an image (height, width) that is empty outside a ``mask`` at ``top``, ``left``."""
-    from faster_coco_eval import mask as rle
-
     height, width = size
     # Runs go down the columns. Zeros above and below the mask end each run in its own column.
     columns = np.pad(mask.T, ((0, 0), (1, 1))).astype(np.int8)
@@ -88,7 +89,7 @@ def encode_part(mask: npt.NDArray[np.bool_], top: int, left: int, size: tuple[in
     bounds = np.stack((starts[np.append(True, ~joined)[: len(starts)]], ends[np.append(~joined, True)[: len(ends)]]), 1)
     counts = np.diff(bounds.reshape(-1), prepend=0, append=height * width)
     counts = counts[: len(counts) - (counts[-1] == 0)]  # as COCO's encoder
-    runs = rle.frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width)
+    runs = run_lengths().frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width)
     return {"size": [height, width], "counts": runs["counts"].decode()}
 
 
@@ -121,7 +122,7 @@ def paint(outlines: Sequence[Outline], height: int, width: int) -> npt.NDArray[n
 
 def mostly_hidden(labels: npt.NDArray[np.int32], outlines: Sequence[Outline]) -> npt.NDArray[np.bool_]:
     """(N,) whether each object keeps fewer than half of its pixels in the label map of :func:`paint`."""
-    areas = np.array(rle.area(list(outlines)), np.int64).reshape(-1)
+    areas = np.array(run_lengths().area(list(outlines)), np.int64).reshape(-1)
     left = np.bincount(labels.reshape(-1), minlength=len(areas) + 1)[1:]
     return 2 * left < areas
 
@@ -203,8 +204,6 @@ def _clip(polygon: Floats, height: int, width: int) -> Floats:
 
 def _checked_runs(segmentation: Any, height: int, width: int) -> Any:
     """Run lengths of an image's size, as numbers or as compressed text, in a form that the library takes."""
-    from faster_coco_eval import mask as rle
-
     wrong = ValueError(_NEITHER)
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         raise wrong
@@ -214,7 +213,7 @@ def _checked_runs(segmentation: Any, height: int, width: int) -> Any:
     if runs is None or not (runs >= 0).all() or runs.sum() != height * width:
         raise wrong
     known = {"size": [height, width], "counts": runs.tolist() if isinstance(counts, list) else counts}
-    return rle.frPyObjects(known, height, width) if isinstance(counts, list) else known
+    return run_lengths().frPyObjects(known, height, width) if isinstance(counts, list) else known
 
 
 def _run_lengths(counts: Any) -> Integers | None:
