@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure,
 from densepath.benchmark.results import Entry, Results, column_name
 
 PAPER: dict[str, Any] = {"lw": 1.3, "ls": "--", "marker": ".", "ms": 5, "alpha": 0.6}  # the paper's numbers
-_BAND = 0.15  # opacity
+_SEED: dict[str, Any] = {"lw": 0.8, "marker": ".", "ms": 3, "alpha": 0.6}
+_BAND = 0.15  # opacity, from the lowest to the highest seed
 _PANEL = (4.4, 2.9)  # inches
 _MAX_COLUMNS = 3
 _MARKERS = "os^"  # one marker for the first round of colors, the next one for the second, and so on
@@ -61,9 +62,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     for color, marker in looks.values():
         handles += grid.flat[0].plot([], [], color=color, marker=marker, ms=4, lw=1.8)
     labels = [str(name) for name in looks]
-    if any(entry.paper is not None for panel in panels for entry in panel):
-        handles += grid.flat[0].plot([], [], color=INK, **PAPER)
-        labels.append("the paper's")
+    add_meanings(grid.flat[0], (entry for panel in panels for entry in panel), handles, labels)
     add_legend(figure, handles, labels, "lower center")
     return save(figure, path)
 
@@ -86,18 +85,29 @@ def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: s
     draw_scores(axes, [(budgets[e.row.name], e) for e in placed], color, marker)
 
 
+def add_meanings(axes: Axes, entries: Iterable[Entry], handles: list[Any], labels: list[str]) -> None:
+    """Add what thin and dashed lines are to the handles and labels of a legend, where some entries have them."""
+    entries = list(entries)
+    if any(len(entry.values) > 1 for entry in entries):
+        handles += axes.plot([], [], color=INK, **_SEED)
+        labels.append("one seed")
+    if any(entry.paper is not None for entry in entries):
+        handles += axes.plot([], [], color=INK, **PAPER)
+        labels.append("the paper's")
+
+
 def draw_scores(axes: Axes, points: Sequence[tuple[float, Entry]], color: str, marker: str = "o") -> None:
-    """A line of means with a band from the lowest to the highest seed, and dashed the paper's numbers.
+    """A thick line of means, a thin one for each seed, and dashed the paper's numbers.
 
     Args:
         axes: the panel.
         points: places on the x axis, in order, and what is there.
         color, marker: of the line.
     """
-    if known := [(x, e.mean_std[0], e.values.values()) for x, e in points if e.mean_std]:
-        places, means = [x for x, _, _ in known], [mean for _, mean, _ in known]
-        axes.plot(places, means, color=color, lw=1.8, marker=marker, ms=4)
-        lowest, highest = ([end(values) for _, _, values in known] for end in (min, max))
-        axes.fill_between(places, lowest, highest, color=color, alpha=_BAND, lw=0)
+    known = [(x, e.mean_std[0], e.values) for x, e in points if e.mean_std]
+    places = [x for x, _, _ in known]
+    axes.plot(places, [mean for _, mean, _ in known], color=color, lw=1.8, marker=marker, ms=4)
+    for seed in sorted({seed for _, _, values in known for seed in values}):
+        axes.plot(places, [values.get(seed, np.nan) for _, _, values in known], color=color, **_SEED)
     if published := [(x, e.paper) for x, e in points if e.paper is not None]:
         axes.plot(*np.array(published).T, color=color, **PAPER)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, save
 from densepath.benchmark.checks import is_number
-from densepath.benchmark.curves import PAPER, draw_scores
+from densepath.benchmark.curves import add_meanings, draw_scores
 from densepath.benchmark.entries import Row
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.steps import STEPS
@@ -87,9 +87,7 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
         axes.margins(x=0.05)
         _scale(axes, sorted({x for points in panel.lines.values() for x, _ in points}))
     handles = [grid.flat[0].plot([], [], color=colors[name], marker="o", ms=4, lw=1.8)[0] for name in names]
-    if any(entry.paper is not None for panel in panels for entry in _swept(panel)):
-        handles += grid.flat[0].plot([], [], color=INK, **PAPER)
-        names = [*names, "the paper's"]
+    add_meanings(grid.flat[0], (entry for panel in panels for entry in _swept(panel)), handles, names)
     add_legend(figure, handles, names, "lower center")
     return save(figure, path)
 
