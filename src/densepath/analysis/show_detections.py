@@ -21,6 +21,7 @@ from densepath.core.fonts import font
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.core.spacing import evenly_spaced
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
 from densepath.transfer.detection.object_metrics import compare, correct_pairs
@@ -35,6 +36,7 @@ _GAP, _LINE, _FONT = 10, 24, 15
 
 
 @take_single_values
+@state_of_the_caller()
 def show_detections(
     *,
     data: AnyPath,

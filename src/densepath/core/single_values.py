@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import fields
 from numbers import Real
 from pathlib import Path
@@ -25,6 +25,8 @@ from densepath.core.paths import AnyPath
 P = ParamSpec("P")
 R = TypeVar("R")
 _TEXTS, _NUMBERS = (str, Path), (int, float)
+_PATHS = {str, Path, os.PathLike[str], Sequence[AnyPath], NoneType}
+_NOTHING = object()
 
 
 def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
@@ -32,7 +34,8 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
     numbers of NumPy.
 
     Raises:
-        UserError: a single value has another type than the sequence, or a choice, a switch or a number is not valid.
+        UserError: a single value has another type than the sequence, or a choice, a switch, a number or a path is not
+            valid.
     """
     signature, hints = inspect.signature(function), functools.cache(lambda: get_type_hints(function))
 
@@ -44,18 +47,21 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)  # which names what is missing or unknown
         for name, value in bound.arguments.items():
             hint = hints().get(name)
-            bound.arguments[name] = _checked(name, hint, _listed(name, hint, value))
+            bound.arguments[name] = taken = _checked(name, hint, _listed(name, hint, value))
+            check_path(name, hint, taken)
         return function(*bound.args, **bound.kwargs)
 
     return with_lists
 
 
 def list_single_fields(options: Any) -> None:
-    """The same for the fields of a frozen dataclass, in its ``__post_init__``."""
+    """The same for the fields of a frozen dataclass, in its ``__post_init__``; of the checks only that of paths."""
     hints = get_type_hints(type(options))
     for field in fields(options):
         value = getattr(options, field.name)
-        object.__setattr__(options, field.name, _listed(field.name, hints[field.name], value))
+        taken = _listed(field.name, hints[field.name], value)
+        check_path(field.name, hints[field.name], taken)
+        object.__setattr__(options, field.name, taken)
 
 
 def _listed(name: str, annotation: Any, value: Any) -> Any:
@@ -88,6 +94,24 @@ def check_choice(name: str, value: Any, kind: Any) -> None:
     if not any(value is each or (isinstance(value, type(each)) and value == each) for each in known):
         *others, last = map(str, known)
         raise UserError(f"{name} is {value!r}; give {' or '.join(filter(None, (', '.join(others), last)))}")
+
+
+def check_path(name: str, annotation: Any, value: Any) -> None:
+    """Check that a value is a path, or several, where a type has only these.
+
+    Raises:
+        UserError: it is not.
+    """
+    kinds = set(_alternatives(annotation))
+    several = Sequence[AnyPath] in kinds
+    if not (several or {Path, os.PathLike[str]} & kinds) or kinds - _PATHS or (value is None and NoneType in kinds):
+        return
+    many = several and isinstance(value, Iterable) and not isinstance(value, str | os.PathLike | bytes)
+    wrong = next((each for each in (value if many else [value]) if not isinstance(each, str | os.PathLike)), _NOTHING)
+    if wrong is not _NOTHING:
+        shown = repr(wrong) if isinstance(wrong, Real | bytes | NoneType) else f"a {type(wrong).__name__}"
+        remedy = "; densepath.sources.packing.write_store writes images to a file" if hasattr(wrong, "ndim") else ""
+        raise UserError(f"{name} takes {'paths' if several else 'a path'}, not {shown}{remedy}")
 
 
 def _checked(name: str, annotation: Any, value: Any) -> Any:

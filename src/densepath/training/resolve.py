@@ -10,9 +10,10 @@ from dataclasses import fields, is_dataclass
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from densepath.core.errors import UserError
+from densepath.core.single_values import check_path
 from densepath.options import Option, build, default_of, describe_parameters, options_of
 from densepath.parser import Parser
 from densepath.runs.old_options import MOVED
@@ -43,8 +44,15 @@ def resolve(
     refuse_rerun()
     if isinstance(config, schema):
         recipe: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
+        _check_paths(schema, recipe)
+    elif config is None or isinstance(config, str | os.PathLike):
+        recipe = load_recipe(os.fspath(config), recipes) if config is not None else {}
     else:
-        recipe = load_recipe(str(config), recipes) if config is not None else {}
+        raise UserError(
+            f"a recipe is given by its name or path, or as a {schema.__name__}, not as a {type(config).__name__}; give "
+            f"options by name: {recipes or 'pretrain'}(**options)"
+        )
+    _check_paths(schema, options)
     whose = "" if isinstance(config, schema) else f"the recipe {config}"
     whole = over_recipe(schema, recipe, options, whose)
     method = method_of(schema, whole)
@@ -60,6 +68,14 @@ def resolve(
     values = check_options(parser, schema, whole, method, names)
     made: Config = build(schema, values | objects)
     return made
+
+
+def _check_paths(schema: type[Any], options: Mapping[str, Any]) -> None:
+    """Check options from Python; in a YAML file, and on the command line, a path may be a number."""
+    hints = get_type_hints(schema)
+    for name, value in options.items():
+        if name in hints and value is not None:
+            check_path(name, hints[name], value)
 
 
 def method_of(schema: Callable[..., Any], options: Mapping[str, Any]) -> Any:

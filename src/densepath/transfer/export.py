@@ -10,10 +10,14 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_file
 from densepath.core.paths import AnyPath, as_path
+from densepath.core.single_values import take_single_values
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.export import export as export_weights
 from densepath.transfer.detection.onnx_export import export_onnx
 
 
+@take_single_values
+@state_of_the_caller()
 def export(
     run: AnyPath,
     out: str | Path | None = None,
