@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import os
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.fabric  # sets the levels of its loggers
 import numpy as np
 import pytest
 import torch
@@ -25,6 +25,9 @@ from densepath.transfer.detection.detector_file import DetectorNotes, save_detec
 from densepath.transfer.segment.legend import legend_of
 from densepath.transfer.segment.segmenter import SEGMENTER_FILE, SegmenterNotes, save_segmenter
 
+for library in ("lightning.fabric", "sklearn"):  # they set loggers and the environment on their first import
+    importlib.import_module(library)
+
 CPU: dict[str, Any] = {"devices": "cpu", "workers": 0}
 FAST: dict[str, Any] = {**CPU, "backbone": "test_resnet", "batch_size": 2}
 VIEWS: dict[str, Any] = {"count": 2, "view_size": 64}
@@ -34,13 +37,18 @@ CALLS: dict[str, Callable[[Path, Path], object]] = {
     "pretrain": lambda d, out: densepath.pretrain(
         "simclr_small", data=d / "tiles", out=out, max_steps=2, view_size=64, deterministic=True, **FAST
     ),
-    "classify": lambda d, out: densepath.classify(
-        data=d / "classes", out=out, view_size=64, epochs=1, deterministic=True, **FAST
-    ),
+    "classify": lambda d, out: densepath.classify(data=d / "classes", out=out, view_size=64, epochs=1, **FAST),
     "detect": lambda d, out: densepath.detect(
-        "glas_small", data=d / "data", out=out, epochs=1, train_size=64, test_size=64, deterministic=True, **FAST
+        "glas_small",
+        data=d / "data",
+        out=out,
+        max_steps=1,
+        train_size=(64, 64),
+        test_size=64,
+        precise_bn_batches=0,
+        **FAST,
     ),
-    "export": lambda d, out: densepath.export(d / "run", out / "w.safetensors", "torchvision", backbone="test_resnet"),
+    "export": lambda d, out: densepath.export(d / "run", out / "w.safetensors"),
     "embed": lambda d, out: densepath.embed(
         data=d / "tiles", weights=d / "run", out=out / "f.h5", size=64, devices="cpu"
     ),
@@ -56,7 +64,7 @@ CALLS: dict[str, Callable[[Path, Path], object]] = {
         data=d / "tiles", weights="random", backbone="test_vit", out=out, devices="cpu", **VIEWS
     ),
     "show_concepts": lambda d, out: densepath.show_concepts(
-        data=d / "tiles", out=out / "x.png", weights=d / "run", count=2, devices="cpu"
+        data=d / "tiles", out=out / "x.png", weights=d / "run", count=2
     ),
     "show_curves": lambda d, out: densepath.show_curves(runs=d / "run", out=out / "x.png"),
     "show_detections": lambda d, out: densepath.show_detections(

@@ -46,6 +46,7 @@ Columns = dict[str, list[np.ndarray]]  # title -> a label map for each tile
 
 
 @take_single_values
+@state_of_the_caller()
 def show_views(
     *,
     data: AnyPath,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from numbers import Real
 from pathlib import Path
@@ -71,6 +71,7 @@ def _listed(name: str, annotation: Any, value: Any) -> Any:
     item = next((get_args(a)[0] for a in alternatives if _is_list(a)), None)
     if item is None:
         return value
+    value = tuple(value) if isinstance(value, Iterator) else value
     of_texts = item is str or item == AnyPath or get_origin(item) is Literal
     if isinstance(value, list | tuple):
         paths = of_texts and any(isinstance(each, os.PathLike) for each in value)
@@ -80,7 +81,8 @@ def _listed(name: str, annotation: Any, value: Any) -> Any:
     if not (is_text or is_number) or any(a in single or get_origin(a) is Literal for a in alternatives):
         return value
     if is_text != of_texts:
-        raise UserError(f"{name} takes {'texts' if of_texts else 'numbers'}, not {value!r}")
+        kind = "paths" if item == AnyPath else "texts" if of_texts else "numbers"
+        raise UserError(f"{name} takes {kind}, not {value!r}")
     return (os.fspath(value) if isinstance(value, os.PathLike) else value,)
 
 
@@ -109,8 +111,10 @@ def check_path(name: str, annotation: Any, value: Any) -> None:
     many = several and isinstance(value, Iterable) and not isinstance(value, str | os.PathLike | bytes)
     wrong = next((each for each in (value if many else [value]) if not isinstance(each, str | os.PathLike)), _NOTHING)
     if wrong is not _NOTHING:
-        shown = repr(wrong) if isinstance(wrong, Real | bytes | NoneType) else f"a {type(wrong).__name__}"
-        remedy = "; densepath.sources.packing.write_store writes images to a file" if hasattr(wrong, "ndim") else ""
+        shown = repr(wrong) if isinstance(wrong, Real | bytes | NoneType) else f"a value of type {type(wrong).__name__}"
+        remedy = (
+            "; densepath.sources.packing.write_store writes images to a file" if getattr(wrong, "ndim", 0) > 2 else ""
+        )
         raise UserError(f"{name} takes {'paths' if several else 'a path'}, not {shown}{remedy}")
 
 

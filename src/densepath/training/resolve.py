@@ -49,8 +49,8 @@ def resolve(
         recipe = load_recipe(os.fspath(config), recipes) if config is not None else {}
     else:
         raise UserError(
-            f"a recipe is given by its name or path, or as a {schema.__name__}, not as a {type(config).__name__}; give "
-            f"options by name: {recipes or 'pretrain'}(**options)"
+            f"a recipe is given by its name or path, or as a {schema.__name__}, not as a value of type "
+            f"{type(config).__name__}; give options by name: {recipes or 'pretrain'}(**options)"
         )
     _check_paths(schema, options)
     whose = "" if isinstance(config, schema) else f"the recipe {config}"

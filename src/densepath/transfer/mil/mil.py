@@ -69,7 +69,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
     """
     if not isinstance(config, MilConfig | None):
         raise UserError(
-            f"mil takes a MilConfig, or its options by name, such as data=, table= and out=; not a "
+            "mil takes a MilConfig, or its options by name, such as data=, table= and out=; not a value of type "
             f"{type(config).__name__}"
         )
     config = MilConfig(**options) if config is None else replace(config, **options)
