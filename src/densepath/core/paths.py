@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import overload
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, overload
+
+from densepath.core.errors import UserError
 
 AnyPath = str | os.PathLike[str]  # also what a verb returns: densepath.core.result
+_PATHS = {str, Path, os.PathLike[str], Sequence[AnyPath], NoneType}
+_NOTHING = object()
 
 
 @overload
@@ -22,3 +28,28 @@ def as_path(given: AnyPath | None) -> str | Path | None:
 def as_texts(given: Sequence[AnyPath]) -> list[str]:
     """Several paths as texts."""
     return [os.fspath(path) for path in given]
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types that a type allows: those of a union, or itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def check_path(name: str, annotation: Any, value: Any) -> None:
+    """Check that a value is a path, or several, where a type has only these.
+
+    Raises:
+        UserError: it is not.
+    """
+    kinds = set(alternatives(annotation))
+    several = Sequence[AnyPath] in kinds
+    if not (several or {Path, os.PathLike[str]} & kinds) or kinds - _PATHS or (value is None and NoneType in kinds):
+        return
+    many = several and isinstance(value, Iterable) and not isinstance(value, str | os.PathLike | bytes)
+    wrong = next((each for each in (value if many else [value]) if not isinstance(each, str | os.PathLike)), _NOTHING)
+    if wrong is not _NOTHING:
+        shown = repr(wrong) if isinstance(wrong, Real | bytes | NoneType) else f"a value of type {type(wrong).__name__}"
+        remedy = (
+            "; densepath.sources.packing.write_store writes images to a file" if getattr(wrong, "ndim", 0) > 2 else ""
+        )
+        raise UserError(f"{name} takes {'paths' if several else 'a path'}, not {shown}{remedy}")

@@ -10,23 +10,21 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import fields
 from numbers import Real
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, SupportsFloat, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, ParamSpec, SupportsFloat, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from densepath.core.errors import UserError
-from densepath.core.paths import AnyPath
+from densepath.core.paths import AnyPath, alternatives, check_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _TEXTS, _NUMBERS = (str, Path), (int, float)
-_PATHS = {str, Path, os.PathLike[str], Sequence[AnyPath], NoneType}
-_NOTHING = object()
 
 
 def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
@@ -67,8 +65,8 @@ def list_single_fields(options: Any) -> None:
 def _listed(name: str, annotation: Any, value: Any) -> Any:
     """A value for a type: where only a sequence is meant, a single value in a tuple."""
     value = _without_numpy(value)
-    alternatives = _alternatives(annotation)
-    item = next((get_args(a)[0] for a in alternatives if _is_list(a)), None)
+    kinds = alternatives(annotation)
+    item = next((get_args(a)[0] for a in kinds if _is_list(a)), None)
     if item is None:
         return value
     value = tuple(value) if isinstance(value, Iterator) else value
@@ -78,7 +76,7 @@ def _listed(name: str, annotation: Any, value: Any) -> Any:
         return tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in value) if paths else value
     is_text, is_number = isinstance(value, str | os.PathLike), isinstance(value, Real)
     single = _TEXTS if is_text else _NUMBERS
-    if not (is_text or is_number) or any(a in single or get_origin(a) is Literal for a in alternatives):
+    if not (is_text or is_number) or any(a in single or get_origin(a) is Literal for a in kinds):
         return value
     if is_text != of_texts:
         kind = "paths" if item == AnyPath else "texts" if of_texts else "numbers"
@@ -98,29 +96,9 @@ def check_choice(name: str, value: Any, kind: Any) -> None:
         raise UserError(f"{name} is {value!r}; give {' or '.join(filter(None, (', '.join(others), last)))}")
 
 
-def check_path(name: str, annotation: Any, value: Any) -> None:
-    """Check that a value is a path, or several, where a type has only these.
-
-    Raises:
-        UserError: it is not.
-    """
-    kinds = set(_alternatives(annotation))
-    several = Sequence[AnyPath] in kinds
-    if not (several or {Path, os.PathLike[str]} & kinds) or kinds - _PATHS or (value is None and NoneType in kinds):
-        return
-    many = several and isinstance(value, Iterable) and not isinstance(value, str | os.PathLike | bytes)
-    wrong = next((each for each in (value if many else [value]) if not isinstance(each, str | os.PathLike)), _NOTHING)
-    if wrong is not _NOTHING:
-        shown = repr(wrong) if isinstance(wrong, Real | bytes | NoneType) else f"a value of type {type(wrong).__name__}"
-        remedy = (
-            "; densepath.sources.packing.write_store writes images to a file" if getattr(wrong, "ndim", 0) > 2 else ""
-        )
-        raise UserError(f"{name} takes {'paths' if several else 'a path'}, not {shown}{remedy}")
-
-
 def _checked(name: str, annotation: Any, value: Any) -> Any:
     """A value for a choice, a switch or a number; those for other types are not checked."""
-    kinds = [kind for kind in _alternatives(annotation) if kind is not NoneType]
+    kinds = [kind for kind in alternatives(annotation) if kind is not NoneType]
     if value is None or len(kinds) != 1:
         return value
     (kind,) = kinds
@@ -139,10 +117,6 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
             raise UserError(f"{name} is {value!r}; give a whole number")
         return int(number)
     return value
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _without_numpy(value: Any) -> Any:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 from densepath.core.errors import UserError
-from densepath.core.single_values import check_path
+from densepath.core.paths import check_path
 from densepath.options import Option, build, default_of, describe_parameters, options_of
 from densepath.parser import Parser
 from densepath.runs.old_options import MOVED
