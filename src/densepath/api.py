@@ -39,13 +39,13 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
     from densepath.analysis.pictures import draw_views
     from densepath.analysis.reconstruction import draw_reconstruction
     from densepath.runs.signals import as_keyboard_interrupt
+    from densepath.training.caller_state import state_of_the_caller
     from densepath.training.config import PretrainConfig
     from densepath.training.pretrain import run
-    from densepath.training.random_state import generators_of_the_caller
     from densepath.training.resolve import resolve
     from densepath.transfer.probe.pixels import probe_backbone
 
-    with as_keyboard_interrupt(), generators_of_the_caller():
+    with as_keyboard_interrupt(), state_of_the_caller():
         configured = resolve(PretrainConfig, config, options)
         return run(configured, probe_backbone, draw_reconstruction, draw_views, draw_run, draw_learned)
 
@@ -71,12 +71,12 @@ def classify(config: ClassifyConfig | str | Path | None = None, **options: Any) 
         Interrupted: Ctrl-C or SIGTERM; the state has been saved. In a notebook it is a KeyboardInterrupt.
     """
     from densepath.runs.signals import as_keyboard_interrupt
-    from densepath.training.random_state import generators_of_the_caller
+    from densepath.training.caller_state import state_of_the_caller
     from densepath.training.resolve import resolve
     from densepath.transfer.classify.classify import run
     from densepath.transfer.classify.config import ClassifyConfig
 
-    with as_keyboard_interrupt(), generators_of_the_caller():
+    with as_keyboard_interrupt(), state_of_the_caller():
         return run(resolve(ClassifyConfig, config, options, recipes="classify"))
 
 
@@ -102,12 +102,12 @@ def segment(config: SegmentConfig | str | Path | None = None, **options: Any) ->
         Interrupted: Ctrl-C or SIGTERM; the state has been saved. In a notebook it is a KeyboardInterrupt.
     """
     from densepath.runs.signals import as_keyboard_interrupt
-    from densepath.training.random_state import generators_of_the_caller
+    from densepath.training.caller_state import state_of_the_caller
     from densepath.training.resolve import resolve
     from densepath.transfer.segment.config import SegmentConfig
     from densepath.transfer.segment.segment import run
 
-    with as_keyboard_interrupt(), generators_of_the_caller():
+    with as_keyboard_interrupt(), state_of_the_caller():
         return run(resolve(SegmentConfig, config, options, recipes="segment"))
 
 
@@ -136,10 +136,10 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> R
     """
     from densepath.analysis.curves import draw_run
     from densepath.runs.signals import as_keyboard_interrupt
-    from densepath.training.random_state import generators_of_the_caller
+    from densepath.training.caller_state import state_of_the_caller
     from densepath.training.resolve import resolve
     from densepath.transfer.detection.config import DetectConfig
     from densepath.transfer.detection.detect import run
 
-    with as_keyboard_interrupt(), generators_of_the_caller():
+    with as_keyboard_interrupt(), state_of_the_caller():
         return run(resolve(DetectConfig, config, options, recipes="detect"), draw_run)

@@ -14,7 +14,7 @@ from typing import Any
 
 from densepath.core import system
 from densepath.core.errors import UserError, one_line, shortage, unwrapped
-from densepath.core.paths import quoted
+from densepath.core.keywords import quoted
 from densepath.core.signals import unwinding_on_signals
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import flush_streams, open_streams, write_line, write_result

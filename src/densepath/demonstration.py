@@ -21,12 +21,13 @@ from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
 from densepath.core.remains import remove
 from densepath.core.scores import SCALE
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import open_console
 from densepath.demo_pictures import BACKBONE, TILE, TITLES, draw, real_tile
 from densepath.runs.signals import Interrupted, not_resumable
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.tour import FOLDERS, REPORT, make_report, pretrain_on_slide, pretrain_on_volumes
-from densepath.training.random_state import generators_of_the_caller
+from densepath.training.caller_state import state_of_the_caller
 from densepath.transfer.detection.detect import detect
 from densepath.transfer.predict import predict
 from densepath.transfer.probe.pixels import probe_pixels
@@ -59,7 +60,8 @@ _SCORES = {
 }
 
 
-@generators_of_the_caller()
+@take_single_values
+@state_of_the_caller()
 def demo(
     *,
     out: str | Path = "densepath_demo",

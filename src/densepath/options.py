@@ -125,10 +125,10 @@ class Option:
 
     def words(self, value: Any) -> list[str]:
         """The words on the command line that give the option a value."""
-        value = value.tolist() if hasattr(value, "tolist") else value
         if self.is_flag and isinstance(value, bool):
             return [f"--{self.key}" if value else f"--no_{self.key}"]
-        return [f"--{self.key}={value if isinstance(value, str | Path) else as_yaml(value)}"]
+        plain = isinstance(value, bool | int | float | list | tuple | Mapping | types.NoneType)
+        return [f"--{self.key}={as_yaml(value) if plain else value}"]
 
 
 def options_of(schema: Callable[..., Any], skip: Sequence[str] = (), prefix: str = "") -> Iterator[Option]:

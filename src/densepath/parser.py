@@ -145,6 +145,7 @@ class Parser(ArgumentParser):
         Raises:
             UserError: an option is missing, a value has the wrong type, or a path is empty.
         """
+        given = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in given.items()}
         missing = [
             key for key, option in self.options.items() if option.required and self._complete and key not in given
         ]

@@ -168,12 +168,6 @@ def test_reconstructions_are_reproducible_and_differ_between_seeds(run: Path, ti
     assert first != other
 
 
-def test_drawing_leaves_the_random_generators_as_they_were(run: Path, tiles: Path) -> None:
-    before = torch.random.get_rng_state()
-    show_reconstruction(data=tiles, run=run, out=run.parent / "x.png", count=1)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
 def test_a_prediction_is_drawn_where_the_loss_counts_it(tmp_path: Path) -> None:
     grey, red = torch.zeros(1, 3, 8, 8), torch.tensor([4.0, -4.0, -4.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     counted = torch.zeros(1, 1, 8, 8, dtype=torch.bool)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from densepath.core.paths import as_path, as_texts, is_keyword, is_on_disk
+from densepath.core.keywords import is_keyword, is_on_disk
+from densepath.core.paths import as_path, as_texts
 
 
 @pytest.mark.parametrize("name", ["random", "resnet18", "resnet18.a1_in1k"])

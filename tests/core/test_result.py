@@ -22,6 +22,7 @@ def test_a_result_is_its_scores_and_its_path(tmp_path: Path) -> None:
     assert result["mask_ap"] == 12.3456 and dict(result) == {"mask_ap": 12.3456} == result
     assert Path(result) == tmp_path and os.path.isdir(result) and str(result) == str(tmp_path)
     assert result.plot().size == result.plot("curves").size == (7, 5)
+    assert getattr(result.plot(), "fp", None) is None  # closed
     for text in (str(tmp_path), "mask_ap: 12.35", "weights: ", "next: densepath predict run"):
         assert text in repr(result)
     with pytest.raises(UserError, match="views was not drawn; there are: curves"):

@@ -12,6 +12,7 @@ import pytest
 
 import densepath
 from densepath.core.errors import UserError
+from densepath.core.paths import AnyPath
 from densepath.core.result import Result
 from densepath.core.single_values import take_single_values
 from densepath.transfer.mil.config import MilConfig
@@ -30,8 +31,11 @@ def _given(
     number: int | None = None,
     share: float | None = None,
     choice: Literal["a", "b"] | None = None,
+    path: AnyPath = ".",
+    runs: Sequence[AnyPath] = (),
+    sources: AnyPath | Sequence[AnyPath] | None = None,
 ) -> dict[str, Any]:
-    return {name: value for name, value in locals().items() if value not in ((), None, "", 1, False)}
+    return {name: value for name, value in locals().items() if value not in ((), None, "", 1, False, ".")}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,9 @@ def _given(
         ("number", np.int64(4), 4),
         ("number", 4.0, 4),
         ("choice", "b", "b"),
+        ("path", Path("a"), Path("a")),
+        ("runs", (each for each in ("a", Path("b"))), ("a", "b")),
+        ("sources", ["a"], ["a"]),
     ],
 )
 def test_a_single_value_is_a_list_of_one(name: str, value: Any, taken: Any) -> None:
@@ -83,21 +90,40 @@ def test_a_value_that_is_not_a_switch_a_number_or_a_choice_is_refused(name: str,
         _given(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("path", None, "a path, not None"),
+        ("path", b"a", "a path, not b'a'"),
+        ("path", ["a"], "a path, not a value of type list"),
+        ("path", np.zeros((2, 8, 8, 3)), "a path, not a value of type ndarray; .*write_store writes images to a file"),
+        ("runs", None, "paths, not None"),
+        ("runs", ["a", None], "paths, not None"),
+        ("sources", 5, "paths, not 5"),
+    ],
+)
+def test_what_is_not_a_path_is_refused(name: str, value: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"^{name} takes {says}$"):
+        _given(**{name: value})
+
+
 def test_numbers_of_numpy_are_written_as_numbers() -> None:
     given = _given(numbers=[np.int64(4), 3], size=np.int64(5), pair=np.float32(0.5))
     assert json.dumps(given) == '{"numbers": [4, 3], "pair": 0.5, "size": 5}'
 
 
-def test_all_public_functions_take_single_values() -> None:
+def test_all_public_functions_take_single_values_and_check_paths() -> None:
     functions = [each for name in densepath.__all__ if inspect.isfunction(each := getattr(densepath, name))]
-    lists = re.compile(r"Sequence\[|, \.\.\.\]")
+    lists = re.compile(r"Sequence\[|, \.\.\.\]|AnyPath|^str \| Path")
     taking = [
         f for f in functions if any(lists.search(str(p.annotation)) for p in inspect.signature(f).parameters.values())
     ]
-    assert len(taking) > 20 and not [f.__name__ for f in taking if inspect.unwrap(f) is f]
+    assert len(taking) > 40 and not [f.__name__ for f in taking if inspect.unwrap(f) is f]
 
 
 def test_fields_of_options_take_single_values() -> None:
     assert densepath.Conversion("s", "d", exclude="a*").exclude == ("a*",)
     config = MilConfig("f", "t.csv", "o", lr=0.1, classes="bright3")  # type: ignore[arg-type]
     assert (config.lr, config.classes) == ((0.1,), ("bright3",))
+    with pytest.raises(UserError, match="source takes a path, not None"):
+        densepath.Conversion(None, "d")  # type: ignore[arg-type]

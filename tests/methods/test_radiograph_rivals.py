@@ -32,7 +32,11 @@ def balanced(scores, epsilon):
 def swapped_loss(method, batch, earlier):
     """The loss, where the codes of each global crop are balanced together with earlier vectors; and the vectors."""
     prototypes = [c / c.norm() for c in method.prototypes.directions.detach()]
-    crops = [batch["first"].pixels, batch["second"].pixels, *batch["local"].pixels.split(4)]
+    crops = [
+        batch["first"].pixels,
+        batch["second"].pixels,
+        *(p for view in (batch.views.get("local"),) if view for p in view.pixels.split(4)),
+    ]
     vectors, scores = [], []
     for pixels in crops:
         z = method.projector(method.backbone(pixels)[5].mean((2, 3))).detach()
@@ -50,9 +54,12 @@ def swapped_loss(method, batch, earlier):
     return sum(terms) / len(terms), vectors[:2]
 
 
-def test_swav_predicts_swapped_assignments(make, images):
-    method = make(SwAV, "test_resnet", prototypes=7, queue_size=0, local_crops=2).double().eval()
+@pytest.mark.parametrize("local_crops", [2, 0])
+def test_swav_predicts_swapped_assignments(make, images, local_crops):
+    method = make(SwAV, "test_resnet", prototypes=7, queue_size=0, local_crops=local_crops).double().eval()
     batch = views_of(method, images)
+    for name in method.unused_views:
+        del batch.views[name]
     assert method(batch).total.item() == pytest.approx(swapped_loss(method, batch, ([], []))[0], rel=1e-9)
 
 

@@ -84,6 +84,10 @@ class Fails(Maps):
             timm.create_model("test_resnet", features_only=True, output_stride=16),
             r"two of its maps have the same stride\); build it without output_stride, [^;]*another network$",
         ),
+        (
+            timm.create_model("swin_tiny_patch4_window7_224", features_only=True, depths=(1, 1, 1, 1), embed_dim=24),
+            r"match model \(224\)\.\); let a module around it return the list of its maps \(B, C, H, W\) for images of",
+        ),
         (timm.create_model("vit_tiny_patch16_224", depth=1), r"dynamic_img_size=True"),
         (timm.create_model("vit_tiny_patch16_224", depth=3, features_only=True), r"dynamic_img_size=True"),
     ],

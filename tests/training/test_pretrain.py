@@ -352,6 +352,12 @@ class Own(Backbone):
         return {4: self.net(x)}
 
 
+def test_a_frozen_backbone_is_refused(tmp_path, tiles):
+    options = {"data": tiles, **SMALL, **MOCO, "max_steps": 1, "view_size": 48, "out": tmp_path / "run"}
+    with pytest.raises(UserError, match=r"own is frozen: none of its parameters .*\.requires_grad_\(True\)"):
+        pretrain(**options | {"backbone": Own().requires_grad_(False)})
+
+
 def test_a_backbone_may_be_a_network(tmp_path, tiles):
     options = {"data": tiles, **SMALL, **MOCO, "max_steps": 2, "precision": "32", "view_size": 48}
     network = timm.create_model("test_resnet", features_only=True)

@@ -492,6 +492,30 @@ def test_the_backbone_is_not_a_methods_option():
 
 
 @pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ({"method": "simclr"}, {}, r"not as a value of type dict; give options by name: pretrain\(\*\*options\)$"),
+        (3, {}, "not as a value of type int"),
+        ("simclr", {"data": np.zeros((2, 8, 8, 3))}, "^data takes a path, not a value of type ndarray; .*write_store"),
+        ("simclr", {"data": "d", "out": 5}, "^out takes a path, not 5$"),
+        (PretrainConfig(data=torch.zeros(2), out="o"), {}, "^data takes a path, not a value of type Tensor$"),
+        (
+            "simclr",
+            {"data": "d", "out": "o", "method_options": {"dim": np.ones(2)}},
+            "dim takes a whole number",
+        ),
+    ],
+)
+def test_what_is_neither_a_recipe_nor_a_path_is_refused(config, options, message):
+    with pytest.raises(UserError, match=message):
+        resolve(PretrainConfig, config, options)
+
+
+def test_a_device_of_torch_is_taken_by_its_name():
+    assert resolve(PretrainConfig, "simclr", {"data": "d", "out": "o", "devices": torch.device("cpu")}).devices == "cpu"
+
+
+@pytest.mark.parametrize(
     "text", ["[1, 2]", "", "a: [", "1: 2", "method: !!python/object/apply:os.mkdir [exploded]", "\x00"]
 )
 def test_a_file_that_is_not_a_recipe_is_refused(tmp_path, monkeypatch, text):

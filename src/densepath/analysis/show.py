@@ -34,9 +34,9 @@ from densepath.sources.loader import ImageBatches
 from densepath.sources.names import AllNames
 from densepath.sources.open import check_size, open_images
 from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
-from densepath.training.random_state import generators_of_the_caller
 from densepath.training.recipes import find_method
 from densepath.training.resolve import resolve
 from densepath.views.declarations import without_color
@@ -46,6 +46,7 @@ Columns = dict[str, list[np.ndarray]]  # title -> a label map for each tile
 
 
 @take_single_values
+@state_of_the_caller()
 def show_views(
     *,
     data: AnyPath,
@@ -95,7 +96,7 @@ def show_views(
 
 
 @take_single_values
-@generators_of_the_caller()
+@state_of_the_caller()
 def show_concepts(
     *,
     data: AnyPath,
@@ -182,7 +183,7 @@ def show_concepts(
 
 
 @take_single_values
-@generators_of_the_caller()
+@state_of_the_caller()
 def show_reconstruction(
     *,
     data: AnyPath,

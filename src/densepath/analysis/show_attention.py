@@ -36,8 +36,8 @@ from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.sources.tiles.tiled_slide import open_tiled
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_device
-from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.slides.heat_map import COLORS, GrowingMap, write_map
 
 TABLE, PLOT, OVERLAYS, HEAT_MAPS = "attention.csv", "distribution.png", "overlays.png", "heat_maps"
@@ -69,7 +69,7 @@ class _Network:
 
 
 @take_single_values
-@generators_of_the_caller()
+@state_of_the_caller()
 def show_attention(
     *,
     data: AnyPath,

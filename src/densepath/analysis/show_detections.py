@@ -22,6 +22,7 @@ from densepath.core.single_values import take_single_values
 from densepath.core.spacing import evenly_spaced
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.other_bits import prediction_spec
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
 from densepath.transfer.detection.object_metrics import compare, correct_pairs
@@ -36,6 +37,7 @@ _GAP, _LINE, _FONT = 10, 24, 15
 
 
 @take_single_values
+@state_of_the_caller()
 def show_detections(
     *,
     data: AnyPath,

@@ -23,8 +23,8 @@ from densepath.core.paths import AnyPath, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_device
-from densepath.training.random_state import generators_of_the_caller
 
 _STEPS = 80  # bars of a histogram over the visible range
 _LINE = 0.17  # inches, of the legend below a panel
@@ -32,7 +32,7 @@ _HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
 
 
 @take_single_values
-@generators_of_the_caller()
+@state_of_the_caller()
 def show_similarity(
     *,
     data: Sequence[AnyPath],

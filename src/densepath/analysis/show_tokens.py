@@ -36,8 +36,8 @@ from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.resolution import check_mpp
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_device
-from densepath.training.random_state import generators_of_the_caller
 
 GROUPS = ("cells", "background")
 _COLUMNS = ("weights", "tokens_of_each", "jensen_shannon", "bhattacharyya")
@@ -62,7 +62,7 @@ class Separation:
 
 
 @take_single_values
-@generators_of_the_caller()
+@state_of_the_caller()
 def show_tokens(
     *,
     data: AnyPath,

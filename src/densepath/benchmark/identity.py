@@ -19,7 +19,7 @@ import numpy.typing as npt
 from densepath.annotations.patients import NUMBERED, owners_of_volumes, patients_of
 from densepath.core.digests import cached_text, digest_of, digest_of_files
 from densepath.core.errors import UserError
-from densepath.core.paths import is_on_disk
+from densepath.core.keywords import is_on_disk
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.nets.weights import weights_file

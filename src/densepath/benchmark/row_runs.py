@@ -18,7 +18,7 @@ from densepath.benchmark.shares import LEFT_IMAGES, digest_for_shares, write_lef
 from densepath.benchmark.steps import STEPS, Step
 from densepath.benchmark.table_runs import Grid, Run
 from densepath.core.errors import UserError
-from densepath.core.paths import RANDOM, is_keyword, is_on_disk
+from densepath.core.keywords import RANDOM, is_keyword, is_on_disk
 from densepath.core.plain import plain
 from densepath.nets.backbones.transformers import is_transformer
 from densepath.training.config import DEFAULT_EPOCHS

@@ -23,8 +23,8 @@ from densepath.benchmark.steps.step import OPTIONS, RUN
 from densepath.benchmark.table_runs import Run
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.keywords import is_on_disk
 from densepath.core.locks import NO_LOCKS
-from densepath.core.paths import is_on_disk
 from densepath.core.scores import SCALE, in_percent
 from densepath.core.streams import say
 from densepath.version import __version__

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
 
-from densepath.core.paths import literal
+from densepath.core.keywords import literal
 from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import say
 

@@ -1,20 +1,20 @@
-"""Paths as public functions take them, and where a name may be a path or a keyword."""
+"""Paths as public functions take them."""
 
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import overload
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, overload
 
-from densepath.core.streams import say
+from densepath.core.errors import UserError
+from densepath.core.keywords import is_keyword, literal
 
 AnyPath = str | os.PathLike[str]  # also what a verb returns: densepath.core.result
-RANDOM = "random"  # weights that are not trained
-_WORDS = (RANDOM, "auto", "null")  # that options read as something other than a path
-_BEGINNINGS = ("-", "hf-hub:", "hf_hub:")
+_PATHS = {str, Path, os.PathLike[str], Sequence[AnyPath], NoneType}
+_NOTHING = object()
 
 
 @overload
@@ -33,48 +33,26 @@ def as_texts(given: Sequence[AnyPath]) -> list[str]:
     return [str(as_path(path)) for path in given]
 
 
-def is_keyword(name: str) -> bool:
-    """Whether weights of this name are "random" or those of timm, even if a file or folder is called so, too."""
-    if name == RANDOM:
-        return True
-    if not name or os.path.basename(name) != name or name in (os.curdir, os.pardir):
-        return False
-    from timm.models import is_model_pretrained  # timm takes seconds to import
-
-    return is_model_pretrained(name)
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types that a type allows: those of a union, or itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
-def is_on_disk(weights: str | Path) -> bool:
-    """Whether weights are a file or a folder: one that is called like a keyword is meant by ./NAME."""
-    there = os.path.exists(weights)
-    if there and is_keyword(name := str(weights)):
-        _explain(name)
-        return False
-    return there
+def check_path(name: str, annotation: Any, value: Any) -> None:
+    """Check that a value is a path, or several, where a type has only these.
 
-
-def literal(path: AnyPath, weights: bool = False) -> str:
-    """A path as an option reads it: ./NAME where NAME would be a keyword, an option or another kind of name.
-
-    Args:
-        path: the path.
-        weights: whether the option takes weights, which may be names of timm.
+    Raises:
+        UserError: it is not.
     """
-    text = os.fspath(path)
-    other = text in _WORDS or text.startswith(_BEGINNINGS) or (weights and is_keyword(text))
-    return f".{os.sep}{text}" if other else text
-
-
-def quoted(path: AnyPath, weights: bool = False) -> str:
-    """A path as it is written in a command line; arguments as for :func:`literal`."""
-    return shlex.quote(literal(path, weights))
-
-
-@cache  # once
-def _explain(name: str) -> None:
-    what = "random weights" if name == RANDOM else "timm's weights"
-    say(f"densepath: {name} means {what}; for the {_kind(name)} of this name, write {literal(name, weights=True)}")
-
-
-def _kind(name: str) -> str:
-    return "folder" if os.path.isdir(name) else "file"
+    kinds = set(alternatives(annotation))
+    several = Sequence[AnyPath] in kinds
+    if not (several or {Path, os.PathLike[str]} & kinds) or kinds - _PATHS or (value is None and NoneType in kinds):
+        return
+    many = several and isinstance(value, Iterable) and not isinstance(value, str | os.PathLike | bytes)
+    wrong = next((each for each in (value if many else [value]) if not isinstance(each, str | os.PathLike)), _NOTHING)
+    if wrong is not _NOTHING:
+        shown = repr(wrong) if isinstance(wrong, Real | bytes | NoneType) else f"a value of type {type(wrong).__name__}"
+        remedy = (
+            "; densepath.sources.packing.write_store writes images to a file" if getattr(wrong, "ndim", 0) > 2 else ""
+        )
+        raise UserError(f"{name} takes {'paths' if several else 'a path'}, not {shown}{remedy}")

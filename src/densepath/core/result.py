@@ -46,7 +46,9 @@ class Result(Mapping[str, Any]):
         path = pictures.get(name) if name is not None else next(iter(pictures.values()), None)
         if path is None:
             raise UserError(f"{name or 'a picture'} was not drawn; there are: {', '.join(pictures) or 'none'}")
-        return Image.open(path)
+        picture = Image.open(path)
+        picture.load()  # closes the file
+        return picture
 
     def __getitem__(self, name: str) -> Any:
         return self.scores[name]

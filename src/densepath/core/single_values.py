@@ -10,17 +10,17 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import fields
 from numbers import Real
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, SupportsFloat, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, ParamSpec, SupportsFloat, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from densepath.core.errors import UserError
-from densepath.core.paths import AnyPath
+from densepath.core.paths import AnyPath, alternatives, check_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,7 +32,8 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
     numbers of NumPy.
 
     Raises:
-        UserError: a single value has another type than the sequence, or a choice, a switch or a number is not valid.
+        UserError: a single value has another type than the sequence, or a choice, a switch, a number or a path is not
+            valid.
     """
     signature, hints = inspect.signature(function), functools.cache(lambda: get_type_hints(function))
 
@@ -44,37 +45,42 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)  # which names what is missing or unknown
         for name, value in bound.arguments.items():
             hint = hints().get(name)
-            bound.arguments[name] = _checked(name, hint, _listed(name, hint, value))
+            bound.arguments[name] = taken = _checked(name, hint, _listed(name, hint, value))
+            check_path(name, hint, taken)
         return function(*bound.args, **bound.kwargs)
 
     return with_lists
 
 
 def list_single_fields(options: Any) -> None:
-    """The same for the fields of a frozen dataclass, in its ``__post_init__``."""
+    """The same for the fields of a frozen dataclass, in its ``__post_init__``; of the checks only that of paths."""
     hints = get_type_hints(type(options))
     for field in fields(options):
         value = getattr(options, field.name)
-        object.__setattr__(options, field.name, _listed(field.name, hints[field.name], value))
+        taken = _listed(field.name, hints[field.name], value)
+        check_path(field.name, hints[field.name], taken)
+        object.__setattr__(options, field.name, taken)
 
 
 def _listed(name: str, annotation: Any, value: Any) -> Any:
     """A value for a type: where only a sequence is meant, a single value in a tuple."""
     value = _without_numpy(value)
-    alternatives = _alternatives(annotation)
-    item = next((get_args(a)[0] for a in alternatives if _is_list(a)), None)
+    kinds = alternatives(annotation)
+    item = next((get_args(a)[0] for a in kinds if _is_list(a)), None)
     if item is None:
         return value
+    value = tuple(value) if isinstance(value, Iterator) else value
     of_texts = item is str or item == AnyPath or get_origin(item) is Literal
     if isinstance(value, list | tuple):
         paths = of_texts and any(isinstance(each, os.PathLike) for each in value)
         return tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in value) if paths else value
     is_text, is_number = isinstance(value, str | os.PathLike), isinstance(value, Real)
     single = _TEXTS if is_text else _NUMBERS
-    if not (is_text or is_number) or any(a in single or get_origin(a) is Literal for a in alternatives):
+    if not (is_text or is_number) or any(a in single or get_origin(a) is Literal for a in kinds):
         return value
     if is_text != of_texts:
-        raise UserError(f"{name} takes {'texts' if of_texts else 'numbers'}, not {value!r}")
+        kind = "paths" if item == AnyPath else "texts" if of_texts else "numbers"
+        raise UserError(f"{name} takes {kind}, not {value!r}")
     return (os.fspath(value) if isinstance(value, os.PathLike) else value,)
 
 
@@ -92,7 +98,7 @@ def check_choice(name: str, value: Any, kind: Any) -> None:
 
 def _checked(name: str, annotation: Any, value: Any) -> Any:
     """A value for a choice, a switch or a number; those for other types are not checked."""
-    kinds = [kind for kind in _alternatives(annotation) if kind is not NoneType]
+    kinds = [kind for kind in alternatives(annotation) if kind is not NoneType]
     if value is None or len(kinds) != 1:
         return value
     (kind,) = kinds
@@ -111,10 +117,6 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
             raise UserError(f"{name} is {value!r}; give a whole number")
         return int(number)
     return value
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _without_numpy(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.datasets.labelled_lists import Labelled, find_place, write_list
 from densepath.datasets.published import CHAOYANG
 
@@ -15,6 +16,7 @@ _CLASSES = ("normal", "serrated", "adenocarcinoma", "adenoma")  # of the numbers
 _SIDE = 512  # pixels
 
 
+@take_single_values
 def convert_chaoyang(source: str | Path, dest: str | Path) -> Path:
     """Write Chaoyang as a list with classes and the official split, for ``classify``. Nothing is copied.
 

@@ -19,6 +19,7 @@ from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import check_writable
 from densepath.core.output_names import names_below
 from densepath.core.paths import AnyPath, as_path
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import write_result
 from densepath.datasets.categories import odd_categories
 from densepath.datasets.check_list import check_list
@@ -37,6 +38,7 @@ _BEYOND = 2.0  # pixels by which boxes may exceed their images: conventions diff
 Splits = Mapping[str, CocoImages]
 
 
+@take_single_values
 def check_data(
     data: AnyPath,
     out: str | Path = "contact_sheet.png",

@@ -9,6 +9,7 @@ from typing import Literal
 from densepath.core.csv_files import encoding_of
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.datasets.labelled_lists import Labelled, find_place, published_rows, write_list
 from densepath.datasets.published import CHESTXRAY14, CHESTXRAY14_CHEXNET
@@ -27,6 +28,7 @@ _LISTS = {
 _SIDE = 1024  # pixels
 
 
+@take_single_values
 def convert_chestxray14(
     source: str | Path,
     dest: str | Path,

@@ -8,6 +8,7 @@ from typing import Literal
 
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.datasets.labelled_lists import Labelled, find_place, published_rows, write_list
 from densepath.datasets.published import CHEXPERT
 
@@ -23,6 +24,7 @@ _VALUES = {"1": "1", "1.0": "1", "0": "0", "0.0": "0", "": "0"}  # what a report
 _UNCERTAIN = {"ignore": "", "zeros": "0", "ones": "1"}
 
 
+@take_single_values
 def convert_chexpert(
     source: str | Path, dest: str | Path, uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
 ) -> Path:

@@ -14,6 +14,7 @@ from PIL import Image
 from densepath.annotations.labels import read_labels
 from densepath.core.errors import UserError, counted, refuse
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import write_line
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
@@ -34,6 +35,7 @@ _CLASSES = {
 _IGNORED = 255
 
 
+@take_single_values
 def convert_cityscapes(source: str | Path, dest: str | Path) -> Path:
     """Write Cityscapes as images and label maps of its 19 training classes, for ``segment --config cityscapes_fcn``.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from densepath.core.errors import refuse
 from densepath.core.files import require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.datasets.labelled_lists import Labelled, find_place, published_rows, write_list
 from densepath.datasets.published import MHIST
 
@@ -14,6 +15,7 @@ _NAME, _LABEL, _SPLIT = "Image Name", "Majority Vote Label", "Partition"
 _SIDE = 224  # pixels
 
 
+@take_single_values
 def convert_mhist(source: str | Path, dest: str | Path) -> Path:
     """Write MHIST as a list with classes and the official split, for ``classify``. Nothing is copied.
 

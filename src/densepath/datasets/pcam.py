@@ -18,6 +18,7 @@ import numpy.typing as npt
 from densepath.core.csv_files import read_rows, write_rows
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import write_line
 from densepath.core.system import with_progress
 from densepath.datasets.labelled_lists import LIST, find_place
@@ -35,6 +36,7 @@ _SIDE, _MPP = 96, 0.972  # pixels; µm per pixel: CAMELYON16 at 10x
 _BLOCK = 4096  # images read at a time
 
 
+@take_single_values
 def convert_pcam(source: str | Path, dest: str | Path) -> Path:
     """Write PatchCamelyon as a packed store and a list with classes, slides and the official split, for ``classify``.
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError, counted
 from densepath.core.paths import AnyPath, as_path
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.sources.packing import new_store, write_store
 from densepath.sources.pixel_source import PixelSpec
@@ -23,6 +24,7 @@ _OFF_GRID = 0.02  # of a tile's side
 Grid = npt.NDArray[np.float32]
 
 
+@take_single_values
 def write_regions(source: AnyPath, dest: str | Path, *, grid: int = 16, least: float = 0.5) -> Path:
     """Arrange the features of tiles in grids of square regions, as a packed store for ``pretrain``.
 

@@ -102,8 +102,9 @@ class SwAV(Method):
         return {**views, "local": local.random_view(size, max(crops, 1))}
 
     def forward(self, batch: Batch) -> Losses:
-        together = [torch.cat((batch["first"].pixels, batch["second"].pixels))]
-        sizes = together + [batch["local"].pixels] * ("local" in batch.views)
+        sizes = [torch.cat((batch["first"].pixels, batch["second"].pixels))]
+        if "local" in batch.views:
+            sizes.append(batch["local"].pixels)
         pooled = torch.cat([global_pool(self.backbone(x)[self.backbone.deepest]) for x in sizes])
         with torch.autocast(pooled.device.type, enabled=False):
             vectors = F.normalize(full_precision(self.projector(full_precision(pooled))), dim=1)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError, counted
+from densepath.core.keywords import is_on_disk
 from densepath.core.losses import full_precision
-from densepath.core.paths import is_on_disk
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.names import create_network, without_tag
 from densepath.nets.backbones.transformers import is_transformer, resize_positions, wrap_transformer

@@ -13,9 +13,9 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.core.files import LOCK, atomic_write, require_new_folder
+from densepath.core.keywords import quoted
 from densepath.core.locks import sole_writer
 from densepath.core.log import log, logged
-from densepath.core.paths import quoted
 from densepath.core.plain import plain
 from densepath.core.records import CONFIG, recorded, same_value
 from densepath.core.remains import remove, remove_remains

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densepath.core.errors import UserError
-from densepath.core.paths import quoted
+from densepath.core.keywords import quoted
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.listing import Passed, list_images, walk
 from densepath.sources.slides.find import holds_slides

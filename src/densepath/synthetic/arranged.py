@@ -13,6 +13,7 @@ from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
 from densepath.core.random import check_seed
+from densepath.core.single_values import take_single_values
 from densepath.core.system import with_progress
 from densepath.synthetic.slide import SlidePainter, write_slide
 from densepath.synthetic.tissue_paint import develop
@@ -80,6 +81,7 @@ class ArrangedPainter(SlidePainter):
         return out
 
 
+@take_single_values
 def write_arranged(dest: str | Path, *, pairs: int = 50, test: float = 0.4, side: int = 640, seed: int = 0) -> Path:
     """Write slides of two classes, which only the arrangement of their cells tells apart, and ``labels.csv``.
 

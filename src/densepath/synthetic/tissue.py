@@ -14,6 +14,7 @@ from densepath.annotations.coco_writing import Outlined, write_coco
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import write_line
 from densepath.synthetic.tissue_layout import Style, gland_field, number_glands
 from densepath.synthetic.tissue_paint import Painter, develop
@@ -57,6 +58,7 @@ def tissue_image(
     return image[shown].copy(), labels[shown].copy()
 
 
+@take_single_values
 def write_tissue(
     dest: str | Path,
     *,

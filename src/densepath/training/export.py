@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.core.paths import RANDOM, is_on_disk, literal
+from densepath.core.keywords import RANDOM, is_on_disk, literal
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights import FORMAT_VERSION, pixel_notes, save_backbone, write_tensors
 from densepath.nets.weights.backbone_weights import TRAINED

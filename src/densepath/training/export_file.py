@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
-from densepath.core.paths import is_on_disk
+from densepath.core.keywords import is_on_disk
 from densepath.core.streams import say
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.choose import choose_backbone

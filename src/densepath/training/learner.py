@@ -72,6 +72,11 @@ def make_learner(config: PretrainConfig, spec: PixelSpec, fresh: bool, batch: in
             f"{network.name} takes images of {network.ndim} dimensions, but those of {config.data} have "
             f"{spec.ndim}; choose another backbone"
         )
+    if not any(each.requires_grad for each in network.parameters()):
+        raise UserError(
+            f"the backbone {network.name} is frozen: none of its parameters requires a gradient; call "
+            ".requires_grad_(True) before pre-training"
+        )
     named = isinstance(config.backbone, str) or is_named(network.name)
     tensors: list[str] = []
     loaded = load_weights(network, config.weights, report=tensors) if fresh else None

@@ -20,7 +20,7 @@ from densepath.training.hardware import Hardware, keep_freed_memory
 from densepath.training.intervals import Intervals, due
 from densepath.training.meter import Meter
 from densepath.training.nonfinite import require_finite
-from densepath.training.processes import join_processes, start_processes, without_sync
+from densepath.training.processes import join_processes, quiet_lightning, start_processes, without_sync
 from densepath.training.random_state import untouched_generators
 from densepath.training.recorder import Recorder
 from densepath.training.run_control import RunControl
@@ -110,6 +110,7 @@ def train(
         stack.enter_context(reporting_lonely_values(config or {}))
         stack.enter_context(reporting_lost_peers(hardware.world_size, out, signals))
         watchdog.started(start_processes(hardware))
+        stack.enter_context(quiet_lightning())
         fabric = join_processes(hardware, equal_shapes)
         watchdog.joined()
         hardware.place(task, fabric.device)

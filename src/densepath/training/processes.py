@@ -17,6 +17,7 @@ from torch import nn
 
 from densepath.core.distributed import world_size
 from densepath.runs.watchdog import PARENT
+from densepath.training.caller_state import CUBLAS
 from densepath.training.hardware import Hardware
 from densepath.training.sharding import shard
 
@@ -64,8 +65,27 @@ def other_processes(hardware: Hardware) -> Iterator[Sequence[subprocess.Popen[by
             os.environ.update(environment)
 
 
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning logs only errors in this block."""
+    import lightning.fabric  # noqa: F401  # on import it sets the levels of both, also that of its unused trainer
+
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
     """Join the processes into a group, and set up Fabric.
+
+    Settings of torch are changed for the process, also for what follows the training, such as tests: see
+    :func:`~densepath.training.caller_state.state_of_the_caller`.
 
     Several processes average their gradients and keep their own batch statistics. Fabric then sets up a task as
     ``hardware.strategy`` says.
@@ -77,11 +97,9 @@ def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 
-    for part in ("fabric", "pytorch"):  # Lightning's trainer, which is not used here, configures the logging of both
-        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
     if hardware.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        os.environ[CUBLAS] = ":4096:8"
     torch.backends.cudnn.benchmark = hardware.kind == "cuda" and equal_shapes and not hardware.deterministic
     strategy: Any = "auto"
     if hardware.strategy == "fsdp":

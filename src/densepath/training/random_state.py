@@ -56,13 +56,3 @@ def untouched_generators(devices: bool = True) -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
-
-
-@contextmanager
-def generators_of_the_caller() -> Iterator[None]:
-    """Leave the caller's generators as they were, also after an error: for functions that seed them.
-
-    Those of devices only where the caller has used one: their state cannot be read without starting CUDA.
-    """
-    with untouched_generators(devices=torch.cuda.is_initialized()):
-        yield

@@ -10,10 +10,10 @@ from dataclasses import fields, is_dataclass
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from densepath.core.errors import UserError
-from densepath.core.paths import as_path
+from densepath.core.paths import as_path, check_path
 from densepath.options import Option, build, default_of, describe_parameters, options_of
 from densepath.runs.old_options import MOVED
 from densepath.training.recipes import find_method, load_recipe, name_of, own_augment, refuse_rerun
@@ -46,8 +46,15 @@ def resolve(
     refuse_rerun()
     if isinstance(config, schema):
         recipe: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
+        _check_paths(schema, recipe)
+    elif config is None or isinstance(config, str | os.PathLike):
+        recipe = load_recipe(os.fspath(config), recipes) if config is not None else {}
     else:
-        recipe = load_recipe(str(config), recipes) if config is not None else {}
+        raise UserError(
+            f"a recipe is given by its name or path, or as a {schema.__name__}, not as a value of type "
+            f"{type(config).__name__}; give options by name: {recipes or 'pretrain'}(**options)"
+        )
+    _check_paths(schema, options)
     whose = "" if isinstance(config, schema) else f"the recipe {config}"
     whole = over_recipe(schema, recipe, options, whose)
     method = method_of(schema, whole)
@@ -63,6 +70,14 @@ def resolve(
     values = check_options(parser, schema, whole, method, names)
     made: Config = build(schema, values | objects)
     return made
+
+
+def _check_paths(schema: type[Any], options: Mapping[str, Any]) -> None:
+    """Check options from Python; in a YAML file, and on the command line, a path may be a number."""
+    hints = get_type_hints(schema)
+    for name, value in options.items():
+        if name in hints and value is not None:
+            check_path(name, hints[name], value)
 
 
 def method_of(schema: Callable[..., Any], options: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
-from densepath.core.paths import quoted
+from densepath.core.keywords import quoted
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.nets.running_statistics import gather_statistics, name_statistics, set_statistics

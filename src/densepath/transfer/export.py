@@ -10,6 +10,8 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_file
 from densepath.core.paths import AnyPath, as_path
+from densepath.core.single_values import take_single_values
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.export import export as export_weights
 from densepath.transfer.classify.classifier import is_classifier
 from densepath.transfer.classify.onnx_export import export_onnx as classifier_as_onnx
@@ -18,6 +20,8 @@ from densepath.transfer.detection.onnx_export import export_onnx as detector_as_
 from densepath.transfer.onnx_file import require_onnx
 
 
+@take_single_values
+@state_of_the_caller()
 def export(
     run: AnyPath,
     out: str | Path | None = None,

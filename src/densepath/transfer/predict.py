@@ -30,6 +30,7 @@ from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import Precision, choose_device, choose_hardware, choose_precision
 from densepath.transfer.classify.classifier import is_classifier
 from densepath.transfer.classify.predict_classes import predict_classes
@@ -55,6 +56,7 @@ _LATER = {"orientation": None, "mpp": None, "mpp_table": None, "default_mpp": No
 
 
 @take_single_values
+@state_of_the_caller()
 def predict(
     run: AnyPath,
     *,

@@ -492,6 +492,8 @@ def test_values_that_are_none_are_refused_in_python(tmp_path: Path) -> None:
     for name in ("task", "grouping", "class_weights"):
         with pytest.raises(UserError, match=f"{name} is 'balance'; give .* or "):
             MilConfig(tmp_path, tmp_path, tmp_path, **{name: "balance"})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"takes a MilConfig, or its options by name, such as data=.* of type str"):
+        mil("features")  # type: ignore[arg-type]
 
 
 def test_a_mistake_after_training_leaves_the_models(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from densepath.core.errors import counted, first_few, one_line
-from densepath.core.paths import quoted
+from densepath.core.keywords import quoted
 
 _NAME = re.compile(r"(^|[^a-z])seg|label|(^|[^a-z])masks?([^a-z]|$)", re.IGNORECASE)
 _OF_NNUNET = re.compile(r"(.*/)?imagesT[rs]/[^/]+_\d{4}")

@@ -104,6 +104,11 @@ def _refusal(network: nn.Module, transformer: bool, error: Exception) -> UserErr
         remedy = "build it for images of any size, with timm.create_model(name, dynamic_img_size=True)"
     elif isinstance(error, EqualStrides):
         remedy = "build it without output_stride, which is an option of pre-training, or choose another network"
+    elif hasattr(getattr(network, "feature_info", None), "reduction"):
+        remedy = (
+            "let a module around it return the list of its maps (B, C, H, W) for images of any size, or choose another "
+            "network"
+        )
     else:
         remedy = (
             "build it with timm.create_model(name, features_only=True), let it return the list of its maps, or derive "

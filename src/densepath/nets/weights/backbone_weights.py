@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.paths import RANDOM, is_on_disk
+from densepath.core.keywords import RANDOM, is_on_disk
 from densepath.core.records import UNLIKE
 from densepath.nets.backbones import Backbone, make_network
 from densepath.nets.backbones.names import parse_name

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.core.paths import is_on_disk
+from densepath.core.keywords import is_on_disk
 from densepath.nets.backbones.unet3d import first_weight
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.of_run import config_of

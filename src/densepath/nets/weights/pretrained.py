@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.core.paths import is_on_disk
+from densepath.core.keywords import is_on_disk
 from densepath.nets.backbones import Backbone, is_named
 from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.backbones.unet3d import name_unet3d

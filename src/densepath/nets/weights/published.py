@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.core.paths import is_on_disk
+from densepath.core.keywords import is_on_disk
 from densepath.nets.attention_pool import AttentionPool, attention_pool
 from densepath.nets.backbones.names import join_name
 from densepath.nets.weights.clip_names import clip_arguments, clip_to_timm

@@ -12,7 +12,7 @@ from typing import Any
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.core.paths import is_on_disk
+from densepath.core.keywords import is_on_disk
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.of_run import run_of
 

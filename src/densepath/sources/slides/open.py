@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from densepath.core.errors import UserError
+from densepath.core.single_values import take_single_values
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.dicom_image import DICOM_START, is_dicom
 from densepath.sources.slides.dicom_slide import open_dicom
@@ -16,6 +17,7 @@ from densepath.sources.tiff import TIFF_STARTS
 from densepath.sources.tiff_colors import UnknownStorage
 
 
+@take_single_values
 def open_slide(path: str | Path, mpp: float | None = None, default_mpp: float | None = None) -> Slide:
     """Open a slide.
 

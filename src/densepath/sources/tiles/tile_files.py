@@ -16,7 +16,7 @@ import numpy.typing as npt
 from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError, errors_as, one_line, refuse
 from densepath.core.files import atomic_write
-from densepath.core.paths import quoted
+from densepath.core.keywords import quoted
 from densepath.core.records import CONFIG, is_record
 from densepath.core.spelling import composed
 from densepath.sources.listing import matches_any

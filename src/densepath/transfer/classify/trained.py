@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from densepath.core.paths import AnyPath, as_path
+from densepath.core.single_values import take_single_values
 from densepath.sources.image_files import MAX_SIDE
+from densepath.training.caller_state import state_of_the_caller
 from densepath.transfer.classify.classifier import Readout, classifier_path, read_classifier
 from densepath.transfer.stored_pixels import Picture, stored_pixels
 
@@ -50,6 +52,8 @@ class TrainedClassifier:
         return dict(zip(self.labels, found.tolist(), strict=True))
 
 
+@take_single_values
+@state_of_the_caller()
 def load_classifier(run: AnyPath) -> TrainedClassifier:
     """The classifier of a run of ``classify``, on the CPU: ``load_classifier(run).predict("image.png")``.
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, counted
 from densepath.core.paths import AnyPath, as_path
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.core.threads import in_threads
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import DecodedImage, ImageReader, open_file
+from densepath.training.caller_state import state_of_the_caller
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes, detector_path
 from densepath.transfer.detection.detector_file import load_detector as read_detector
@@ -255,6 +257,8 @@ class TrainedDetector(nn.Module):
         return DecodedImage(pixels_in_memory(image, self.spec))
 
 
+@take_single_values
+@state_of_the_caller()
 def load_detector(path: AnyPath) -> TrainedDetector:
     """Load a trained detector for new images: ``densepath.load_detector(path).predict(image)``.
 

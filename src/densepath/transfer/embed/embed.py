@@ -32,9 +32,9 @@ from densepath.runs.watchdog import PARENT
 from densepath.sources.image_files import passed_over
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.volumes.store import VolumeStore
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
 from densepath.training.processes import other_processes
-from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.embed.blocks import Block, Blocks
 from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
 from densepath.transfer.embed.encode import Encoded, batches_of, collect, encode
@@ -78,7 +78,7 @@ class Embeddings(Result):
 
 
 @take_single_values
-@generators_of_the_caller()
+@state_of_the_caller()
 def embed(
     *,
     data: AnyPath,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from densepath.core.closing import step_of_another
 from densepath.core.errors import UserError, counted
-from densepath.core.paths import is_on_disk
+from densepath.core.keywords import is_on_disk
 from densepath.core.remains import remove_abandoned
 from densepath.core.shared_work import Shard
 from densepath.core.stopwatch import Stopwatch

@@ -16,6 +16,7 @@ from densepath.core.errors import UserError, errors_as
 from densepath.core.files import atomic_write
 from densepath.core.hdf5 import new_hdf5
 from densepath.core.paths import AnyPath, as_path
+from densepath.core.single_values import take_single_values
 
 FORMAT = "densepath-features"
 VOLUMES = "volumes"  # of the notes: name -> patient and split, of the volumes of a store
@@ -109,6 +110,7 @@ def write_features(path: str | Path, parts: Iterable[Part], shape: Shape, notes:
         _WRITERS[suffix](temporary, parts, shape, text)
 
 
+@take_single_values
 def read_features(path: AnyPath) -> Features:
     """Read a file of features that :func:`write_features` wrote, or another one in the same layout.
 

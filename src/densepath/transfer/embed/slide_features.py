@@ -19,6 +19,7 @@ from densepath.core.errors import UserError, counted, errors_as, unwrapped
 from densepath.core.files import atomic_write, writing
 from densepath.core.hdf5 import new_hdf5
 from densepath.core.paths import AnyPath
+from densepath.core.single_values import take_single_values
 from densepath.nets.weights.files import load_torch
 from densepath.sources.tiles.coords import attributes_of, is_positive, unit_of
 from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
@@ -148,6 +149,7 @@ def open_features(path: Path) -> Iterator[Any]:
         yield file[_FEATURES[0]]
 
 
+@take_single_values
 def read_slide_features(path: AnyPath, features: bool = True) -> SlideFeatures:
     """Read the features of a slide: of ``densepath embed``, TRIDENT, CLAM (.h5 or .pt) or STAMP.
 

@@ -22,8 +22,8 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.runs.closing import draw_safely
 from densepath.runs.folder import open_run
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
-from densepath.training.random_state import generators_of_the_caller
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
 from densepath.transfer.mil.attention import ATTENTION, AttentionFiles
 from densepath.transfer.mil.bag_task import BagSet, answer
@@ -49,7 +49,7 @@ _CLASSES_ONLY = ("clam", KNN)
 _SHOWN = ("macro_auc", "balanced_accuracy", "r2", "pearson", "concordance")
 
 
-@generators_of_the_caller()
+@state_of_the_caller()
 def mil(config: MilConfig | None = None, **options: Any) -> Result:
     """Train and test models of slides or patients on the features of their tiles, in folds by patient.
 
@@ -67,6 +67,11 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         UserError: the table, the features or an option are invalid, or a test would leak; or, with ``model="all"``,
             a model has failed, after the others were compared.
     """
+    if not isinstance(config, MilConfig | None):
+        raise UserError(
+            "mil takes a MilConfig, or its options by name, such as data=, table= and out=; not a value of type "
+            f"{type(config).__name__}"
+        )
     config = MilConfig(**options) if config is None else replace(config, **options)
     watch, out = Stopwatch(), Path(config.out)
     names = [

@@ -27,7 +27,7 @@ from densepath.annotations.splits import check_objects, fit_window, say_read
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.core.paths import is_on_disk, literal
+from densepath.core.keywords import is_on_disk, literal
 from densepath.core.random import check_seed, uniform
 from densepath.core.result import Result
 from densepath.core.scores import SCALE, without_nan

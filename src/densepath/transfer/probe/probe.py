@@ -16,7 +16,7 @@ from densepath.core.result import Result
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import write_result
 from densepath.core.system import first_on_node
-from densepath.training.random_state import generators_of_the_caller
+from densepath.training.caller_state import state_of_the_caller
 from densepath.transfer.embed.encoder import Pool
 from densepath.transfer.probe.images import Encoding, ImageProbe, features_of, load_or_compute, probe_images
 from densepath.transfer.probe.labelled import Labels
@@ -28,7 +28,7 @@ _NEIGHBORS, _FOLDS = 20, 5
 
 
 @take_single_values
-@generators_of_the_caller()
+@state_of_the_caller()
 def probe(
     *,
     data: AnyPath | None = None,

@@ -13,8 +13,10 @@ from densepath.core.errors import UserError
 from densepath.core.locks import refuse_held, sole_writer
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.records import CONFIG
+from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.sources.run_folders import refuse_among_images
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.evaluation import evaluate
@@ -25,6 +27,8 @@ Prompt = Literal["automatic", "point", "box"]
 _PROMPTS = ("automatic", "point", "box")
 
 
+@take_single_values
+@state_of_the_caller()
 def sam(
     *,
     data: AnyPath,

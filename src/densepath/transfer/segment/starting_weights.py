@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from densepath.core.errors import UserError
-from densepath.core.paths import is_on_disk
+from densepath.core.keywords import is_on_disk
 from densepath.nets.decoders.build import load_decoder
 from densepath.transfer.segment.config import BESIDE, SegmentConfig
 from densepath.transfer.segment.network import FCNHead, SegmentationNet

@@ -9,6 +9,8 @@ from typing import Any
 import numpy.typing as npt
 
 from densepath.core.paths import AnyPath, as_path
+from densepath.core.single_values import take_single_values
+from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.segment.cohort import MAX_SIDE
 from densepath.transfer.segment.segmenter import read_segmenter, segmenter_path
@@ -50,6 +52,8 @@ class TrainedSegmenter:
         return self.notes.legend.values_of(sliding.classes(pixels))
 
 
+@take_single_values
+@state_of_the_caller()
 def load_segmenter(run: AnyPath, devices: int | str = "cpu") -> TrainedSegmenter:
     """The segmenter of a run of ``segment``: ``load_segmenter(run).predict("image.png")``.
 

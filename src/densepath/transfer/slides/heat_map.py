@@ -17,6 +17,7 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.single_values import take_single_values
 from densepath.sources.slides.slide import Slide
 from densepath.transfer.slides.overview import framed, slide_picture
 
@@ -45,6 +46,7 @@ class HeatMap:
     spacing: tuple[float, float]
 
 
+@take_single_values
 def write_heat_map(
     path: str | Path,
     slide: Slide,
