@@ -18,6 +18,7 @@ from pycocotools import mask as oracle
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.patients import patients_of
 from densepath.core.errors import UserError
+from densepath.datasets.categories import odd_categories
 from densepath.datasets.check import check_data
 from densepath.datasets.coco import convert_coco
 from densepath.datasets.find_files import split_named
@@ -239,8 +240,20 @@ def test_what_makes_scores_wrong_silently_is_warned_of(tmp_path: Path, capsys: p
     err = capsys.readouterr().err
     assert f"{text} Lumen=lumen" in err and "warning: the patients are unknown" in err
     check_data(dest, count=0)
-    assert text in capsys.readouterr().out
+    assert text.replace("--cat", f"densepath data coco {dest} NEW --cat") in capsys.readouterr().out
     assert "false" not in (dest / "annotations" / "train.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("counts", "advice"),
+    [
+        ({"Tumor": 9, "tumor": 2, "TUMOR": 1}, "merge them with --categories TUMOR=Tumor tumor=Tumor"),
+        ({"A=b": 9, "a=b": 1}, "give them one name"),
+        ({"A": 1, "b": 2}, None),
+    ],
+)
+def test_the_most_frequent_of_similar_categories_gives_its_name(counts: dict[str, int], advice: str | None) -> None:
+    assert [line.rpartition("; ")[2] for line in odd_categories(counts)] == [advice] * (advice is not None)
 
 
 def test_a_file_in_other_capitals_is_taken_if_it_is_the_only_one(tmp_path: Path, capsys: Any) -> None:
@@ -252,6 +265,19 @@ def test_a_file_in_other_capitals_is_taken_if_it_is_the_only_one(tmp_path: Path,
         path.with_name(path.name.upper().replace(".PNG", ".pnG")).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="that are missing: "):
         convert_coco(source, tmp_path / "no", test_share=0.5)
+
+
+def test_images_of_one_name_may_come_into_one_split(tmp_path: Path) -> None:
+    """From the folder of a split and from one beside it."""
+    for folder in ("train", "extra"):
+        place(tmp_path / "in" / folder / "result.json", truth(["a.png"]), {"a.png": 0})
+    place(tmp_path / "in/val/result.json", truth(["v.png"]), {"v.png": 1})
+    dest = convert_coco(tmp_path / "in", tmp_path / "out")
+    assert sorted(str(path.relative_to(dest)) for path in dest.rglob("*.png")) == [
+        "test/v.png",
+        "train/extra/a.png",
+        "train/train/a.png",
+    ]
 
 
 def test_other_ids_in_each_file_mean_the_same_names(tmp_path: Path) -> None:

@@ -226,6 +226,37 @@ def test_classes_that_qupath_ignores_are_left_out_unless_named(tmp_path: Path, c
     assert "left out: 2 Ignore*; QuPath ignores classes that end in *" in capsys.readouterr().err
     named = convert_qupath(source, tmp_path / "named", categories=["Ignore*=x"])
     assert sorted(open_split(named, "train").category_names) == ["Tumor", "x"]
+    with pytest.raises(UserError, match=r"names 'Ignored\*', which no object has; did you mean Ignore\*\?"):
+        convert_qupath(source, tmp_path / "no", categories=["Ignored*=x"])
+
+
+def test_areas_to_leave_out_beside_cells_are_no_objects(tmp_path: Path) -> None:
+    content = [feature(polygon(box(5, 5, 8, 8)), "Ignore*"), feature(polygon(box(20, 5, 8, 8)), "Tumor", "cell")]
+    dest = convert_qupath(write(tmp_path / "in", {"a": content, "b": content}), tmp_path / "out", test_share=0.5)
+    assert masks(dest)["a"][1] == ["Tumor"]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_are_distinct_where_folders_come_into_one_split(listed: bool, tmp_path: Path) -> None:
+    for folder, names in (("train", "ab"), ("extra", "ac"), ("val", "v")):
+        write(tmp_path / "in" / folder, {name: [feature(polygon(box(4, 4, 9, 9)))] for name in names})
+    options: dict[str, Any] = {"test_share": 0.3}
+    if listed:
+        rows = [
+            f"{path.relative_to(tmp_path / 'in')},{'test' if path.stem == 'b' else 'train'}"
+            for path in tmp_path.rglob("*.png")
+        ]
+        (tmp_path / "table.csv").write_text("\n".join(["file,split", *rows]))
+        options = {"splits": tmp_path / "table.csv"}
+    dest = convert_qupath(tmp_path / "in", tmp_path / "out", **options)
+    names = {str(path.relative_to(dest).with_suffix("")).partition("/")[2] for path in dest.rglob("*.png")}
+    assert names == {"train/a", "train/b", "extra/a", "extra/c", "val/v" if listed else "v"}
+
+
+def test_images_that_are_no_slides_need_no_mpp(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {"a": [feature(polygon(box(4, 4, 9, 9)))]})
+    with pytest.raises(UserError, match=r"images that are not slides: a\.geojson; leave out --mpp"):
+        convert_qupath(source, tmp_path / "out", mpp=0.5)
 
 
 @pytest.mark.parametrize("step", [1, 2])

@@ -142,14 +142,16 @@ def test_slides_without_regions(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("how", ["name", "regex", "manifest", "table"])
-def test_no_split_divides_a_slide(how: str, tmp_path: Path) -> None:
+def test_no_split_divides_a_slide(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether its patient is known, or unknown, which is warned of where slides are drawn."""
     names = [f"s{number}" for number in range(6)]
     regions = [feature("Region*", box(10 + 80 * n, 10, 60, 120)) for n in range(4)]
     objects = [feature("Gland", circle(40 + 80 * n, 60, 15)) for n in range(4)]
     source, options = write(tmp_path / "in", dict.fromkeys(names, regions + objects)), dict[str, Any](test_share=0.34)
-    patients = dict(zip(names, names, strict=True))
+    patients = dict.fromkeys(names, "")
     if how == "regex":
         options["patient_regex"] = r"^.*$"  # of an image it would be all of its name
+        patients = dict(zip(names, names, strict=True))
     if how == "manifest":
         patients = {name: f"P{number // 2}" for number, name in enumerate(names)}
         lines = [f"{name},{patient}" for name, patient in patients.items()]
@@ -161,7 +163,37 @@ def test_no_split_divides_a_slide(how: str, tmp_path: Path) -> None:
     rows = rows_of(convert_qupath(source, tmp_path / "out", mpp=MPP, **options))
     assert len(rows) == 24
     assert {(Path(row["source"]).stem, row["patient"]) for row in rows} == set(patients.items())
-    assert len({(row["patient"], row["split"]) for row in rows}) == len(set(patients.values()))
+    owners = {(row["patient"] or Path(row["source"]).stem, row["split"]) for row in rows}
+    assert len(owners) == len({patient or name for name, patient in patients.items()})
+    assert ("the patients are unknown" in capsys.readouterr().err) == (how == "name")
+
+
+def test_slides_without_a_known_patient_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    regions = [feature("Region*", box(10 + 80 * n, 10, 60, 120)) for n in range(2)]
+    source = write(tmp_path / "in", {name: [*regions, OBJECT] for name in "abc"})
+    (source / "manifest.csv").write_text("file,patient\na,P\nb,P\n")
+    convert_qupath(source, tmp_path / "out", mpp=MPP, test_share=0.5)
+    assert "1 slide has no known patient, and each counts as one of its own: c\n" in capsys.readouterr().err
+
+
+def test_images_of_slides_are_named_in_their_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "in" / split, {"a": [REGION, OBJECT]})
+    dest = convert_qupath(tmp_path / "in", tmp_path / "out", mpp=MPP)
+    assert [row["file"] for row in rows_of(dest)] == ["train/a_x20_y20.png", "test/a_x20_y20.png"]
+
+
+def test_areas_of_all_classes_that_qupath_ignores_are_white(tmp_path: Path) -> None:
+    """But not those of Region*, beside regions of another class, and not those that a rule names."""
+    names = ("Artifact*", "ignore", "Region*", "Fat*")
+    areas = [feature(name, box(30 + 20 * n, 30, 10, 60)) for n, name in enumerate(names)]
+    content = [feature("ROI", box(20, 20, 100, 80)), OBJECT, *areas]
+    source = write(tmp_path / "in", dict.fromkeys("ab", content))
+    options: dict[str, Any] = {"mpp": MPP, "regions": "ROI", "categories": ["Fat*=fat", "Artifact*="]}
+    (sample,) = open_split(convert_qupath(source, tmp_path / "out", test_share=0.5, **options), "train")
+    white = (sample["image"] == 255).all(axis=2)
+    assert [bool(white[25, 7 + 10 * n]) for n in range(4)] == [True, True, False, False]
+    assert len(sample["masks"]) == 2
 
 
 def test_micrometers_per_pixel_that_are_unknown(tmp_path: Path) -> None:

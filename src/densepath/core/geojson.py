@@ -15,6 +15,7 @@ from densepath.core.json_files import load_json
 from densepath.core.polygons import Ring, ellipse, fill
 
 TYPES = ("annotation", "detection", "cell")
+REGION = "Region*"  # QuPath's class of areas of interest
 _OTHER_TYPES = {"tile": "tile", "tmacore": "core", "tma_core": "core", "root": "root"}
 _OLD_TYPES = {f"path{name}object": name for name in (*TYPES, "tile", "root")}  # of version 0.2, which had them as ids
 _MOST = 1e7  # pixels
@@ -38,6 +39,25 @@ class Feature:
     category: str | None
     geometry: Any
     nucleus: Any = None
+
+
+def same_class(name: str | None, other: str) -> bool:
+    """Whether two names are of one class: in any spelling of capitals, and with or without ``*`` at their ends."""
+    return name is not None and _plain(name) == _plain(other)
+
+
+def is_ignored(category: str | None) -> bool:
+    """Whether QuPath ignores a class: its name ends in ``*``, or it is Ignore, as others write Ignore*."""
+    return category is not None and (category.endswith("*") or same_class(category, "Ignore*"))
+
+
+def is_excluded(feature: Feature) -> bool:
+    """Whether an object is an area to leave out: an annotation of a class that QuPath ignores, other than Region*."""
+    return feature.kind == "annotation" and is_ignored(feature.category) and not same_class(feature.category, REGION)
+
+
+def _plain(name: str) -> str:
+    return name.strip().removesuffix("*").casefold()
 
 
 def read_features(path: Path) -> list[Feature]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from densepath.core.errors import UserError, first_few, suggest
 from densepath.core.spelling import groups_of_spellings
@@ -40,18 +40,29 @@ class Renaming:
                 raise UserError(f"--categories names {old!r}, which no object has; {suggest(old, known)}")
 
     def __contains__(self, name: object) -> bool:
-        """Whether a rule names a category."""
-        return name in self._new
+        """Whether a rule gives a category a new name."""
+        return bool(self._new.get(str(name)))
 
     def __call__(self, name: str) -> str | None:
         """The new name of a category; None if its objects are left out."""
         return self._new.get(name, name) or None
 
 
-def odd_categories(names: Iterable[str]) -> list[str]:
-    """A warning of categories that may be the same, with the option that merges them, if there are any."""
-    groups = groups_of_spellings(names)
-    rules = [shlex.quote(f"{other}={group[-1]}") for group in groups for other in group[:-1]]
+def odd_categories(counts: Mapping[str, int], command: str = "") -> list[str]:
+    """A warning of categories that may be the same, with the option that merges them, if there are any.
+
+    Args:
+        counts: the number of objects of each category; the one with the most gives its name to those like it.
+        command: the command that has the option, and a blank; empty for the one that runs.
+    """
+    groups = groups_of_spellings(counts)
+    rules: list[str] = []
+    for group in groups:
+        # A rule ends in its new name, which has no "=".
+        if allowed := [name for name in group if "=" not in name]:
+            most = max(reversed(allowed), key=lambda name: counts[name])
+            rules += [shlex.quote(f"{other}={most}") for other in group if other != most]
     what = "categories that differ in capitals, spaces or zeros only, and count as different ones"
     alike = first_few([name for group in groups for name in group], 6)
-    return [f"warning: {what}: {alike}; merge them with --categories {' '.join(rules)}"] if groups else []
+    advice = f"merge them with {command}--categories {' '.join(rules)}" if rules else "give them one name"
+    return [f"warning: {what}: {alike}; {advice}"] if groups else []

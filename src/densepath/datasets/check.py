@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,7 +101,7 @@ def check_data(
     }
     patients = {split: _patients(images, patient_regex) for split, images in splits.items()}
     for line in [
-        *_counts(splits, patients),
+        *_counts(splits, patients, data),
         *_sizes(splits),
         *_outside(splits),
         _hidden(splits),
@@ -117,7 +118,7 @@ def _list_in(data: Path) -> Path | None:
     return data if data.suffix.lower() in LIST_SUFFIXES and data.is_file() else None
 
 
-def _counts(splits: Splits, patients: Mapping[str, Patients]) -> list[str]:
+def _counts(splits: Splits, patients: Mapping[str, Patients], data: Path) -> list[str]:
     lines = []
     for split, images in splits.items():
         sizes = np.array([images.size(place) for place in range(len(images))])
@@ -141,7 +142,10 @@ def _counts(splits: Splits, patients: Mapping[str, Patients]) -> list[str]:
     for split, images in splits.items():
         if lacking := [name for name in every if name not in images.category_names]:
             lines.append(f"warning: {split} lacks the categories {first_few(lacking)}; all splits need the same")
-    return lines + odd_categories(every)
+    total = sum(counts.values(), Counter[str]())
+    return lines + odd_categories(
+        {name: total[name] for name in every}, f"densepath data coco {shlex.quote(str(data))} NEW "
+    )
 
 
 def _range(values: np.ndarray) -> str:

@@ -117,7 +117,8 @@ def convert_coco(
         raise UserError(f"{source} lists no image")
     kept = _used([name for old in dict.fromkeys(names) if (name := renaming(old))], samples, source)
     how = Splitting(test_share, val_share, patient_regex, seed, splits)
-    parts, patients = split_samples(with_patients(named_in_splits(samples), source, images=images), how, source)
+    samples = with_patients(named_in_splits(samples, splits is not None), source, images=images)
+    parts, patients = split_samples(samples, how, source)
     write_samples(dest, parts, kept, "object", orientation, patients)
     return dest
 

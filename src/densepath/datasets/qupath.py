@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,38 +10,27 @@ from typing import Any, Literal
 
 from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.left_out import LeftOut
-from densepath.core.errors import UserError, counted, first_few, refuse
+from densepath.core.errors import UserError, refuse
 from densepath.core.files import require_new_folder
-from densepath.core.geojson import TYPES, Feature, is_area, read_features
+from densepath.core.geojson import Feature, read_features
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
-from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.datasets.categories import Renaming
-from densepath.datasets.exclusion import Exclusion
-from densepath.datasets.find_files import FileIndex, image_folder, in_other_folders, split_in_folders
+from densepath.datasets.find_files import image_folder, split_in_folders
 from densepath.datasets.geojson import annotation_of_geometry
+from densepath.datasets.qupath_files import find_geojson, match_images
+from densepath.datasets.qupath_objects import Kind, Wanted
 from densepath.datasets.samples import Sample, named_in_splits, stems_below, with_patients, without_repeats
-from densepath.datasets.slide_regions import (
-    OF_SLIDES,
-    Areas,
-    cut_samples,
-    cutting_of,
-    refuse_pyramids,
-    split_areas,
-)
-from densepath.datasets.splitting import Splitting, owners_of, split_samples
+from densepath.datasets.slide_regions import Areas, Cutting, cut_samples, cutting_of, refuse_pyramids, split_areas
+from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.tile_names import in_tiles
 from densepath.datasets.writing import write_samples
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header
-from densepath.sources.listing import SUFFIXES, walk
-from densepath.sources.slides.find import SUFFIXES as SLIDES
 from densepath.transfer.slides.slide_list import refuse_options
 
-_SUFFIXES = (".geojson", ".json")
-_IGNORED = "*"  # at the end of the names of classes such as Ignore* and Region*
-Kind = Literal["annotation", "detection", "cell"]
+Features = Mapping[Path, Sequence[Feature]]
 
 
 @take_single_values
@@ -73,14 +60,14 @@ def convert_qupath(
     Each GeoJSON file belongs to the image of the same name (tile.geojson or tile.png.geojson to tile.png), in pixels of
     that image. It holds a FeatureCollection, a list of features or one feature; Polygons and MultiPolygons with holes
     become the pixels whose centers lie inside, ellipses are read as QuPath reads them. Points and lines, classes that
-    QuPath ignores (``Ignore*``) and objects that repeat another one are left out. The category is the name of the
-    classification. Outlines of tiles in pixels of their slide are moved by the x, y and d in QuPath's names of tiles,
-    if these explain all outlines. An image without a GeoJSON file is left out. Splits in the names of folders (train,
-    val, test) are kept.
+    QuPath ignores (names that end in ``*``) and objects that repeat another one are left out. The category is the name
+    of the classification. Outlines of tiles in pixels of their slide are moved by the x, y and d in QuPath's names of
+    tiles, if these explain all outlines. An image without a GeoJSON file is left out. Splits in the names of folders
+    (train, val, test) are kept.
 
     With ``mpp``, the images are whole slides. An annotation of the class Region* encloses an area of a slide in which
     all objects are outlined: it becomes an image, or several, at exactly ``mpp``; what lies outside of it, or in an
-    annotation of the class Ignore*, is white. A slide without a known patient is its own patient.
+    annotation of another class that QuPath ignores (Ignore*), is white. All images of a slide go to the same split.
 
     Args:
         source: the folder of the GeoJSON files, or one of them.
@@ -118,137 +105,66 @@ def convert_qupath(
     """
     source, images = as_path(source), as_path(images)
     dest, source = require_new_folder(dest, "the data set", sources=(images or source,)), Path(source)
-    renaming, cutting = Renaming(categories), cutting_of(mpp, size, regions, as_path(mpp_table), default_mpp)
+    cutting = cutting_of(mpp, size, regions, as_path(mpp_table), default_mpp)
+    wanted = Wanted(source, tuple(objects), outline, category, Renaming(categories))
     if cutting is not None:
         refuse_options("images that are not slides", {"orientation": orientation})
-    folder = image_folder(source, images)
     root = source if source.is_dir() else source.parent
-    image_of = _match(_find_files(source), root, folder, exclude, slides=cutting is not None)
+    folder = image_folder(source, images)
+    image_of = match_images(find_geojson(source), root, folder, exclude, slides=cutting is not None)
     features = {path: read_features(path) for path in with_progress(image_of, len(image_of), "reading GeoJSON")}
-    areas: dict[Path, Areas] = {}
-    sizes: dict[Path, tuple[int, int]] = {}
+    areas: Mapping[Path, Areas] = {}
     if cutting is not None:
-        areas, features = split_areas(features, cutting.regions, source)
-        image_of = {path: image_of[path] for path in areas}
-    else:
-        refuse_pyramids(image_of, features)
-        sizes = _sizes(list(image_of.values()), orientation)
-    chosen = _without_ignored(_choose(features, tuple(objects), source), renaming, source)
+        areas, features = split_areas(features, cutting.regions, wanted.renaming, source)
+    found = [Sample("", image_of[path], list, split=split_in_folders(path, root)) for path in features]
+    found = named_in_splits(with_patients(found, source, images=images), splits is not None)
+    given = dict(zip(features, found, strict=True))
     if cutting is None:
-        chosen = in_tiles(chosen, image_of, sizes)
-    named = {path: [(f, f.category or category) for f in found] for path, found in chosen.items()}
-    renaming.check(name for found in named.values() for _, name in found)
-    kept = {path: [(f, new) for f, old in found if (new := renaming(old))] for path, found in named.items()}
-    names = sorted({name for found in kept.values() for _, name in found})
-    if not names:
-        raise UserError(f"{source} has no object; check --objects and --categories")
-    kept = _with_outlines(kept, outline, source)
-    places = stems_below(list(image_of.values()))
-    found = [
-        Sample(name, image, list, split=split_in_folders(path, root))
-        for name, (path, image) in zip(places, image_of.items(), strict=True)
-    ]
-    found = with_patients(found, source, images=images)
-    if cutting is None:
-        samples = _of_images(dict(zip(image_of, found, strict=True)), kept, sizes, source)
-        if splits is None:  # a table may put images of one name, of two folders, into one split
-            samples = named_in_splits(samples)
+        samples = _of_tiles(given, features, wanted, orientation)
     else:
-        owners = owners_of(found, patient_regex)
-        found = [replace(sample, patient=owner) for sample, owner in zip(found, owners, strict=True)]
-        samples = cut_samples(dict(zip(image_of, found, strict=True)), areas, kept, cutting, source)
-        patient_regex = None  # the patient of an image is that of its slide
-        names = sorted({each["category"] for sample in samples for each in sample.objects()})  # not those outside
-    how = Splitting(test_share, val_share, patient_regex, seed, splits)
-    parts, patients = split_samples(samples, how, source)
-    write_samples(dest, parts, names, "object", orientation, patients)
+        samples = _of_slides(given, areas, features, wanted, cutting)
+    parts, patients = split_samples(samples, Splitting(test_share, val_share, patient_regex, seed, splits), source)
+    kept = sorted({each["category"] for sample in samples for each in sample.objects()})  # not those that are left out
+    write_samples(dest, parts, kept, "object", orientation, patients)
     return dest
 
 
-def _find_files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise UserError(f"{source} does not exist; give the folder of the GeoJSON files, or one of them")
-    paths = [Path(name) for name in walk(source, _SUFFIXES)]
-    paths = [p for p in paths if p.suffix.lower() == ".geojson"] or paths
-    if not paths:
-        raise UserError(f"{source} holds no GeoJSON file (*.geojson, *.json); export the objects of QuPath there")
-    return paths
+def _of_slides(
+    slides: Mapping[Path, Sample], areas: Mapping[Path, Areas], features: Features, wanted: Wanted, cutting: Cutting
+) -> list[Sample]:
+    """The images of the regions of slides, with the wanted objects in them.
+
+    Args:
+        slides: the slide of each GeoJSON file.
+        areas: the regions of each.
+        features: the objects of each.
+        wanted: which of them are wanted.
+        cutting: how regions become images.
+    """
+    names = stems_below([sample.image for sample in slides.values()])
+    named = {path: replace(slides[path], slide=name) for path, name in zip(slides, names, strict=True)}
+    chosen = wanted.choose(features, [each for own in areas.values() for each in own.ignored])
+    return cut_samples(named, areas, wanted.with_categories(chosen), cutting, wanted.source)
 
 
-def _match(paths: Sequence[Path], root: Path, folder: Path, exclude: Sequence[str], slides: bool) -> dict[Path, Path]:
-    """The image of each GeoJSON file, or its slide, without excluded ones."""
-    suffixes = SLIDES if slides else SUFFIXES
-    images = [Path(name) for name in walk(folder, suffixes, runs=False)]  # not the label maps of ``predict``
-    index = FileIndex(images, stems=True)
-    names = {path: path.relative_to(root) for path in paths}
-    candidates = {
-        p: index.find(str(name.with_suffix("")), p.parent, split_in_folders(p, root)) for p, name in names.items()
-    }
-    missing = [str(names[path]) for path, found in candidates.items() if not found]
-    if missing and not slides:
-        found_slides = FileIndex(map(Path, walk(folder, SLIDES, runs=False)), stems=True)
-        refuse([name for name in missing if found_slides.find(os.path.splitext(name)[0])], *OF_SLIDES)
-    refuse(missing, f"GeoJSON files without an image of the same name in {folder}", "give the images with --images")
-    several = [f"{names[p]} ({' or '.join(map(str, found[:2]))})" for p, found in candidates.items() if len(found) > 1]
-    refuse(several, "GeoJSON files whose images are not clear", "give the folder of the images with --images")
-    image_of = {path: found[0] for path, found in candidates.items()}
-    index.report()
-    astray = in_other_folders((str(names[path]), image.absolute()) for path, image in image_of.items())
-    refuse(astray, "GeoJSON files whose images are not in the folder of the others", "put them there, or rename them")
-    times = Counter(image_of.values())
-    refuse([str(p) for p, n in times.items() if n > 1], "images with several GeoJSON files", "keep one of each")
-    if without := [str(path) for path in images if path not in times]:
-        say(f"densepath: left out: {counted(len(without), 'image')} without a GeoJSON file: {first_few(without)}")
-    excluded = Exclusion(exclude)
-    kept = {path: image for path, image in image_of.items() if not excluded(os.path.relpath(image, folder))}
-    excluded.report(folder)
-    return kept
+def _of_tiles(
+    tiles: Mapping[Path, Sample], features: Features, wanted: Wanted, orientation: Orientation | None
+) -> list[Sample]:
+    """The images of GeoJSON files with the wanted objects in these.
 
-
-def _choose(
-    features: Mapping[Path, Sequence[Feature]], types: Sequence[str], source: Path
-) -> dict[Path, list[Feature]]:
-    """The objects of the wanted types that have an area."""
-    counts = Counter(feature.kind for found in features.values() for feature in found)
-    if not types and counts["annotation"] and counts["detection"] + counts["cell"]:
-        shown = ", ".join(f"{counts[kind]} {kind}s" for kind in TYPES if counts[kind])
-        raise UserError(f"{source} has {shown}; say with --objects which are the objects, for example --objects cell")
-    wanted = {path: [f for f in found if f.kind in (types or TYPES)] for path, found in features.items()}
-    chosen = {path: [f for f in found if is_area(f.geometry)] for path, found in wanted.items()}
-    other = sum(counts.values()) - sum(map(len, wanted.values()))
-    flat = Counter(_shape(f.geometry) for found in wanted.values() for f in found if not is_area(f.geometry))
-    parts = [f"{counted(other, 'object')} of other types"] * bool(other)
-    parts += [counted(count, *words) for words, count in flat.items()]
-    if parts:
-        say(f"densepath: {source}: left out: {', '.join(parts)}")
-    return chosen
-
-
-def _without_ignored(
-    features: Mapping[Path, Sequence[Feature]], renaming: Renaming, source: Path
-) -> dict[Path, list[Feature]]:
-    """The objects but those of classes that QuPath ignores, unless a rule names them."""
-
-    def ignored(feature: Feature) -> bool:
-        return (feature.category or "").endswith(_IGNORED) and feature.category not in renaming
-
-    if counts := Counter(f.category for found in features.values() for f in found if ignored(f)):
-        shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-        rule = f"--categories '{next(iter(counts))}=NAME'"
-        say(f"densepath: {source}: left out: {shown}; QuPath ignores classes that end in {_IGNORED} ({rule} keeps one)")
-    return {path: [f for f in found if not ignored(f)] for path, found in features.items()}
-
-
-def _shape(geometry: Any) -> tuple[str, str]:
-    """What a geometry without an area is: the words for one and for several."""
-    kind = str(geometry.get("type")) if isinstance(geometry, dict) else ""
-    if kind.removeprefix("Multi") in ("Point", "LineString"):
-        return "point or line", "points or lines"
-    if kind == "GeometryCollection":
-        return "GeometryCollection", "GeometryCollections"
-    return "object without an outline", "objects without an outline"
+    Args:
+        tiles: the image of each GeoJSON file.
+        features: what each holds.
+        wanted: the wanted objects.
+        orientation: which pixels of images with an orientation tag the outlines describe.
+    """
+    image_of = {path: sample.image for path, sample in tiles.items()}
+    refuse_pyramids(image_of, features)
+    sizes = _sizes(list(image_of.values()), orientation)
+    chosen = in_tiles(wanted.choose(features), image_of, sizes)
+    of_files = {path: sizes[image] for path, image in image_of.items()}
+    drawn = without_repeats(_draw(wanted.with_categories(chosen), of_files, wanted.source), wanted.source)
+    return [replace(sample, objects=partial(list, drawn[path])) for path, sample in tiles.items()]
 
 
 def _sizes(images: Sequence[Path], orientation: Orientation | None) -> dict[Path, tuple[int, int]]:
@@ -265,34 +181,6 @@ def _sizes(images: Sequence[Path], orientation: Orientation | None) -> dict[Path
     if orientation is None:
         refuse(turned, "images with an orientation tag", "say with --orientation which pixels the outlines describe")
     return sizes
-
-
-def _with_outlines(
-    features: Mapping[Path, Sequence[tuple[Feature, str]]], outline: str, source: Path
-) -> dict[Path, list[tuple[Feature, str]]]:
-    """The objects with the outline that is asked for as their geometry; cells without it are left out."""
-    if outline != "nucleus":
-        return {path: list(found) for path, found in features.items()}
-    chosen = {
-        path: [(replace(f, geometry=f.nucleus) if f.kind == "cell" else f, category) for f, category in found]
-        for path, found in features.items()
-    }
-    kept = {path: [each for each in found if is_area(each[0].geometry)] for path, found in chosen.items()}
-    if bare := sum(map(len, chosen.values())) - sum(map(len, kept.values())):
-        say(f"densepath: {source}: {counted(bare, 'cell')} without a nucleus left out")
-    return kept
-
-
-def _of_images(
-    samples: Mapping[Path, Sample],
-    features: Mapping[Path, Sequence[tuple[Feature, str]]],
-    sizes: Mapping[Path, tuple[int, int]],
-    source: Path,
-) -> list[Sample]:
-    """The images of GeoJSON files with the objects in these."""
-    drawn = _draw(features, {path: sizes[sample.image] for path, sample in samples.items()}, source)
-    drawn = without_repeats(drawn, source)
-    return [replace(sample, objects=partial(list, drawn[path])) for path, sample in samples.items()]
 
 
 def _draw(

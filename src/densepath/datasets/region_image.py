@@ -81,8 +81,11 @@ class RegionImage:
 
 def images_of(
     slide: Slide, regions: Iterable[Feature], ignored: Sequence[Feature], mpp: float, size: int
-) -> Iterator[RegionImage]:
+) -> Iterator[tuple[RegionImage, Mask]]:
     """The images that show regions of a slide: the bounds of each, divided into images of at most ``size`` px.
+
+    Yields:
+        Each image, and its visible pixels (H, W).
 
     Raises:
         ValueError: a region cannot be drawn.
@@ -96,8 +99,9 @@ def images_of(
             for left, width in _parts(columns, size):
                 x, y = np.rint(first + (left, top) / scale).astype(int).tolist()
                 image = RegionImage(slide, (x, y), (height, width), mpp, region, ignored)
-                if image.visible().any():
-                    yield image
+                visible = image.visible()
+                if visible.any():
+                    yield image, visible
 
 
 def _parts(length: int, most: int) -> Iterator[tuple[int, int]]:

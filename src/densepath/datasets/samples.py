@@ -30,6 +30,7 @@ class Sample:
         split: "train", "val" or "test" if the source says so.
         mpp: µm per pixel, if the source says it.
         pixels: reads its pixels, if the image is only a part of the file; None for the whole file.
+        slide: the name of the slide that it is a part of; all images of a slide are in one split.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Sample:
     split: str | None = None
     mpp: float | None = None
     pixels: Callable[[], Pixels] | None = None
+    slide: str | None = None
 
 
 def without_repeats(objects: Mapping[K, list[dict[str, Any]]], source: str | Path) -> dict[K, list[dict[str, Any]]]:
@@ -77,13 +79,20 @@ def with_patients(
     return [replace(sample, patient=sample.patient or known.get(str(sample.image))) for sample in samples]
 
 
-def named_in_splits(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with their paths below the folder that all images of their split share."""
-    named: list[Sample] = []
-    for split in dict.fromkeys(sample.split for sample in samples):
-        part = [sample for sample in samples if sample.split == split]
-        named += [replace(s, name=name) for s, name in zip(part, stems_below([s.image for s in part]), strict=True)]
-    return named
+def named_in_splits(samples: Sequence[Sample], listed: bool) -> list[Sample]:
+    """The samples with their paths below the folder that all images of their split share, as their names.
+
+    Args:
+        samples: the samples. Those without a split may become training images.
+        listed: whether a table gives the splits, which may put images of several folders into one: names are then
+            those below the folder that all images share.
+    """
+    splits = ["" if listed else sample.split or "train" for sample in samples]
+    names: dict[Path, str] = {}
+    for split in dict.fromkeys(splits):
+        images = [sample.image for sample, own in zip(samples, splits, strict=True) if own == split]
+        names |= zip(images, stems_below(images), strict=True)
+    return [replace(sample, name=names[sample.image]) for sample in samples]
 
 
 def stems_below(images: Sequence[Path]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from densepath.annotations.left_out import LeftOut
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.geojson import Feature, area_of, bounds_of, is_area
+from densepath.core.geojson import REGION, Feature, area_of, bounds_of, is_area, is_excluded, same_class
 from densepath.core.output_names import unused_name
 from densepath.core.streams import say
 from densepath.core.system import with_progress
@@ -28,13 +29,13 @@ from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable, check_mpp, spacing_text
 from densepath.sources.slides.slide import Slide
 from densepath.sources.tiff import MAX_PIXELS
-from densepath.sources.tiles.outlines import check_bounds, is_ignored
+from densepath.sources.tiles.outlines import check_bounds
 from densepath.transfer.slides.slide_list import refuse_options
 
-REGIONS, SIZE = "Region*", 1024
+_SIZE = 1024
 OF_SLIDES = (
     "GeoJSON files of slides",
-    f"give --mpp 0.5, the µm per pixel of the images that are cut from them: annotations of the class {REGIONS}",
+    f"give --mpp 0.5, the µm per pixel of the images that are cut from them: annotations of the class {REGION}",
 )
 _LEAST_SIZE, _TIFF = 32, (".tif", ".tiff")
 _REST = 0.1, 32**2  # of an object that is cut: its share of the object, and its pixels (COCO's small objects)
@@ -97,7 +98,7 @@ def cutting_of(
         UserError: a value is not valid, or without effect.
     """
     if mpp is not None:
-        return Cutting(mpp, SIZE if size is None else size, regions or REGIONS, MppTable(mpp_table, default_mpp))
+        return Cutting(mpp, _SIZE if size is None else size, regions or REGION, MppTable(mpp_table, default_mpp))
     others = {"size": size, "regions": regions, "mpp_table": mpp_table, "default_mpp": default_mpp}
     refuse_options("slides, whose images need mpp", others)
     return None
@@ -114,7 +115,7 @@ def refuse_pyramids(image_of: Mapping[Path, Path], features: Mapping[Path, Seque
         if image.suffix.lower() in _TIFF:
             with suppress(UserError):  # reported when it is read as an image
                 slide = open_slide(image)
-                has_region = any(_kind(feature, REGIONS) == "region" for feature in features[path])
+                has_region = any(_is_region(feature, REGION) for feature in features[path])
                 if math.prod(slide.size) > MAX_PIXELS or (has_region and len(slide.levels) > 1):
                     found.append(path.name)
     refuse(found, *OF_SLIDES)
@@ -128,13 +129,14 @@ class Areas(NamedTuple):
 
 
 def split_areas(
-    features: Mapping[Path, Sequence[Feature]], name: str, source: str | Path
+    features: Mapping[Path, Sequence[Feature]], name: str, kept: Container[str], source: str | Path
 ) -> tuple[dict[Path, Areas], dict[Path, list[Feature]]]:
     """The regions of each file that has one, and its objects; files without a region are left out.
 
     Args:
         features: what each file holds.
         name: the class of the regions.
+        kept: classes whose annotations are objects, although QuPath ignores them.
         source: where they are from, for messages.
 
     Raises:
@@ -142,13 +144,13 @@ def split_areas(
     """
     areas, objects = {}, {}
     for path, found in features.items():
-        kinds: dict[str, list[Feature]] = {"region": [], "ignored": [], "object": []}
-        for feature in found:
-            kinds[_kind(feature, name)].append(feature)
-        regions = {json.dumps(each.geometry): each for each in kinds["region"] if is_area(each.geometry)}
+        framed = [each for each in found if _is_region(each, name)]
+        others = [each for each in found if not _is_region(each, name)]
+        ignored = [each for each in others if is_excluded(each) and each.category not in kept]
+        regions = {json.dumps(each.geometry): each for each in framed if is_area(each.geometry)}
         if regions:
-            areas[path] = Areas(list(regions.values()), [each for each in kinds["ignored"] if is_area(each.geometry)])
-            objects[path] = kinds["object"]
+            areas[path] = Areas(list(regions.values()), [each for each in ignored if is_area(each.geometry)])
+            objects[path] = [each for each in others if not is_excluded(each) or each.category in kept]
     if not areas:
         raise UserError(
             f"{source} has no region; draw an annotation of the class {name} around each area of a slide in which you "
@@ -160,17 +162,8 @@ def split_areas(
     return areas, objects
 
 
-def _kind(feature: Feature, regions: str) -> str:
-    """What an object is: a region, an area to leave out, or an object."""
-    if feature.kind != "annotation":
-        return "object"
-    if _plain(feature.category or "") == _plain(regions):
-        return "region"
-    return "ignored" if is_ignored(feature) else "object"
-
-
-def _plain(name: str) -> str:
-    return name.strip().removesuffix("*").lower()
+def _is_region(feature: Feature, name: str) -> bool:
+    return feature.kind == "annotation" and same_class(feature.category, name)
 
 
 def cut_samples(
@@ -197,47 +190,55 @@ def cut_samples(
         UserError: a slide cannot be opened, has no µm per pixel or is not that of its regions, or more than 1% of the
             objects cannot be used.
     """
-    found: dict[str, Sample] = {}
-    drawn: dict[str, list[dict[str, Any]]] = {}
+    found: list[Sample] = []
+    drawn: dict[int, list[dict[str, Any]]] = {}
+    used = defaultdict[str | None, set[str]](set)
     if line := cutting.given.unknown([sample.image for sample in slides.values()]):
         say(f"densepath: {line}")
     faults, count, unseen, rests = LeftOut("objects"), 0, 0, 0
     for path, sample in with_progress(slides.items(), len(slides), "drawing outlines"):
         slide = cutting.open(sample.image)
         check_bounds(path, [*areas[path].regions, *areas[path].ignored], slide)
-        measured = list(_measured(path, objects[path], faults, count))
+        measured = _measured(path, objects[path], faults, count)
         count += len(objects[path])
         seen: set[int] = set()
         try:
-            for image in images_of(slide, *areas[path], cutting.mpp, cutting.size):
+            for image, visible in images_of(slide, *areas[path], cutting.mpp, cutting.size):
                 x, y = image.corner
-                name = unused_name(f"{sample.name}_x{x}_y{y}", found)
-                found[name] = replace(sample, name=name, mpp=cutting.mpp, pixels=image.pixels)
-                drawn[name], small = _draw(image, measured, seen)
+                name = unused_name(f"{sample.name}_x{x}_y{y}", used[sample.split])
+                used[sample.split].add(name)
+                drawn[len(found)], small = _draw(image, visible, measured, seen)
+                found.append(replace(sample, name=name, mpp=cutting.mpp, pixels=image.pixels))
                 rests += small
         except ValueError as error:
             raise UserError(f"{path} has {error}; export it again") from error
-        unseen += len(measured) - len(seen)
+        unseen += len(measured.outlines) - len(seen)
     faults.settle(str(source), count, "correct them; coordinates are pixels of level 0")
     parts = [f"{counted(unseen, 'object')} without a pixel in a region"] * bool(unseen)
     parts += [f"{counted(rests, 'small rest')} of objects that are cut"] * bool(rests)
     if parts:
         say(f"densepath: {source}: left out: {', '.join(parts)}")
     drawn = without_repeats(drawn, source)
-    return [replace(sample, objects=partial(list, drawn[name])) for name, sample in found.items()]
+    return [replace(sample, objects=partial(list, drawn[number])) for number, sample in enumerate(found)]
 
 
-class _Measured(NamedTuple):
-    """An object with its bounds (least and largest x, y) and its area in pixels of level 0."""
+class _Outline(NamedTuple):
+    """An object, its category, and its area in pixels of level 0."""
 
     feature: Feature
     category: str
-    low: npt.NDArray[np.float64]
-    high: npt.NDArray[np.float64]
     area: float
 
 
-def _measured(path: Path, objects: Sequence[tuple[Feature, str]], faults: LeftOut, before: int) -> Iterator[_Measured]:
+class _Measured(NamedTuple):
+    """The objects of a slide, and the least and the largest x, y (N, 2) of each in pixels of level 0."""
+
+    outlines: list[_Outline]
+    lows: npt.NDArray[np.float64]
+    highs: npt.NDArray[np.float64]
+
+
+def _measured(path: Path, objects: Sequence[tuple[Feature, str]], faults: LeftOut, before: int) -> _Measured:
     """The objects of a file whose outlines are valid; the others are added to the faults.
 
     Args:
@@ -246,24 +247,29 @@ def _measured(path: Path, objects: Sequence[tuple[Feature, str]], faults: LeftOu
         faults: of all files.
         before: the number of objects in the files before it.
     """
+    outlines, bounds = [], []
     for number, (feature, category) in enumerate(objects, before):
         try:
-            yield _Measured(feature, category, *bounds_of(feature.geometry), area_of(feature.geometry))
+            outlines.append(_Outline(feature, category, area_of(feature.geometry)))
+            bounds.append(bounds_of(feature.geometry))
         except ValueError as error:
             faults.add(number, str(error), f"{path.name} {feature.name}")
+    lows, highs = np.array(bounds, np.float64).reshape(-1, 2, 2).transpose(1, 0, 2)
+    return _Measured(outlines, lows, highs)
 
 
-def _draw(image: RegionImage, objects: Sequence[_Measured], seen: set[int]) -> tuple[list[dict[str, Any]], int]:
+def _draw(
+    image: RegionImage, visible: npt.NDArray[np.bool_], objects: _Measured, seen: set[int]
+) -> tuple[list[dict[str, Any]], int]:
     """What an image shows of the objects of its slide, as annotations of COCO, and the number of small rests.
 
     The numbers of the objects that it shows are added to ``seen``. Raises ValueError as :meth:`RegionImage.draw`.
     """
-    (low, high), visible = image.bounds, image.visible()
+    low, high = image.bounds
     pixel = math.prod(image.scale)  # of the image for one of level 0
     found, rests = [], 0
-    lows, highs = (np.array(edges).reshape(-1, 2) for edges in ([e.low for e in objects], [e.high for e in objects]))
-    for number in np.flatnonzero(((highs >= low) & (lows <= high)).all(axis=1)).tolist():
-        each = objects[number]
+    for number in np.flatnonzero(((objects.highs >= low) & (objects.lows <= high)).all(axis=1)).tolist():
+        each = objects.outlines[number]
         if not (part := image.draw(each.feature.geometry)):
             continue
         top, left, mask = part

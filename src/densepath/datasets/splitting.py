@@ -124,24 +124,28 @@ def _drawn(given: Sequence[str | None], owners: Sequence[str], how: Splitting) -
 
 
 def owners_of(samples: Sequence[Sample], regex: str | None) -> list[str]:
-    """The patient of each image; an image without a known one is its own.
+    """The patient of each image; an image without a known one is its own, as is the slide that it is a part of.
 
     Args:
         samples: the images.
-        regex: finds the patient in an image's name, as of :class:`Splitting`.
+        regex: finds the patient in the name of an image or a slide, as of :class:`Splitting`.
 
     Raises:
         UserError: it is not a regular expression, or does not match a name.
     """
+    patients = {sample.image: sample.patient for sample in samples}
+    names = {sample.image: sample.slide or sample.name for sample in samples}
+    what = "slide" if any(sample.slide for sample in samples) else "image"
     if regex is None:
-        report_unknown([sample.patient for sample in samples], [sample.name for sample in samples])
-        return [sample.patient if sample.patient is not None else sample.name for sample in samples]
-    places = names_below([str(sample.image) for sample in samples])
-    owners = [patient_in_name(sample.name, regex, place) for sample, place in zip(samples, places, strict=True)]
-    if len(set(owners)) == len(owners) > 1:
-        first = min(owners)
-        say(f"densepath: warning: --patient_regex {regex!r} finds another patient in each image, first {first}")
-    return owners
+        report_unknown(list(patients.values()), list(names.values()), what)
+        owners = {image: names[image] if patient is None else patient for image, patient in patients.items()}
+        return [owners[sample.image] for sample in samples]
+    places = names_below(map(str, names))
+    owners = {image: patient_in_name(names[image], regex, place) for image, place in zip(names, places, strict=True)}
+    if len(set(owners.values())) == len(owners) > 1:
+        first = min(owners.values())
+        say(f"densepath: warning: --patient_regex {regex!r} finds another patient in each {what}, first {first}")
+    return [owners[sample.image] for sample in samples]
 
 
 def _listed(samples: Sequence[Sample], table: Path) -> list[str]:

@@ -66,7 +66,8 @@ def write_samples(
         write_line(
             f"{split}: {counted(images, 'image')}{of}, {counted(instances - crowds, what)}{more}{passed}", sys.stdout
         )
-    for line in odd_categories(categories):
+    total = sum(tallies.values(), Counter[str]())
+    for line in odd_categories({name: total[name] for name in categories}):
         say(f"densepath: {line}")
     if warning := masks.warning("the source"):
         say(warning)

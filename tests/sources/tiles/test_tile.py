@@ -417,7 +417,7 @@ def _square(low: float, high: float, **options: Any) -> dict[str, Any]:
 def test_outlines_give_the_tissue(painted_slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = tmp_path / "given"
     given.mkdir()
-    features = [_square(128, 512), _square(256, 384, name="Ignore*")]
+    features = [_square(128, 512, name="Region*"), _square(256, 384, name="Artifact*")]
     (given / "a.tiff.geojson.gz").write_bytes(gzip.compress(json.dumps(features).encode()))
     (given / "b.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [_square(100, 9000)]}))
     (given / "other.geojson").write_text("[]")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.core.geojson import Feature, is_area, polygons_in, read_features
+from densepath.core.geojson import Feature, is_area, is_excluded, polygons_in, read_features
 from densepath.core.polygons import Ring, ellipse, fill
 from densepath.sources.slides.slide import Slide
 from densepath.sources.tiles.overview import read_overview
@@ -24,7 +24,6 @@ ENDINGS = (".geojson", ".geojson.gz", ".json", ".json.gz")
 _CLASS = {"name": "Tissue", "color": [0, 160, 0]}
 _BEYOND = 0.02  # share of a slide's side by which outlines may exceed it
 _SAMPLES = 64  # rows and columns at which the outlines in a tile are sampled
-_IGNORED = "ignore"  # QuPath's class of areas to leave out begins so
 
 
 def write_outlines(path: Path, tissue: Tissue, slide: Slide) -> None:
@@ -45,19 +44,18 @@ def write_outlines(path: Path, tissue: Tissue, slide: Slide) -> None:
 
 
 def read_tissue(path: Path, slide: Slide) -> Tissue:
-    """The tissue that somebody has outlined: the annotations with an area, without those of a class "Ignore".
+    """The tissue that somebody has outlined: the annotations with an area, without those of classes such as Ignore*.
 
     Raises:
         UserError: the file cannot be read, has no such outline, or belongs to another slide.
         CorruptImage: the slide cannot be read.
     """
     features = [each for each in read_features(path) if each.kind == "annotation" and is_area(each.geometry)]
-    kept = [each for each in features if not is_ignored(each)]
-    if not kept:
+    if all(map(is_excluded, features)):
         raise UserError(f"{path} has no annotations with an area; outline the tissue, or use --tissue auto")
     check_bounds(path, features, slide)
     overview = read_overview(slide)
-    areas = [_area(each, slide) for each in sorted(features, key=is_ignored)]
+    areas = [_area(each, slide) for each in sorted(features, key=is_excluded)]
     mask = np.zeros(overview.pixels.shape[:2], bool)
     try:
         _draw(areas, mask, overview.spacing, (0.0, 0.0))
@@ -115,7 +113,7 @@ def _area(feature: Feature, slide: Slide) -> _Area:
         polygons = [[ellipse(np.concatenate([ring for rings in polygons for ring in rings]))]]
     polygons = [[ring * slide.mpp[::-1] for ring in rings] for rings in polygons]
     heights = np.concatenate([ring[:, 1] for rings in polygons for ring in rings])
-    return _Area(polygons, float(heights.min()), float(heights.max()), is_ignored(feature))
+    return _Area(polygons, float(heights.min()), float(heights.max()), is_excluded(feature))
 
 
 def _draw(
@@ -131,11 +129,6 @@ def _draw(
             placed = [(ring - origin[::-1]) / step[::-1] for ring in rings]
             top, left, part = fill(placed, *mask.shape)
             mask[top : top + part.shape[0], left : left + part.shape[1]][part] = not area.ignored
-
-
-def is_ignored(feature: Feature) -> bool:
-    """Whether an object is an area that QuPath leaves out: its class is Ignore*."""
-    return (feature.category or "").lower().startswith(_IGNORED)
 
 
 def check_bounds(path: Path, features: Sequence[Feature], slide: Slide) -> None:
