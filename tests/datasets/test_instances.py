@@ -357,7 +357,7 @@ def test_excluded_images_may_be_all_of_a_split(tmp_path: Path, capsys: pytest.Ca
         ("sep=;\nFile;PatientID\n0.png;P\n1.png;P\n2.png;Q\n3.png;Q\n", ""),
         ("file,patient\n./0.png,P\n.\\1.png,P\n2.png,Q\n", "warning: 1 image has no known patient, and each .*: 3\n"),
         ("file,person\n0.png,P\n", "manifest.csv has no column of patients, so .* patient .or patient_id, patientid"),
-        ("slide,patient\n0.png,P\n", "manifest.csv has no column of files, so .* file .or file_name, filename"),
+        ("picture,patient\n0.png,P\n", "manifest.csv has no column of files, so .* file .or file_name, filename"),
     ],
 )
 def test_what_a_manifest_lacks_is_said_once(
