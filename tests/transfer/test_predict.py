@@ -199,6 +199,11 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
 
     before = files()
     (out / "records" / "1.json").unlink()
+    identity, _, found = (out / "records" / "2.json").read_text().partition("\n")
+    earlier = json.dumps(
+        [each for each in json.loads(identity) if each != "smallest on top"]
+    )  # of a version that painted the better objects on top
+    (out / "records" / "2.json").write_text(f"{earlier}\n{found}")
     done = []
     real = densepath.transfer.detection.predictor.TrainedDetector.predict_reader
     monkeypatch.setattr(
@@ -206,7 +211,7 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
         lambda self, image, *rest: done.append(Path(image.name).name) or real(self, image, *rest),
     )
     predict(detector, data=tmp_path / "data", out=out, **ALL)
-    assert done == ["1.png"]
+    assert done == ["1.png", "2.png"]
     assert files() == before and len((out / "predict.log").read_text().split("done in")) == 3
     with pytest.raises(UserError, match="other values of score"):
         predict(detector, data=tmp_path / "data", out=out, **{**ALL, "score": 0.3})
