@@ -200,9 +200,8 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
     before = files()
     (out / "records" / "1.json").unlink()
     identity, _, found = (out / "records" / "2.json").read_text().partition("\n")
-    earlier = json.dumps(
-        [each for each in json.loads(identity) if each != "smallest on top"]
-    )  # of a version that painted the better objects on top
+    # Of a version that painted the better objects on top
+    earlier = json.dumps([each for each in json.loads(identity) if each != "smallest on top"])
     (out / "records" / "2.json").write_text(f"{earlier}\n{found}")
     done = []
     real = densepath.transfer.detection.predictor.TrainedDetector.predict_reader
