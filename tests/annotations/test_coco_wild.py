@@ -367,6 +367,8 @@ def test_16_bit_files_of_fewer_bits_get_their_window(
     expected = stored if window > 255 else stored >> 8
     np.testing.assert_array_equal(train[0]["image"][..., 0], expected)
     assert fit_window(train, test) == spec
+    train.spec = test.spec = spec.override(window=(0, 1023))  # of weights
+    assert fit_window(train, test).window == test.spec.window == (0, {4095: 4095, 2000: 2047, 65535: 65535}[highest])
     picture(1).save(data / "train" / "train_1.png")
     assert fit_window(*both(data)).window == (0, 255)
 

@@ -21,13 +21,13 @@ from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.core.output_names import output_names
+from densepath.sources import other_bits
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.image_reader import ImageFile, open_file
 from densepath.sources.packing import write_store
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.tiff_parts import TiffParts
-from densepath.transfer import stored_pixels
 from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.instances import decode_mask
@@ -77,12 +77,12 @@ def test_predictions_are_those_of_the_evaluation(detector: Path, tmp_path: Path)
 
 
 def in_bits(image: np.ndarray, bits: int) -> np.ndarray:
-    """A grey image with 8 bits, or with 12 of 16."""
+    """A grey image with 8 bits, or with as many of 16."""
     grey = image[..., 0]
-    return grey if bits == 8 else grey.astype(np.uint16) * 16 + (grey >> 4)
+    return grey if bits == 8 else (grey.astype(np.uint16) * 257) >> (16 - bits)
 
 
-@pytest.mark.parametrize(("trained", "seen"), [(8, 12), (12, 8)])
+@pytest.mark.parametrize(("trained", "seen"), [(8, 12), (12, 8), (12, 16)])
 def test_images_of_other_bits_are_seen_in_their_window(
     detector: Path, tmp_path: Path, trained: int, seen: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,18 +131,25 @@ def test_images_are_predicted_again_if_others_change_their_window(
         assert ("0.png, 1.png use only some of 16 bits, and other images have 8" in lines) == bool(added)
 
 
-@pytest.mark.parametrize(("window", "bits"), [(255, 12), (4095, 8)])
+@pytest.mark.parametrize(
+    ("window", "bits", "text"),
+    [
+        (255, 12, "uses 12 of its 16 bits"),
+        (4095, 8, "an image has 8 bits, and the network was trained on 16"),
+        (4095, 16, "values up to 65535, and the network was trained with the window 0 to 4095"),
+        (65535, 12, "values up to 4095 only"),
+    ],
+)
 def test_a_single_image_of_other_bits_is_warned_of_once(
-    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], window: int, bits: int
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], window: int, bits: int, text: str
 ) -> None:
     loaded = densepath.load_detector(detector)
     loaded.notes = replace(loaded.notes, window=(0, window))
     loaded.spec = loaded.notes.spec
     image = in_bits(images(tmp_path / "unused", 1)[0], bits)
     Image.fromarray(image).save(tmp_path / "a.png")
-    stored_pixels._say_once.cache_clear()
+    other_bits._warn_once.cache_clear()
     loaded.predict([tmp_path / "a.png", image, image])
-    text = "uses 12 of its 16 bits" if bits == 12 else "an image has 8 bits, and the network was trained on 16"
     assert capsys.readouterr().err.count(text) == 1
 
 
@@ -192,6 +199,10 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
 
     before = files()
     (out / "records" / "1.json").unlink()
+    identity, _, found = (out / "records" / "2.json").read_text().partition("\n")
+    # Of a version that painted the better objects on top
+    earlier = json.dumps([each for each in json.loads(identity) if each != "smallest on top"])
+    (out / "records" / "2.json").write_text(f"{earlier}\n{found}")
     done = []
     real = densepath.transfer.detection.predictor.TrainedDetector.predict_reader
     monkeypatch.setattr(
@@ -199,7 +210,7 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
         lambda self, image, *rest: done.append(Path(image.name).name) or real(self, image, *rest),
     )
     predict(detector, data=tmp_path / "data", out=out, **ALL)
-    assert done == ["1.png"]
+    assert done == ["1.png", "2.png"]
     assert files() == before and len((out / "predict.log").read_text().split("done in")) == 3
     with pytest.raises(UserError, match="other values of score"):
         predict(detector, data=tmp_path / "data", out=out, **{**ALL, "score": 0.3})

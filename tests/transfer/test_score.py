@@ -131,7 +131,10 @@ def test_images_json_names_the_images_of_a_folder_of_predict(coco: Path, tmp_pat
 def test_true_objects_in_others_are_found_in_any_order(
     order: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An object that three others cover by more than half; two of these are equally large and overlap."""
+    """An object that three others cover by more than half; two of these are equally large and overlap.
+
+    Of the two, the outlines decide which true object is on top, and the scores which predicted one.
+    """
     write_coco(tmp_path, {"train": [], "test": [("a", np.zeros((*SIZE, 3), np.uint8), TRUTH[0])]})
     places = (np.s_[2:38, 2:18], np.s_[5:15, 4:14], np.s_[5:15, 6:16], np.s_[16:30, 3:17])
     outlines = []
@@ -144,7 +147,7 @@ def test_true_objects_in_others_are_found_in_any_order(
     known = {"image_id": 1, "category_id": content["categories"][0]["id"]}
     content["annotations"] = [outlines[k] | known | {"id": k + 1} for k in order]
     path.write_text(json.dumps(content))
-    found = [outlines[k] | known | {"score": 0.9 - k / 10} for k in range(4)]
+    found = [outlines[k] | known | {"score": each} for k, each in enumerate((0.9, 0.7, 0.8, 0.6))]
     (tmp_path / "found.json").write_text(json.dumps(found))
     scores = score(data=tmp_path, predictions=tmp_path / "found.json")
     assert scores == pytest.approx({name: 0.0 if "px" in name else 100.0 for name in scores})

@@ -103,18 +103,35 @@ def union(outlines: Sequence[Outline], height: int, width: int) -> npt.NDArray[n
     return (change[:-1].cumsum() > 0).reshape(width, height).T
 
 
-def paint(outlines: Sequence[Outline], height: int, width: int) -> npt.NDArray[np.int32]:
+def painting_key(area: int, score: float, number: int) -> tuple[float, ...]:
+    """By which predicted objects are sorted before they are painted: smaller ones later; of equally large ones, those
+    with higher scores, and of equal scores, lower numbers.
+    """
+    return -area, score, -number
+
+
+def paint(
+    outlines: Sequence[Outline], height: int, width: int, scores: Sequence[float] | None = None
+) -> npt.NDArray[np.int32]:
     """Objects as a label map (H, W): 0 for background, k for the k-th object; smaller ones on top.
 
-    Which of two equally large ones is on top depends on their outlines, not on their order; of equal outlines it is the
-    last. Takes time and memory for the objects' pixels, not for a mask of the image for each.
+    Takes time and memory for the objects' pixels, not for a mask of the image for each.
+
+    Args:
+        outlines: the objects.
+        height, width: of the image in pixels.
+        scores: of predicted objects, which are painted in the order of :func:`painting_key`. Without scores, which of
+            two equally large ones is on top depends on their outlines, not on their order; of equal outlines it is the
+            last.
     """
     columns = np.zeros(width * height, np.int32)
-    drawn = []
+    drawn: list[tuple[Any, int, Integers]] = []
     for number, outline in enumerate(outlines, 1):
         runs, _ = decode_runs([outline["counts"].encode()])
-        drawn.append((-int(runs[1::2].sum()), outline["counts"], number, runs))
-    for _, _, number, runs in sorted(drawn, key=lambda each: each[:3]):
+        area = int(runs[1::2].sum())
+        key = (-area, outline["counts"], number) if scores is None else painting_key(area, scores[number - 1], number)
+        drawn.append((key, number, runs))
+    for _, number, runs in sorted(drawn, key=lambda each: each[0]):
         ends, lengths = runs.cumsum()[1::2], runs[1::2]
         columns[np.arange(lengths.sum()) + np.repeat(ends - lengths.cumsum(), lengths)] = number
     return np.ascontiguousarray(columns.reshape(width, height).T)

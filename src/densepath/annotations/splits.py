@@ -16,7 +16,9 @@ from densepath.core.streams import say
 from densepath.sources.conversion import highest_of_bits
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
+from densepath.sources.image_files import ImageFiles
 from densepath.sources.listing import SUFFIXES, Passed, list_images
+from densepath.sources.other_bits import seen_as
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.summary import size_range
 
@@ -47,26 +49,32 @@ def check_splits(train: CocoImages, test: CocoImages) -> list[str]:
 def fit_window(train: CocoImages, *others: CocoImages) -> PixelSpec:
     """Read 16-bit images that use fewer bits, as 12-bit cameras write them, with a window of these bits.
 
-    Does nothing if the specification of the pixels has a window of its own, or if images of 8 bits are among a sample
-    of the training images.
+    Does nothing if images of 8 bits are among a sample of the training images. A specification with a window of its own
+    keeps it, unless :func:`~densepath.sources.other_bits.seen_as` finds that the images have more bits.
 
     Returns:
         The specification with which all of them are read.
     """
     spec, paths = train.spec, train.paths()
     sample = [paths[place] for place in evenly_spaced(_SAMPLE, len(paths))]
-    if spec.window != PixelSpec().window or any(read_header(path).bits < 16 for path in sample):
+    if any(read_header(path).bits < 16 for path in sample):
         return spec
+    if spec.window != PixelSpec().window:
+        return _read_with(seen_as(spec, ImageFiles(paths)), train, *others)
     try:
         highest = max(int(read_image(path, channels=spec.channels, dtype=np.uint16).max()) for path in sample)
     except CorruptImage as error:
         raise UserError(f"{error}; replace the file or take it out of {train.annotations}") from error
     high = highest_of_bits(highest)
     if high < 2**16 - 1:
-        spec = spec.override(window=(0, high))
-        for images in (train, *others):
-            images.spec = spec
+        spec = _read_with(spec.override(window=(0, high)), train, *others)
         say(f"densepath: the images have 16 bits but values up to {highest} only; the window is 0 to {high}")
+    return spec
+
+
+def _read_with(spec: PixelSpec, *splits: CocoImages) -> PixelSpec:
+    for images in splits:
+        images.spec = spec
     return spec
 
 

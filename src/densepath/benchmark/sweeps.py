@@ -60,7 +60,7 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
     lines = [(name, points) for panel in panels for name, points in panel.lines.items()]
     names = list(dict.fromkeys(name for name, points in lines if any(_known(entry) for _, entry in points)))
     others = [name for name in names if name != results.config.baseline]
-    colors = {name: LINES[i % len(LINES)] for i, name in enumerate(others)} | {results.config.baseline: FAINT}
+    colors = dict.fromkeys(names, FAINT) | {name: LINES[i % len(LINES)] for i, name in enumerate(others)}
     across = min(_MAX_COLUMNS, len(panels))
     down = -(-len(panels) // across)
     figure = new_figure(_PANEL[0] * across, _PANEL[1] * down)

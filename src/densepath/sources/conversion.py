@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 TO_16_BITS = 257  # 255 becomes 65535
+MOST = 2**16 - 1  # the largest value of 16 bits
 _FEWEST_BITS = 9  # of 16-bit files: up to 255 the window would be that of 8 bits
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts color to grey
 

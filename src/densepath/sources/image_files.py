@@ -18,7 +18,7 @@ from densepath.core.errors import UserError, counted
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
-from densepath.sources.conversion import highest_of_bits
+from densepath.sources.conversion import MOST, highest_of_bits
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.decode import Header, read_header, read_image, read_size
 from densepath.sources.listing import Passed
@@ -30,7 +30,6 @@ T = TypeVar("T")
 MAX_SIDE = 1024
 SAMPLE = 256
 _DECODED_SAMPLE = 32
-_MOST = 2**16 - 1  # of 16 bits
 
 
 def passed_over(images: PixelSource) -> str:
@@ -164,8 +163,7 @@ class ImageFiles:
 
     def _highest(self) -> int:
         """The largest value of the bits that a sample of the images uses."""
-
-        return highest_of_bits(max(self._in_threads(self._brightest, self._spread(_DECODED_SAMPLE))) or _MOST)
+        return highest_of_bits(max(self._in_threads(self._brightest, self._spread(_DECODED_SAMPLE))) or MOST)
 
     def _brightest(self, position: int) -> int:
         """The highest value of an image; 0 if it cannot be read."""
@@ -181,7 +179,7 @@ class ImageFiles:
             return []
         some = wide[:_DECODED_SAMPLE]
         found = zip(some, self._in_threads(self._brightest, some), strict=True)
-        return [self.names(position) for position, value in found if value > 0 and highest_of_bits(value) < _MOST]
+        return [self.names(position) for position, value in found if value > 0 and highest_of_bits(value) < MOST]
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels, among a sample of the files."""

@@ -80,12 +80,12 @@ def predict(
 ) -> Result:
     """Apply a trained detector, classifier, segmenter, or model of slides to new images, volumes or whole slides.
 
-    For each image, under its name: ``labels/*.png`` (16 bits; 0 for background, k for the k-th object, the better one
-    where objects overlap), ``geojson/*.geojson`` (outlines for QuPath) and ``pictures/*.png``. For all images:
+    For each image, under its name: ``labels/*.png`` (16 bits; 0 for background, k for the k-th object, the smallest
+    one where objects overlap), ``geojson/*.geojson`` (outlines for QuPath) and ``pictures/*.png``. For all images:
     ``predictions.json`` (COCO results), ``images.json`` (the images and categories that they refer to, in COCO's
-    format) and ``objects.csv`` (a line for each object, with the area of the whole object, even where a better one
-    covers it; in µm, too, where µm per pixel are known). The same command continues after a stop. A damaged image is
-    reported and passed over.
+    format) and ``objects.csv`` (a line for each object, with the area of the whole object, even where smaller
+    ones cover it; in µm, too, where µm per pixel are known). The same command continues after a stop. A damaged image
+    is reported and passed over.
 
     Slides are searched where there is tissue, in windows at the µm per pixel of the training images. They have no
     ``labels``, ``predictions.json`` and ``images.json``; ``geojson``, ``pictures`` and ``objects.csv`` are in pixels of

@@ -39,6 +39,7 @@ from densepath.transfer.detection.windows import scale_of, window_sides
 from densepath.transfer.predict_records import gather, identity_of_file, record_of, refuse_others, source_of
 
 _AHEAD = 2  # images
+_PAINTED = "smallest on top"  # objects of label maps; earlier versions had the better ones on top
 
 _log = logging.getLogger(__name__)
 
@@ -183,10 +184,14 @@ class Readers:
         return list(map(Path, self._below))
 
     def identity(self, position: int) -> list[Any]:
-        """What changes if an image is another one or seen otherwise: path, size, time, a window that is not trained."""
+        """What changes if an image is another one, seen or painted otherwise.
+
+        Path, size, time; a window that is not trained; the order in which label maps are painted.
+        """
         name, spec = self.names[position], self._detector.spec
         window = [] if spec == self._detector.notes.spec else [list(spec.window)]
-        return identity_of_file(name, name if self._store is None else self._data) + window
+        painted = [_PAINTED] if self._detector.finds_masks else []
+        return [*identity_of_file(name, name if self._store is None else self._data), *window, *painted]
 
     def open(self, position: int) -> ImageReader:
         """The reader of an image. Raises CorruptImage."""

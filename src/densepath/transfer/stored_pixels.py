@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,16 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from densepath.core.errors import UserError, errors_as
-from densepath.core.streams import say
-from densepath.sources.conversion import as_pixels, highest_of_bits, on_white
+from densepath.sources.conversion import as_pixels, on_white
 from densepath.sources.decode import read_header, read_image, to_grey, to_rgb
+from densepath.sources.other_bits import FILE_WINDOWS, warn_of_pixels
 from densepath.sources.pixel_source import PixelSpec
 
 InMemory: TypeAlias = npt.NDArray[Any] | Tensor | Image.Image
 Picture: TypeAlias = InMemory | str | Path
-_FILE_WINDOWS = tuple((0, 2**bits - 1) for bits in range(8, 17))  # of networks that were trained on files
 _FILE_DTYPES = (np.uint8, np.uint16)
-_MOST_VALUE = 2**16 - 1
 _MOST_PIXELS = 2**24  # of a file that is looked at
 
 
@@ -41,7 +38,8 @@ def stored_pixels(image: Picture, spec: PixelSpec, max_side: int) -> npt.NDArray
         return pixels_in_memory(image, spec)
     if spec.ndim != 2:
         raise UserError("files of volumes are read by densepath predict; give an array")
-    warn_of_file(image, spec)
+    if read_header(image).bits != spec.file_bits:
+        warn_of_file(image, spec)
     return pixels_in_memory(read_image(str(image), max_side, spec.channels, spec.image_dtype), spec)
 
 
@@ -71,51 +69,28 @@ def pixels_in_memory(image: InMemory, spec: PixelSpec) -> npt.NDArray[Any]:
     pixels = pixels[..., None] if pixels.ndim == spec.ndim else pixels
     if isinstance(image, Tensor) and pixels.ndim == spec.ndim + 1 and pixels.shape[-1] not in channels:
         pixels = np.moveaxis(pixels, 0, -1)
-    _check(pixels, spec, channels, as_file or not (of_files and spec.window in _FILE_WINDOWS))
-    if as_file and spec.window in _FILE_WINDOWS:
-        _warn_of_bits(pixels, spec)
+    _check(pixels, spec, channels, as_file or not (of_files and spec.window in FILE_WINDOWS))
+    if as_file and spec.window in FILE_WINDOWS:
+        warn_of_pixels(pixels, spec)
     if as_file and pixels.shape[2] == 4:
         pixels = on_white(pixels)
     # A window of its own is that of the values as they are stored, unless it is of files with known bits.
-    known = spec.window in _FILE_WINDOWS or (as_file and spec.bits is not None)
+    known = spec.window in FILE_WINDOWS or (as_file and spec.bits is not None)
     dtype = spec.image_dtype if known else pixels.dtype
     return as_pixels(pixels, spec.channels, dtype) if of_files else pixels
 
 
 def warn_of_file(path: str | Path, spec: PixelSpec) -> None:
-    """Warn of an image file whose values mean something else to a network, see :func:`_warn_of_bits`.
+    """Warn of an image file whose values mean something else to a network, see
+    :func:`~densepath.sources.other_bits.warn_of_pixels`.
 
     Raises:
         CorruptImage: it cannot be read.
     """
     header = read_header(path)
-    bits = header.bits
-    if bits != spec.file_bits and header.height * header.width <= _MOST_PIXELS:
-        _warn_of_bits(read_image(path, None, spec.channels, np.uint8 if bits == 8 else np.uint16), spec)
-
-
-def _warn_of_bits(pixels: npt.NDArray[Any], spec: PixelSpec) -> None:
-    """Warn, once, where files of one image do not show which range is meant: of 12 bits in 16 for a network of 8 bits,
-    which is given the upper 8, or of 8 bits for one of 12.
-    """
-    low_values = pixels.dtype == np.uint16 and spec.file_bits == 8 and highest_of_bits(int(pixels.max())) < _MOST_VALUE
-    if low_values and pixels.any():
-        _say_once(
-            f"densepath: warning: an image uses {int(pixels.max()).bit_length()} of its 16 bits, and the network was "
-            "trained on 8: it is given the upper 8, which are dark; give uint8 in the range of the training, or a "
-            "folder of such files to densepath predict, which finds their window"
-        )
-    elif pixels.dtype == np.uint8 and spec.file_bits == 16 and spec.window[1] < _MOST_VALUE:
-        _say_once(
-            "densepath: warning: an image has 8 bits, and the network was trained on 16 with values up to "
-            f"{spec.window[1]:g}: times 257 most are white; give uint16 in the range of the training, or a folder of "
-            "such files to densepath predict, which finds their window"
-        )
-
-
-@cache
-def _say_once(line: str) -> None:
-    say(line)
+    other, small = header.bits != spec.file_bits, header.height * header.width <= _MOST_PIXELS
+    if small and (other or (header.bits == 16 and spec.window in FILE_WINDOWS)):
+        warn_of_pixels(read_image(path, None, spec.channels, np.uint8 if header.bits == 8 else np.uint16), spec)
 
 
 def _of_pillow(image: Image.Image, spec: PixelSpec) -> npt.NDArray[Any]:

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import nibabel
 import numpy as np
@@ -24,6 +25,8 @@ from densepath.sources.summary import summarize
 from densepath.sources.volumes import mapped
 from densepath.sources.volumes.encode import encode
 from densepath.sources.volumes.open_store import open_volumes
+from densepath.sources.volumes.prepare import _LIKE_LABELS
+from densepath.sources.volumes.remeasure import remeasure
 from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Channel
 from densepath.training.pretrain import pretrain
@@ -158,6 +161,37 @@ def test_a_window_is_of_all_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     images = open_volumes(store)
     low, high = images.spec.window if window == "shared" else images.rows[0]["scales"][0]["window"]
     assert low == 0 and high == pytest.approx(np.percentile(number, 99.5), rel=0.02)
+
+
+def test_windows_of_an_earlier_version_are_computed_again_without_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store of both kinds, as after a stop, cannot be opened."""
+    source = write(tmp_path / "in", [np.arange(k * 1000, dtype=np.int16).reshape(10, 10, -1) for k in (1, 2)])
+    how = FolderConversion(source, tmp_path / "S", window="volume")
+    fresh = open_volumes(convert_folder(FolderConversion(source, tmp_path / "T", window="volume")))
+
+    def old(facts: Any, channels: Any) -> Any:
+        scales = [{**scale, "window": [0.0, 9.0]} for scale in facts["scales"]]
+        return {**facts, "scales": scales, "values": 10, "notes": [*facts["notes"], _LIKE_LABELS]}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("densepath.sources.volumes.prepare.measured", old)
+        convert_folder(how)
+    assert [row["scales"][0]["window"] for row in open_volumes(tmp_path / "S").rows] == [[0, 9], [0, 9]]
+    monkeypatch.setattr("densepath.datasets.volumes.convert.prepare", None)
+    monkeypatch.setattr("densepath.datasets.volumes.convert._THREADS", 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stopped = MagicMock(side_effect=[remeasure, KeyboardInterrupt])
+        patch.setattr("densepath.datasets.volumes.convert.remeasure", lambda *given: stopped()(*given))
+        convert_folder(how)
+    with pytest.raises(UserError, match="unfinished; continue with the same"):
+        open_volumes(tmp_path / "S")
+    capsys.readouterr()
+    assert open_volumes(convert_folder(how)).rows == fresh.rows
+    assert "the windows of 1 volume of an earlier version were computed again" in capsys.readouterr().err
+    convert_folder(how)
+    assert "computed again" not in capsys.readouterr().err
 
 
 def test_a_truncated_volume_is_named_once_and_costs_one_volume(

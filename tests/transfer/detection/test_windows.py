@@ -14,7 +14,7 @@ from skimage.draw import polygon2mask
 
 from densepath.annotations.outlines import encode_part
 from densepath.transfer.detection.found import FoundObject, Window
-from densepath.transfer.detection.instances import encode_mask
+from densepath.transfer.detection.instances import encode_mask, label_map_of
 from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.prediction_files import outline, write_label_map
 from densepath.transfer.detection.windows import merge, windows_of
@@ -154,6 +154,22 @@ def test_outlines_enclose_exactly_the_pixels_of_an_object(seed: int) -> None:
     expected = np.zeros_like(inside)
     expected[7:47, 3:53] = mask
     np.testing.assert_array_equal(inside, expected)
+
+
+@pytest.mark.parametrize("scores", [(0.9, 0.6, 0.6), (0.9, 0.9, 0.8)])
+@pytest.mark.parametrize("shift", [-4, 4])
+def test_results_are_painted_as_the_objects_that_they_are_of(scores: tuple[float, ...], shift: int) -> None:
+    """Of equally large ones the better one is on top, wherever it lies, or the first."""
+    masks = [np.ones((10, 10), bool)] * 3
+    places = [20 + shift * k for k in range(3)]
+    objects = [
+        FoundObject(1, score, place, place, mask, (place, place, place + 10, place + 10))
+        for score, place, mask in zip(scores, places, masks, strict=True)
+    ]
+    found = Prediction(tuple(objects), (40, 40), ("gland",))
+    results = [each.result(found.size, (1,), True) for each in objects]
+    np.testing.assert_array_equal(label_map_of(results, found.size, 0.5), found.label_map())
+    assert (found.label_map() == 1).sum() == 100 > (found.label_map() == 2).sum()
 
 
 def test_label_maps_are_painted_in_bands(tmp_path, monkeypatch) -> None:

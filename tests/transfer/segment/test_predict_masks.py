@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 from filelock import FileLock, Timeout
+from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.datasets.volumes.conversion import FolderConversion
@@ -103,6 +104,16 @@ def test_a_damaged_image_keeps_no_map_of_a_former_one(tmp_path: Path) -> None:
     assert predict_masks(run, data=data, out=out, **CPU)["damaged"] == 1
     assert [len(list((out / part).iterdir())) for part in ("labels", "pictures")] == [1, 1]
     assert [line.partition(",")[0] for line in (out / "sizes.csv").read_text().splitlines()] == ["image", "P1_1"]
+
+
+def test_images_are_segmented_again_if_others_change_their_window(tmp_path: Path) -> None:
+    data, _ = two_images(tmp_path / "data")
+    run, out = write_segmenter(tmp_path / "segmenter.safetensors", 2), tmp_path / "out"
+    predict_masks(run, data=data, out=out, **CPU)
+    before = (out / "labels" / "P0_0.png").stat().st_mtime_ns
+    Image.fromarray(np.full((32, 32), 4000, np.uint16)).save(data / "z.png")
+    predict_masks(run, data=data, out=out, **CPU)
+    assert (out / "labels" / "P0_0.png").stat().st_mtime_ns > before
 
 
 def test_results_of_other_images_are_kept(tmp_path: Path) -> None:

@@ -105,5 +105,6 @@ def _read(store: VolumeStore) -> Iterator[str]:
     if narrow := [row["name"] for row, (_, outside) in zip(store.rows, found, strict=True) if outside]:
         yield (
             f"warning: {counted(len(narrow), 'volume')} with over {_OUTSIDE:.0%} of the values outside of the window "
-            f"(convert the scans again): {first_few(narrow)}"
+            f"(start the command that made the store again, which computes windows of earlier versions again): "
+            f"{first_few(narrow)}"
         )

@@ -28,6 +28,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.open_store import FORMAT, INDEX, VERSION, shared_window
 from densepath.sources.volumes.prepare import prepare
 from densepath.sources.volumes.read import files_of
+from densepath.sources.volumes.remeasure import is_measured, remeasure
 from densepath.sources.volumes.store import VOLUMES
 from densepath.sources.volumes.volume import TooLarge
 from densepath.sources.volumes.volume_file import SUFFIX, read_header, write_volume
@@ -73,14 +74,17 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
         remove_remains(dest / VOLUMES, shared=True)
         headers: dict[str, Header] = {}
         damaged: dict[str, str] = {}
+        again: list[str] = []
         threads = min(_THREADS, usable_cores(), max(1, available_memory() // (_WIDER * max(map(_bytes, kept)) + 1)))
-        work = in_threads(lambda case: _convert_one(case, dest, how), kept, threads, "volumes")
+        work = in_threads(lambda case: _convert_one(case, dest, how, again), kept, threads, "volumes")
         for case, made in zip(kept, with_progress(work, len(kept), "converting"), strict=True):
             if isinstance(made, str):
                 damaged[case.name] = made
                 say(f"densepath: damaged volume: {made}")
             else:
                 headers[case.name] = made
+        if again:
+            say(f"densepath: the windows of {counted(len(again), 'volume')} of an earlier version were computed again")
         if not headers:
             raise UserError(f"none of the {counted(len(kept), 'volume')} can be read: {first_few([*damaged.values()])}")
         index = _index([case for case in kept if case.name in headers], headers, contents, how)
@@ -90,8 +94,11 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
     return dest
 
 
-def _convert_one(case: Case, dest: Path, how: Conversion) -> Header | str:
+def _convert_one(case: Case, dest: Path, how: Conversion, again: list[str]) -> Header | str:
     """The header of a case's file, which is written if it is not there; or what is wrong with the case.
+
+    Volumes whose windows an earlier version computed otherwise are added to ``again``. Until all are done, a store of
+    these is unfinished, so that nobody reads windows of two kinds.
 
     Raises:
         UserError: there is not enough memory for it.
@@ -101,6 +108,11 @@ def _convert_one(case: Case, dest: Path, how: Conversion) -> Header | str:
     try:
         header = read_header(path)
         if header.get("inputs") == inputs:
+            if is_measured(header):
+                return header
+            (dest / INDEX).unlink(missing_ok=True)
+            header = remeasure(dest, header)
+            again.append(case.name)
             return header
     except CorruptImage:
         pass

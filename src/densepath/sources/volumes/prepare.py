@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,9 @@ _NUMBERS = 2**18  # values that percentiles are computed of
 _FEW = 16  # different values of a label map at most
 _HIGHEST = 2**15 - 1
 _LEVELS = 256  # of stored numbers between the percentiles at least, or it is reported
+_LIKE_LABELS = f"at most {_FEW} different values, as label maps have"
+_OUTLIERS = f"outliers: 99% of their values lie within fewer than {_LEVELS} of 65,536 levels; clip them"
+MEASURED = 2  # how facts of values are measured: 1, not recorded, took every n-th value, often of one slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +42,7 @@ class Prepared:
 
     Args:
         facts: name, affine map, slope, intercept and window of each channel, where the file's voxels were, and how
-            many different values it has, as far as a sample tells, or 0 if that is not known.
+            many different values it has, as far as a sample tells, or 0 if that is not known; ``measured`` is how.
         channels: (D, H, W) each.
         labels: (D, H, W) uint8 or int16.
     """
@@ -70,13 +74,7 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
         values, affine = resampled(name, turned, affine, target)
         stored, slope, intercept = encode(Channel(values, channel.slope, channel.intercept))
         channels.append(stored.transpose(2, 1, 0))
-        scales.append({"slope": slope, "intercept": intercept, "window": _window(stored, slope, intercept)})
-    counts = [len(np.unique(some_values(channel, _NUMBERS))) for channel in channels]
-    squeezed = any(map(_is_squeezed, channels))
-    if max(counts) <= _FEW and not squeezed:
-        notes.append(f"at most {_FEW} different values, as label maps have")
-    if squeezed:
-        notes.append(f"outliers: 99% of their values lie within fewer than {_LEVELS} of 65,536 levels; clip them")
+        scales.append({"slope": slope, "intercept": intercept})
     codes_of_labels = None
     if labels is not None:
         whole = whole_labels(f"labels of {name}", labels.channels, 16)
@@ -87,8 +85,23 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
             notes.append("labels below 0, which densepath segment takes only with --ignore")
     origin = {"shape": list(volume.shape), "affine": volume.affine.tolist(), "codes": codes}
     facts = {"name": name, "affine": affine.tolist(), "scales": scales, "origin": origin, "notes": notes}
-    facts["values"] = 0 if squeezed else max(counts)
-    return Prepared(facts, channels, codes_of_labels)
+    return Prepared(measured(facts, channels), channels, codes_of_labels)
+
+
+def measured(facts: Mapping[str, Any], channels: Sequence[npt.NDArray[np.int16]]) -> dict[str, Any]:
+    """The facts of a volume with those that its values show: windows, number of different values, and notes on these.
+
+    Args:
+        facts: all others, or those of an earlier version, whose values were measured otherwise.
+        channels: (D, H, W) each, as they are stored.
+    """
+    pairs = zip(facts["scales"], channels, strict=True)
+    scales = [{**scale, "window": _window(channel, scale["slope"], scale["intercept"])} for scale, channel in pairs]
+    squeezed = any(map(_is_squeezed, channels))
+    count = 0 if squeezed else max(len(np.unique(some_values(channel, _NUMBERS))) for channel in channels)
+    notes = [note for note in facts["notes"] if note not in (_LIKE_LABELS, _OUTLIERS)]
+    found = [_OUTLIERS] if squeezed else [_LIKE_LABELS] * (count <= _FEW)
+    return {**facts, "scales": scales, "notes": notes + found, "values": count, "measured": MEASURED}
 
 
 def resampled(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from densepath.annotations.outlines import encode_part
+from densepath.annotations.outlines import encode_part, painting_key
 from densepath.transfer.detection.instances import paste
 
 
@@ -89,12 +89,12 @@ class FoundObject:
 
 
 def painting_order(numbered: Iterable[tuple[int, FoundObject]]) -> list[tuple[int, FoundObject]]:
-    """Objects in the order in which a label map is painted: smaller ones later; of equally large ones, better ones.
+    """Objects in the order in which they are painted, see :func:`~densepath.annotations.outlines.painting_key`.
 
     Args:
         numbered: the objects with their numbers, from 1 for the best.
     """
-    return sorted(numbered, key=lambda pair: (-pair[1].area, -pair[0]))
+    return sorted(numbered, key=lambda pair: painting_key(pair[1].area, pair[1].score, pair[0]))
 
 
 def found_objects(

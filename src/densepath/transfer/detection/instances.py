@@ -59,14 +59,16 @@ def _interpolate(
 
 
 def label_map_of(results: Sequence[Mapping[str, Any]], size: tuple[int, int], score: float) -> npt.NDArray[np.int32]:
-    """The detections in one image as a label map (H, W): 0 for background, smaller ones on top, as of true objects.
+    """The detections in one image as a label map (H, W): 0 for background, smaller ones on top, as of true objects,
+    and of equally large ones those with higher scores.
 
     Args:
         results: in COCO's results format, with a ``segmentation``.
         size: height, width of the image.
         score: detections with a lower score are left out.
     """
-    return paint([result["segmentation"] for result in results if result["score"] >= score], *size)
+    kept = [result for result in results if result["score"] >= score]
+    return paint([each["segmentation"] for each in kept], *size, [each["score"] for each in kept])
 
 
 def objects_of(

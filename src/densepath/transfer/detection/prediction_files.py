@@ -216,7 +216,7 @@ def draw(image: ImageReader, found: Prediction, spec: PixelSpec, path: Path) -> 
         pixels = image.read(top, 0, rows, width)[::factor, ::factor]
         bands.append(spec.to_rgb(np.ascontiguousarray(pixels)))  # not a view, which would keep all pixels
     canvas = np.concatenate(bands)
-    objects = sorted(found.objects, key=lambda each: each.score)  # the better one on top
+    objects = [each for _, each in painting_order(enumerate(found.objects, 1))]
     shapes = [(each.top // factor, each.left // factor, each.mask[::factor, ::factor]) for each in objects]
     numbers = color_numbers(near_boxes([(each.top, each.left, each.bottom, each.right) for each in objects]))
     colors = [color_of(numbers[position]) for position in range(len(objects))]

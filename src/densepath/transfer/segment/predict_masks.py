@@ -68,6 +68,7 @@ class _Work:
             Raises CorruptImage.
         unit: of the sizes.
         also: what was passed over, as the end of a line.
+        window: in which the images are seen, if it is not that of the training.
     """
 
     names: list[str]
@@ -76,6 +77,7 @@ class _Work:
     segment: Callable[[int, Path, Path | None], dict[str, Any]]
     unit: str
     also: str
+    window: Sequence[Any] = ()
 
 
 def predict_masks(
@@ -177,7 +179,7 @@ def _segment_all(work: _Work, out: Path, drawn: Collection[str], one: str, shard
 
     shared = SlideWork(
         out,
-        {name: identity_of_file(name, *work.files(k)) for name, k in number.items()},
+        {name: [*identity_of_file(name, *work.files(k)), *work.window] for name, k in number.items()},
         lambda name: (target(name), picture(name), out / PICTURES / f"{name}{SUFFIX}"),
         one,
     )
@@ -227,7 +229,8 @@ def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exc
     def files(position: int) -> Sequence[str | Path]:
         return (images.names(position) if isinstance(images, ImageFiles) else data,)
 
-    return _Work(names, files, ".png", segment, _PIXELS, passed_over(images))
+    window = () if spec == notes.spec else (list(spec.window),)
+    return _Work(names, files, ".png", segment, _PIXELS, passed_over(images), window)
 
 
 def _volumes(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exclude: Sequence[str]) -> _Work:
