@@ -194,6 +194,8 @@ class Parser(ArgumentParser):
         may_be_text = option.is_text_list if isinstance(value, list) else option.is_text
         if key in written and may_be_text and not isinstance(value, str | Mapping):
             hint = "write it in quotes"
+        if isinstance(value, str) and is_old_number(value):
+            hint = "leave out zeros at its beginning, and colons"
         return f"{name} takes {in_words(annotation)}, not {shown}" + (f"; {hint}" if hint else "")
 
     def _name(self, key: str) -> str:

@@ -118,14 +118,14 @@ def test_a_full_or_read_only_disk_is_reported_and_keeps_its_files(crashes):
             assert code == 2 and reason in line and (named or unmade), line
     assert story["full left"] == []
     code, line = story["closed evaluate"]
-    assert code == 2 and "disk/found/.lock" in line and "Read-only file system" in line
+    assert code == 2 and "disk/found cannot be written" in line and "Read-only file system" in line
 
 
 def test_a_worker_that_dies_and_images_that_go_end_the_run_with_what_was_saved(crashes):
     story, folder = crashes[0]["lost"], crashes[1] / "lost"
     saved = ["checkpoints/last.ckpt", "config.yaml", "metrics.csv"]
     code, line = story["worker"]
-    assert code == 2 and "a process that decodes images died" in line and line.endswith("or pack the images first")
+    assert code == 2 and "a process that decodes images died" in line and "or pack the images first" in line
     assert results(story["worker left"]) == saved
     assert story["resumed"][0] == story["whole"][0] == 0
     assert_same_run(folder / "whole", folder / "cut")

@@ -18,7 +18,7 @@ from densepath.benchmark.shares import LEFT_IMAGES, digest_for_shares, write_lef
 from densepath.benchmark.steps import STEPS, Step
 from densepath.benchmark.table_runs import Grid, Run
 from densepath.core.errors import UserError
-from densepath.core.keywords import RANDOM, is_keyword, is_on_disk
+from densepath.core.keywords import RANDOM, is_on_disk
 from densepath.core.plain import plain
 from densepath.nets.backbones.transformers import is_transformer
 from densepath.training.config import DEFAULT_EPOCHS
@@ -125,7 +125,7 @@ class RowRuns:
     def _digest_of(self, name: str, place: str) -> str:
         """The digest of a value that the user gave for an option."""
         value = str(self.given[name])
-        return value if _names_weights(place) and is_keyword(value) else digest_of_given(value, self.cache)
+        return value if _names_weights(place) and value == RANDOM else digest_of_given(value, self.cache)
 
     def _transfer(
         self,

@@ -6,14 +6,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import pairwise
 from pathlib import Path
 
 from densepath.core.keywords import literal
 from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import say
 
-_OF_WEIGHTS = ("--weights", "export")
 _STEP = ContextVar("_STEP", default=False)
 
 
@@ -33,9 +31,7 @@ def command(*words: str | Path) -> str:
     Args:
         words: its words; paths as such, since they may be called like an option or a keyword.
     """
-    pairs = pairwise(["densepath", *words])
-    shown = [literal(word, before in _OF_WEIGHTS) if isinstance(word, Path) else str(word) for before, word in pairs]
-    return shlex.join(["densepath", *shown])
+    return shlex.join(["densepath", *(literal(word) if isinstance(word, Path) else word for word in words)])
 
 
 def say_end(watch: Stopwatch, scores: str, made: Mapping[str, Path], commands: Sequence[str] = ()) -> None:

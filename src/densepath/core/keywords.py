@@ -14,47 +14,42 @@ _WORDS = (RANDOM, "auto", "null")  # that options read as something other than a
 _BEGINNINGS = ("-", "hf-hub:", "hf_hub:")
 
 
-def is_keyword(name: str) -> bool:
-    """Whether weights of this name are "random" or those of timm, even if a file or folder is called so, too."""
-    if name == RANDOM:
-        return True
-    if not name or os.path.basename(name) != name or name in (os.curdir, os.pardir):
-        return False
-    from timm.models import is_model_pretrained  # timm takes seconds to import
-
-    return is_model_pretrained(name)
-
-
 def is_on_disk(weights: str | Path) -> bool:
-    """Whether weights are a file or a folder: one that is called like a keyword is meant by ./NAME."""
-    there = os.path.exists(weights)
-    if there and is_keyword(name := str(weights)):
-        _explain(name)
-        return False
-    return there
+    """Whether weights are a file or a folder, rather than "random", which is meant as a path by ./random.
 
-
-def literal(path: str | os.PathLike[str], weights: bool = False) -> str:
-    """A path as an option reads it: ./NAME where NAME would be a keyword, an option or another kind of name.
-
-    Args:
-        path: the path.
-        weights: whether the option takes weights, which may be names of timm.
+    A file or a folder that is called like weights of timm is meant, not these; a line says so once.
     """
+    name = str(weights)
+    if not os.path.exists(name):
+        return False
+    if name == RANDOM:
+        _say(f"{name} means random weights; for the {_kind(name)} of this name, write {literal(name)}")
+        return False
+    if os.path.basename(name) == name and _is_of_timm(name):
+        _say(f"{name} is taken as the {_kind(name)} of this name, not as timm's weights")
+    return True
+
+
+def literal(path: str | os.PathLike[str]) -> str:
+    """A path as an option reads it: ./NAME where NAME would be a keyword, an option or another kind of name."""
     text = os.fspath(path)
-    other = text in _WORDS or text.startswith(_BEGINNINGS) or (weights and is_keyword(text))
-    return f".{os.sep}{text}" if other else text
+    return f".{os.sep}{text}" if text in _WORDS or text.startswith(_BEGINNINGS) else text
 
 
-def quoted(path: str | os.PathLike[str], weights: bool = False) -> str:
-    """A path as it is written in a command line; arguments as for :func:`literal`."""
-    return shlex.quote(literal(path, weights))
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path as it is written in a command line, see :func:`literal`."""
+    return shlex.quote(literal(path))
 
 
 @cache  # once
-def _explain(name: str) -> None:
-    what = "random weights" if name == RANDOM else "timm's weights"
-    say(f"densepath: {name} means {what}; for the {_kind(name)} of this name, write {literal(name, weights=True)}")
+def _say(what: str) -> None:
+    say(f"densepath: {what}")
+
+
+def _is_of_timm(name: str) -> bool:
+    from timm.models import is_model_pretrained  # timm takes seconds to import
+
+    return is_model_pretrained(name)
 
 
 def _kind(name: str) -> str:

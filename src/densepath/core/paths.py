@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, overload
 
 from densepath.core.errors import UserError
-from densepath.core.keywords import is_keyword, literal
+from densepath.core.keywords import RANDOM, literal
 
 AnyPath = str | os.PathLike[str]  # also what a verb returns: densepath.core.result
 _PATHS = {str, Path, os.PathLike[str], Sequence[AnyPath], NoneType}
@@ -25,7 +25,7 @@ def as_path(given: AnyPath | None) -> str | Path | None:
     """A text as it is, which may also be a name such as "random"; anything else that stands for a path as a path."""
     if given is None or isinstance(given, str):
         return given
-    return literal(given, weights=True) if is_keyword(os.fspath(given)) else Path(given)
+    return literal(given) if os.fspath(given) == RANDOM else Path(given)
 
 
 def as_texts(given: Sequence[AnyPath]) -> list[str]:

@@ -114,7 +114,7 @@ def train_longer(out: Path, config: Mapping[str, Any]) -> str:
 
 def from_weights(out: Path) -> str:
     """The options of another run that starts with the weights of a run."""
-    return f"--weights {quoted(out, weights=True)} --out {quoted(f'{out}_2')}"
+    return f"--weights {quoted(out)} --out {quoted(f'{out}_2')}"
 
 
 @contextmanager

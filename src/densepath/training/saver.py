@@ -168,7 +168,7 @@ def _start_again(out: Path) -> None:
     if any(not path.name.startswith((KEPT, AT_STEP)) for path in (out / EXPORTED).parent.glob("*.safetensors")):
         raise UserError(
             f"{out} has trained weights but no checkpoint: its checkpoints were removed; use the weights "
-            f"(--weights {quoted(out, weights=True)}), or name another folder to train again"
+            f"(--weights {quoted(out)}), or name another folder to train again"
         )
     if rank() == 0 and (out / METRICS).exists():
         say(f"densepath: {out} has no checkpoint, so the run starts again")

@@ -139,6 +139,8 @@ def test_survival_and_numbers_are_read(tmp_path: Path) -> None:
             r"line 2 of .* has the age '9,5', and line 3 of .* has '10.5';",
         ),
         (("slide,age", 'a,"9,5"', "b,10", "c,1"), r"line 2 of .* has the age '9,5'; write all numbers with points"),
+        (("slide;age", "a;1,500", "b;567", "c;2,250"), r"line 2 of .* has the age '1,500', whose comma may divide"),
+        (("slide;age", "a;0,125", "b;1,250", "c;2"), [[0.125], [1.25], [2]]),
     ],
 )
 def test_decimal_commas_are_read_where_commas_do_not_divide(tmp_path: Path, rows: Any, expected: Any) -> None:

@@ -228,7 +228,7 @@ def test_each_prompted_mask_has_its_objects_category(tiny_sam: Path, data: Path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "text"}, "no prompt is called 'text'; use one of automatic, point, box"),
+        ({"prompt": "text"}, "prompt is 'text'; give automatic, point or box"),
         ({"points_per_side": 0}, "points_per_side is 0"),
         ({"detections_per_image": 0}, "detections_per_image 0"),
         ({"stability": 1.5}, "stability 1.5"),

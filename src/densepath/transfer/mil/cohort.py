@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from densepath.transfer.probe.metrics import Floats, Integers
 
 Grouping = Literal["joined", "averaged", "single"]
 Task = Literal["classification", "regression", "survival"]
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")
 _DOUBTFUL = ("none", "unknown", "not available", "not reported", "missing", "?", "-", "-1")  # classes or missing values
 _YES, _NO = ("1", "1.0", "true", "yes", "dead", "deceased"), ("0", "0.0", "false", "no", "alive", "living")
 
@@ -208,6 +210,12 @@ def _numbers(rows: Sequence[Row], target: str, delimiter: str) -> list[float]:
     if comma is not None and (point is not None or delimiter == ","):
         also = f", and {point.place} has {point.target!r}" if point else ""
         raise UserError(f"{comma.place} has the {target} {comma.target!r}{also}; write all numbers with points")
+    groups = [row for row in rows if _THOUSANDS.fullmatch(row.target)]
+    if groups and len(groups) == sum("," in row.target for row in rows):
+        raise UserError(
+            f"{groups[0].place} has the {target} {groups[0].target!r}, whose comma may divide thousands or decimals; "
+            "write all numbers with points, and thousands without a sign"
+        )
     return [_number(row.target.replace(",", "."), row, target) for row in rows]
 
 
