@@ -254,3 +254,7 @@ def test_runs_without_a_backbone_to_export_are_refused(tmp_path: Path) -> None:
         match=r"has no exported/classifier.safetensors or .*; export takes runs of pretrain, and of classify",
     ):
         export(tmp_path)
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "detector.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{tmp_path} is not a run of pretrain; name the file to write with --out"):
+        export(tmp_path)

@@ -54,6 +54,8 @@ def export(
                 f"{run} has no {' or '.join(TRAINED)}; export takes runs of pretrain, and of classify, segment and "
                 "detect once they are done"
             )
+        if config is not None and out is None:
+            raise UserError(f"{run} is not a run of pretrain; name the file to write with --out")
         target, card = None if out is None else Path(out), {"scores": scores, "licence": licence}
         return export_file(source, target, layout, backbone, prefix, card)
     if layout == "tensors" or isinstance(backbone, str) or prefix:

@@ -43,9 +43,10 @@ def export(
             of ConCL, MoCo or DINO, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model. For "onnx" the
             folder of a run of ``detect`` or ``classify``, or its exported/detector.safetensors or
             classifier.safetensors.
-        out: a new file; by default that of a run goes to ``exported/`` in its folder, and replaces an older one there;
-            before the run is complete its name has the step (``backbone_step_N.safetensors``). It ends in .safetensors,
-            for detectron2 in .pth or .pkl, for networks of volumes in .pth, for onnx in .onnx.
+        out: a new file; by default that of a run of ``pretrain``, and one for "onnx", goes to ``exported/`` in the
+            folder of the run, and replaces an older one there; before the run is complete its name has the step
+            (``backbone_step_N.safetensors``). It ends in .safetensors, for detectron2 in .pth or .pkl, for networks of
+            volumes in .pth, for onnx in .onnx.
         layout: "timm" (default), "torchvision" or "detectron2" for a backbone; for volumes also "models_genesis" for a
             unet_3d with its decoder, "monai" for a resnet18_3d, "nnunet" for a resenc_3d; "tensors" for the tensors of
             a file under their own names, which is the default if densepath has no such network; "onnx" for a detector

@@ -145,6 +145,24 @@ def test_four_commands_of_which_two_are_killed_do_each_image_once(
     assert rows[0] == rows[1] and len(rows[0]) == 6
 
 
+def test_cells_of_a_slide_go_when_tile_has_removed_it(
+    slides: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """Not while the folder of tiles keeps its record: then it may only be on its way to another place."""
+    folder, _ = slides
+    densepath.cells(data=folder, out=tmp_path / "C", workers=0)
+    (tmp_path / "b.tif").unlink()
+    table = (folder / SLIDES).read_text()
+    (folder / SLIDES).write_text(table[: table.index("b,")])
+    record = folder / "records" / "b.json"
+    record.parent.mkdir()
+    record.write_text('{"slide": "b", "identity": []}')
+    for kept in (True, False):
+        densepath.cells(data=folder, out=tmp_path / "C", workers=0)
+        assert cell_path(tmp_path / "C", "b").exists() == kept
+        record.unlink(missing_ok=True)
+
+
 def test_what_may_pass_is_tried_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -279,7 +279,23 @@ def test_results_of_removed_slides_are_removed(
     (folder / "sub" / "b.svs").unlink()
     tile(data=folder, out=out, **_ASKED)
     assert "removed the results of 1 slide whose files were removed: sub/b" in capsys.readouterr().err
-    assert list(_rows(out)) == ["a"] and not [path for path in _content(out) if "sub/b" in path]
+    assert list(_rows(out)) == ["a"]
+    assert [path for path in _content(out) if "sub/b" in path] == ["tissue/sub/b.geojson"]  # maybe corrected by hand
+
+
+def test_slides_that_are_being_moved_keep_their_results(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "t", tmp_path / "other"
+    tile(data=folder, out=out, **_ASKED)
+    before = [path for path in _content(out) if "sub/b" in path]
+    other.mkdir()
+    (folder / "a.tiff").rename(other / "a.tiff")
+    (folder / "sub" / "b.svs").rename(tmp_path / "b.svs")  # on its way
+    tile(data=other, out=out, **_ASKED)
+    told = capsys.readouterr().err
+    assert f"keeps files of 1 slide not in {other}: sub/b" in told and "removed" not in told
+    assert [path for path in _content(out) if "sub/b" in path] == before
 
 
 def test_a_slide_replaced_by_one_of_its_size_is_named_by_every_reader(folder: Path, tmp_path: Path) -> None:

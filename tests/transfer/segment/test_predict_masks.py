@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,13 @@ def test_a_label_map_lies_where_other_programs_see_its_volume(
     assert np.array_equal(found.affine, nibabel.load(tmp_path / "data/a.nii").affine)
     assert [int(found.header[code]) for code in ("sform_code", "qform_code")] == [0, 0]
     assert "a has no affine map" in capsys.readouterr().err.replace("a.nii has", "a has")
+    (record,) = (out / "records").iterdir()  # of a version that gave the label map an affine map
+    identity, _, facts = record.read_text().partition("\n")
+    assert json.loads(identity)[-1] == 0
+    record.write_text(f"{json.dumps(json.loads(identity)[:-1])}\n{facts}")
+    before = path.stat().st_mtime_ns
+    predict_masks(run, data=data, out=out, **CPU)
+    assert path.stat().st_mtime_ns > before
 
 
 def test_a_damaged_image_keeps_no_map_of_a_former_one(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from densepath.transfer.embed import embed_slides
 from densepath.transfer.embed.embed import embed
 from densepath.transfer.embed.encoder import load_encoder
 from densepath.transfer.embed.slide_features import read_slide_features
+from densepath.transfer.mil.leaks import REMEDY
 from densepath.transfer.slides.slide_work import last_problem
 
 NETWORK: dict[str, Any] = {"weights": "random", "backbone": "test_resnet", "devices": "cpu", "precision": "32"}
@@ -112,8 +113,11 @@ def test_a_share_says_what_it_leaves(tiles: Path, tmp_path: Path, capsys: pytest
     second = embed(**options, shard="2/2")
     told = capsys.readouterr().err
     assert (second["slides"], second["left"]) == (2, 0) and "are left" not in told
-    assert "next:" not in told
-    assert "1 slide was in the pre-training of the weights: 0. densepath mil refuses them as test slides: pre" in told
+    assert "next: densepath mil" in told and "--splits SPLITS.json" in told
+    assert (
+        f"1 slide was in the pre-training of the weights: 0. densepath mil refuses them as test slides: {REMEDY}"
+        in (told)
+    )
     notes = read_slide_features(tmp_path / "F" / "features_run" / "0.h5").notes
     assert notes["pretraining_slides"] == ["a/0", "7"]
 

@@ -71,7 +71,11 @@ class Job(PerSlide[_Tiled]):
 
     def files(self, name: str) -> tuple[Path, Path, Path]:
         """The files of a slide, first its tiles."""
-        return self.tiles(name), self.mask(name), self.outline(name)
+        return *self.made(name), self.outline(name)
+
+    def made(self, name: str) -> tuple[Path, Path]:
+        """The files of a slide without its outlines, which may have been corrected by hand."""
+        return self.tiles(name), self.mask(name)
 
     def given(self, name: str) -> list[Any]:
         """What changes if the µm per pixel, the tissue or the tiles that were given for a slide are others."""

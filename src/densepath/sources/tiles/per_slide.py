@@ -19,6 +19,7 @@ from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.slides.failures import reason_of, report_problem
 from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity, read_record, record_path
 from densepath.sources.tiles.records import identities, recorded_slides, write_record
+from densepath.sources.tiles.tile_files import is_tile_folder
 
 Found = TypeVar("Found")
 
@@ -60,6 +61,10 @@ class PerSlide(ABC, Generic[Found]):
     @abstractmethod
     def files(self, name: str) -> Sequence[Path]:
         """The files of a slide. The first is its result: without it, or if it has changed, the slide is not done."""
+
+    def made(self, name: str) -> Sequence[Path]:
+        """The files of a slide that go if the slide does: those that nobody corrects by hand."""
+        return self.files(name)
 
     def given(self, name: str) -> list[Any]:
         """What changes if what was given for a slide is something else."""
@@ -133,21 +138,30 @@ class PerSlide(ABC, Generic[Found]):
         if changed:
             say(f"densepath: done again: {counted(len(changed), 'slide')} changed since: {first_few(changed)}")
 
-    def _remove_lost(self) -> None:
-        """Remove the results of slides that are not among the data because their files were removed."""
-        lost = [name for name in recorded_slides(self.out) if self._is_lost(name)]
+    def _remove_lost(self, data: str | Path) -> None:
+        """Remove the results of slides that are not among the data because their files were removed.
+
+        Nothing is removed if the data are in another place than at the first command: slides may be on their way.
+        """
+        if recorded(self.out).get("data") != str(data):
+            return
+        lost = [name for name in recorded_slides(self.out) if self._is_lost(name, data)]
         for name in lost:
-            for path in (*self.files(name), record_path(self.out, name)):
+            for path in (*self.made(name), record_path(self.out, name)):
                 path.unlink(missing_ok=True)
         if lost:
             names = first_few(list(map(one_line, lost)))
             say(f"densepath: removed the results of {counted(len(lost), 'slide')} whose files were removed: {names}")
 
-    def _is_lost(self, name: str) -> bool:
-        """Whether a slide's file was removed from a folder that is still there."""
+    def _is_lost(self, name: str, data: str | Path) -> bool:
+        """Whether a slide's file was removed from the folder of the data, or the slide from the folder of its tiles."""
         record = read_record(self.out, name) if name not in self.paths else None
         path = str((record or {}).get("path", ""))
-        return os.path.isdir(os.path.dirname(path)) and not os.path.lexists(path)
+        if os.path.lexists(path) or not os.path.isdir(os.path.dirname(path)):
+            return False
+        if is_tile_folder(data):
+            return read_record(Path(data), name) is None
+        return os.path.isdir(data) and Path(os.path.abspath(data)) in Path(path).parents
 
     def _is_same_file(self, name: str, recorded: Sequence[Any]) -> bool:
         """Whether a recorded identity is of a slide's files, whatever was given for it."""
@@ -189,7 +203,7 @@ class PerSlide(ABC, Generic[Found]):
             UserError: the folder holds results of other slides, or a file cannot be written.
         """
         self.check_slides(data)
-        self._remove_lost()
+        self._remove_lost(data)
         self.forget_failures()
         names = list(self.paths)
         left = sum(not self.is_done(name) for name in names)

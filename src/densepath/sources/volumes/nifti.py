@@ -59,6 +59,11 @@ def count_channels(path: str) -> int:
     return shape[3] if len(shape) == 4 else 1
 
 
+def has_map(path: str) -> bool:
+    """Whether a file has an affine map, by its header. Raises CorruptImage."""
+    return any(_maps(_header(path, read_bytes(path, max(_SIZES)))))
+
+
 def _shape(path: str, header: Any, channels: bool) -> tuple[int, ...]:
     """The shape, without dimensions that say nothing."""
     shape = tuple(int(n) for n in header.get_data_shape())
@@ -122,16 +127,28 @@ def _values(path: str, header: Any, data: bytes, shape: tuple[int, ...]) -> Arra
     return np.frombuffer(data, dtype, needed // dtype.itemsize, start).reshape(shape, order="F")
 
 
+def _zooms(header: Any) -> list[float]:
+    return [abs(float(side)) for side in header["pixdim"][1:4]]
+
+
+def _valid(zooms: Sequence[float]) -> bool:
+    return all(0 < side < np.inf for side in zooms)
+
+
+def _maps(header: Any) -> tuple[bool, bool]:
+    """Whether there are an sform and a qform."""
+    sform = int(header["sform_code"]) > 0 and any(header[f"srow_{axis}"][:3].any() for axis in "xyz")
+    return sform, int(header["qform_code"]) > 0 and _valid(_zooms(header))
+
+
 def _affine(path: str, header: Any, spacing: Sequence[float] | None) -> tuple[Array, list[str]]:
     """The affine map in mm, and what is unusual about it."""
     notes = []
-    zooms = [abs(float(side)) for side in header["pixdim"][1:4]]
-    valid = all(0 < side < np.inf for side in zooms)
-    sform = int(header["sform_code"]) > 0 and any(header[f"srow_{axis}"][:3].any() for axis in "xyz")
-    qform = int(header["qform_code"]) > 0 and valid
+    zooms = _zooms(header)
+    sform, qform = _maps(header)
     to_mm = _TO_MM.get(int(header["xyzt_units"]) % 8, 1.0)
     if not sform and not qform:
-        known = valid and set(zooms) != {1.0}  # 1 mm is what writers say that know nothing
+        known = _valid(zooms) and set(zooms) != {1.0}  # 1 mm is what writers say that know nothing
         if not known and spacing is None:
             raise CorruptImage(path, "it does not say where its voxels are; give their distance with --spacing X Y Z")
         affine = diagonal([side * to_mm for side in zooms] if known else spacing or ())

@@ -52,6 +52,16 @@ def count_channels(path: str | Path) -> int | None:
         return None
 
 
+def has_map(path: str | Path) -> bool:
+    """Whether a volume has an affine map, by its header: only NIfTI files may lack one."""
+    if (name := str(path)).lower().endswith((*metaimage.SUFFIXES, *blosc2_file.SUFFIXES)):
+        return True
+    try:
+        return nifti.has_map(name)
+    except CorruptImage:  # reported when it is read
+        return True
+
+
 def files_of(path: str | Path) -> tuple[Path, ...]:
     """The files that a volume is read from: its header, voxels, properties and plans may be in files of their own."""
     path = Path(path)

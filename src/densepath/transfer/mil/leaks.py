@@ -15,7 +15,7 @@ from densepath.transfer.mil.feature_files import Names, slide_name
 from densepath.transfer.mil.slide_table import patient_of_tcga
 from densepath.transfer.mil.splits import Split
 
-_REMEDY = (
+REMEDY = (
     "pre-train on training slides only, give --splits with other test cases, or, if it was without labels, add "
     "--allow_pretraining_slides"
 )
@@ -103,9 +103,9 @@ def check_pretraining(
     if allow:
         return {_SLIDES: len(leaked), _PATIENTS: len(shared)} if leaked or shared else {}
     what = "that the features' backbone was pre-trained on"
-    refuse(leaked, f"leak: {counted(len(leaked), 'test slide is a slide', 'test slides are slides')} {what}", _REMEDY)
+    refuse(leaked, f"leak: {counted(len(leaked), 'test slide is a slide', 'test slides are slides')} {what}", REMEDY)
     refuse(
-        shared, f"leak: {counted(len(shared), 'test patient has', 'test patients have')} other slides {what}", _REMEDY
+        shared, f"leak: {counted(len(shared), 'test patient has', 'test patients have')} other slides {what}", REMEDY
     )
     return {}
 

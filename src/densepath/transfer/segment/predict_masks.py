@@ -68,7 +68,7 @@ class _Work:
             Raises CorruptImage.
         unit: of the sizes.
         also: what was passed over, as the end of a line.
-        window: in which the images are seen, if it is not that of the training.
+        known: what changes the result of an image besides its files, by its position.
     """
 
     names: list[str]
@@ -77,7 +77,7 @@ class _Work:
     segment: Callable[[int, Path, Path | None], dict[str, Any]]
     unit: str
     also: str
-    window: Sequence[Any] = ()
+    known: Callable[[int], Sequence[Any]] = lambda _: ()
 
 
 def predict_masks(
@@ -179,7 +179,7 @@ def _segment_all(work: _Work, out: Path, drawn: Collection[str], one: str, shard
 
     shared = SlideWork(
         out,
-        {name: [*identity_of_file(name, *work.files(k)), *work.window] for name, k in number.items()},
+        {name: [*identity_of_file(name, *work.files(k)), *work.known(k)] for name, k in number.items()},
         lambda name: (target(name), picture(name), out / PICTURES / f"{name}{SUFFIX}"),
         one,
     )
@@ -230,7 +230,7 @@ def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exc
         return (images.names(position) if isinstance(images, ImageFiles) else data,)
 
     window = () if spec == notes.spec else (list(spec.window),)
-    return _Work(names, files, ".png", segment, _PIXELS, passed_over(images), window)
+    return _Work(names, files, ".png", segment, _PIXELS, passed_over(images), lambda _: window)
 
 
 def _volumes(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exclude: Sequence[str]) -> _Work:
@@ -249,7 +249,7 @@ def _volumes(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, ex
             draw_safely(lambda: draw_case(pictures, *drawn, volume.spacing))
         return _sizes(values, notes, _MM3, voxel_mm3(volume.affine))
 
-    return _Work(inputs.names, inputs.files, ".nii.gz", segment, _MM3, inputs.passed.also())
+    return _Work(inputs.names, inputs.files, ".nii.gz", segment, _MM3, inputs.passed.also(), inputs.known)
 
 
 def _sizes(values: npt.NDArray[Any], notes: SegmenterNotes, unit: str, size: float) -> dict[str, float]:

@@ -21,7 +21,7 @@ from densepath.sources.listing import Passed, list_images
 from densepath.sources.volumes.nifti import NO_MAP
 from densepath.sources.volumes.open_store import is_volume_store, open_volumes
 from densepath.sources.volumes.prepare import prepare, resampled
-from densepath.sources.volumes.read import SUFFIXES, files_of, read_volume
+from densepath.sources.volumes.read import SUFFIXES, files_of, has_map, read_volume
 from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Spacing, from_ras, library, spacing_of, to_ras
 from densepath.transfer.segment.legend import ClassMap
@@ -150,6 +150,12 @@ class VolumeInputs:
     def files(self, position: int) -> Sequence[Path]:
         """The files that a volume is read from."""
         return files_of(self._paths[position]) if self._store is None else (self._store.path(position),)
+
+    def known(self, position: int) -> Sequence[Any]:
+        """What changes the label map of a volume besides its files: a version before gave those without a map one."""
+        if self._store is not None:
+            return [_UNKNOWN] if NO_MAP in self._store.rows[position].get("notes", ()) else []
+        return [] if has_map(self._paths[position]) else [_UNKNOWN]
 
     def read(self, position: int) -> VolumeInput:
         """A volume. Raises CorruptImage."""
