@@ -111,8 +111,8 @@ def score_classes(
     found = _read(_table(predictions))
     images = find_source(data)
     pool = _of_split(_true(images, data, found, how), how, split)
-    run_names = list(dict.fromkeys(found.runs))
-    matched = [_lines_of(run, pool, found) for run in run_names]
+    by_run = {run: lines for run in dict.fromkeys(found.runs) if (lines := _lines_of(run, pool, found))}
+    run_names, matched = list(by_run), list(by_run.values())
     kept = np.array([k for lines in matched for k in lines], np.int64)
     bare = [name for k, name in enumerate(pool.names) if not any(k in lines for lines in matched)]
     _say_left(bare, f"without a prediction in {found.path}")
