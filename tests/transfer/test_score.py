@@ -249,7 +249,7 @@ def _results(folder: Path, **changed: Any) -> None:
         (None, {"classes": ("0:no", "1:yes"), "split": "train"}, "split: only for objects, not classes of pixels"),
         (None, {"out": "scores.csv"}, "ends in .json"),
         (None, {"predictions": "nothing"}, "nothing does not exist"),
-        (None, {"predictions": "r.json"}, "r.json cannot be read"),
+        (None, {"predictions": "r.json"}, "r.json does not exist"),
         (lambda f: (f / "r.json").write_text("[1"), {"predictions": "r.json"}, "r.json is not JSON"),
         (lambda f: (f / "r.json").write_text("{}"), {"predictions": "r.json"}, "not a list of COCO results"),
         (

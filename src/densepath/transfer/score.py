@@ -89,7 +89,8 @@ def score(
             results; images.json next to it names its images if their ids are not those of the data.
         out: a JSON file for the metrics; a CSV file next to it has those of each image. Of a classifier a new folder
             for metrics.json, scores.csv, predictions.csv and pictures, as those of ``classify``.
-        split: the split of a data set.
+        split: the split of a data set. With ``labels`` that name splits (a column split, or folders train and test),
+            only its images are scored.
         orientation: for images of a data set with an orientation tag (of cameras), the pixels that the outlines
             describe: as "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         score: the lowest score of an object that is compared; by default 0.5 for a JSON, and for a folder of
@@ -113,17 +114,20 @@ def score(
     watch = Stopwatch()
     found_in = {"target": target, "targets": targets or None, "separator": separator, "patient": patient}
     found_in |= {"patient_regex": patient_regex, "uncertain": None if uncertain == "ignore" else uncertain}
+    if not Path(predictions).exists():
+        raise UserError(f"{predictions} does not exist; check --predictions")
     if holds_classes(predictions):
         others = {"score": score, "orientation": orientation, "classes": classes or None}
-        refuse_options("objects and classes of pixels", others | {"split": None if split == "test" else split})
+        refuse_options("objects and classes of pixels", others)
         if labels is None:
             raise UserError(f"{predictions} holds predictions of a classifier; give the true labels with --labels")
         how = TrueLabels(labels, target, targets, separator, uncertain, patient, patient_regex)
-        values, files = score_classes(data, predictions, how, out)
+        values, files = score_classes(data, predictions, how, out, split)
         made = {"scores": files["metrics"], "pictures": files["metrics"].parent / PICTURES} if files else {}
         say_end(watch, "", made)
         return Result(None if out is None else Path(out), values, files)
-    refuse_options("predictions of a classifier (predictions.csv)", {"labels": labels, **found_in})
+    lacking = f"predictions of a classifier ({predictions} has no predictions.csv)"
+    refuse_options(lacking, {"labels": labels, **found_in})
     if out is not None and Path(out).suffix.lower() != ".json":
         raise UserError(f"out is {out}; use a file name that ends in .json")
     if score is not None and not 0 <= score <= 1:

@@ -13,6 +13,7 @@ import pytest
 from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError
 from densepath.core.result import Result
+from densepath.transfer.predict import predict
 from densepath.transfer.score import score
 
 from .conftest import write_table
@@ -45,7 +46,66 @@ def test_predictions_get_the_scores_of_a_training_that_tests_them(
         tuple(row[c] for c in columns) for row in read_rows(tmp_path / "run/predictions.csv", "")
     )
     assert done.plot().size[0] > 100 and (tmp_path / "S/pictures/confusion.png").is_file()
-    assert "left out: 12 images without a prediction in" in capsys.readouterr().err
+    assert "only the 12 images of the split test, not 12 of other splits" in capsys.readouterr().err
+
+
+def test_all_trainings_of_a_run_are_scored_as_there(
+    data: Path, classify: Callable[..., Result], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"data": data / "images", "labels": data / "labels.csv"}
+    trained = classify(**given, epochs=1, folds=2, seeds=2)
+    assert dict(score(**given, predictions=tmp_path / "run")) == dict(trained)
+
+
+@pytest.mark.parametrize("folders", [False, True])
+def test_only_images_of_the_split_are_scored(folders: bool, data: Path, tmp_path: Path) -> None:
+    names = [row["file"] for row in read_rows(data / "labels.csv", "")]
+    parts = ["test" if k % 3 == 0 else "train" for k in range(24)]
+    labels: Path | str = "folders"
+    if folders:
+        for part, name in zip(parts, names, strict=True):
+            (new := tmp_path / "parts" / part / name).parent.mkdir(parents=True, exist_ok=True)
+            (data / "images" / name).rename(new)
+        names = [f"{part}/{name}" for part, name in zip(parts, names, strict=True)]
+    else:
+        rows = [[name, name[0], part] for part, name in zip(parts, names, strict=True)]
+        labels = write_table(data / "split.csv", ["file", "label", "split"], rows)
+    right = [float((name.split("/")[-2] == "a") == (part == "test")) for part, name in zip(parts, names, strict=True)]
+    found = write_predictions(tmp_path / "P", names, {"a": right, "b": [1 - each for each in right]})
+    given: dict[str, Any] = {"data": tmp_path / "parts" if folders else data / "images", "labels": labels}
+    assert score(predictions=found, **given)["accuracy"] == 100
+    assert score(predictions=found, **given, split="train")["accuracy"] == 0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_predict_records_whether_an_image_may_have_several_labels(
+    several: bool, data: Path, classify: Callable[..., Result], tmp_path: Path
+) -> None:
+    names = [row["file"] for row in read_rows(data / "labels.csv", "")]
+    rows = [[name, name[0], k % 2, k // 2 % 2] for k, name in enumerate(names)]
+    labels = write_table(data / "both.csv", ["file", "label", "x", "y"], rows)
+    classify(data=data / "images", labels=labels, targets=("x", "y") if several else (), epochs=1, folds=2)
+    predict(tmp_path / "run", data=data / "images", out=tmp_path / "P", devices="cpu")
+    chances = [0.1, 0.9] * 12 if several else [0.1, 0.3] * 12
+    heads = ("x", "y") if several else ("a", "b")
+    rows = [[name, p, (1 if several else 0.9) - p] for name, p in zip(names, chances, strict=True)]
+    write_table(tmp_path / "P/predictions.csv", ["image", *(f"p {head}" for head in heads)], rows)
+    done = score(data=data / "images", labels=labels, predictions=tmp_path / "P")
+    assert f"auc_{heads[0]}" in done
+
+
+def test_labels_and_columns_without_a_partner_are_named(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [row["file"] for row in read_rows(data / "labels.csv", "")]
+    found = write_predictions(tmp_path / "P", names, {"Mass": np.linspace(0, 1, 24), "Edema": [0.6] * 24})
+    rows = [[name, k % 2, k // 2 % 2, k, 1] for k, name in enumerate(names)]
+    labels = write_table(data / "typo.csv", ["file", "Mass", "Oedema", "age", "case"], rows)
+    done = score(data=data / "images", labels=labels, predictions=found)
+    assert done["macro_auc"] == done["auc_Mass"] and "auc_Edema" not in done
+    said = capsys.readouterr().err
+    assert f"left out of the scores, as {labels} has no column of this name: Edema\n" in said
+    assert f"columns of 0 and 1 in {labels} that are not labels of the classifier: Oedema\n" in said
 
 
 def test_several_labels_and_what_is_left_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +141,14 @@ def test_what_cannot_be_scored_is_refused(data: Path, tmp_path: Path) -> None:
     refused("holds predictions of a classifier; give the true labels with --labels", labels=None)
     refused(r"labels of test images that .*predictions\.csv lacks: b; name them alike")
     refused("score: only for objects and classes of pixels", score=0.5)
-    refused("labels: only for predictions of a classifier", predictions=data / "images")
+    refused(r"labels: only for predictions of a classifier \(.*images has no pred", predictions=data / "images")
+    refused("nothing does not exist; check --predictions", predictions="nothing")
+    refused("out is .*s.json; name a new folder", out=tmp_path / "s.json")
+    trained = [[name, name[0], "train"] for name in names]
+    split = write_table(data / "split.csv", ["file", "label", "split"], trained)
+    both = write_predictions(tmp_path / "B", names, {"a": [0.5] * 24, "b": [0.5] * 24})
+    refused("split: only for labels with splits", split="train", predictions=both)
+    refused("no image is of the split test in .*; choose the other one with --split", labels=split, predictions=both)
     refused(
         r"has none of the images", predictions=write_predictions(tmp_path / "Q", ["x.png"], {"a": [0.1], "b": [0.9]})
     )

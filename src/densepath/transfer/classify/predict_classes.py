@@ -37,7 +37,8 @@ from densepath.transfer.slides.slide_list import refuse_options
 
 PREDICTIONS = "predictions.csv"
 LOG = "predict.log"
-_FREE = ("data", "run", "devices", "precision")
+SEVERAL = "several_labels"  # in the record: whether an image may have several of the labels
+_FREE = ("data", "run", "devices", "precision", SEVERAL)
 
 
 def predict_classes(
@@ -77,7 +78,7 @@ def predict_classes(
         "classifier": digest_of_file(path),
         "exclude": list(exclude),
     }
-    record |= {"devices": devices, "precision": hardware.precision}
+    record |= {"devices": devices, "precision": hardware.precision, SEVERAL: not notes.exclusive}
     hardware.lay_out(model)
     readout = Readout(model, notes).to(hardware.device)
     say(f"densepath: {notes.backbone} of {run}: {first_few(notes.labels, 12)}")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from densepath.annotations.classes import FOLDERS
 from densepath.annotations.label_table import table_columns
-from densepath.core.csv_files import plain_head, read_rows
+from densepath.core.columns import PATIENT_COLUMNS, SPLIT
+from densepath.core.csv_files import open_lines, plain_head, read_rows
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.output_names import alike_names, names_below
+from densepath.core.records import recorded
 from densepath.core.streams import say
 from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
@@ -21,11 +25,15 @@ from densepath.sources.pixel_source import PixelSource
 from densepath.transfer.classify.closing import close_outcome
 from densepath.transfer.classify.cohort import Pool, read_pool, same_labels
 from densepath.transfer.classify.config import ClassifyConfig, Uncertain
-from densepath.transfer.classify.predict_classes import PREDICTIONS
+from densepath.transfer.classify.predict_classes import PREDICTIONS, SEVERAL
 from densepath.transfer.classify.results import Outcome
+from densepath.transfer.classify.targets import LABEL, NUMBERS
+from densepath.transfer.probe.folds import parts_of
 from densepath.transfer.probe.metrics import Floats
+from densepath.transfer.slides.slide_list import refuse_options
 
 _CHANCE = "p "  # before the label in the name of a column
+_RUN = "run"  # the column of the trainings in a table of classify
 _SUM = 1e-3  # how far the probabilities of classes may be from 1 together: they are rounded
 
 
@@ -49,17 +57,23 @@ class TrueLabels:
 
 @dataclass(frozen=True, eq=False)
 class _Predicted:
-    """What a classifier has written: names of images, and the probabilities (N, T) of its labels."""
+    """What a classifier has written.
+
+    Args:
+        path: the table.
+        names: (N,) of the images.
+        labels: T labels.
+        chances: (N, T) their probabilities.
+        exclusive: whether an image has exactly one of the labels.
+        runs: (N,) the training of each line, of a table of ``classify``.
+    """
 
     path: Path
     names: list[str]
     labels: tuple[str, ...]
     chances: Floats
-
-    @property
-    def exclusive(self) -> bool:
-        """Whether an image has exactly one of the labels: their probabilities sum to 1."""
-        return bool((abs(self.chances.sum(1) - 1) < _SUM).all())
+    exclusive: bool
+    runs: list[str]
 
 
 def holds_classes(predictions: str | Path) -> bool:
@@ -69,15 +83,21 @@ def holds_classes(predictions: str | Path) -> bool:
 
 
 def score_classes(
-    data: str | Path, predictions: str | Path, how: TrueLabels, out: str | Path | None
+    data: str | Path,
+    predictions: str | Path,
+    how: TrueLabels,
+    out: str | Path | None,
+    split: Literal["train", "test"] = "test",
 ) -> tuple[dict[str, float], dict[str, Path]]:
     """Accuracy, AUC, average precision and F1 of the predictions of a classifier, with intervals by patient.
 
     Args:
         data: the images.
-        predictions: the folder of ``densepath predict`` with a classifier, or its predictions.csv.
+        predictions: the folder of ``densepath predict`` with a classifier, or its predictions.csv; or those of
+            ``classify``, whose trainings are scored as there.
         how: where the true labels are found.
         out: a new folder for the files that ``classify`` writes for its test images; None for none.
+        split: which images are scored, if the labels name splits.
 
     Returns:
         The scores, and the files.
@@ -85,15 +105,17 @@ def score_classes(
     Raises:
         UserError: labels or predictions are missing or invalid, or no image has both.
     """
+    if out is not None and Path(out).suffix.lower() == ".json":
+        raise UserError(f"out is {out}; name a new folder, as the scores of a classifier are several files")
     folder = None if out is None else require_new_folder(out, "the scores", sources=[data])
     found = _read(_table(predictions))
     images = find_source(data)
-    pool = _true(images, data, found, how)
-    places = alike_names(pool.names, found.names)
-    twice = [name for name, place in zip(pool.names, places, strict=True) if len(place) > 1]
-    refuse(twice, f"images that may be several of {found.path}", "predict and score the same images")
-    kept = np.array([k for k, place in enumerate(places) if place], np.int64)
-    _say_left([pool.names[k] for k, place in enumerate(places) if not place], f"without a prediction in {found.path}")
+    pool = _of_split(_true(images, data, found, how), how, split)
+    by_run = {run: lines for run in dict.fromkeys(found.runs) if (lines := _lines_of(run, pool, found))}
+    run_names, matched = list(by_run), list(by_run.values())
+    kept = np.array([k for lines in matched for k in lines], np.int64)
+    bare = [name for k, name in enumerate(pool.names) if not any(k in lines for lines in matched)]
+    _say_left(bare, f"without a prediction in {found.path}")
     known = alike_names(found.names, names_below(AllNames(images), data))
     strangers = [name for name, place in zip(found.names, known, strict=True) if not place]
     _say_left(strangers, f"of {found.path} that {data} lacks")
@@ -106,10 +128,10 @@ def score_classes(
             "--patient or --patient_regex"
         )
     columns = [found.labels.index(name) for name in targets.names]
-    chances = found.chances[[places[k][0] for k in kept]][:, columns]
-    names = [pool.names[k] for k in kept]
-    tested = Outcome(names, owners, targets, chances, np.zeros(len(kept), np.int64), ["predictions"])
-    say(f"densepath: {replace(pool, names=names, owners=owners, targets=targets).describe()}")
+    chances = found.chances[[line for lines in matched for line in lines.values()]][:, columns]
+    runs = np.repeat(np.arange(len(matched)), [len(lines) for lines in matched])
+    tested = Outcome([pool.names[k] for k in kept], owners, targets, chances, runs, run_names)
+    say(f"densepath: {pool.take(np.unique(kept)).describe()}")
     notes = {"data": str(data), "true_labels": str(how.labels), "predictions": str(predictions)}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +155,45 @@ def _read(path: Path) -> _Predicted:
         chances = np.full(1, np.nan)
     if not ((chances >= 0) & (chances <= 1)).all():
         raise UserError(f"{path} has probabilities that are not numbers from 0 to 1; predict again")
-    return _Predicted(path, [row["image"] for row in rows], labels, chances)
+    runs = [row.get(_RUN, "predictions") for row in rows]
+    return _Predicted(
+        path, [row["image"] for row in rows], labels, chances, _is_exclusive(path, rows[0], chances), runs
+    )
+
+
+def _is_exclusive(path: Path, row: Mapping[str, str], chances: Floats) -> bool:
+    """Whether an image has one label: as recorded, or in an older folder, if the probabilities sum to 1."""
+    if _RUN in row:
+        return LABEL in row
+    try:
+        several = recorded(path.parent).get(SEVERAL)
+    except UserError:  # a table of its own
+        several = None
+    return not several if isinstance(several, bool) else bool((abs(chances.sum(1) - 1) < _SUM).all())
+
+
+def _lines_of(run: str, pool: Pool, found: _Predicted) -> dict[int, int]:
+    """The line of a training's predictions for each image that has one, by its position in the pool."""
+    lines = [k for k, own in enumerate(found.runs) if own == run]
+    places = alike_names(pool.names, [found.names[k] for k in lines])
+    twice = [name for name, place in zip(pool.names, places, strict=True) if len(place) > 1]
+    refuse(twice, f"images that may be several of {found.path}", "predict and score the same images")
+    return {k: lines[place[0]] for k, place in enumerate(places) if place}
+
+
+def _of_split(pool: Pool, how: TrueLabels, split: Literal["train", "test"]) -> Pool:
+    """The images of a split, if the labels name splits; of the test otherwise all."""
+    if not pool.splits:
+        refuse_options("labels with splits", {"split": None if split == "test" else split})
+        return pool
+    own = parts_of(pool.splits, "images") == (0 if split == "train" else 2)
+    if not own.any():
+        raise UserError(f"no image is of the split {split} in {how.labels}; choose the other one with --split")
+    if others := int((~own).sum()):
+        say(
+            f"densepath: only the {counted(int(own.sum()), 'image')} of the split {split}, not {others} of other splits"
+        )
+    return pool.take(np.flatnonzero(own))
 
 
 def _true(images: PixelSource, data: str | Path, found: _Predicted, how: TrueLabels) -> Pool:
@@ -147,11 +207,25 @@ def _true(images: PixelSource, data: str | Path, found: _Predicted, how: TrueLab
                 f"{found.path} has several labels of an image ({first_few(found.labels)}); name the table's columns of "
                 "them with --targets, or the column of lists with --target and --separator"
             )
+        _say_unpaired(str(how.labels), found.labels, how.targets)
     config = ClassifyConfig(data=data, out=found.path, unmatched="skip", **vars(how))
     pool = read_pool(config, images, data, how.labels, whole=False)
     # Of labels with columns of their own, others than these are unknown.
     names: Sequence[str] = [n for n in found.labels if n in how.targets] if how.targets else found.labels
     return same_labels(names, pool, 0.0 if how.separator else np.nan, whose=f"{found.path} lacks")
+
+
+def _say_unpaired(table: str, labels: Sequence[str], scored: Sequence[str]) -> None:
+    """Say which labels of a classifier have no column in a table, and which columns of 0 and 1 are not its labels."""
+    if lacking := [name for name in labels if name not in scored]:
+        say(f"densepath: left out of the scores, as {table} has no column of this name: {first_few(lacking)}")
+    with open_lines(table) as reader:
+        columns = list(zip_longest(*reader, fillvalue=""))
+    numbers = {*NUMBERS, ""}
+    known = {SPLIT, *PATIENT_COLUMNS, *map(plain_head, labels)}
+    binary = [(head, {text.strip().lower().removesuffix(".0") for text in texts}) for head, *texts in columns]
+    if others := [head for head, texts in binary if {""} < texts | {""} <= numbers and plain_head(head) not in known]:
+        say(f"densepath: columns of 0 and 1 in {table} that are not labels of the classifier: {first_few(others)}")
 
 
 def _say_left(names: Sequence[str], why: str) -> None:

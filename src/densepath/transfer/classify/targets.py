@@ -18,7 +18,7 @@ from densepath.transfer.probe.metrics import Floats, Integers
 
 LABEL = "label"
 _NOTHING = ("no finding", "no findings", "no_finding", "none", "")  # a list of labels without any
-_NUMBERS = {"0": 0.0, "1": 1.0, "-1": -1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+NUMBERS = {"0": 0.0, "1": 1.0, "-1": -1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +178,7 @@ def _columns(
         for column, text in enumerate(row):
             if is_missing(text):
                 continue
-            value = _NUMBERS.get(text.lower().removesuffix(".0"))
+            value = NUMBERS.get(text.lower().removesuffix(".0"))
             if value is None:
                 wrong.append(f"{names[place]} ({config.targets[column]} {text!r})")
             else:
