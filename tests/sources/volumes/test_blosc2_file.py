@@ -37,15 +37,16 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_a_preprocessed_volume_has_the_spacing_of_its_properties(path: Path) -> None:
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_preprocessed_volume_has_the_spacing_of_its_properties(path: Path, protocol: int) -> None:
     properties: Any = {"spacing": [9.0, 9.0, 9.0], "sitk_stuff": {"origin": (0.0, 1.0)}, "shape": np.array([4, 5, 6])}
-    for missing in (lambda: None, lambda: path.with_suffix(".pkl").write_bytes(pickle.dumps(properties))):
+    for missing in (lambda: None, lambda: path.with_suffix(".pkl").write_bytes(pickle.dumps(properties, protocol))):
         missing()  # no properties, then a spacing that may be that of the raw file
         with pytest.raises(CorruptImage, match=r"--spacing X Y Z"):
             read_volume(path, channels=True)
     assert spacing_of(read_volume(path, (1.0, 2.0, 3.0), channels=True).affine) == (1.0, 2.0, 3.0)
     properties |= {"spacing_after_resampling": np.array([2.5, 0.8, 0.7]), "classes": OrderedDict(a=np.float64(1))}
-    path.with_suffix(".pkl").write_bytes(pickle.dumps(properties))
+    path.with_suffix(".pkl").write_bytes(pickle.dumps(properties, protocol))
     volume = read_volume(path, channels=True)
     assert spacing_of(volume.affine) == (0.7, 0.8, 2.5)
     assert np.array_equal(volume.channels[1].values, VALUES[1].transpose(2, 1, 0))

@@ -16,7 +16,12 @@ from densepath.sources.volumes.volume import Channel, Volume, check_affine, chec
 
 SUFFIXES = (".b2nd",)
 _PLANS_ABOVE = 4  # folders above a volume at most, of which one may be that of the plans' configuration
-_ALLOWED = {"numpy": {"dtype", "ndarray"}, "multiarray": {"scalar", "_reconstruct"}, "collections": {"OrderedDict"}}
+_ALLOWED = {
+    "numpy": {"dtype", "ndarray"},
+    "multiarray": {"scalar", "_reconstruct"},
+    "numeric": {"_frombuffer"},  # of protocol 5, which Python 3.14 writes by default
+    "collections": {"OrderedDict"},
+}
 
 
 def read_blosc2(path: str, spacing: Sequence[float] | None = None, channels: bool = False) -> Volume:
