@@ -378,7 +378,10 @@ def test_a_users_own_file_is_read(tmp_path):
         ("out: 2024-01-01", 'mine.yaml: out takes text or path, not "2024-01-01"; write it in quotes$'),
         ("out: 1_0", "mine.yaml: out takes text or path, not 10; write it in quotes$"),
         ("exclude: [1]", r"mine.yaml: exclude takes values, each text, not \[1\]; write it in quotes$"),
-        ("batch_size: '010'", "mine.yaml: batch_size takes a whole number, not '010'; leave out zeros at its beginning"),
+        (
+            "batch_size: '010'",
+            "mine.yaml: batch_size takes a whole number, not '010'; leave out zeros at its beginning",
+        ),
         ("1: 2\nmethod: moco_v2", "mine.yaml has the key 1, which is not the name of an option"),
         ("batch_size: 8.0", "mine.yaml: batch_size takes a whole number, not 8.0$"),
         ("batch_norm: null", "mine.yaml: batch_norm takes one of auto, per_process, synchronized, not null$"),
