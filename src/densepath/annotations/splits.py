@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from densepath.annotations.coco import CocoImages
-from densepath.core.digests import digest_of_file
+from densepath.core.digests import identical_files
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import say
@@ -141,12 +141,14 @@ def match_categories(images: CocoImages, names: Sequence[str], whose: str) -> No
 
 
 def identical_images(train: CocoImages, test: CocoImages) -> list[str]:
-    """The test images whose files equal those of training images, by name: only files of equal size are read."""
-    splits = [[(path.stat().st_size, path) for path in images.paths()] for images in (train, test)]
-    shared = set.intersection(*({size for size, _ in split} for split in splits))
-    first, second = ([(digest_of_file(path), path.name) for size, path in s if size in shared] for s in splits)
-    known = dict(first)
-    return [f"{name} is {known[digest]}" for digest, name in second if digest in known]
+    """The test images whose files equal those of training images, by name."""
+    trained = list(train.paths())
+    paths, count = [*trained, *test.paths()], len(trained)
+    known: dict[int, int] = {}  # position of a test image -> of the last training image of the same bytes
+    for group in identical_files(paths):
+        if own := [position for position in group if position < count]:
+            known |= dict.fromkeys((position for position in group if position >= count), own[-1])
+    return [f"{paths[position].name} is {paths[known[position]].name}" for position in sorted(known)]
 
 
 def describe(images: CocoImages, what: str) -> str:

@@ -12,7 +12,7 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")  # bytes of names that are not text
 
 
 def drawable(text: str) -> str:
-    """A name as matplotlib can draw it: without bytes that are not text, and a dollar is no formula."""
+    """A name as matplotlib can draw it: bytes that are not text are replaced, and dollars do not begin a formula."""
     return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text).replace("$", r"\$")
 
 

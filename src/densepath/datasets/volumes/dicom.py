@@ -36,7 +36,7 @@ def convert_dicom(how: DicomConversion) -> Path:
         The folder of the store.
 
     Raises:
-        UserError: there is no series, none can be read, or the key would lie in the store or replace another file.
+        UserError: no series was found, none can be read, or the key would lie in the store or replace another file.
     """
     key = None if how.key is None else _checked_key(Path(how.key), Path(how.dest))
     found, passed = find_series(source_folder(how.source))

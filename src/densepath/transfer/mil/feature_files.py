@@ -10,26 +10,12 @@ from pathlib import Path
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.spelling import composed
 from densepath.sources.listing import walk
+from densepath.sources.slides.find import SUFFIXES as SLIDE_SUFFIXES
 from densepath.transfer.mil.slide_table import patient_of_tcga
 
 SUFFIXES = (".h5", ".hdf5", ".pt")
 # Endings of slides that tables and names of features keep.
-_SLIDES = (
-    ".svs",
-    ".tif",
-    ".tiff",
-    ".btf",
-    ".ndpi",
-    ".mrxs",
-    ".scn",
-    ".vms",
-    ".vmu",
-    ".bif",
-    ".svslide",
-    ".dcm",
-    ".czi",
-    ".isyntax",
-)
+_SLIDES = (*SLIDE_SUFFIXES, ".isyntax")
 _COORDINATES = "_patches.h5"  # TRIDENT's and CLAM's files of coordinates only
 
 
