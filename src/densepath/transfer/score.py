@@ -19,6 +19,8 @@ from densepath.transfer.classify.pictures import PICTURES
 from densepath.transfer.classify.score_classes import TrueLabels, holds_classes, score_classes
 from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS
 from densepath.transfer.detection.score_objects import OBJECT_COLUMNS, score_objects
+from densepath.transfer.mil.score_answers import holds_answers, score_answers
+from densepath.transfer.mil.slide_table import Columns
 from densepath.transfer.predict_records import TABLE
 from densepath.transfer.segment.predict_masks import LEGEND, SIZES
 from densepath.transfer.segment.score_masks import REGION_COLUMNS, is_semantic, score_masks
@@ -28,8 +30,8 @@ from densepath.transfer.slides.slide_list import refuse_options
 @take_single_values
 def score(
     *,
-    data: AnyPath,
     predictions: AnyPath,
+    data: AnyPath | None = None,
     out: str | Path | None = None,
     split: Literal["train", "test"] = "test",
     orientation: Literal["stored", "viewed"] | None = None,
@@ -42,13 +44,20 @@ def score(
     uncertain: Uncertain = "ignore",
     patient: str | None = None,
     patient_regex: str | None = None,
+    slide: str | None = None,
+    event: str | None = None,
 ) -> Result:
     """Compare predicted objects with true ones, with the metrics of gland and nucleus segmentation; or predicted
-    classes of pixels or voxels with true ones; or the predictions of a classifier with the labels of images.
+    classes of pixels or voxels with true ones; or the predictions of a classifier with the labels of images; or the
+    answers for slides and patients with true ones.
 
     Predictions of a classifier, with ``labels``: accuracy, balanced_accuracy, macro_auc, macro_ap, macro_f1, and
     auc_NAME and ap_NAME of each class or label, with 95% intervals by a bootstrap over patients, as ``classify`` scores
     its test images.
+
+    Answers of ``predict`` with a run of ``mil``, with ``labels`` and without ``data``: the scores of ``mil`` (AUC,
+    average precision, accuracy, balanced accuracy, F1; R2 and Pearson's correlation; concordance), with 95% intervals
+    by a bootstrap over patients.
 
     Predictions of a segmenter, and label maps with ``classes``, are compared by class: dice_NAME and iou_NAME, means
     over images, hd95_NAME (pixels, or mm of volumes), pooled_iou, means over classes, and in how many images a class is
@@ -61,11 +70,11 @@ def score(
     Args:
         data: the true objects: a data set as ``densepath data`` writes it, or a folder of label maps (PNG, TIFF, BMP,
             .npy or .mat; 0 for background, a number for each object); of classes: a folder of label maps, which may be
-            NIfTI or MetaImage volumes; of a classifier: the images.
+            NIfTI or MetaImage volumes; of a classifier: the images. Answers for slides need none.
         predictions: a folder of ``densepath predict``, a folder of label maps with the images' names, or a JSON of COCO
             results; images.json next to it names its images if their ids are not those of the data.
-        out: a JSON file for the metrics; a CSV file next to it has those of each image. Of a classifier a new folder
-            for metrics.json, scores.csv, predictions.csv and pictures, as those of ``classify``.
+        out: a JSON file for the metrics; a CSV file next to it has those of each image. Of a classifier and of answers
+            a new folder for the files that ``classify`` or ``mil`` write for their test images or cases.
         split: the split of a data set. With ``labels`` that name splits (a column split, or folders train and test),
             only its images are scored.
         orientation: for images of a data set with an orientation tag (of cameras), the pixels that the outlines
@@ -73,11 +82,13 @@ def score(
         score: the lowest score of an object that is compared; by default 0.5 for a JSON, and for a folder of
             ``densepath predict`` the score that it was made with.
         classes: of label maps that are not those of ``densepath predict`` with a segmenter: VALUE:NAME of each class,
-            or a JSON file with them.
-        labels: of a classifier: the true labels, a table with columns file and label, or "folders". Images without a
-            label or without a prediction are reported and left out.
+            or a JSON file with them. Of the table of slides: classes that are renamed or merged, as for ``mil``.
+        labels: of a classifier: the true labels, a table with columns file and label, or "folders". Of answers: a table
+            of slides or patients, as for ``mil``. Images, slides and patients that one of the two lacks are reported
+            and left out.
         target, targets, separator, uncertain, patient, patient_regex: where the table has labels and patients, as for
             ``densepath classify``; default for several labels: the columns with their names.
+        slide, event: the columns of the slides, and of survival whether the event was observed, as for ``mil``.
 
     Returns:
         The metrics; shares are in percent.
@@ -87,15 +98,31 @@ def score(
 
     Source: see :func:`densepath.transfer.detection.object_metrics.compare`.
     """
-    data, predictions, labels = as_path(data), as_path(predictions), as_path(labels)
+    predictions = as_path(predictions)
+    data = None if data is None else as_path(data)
+    labels = None if labels is None else as_path(labels)
     watch = Stopwatch()
-    found_in = {"target": target, "targets": targets or None, "separator": separator, "patient": patient}
-    found_in |= {"patient_regex": patient_regex, "uncertain": None if uncertain == "ignore" else uncertain}
+    of_table = {"labels": labels, "target": target, "patient": patient}
+    of_images = {"targets": targets or None, "separator": separator, "patient_regex": patient_regex}
+    of_images |= {"uncertain": None if uncertain == "ignore" else uncertain}
+    of_slides = {"slide": slide, "event": event}
+    of_objects = {"score": score, "orientation": orientation}
     if not Path(predictions).exists():
         raise UserError(f"{predictions} does not exist; check --predictions")
+    if holds_answers(predictions):
+        refuse_options("objects", of_objects)
+        refuse_options("images, not answers for slides", {"data": data, **of_images, "split": _changed(split)})
+        if labels is None:
+            raise UserError(f"{predictions} holds answers for slides; give the table of the true ones with --labels")
+        columns = Columns(target, patient, slide, event=event)
+        values, files = score_answers(predictions, labels, columns, classes, out)
+        say_end(watch, "", files)
+        return Result(None if out is None else Path(out), values, files)
+    refuse_options("answers of a run of densepath mil", of_slides)
+    if data is None:
+        raise UserError("score needs the true objects or the images; name them with --data")
     if holds_classes(predictions):
-        others = {"score": score, "orientation": orientation, "classes": classes or None}
-        refuse_options("objects and classes of pixels", others)
+        refuse_options("objects and classes of pixels", {**of_objects, "classes": classes or None})
         if labels is None:
             raise UserError(f"{predictions} holds predictions of a classifier; give the true labels with --labels")
         how = TrueLabels(labels, target, targets, separator, uncertain, patient, patient_regex)
@@ -104,7 +131,7 @@ def score(
         say_end(watch, "", made)
         return Result(None if out is None else Path(out), values, files)
     lacking = f"predictions of a classifier ({predictions} has no predictions.csv)"
-    refuse_options(lacking, {"labels": labels, **found_in})
+    refuse_options(lacking, {**of_table, **of_images})
     if out is not None and Path(out).suffix.lower() != ".json":
         raise UserError(f"out is {out}; use a file name that ends in .json")
     if score is not None and not 0 <= score <= 1:
@@ -117,15 +144,16 @@ def score(
         file_beside(out, ".csv", REGION_COLUMNS if semantic else OBJECT_COLUMNS)
     report = None if out is None else Path(out)
     if semantic:
-        refuse_options(
-            "objects, not classes of pixels",
-            {"score": score, "orientation": orientation, "split": split if split != "test" else None},
-        )
+        refuse_options("objects, not classes of pixels", {**of_objects, "split": _changed(split)})
         values, files = score_masks(data, predictions, classes, report)
     else:
         values, files = score_objects(data, predictions, report, split, orientation, score)
     say_end(watch, "", files)
     return Result(files.get("scores"), values, files)
+
+
+def _changed(split: str) -> str | None:
+    return None if split == "test" else split
 
 
 def _refuse_replacing_inputs(out: Path, data: Path, predictions: Path, classes: Sequence[str]) -> None:

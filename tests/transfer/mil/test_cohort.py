@@ -17,7 +17,8 @@ from densepath.core.errors import UserError
 from densepath.transfer.mil.bags import read_bags
 from densepath.transfer.mil.cohort import Cohort, read_cohort
 from densepath.transfer.mil.feature_files import Names
-from densepath.transfer.mil.slide_table import BRIGHT, Columns, patient_of_tcga
+from densepath.transfer.mil.merged_classes import BRIGHT
+from densepath.transfer.mil.slide_table import Columns, patient_of_tcga
 
 
 def features(folder: Path, *names: str, dim: int = 4, tiles: int = 3) -> Path:

@@ -15,7 +15,8 @@ from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import several_spellings
 from densepath.core.streams import say
 from densepath.transfer.mil.feature_files import Names, check_one_file_each, find_features
-from densepath.transfer.mil.slide_table import FOLDERS, Columns, Row, merge_classes, read_slide_table
+from densepath.transfer.mil.merged_classes import merge_classes
+from densepath.transfer.mil.slide_table import FOLDERS, Columns, Row, read_slide_table
 from densepath.transfer.probe.metrics import Floats, Integers
 
 Grouping = Literal["joined", "averaged", "single"]
@@ -143,7 +144,7 @@ def read_cohort(
         for what in ("target", "site", "event", "split"):
             _check_one_value(cases, what, listed.target)
     own = [members[0][0] for members in cases.values()]
-    targets, names_of_classes = _targets(own, task, listed.target, listed.delimiter)
+    targets, names_of_classes = targets_of(own, task, listed.target, listed.delimiter)
     patients, owners = np.unique([row.patient for row in own], return_inverse=True)
     groups = np.unique([row.site for row in own], return_inverse=True)[1] if columns.site else owners
     if columns.site:
@@ -174,7 +175,28 @@ def _check_one_value(cases: dict[str, list[tuple[Row, str]]], what: str, target:
     refuse(mixed, f"patients whose slides have several {named}", remedy.get(what, "correct the table"))
 
 
-def _targets(rows: Sequence[Row], task: Task, target: str, delimiter: str) -> tuple[Floats, tuple[str, ...]]:
+def targets_of(
+    rows: Sequence[Row], task: str, target: str, delimiter: str, known: Sequence[str] = ()
+) -> tuple[Floats, tuple[str, ...]]:
+    """The targets of cases, as those of :class:`Cohort`, and the names of the classes.
+
+    Args:
+        rows: of the cases.
+        task: what the target is.
+        target: name of its column.
+        delimiter: of the table.
+        known: the classes, if they are given; default: those of the rows.
+
+    Raises:
+        UserError: a target is not of the task, or of no class that is known; or all are equal.
+    """
+    if task == "classification" and known:
+        unknown = sorted({row.target for row in rows} - {*known})
+        remedy = (
+            f'the classes are {first_few(list(known), 12)}; rename, merge or leave out others with --classes "NAME=A,B"'
+        )
+        refuse(unknown, f"classes of {target} that the models do not know", remedy)
+        return np.array([[known.index(row.target)] for row in rows], np.float64), tuple(known)
     if task == "classification":
         classes, labels = np.unique([row.target for row in rows], return_inverse=True)
         if len(classes) < 2:

@@ -37,7 +37,7 @@ from densepath.transfer.mil.leaks import PretrainingSlides
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
-from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, scores_of, write_results
+from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, describe, scores_of, write_results
 from densepath.transfer.mil.split_files import SPLITS, begun_before, read_splits, slides_in_order, write_splits
 from densepath.transfer.mil.splits import Split, make_splits
 from densepath.transfer.probe.metrics import Score
@@ -46,7 +46,6 @@ from densepath.version import __version__
 _LONG = 20_000  # tiles of a bag
 _STUDY = "study.txt"  # the digest of what is learned from
 _CLASSES_ONLY = ("clam", KNN)
-_SHOWN = ("macro_auc", "balanced_accuracy", "r2", "pearson", "concordance")
 
 
 @state_of_the_caller()
@@ -241,8 +240,7 @@ def _run(
         draw_safely(lambda: draw_pictures(tested, scores, out)["roc"])
     if name != KNN:
         _write_attention(config, cohort, splits, answers, store, hardware, out)
-    main = ", ".join(f"{metric} {score}" for metric, score in scores.items() if metric in _SHOWN)
-    say(f"densepath: {name}: {main}")
+    say(f"densepath: {name}: {describe(scores)}")
     return tested, scores
 
 

@@ -36,12 +36,13 @@ from densepath.transfer.mil.ensemble import Answer, Ensemble
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.new_slides import NewSlide, SlideOptions, completed, embed_new_slides, slides_in_files
 from densepath.transfer.mil.results import PREDICTIONS
+from densepath.transfer.mil.score_answers import SLIDES, AnswerKind
 from densepath.transfer.predict_records import check_images, record_of, source_of
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.slide_list import names_of_slides, refuse_options
 from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork
 
-SLIDES, LOG = "slides.csv", "predict.log"
+LOG = "predict.log"
 # They may change: what they decide is checked in the folders of the tiles and of the features.
 _FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window", "precision")
 
@@ -114,6 +115,7 @@ def predict_answers(
     with work_folder(out, record, log=LOG, free=_FREE):
         begun = begun_precision(out, options.precision, options.hardware.precision)
         models.hardware = replace(options.hardware, precision=begun)
+        AnswerKind(models.notes.task, models.notes.target, models.notes.classes).write(out)
         options = replace(options, hardware=models.hardware)
         say(f"densepath: {models.notes.model} of {run}, {counted(len(models), 'fold')}, for {models.notes.target}")
         if extractor is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from densepath.transfer.probe.metrics import (
 )
 
 PREDICTIONS, SCORES = "patient-preds.csv", "scores.json"
+_SHOWN = ("macro_auc", "balanced_accuracy", "r2", "pearson", "concordance")
 _WHOLE = 1e6
 
 
@@ -104,6 +105,11 @@ def scores_of(tested: Outcome, task: str, seed: int) -> dict[str, Score]:
     targets, values = tested.cohort.targets[tested.cases], tested.values[:, 0]
     check_finite(tested.values)
     return intervals(lambda w: _numbers(w, targets, values, tested.folds, task), tested.owners, seed)
+
+
+def describe(scores: Mapping[str, Score]) -> str:
+    """The main scores in a line."""
+    return ", ".join(f"{metric} {score}" for metric, score in scores.items() if metric in _SHOWN)
 
 
 def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:
