@@ -10,6 +10,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.sources.packing import write_store
+from densepath.sources.volumes.store import VolumeStore
 from densepath.synthetic.volumes import SyntheticVolumes
 from densepath.training.pretrain import pretrain
 
@@ -93,3 +94,23 @@ def test_a_network_for_images_is_refused(store, tmp_path):
     with pytest.raises(UserError, match=r"test_resnet takes images of 2 dimensions, but those of .* have 3"):
         pretrain(**run, **{**OPTIONS, "backbone": "test_resnet"})
     assert not (tmp_path / "run").exists()
+
+
+def test_only_the_boxes_of_views_are_read(store, tmp_path, monkeypatch):
+    """In training, of held-out volumes, and for the pictures of predictions."""
+    whole, drawn = [], []
+    gather = VolumeStore.gather
+
+    def watched(self, index, boxes=None, pin=False):
+        whole.extend(index.tolist() if boxes is None else [])
+        return gather(self, index, boxes, pin)
+
+    def draw(made, path, spec):
+        drawn.append(made)
+        return path
+
+    monkeypatch.setattr(VolumeStore, "gather", watched)
+    options = {**OPTIONS, "val_share": 0.25, "picture_every": 1, "batch_size": 4, "draw": draw}
+    pretrain(data=store, out=tmp_path / "run", method="model_genesis", **options)
+    assert drawn and whole == []
+    assert "val_loss" in (tmp_path / "run" / "metrics.csv").read_text()

@@ -30,7 +30,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.runs.folder import read_config
 from densepath.sources.batch import ImageBatch
-from densepath.sources.loader import ImageBatches
+from densepath.sources.loader import DrawViews, ImageBatches
 from densepath.sources.names import AllNames
 from densepath.sources.open import check_size, open_images
 from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
@@ -228,7 +228,8 @@ def show_reconstruction(
             f"have {images.spec.channels}; give such images"
         )
     views, _ = without_color(method.views(config.augment), method.views(), spec)
-    made = ViewMaker(views, size, seed, spec)(_draw(images, count, seed))
+    maker = ViewMaker(views, size, seed, spec)
+    made = maker(_draw(images, count, seed, maker.draw))
     return draw_reconstruction(method.eval().reconstruct(made), out, spec, panel=1.8)
 
 
@@ -252,10 +253,10 @@ def _clusters(
     return groups
 
 
-def _draw(images: PixelSource, count: int, seed: int) -> ImageBatch:
-    """A random batch of images of a source."""
+def _draw(images: PixelSource, count: int, seed: int, draw: DrawViews | None = None) -> ImageBatch:
+    """A random batch of images of a source; with ``draw`` only the boxes that their views need."""
     check_seed(seed)
     if not 1 <= count <= len(images):
         raise UserError(f"count is {count}; give a number from 1 to {len(images)}, the number of images")
     report_source(images)
-    return next(iter(ImageBatches(images, batch_size=count, seed=seed, max_steps=1)))
+    return next(iter(ImageBatches(images, batch_size=count, seed=seed, max_steps=1, draw=draw)))

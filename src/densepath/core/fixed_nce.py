@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,12 @@ class FixedNCE(nn.Module):
     gradient of at most 5e-5).
 
     Args:
-        temperature: t.
+        temperature: t, at least :attr:`LEAST`: z is a float32.
 
     Source: Zhou et al., C2L, MICCAI 2020, released code; Wu et al., CVPR 2018.
     """
 
+    LEAST: ClassVar[float] = 0.012
     scale: Tensor
 
     def __init__(self, temperature: float) -> None:

@@ -78,8 +78,8 @@ class C2L(Method):
         standardize: bool = False,
     ) -> None:
         super().__init__()
-        if temperature <= 0 or not 0 <= momentum <= 1:
-            raise UserError("C2L needs a positive temperature and a momentum from 0 to 1")
+        if temperature < FixedNCE.LEAST or not 0 <= momentum <= 1:
+            raise UserError(f"C2L needs a temperature of at least {FixedNCE.LEAST} and a momentum from 0 to 1")
         self.backbone = backbone
         self.head = self.make_head(backbone.channels[backbone.deepest], dim)
         self.key_backbone, self.key_head = Momentum(self.backbone), Momentum(self.head)

@@ -169,7 +169,9 @@ def run(
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     if (planned := planned_steps(out, steps)) > steps and config.max_steps is None:
-        steps, batches.total_steps = planned, planned * accumulate
+        steps = planned
+    if steps:  # batches that are not enough for a step would make the run longer than its schedule
+        batches.total_steps = steps * accumulate
     method.check_length(steps / steps_per_epoch)
     # The first batch of a step, in epochs as the batches have it.
     early = [(round(share * steps) * accumulate / batches.steps_per_epoch, at) for share, at in config.early_view_sizes]

@@ -11,7 +11,7 @@ import torch
 from densepath.methods.base import Method, Reconstruction
 from densepath.nets.preserve_mode import preserve_mode
 from densepath.sources.batch import ImageBatch
-from densepath.sources.loader import ImageBatches
+from densepath.sources.loader import DrawViews, ImageBatches
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.views.maker import ViewMaker
 
@@ -21,9 +21,16 @@ _COUNT = 8
 Draw = Callable[[Reconstruction, Path, PixelSpec], Path]
 
 
-def first_images(images: PixelSource, count: int, seed: int) -> ImageBatch:
-    """A batch of the first images, in the shuffled order of a seed; all of them if there are fewer."""
-    return next(iter(ImageBatches(images, batch_size=min(count, len(images)), seed=seed, max_steps=1)))
+def first_images(images: PixelSource, count: int, seed: int, draw: DrawViews | None = None) -> ImageBatch:
+    """A batch of the first images, in the shuffled order of a seed; all of them if there are fewer.
+
+    Args:
+        images: the source.
+        count: of the images.
+        seed: of their order.
+        draw: draws their views, if only the boxes of these are needed.
+    """
+    return next(iter(ImageBatches(images, batch_size=min(count, len(images)), seed=seed, max_steps=1, draw=draw)))
 
 
 class ReconstructionImages:
@@ -43,7 +50,7 @@ class ReconstructionImages:
 
     @cached_property
     def _batch(self) -> ImageBatch:
-        return first_images(self.images, _COUNT, self.make_views.seed)
+        return first_images(self.images, _COUNT, self.make_views.seed, self.make_views.draw)
 
     @torch.no_grad()
     def __call__(self, step: int) -> Path:

@@ -213,7 +213,9 @@ class Validation:
     def _loss(self, network: Method, epoch: float, progress: float) -> Tensor:
         device, losses = next(network.parameters()).device, []
         seed, size = self.views.seed, self.batch_size
-        for batch in ImageBatches(self.images, batch_size=size, seed=seed, epochs=1.0, extras=self.extras):
+        for batch in ImageBatches(
+            self.images, batch_size=size, seed=seed, epochs=1.0, extras=self.extras, draw=self.views.draw
+        ):
             views = replace(self.views(batch.to(device)), epoch=epoch, progress=progress, draws_epoch=0)
             losses.append(network(views).total)
             network.after_step()
