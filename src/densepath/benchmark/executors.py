@@ -91,7 +91,7 @@ def make_submit(
     try:
         import submitit
     except ImportError:
-        raise UserError("--executor needs submitit; install densepath[slurm]") from None
+        raise UserError('--executor needs submitit; pip install "densepath[slurm]"') from None
     logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns at each look where SLURM has no accounting
     parameters = {}
     for option in options:

@@ -91,7 +91,7 @@ def make_loggers(names: Sequence[str], out: Path, run: str, start: int = 0) -> l
         try:
             made.append(TensorBoard(out, start) if name == "tensorboard" else WeightsAndBiases(out, run, start))
         except ImportError as error:
-            raise UserError(f"the logger {name} needs a package; pip install densepath[{name}]") from error
+            raise UserError(f"the logger {name} needs a package; pip install 'densepath[{name}]'") from error
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,15 @@ def test_a_table_that_cannot_be_written_is_refused_before_slides_are_opened(tmp_
     (tmp_path / "S" / "a.svs").touch()  # it would be refused when it is opened
     with pytest.raises(UserError, match=r"a\.svs is not a folder; use another path"):
         list_slides(data=tmp_path / "S", out=tmp_path / "S" / "a.svs" / "t.csv")
+
+
+def test_a_missing_package_costs_the_slides_that_need_it(
+    tmp_path: Path, tissue: Pixels, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiles(tmp_path / "jpeg.tiff", [tissue], jpeg, JPEG, YCBCR)
+    tifffile.imwrite(tmp_path / "plain.tiff", tissue, tile=(64, 64), photometric="rgb")
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    rows = {row["slide"]: row for row in list_slides(data=tmp_path)}
+    assert rows["plain.tiff"]["codec"] and "simplejpeg" not in rows["plain.tiff"]["problem"]
+    assert rows["jpeg.tiff"]["problem"].startswith('slides with JPEG tiles need simplejpeg; pip install "densepath[')
+    assert "jpeg.tiff: slides with JPEG tiles" in capsys.readouterr().out

@@ -14,7 +14,6 @@ from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say, write_result
 from densepath.core.system import with_progress
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed
 from densepath.sources.slides.failures import reason_of
 from densepath.sources.slides.find import find_slides
@@ -98,8 +97,8 @@ def _row(slide: Slide) -> dict[str, Any]:
     problems = list(slide.file.problems)
     try:
         problems += slide.file.check() or filter(None, [slide.end_problem()])
-    except CorruptImage as error:
-        problems.append(error.why)
+    except UserError as error:  # it is damaged, or a package is missing
+        problems.append(reason_of(error))
     problems += [NO_MPP] * (slide.spacing is None)
     return {
         "vendor": slide.vendor,

@@ -119,5 +119,5 @@ def parquet_module() -> tuple[Any, Any]:
         import pyarrow as pa
         from pyarrow.parquet import ParquetWriter
     except ImportError as error:
-        raise UserError("a Parquet table needs pyarrow; pip install pyarrow, or use --table csv") from error
+        raise UserError('a Parquet table needs pyarrow; pip install "densepath[embed]", or use --table csv') from error
     return pa, ParquetWriter

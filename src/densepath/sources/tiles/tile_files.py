@@ -263,5 +263,5 @@ def h5py_module() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise UserError('results of slides need h5py; pip install "densepath[slides]"') from error
+        raise UserError('this needs h5py; pip install "densepath[slides]"') from error
     return h5py
