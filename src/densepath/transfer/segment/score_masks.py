@@ -38,8 +38,8 @@ class _Pair:
 
     Args:
         name: of the image.
-        read: predicted and true values, and the spacing as for :func:`~densepath.transfer.segment.case_scores.hausdorff95`.
-            Raises CorruptImage or UserError.
+        read: predicted and true values, and the spacing as for
+            :func:`~densepath.transfer.segment.case_scores.hausdorff95`. Raises CorruptImage or UserError.
     """
 
     name: str
