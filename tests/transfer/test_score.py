@@ -364,6 +364,19 @@ def test_volumes_of_other_numbers_are_not_rounded_to_labels(values: list[float],
         score(data=tmp_path / "true", predictions=tmp_path / "found", classes=("0:no", "1:yes"))
 
 
+def test_distances_in_volumes_follow_sheared_axes(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    affine = np.diag([0.8, 0.8, 3.0, 1.0])
+    affine[1, 2] = -1.09  # a gantry tilted by 20 degrees
+    for folder, place in (("true", (3, 3, 1)), ("found", (3, 4, 2))):
+        values = np.zeros((6, 6, 4), np.uint8)
+        values[place] = 1
+        (tmp_path / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / folder / "a.nii")
+    scores = score(data=tmp_path / "true", predictions=tmp_path / "found", classes=("0:no", "1:yes"))
+    assert scores["hd95_yes"] == pytest.approx(np.hypot(0.8 - 1.09, 3))
+
+
 def test_masks_of_a_class_as_predictions_are_reported(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,7 +53,8 @@ def score(
 
     Predictions of a classifier, with ``labels``: accuracy, balanced_accuracy, macro_auc, macro_ap, macro_f1, and
     auc_NAME and ap_NAME of each class or label, with 95% intervals by a bootstrap over patients, as ``classify`` scores
-    its test images.
+    its test images. AUC and AP of several trainings compare only images of one training: pairs of one training, and the
+    mean of the trainings' AP, weighted by their positive images.
 
     Answers of ``predict`` with a run of ``mil``, with ``labels`` and without ``data``: the scores of ``mil`` (AUC,
     average precision, accuracy, balanced accuracy, F1; R2 and Pearson's correlation; concordance), with 95% intervals

@@ -111,6 +111,40 @@ def test_a_duplicate_slice_is_used_once_and_another_image_at_its_place_refused(w
         read_series(other)
 
 
+def test_equal_pixels_of_different_scales_are_not_duplicates(write: Callable[..., Path]) -> None:
+    places, values = STEP * np.array([0, 1, 2, 2, 3]), VALUES[[0, 1, 2, 2, 3]]
+    (series,), _ = find_series(write(places, values, RescaleSlope=lambda k: 40 if k == 3 else 1))
+    with pytest.raises(CorruptImage, match=r"different images lie at one place \(5\.00 mm\)"):
+        read_series(series)
+
+
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers"])
+@pytest.mark.parametrize("offset", [0.0, 0.4, 0.5])
+def test_acquisitions_that_overlap_are_not_blended(write: Callable[..., Path], tag: str, offset: float) -> None:
+    places = STEP * np.array([*range(4), *(np.arange(4) + offset)])
+    (series,), _ = find_series(write(places, **{tag: lambda k: 1 + k // 4}))
+    for gaps in ("error", "resample"):
+        with pytest.raises(CorruptImage, match=rf"{tag} 1 and 2 overlap in depth .*; convert the files of each"):
+            read_series(series, gaps)
+
+
+def test_adjoining_acquisitions_and_numbered_slices_are_one_volume(write: Callable[..., Path]) -> None:
+    places, expected = STEP * np.arange(8), VALUES.transpose(2, 1, 0)
+    (joined,), _ = find_series(write(places, AcquisitionNumber=lambda k: 1 + k // 4))
+    volume = read_series(joined)
+    assert np.array_equal(volume.channels[0].values, expected)
+    assert volume.notes == ("adjoining slices of different AcquisitionNumber, joined",)
+    order = [1, 3, 5, 7, 2, 4, 6, 8]  # interleaved
+    (numbered,), _ = find_series(write(places, folder="b", AcquisitionNumber=lambda k: order[k], EchoNumbers=None))
+    volume = read_series(numbered)
+    assert np.array_equal(volume.channels[0].values, expected) and volume.notes == ()
+    doubled = VALUES[[0, 1, 2, 3, 0, 1, 2, 3]]  # a copy of all slices under another number
+    (copied,), _ = find_series(write(places % (4 * STEP), doubled, folder="c", AcquisitionNumber=lambda k: 1 + k // 4))
+    volume = read_series(copied)
+    assert np.array_equal(volume.channels[0].values, expected[..., :4])
+    assert volume.notes == ("duplicate slices, used once",)
+
+
 def test_a_copy_of_a_file_is_passed_over(write: Callable[..., Path]) -> None:
     folder = write(STEP * np.arange(8))
     first = next(folder.iterdir())

@@ -54,6 +54,18 @@ def test_values_and_places_are_those_of_the_header(tmp_path: Path, file: str, or
     assert np.allclose(place[:3], [-(-10 + 2 * 0.8), -(20 + 0.7), -300 + 3 * 2.5])
 
 
+def test_a_single_time_point_is_no_dimension(tmp_path: Path) -> None:
+    data, four = VALUES.tobytes(order="F"), "0 1 0 0 1 0 0 0 0 0 1 0 0 0 0 1"
+    fourth = {"NDims": "4", "DimSize": "5 6 7 1", "TransformMatrix": four, "Offset": "-10 20 -300 0"}
+    three = read_volume(write(tmp_path / "a.mha", data, "LOCAL"))
+    for sides in ("0.7 0.8 2.5 1", ""):
+        path = write(tmp_path / "b.mha", data, "LOCAL", **fourth, ElementSpacing=sides)
+        volume = read_volume(path, None if sides else (0.7, 0.8, 2.5))
+        assert np.array_equal(volume.channels[0].values, VALUES) and np.array_equal(volume.affine, three.affine)
+    with pytest.raises(CorruptImage, match=r"not a volume \(5 x 6 x 7 x 2 voxels\)"):
+        read_volume(write(tmp_path / "c.mha", 2 * data, "LOCAL", **{**fourth, "DimSize": "5 6 7 2"}))
+
+
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     data = VALUES.tobytes(order="F")
     cases = [

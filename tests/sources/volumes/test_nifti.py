@@ -87,6 +87,23 @@ def test_the_sform_counts_and_a_different_qform_is_noted(tmp_path: Path) -> None
     assert np.allclose(only.affine, other, atol=1e-5) and only.notes == ()
 
 
+def test_a_damaged_qform_beside_an_sform_is_noted(tmp_path: Path) -> None:
+    for quaternion in ((0.9, 0.9, 0.1), (0.0, 0.0, 1.00001), (np.nan, 0.0, 0.0)):
+        path = write(tmp_path / "a.nii", set_sform=(AFFINE, 1), set_qform=(AFFINE, 1))
+        volume = read_volume(changed(path, 256, np.array(quaternion, "<f4").tobytes()))
+        assert np.allclose(volume.affine, AFFINE) and volume.notes == ("a damaged qform; the sform counts",)
+        with pytest.raises(CorruptImage, match="affine map is"):
+            read_volume(changed(path, 254, bytes(2)))  # the code of the sform
+
+
+@pytest.mark.parametrize("sform", [1, 0])
+def test_a_negative_spacing_is_read_as_nibabel_reads_it(tmp_path: Path, sform: int) -> None:
+    path = write(tmp_path / "a.nii", set_qform=(AFFINE, 1), set_sform=(AFFINE, sform))
+    volume = read_volume(changed(path, 80, np.array(-0.7, "<f4").tobytes()))
+    assert np.allclose(volume.affine, AFFINE, atol=1e-5) and volume.notes == ()
+    assert np.allclose(nibabel.load(path).affine, AFFINE, atol=1e-5)
+
+
 @pytest.mark.parametrize(("unit", "factor"), [("meter", 1000.0), ("mm", 1.0), ("micron", 0.001)])
 def test_the_unit_of_the_header_counts(tmp_path: Path, unit: str, factor: float) -> None:
     affine = AFFINE.copy()

@@ -132,6 +132,11 @@ def test_which_numbers_are_stored_exactly() -> None:
             stored, a, b = encode(Channel(whole.astype(kind), slope, intercept))
             assert np.array_equal(a * stored + b, slope * whole + intercept)
             assert (a, b) == ((1.0, 0.0) if slope != 0.3 else (0.3, 0.0))
+    for kind, low, high in ((np.uint16, 30000, 50000), (np.int32, -40000, 25535), (np.float32, 10**6, 10**6 + 65535)):
+        wide = np.linspace(low, high, 9 * 8 * 7).round().astype(kind).reshape(9, 8, 7)
+        for slope, intercept in ((1.0, 0.0), (0.5, -1024.0)):
+            stored, a, b = encode(Channel(wide, slope, intercept))
+            assert a == slope and np.array_equal(a * stored + b, slope * wide.astype(np.float64) + intercept)
     constant, a, b = encode(Channel(np.full((2, 2, 2), 0.3)))
     assert np.allclose(a * constant + b, 0.3)
 

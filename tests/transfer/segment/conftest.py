@@ -35,8 +35,11 @@ def write_images(folder: Path, patients: int = 4, each: int = 2, seed: int = 0, 
     return folder
 
 
-def write_store(folder: Path, count: int = 6, spacing: tuple[float, ...] = (1.0, 2.0, 1.5)) -> Path:
-    """folder/scans with NIfTI volumes in axes L, P, S, and folder/S, their store: a ball (1) with a core (4)."""
+def write_store(folder: Path, count: int = 6, spacing: tuple[float, ...] = (1.0, 2.0, 1.5), shear: float = 0.0) -> Path:
+    """folder/scans with NIfTI volumes in axes L, P, S, and folder/S, their store: a ball (1) with a core (4).
+
+    ``shear``: of the third axis, in mm along y.
+    """
     nibabel = pytest.importorskip("nibabel")
     from densepath.datasets.volumes.conversion import FolderConversion
     from densepath.datasets.volumes.folder import convert_folder
@@ -46,6 +49,7 @@ def write_store(folder: Path, count: int = 6, spacing: tuple[float, ...] = (1.0,
         (folder / "scans" / part).mkdir(parents=True)
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
     affine[:3, 3] = 30, 20, -10
+    affine[1, 2] = shear
     for k in range(count):
         shape = (20 + k, 16, 18)
         place = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)

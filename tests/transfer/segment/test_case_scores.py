@@ -15,7 +15,7 @@ from densepath.transfer.segment.results import Outcome, describe, failures, scor
 LEGEND = Legend(("background", "a", "b"), (0, 1, 2), 0, regions=(("a", (1,)), ("b", (2,)), ("both", (1, 2))))
 
 
-def slow_hausdorff(one: np.ndarray, other: np.ndarray, spacing: tuple[float, ...]) -> float:
+def slow_hausdorff(one: np.ndarray, other: np.ndarray, spacing: tuple[float, ...] | np.ndarray) -> float:
     """Every edge pixel against every other one."""
 
     def edge(mask: np.ndarray) -> list[tuple[int, ...]]:
@@ -30,14 +30,18 @@ def slow_hausdorff(one: np.ndarray, other: np.ndarray, spacing: tuple[float, ...
         return found
 
     def directed(a: list[tuple[int, ...]], b: list[tuple[int, ...]]) -> float:
-        nearest = [min(math.dist(np.multiply(p, spacing), np.multiply(q, spacing)) for q in b) for p in a]
+        steps = np.diag(spacing) if np.ndim(spacing) == 1 else np.asarray(spacing)
+        nearest = [min(math.dist(p @ steps, q @ steps) for q in b) for p in a]
         return float(np.percentile(nearest, 95))
 
     return max(directed(edge(one), edge(other)), directed(edge(other), edge(one)))
 
 
-@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 2.0), (1.0, 2.5, 0.7)])
-def test_hausdorff_is_that_of_all_pairs_of_edge_pixels(spacing: tuple[float, ...]) -> None:
+SHEARED = np.array([[0.0, -1.09, 3.0], [0.0, 0.8, 0.0], [0.8, 0.0, 0.0]])  # a tilted gantry, in mm along z, y and x
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 2.0), (1.0, 2.5, 0.7), SHEARED])
+def test_hausdorff_is_that_of_all_pairs_of_edge_pixels(spacing: tuple[float, ...] | np.ndarray) -> None:
     rng = np.random.default_rng(0)
     for shape in ((9, 11, 8)[: len(spacing)], (5, 6, 7)[: len(spacing)]):
         one, other = (rng.random(shape) < share for share in (0.3, 0.6))  # touching the border

@@ -198,10 +198,18 @@ def test_volumes_come_back_in_the_orientation_of_their_files(
     segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nibabel = pytest.importorskip("nibabel")
-    store, scans = write_store(tmp_path), tmp_path / "scans/images"
+    store, scans, seen = write_store(tmp_path, shear=0.5), tmp_path / "scans/images", []
+
+    def seeing(*parts: Any) -> Any:
+        seen.append(parts[-1])
+        return score_case(*parts)
+
+    monkeypatch.setattr("densepath.transfer.segment.training.score_case", seeing)
     options: dict[str, Any] = {"backbone": "resnet10_3d_w4", "view_size": (20, 20, 20), "norm": "group", "epochs": 1}
     result = segment(data=store, folds=2, freeze=True, regions=("ball=1+4", "core=4"), **options)
     assert {"dice_ball", "hd95_core", "missed_core"} <= {*result}
+    steps = [each for each in seen if each is not None]  # of validation images only Dice is measured
+    assert np.allclose(steps, [[[0, 0.5, 1.5], [0, 2, 0], [1, 0, 0]]] * 6)
     with pytest.raises(UserError, match="takes images of 2 dimensions, but these have 3"):
         segment(data=store, folds=2, out=tmp_path / "no")  # a network for images
     given: dict[str, Any] = {"devices": "cpu", "precision": "32"}

@@ -26,11 +26,11 @@ _COLUMNS = ("volume", "patient", "patient_id", "series_uid", "folder")
 def convert_dicom(how: DicomConversion) -> Path:
     """Convert DICOM series to a store: one volume for each series, orientation and size of the slices.
 
-    The source is searched with all its subfolders, without hidden ones, and the names of files do not matter. Slices
-    are ordered by their places. A series with a missing slice, with several images at one place, or that cannot be
-    decoded is named and left out. Nothing that identifies a patient is copied, paths included: a series is named by a
-    digest of its UID, and patients are numbers in the order of their identifiers. Who they are stands only in the file
-    of ``--key``, if it is given.
+    The source is searched with all its subfolders, without hidden ones, and the names of files do not matter.
+    Slices are ordered by their places. A series with a missing slice, with several images at one place, whose
+    acquisitions overlap in depth, or that cannot be decoded is named and left out. Nothing that identifies a
+    patient is copied, paths included: a series is named by a digest of its UID, and patients are numbers in the
+    order of their identifiers. Who they are stands only in the file of ``--key``, if it is given.
 
     Returns:
         The folder of the store.

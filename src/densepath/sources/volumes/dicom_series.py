@@ -22,9 +22,11 @@ from densepath.sources.dicom_image import DICOM_START, is_dicom
 from densepath.sources.listing import Passed, walk
 from densepath.sources.volumes.volume import library
 
+NUMBERS = ("TemporalPositionIdentifier", "EchoNumbers", "AcquisitionNumber")  # tags of what a slice belongs to
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns"),
     *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "NumberOfFrames", "SamplesPerPixel"),
+    *NUMBERS,
 )
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "SeriesInstanceUID", "SOPInstanceUID")
 _TURN = 1e-3  # by which direction cosines of a volume's slices may differ
@@ -43,6 +45,7 @@ class Slice:
     position: npt.NDArray[np.float64]
     spacing: tuple[float, float] | None
     size: tuple[int, int]
+    numbers: tuple[str, ...]  # of NUMBERS; "" for none
 
     @property
     def normal(self) -> npt.NDArray[np.float64]:
@@ -104,7 +107,7 @@ def find_series(folder: str | Path) -> tuple[list[Series], Passed]:
         number = per_series[group[0].series]
         digest = hashlib.sha256(group[0].series.encode()).hexdigest()[:16]
         name = f"series_{digest}" + (f"_{number}" if number > 1 else "")
-        ordered = tuple(sorted(unique.values(), key=lambda part: part.depth))
+        ordered = tuple(sorted(unique.values(), key=lambda part: (part.depth, part.numbers)))
         made.append(Series(name, numbers.get(group[0].patient), ordered))
     return sorted(made, key=lambda series: series.name), passed
 
@@ -147,11 +150,17 @@ def _slice(path: str) -> Slice | str:
             np.array(header.ImagePositionPatient, np.float64).reshape(3),
             (float(spacing[0]), float(spacing[1])) if (spacing := header.get("PixelSpacing")) else None,
             (int(header.Rows), int(header.Columns)),
+            tuple(_text(header.get_item(tag)) for tag in NUMBERS),
         )
     except (UserError, MemoryError):
         raise
     except Exception:  # pydicom raises nearly any type on corrupt bytes
         return "damaged DICOM files"
+
+
+def _text(element: Any) -> str:
+    """The text of an element as it is stored, valid or not; "" without one."""
+    return str((element and element.value) or b"", "latin-1").strip(" \0")
 
 
 def modality_of(series: Sequence[Series]) -> str:

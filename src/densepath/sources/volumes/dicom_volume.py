@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 from densepath.core.errors import counted, errors_as, unwrapped
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.volumes.dicom_series import Series, Slice
+from densepath.sources.volumes.dicom_series import NUMBERS, Series, Slice
 from densepath.sources.volumes.volume import (
     Array,
     Channel,
@@ -40,23 +42,16 @@ def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = 
         spacing: mm along x, y and z of the pixels of files that name none.
 
     Raises:
-        CorruptImage: a slice cannot be read or is missing, several lie at one place, their pixels differ in spacing, or
-            the volume would not fit into memory at equal steps.
+        CorruptImage: a slice cannot be read or is missing, different ones lie at one place, acquisitions overlap in
+            depth, pixels differ in spacing, or the volume would not fit into memory at equal steps.
     """
-    slices = list(series.slices)
-    steps = np.diff([part.depth for part in slices])
+    steps = np.diff([part.depth for part in series.slices])
     apart = steps[steps > _APART]
     if not apart.size:
         raise CorruptImage(series.name, "all of its slices lie at one place")
     usual = float(np.median(apart))
-    notes: list[str] = []
-    if (same := np.flatnonzero(steps <= _GAP * usual)).size:
-        for k in same[::-1].tolist():
-            if not np.array_equal(_pixels(series, slices[k])[0], _pixels(series, slices[k + 1])[0]):
-                where = f"{slices[k].depth:.2f} mm"
-                raise CorruptImage(series.name, f"different images lie at one place ({where}): time points or echoes")
-            del slices[k + 1]
-        notes.append("duplicate slices, used once")
+    slices, notes = _without_duplicates(series, _GAP * usual)
+    notes += _joined(series, slices, _GAP * usual)
     depths = np.array([part.depth for part in slices])
     steps = np.diff(depths)
     if len(slices) < 2:
@@ -83,6 +78,55 @@ def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = 
         values = _even(values, depths, usual)
         notes.append("uneven steps between slices, resampled to equal ones")
     return Volume((Channel(values, slope, intercept),), affine, (*notes, *more, *finite))
+
+
+def _without_duplicates(series: Series, near: float) -> tuple[list[Slice], list[str]]:
+    """The slices of a series, one for each place, and a note if there were several.
+
+    Args:
+        series: its slices.
+        near: mm between slices at one place at most.
+
+    Raises:
+        CorruptImage: the values of two slices at one place differ.
+    """
+    slices = list(series.slices)
+    same = np.flatnonzero(np.diff([part.depth for part in slices]) <= near)
+    for k in same[::-1].tolist():
+        one, other = (pixels * a + b for pixels, (a, b) in (_pixels(series, part) for part in slices[k : k + 2]))
+        if not np.array_equal(one, other):
+            _joined(series, series.slices, near)
+            where = f"{slices[k].depth:.2f} mm"
+            raise CorruptImage(series.name, f"different images lie at one place ({where}): time points or echoes")
+        del slices[k + 1]
+    return slices, ["duplicate slices, used once"] if same.size else []
+
+
+def _joined(series: Series, slices: Sequence[Slice], near: float) -> list[str]:
+    """Notes on acquisitions, time points or echoes that adjoin in depth. A scanner may number each slice: no note.
+
+    Raises:
+        CorruptImage: some overlap in depth, or are at most ``near`` mm apart.
+    """
+    notes = []
+    for place, tag in enumerate(NUMBERS):
+        depths: dict[str, list[float]] = defaultdict(list)
+        for part in slices:
+            depths[part.numbers[place]].append(part.depth)
+        depths.pop("", None)
+        if not 1 < len(depths) < sum(map(len, depths.values())):
+            continue
+        ranges = sorted((min(own), max(own), number) for number, own in depths.items())
+        for (_, high, one), (low, end, other) in pairwise(ranges):
+            if low <= high + near:
+                where = f"{low:.2f} to {min(high, end):.2f} mm"
+                raise CorruptImage(
+                    series.name,
+                    f"its slices of {tag} {one} and {other} overlap in depth ({where}); convert the files of each "
+                    "from a folder of its own",
+                )
+        notes.append(f"adjoining slices of different {tag}, joined")
+    return notes
 
 
 def _even(values: Array, depths: Array, step: float) -> Array:

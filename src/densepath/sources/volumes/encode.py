@@ -18,15 +18,17 @@ def encode(channel: Channel) -> tuple[Stored, float, float]:
     """A channel (X, Y, Z) as 16-bit integers.
 
     Whole numbers that fit are stored as they are; if their slope and intercept are whole numbers too, as those of CT,
-    what is stored is the value itself (Hounsfield units), with slope 1. Of other numbers the range from the smallest to
-    the largest is divided into 65,535 steps: the error is at most half a step.
+    what is stored is the value itself (Hounsfield units), with slope 1. Other whole numbers whose range is that of 16
+    bits are shifted. Of other numbers the range from the smallest to the largest is divided into 65,535 steps: the
+    error is at most half a step.
 
     Returns:
         The stored numbers, and slope and intercept with which ``slope * stored + intercept`` is the value.
     """
     values, slope, intercept = channel.values, channel.slope, channel.intercept
     low, high = values.min(), values.max()
-    if values.dtype.kind in "iub" or _is_whole(values):
+    whole = values.dtype.kind in "iub" or _is_whole(values)
+    if whole:
         low, high = int(low), int(high)
         ends = [slope * end + intercept for end in (low, high)]
         if float(slope).is_integer() and float(intercept).is_integer() and min(ends) >= _LOW and max(ends) <= _HIGH:
@@ -35,8 +37,9 @@ def encode(channel: Channel) -> tuple[Stored, float, float]:
             return _each_slice(values, lambda part: part.astype(np.int64) * int(slope) + int(intercept)), 1.0, 0.0
         if low >= _LOW and high <= _HIGH:
             return values.astype(np.int16), slope, intercept
+    exact = whole and high - low <= _STEPS
     low, high = float(low), float(high)
-    step = high / _STEPS - low / _STEPS or 1.0
+    step = 1.0 if exact else high / _STEPS - low / _STEPS or 1.0
     stored = _each_slice(values, lambda part: np.rint((part.astype(np.float64) - low) / step).clip(0, _STEPS) + _LOW)
     return stored, slope * step, slope * (low - step * _LOW) + intercept
 

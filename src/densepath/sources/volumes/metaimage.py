@@ -33,6 +33,8 @@ def read_metaimage(path: str, spacing: Sequence[float] | None = None, channels: 
     """Read a MetaImage file. Arguments and errors as for :func:`~densepath.sources.volumes.nifti.read_nifti`."""
     fields, end = _fields(path)
     shape = _whole(path, fields, "DimSize")
+    if shape[3:] == (1,):  # a single time point
+        shape = shape[:3]
     (count,) = _whole(path, fields, "ElementNumberOfChannels", "1")
     if len(shape) != 3 or min(*shape, count) < 1:
         raise CorruptImage(path, f"it is not a volume ({' x '.join(map(str, shape))} voxels)")
@@ -126,19 +128,20 @@ def _data(path: str, fields: dict[str, str], end: int, needed: int) -> bytes:
 
 
 def _affine(path: str, fields: dict[str, str], spacing: Sequence[float] | None) -> Array:
+    count = len(_whole(path, fields, "DimSize"))  # a fourth has one voxel
     key = next((name for name in ("ElementSpacing", "ElementSize") if name in fields), None)
     if key is None and spacing is None:
         raise CorruptImage(path, "it names no spacing of its voxels; give it with --spacing X Y Z")
-    sides = _numbers(path, fields, key) if key else list(map(float, spacing or ()))
+    sides = _numbers(path, fields, key) if key else [*map(float, spacing or ()), *[1.0] * (count - 3)]
     axes = next((n for n in ("TransformMatrix", "Rotation", "Orientation") if n in fields), None)
-    cosines = np.array(_numbers(path, fields, axes) if axes else np.eye(3).ravel())
+    cosines = np.array(_numbers(path, fields, axes) if axes else np.eye(count).ravel())
     place = next((name for name in ("Offset", "Position", "Origin") if name in fields), None)
-    origin = np.array(_numbers(path, fields, place) if place else [0.0] * 3)
-    if len(sides) != 3 or cosines.size != 9 or origin.size != 3:
-        raise CorruptImage(path, "its spacing, axes and position do not have three dimensions")
+    origin = np.array(_numbers(path, fields, place) if place else [0.0] * count)
+    if len(sides) != count or cosines.size != count**2 or origin.size != count:
+        raise CorruptImage(path, "its spacing, axes and position do not have the dimensions of its voxels")
     affine = np.eye(4)
-    affine[:3, :3] = cosines.reshape(3, 3).T * sides  # the file lists axis after axis
-    affine[:3, 3] = origin
+    affine[:3, :3] = cosines.reshape(count, count)[:3, :3].T * sides[:3]  # the file lists axis after axis
+    affine[:3, 3] = origin[:3]
     affine = _LPS @ affine
     check_affine(path, affine)
     return affine

@@ -109,7 +109,9 @@ def _header(path: str, data: bytes) -> Any:
     with decoding(path, "its header is damaged"):
         nibabel = library("nibabel")
         # Its own check would change what it finds wrong: a spacing of 0 becomes 1
-        return getattr(nibabel, _SIZES[size][1]).from_fileobj(io.BytesIO(data[:size]), check=False)
+        header = getattr(nibabel, _SIZES[size][1]).from_fileobj(io.BytesIO(data[:size]), check=False)
+        header["pixdim"][1:4] = abs(header["pixdim"][1:4])  # as nibabel and ITK read it
+    return header
 
 
 def _values(path: str, header: Any, data: bytes, shape: tuple[int, ...]) -> Array:
@@ -128,7 +130,7 @@ def _values(path: str, header: Any, data: bytes, shape: tuple[int, ...]) -> Arra
 
 
 def _zooms(header: Any) -> list[float]:
-    return [abs(float(side)) for side in header["pixdim"][1:4]]
+    return [float(side) for side in header["pixdim"][1:4]]
 
 
 def _valid(zooms: Sequence[float]) -> bool:
@@ -155,10 +157,11 @@ def _affine(path: str, header: Any, spacing: Sequence[float] | None) -> tuple[Ar
         check_affine(path, affine)
         return affine, [NO_MAP]
     with decoding(path, "its affine map is damaged"):
-        affine = header.get_sform() if sform else header.get_qform()
-        other = header.get_qform() if sform and qform else None
-    affine = np.array(affine, np.float64)
-    if other is not None and np.isfinite(other).all() and np.isfinite(affine).all():
+        affine = np.array(header.get_sform() if sform else header.get_qform(), np.float64)
+    other = _finite_qform(path, header) if sform and qform else affine
+    if other is None:
+        notes.append("a damaged qform; the sform counts")
+    elif np.isfinite(affine).all():
         far = np.array(header.get_data_shape()[:3], np.float64) - 1
         corners = np.array([[0, 0, 0, 1], [*far, 1], [far[0], 0, 0, 1], [0, far[1], 0, 1]]).T
         apart = np.abs((affine - other) @ corners)[:3].max()
@@ -167,3 +170,13 @@ def _affine(path: str, header: Any, spacing: Sequence[float] | None) -> tuple[Ar
     affine[:3] *= to_mm
     check_affine(path, affine)
     return affine, notes
+
+
+def _finite_qform(path: str, header: Any) -> Array | None:
+    """The affine map of the qform; None if it is damaged."""
+    try:
+        with decoding(path):
+            affine = np.array(header.get_qform(), np.float64)
+    except CorruptImage:
+        return None
+    return affine if np.isfinite(affine).all() else None

@@ -19,6 +19,7 @@ Spacing = tuple[float, float, float]
 RAS = "RAS"
 _PLAUSIBLE = (1e-3, 100.0)  # mm between voxels
 _ALL_NUMBERS = "biuf"
+_RIGHT = 1e-3  # cosine of the angle between axes that are at right angles
 _WHOLE = 1e-3  # by which a label may differ from a whole number
 _BYTES = 8  # of memory for a voxel that is resampled: its value and a copy of it in 32 bits
 
@@ -104,6 +105,15 @@ def spacing_of(affine: Array) -> Spacing:
     """The distance in mm of neighboring voxels along i, j and k."""
     x, y, z = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0).tolist()
     return x, y, z
+
+
+def sheared_steps(affine: Array) -> npt.NDArray[np.float64] | None:
+    """The vectors (3, 3) in mm from a voxel to the next one along i, j and k, as rows; None if these axes are at right
+    angles. Those of CT with a tilted gantry are not.
+    """
+    steps = np.asarray(affine, np.float64)[:3, :3].T
+    unit = steps / np.linalg.norm(steps, axis=1, keepdims=True)
+    return steps if np.abs(unit @ unit.T - np.eye(3)).max() > _RIGHT else None
 
 
 def voxel_mm3(affine: Any) -> float:

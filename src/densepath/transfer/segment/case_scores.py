@@ -7,23 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
 
 Mask = npt.NDArray[np.bool_]
+Steps = Sequence[float] | npt.NDArray[np.float64]
 _PERCENTILE = 95
 COLUMNS = ("overlap", "predicted", "true", "hd95")  # of a case and a region: pixels in both and in each; distance
 
 
-def score_case(
-    found: ClassMap, truth: ClassMap, legend: Legend, spacing: Sequence[float] | None
-) -> npt.NDArray[np.float64]:
+def score_case(found: ClassMap, truth: ClassMap, legend: Legend, spacing: Steps | None) -> npt.NDArray[np.float64]:
     """(R, 4): of each scored region the ``COLUMNS``; the distance is NaN unless it is in both maps.
 
     Args:
         found, truth: (*size) classes; pixels that are ``IGNORED`` in the truth count nowhere.
         legend: says what is scored.
-        spacing: distance of neighboring pixels along each axis; None to leave distances out.
+        spacing: as for :func:`hausdorff95`; None to leave distances out.
     """
     known = truth != IGNORED
     rows = []
@@ -34,7 +34,7 @@ def score_case(
     return np.array(rows, np.float64).reshape(-1, len(COLUMNS))
 
 
-def hausdorff95(one: Mask, other: Mask, spacing: Sequence[float]) -> float:
+def hausdorff95(one: Mask, other: Mask, spacing: Steps) -> float:
     """The larger of the 95th percentiles of the distances from the edge of each mask to that of the other.
 
     The edge of a mask are its pixels with a neighbor, along an axis, outside of it; what is beyond the image is
@@ -42,7 +42,8 @@ def hausdorff95(one: Mask, other: Mask, spacing: Sequence[float]) -> float:
 
     Args:
         one, other: (*size).
-        spacing: distance of neighboring pixels along each axis, in the unit of the result.
+        spacing: distance of neighboring pixels along each axis (d,), in the unit of the result; or, for axes that are
+            not at right angles, the step along each axis as a vector (d, d).
 
     Source: the definition of MONAI's ``compute_hausdorff_distance(percentile=95)``.
     """
@@ -53,9 +54,17 @@ def hausdorff95(one: Mask, other: Mask, spacing: Sequence[float]) -> float:
         for axis in range(one.ndim)
         for places in [np.flatnonzero((one | other).any(tuple(a for a in range(one.ndim) if a != axis)))]
     )
-    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (np.pad(part[box], 1) for part in (one, other))]
-    far = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
-    return float(max(np.percentile(far[1][edges[0]], _PERCENTILE), np.percentile(far[0][edges[1]], _PERCENTILE)))
+    padded = (np.pad(part[box], 1) for part in (one, other))
+    own, true = (mask & ~ndimage.binary_erosion(mask) for mask in padded)
+    return float(max(np.percentile(far, _PERCENTILE) for far in _distances(own, true, spacing)))
+
+
+def _distances(one: Mask, other: Mask, spacing: Steps) -> list[npt.NDArray[np.float64]]:
+    """Of each pixel of a mask the distance to the nearest one of the other, for both."""
+    if np.ndim(spacing) == 1:
+        return [ndimage.distance_transform_edt(~b, sampling=spacing)[a] for a, b in ((one, other), (other, one))]
+    places = [np.argwhere(mask) @ np.asarray(spacing) for mask in (one, other)]
+    return [KDTree(b).query(a)[0] for a, b in (places, places[::-1])]
 
 
 def dice(columns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

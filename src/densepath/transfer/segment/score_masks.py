@@ -22,8 +22,8 @@ from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import list_images, walk
 from densepath.sources.volumes.read import SUFFIXES, on_voxels_of, read_volume
-from densepath.sources.volumes.volume import spacing_of, whole_labels
-from densepath.transfer.segment.case_scores import score_case
+from densepath.sources.volumes.volume import sheared_steps, spacing_of, whole_labels
+from densepath.transfer.segment.case_scores import Steps, score_case
 from densepath.transfer.segment.legend import Legend, legend_of
 from densepath.transfer.segment.matching import match_labels
 from densepath.transfer.segment.predict_masks import LABELS, LEGEND
@@ -38,11 +38,12 @@ class _Pair:
 
     Args:
         name: of the image.
-        read: predicted and true values, and the spacing along each axis. Raises CorruptImage or UserError.
+        read: predicted and true values, and the spacing as for
+            :func:`~densepath.transfer.segment.case_scores.hausdorff95`. Raises CorruptImage or UserError.
     """
 
     name: str
-    read: Callable[[], tuple[Values, Values, tuple[float, ...]]]
+    read: Callable[[], tuple[Values, Values, Steps]]
 
 
 REGION_COLUMNS = ("image", "region", "dice", "iou")  # the first ones of the table of all images
@@ -115,7 +116,7 @@ def _image_pairs(data: str | Path, maps: Path) -> Iterator[_Pair]:
     found = [str(path) for path in list_images(maps, suffixes=LABEL_SUFFIXES, kinds="label map", runs=True)]
     for name, path, true in zip(names_below(found, maps), found, match_labels(found, data, maps), strict=True):
 
-        def read(path: str = path, true: Path = true, name: str = name) -> tuple[Values, Values, tuple[float, ...]]:
+        def read(path: str = path, true: Path = true, name: str = name) -> tuple[Values, Values, Steps]:
             one, other = read_labels(Path(path)), read_labels(true)
             if one.shape != other.shape:
                 sizes = [f"{each.shape[1]} x {each.shape[0]}" for each in (one, other)]
@@ -132,11 +133,13 @@ def _volume_pairs(data: str | Path, maps: Path) -> Iterator[_Pair]:
         raise UserError(f"{maps} and {data} do not have the same volumes: {first_few(lacking)}; compare the same ones")
     for name, path in found.items():
 
-        def read(path: str = path, other: str = true[name]) -> tuple[Values, Values, tuple[float, ...]]:
+        def read(path: str = path, other: str = true[name]) -> tuple[Values, Values, Steps]:
             one, two = read_volume(path), read_volume(other)
             one = on_voxels_of(path, one, other, two)
             values = [whole_labels(f"labels of {p}", v.channels, 32) for p, v in ((path, one), (other, two))]
-            return values[0].astype(np.int32), values[1].astype(np.int32), spacing_of(one.affine)
+            steps = sheared_steps(one.affine)
+            apart = spacing_of(one.affine) if steps is None else steps
+            return values[0].astype(np.int32), values[1].astype(np.int32), apart
 
         yield _Pair(name, read)
 

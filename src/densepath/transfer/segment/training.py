@@ -145,7 +145,8 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
         found = sliding.classes(pixels)
         known = test.pool.images.spacing(torch.tensor([k])) if pixels.ndim == 4 else None
         spacing = [1.0] * (pixels.ndim - 1) if known is None else known[0].tolist()
-        row = score_case(found, truth, notes.legend, spacing)
+        steps = test.truth.maps.steps(k)
+        row = score_case(found, truth, notes.legend, spacing if steps is None else steps)
         scores.setdefault(k, row.tolist())
         if k in chosen:
             drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(row), spacing

@@ -18,6 +18,7 @@ from densepath.core.errors import UserError
 from densepath.core.system import available_memory
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.store import VolumeStore
+from densepath.sources.volumes.volume import sheared_steps
 from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
 
 _SHARE = 0.1  # of the available memory, for maps that are kept
@@ -51,6 +52,10 @@ class LabelMaps:
         found = self.read(position)
         crc = zlib.crc32(np.ascontiguousarray(found, np.int32).data)
         return found.shape, [int(value) for value in np.unique(found)], str(crc)
+
+    def steps(self, position: int) -> npt.NDArray[np.float64] | None:
+        """The step along each axis in mm as a vector (d, d), if the axes are not at right angles."""
+        return None
 
     def take(self, positions: Sequence[int]) -> LabelMaps:
         """The maps of some images."""
@@ -93,6 +98,10 @@ class VolumeLabels(LabelMaps):
     def facts(self, position: int) -> tuple[tuple[int, ...], list[int], str]:
         row = self.store.rows[position]
         return tuple(row["size"]), sorted(map(int, row["labels"]["voxels"])), str(row["labels"]["crc"])
+
+    def steps(self, position: int) -> npt.NDArray[np.float64] | None:
+        steps = sheared_steps(self.store.rows[position]["affine"])
+        return None if steps is None else steps[::-1]
 
     def take(self, positions: Sequence[int]) -> VolumeLabels:
         return VolumeLabels(self.store.take(torch.tensor(list(positions), dtype=torch.int64)))
