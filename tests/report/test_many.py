@@ -13,10 +13,10 @@ import pytest
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
 from densepath.report import values, verb
-from densepath.report.blocks import Table
+from densepath.report.blocks import Note, Table
 from densepath.report.comparison import _differences, comparable, compare_runs
 from densepath.report.measurements import averaged, read_measurements
-from densepath.report.runs import Run, read_run
+from densepath.report.runs import Run, Score, read_run
 from densepath.report.verb import write_report
 from densepath.runs.metrics import read_metrics
 from tests.report.conftest import Make
@@ -223,3 +223,69 @@ def test_a_page_has_the_title_and_the_note_that_are_given(make_pretraining: Make
     write_report([str(make_pretraining())], out=tmp_path / "page.html", title="A <b>", note="For you & me")
     text = Page(tmp_path / "page.html").text
     assert "A <b>" in text and "For you & me" in text
+
+
+def _tables(runs: dict[str, Run]) -> list[tuple[list[str], str]]:
+    """The runs and the caption of each table of scores."""
+    tables = [block for block in compare_runs(runs)[0].blocks if isinstance(block, Table)]
+    return [([row[0] for row in each.rows], each.caption) for each in tables if each.columns[0] == "run"]
+
+
+_CLASSIFY = {"data": "D", "labels": "l.csv", "freeze": True}
+_MIL = {"data": "F", "table": "t.csv", "target": "MSI", "folds": 5, "model": "abmil"}
+
+
+@pytest.mark.parametrize(
+    "first, changed, same",
+    [
+        (_CLASSIFY, {"data": "E"}, False),
+        (_CLASSIFY, {"data": "./x/../D", "seed": 1}, True),
+        (_CLASSIFY, {"labels": "other.csv"}, False),
+        (_CLASSIFY, {"target": "grade"}, False),
+        ({**_CLASSIFY, "test_data": "T"}, {"data": "E", "fraction": 0.1}, True),  # tested on the same images
+        (_CLASSIFY, {"test_data": "T"}, False),
+        ({**_CLASSIFY, "labels": "folders"}, {"data": "E"}, False),
+        (_MIL, {"data": "F of another extractor", "model": "clam"}, True),
+        (_MIL, {"table": "other.csv"}, False),
+        (_MIL, {"target": "grade"}, False),
+        ({**_MIL, "table": "folders"}, {"data": "G"}, False),
+        ({"labels": "l.csv", "data": None, "features": "a.h5"}, {"features": "b.h5"}, True),
+        ({"data": "D", "detector": "retinanet", "test_size": 9}, {"data": "E"}, False),
+        ({"data": "D", "method": "moco", "probe_data": "P"}, {"data": "E"}, True),
+        ({"data": "D", "labels": "auto", "folds": 5, "regions": ["a=1"]}, {"regions": ["a=1+2"]}, False),
+    ],
+)
+def test_runs_are_ranked_among_those_of_the_same_data_labels_and_targets(
+    first: dict[str, object], changed: dict[str, object], same: bool, tmp_path: Path
+) -> None:
+    configs = {"a": first, "b": {**first, **changed}, "c": {**first, "seed": 7}}
+    levels = {"a": 60.0, "b": 70.0, "c": 80.0}
+    curve = [{"step": 1.0, "validation_loss": 1.0}]
+    runs = {k: Run(tmp_path / k, each, curve, scores={"macro_auc": Score(levels[k])}) for k, each in configs.items()}
+    scores, curves, _ = compare_runs(runs)
+    found, notes = _tables(runs), [block.text for block in (*scores.blocks, *curves.blocks) if isinstance(block, Note)]
+    assert [names for names, _ in found] == ([["c", "b", "a"]] if same else [["c", "a"], ["b"]])
+    assert all("Sorted by macro AUC" in caption for _, caption in found)
+    if same:
+        assert notes == []
+    else:
+        assert "cannot be compared" in notes[0] and "differ in what they measure" in notes[1]
+        assert len({caption for _, caption in found}) == 2
+
+
+def test_relative_paths_of_data_start_where_a_run_was_started(tmp_path: Path) -> None:
+    scores = {"macro_auc": Score(50.0)}
+    runs = {k: Run(tmp_path / k, _CLASSIFY, scores=scores, sessions=[{"folder": f"/{k}"}]) for k in "ab"}
+    assert len(_tables(runs)) == 2
+    runs["c"] = Run(tmp_path / "c", {**_CLASSIFY, "data": "/a/D", "labels": "/a/l.csv"}, scores=scores)
+    assert [names for names, _ in _tables(runs)] == [["a", "c"], ["b"]]
+
+
+def test_runs_on_other_data_have_paired_tests_of_their_own(tmp_path: Path) -> None:
+    runs = {}
+    for data, level in (("D", 60.0), ("E", 80.0)):
+        for number, (lr, seed) in enumerate((lr, seed) for lr in (0.1, 0.2) for seed in range(2)):
+            config = {**_CLASSIFY, "data": data, "lr": lr, "seed": seed}
+            runs[f"{data}{number}"] = Run(tmp_path, config, scores={"macro_auc": Score(level + number)})
+    tests = [b for b in compare_runs(runs)[0].blocks if isinstance(b, Table) and b.columns[0] == "runs"]
+    assert [[row[3] for row in each.rows] for each in tests] == [["–", "+2.00"]] * 2

@@ -403,3 +403,34 @@ def test_a_threshold_below_that_of_the_predictions_is_reported(
         score(data=coco, predictions=path, score=0.6)
         score(data=coco, predictions=path)
         assert "was made with" not in capsys.readouterr().err
+
+
+def test_intervals_of_classes_are_by_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four images of two patients each; those of one are right, and those of the other wrong."""
+    for folder in ("true", "found"):
+        (tmp_path / folder).mkdir()
+    names = [f"P{patient}_{k}.png" for patient in range(2) for k in range(4)]
+    for name in names:
+        true = np.zeros((8, 8), np.uint8)
+        true[:4] = 1
+        Image.fromarray(true).save(tmp_path / "true" / name)
+        Image.fromarray(true if name.startswith("P0") else true[::-1].copy()).save(tmp_path / "found" / name)
+
+    def told(**how: Any) -> tuple[str, Any]:
+        given: dict[str, Any] = {"classes": ("0:no", "1:yes"), "out": tmp_path / "s.json", **how}
+        score(data=tmp_path / "true", predictions=tmp_path / "found", **given)
+        return capsys.readouterr().err, json.loads((tmp_path / "s.json").read_text())["patients"]
+
+    unknown, count = told()
+    assert "warning: the patients are unknown, so intervals count each image as one" in unknown and count is None
+    assert "mean_dice 50.0 (0.0 to 100.0)" not in unknown
+    by_name, count = told(patient_regex=r"^(P\d)")
+    assert "warning" not in by_name and "mean_dice 50.0 (0.0 to 100.0)" in by_name and count == 2
+    (tmp_path / "true/manifest.csv").write_text("file,patient,who\n" + "".join(f"{n},{n[:2]},all\n" for n in names))
+    by_manifest, count = told()
+    assert by_manifest.splitlines()[0] == by_name.splitlines()[0] and count == 2
+    assert told(patient="who")[1] == 1
+    with pytest.raises(UserError, match="both name the patients"):
+        told(patient="who", patient_regex="P")
+    with pytest.raises(UserError, match="patient: only for images with classes, not objects"):
+        score(data=tmp_path / "true", predictions=tmp_path / "found", patient="who")

@@ -9,6 +9,13 @@ from typing import Any
 from densepath.core.errors import UserError
 
 SCALE = {"scale": "percent"}  # stands next to the scores in a file
+_WHOLE = 1e9
+
+
+def answer_text(value: float) -> str:
+    """A probability or another answer as tables have it: nine digits, which tell all float32 numbers apart, and all
+    before the decimal point."""
+    return f"{value:.0f}" if abs(value) >= _WHOLE else f"{value:.9g}"
 
 
 def without_nan(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from densepath.report.blocks import Block, Note, Section, Table
 from densepath.report.curves import columns_of, draw_curves
 from densepath.report.paths import recorded_data
 from densepath.report.runs import Run, Score, read_sessions
+from densepath.report.scored_on import exact, scored_alike, scored_on
 from densepath.report.values import MISSING, flat, number, pretty, text
 from densepath.runs.folder import EXPORTED, read_config
 
@@ -59,12 +60,25 @@ def compare_runs(runs: Mapping[str, Run]) -> list[Section]:
         runs: name -> run.
     """
     scores = {name: _scores(run) for name, run in runs.items()}
-    sections = [Section("Scores", [_score_table(runs, scores), *_tests(runs, scores)])]
+    groups = scored_alike(runs)
+    differing = _differing([scored_on(run) for run in runs.values()], set())
+    blocks: list[Block] = []
+    if differing:
+        blocks.append(
+            Note(f"Scores on other {', '.join(differing)} cannot be compared: they have tables of their own.")
+        )
+    for group in groups:
+        on = scored_on(next(iter(group.values())))
+        where = ", ".join(f"{name} {text(on[name])}" for name in differing if name in on)
+        blocks += [_score_table(group, scores, where), *_tests(group, scores)]
+    sections = [Section("Scores", blocks)]
     with_rows = {name: list(run.curves.values()) for name, run in runs.items() if run.curves}
     if with_rows:
         shown = dict(list(with_rows.items())[:MOST_CURVES])
         charts = draw_curves(shown, columns_of([rows for own in shown.values() for rows in own]))
-        blocks: list[Block] = [*charts[:MOST_CHARTS]]
+        blocks = [*charts[:MOST_CHARTS]]
+        if differing:
+            blocks.append(Note(f"Curves on other {', '.join(differing)} differ in what they measure."))
         if len(with_rows) > len(shown):
             blocks.append(Note(f"The curves of the first {len(shown)} of {len(with_rows)} runs."))
         if len(charts) > MOST_CHARTS:
@@ -83,8 +97,15 @@ def _scores(run: Run) -> dict[str, Score]:
     return {name: Score(last[name]) for name in names}
 
 
-def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> Table:
-    known = dict.fromkeys(name for own in scores.values() for name in own)
+def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]], where: str = "") -> Table:
+    """The scores of runs, sorted by the main one.
+
+    Args:
+        runs: name -> run.
+        scores: of these and of others.
+        where: what these are scored on, if others are scored on something else.
+    """
+    known = dict.fromkeys(name for run in runs for name in scores[run])
     order = {name: place for place, name in enumerate(_MAIN)}
     columns = sorted(known, key=lambda name: (name == "loss", order.get(name, len(_MAIN))))
     columns, others = columns[:_MOST_SCORES], len(columns[_MOST_SCORES:])
@@ -106,6 +127,7 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
     caption = f"Sorted by {pretty(main)}; {unit}, with 95% intervals where they are known" if main else ""
     caption = caption or "Not sorted: losses of different methods cannot be compared" * bool(columns)
     caption += f"; {others} other scores are on the pages of the runs" if others else ""
+    caption = ". ".join(part for part in (where, caption) if part)
     return Table(["run", "state", "step", *map(pretty, columns)], rows, caption=caption)
 
 
@@ -130,7 +152,7 @@ def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -
     notes: list[Block] = [Note(line, warning=True)] if same else []
     if len(groups) < 2 or max(map(len, groups.values())) < 2:
         return notes
-    known = dict.fromkeys(metric for own in scores.values() for metric in own)
+    known = dict.fromkeys(metric for run in runs for metric in scores[run])
     columns = [metric for metric in (*_MAIN, *known) if metric in known and metric != "loss"] or ["loss"]
     columns = list(dict.fromkeys(columns))[:4]
     if columns == ["loss"] and not _same_method(runs):
@@ -237,11 +259,5 @@ def _differing(
 ) -> list[str]:
     """Which options differ, of all or of some names; equal numbers are equal, such as 1 and 1.0, a text is not."""
     known = names or dict.fromkeys(name for own in options for name in own)
-    values = {name: {_exact(own.get(name, MISSING)) for own in options} for name in known if name not in without}
+    values = {name: {exact(own.get(name, MISSING)) for own in options} for name in known if name not in without}
     return [name for name, found in values.items() if len(found) > 1]
-
-
-def _exact(value: object) -> str:
-    """A text that is the same for the same values."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return json.dumps(float(value) if number else value, default=str, sort_keys=True)  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def score(
 
     Predictions of a segmenter, and label maps with ``classes``, are compared by class: dice_NAME and iou_NAME, means
     over images, hd95_NAME (pixels, or mm of volumes), pooled_iou, means over classes, and in how many images a class is
-    missed_NAME or false_NAME.
+    missed_NAME or false_NAME. The line of the scores has 95% intervals by a bootstrap over patients.
 
     object_f1, object_dice, object_hausdorff_px (pixels): those of the GlaS challenge, over all objects. aji, aji_plus,
     dq, sq, pq: means over images. Classes are ignored. If the predictions have scores, also COCO's AP of boxes and
@@ -88,7 +88,8 @@ def score(
             of slides or patients, as for ``mil``. Images, slides and patients that one of the two lacks are reported
             and left out.
         target, targets, separator, uncertain, patient, patient_regex: where the table has labels and patients, as for
-            ``densepath classify``; default for several labels: the columns with their names.
+            ``densepath classify``; default for several labels: the columns with their names. Of classes of pixels, the
+            patients are those of a manifest.csv in or above ``data``, or in the images' names.
         slide, event: the columns of the slides, and of survival whether the event was observed, as for ``mil``.
 
     Returns:
@@ -103,8 +104,9 @@ def score(
     data = None if data is None else as_path(data)
     labels = None if labels is None else as_path(labels)
     watch = Stopwatch()
-    of_table = {"labels": labels, "target": target, "patient": patient}
-    of_images = {"targets": targets or None, "separator": separator, "patient_regex": patient_regex}
+    of_table = {"labels": labels, "target": target}
+    of_patients = {"patient": patient, "patient_regex": patient_regex}
+    of_images = {"targets": targets or None, "separator": separator}
     of_images |= {"uncertain": None if uncertain == "ignore" else uncertain}
     of_slides = {"slide": slide, "event": event}
     of_objects = {"score": score, "orientation": orientation}
@@ -112,7 +114,10 @@ def score(
         raise UserError(f"{predictions} does not exist; check --predictions")
     if holds_answers(predictions):
         refuse_options("objects", of_objects)
-        refuse_options("images, not answers for slides", {"data": data, **of_images, "split": _changed(split)})
+        refuse_options(
+            "images, not answers for slides",
+            {"data": data, "patient_regex": patient_regex, **of_images, "split": _changed(split)},
+        )
         if labels is None:
             raise UserError(f"{predictions} holds answers for slides; give the table of the true ones with --labels")
         columns = Columns(target, patient, slide, event=event)
@@ -146,8 +151,9 @@ def score(
     report = None if out is None else Path(out)
     if semantic:
         refuse_options("objects, not classes of pixels", {**of_objects, "split": _changed(split)})
-        values, files = score_masks(data, predictions, classes, report)
+        values, files = score_masks(data, predictions, classes, report, **of_patients)
     else:
+        refuse_options("images with classes, not objects", of_patients)
         values, files = score_objects(data, predictions, report, split, orientation, score)
     say_end(watch, "", files)
     return Result(files.get("scores"), values, files)

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from densepath.core.errors import UserError
-from densepath.transfer.classify.label_scores import macro_auc, score_targets, scores_of_run
+from densepath.transfer.classify.label_scores import macro_auc, rows_of, score_targets, scores_of_run
 from densepath.transfer.classify.targets import Targets
 
 
@@ -74,3 +74,16 @@ def test_the_interval_of_accuracy_is_that_of_a_binomial_of_patients() -> None:
     found = score_targets(targets, chances[:, None], np.zeros(150, np.int64), patients, seed=0)["accuracy"]
     low, high = binom.ppf((0.025, 0.975), 50, 0.6) / 50 * 100
     assert found.value == pytest.approx(60) and abs(found.low - low) <= 2 and abs(found.high - high) <= 2
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_written_probabilities_decide_what_is_predicted(exclusive: bool) -> None:
+    """A probability is written as 0.5 from 5e-10 below it."""
+    chances = np.array([[0.4999999999, 0.5000000001], [0.4999999, 0.5000001], [1 - 1e-7, 2e-7]])
+    found = rows_of(("a", "b"), exclusive, chances)
+    assert [[row["p a"], row["p b"]] for row in found] == [
+        ["0.5", "0.5"],
+        ["0.4999999", "0.5000001"],
+        ["0.9999999", "2e-07"],
+    ]
+    assert [row["predicted"] for row in found] == ["a" if exclusive else "a|b", "b", "a"]

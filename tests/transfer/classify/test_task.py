@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.optimizers import Optimizer
 from densepath.transfer.best_epoch import BestEpochTask
-from densepath.transfer.classify.classifier import Classifier, ClassifierNotes
+from densepath.transfer.classify.classifier import Classifier, ClassifierNotes, save_classifier
 from densepath.transfer.classify.results import Scores
 from densepath.transfer.classify.targets import Targets
 from densepath.transfer.classify.task import TARGET, VIEW, ClassifyTask, Objective
+from densepath.transfer.classify.trained import load_classifier
 from densepath.transfer.probe.metrics import Score
 from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
@@ -175,3 +177,23 @@ def test_a_score_that_a_fold_lacks_is_named_and_left_out_of_the_mean() -> None:
     scores = Scores({"auc_a": Score(85.0, 80.0, 90.0)}, runs)
     assert (scores.mean("auc_a"), scores.spread("auc_a")) == (85.0, pytest.approx(50**0.5))
     assert scores.undefined(["fold_0", "fold_1", "fold_2"]) == {"auc_a": ["fold_1"]}
+
+
+def test_probabilities_of_a_confident_classifier_keep_the_order_of_its_logits(tmp_path: Path) -> None:
+    """In float32 all of these are 1."""
+    model = NOTES.build().eval()
+    with torch.no_grad():
+        model.head.bias.copy_(torch.tensor([25.0, 0.0, -5.0]))
+    save_classifier(tmp_path / "c.safetensors", model, NOTES)
+    classifier = load_classifier(tmp_path / "c.safetensors")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 40 * k + 20, (32, 32, 3), dtype=np.uint8) for k in range(4)]
+    found = [classifier.predict(image) for image in images]
+    views = make_task(model, Targets(NOTES.labels, np.zeros((4, 1)), True))._views
+    pixels = torch.from_numpy(np.stack(images))
+    sizes = torch.full((4, 2), 32)
+    with torch.no_grad():
+        logits = model.eval()(views(ImageBatch(pixels, sizes, torch.arange(4)))[VIEW].pixels).double()
+    for k, label in enumerate(NOTES.labels):
+        own = [each[label] for each in found]
+        assert len(set(own)) == 4 and own == pytest.approx(logits.softmax(1)[:, k].tolist(), rel=1e-4)

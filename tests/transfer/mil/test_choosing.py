@@ -14,13 +14,14 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, r2_score, roc_auc_score
 
 from densepath.core.errors import UserError
+from densepath.core.scores import answer_text
 from densepath.transfer.mil.choosing import choose_thresholds, macro_auc, predict_classes
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.compare import holm, mcnemar, paired_auc
 from densepath.transfer.mil.fold import _scale
 from densepath.transfer.mil.number_scores import concordance, mean_concordance, number_scores
 from densepath.transfer.mil.objectives import Classification, Regression, Survival
-from densepath.transfer.mil.results import Outcome, answer_text, scores_of, scores_of_folds, write_results
+from densepath.transfer.mil.results import Outcome, scores_of, scores_of_folds, write_results
 from densepath.transfer.probe.curves import roc_curve
 from densepath.transfer.probe.metrics import measure, resampled
 
@@ -184,13 +185,21 @@ def test_equal_numbers_have_no_correlation(level: float) -> None:
         assert np.isfinite([second for _, second in scores.values()]).all()
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_probabilities_of_confident_models_keep_their_order(exclusive: bool) -> None:
+    """In float32 all of these are 1."""
+    outputs = torch.linspace(18.0, 30.0, 7)[:, None] * torch.tensor([1.0, 0.0])
+    chances = Classification(2, exclusive).answers(outputs)[:, 0]
+    assert (chances[1:] > chances[:-1]).all() and chances[-1] < 1
+
+
 def test_losses_of_classes_and_numbers() -> None:
     outputs, targets = torch.randn(5, 3), torch.tensor([[0.0], [1], [2], [1], [0]])
     weights = torch.tensor([1.0, 2.0, 0.5])
     log = outputs.log_softmax(1)[torch.arange(5), targets[:, 0].long()]
     weighted = -(log * weights[targets[:, 0].long()]).mean()
     torch.testing.assert_close(Classification(3, True, weights)(outputs, targets), weighted)
-    chances = Classification(3, False).answers(outputs)
+    chances = Classification(3, False).answers(outputs).float()
     one_hot = targets.long() == torch.arange(3)
     binary = -torch.where(one_hot, chances, 1 - chances).log().mean()
     torch.testing.assert_close(Classification(3, False)(outputs, targets), binary)
@@ -215,11 +224,9 @@ def test_an_answer_that_is_nan_has_no_score(task: str) -> None:
 
 
 def test_large_numbers_are_written_whole() -> None:
-    assert [answer_text(value) for value in (12345678.0, -1234567.4, 0.123456789)] == [
-        "12345678",
-        "-1234567",
-        "0.123457",
-    ]
+    values = (1234567891.4, -1234567.4, 0.12345678912, float(np.float32(0.35832956)), float(np.float32(0.35832986)))
+    texts = ["1234567891", "-1234567.4", "0.123456789", "0.358329564", "0.358329862"]
+    assert [answer_text(value) for value in values] == texts
 
 
 def test_paired_tests() -> None:

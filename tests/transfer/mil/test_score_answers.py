@@ -114,6 +114,23 @@ def test_what_does_not_fit_is_refused(
         score(predictions=answers, labels=labels, target="diagnosis", **options)
 
 
+def test_the_table_of_answers_stands_for_its_folder(answers: Path, tmp_path: Path) -> None:
+    labels = table(tmp_path / "labels.csv", [(f"P{k:02d}_0", truth(0 if k == 2 else k)) for k in range(12)])
+    how: dict[str, Any] = {"labels": labels, "target": "diagnosis"}
+    found = score(predictions=answers / "patient-preds.csv", out=tmp_path / "scores", **how)
+    assert dict(found) == dict(score(predictions=answers, **how))
+    for folder in (answers.parent / "run", tmp_path / "scores"):
+        for own in (folder, folder / "patient-preds.csv"):
+            with pytest.raises(
+                UserError, match=r"whose scores are in .*scores\.json; for other slides give the folder"
+            ):
+                score(predictions=own, **how)
+    (alone := tmp_path / "alone").mkdir()
+    (alone / "patient-preds.csv").write_bytes((answers / "patient-preds.csv").read_bytes())
+    with pytest.raises(UserError, match=r"has no slides\.csv next to it"):
+        score(predictions=alone / "patient-preds.csv", **how)
+
+
 def test_answers_need_a_table_and_a_kind(answers: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the table of the true ones with --labels"):
         score(predictions=answers)

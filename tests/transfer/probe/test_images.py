@@ -241,6 +241,9 @@ def test_images_become_scores_and_files(tmp_path: Path, capsys: Any) -> None:
     tested = probe(data=tmp_path / "train", test_data=tmp_path / "other", **options)
     assert tested.plot().width > 100 and "knn: accuracy 100.0 (100.0 to 100.0)" in repr(tested)
     assert len(tested.tested) == 6 and tested.scores["knn"]["accuracy"].value == 100
+    written = probe(data=tmp_path / "train", test_data=tmp_path / "other", out=out, **options)
+    table = [[float(row[f"logistic {c}"]) for c in "ab"] for row in csv.DictReader(out.with_suffix(".csv").open())]
+    np.testing.assert_allclose(table, written.chances["logistic"], rtol=1e-8)
 
 
 def test_folders_of_splits_are_honoured(tmp_path: Path) -> None:

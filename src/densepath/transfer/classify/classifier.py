@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.embed.encoder import Encoder, Pool
 from densepath.transfer.network_file import holds_network, network_path, read_network, save_network
+from densepath.transfer.probe.metrics import Floats
 from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
@@ -87,7 +90,7 @@ class ClassifierNotes:
 
 
 class Readout(nn.Module):
-    """The probabilities of a classifier for stored pixels: the largest central box with the sides' ratio of its inputs.
+    """The logits of a classifier for stored pixels: the largest central box with the sides' ratio of its inputs.
 
     Args:
         model: the classifier.
@@ -96,6 +99,7 @@ class Readout(nn.Module):
 
     Attributes:
         dim: T.
+        exclusive: whether an image has exactly one of the labels.
     """
 
     def __init__(self, model: Classifier, notes: ClassifierNotes, spec: PixelSpec | None = None) -> None:
@@ -104,17 +108,22 @@ class Readout(nn.Module):
         self._views = ViewMaker({_VIEW: Center(share=1.0)}, notes.view_size, seed=0, spec=spec or notes.spec)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, *size, C) stored pixels -> (B, T) probabilities, float32."""
-        logits = self.logits(pixels)
-        return logits.softmax(1) if self.exclusive else logits.sigmoid()
-
-    def logits(self, pixels: Tensor) -> Tensor:
         """(B, *size, C) stored pixels -> (B, T) logits, float32."""
         sizes = torch.tensor(pixels.shape[1:-1]).expand(len(pixels), -1)
         with torch.autocast(pixels.device.type, enabled=False):
             views = self._views(ImageBatch(pixels, sizes, torch.arange(len(pixels))))
         logits: Tensor = self.model(views[_VIEW].pixels)
         return logits
+
+
+def probabilities(logits: npt.NDArray[np.float32], exclusive: bool) -> Floats:
+    """(B, T) logits -> (B, T) probabilities of classes or labels.
+
+    Float64, as float32 has no numbers between 1 - 6e-8 and 1: images of confident classifiers would be ties.
+    """
+    exact = torch.from_numpy(logits).double()
+    found: Floats = (exact.softmax(1) if exclusive else exact.sigmoid()).numpy()
+    return found
 
 
 def save_classifier(path: Path, model: Classifier, notes: ClassifierNotes) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.scores import answer_text
 from densepath.transfer.classify.targets import Targets
 from densepath.transfer.probe.metrics import (
     Floats,
@@ -76,11 +77,16 @@ def predicted(targets: Targets, chances: Floats) -> Integers:
 
 
 def rows_of(labels: Sequence[str], exclusive: bool, chances: npt.NDArray[Any]) -> list[dict[str, str]]:
-    """What is written for each image: the predicted class or labels, and the probabilities (M, T)."""
+    """What is written for each image: the predicted class or labels, and the probabilities (M, T).
+
+    The written probabilities decide, so that scores of the table count the same predictions.
+    """
     rows = []
     for row in chances:
-        said = [labels[int(row.argmax())]] if exclusive else [n for n, p in zip(labels, row, strict=True) if p >= _CUT]
-        rows.append({"predicted": "|".join(said), **{f"p {n}": f"{p:.6g}" for n, p in zip(labels, row, strict=True)}})
+        texts = dict(zip(labels, map(answer_text, row), strict=True))
+        known = {name: float(text) for name, text in texts.items()}
+        said = [max(known, key=known.__getitem__)] if exclusive else [n for n, p in known.items() if p >= _CUT]
+        rows.append({"predicted": "|".join(said), **{f"p {name}": text for name, text in texts.items()}})
     return rows
 
 

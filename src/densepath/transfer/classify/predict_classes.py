@@ -26,7 +26,13 @@ from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.training.hardware import Hardware, Precision, choose_hardware
-from densepath.transfer.classify.classifier import ClassifierNotes, Readout, classifier_path, read_classifier
+from densepath.transfer.classify.classifier import (
+    ClassifierNotes,
+    Readout,
+    classifier_path,
+    probabilities,
+    read_classifier,
+)
 from densepath.transfer.classify.label_scores import rows_of
 from densepath.transfer.classify.predict_tiles import OnSlides, predict_tiles, tile_mpp
 from densepath.transfer.classify.training import AT_ONCE, Stored
@@ -125,12 +131,12 @@ def _predict_images(
     batches = batches_of(range(len(images)), AT_ONCE)
     half = hardware.precision == "bf16-mixed"
     found = encode(readout, Stored(images), batches, hardware.device, half)
-    positions, chances, damaged = collect(with_progress(found, len(batches), "predicting"))
+    positions, logits, damaged = collect(with_progress(found, len(batches), "predicting"))
     if not positions:
         raise UserError(f"none of {counted(len(images), 'image')} can be read; check the files ({damaged[0]})")
     if damaged:
         say(f"densepath: {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}")
-    answers = rows_of(notes.labels, notes.exclusive, chances)
+    answers = rows_of(notes.labels, notes.exclusive, probabilities(logits, notes.exclusive))
     rows = [{"image": names[p], **row} for p, row in zip(positions, answers, strict=True)]
     write_rows(out / PREDICTIONS, list(rows[0]), rows)
     commands = (command("score", "--data", data, "--labels", "LABELS", "--predictions", out),)

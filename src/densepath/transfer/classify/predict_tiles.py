@@ -28,7 +28,7 @@ from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import is_tile_folder, read_tile_folder
 from densepath.training.hardware import Hardware
-from densepath.transfer.classify.classifier import ClassifierNotes, Readout
+from densepath.transfer.classify.classifier import ClassifierNotes, Readout, probabilities
 from densepath.transfer.classify.label_scores import rows_of
 from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
@@ -171,11 +171,12 @@ def _predict_slide(
         opened = slide.open()
     batches = batches_of(range(len(tiling)), AT_ONCE)
     parts = encode(readout, Stored(SlideTiles([tiling])), batches, hardware.device, hardware.precision == "bf16-mixed")
-    positions, chances, damaged = collect(with_progress(parts, len(batches), f"batches of {slide.name}"))
+    positions, logits, damaged = collect(with_progress(parts, len(batches), f"batches of {slide.name}"))
     if not positions:
         raise CorruptImage(
             slide.path, f"none of {counted(len(tiling), 'tile')} can be read ({damaged[0] if damaged else ''})"
         )
+    chances = probabilities(logits, notes.exclusive)
     corners, boxes = tiling.corners[positions], tiling.boxes_um(positions)
     answers = rows_of(notes.labels, notes.exclusive, chances)
     rows = [

@@ -12,7 +12,7 @@ import numpy as np
 
 from densepath.core.csv_files import write_rows
 from densepath.core.files import atomic_write
-from densepath.core.scores import SCALE, without_nan
+from densepath.core.scores import SCALE, answer_text, without_nan
 from densepath.transfer.classify.cohort import Pool
 from densepath.transfer.classify.label_scores import predicted, score_targets, scores_of_run
 from densepath.transfer.classify.targets import Targets
@@ -116,7 +116,7 @@ def write_results(tested: Outcome, scores: Scores, notes: Mapping[str, Any], out
             row |= {"label": labels[int(truth[m, 0])], "predicted": labels[said[m, 0]]}
         else:
             row |= {f"label {n}": "" if np.isnan(v) else int(v) for n, v in zip(labels, truth[m], strict=True)}
-        rows.append(row | {f"p {n}": f"{p:.6g}" for n, p in zip(labels, tested.chances[m], strict=True)})
+        rows.append(row | {f"p {n}": answer_text(p) for n, p in zip(labels, tested.chances[m], strict=True)})
     write_rows(out / PREDICTIONS, list(rows[0]), rows)
     write_scores(scores, tested.run_names, notes, out)
 

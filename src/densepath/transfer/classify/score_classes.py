@@ -29,6 +29,7 @@ from densepath.transfer.classify.predict_classes import PREDICTIONS, SEVERAL
 from densepath.transfer.classify.results import Outcome
 from densepath.transfer.classify.targets import LABEL, NUMBERS
 from densepath.transfer.probe.folds import parts_of
+from densepath.transfer.probe.labelled import warn_of_unknown_patients
 from densepath.transfer.probe.metrics import Floats
 from densepath.transfer.slides.slide_list import refuse_options
 
@@ -122,11 +123,7 @@ def score_classes(
     if not len(kept):
         raise UserError(f"{found.path} has none of the images of {data}; predict and score the same images")
     owners, targets = [pool.owners[k] for k in kept], pool.targets.take(kept)
-    if not pool.by_patient:
-        say(
-            "densepath: warning: the patients are unknown, so intervals count each image as one; name them with "
-            "--patient or --patient_regex"
-        )
+    warn_of_unknown_patients(pool.by_patient)
     columns = [found.labels.index(name) for name in targets.names]
     chances = found.chances[[line for lines in matched for line in lines.values()]][:, columns]
     runs = np.repeat(np.arange(len(matched)), [len(lines) for lines in matched])

@@ -12,11 +12,11 @@ from torch import Tensor
 from densepath.sources.batch import ImageBatch
 from densepath.training.optimizers import Optimizer
 from densepath.transfer.best_epoch import BestEpochTask
-from densepath.transfer.classify.classifier import Classifier
+from densepath.transfer.classify.classifier import Classifier, probabilities
 from densepath.transfer.classify.config import Choice
 from densepath.transfer.classify.label_scores import macro_auc
 from densepath.transfer.classify.targets import Targets
-from densepath.transfer.probe.metrics import Floats, Integers
+from densepath.transfer.probe.metrics import Integers
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -110,12 +110,6 @@ class ClassifyTask(BestEpochTask):
         read, logits = self._validate()
         targets = self._validation.take(read)
         loss = float(self._objective(logits, torch.from_numpy(targets.values).float()))
-        score = macro_auc(targets, _probabilities(logits, targets.exclusive))
+        score = macro_auc(targets, probabilities(logits.numpy(), targets.exclusive))
         self.keep_if_better(score, loss)
         return {"validation_loss": loss, "validation_auc": score}
-
-
-def _probabilities(logits: Tensor, exclusive: bool) -> Floats:
-    logits = logits.double()
-    found: Floats = (logits.softmax(1) if exclusive else logits.sigmoid()).numpy()
-    return found

@@ -11,7 +11,7 @@ from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.sources.image_files import MAX_SIDE
 from densepath.training.caller_state import state_of_the_caller
-from densepath.transfer.classify.classifier import Readout, classifier_path, read_classifier
+from densepath.transfer.classify.classifier import Readout, classifier_path, probabilities, read_classifier
 from densepath.transfer.stored_pixels import Picture, stored_pixels
 
 
@@ -48,7 +48,8 @@ class TrainedClassifier:
             CorruptImage: the file cannot be read.
         """
         pixels = stored_pixels(image, self.notes.spec, MAX_SIDE)
-        found = self._readout(torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].to(self._device))[0]
+        stored = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].to(self._device)
+        found = probabilities(self._readout(stored).cpu().numpy(), self.notes.exclusive)[0]
         return dict(zip(self.labels, found.tolist(), strict=True))
 
 

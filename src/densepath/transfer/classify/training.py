@@ -30,6 +30,7 @@ from densepath.transfer.classify.classifier import (
     CLASSIFIER_FILE,
     ClassifierNotes,
     Readout,
+    probabilities,
     read_classifier,
     save_classifier,
 )
@@ -151,11 +152,12 @@ def keep_answers(path: Path, test: Pool, answers: Mapping[int, Any]) -> None:
 
 def answers_of(
     readout: Readout, images: PixelSource, hardware: Hardware, asked: Sequence[int] | None = None
-) -> tuple[list[int], npt.NDArray[np.float32], list[str]]:
+) -> tuple[list[int], Floats, list[str]]:
     """Positions of the readable images of those ``asked`` for, their probabilities (M, T), and the damaged images."""
     batches = batches_of(range(len(images)) if asked is None else asked, AT_ONCE)
     half = hardware.precision == "bf16-mixed"
-    return collect(encode(readout, Stored(images), batches, hardware.device, half))
+    positions, logits, damaged = collect(encode(readout, Stored(images), batches, hardware.device, half))
+    return positions, probabilities(logits, readout.exclusive), damaged
 
 
 class Stored:
@@ -174,18 +176,11 @@ class Stored:
         return as_pixels(pixels, spec.channels, pixels.dtype) if spec.ndim == 2 and spec.channels in (1, 3) else pixels
 
 
-class _Logits(Readout):
-    """Logits instead of probabilities."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.logits(pixels)
-
-
 class _Validation:
     """Logits of the validation images; each process computes those of every n-th batch."""
 
     def __init__(self, model: Any, notes: ClassifierNotes, images: Pool, hardware: Hardware) -> None:
-        self._readout, self._images, self._hardware = _Logits(model, notes), images, hardware
+        self._readout, self._images, self._hardware = Readout(model, notes), images, hardware
         self._damaged: set[int] = set()
 
     def __call__(self) -> tuple[Integers, Tensor]:

@@ -11,6 +11,7 @@ import torch
 
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, counted
+from densepath.core.scores import answer_text
 from densepath.runs.folder import read_config
 from densepath.training.hardware import Hardware
 from densepath.transfer.mil.bag_task import answer
@@ -19,7 +20,7 @@ from densepath.transfer.mil.choosing import predict_classes
 from densepath.transfer.mil.fold import objective_of
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import KNN, MODELS
-from densepath.transfer.mil.results import SCORES, answer_columns, answer_text
+from densepath.transfer.mil.results import SCORES, answer_columns
 from densepath.transfer.probe.metrics import Floats
 
 

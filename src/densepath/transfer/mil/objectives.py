@@ -67,8 +67,12 @@ class Classification(Objective):
         return (losses * self.weights.to(outputs)[labels]).mean()
 
     def answers(self, outputs: Tensor) -> Tensor:
-        """Probabilities of the classes; sigmoids do not sum to 1."""
-        return outputs.softmax(-1) if self.exclusive else outputs.sigmoid()
+        """Probabilities of the classes; sigmoids do not sum to 1.
+
+        Float64, as float32 has no numbers between 1 - 6e-8 and 1: bags of confident models would be ties.
+        """
+        exact = outputs.double()
+        return exact.softmax(-1) if self.exclusive else exact.sigmoid()
 
     def score(self, answers: Floats, targets: Floats) -> float:
         """The mean AUC of the classes."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from densepath.core.csv_files import LineFeeds
 from densepath.core.files import atomic_write
-from densepath.core.scores import SCALE, without_nan
+from densepath.core.scores import SCALE, answer_text, without_nan
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.fold import Answers
 from densepath.transfer.mil.number_scores import mean_concordance, number_scores
@@ -31,7 +31,6 @@ from densepath.transfer.probe.metrics import (
 
 PREDICTIONS, SCORES = "patient-preds.csv", "scores.json"
 _SHOWN = ("macro_auc", "balanced_accuracy", "r2", "pearson", "concordance")
-_WHOLE = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +130,6 @@ def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:
 def answer_columns(target: str, classes: Sequence[str], task: str) -> list[str]:
     """The columns of answers: probabilities of classes, a number, or a log risk, which is higher for earlier events."""
     return [f"{target}_{name}" for name in classes] or [f"{target}_{'risk' if task == 'survival' else 'predicted'}"]
-
-
-def answer_text(value: float) -> str:
-    """An answer as tables have it: six digits, and all before the decimal point."""
-    return f"{value:.0f}" if abs(value) >= _WHOLE else f"{value:.6g}"
 
 
 def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, Any], out: Path, task: str) -> None:

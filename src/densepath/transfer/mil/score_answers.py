@@ -90,8 +90,27 @@ class _Answered:
 
 
 def holds_answers(predictions: str | Path) -> bool:
-    """Whether predictions are the folder of ``densepath predict`` with a run of ``mil``."""
-    return all((Path(predictions) / name).is_file() for name in (PREDICTIONS, SLIDES))
+    """Whether predictions are the folder of ``densepath predict`` with a run of ``mil``, or its patient-preds.csv.
+
+    Raises:
+        UserError: they are answers of ``mil`` itself, or without the table of their slides.
+    """
+    folder = _folder(predictions)
+    if not (folder / PREDICTIONS).is_file():
+        return False
+    if (folder / SCORES).is_file():
+        raise UserError(
+            f"{folder / PREDICTIONS} holds the answers that densepath mil or score wrote, whose scores are in "
+            f"{folder / SCORES}; for other slides give the folder of densepath predict"
+        )
+    if not (folder / SLIDES).is_file():
+        raise UserError(f"{folder / PREDICTIONS} has no {SLIDES} next to it; give the folder of densepath predict")
+    return True
+
+
+def _folder(predictions: str | Path) -> Path:
+    path = Path(predictions)
+    return path.parent if path.name == PREDICTIONS else path
 
 
 def score_answers(
@@ -100,7 +119,7 @@ def score_answers(
     """The scores of ``densepath mil`` for answers on slides that were not in its study (external validation).
 
     Args:
-        predictions: the folder of ``densepath predict``.
+        predictions: the folder of ``densepath predict``, or its patient-preds.csv.
         table, columns: the true answers, see :func:`~densepath.transfer.mil.slide_table.read_slide_table`; a table of
             patients needs no column of slides.
         classes: classes of the table that are renamed, merged or left out.
@@ -113,7 +132,7 @@ def score_answers(
         UserError: the table or the answers are missing or invalid, no case is in both, or the table has classes that
             the models do not know.
     """
-    source = Path(predictions)
+    source = _folder(predictions)
     folder = None if out is None else require_new_folder(out, "the scores", sources=[source])
     kind = AnswerKind.read(source)
     answered = _read(source, kind)

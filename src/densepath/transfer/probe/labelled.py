@@ -54,6 +54,10 @@ class Labels:
     patient_regex: str | None = None
     target: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.patient is not None and self.patient_regex is not None:
+            raise UserError("--patient and --patient_regex both name the patients; give one of them")
+
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
@@ -109,8 +113,6 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     Raises:
         UserError: an image has no class or no patient, or there are fewer than two classes.
     """
-    if how.patient is not None and how.patient_regex is not None:
-        raise UserError("--patient and --patient_regex both name the patients; give one of them")
     names, table = features.names, None if how.labels == FOLDERS else how.labels
     noted = features.notes.get("data")
     data = (noted if isinstance(noted, str) and _can_be_read(noted) else None) if data is None else data
@@ -208,6 +210,15 @@ def owners_of(
     if volumes and not where and (owners == names or all(row["patient"] for row in volumes)):
         return owners_of_volumes(volumes, "" if data is None else data)
     return owners, where
+
+
+def warn_of_unknown_patients(by_patient: str) -> None:
+    """Say that the intervals of scores are those of images, if patients are unknown: see :func:`owners_of`."""
+    if not by_patient:
+        say(
+            "densepath: warning: the patients are unknown, so intervals count each image as one; name them with "
+            "--patient or --patient_regex"
+        )
 
 
 def _owners_in_names(

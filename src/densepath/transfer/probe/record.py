@@ -22,7 +22,7 @@ from densepath.core.errors import UserError, counted
 from densepath.core.file_beside import file_beside
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
 from densepath.core.fonts import drawable
-from densepath.core.scores import SCALE, without_nan
+from densepath.core.scores import SCALE, answer_text, without_nan
 from densepath.transfer.probe.images import ImageProbe
 from densepath.transfer.probe.metrics import METRICS
 
@@ -123,7 +123,7 @@ def _write_predictions(probe: ImageProbe, writer: Any) -> None:
                 patient,
                 folds[row],
                 *(classes[chances.argmax()] for chances in own),
-                *(f"{chance:.4f}" for chances in own for chance in chances),
+                *(answer_text(chance) for chances in own for chance in chances),
             ]
         )
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.annotations.classes import FOLDERS
 from densepath.annotations.labels import LABEL_SUFFIXES, read_labels
+from densepath.annotations.patients import check_spelling
 from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.files import atomic_write
@@ -23,6 +25,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import list_images, walk
 from densepath.sources.volumes.read import SUFFIXES, on_voxels_of, read_volume
 from densepath.sources.volumes.volume import sheared_steps, spacing_of, whole_labels
+from densepath.transfer.probe.labelled import Labels, Listed, owners_of, warn_of_unknown_patients
 from densepath.transfer.segment.case_scores import Steps, score_case
 from densepath.transfer.segment.legend import Legend, legend_of
 from densepath.transfer.segment.matching import match_labels
@@ -55,27 +58,38 @@ def is_semantic(predictions: str | Path, classes: Sequence[str]) -> bool:
 
 
 def score_masks(
-    data: str | Path, predictions: str | Path, classes: Sequence[str], out: Path | None
+    data: str | Path,
+    predictions: str | Path,
+    classes: Sequence[str],
+    out: Path | None,
+    patient: str | None = None,
+    patient_regex: str | None = None,
 ) -> tuple[dict[str, float], dict[str, Path]]:
-    """Dice, IoU and HD95 of label maps.
+    """Dice, IoU and HD95 of label maps, with 95% intervals by patient.
 
     Args:
         data: a folder, list or glob of true label maps: images, or NIfTI and MetaImage volumes.
         predictions: the folder of ``densepath predict`` with a segmenter, or of label maps.
         classes: as for ``densepath segment``; default: those of the segmenter.
         out: a JSON file for the scores; None for none.
+        patient: the column of a manifest.csv in ``data`` with the patients; default: that of any manifest.csv.
+        patient_regex: finds the patient in an image's name.
 
     Returns:
         The scores, and the files that were written.
 
     Raises:
-        UserError: images are missing, of another size, or have values that no class has.
+        UserError: images or patients are missing, images are of another size or have values that no class has.
     """
     folder = Path(predictions)
     legend = legend_of(classes) if classes else _legend_in(folder / LEGEND)
     maps = folder / LABELS if (folder / LABELS).is_dir() else folder
     volumes = bool(walk(maps, SUFFIXES)) if maps.is_dir() else False
     pairs = list(_volume_pairs(data, maps) if volumes else _image_pairs(data, maps))
+    names = [pair.name for pair in pairs]
+    owners, by_patient = owners_of(names, Listed(names), Labels(FOLDERS, patient, patient_regex), None, data)
+    check_spelling(owners, names, data)
+    warn_of_unknown_patients(by_patient)
     rows, wrong = [], []
     for pair in with_progress(pairs, len(pairs), "comparing"):
         try:
@@ -86,9 +100,8 @@ def score_masks(
         wrong += [f"{pair.name} ({', '.join(map(str, unknown))})"] * bool(unknown)
         rows.append(score_case(legend.classes_of(found), legend.classes_of(true), legend, spacing))
     refuse(wrong, "label maps with values that no class has", "name all classes with --classes")
-    names = [pair.name for pair in pairs]
     runs = np.zeros(len(names), np.int64)
-    tested = Outcome(names, names, np.stack(rows), legend.scored, runs, ["predictions"], "mm" if volumes else "px")
+    tested = Outcome(names, owners, np.stack(rows), legend.scored, runs, ["predictions"], "mm" if volumes else "px")
     scores = score(tested, 0)
     failed = failures(tested.columns, tested.regions)
     say(f"densepath: {describe(scores, failed, tested.unit, several=False)}")
@@ -98,6 +111,7 @@ def score_masks(
         return values, {}
     with atomic_write(out) as part:
         record = {**SCALE, "distances": tested.unit, **without_nan(values), "failures": failed, "images": len(names)}
+        record |= {"patients": len(set(owners)) if by_patient else None}
         part.write_text(json.dumps(record, indent=2) + "\n")
     table = rows_of(tested)
     columns = [column for column in table[0] if column not in ("patient", "run")]

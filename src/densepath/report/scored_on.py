@@ -1,0 +1,50 @@
+"""What the scores of runs are of: only those of the same data, labels and targets can be compared."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+from densepath.annotations.classes import FOLDERS
+from densepath.report.paths import recorded_data
+from densepath.report.runs import Run
+from densepath.transfer.segment.config import BESIDE
+
+_OF_TARGETS = (  # options that decide what is predicted
+    *("task", "target", "targets", "separator", "uncertain", "event"),
+    *("classes", "objects", "background", "ignore", "regions"),
+)
+
+
+def scored_alike(runs: Mapping[str, Run]) -> list[dict[str, Run]]:
+    """Groups of runs whose scores can be compared: those of the same data, labels and targets."""
+    groups: dict[str, dict[str, Run]] = {}
+    for name, run in runs.items():
+        groups.setdefault(json.dumps(scored_on(run), sort_keys=True), {})[name] = run
+    return list(groups.values())
+
+
+def scored_on(run: Run) -> dict[str, str]:
+    """What the scores of a run are of: the data that it is tested on, their labels, and what is predicted.
+
+    Features of slides and images are not data: several extractors may have encoded the same ones, which a table names.
+    """
+    config, found = run.config, {}
+    paths = {
+        "data": ("probe_data", "test_data", "data", "features"),
+        "labels": ("test_labels", "labels", "table"),
+    }
+    for what, names in paths.items():
+        if name := next((name for name in names if config.get(name)), None):
+            word = str(config[name]) in (FOLDERS, BESIDE)
+            found[what] = str(config[name] if word else os.path.normpath(recorded_data(config, run.sessions, name)))
+    if (config.get("features") or "table" in config) and found.get("labels") not in (None, FOLDERS):
+        found.pop("data", None)
+    return found | {name: exact(config[name]) for name in _OF_TARGETS if config.get(name) is not None}
+
+
+def exact(value: object) -> str:
+    """A text that is the same for the same values."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return json.dumps(float(value) if number else value, default=str, sort_keys=True)  # type: ignore[arg-type]
