@@ -108,6 +108,36 @@ def test_a_folder_above_the_data_or_the_list_is_no_patient(
     assert "patients in train and test: 1: P7; scores" in capsys.readouterr().out
 
 
+def test_images_are_called_by_their_paths(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of subfolders may have equal names: in a data set, and in a list of images."""
+    for split, number in (("train", 1), ("test", 4)):
+        truth = json.loads((data / f"annotations/{split}.json").read_text())
+        image = next(image for image in truth["images"] if image["file_name"] == f"{number}.png")
+        image["file_name"] = f"s/{number}.png"
+        (data / split / "s").mkdir()
+        (data / split / f"{number}.png").rename(data / split / image["file_name"])
+        own = next(each for each in truth["annotations"] if each["image_id"] == image["id"])
+        own |= {"id": 8, "bbox": [60, 40, 50, 16], "segmentation": [[60, 40, 110, 40, 110, 56, 60, 56]]}
+        truth["annotations"].append({**own, "id": 9})
+        (data / f"annotations/{split}.json").write_text(json.dumps(truth))
+    (data / "test/s/4.png").write_bytes((data / "train/s/1.png").read_bytes())
+    check_data(data, count=0)
+    out = capsys.readouterr().out
+    for line in (
+        "more than 2 px: 4: annotation 8 of train/s/1.png, annotation 9 of train/s/1.png, annotation 8 of test/s/4.png",
+        "under others: 2: annotation 8 of train/s/1.png, annotation 8 of test/s/4.png",
+        "identical files in train and test: 1: s/4.png is s/1.png",
+        "turned or mirrored too): 1: s/4.png is like s/1.png",
+    ):
+        assert line in out
+    rows = [f"{data}/{split}/s/{n}.png,{split}" for split, n in (("train", 1), ("test", 4))]
+    (tmp_path / "l.csv").write_text("\n".join(["file,split", *rows]))
+    check_data(tmp_path / "l.csv", count=0)
+    out = capsys.readouterr().out
+    for line in ("identical files: 1: train/s/1.png = test/s/4.png", "test/s/4.png is like train/s/1.png"):
+        assert line in out
+
+
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_turned_images_are_alike_and_others_are_not(turns: int, mirrored: bool, tmp_path: Path) -> None:

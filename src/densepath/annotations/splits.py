@@ -11,6 +11,7 @@ import numpy as np
 from densepath.annotations.coco import CocoImages
 from densepath.core.digests import identical_files
 from densepath.core.errors import UserError, counted, first_few
+from densepath.core.output_names import names_below
 from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import say
 from densepath.sources.conversion import highest_of_bits
@@ -141,14 +142,15 @@ def match_categories(images: CocoImages, names: Sequence[str], whose: str) -> No
 
 
 def identical_images(train: CocoImages, test: CocoImages) -> list[str]:
-    """The test images whose files equal those of training images, by name."""
+    """The test images whose files equal those of training images, by their paths below the folders of both."""
     trained = list(train.paths())
     paths, count = [*trained, *test.paths()], len(trained)
+    names = [*names_below(map(str, trained), train.folder), *names_below(map(str, test.paths()), test.folder)]
     known: dict[int, int] = {}  # position of a test image -> of the last training image of the same bytes
     for group in identical_files(paths):
         if own := [position for position in group if position < count]:
             known |= dict.fromkeys((position for position in group if position >= count), own[-1])
-    return [f"{paths[position].name} is {paths[known[position]].name}" for position in sorted(known)]
+    return [f"{names[position]} is {names[known[position]]}" for position in sorted(known)]
 
 
 def describe(images: CocoImages, what: str) -> str:

@@ -32,6 +32,7 @@ class Feature:
         category: name of its class; None without one.
         geometry: GeoJSON.
         nucleus: GeoJSON of a cell's nucleus; None without one.
+        is_scored: whether it has the measurement "score", as objects that ``densepath predict`` wrote.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Feature:
     category: str | None
     geometry: Any
     nucleus: Any = None
+    is_scored: bool = False
 
 
 def same_class(name: str | None, other: str) -> bool:
@@ -88,7 +90,8 @@ def _features(entry: dict[str, Any], name: str, depth: int = 0) -> Iterator[Feat
     kind = _OLD_TYPES.get(kind, kind)
     kind = kind if kind in TYPES else _OTHER_TYPES.get(kind, "annotation")  # as QuPath reads it
     nucleus = entry.get("nucleusGeometry", properties.get("nucleusGeometry"))
-    yield Feature(name, kind, _category(properties.get("classification")), entry.get("geometry"), nucleus)
+    category, is_scored = _category(properties.get("classification")), _is_scored(properties.get("measurements"))
+    yield Feature(name, kind, category, entry.get("geometry"), nucleus, is_scored)
     inside = (properties[k] for k in ("childObjects", "children") if isinstance(properties.get(k), list))
     children: list[Any] = next(inside, []) if depth < _DEEPEST else []
     for number, child in enumerate(children):
@@ -105,6 +108,13 @@ def _category(classification: Any) -> str | None:
     else:
         name = classification
     return str(name).strip() or None if name else None
+
+
+def _is_scored(measurements: Any) -> bool:
+    """Whether measurements, by their names or as a list of names and values, have a score."""
+    if isinstance(measurements, list):
+        return any(isinstance(each, dict) and each.get("name") == "score" for each in measurements)
+    return isinstance(measurements, dict) and "score" in measurements
 
 
 def fill_geometry(

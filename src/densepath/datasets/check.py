@@ -165,12 +165,12 @@ def _sizes(splits: Splits) -> list[str]:
 def _outside(splits: Splits) -> list[str]:
     found = []
     for split, images in splits.items():
-        for place, path in enumerate(images.paths()):
+        for place, name in enumerate(_names(images)):
             height, width = images.size(place)
             held = images.annotations_of(place)
             boxes = corners_of(np.array([a["bbox"] for a in held], np.float64).reshape(-1, 4))
             beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - (width, height)).max(axis=1) > _BEYOND
-            found += [f"annotation {held[i].get('id', i)} of {split}/{path.name}" for i in np.flatnonzero(beyond)]
+            found += [f"annotation {held[i].get('id', i)} of {split}/{name}" for i in np.flatnonzero(beyond)]
     text = f": {first_few(found)}; detectors see the part inside" if found else ""
     return [f"objects that reach beyond their image by more than {_BEYOND:.0f} px: {len(found):,}{text}"]
 
@@ -178,12 +178,17 @@ def _outside(splits: Splits) -> list[str]:
 def _hidden(splits: Splits) -> str:
     found = []
     for split, images in splits.items():
-        for place, path in enumerate(images.paths()):
+        for place, name in enumerate(_names(images)):
             held = images.annotations_of(place)
             hidden = np.flatnonzero(images.mostly_hidden(place, images.label_map(place)))
-            found += [f"annotation {held[i].get('id', i)} of {split}/{path.name}" for i in hidden]
+            found += [f"annotation {held[i].get('id', i)} of {split}/{name}" for i in hidden]
     text = f": {first_few(found)}; the metrics of objects compare what is visible of them" if found else ""
     return f"objects that lie by more than half under others: {len(found):,}{text}"
+
+
+def _names(images: CocoImages) -> list[str]:
+    """The paths of the images below the folder of their split."""
+    return names_below(map(str, images.paths()), images.folder)
 
 
 def _patients(images: CocoImages, regex: str | None) -> Patients:
@@ -203,7 +208,7 @@ def _shared(splits: Splits, patients: Mapping[str, Patients]) -> list[str]:
         lines.append(line)
         same = identical_images(splits[one], splits[other])
         lines.append(f"identical files in {one} and {other}: {len(same)}{': ' * bool(same)}{first_few(same)}")
-        names = [[path.name for path in splits[split].paths()] for split in (one, other)]
+        names = [_names(splits[split]) for split in (one, other)]
         alike = [f"{names[1][b]} is like {names[0][a]}" for a, b in similar(small[one], small[other])]
         lines.append(
             f"nearly identical images in {one} and {other} (correlation >= {ALIKE}, turned or mirrored too): "

@@ -47,18 +47,18 @@ def check_list(data: Path, out: Path, count: int, patient_regex: str | None = No
     splits: dict[str, list[int]] = defaultdict(list)
     for position, split in enumerate(told):
         splits[split or _ALL].append(position)
+    below = names_below(names, data)
     if patient_regex is not None:
         places = [os.path.relpath(name, data.parent) for name in names]
-        below = zip(names_below(names, data), places, strict=True)
-        every = [patient_in_name(name, patient_regex, place) for name, place in below]
+        every = [patient_in_name(name, patient_regex, place) for name, place in zip(below, places, strict=True)]
     else:
         every = [o if o != name else "" for o, name in zip(owners_by_name(data, names)[0], names, strict=True)]
     patients = {split: [every[position] for position in positions] for split, positions in splits.items()}
     paths = [Path(name) for name in names]
     headers = _headers(paths)
     small = thumbnails(paths)
-    lines = [*_counts(splits, patients, headers), *_looks(paths, headers, small)]
-    lines += [*_twice(paths), *_shared(paths, splits, patients, small)]
+    lines = [*_counts(splits, patients, headers), *_looks(below, headers, small)]
+    lines += [*_twice(paths), *_shared(paths, below, splits, patients, small)]
     for line in lines:
         write_result(line)
     return _draw(paths, splits, out, count) if count else data
@@ -83,16 +83,16 @@ def _counts(splits: Splits, patients: Mapping[str, Patients], headers: Sequence[
     yield from odd_spellings(patients)
 
 
-def _looks(paths: Sequence[Path], headers: Sequence[Header], small: Thumbnails) -> Iterator[str]:
+def _looks(names: Sequence[str], headers: Sequence[Header], small: Thumbnails) -> Iterator[str]:
     """Images that show nothing, are too thin, or differ from the others in channels."""
-    flat = [paths[int(p)].name for p in np.flatnonzero(~small.any(axis=(1, 2)))]
+    flat = [names[int(p)] for p in np.flatnonzero(~small.any(axis=(1, 2)))]
     yield f"nearly uniform images (all black, or all of one value): {len(flat)}{': ' * bool(flat)}{first_few(flat)}"
-    if thin := [paths[p].name for p, header in enumerate(headers) if min(header.height, header.width) < _LEAST]:
+    if thin := [names[p] for p, header in enumerate(headers) if min(header.height, header.width) < _LEAST]:
         yield f"warning: {counted(len(thin), 'image has', 'images have')} a single row or column: {first_few(thin)}"
     grey = Counter(header.grey for header in headers)
     if len(grey) > 1:
         rare = grey[True] < grey[False]
-        found = [paths[p].name for p, header in enumerate(headers) if header.grey == rare]
+        found = [names[p] for p, header in enumerate(headers) if header.grey == rare]
         kinds = ("grey", "colors") if rare else ("three channels", "one")
         yield (
             f"warning: {counted(len(found), 'image has', 'images have')} {kinds[0]}, the others {kinds[1]}: "
@@ -107,21 +107,21 @@ def _twice(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def _shared(
-    paths: Sequence[Path], splits: Splits, patients: Mapping[str, Patients], small: Thumbnails
+    paths: Sequence[Path], names: Sequence[str], splits: Splits, patients: Mapping[str, Patients], small: Thumbnails
 ) -> Iterator[str]:
-    """Patients and images that two splits share."""
+    """Patients and images that two splits share; images are called by ``names``."""
     groups = identical_files(paths)
     known = {position: number for number, group in enumerate(groups) for position in group}
-    same = [" = ".join(paths[p].name for p in group) for group in groups]
+    same = [" = ".join(names[p] for p in group) for group in groups]
     yield f"identical files: {len(same)}{': ' * bool(same)}{first_few(same)}"
     for one, other, line in patients_between(patients, "--patient_regex or a column patient"):
         yield line
         between = f"in {one} and {other}"
         held = {known[p]: p for p in splits[one] if p in known}
-        copies = [f"{paths[p].name} is {paths[held[known[p]]].name}" for p in splits[other] if known.get(p) in held]
+        copies = [f"{names[p]} is {names[held[known[p]]]}" for p in splits[other] if known.get(p) in held]
         yield f"identical files {between}: {len(copies)}{': ' * bool(copies)}{first_few(copies)}"
         pairs = similar(small[splits[one]], small[splits[other]])
-        near = [f"{paths[splits[other][b]].name} is like {paths[splits[one][a]].name}" for a, b in pairs]
+        near = [f"{names[splits[other][b]]} is like {names[splits[one][a]]}" for a, b in pairs]
         yield (
             f"nearly identical images {between} (correlation >= {ALIKE}, turned or mirrored too): "
             f"{len(near)}{': ' * bool(near)}{first_few(near)}"

@@ -61,7 +61,8 @@ def convert_qupath(
     that image. It holds a FeatureCollection, a list of features or one feature; Polygons and MultiPolygons with holes
     become the pixels whose centers lie inside, ellipses are read as QuPath reads them. Points and lines, classes that
     QuPath ignores (names that end in ``*``) and objects that repeat another one are left out. The category is the name
-    of the classification. Outlines of tiles in pixels of their slide are moved by the x, y and d in QuPath's names of
+    of the classification. A MultiPolygon of more than 3 far-apart parts, as CellViT writes all cells of a class,
+    becomes as many objects. Outlines of tiles in pixels of their slide are moved by the x, y and d in QuPath's names of
     tiles, if these explain all outlines. An image without a GeoJSON file is left out. Splits in the names of folders
     (train, val, test) are kept.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from densepath.core.errors import UserError, counted
 from densepath.core.geojson import TYPES, Feature, is_area, is_ignored
+from densepath.core.geojson_parts import divided
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
 
@@ -39,6 +40,8 @@ class Wanted:
     def choose(self, features: Features, areas: Iterable[Feature] = ()) -> dict[Path, list[Feature]]:
         """The objects of the wanted types that have an area and a class that is not ignored, with their outlines.
 
+        MultiPolygons that hold many objects are divided, see :func:`~densepath.core.geojson_parts.divided`.
+
         Args:
             features: the objects of each GeoJSON file.
             areas: others in these files, whose classes the rules may name.
@@ -49,7 +52,7 @@ class Wanted:
         chosen = self._of_types(self._without_ignored(features))
         ignored = filter(self._is_ignored, _all(features))
         self.renaming.check(map(self._category, chain(_all(chosen), ignored, areas)))
-        return self._with_outlines(chosen)
+        return self._divided(self._with_outlines(chosen))
 
     def with_categories(self, features: Features) -> dict[Path, list[tuple[Feature, str]]]:
         """The objects with the names of their categories, without those that the rules leave out.
@@ -106,6 +109,14 @@ class Wanted:
         if bare := sum(map(len, chosen.values())) - sum(map(len, kept.values())):
             say(f"densepath: {self.source}: {counted(bare, 'cell')} without a nucleus left out")
         return kept
+
+    def _divided(self, features: Features) -> dict[Path, list[Feature]]:
+        """The objects, with the parts of MultiPolygons that hold many objects."""
+        parts = divided(features)
+        if counts := [len(own) for found in parts.values() for own in found if len(own) > 1]:
+            what = f"{counted(len(counts), 'MultiPolygon')} of far-apart parts, as CellViT writes all cells of a class"
+            say(f"densepath: {self.source}: {what}: divided into {sum(counts):,} objects")
+        return {path: list(chain.from_iterable(found)) for path, found in parts.items()}
 
 
 def _all(features: Features) -> Iterable[Feature]:

@@ -21,7 +21,8 @@ from densepath.annotations.cells.block_search import search
 from densepath.annotations.cells.cell_files import cell_path, read_cell_rows, read_cells
 from densepath.annotations.cells.cell_points import CellPoints
 from densepath.annotations.cells.finders import Blobs, Found, digest_of_weights
-from densepath.annotations.cells.points_files import PointsFile, read_points
+from densepath.annotations.cells.imported import PointsFile
+from densepath.annotations.cells.points_files import read_points, read_tables
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
@@ -29,6 +30,8 @@ from densepath.sources.open import find_source
 from densepath.sources.slides.slide import Region
 from densepath.sources.tiles import per_slide
 from densepath.sources.tiles.tile_files import SLIDES, SlideTiling, tiling_folder, tiling_path, write_tiling
+from densepath.transfer.detection.found import FoundObject
+from densepath.transfer.detection.prediction_files import Grid, row_of
 
 PINK, PURPLE = (225, 170, 200), (95, 60, 140)
 
@@ -409,6 +412,46 @@ def test_rows_without_a_slide_are_refused_beside_others(images: Path, tmp_path: 
     table.write_text("slide,x,y\na,5,10\nb,1,2\n,1,2\n")
     with pytest.raises(UserError, match=r"all\.csv: 1 row names no slide, the others do; fill in the column"):
         densepath.cells(data=images, source="csv", points=table, workers=0, out=tmp_path / "C")
+
+
+def test_tables_of_boxes_have_their_centers_or_are_refused(tmp_path: Path) -> None:
+    """The table of ``predict``, and of other detectors: x, y are corners there."""
+    path, box = tmp_path / "objects.csv", FoundObject(1, 0.9, 10, 20, np.ones((4, 6), bool), (20, 10, 26, 14))
+    for spacing, heads in ((None, "centroid_x,centroid_y"), ((0.5, 0.5), "centroid_x_um,centroid_y_um")):
+        row = row_of(box, "a", 1, ["t"], Grid(spacing=spacing))
+        path.write_text("\n".join(",".join(map(str, line)) for line in (row, row.values())))
+        ((name, found),) = read_tables(path)
+        assert name == "a" and found.unit == "px" and found.points.tolist() == [[23, 12]] and found.classes == ["t"]
+        path.write_text(f"x,y,width,height,{heads}\n1,2,9,9,3,4\n")
+        assert read_points(path, "csv").points.tolist() == [[3, 4]]
+        assert read_points(path, "csv").unit == ("um" if spacing else "px")
+    path.write_text("centroid_x;centroid_y\n1,5;2\n")
+    assert read_points(path, "csv").points.tolist() == [[1.5, 2]]
+    for heads in ("x,y,Width,Height", "w,h,x,y", "x_um,y_um,x1,y1", "x,y,xmin,ymin"):
+        path.write_text(f"{heads}\n1,2,3,4\n")
+        with pytest.raises(
+            UserError, match=r"has boxes \(columns .* are corners, not centers of cells; add the columns"
+        ):
+            read_points(path, "csv")
+
+
+def test_tables_name_images_by_their_paths(images: Path, tmp_path: Path) -> None:
+    """Also with the suffix, and with the separators of Windows."""
+    for name in ("s/b.png", "t/b.png"):
+        (images / name).parent.mkdir(exist_ok=True)
+        shutil.copy(images / "b.png", images / name)
+    table = tmp_path / "all.csv"
+    table.write_text("slide,x,y\ns/b.png,5,10\nt\\b.png,1,2\ns\\a,3,4\nb.png,6,7\n")
+    densepath.cells(data=images, source="csv", points=table, workers=0, out=tmp_path / "C")
+    found = {
+        row["slide"]: read_cells(cell_path(tmp_path / "C", row["slide"])) for row in read_cell_rows(tmp_path / "C")
+    }
+    assert {name: cells.points.tolist() for name, cells in found.items()} == {
+        "b": [[6, 7]],
+        "s/a": [[3, 4]],
+        "s/b": [[5, 10]],
+        "t/b": [[1, 2]],
+    }
 
 
 def test_parquet_points(images: Path, tmp_path: Path) -> None:

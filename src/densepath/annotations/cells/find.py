@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from densepath.annotations.cells.cell_files import CELLS, read_cell_rows, write_cell_rows
 from densepath.annotations.cells.finders import MODELS, check_finder, digest_of_weights
-from densepath.annotations.cells.one_area import Job, is_finder, spellings
-from densepath.annotations.cells.points_files import ENDINGS, PointsFile, read_tables
+from densepath.annotations.cells.imported import PointsFile
+from densepath.annotations.cells.one_area import Job, is_finder, owners_of_paths, spellings
+from densepath.annotations.cells.points_files import ENDINGS, read_tables
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.core.locks import shared_work
@@ -60,8 +61,8 @@ def cells(
         out: the folder of the results.
         source: how they are found: "blobs", built in for H&E, without weights; or the networks "cellpose", "stardist"
             and "hovernet" (with ``weights``), and "histomicstk", each of the package of that name (of HoVer-Net:
-            tiatoolbox). With ``points``, what is imported: "geojson" of QuPath, JSON of "hovernet" or TIAToolbox, or
-            "csv" tables with columns x, y (pixels of level 0) or x_um, y_um, and class.
+            tiatoolbox). With ``points``, what is imported: "geojson" of QuPath, CellViT or ``densepath predict``, JSON
+            of "hovernet" or TIAToolbox, or "csv" tables with columns x, y (pixels of level 0) or x_um, y_um, and class.
         points: a folder with a file for each slide or image, of its name; a file for a single one; or for "csv" one
             table with a column slide. CSV, TSV and Parquet.
         weights: the file or folder of a network; nothing is downloaded.
@@ -168,7 +169,8 @@ def _given_points(
         tables = dict(read_tables(path))
         if "" not in tables:
             owners = Counter(spelling for item in paths.items() for spelling in set(spellings(*item)))
-            alike = [one_line(name) for name in tables if name not in paths and owners[name] > 1]
+            exact = owners_of_paths(paths)
+            alike = [one_line(name) for name in tables if name not in exact and owners[name] > 1]
             refuse(alike, f"{path} has names that several slides or images have", "write their folders before them")
             return dict(tables)
     if len(names) > 1:
@@ -194,9 +196,15 @@ def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: St
             write_cell_rows(job.out, rows)
     counts = _counts(rows)
     failed = [row for row in rows if row["cells"] is None]
-    if len(failed) == len(rows):
+    if len(failed) == len(rows) or (job.points is not None and not counts["cells"]):
         first = f"{one_line(rows[0]['slide'])}: {rows[0]['problem']}"
         raise UserError(f"none of {len(rows)} {what} has cells ({first}); see {job.out / CELLS}")
+    origins: dict[str, list[str]] = {}
+    for row in rows:
+        for origin in row.get("origins", ()):
+            origins.setdefault(origin, []).append(one_line(row["slide"]))
+    for origin, names in origins.items():
+        say(f"densepath: {counted(len(names), what.removesuffix('s'))}: {origin}: {first_few(names)}")
     files = {"table": job.out / CELLS}
     problems = f", {counts['problems']} with problems" if counts["problems"] else ""
     if failed:

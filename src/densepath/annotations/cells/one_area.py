@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +18,8 @@ from densepath.annotations.cells.areas import Area, ImageArea, SlideArea, inside
 from densepath.annotations.cells.block_search import search
 from densepath.annotations.cells.cell_files import Cells, cell_path, write_cells
 from densepath.annotations.cells.finders import FINDERS, Finder, build_finder
-from densepath.annotations.cells.points_files import PointsFile, read_points
+from densepath.annotations.cells.imported import PointsFile
+from densepath.annotations.cells.points_files import read_points
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, first_few, one_line
 from densepath.sources.decode import read_image, read_size
@@ -50,6 +53,10 @@ class Job(PerSlide[Cells]):
     weights: str | Path | None
     model_mpp: float | None
     mpp: float | None
+
+    @cached_property
+    def _owners(self) -> dict[str, str]:
+        return owners_of_paths(self.paths)
 
     def files(self, name: str) -> tuple[Path]:
         """The file of the cells."""
@@ -118,22 +125,20 @@ class Job(PerSlide[Cells]):
             raise UserError(f"--points has no cells of this {'slide' if self.tilings else 'image'}")
         spacing, extent, boxes = self._known(name, row)
         read = given if isinstance(given, PointsFile) else read_points(Path(given), self.source)
-        points, notes = read.in_pixels(spacing), []
+        points, notes = read.in_pixels(spacing), read.notes()
         inside = ((points >= 0) & (points <= extent[::-1])).all(axis=1)
         if len(points) > 2 * inside.sum():
             raise UserError(
                 f"{len(points) - inside.sum():,} of its {len(points):,} cells lie outside of its {extent[1]} x "
                 f"{extent[0]} px; are they of another slide, or not in pixels of level 0?"
             )
-        if not len(points):
-            notes.append("its file has no cells")
         if not inside.all():
             notes.append(f"{len(points) - inside.sum():,} of {len(points):,} cells lie outside of it and are left out")
         points, classes = points[inside], [read.classes[k] for k in np.flatnonzero(inside).tolist()]
         if boxes is not None and spacing is not None and len(points):
             off = len(points) - int(inside_any(points * spacing[::-1], boxes).sum())
             notes += [f"{off:,} of {len(points):,} cells lie outside of all tiles"] * bool(off)
-        row["problem"] = "; ".join(notes)
+        row |= {"problem": "; ".join(notes), "origins": list(read.origins)}
         return Cells.of(points, extent, classes)
 
     def _known(
@@ -158,7 +163,7 @@ class Job(PerSlide[Cells]):
         if isinstance(self.points, NamedFiles):
             return self.points.of(name)
         points = self.points or {}
-        own = (each for each in spellings(name, self.paths[name]) if each == name or each not in self.paths)
+        own = (each for each in spellings(name, self.paths[name]) if self._owners.get(each, name) == name)
         return next((points[each] for each in own if each in points), None)
 
     def describe_unmatched(self) -> str:
@@ -182,8 +187,22 @@ class Job(PerSlide[Cells]):
 
 
 def spellings(name: str, path: str) -> tuple[str, ...]:
-    """What a slide or image of some name and path may be called in a table."""
-    return name, PurePath(name).name, PurePath(path).name, PurePath(path).stem, path
+    """What a slide or image of some name and path may be called in a table, also with Windows' separators."""
+    return *_exact(name, path), PurePath(name).name, PurePath(path).name, PurePath(path).stem, path
+
+
+def owners_of_paths(paths: Mapping[str, str]) -> dict[str, str]:
+    """The slide or image, among those of some names and paths, whose name or path below the folder a spelling is."""
+    known = {name: name for name in paths}
+    for name, path in paths.items():
+        for spelling in _exact(name, path):
+            known.setdefault(spelling, name)
+    return known
+
+
+def _exact(name: str, path: str) -> list[str]:
+    below = [name, f"{name}{PurePath(path).suffix}"]
+    return [*below, *(each.replace("/", "\\") for each in below)]
 
 
 def is_finder(source: str) -> bool:

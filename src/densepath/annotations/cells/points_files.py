@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from densepath.annotations.cells.geojson_cells import read_geojson
+from densepath.annotations.cells.imported import PointsFile
 from densepath.core.csv_files import find_column, open_lines, refuse_other_encoding
-from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, errors_as
-from densepath.core.geojson import Feature, is_area, polygons_in, read_features
 from densepath.core.json_files import load_json
 
 ENDINGS = {
@@ -24,47 +22,15 @@ ENDINGS = {
     "csv": (".csv", ".tsv", ".parquet"),
 }
 _SLIDE = ("slide", "image", "wsi", "slide_id", "image_id")  # columns
-_NUMBERS = ("x", "y", "x_um", "y_um")
+_PLACES = (  # columns in order of preference, and their unit
+    ("centroid_x", "centroid_y", "px"),
+    ("centroid_x_um", "centroid_y_um", "um"),
+    ("x", "y", "px"),
+    ("x_um", "y_um", "um"),
+)
+_NUMBERS = tuple(name for x, y, _ in _PLACES for name in (x, y))
+_BOXES = (("width", "height"), ("w", "h"), ("x1", "y1"), ("x2", "y2"), ("xmin", "ymin"), ("xmax", "ymax"))
 _CLASS, _SCORE = ("class", "type", "label", "classification"), ("score", "prob", "type_prob")
-_AT_10X = 10.0  # µm per pixel times magnification
-_POWER = 0.15  # by which a ratio of magnifications may differ from a power of two
-
-
-@dataclass(frozen=True, eq=False)
-class PointsFile:
-    """The cells in a file.
-
-    Args:
-        points: (N, 2) x, y in ``unit``, from the upper left corner of the upper left pixel.
-        classes: the name of each cell's class; None for none.
-        unit: "px" of level 0, "um", or the magnification at which pixels are counted.
-    """
-
-    points: npt.NDArray[np.float64]
-    classes: Sequence[str | None]
-    unit: str | float = "px"
-
-    def digest(self) -> str:
-        """A digest of all cells."""
-        names = "\0".join(f"{name}" for name in self.classes)
-        return digest_of([np.ascontiguousarray(self.points).tobytes(), str(self.unit), names])
-
-    def in_pixels(self, spacing: tuple[float, float] | None) -> npt.NDArray[np.float64]:
-        """The points in pixels of level 0, of ``spacing`` µm per pixel along y and x.
-
-        Raises:
-            UserError: the µm per pixel are needed and unknown.
-        """
-        if self.unit == "px":
-            return self.points
-        if spacing is None:
-            where = "in µm" if self.unit == "um" else f"counted in pixels at {self.unit:g}x"
-            raise UserError(f"its points are {where}, and its µm per pixel are unknown; give --default_mpp")
-        if self.unit == "um":
-            return self.points / spacing[::-1]
-        ratio = _AT_10X / float(self.unit) / (sum(spacing) / 2)
-        power = float(2.0 ** np.round(np.log2(ratio)))  # of a level: magnifications are nominal
-        return self.points * (power if abs(ratio / power - 1) <= _POWER else ratio)
 
 
 def read_points(path: Path, source: str) -> PointsFile:
@@ -80,48 +46,10 @@ def read_points(path: Path, source: str) -> PointsFile:
     if source == "csv":
         ((_, found),) = read_tables(path, by_slide=False)
         return found
-    found = _read_geojson(path) if source == "geojson" else _read_hovernet(path)
+    found = read_geojson(path) if source == "geojson" else _read_hovernet(path)
     if not np.isfinite(found.points).all():
         raise UserError(f"{path} has cells whose coordinates are NaN or Inf; export it again")
     return found
-
-
-def _read_geojson(path: Path) -> PointsFile:
-    """The centers of cells and detections, of their nuclei where they have one, and points of annotations."""
-    points: list[tuple[float, float]] = []
-    classes: list[str | None] = []
-    for feature in read_features(path):
-        try:
-            found = list(_places(feature))
-        except (ValueError, TypeError, IndexError, KeyError) as error:
-            raise UserError(f"{path}: {feature.name} is not a cell ({error}); export it again") from error
-        points += found
-        classes += [feature.category] * len(found)
-    return PointsFile(np.array(points, np.float64).reshape(-1, 2), classes)
-
-
-def _places(feature: Feature) -> Iterator[tuple[float, float]]:
-    geometry = feature.nucleus if isinstance(feature.nucleus, dict) else feature.geometry
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
-    if kind in ("Point", "MultiPoint") and feature.kind in ("cell", "detection", "annotation"):
-        listed = [geometry["coordinates"]] if kind == "Point" else geometry["coordinates"]
-        yield from ((float(x), float(y)) for x, y, *_ in listed)
-    elif is_area(geometry) and feature.kind in ("cell", "detection"):
-        yield _center([rings[0] for rings in polygons_in(geometry)])
-
-
-def _center(rings: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float]:
-    """The center of area of polygons."""
-    total, sums = 0.0, np.zeros(2)
-    for ring in rings:
-        start = ring[0]
-        one, two = ring - start, np.roll(ring, -1, axis=0) - start  # small numbers: no rounding
-        cross = one[:, 0] * two[:, 1] - two[:, 0] * one[:, 1]
-        area = cross.sum() / 2
-        sums += np.sign(area) * ((one + two) * cross[:, None]).sum(0) / 6 + abs(area) * start
-        total += abs(area)
-    x, y = sums / total if total else np.concatenate(rings).mean(0)
-    return float(x), float(y)
 
 
 def _read_hovernet(path: Path) -> PointsFile:
@@ -157,6 +85,8 @@ def _type_name(kind: Any) -> str:
 def read_tables(path: Path, by_slide: bool = True) -> list[tuple[str, PointsFile]]:
     """The cells in a table (CSV, TSV, Parquet) with columns x, y in pixels of level 0, or x_um, y_um.
 
+    Columns centroid_x, centroid_y, or these with _um, come before them: in tables of boxes, x, y are corners.
+
     Args:
         path: the table. Columns named class and slide are used, others are ignored.
         by_slide: whether to divide it by its column slide.
@@ -165,16 +95,12 @@ def read_tables(path: Path, by_slide: bool = True) -> list[tuple[str, PointsFile
         Names of slides, "" if none is named, and their cells.
 
     Raises:
-        UserError: it cannot be read, lacks columns, or only some of its rows name a slide.
+        UserError: it cannot be read, lacks columns, has boxes without centers, or only some of its rows name a slide.
     """
     columns = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
-    unit = next((unit for unit, end in (("px", ""), ("um", "_um")) if {f"x{end}", f"y{end}"} <= columns.keys()), None)
-    if unit is None:
-        shown = ", ".join(list(columns)[:8]) or "none"
-        raise UserError(f"{path} has the columns {shown}; name them x, y (pixels of level 0) or x_um, y_um")
+    across, down, unit = _places_in(columns, path)
     try:
-        names = ("x", "y") if unit == "px" else ("x_um", "y_um")
-        points = np.array([columns[name] for name in names], np.float64).T.reshape(-1, 2)
+        points = np.array([columns[across], columns[down]], np.float64).T.reshape(-1, 2)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} has coordinates that are not numbers ({error}); correct them") from error
     if not np.isfinite(points).all():
@@ -191,6 +117,21 @@ def read_tables(path: Path, by_slide: bool = True) -> list[tuple[str, PointsFile
     for row, slide in enumerate(slides):
         rows.setdefault(slide, []).append(row)
     return [(slide, PointsFile(points[own], [classes[k] for k in own], unit)) for slide, own in rows.items()]
+
+
+def _places_in(columns: Mapping[str, Sequence[Any]], path: Path) -> tuple[str, str, str]:
+    """The columns of x and y, and their unit. Raises UserError if there are none, or only corners of boxes."""
+    found = next((place for place in _PLACES if {*place[:2]} <= columns.keys()), None)
+    if found is None:
+        shown = ", ".join(list(columns)[:8]) or "none"
+        raise UserError(f"{path} has the columns {shown}; name them x, y (pixels of level 0) or x_um, y_um")
+    box = next((sides for sides in _BOXES if {*sides} <= columns.keys()), None)
+    if box and not found[0].startswith("centroid"):
+        raise UserError(
+            f"{path} has boxes (columns {', '.join(box)}), so that {found[0]}, {found[1]} are corners, not centers of "
+            f"cells; add the columns centroid_x, centroid_y, or remove {', '.join(box)} if they are centers"
+        )
+    return found
 
 
 def _column(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Sequence[Any] | None:
