@@ -199,7 +199,7 @@ def _predictions(folder: Path) -> list[Any]:
     objects = densepath.load_detector(folder / "detector").predict(image, score=0.0)
     return [
         densepath.load_classifier(folder / "classifier").predict(image),
-        [each.score for each in objects],
+        objects.scores.tolist(),
         densepath.load_segmenter(folder / "segmenter").predict(image).tolist(),
     ]
 
