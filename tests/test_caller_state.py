@@ -8,6 +8,8 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import densepath
 from densepath.annotations.coco_writing import write_coco
@@ -133,6 +136,7 @@ def _state() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
         "device": torch.get_default_device(),
+        "autocast": (torch.is_autocast_enabled("cpu"), _autocast_depth()),
         "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "benchmark": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
@@ -142,19 +146,30 @@ def _state() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def unusual() -> Iterator[None]:
-    """Settings that are not those that the functions compute with."""
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+@contextmanager
+def _unusual_settings() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     torch.backends.cudnn.benchmark = True
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             yield
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
         torch.backends.cudnn.benchmark = False
+
+
+@pytest.fixture
+def unusual() -> Iterator[None]:
+    """Settings that are not those that the functions compute with."""
+    with _unusual_settings():
+        yield
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -177,3 +192,57 @@ def test_the_state_is_restored_after_an_error(inputs: Path, tmp_path: Path, unus
     with pytest.raises(UserError):
         densepath.pretrain("simclr_small", data=inputs / "none", out=tmp_path / "run")
     assert _state() == before
+
+
+def _predictions(folder: Path) -> list[Any]:
+    image = folder / "tiles" / "0.png"
+    objects = densepath.load_detector(folder / "detector").predict(image, score=0.0)
+    return [
+        densepath.load_classifier(folder / "classifier").predict(image),
+        objects.scores.tolist(),
+        densepath.load_segmenter(folder / "segmenter").predict(image).tolist(),
+    ]
+
+
+def test_predictions_do_not_depend_on_the_settings_of_the_caller(inputs: Path) -> None:
+    expected = _predictions(inputs)
+    assert all(expected)
+    with _unusual_settings():
+        before = _state()
+        assert _predictions(inputs) == expected
+        assert _state() == before
+
+
+def test_threads_predict_at_the_same_time_whatever_the_default_type(inputs: Path) -> None:
+    model, images = densepath.load_classifier(inputs / "classifier"), sorted((inputs / "tiles").iterdir())
+    expected = [model.predict(image) for image in images]
+    before = _state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            assert list(threads.map(model.predict, images)) == expected
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert _state() == before
+
+
+def test_a_run_within_an_autocast_of_the_caller_is_the_same(inputs: Path, tmp_path: Path) -> None:
+    """Also in bfloat16: its steps do not compute with the weights of the first one."""
+
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        densepath.pretrain(
+            "simclr_small",
+            data=inputs / "tiles",
+            out=tmp_path / name,
+            max_steps=3,
+            view_size=64,
+            precision="bf16-mixed",
+            **FAST,
+        )
+        return load_file(tmp_path / name / "exported" / "backbone.safetensors")
+
+    expected = weights("plain")
+    with torch.autocast("cpu", torch.bfloat16):
+        made = weights("within")
+    assert all(torch.equal(made[name], value) for name, value in expected.items())

@@ -8,8 +8,11 @@ import shlex
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 import yaml
 from safetensors.torch import load_file
 
@@ -19,7 +22,9 @@ from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.runs.metrics import read_metrics
+from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles
 from densepath.training.recipes import load_recipe, recipe_names
 from densepath.verbs import VERBS
@@ -52,16 +57,22 @@ def inline_commands() -> list[str]:
     return sorted(set(re.findall(r"`(densepath [a-z][^`]*)`", " ".join(text.split()))))
 
 
-def test_the_training_loop_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_loop_of_the_readme_works_for_images_of_16_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (code,) = blocks("README.md", "python")
     for large, small in {"batch_size=64": "batch_size=2", "size=96": "size=64", "epochs=20": "epochs=3"}.items():
         assert large in code
         code = code.replace(large, small)
     monkeypatch.chdir(tmp_path)
-    write_tiles("tiles", 4, size=64)
-    names: dict[str, object] = {}
+    for path in write_tiles(tmp_path / "tiles", 4, size=64).glob("*.png"):
+        tifffile.imwrite(path.with_suffix(".tif"), read_image(path).astype(np.uint16) * 257, photometric="rgb")
+        path.unlink()
+    names: dict[str, Any] = {}
     exec(code, names)
-    assert set(names["losses"].terms) == {"instance_loss", "concept_loss"}  # type: ignore[attr-defined]
+    assert names["views"]["query"].pixels.std() > 0.3  # not all white
+    assert pixels_of_weights("weights.safetensors").window == (0, 65535)
+    assert set(names["losses"].terms) == {"instance_loss", "concept_loss"}
     assert load_file("weights.safetensors")["conv1.weight"].shape == (64, 3, 7, 7)
 
 

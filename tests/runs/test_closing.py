@@ -65,4 +65,5 @@ def test_each_start_of_a_run_is_recorded(tmp_path: Path, monkeypatch: pytest.Mon
     assert first["versions"]["densepath"] == __version__
     assert torch.__version__.partition("+")[0] in first["versions"]["torch"]
     assert first["data"] == {"images": 7, "names": "abc"}
+    assert first["matmul_precision"] == "highest"
     record_session(tmp_path / "missing", 0, torch.device("cpu"), 1, {})  # no error

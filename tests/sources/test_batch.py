@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from densepath.sources.batch import ImageBatch, fill_canvas, new_canvas
+from densepath.sources.pixel_source import PixelSpec
 
 
 def test_fill_canvas_puts_images_in_the_corner_and_zeros_around_them() -> None:
@@ -36,12 +37,14 @@ def test_moving_a_batch_keeps_what_it_says() -> None:
         epoch=1.5,
         progress=0.25,
         corrupt=("a.png",),
+        spec=PixelSpec(window=(0, 100)),
     )
     moved = batch.to("cpu")
     assert len(moved) == 2
     assert torch.equal(moved.pixels, batch.pixels)
     assert torch.equal(moved.sizes, batch.sizes)
     assert torch.equal(moved.index, batch.index)
+    assert moved.spec == PixelSpec(window=(0, 100))
     assert (moved.step, moved.epoch, moved.progress, moved.corrupt) == (3, 1.5, 0.25, ("a.png",))
     there = batch.to("meta")
     assert (there.pixels.device.type, there.sizes.device.type, there.index.device.type) == ("meta", "cpu", "cpu")

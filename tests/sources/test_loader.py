@@ -181,6 +181,25 @@ def test_max_steps_counts_if_both_lengths_are_given(tiles: Path) -> None:
         ImageBatches(source, batch_size=5, seed=0)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_say_what_their_pixels_mean(tiles: Path, workers: int) -> None:
+    source = open_images(tiles, cache="none")
+    source.spec = source.spec.override(window=(10, 200))
+    (batch,) = ImageBatches(source, batch_size=4, seed=0, max_steps=1, workers=workers)
+    assert batch.spec == source.spec
+
+
+def test_batches_do_not_depend_on_the_default_device(tiles: Path) -> None:
+    def made() -> list[ImageBatch]:
+        loader = ImageBatches(open_images(tiles), batch_size=4, seed=0, max_steps=2)
+        return [*loader, *loader.each_image()]
+
+    expected = made()
+    with torch.device("meta"):
+        others = made()
+    assert all(same(*each) for each in zip(others, expected, strict=True))
+
+
 def test_batch_larger_than_the_source_is_refused(tiles: Path) -> None:
     source = open_images(tiles)
     with pytest.raises(UserError, match=f"a batch of 24 images needs more than the {COUNT} images"):

@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from densepath.core.affine import bounds, warp
+from densepath.core.errors import UserError
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.augment import Augment
@@ -140,3 +141,46 @@ def test_the_center_is_that_of_resizing_and_cropping(height, width):
     side = 0.875 * min(height, width)
     torch.testing.assert_close((high - low) / 2 * torch.tensor([width, height]), torch.full((2, 2), side))
     torch.testing.assert_close(low, -high)
+
+
+def test_by_default_pixels_mean_what_their_source_says():
+    batch, spec = images(2), PixelSpec(window=(0.0, 65535.0))
+    deep = replace(batch, pixels=(batch.pixels.int() * 257).to(torch.uint16), spec=spec)
+    expected = ViewMaker(VIEWS, 16, seed=0)(batch)
+    for maker in (ViewMaker(VIEWS, 16, seed=0), ViewMaker(VIEWS, 16, seed=0, spec=spec)):
+        made = maker(deep)
+        for name in VIEWS:
+            torch.testing.assert_close(made[name].pixels, expected[name].pixels, rtol=0, atol=1e-4)
+    given = ViewMaker({"view": PLAIN}, 16, seed=0, spec=PixelSpec())  # as for weights that have seen others
+    assert torch.equal(given(replace(batch, spec=spec))["view"].pixels, given(batch)["view"].pixels)
+
+
+def test_views_of_grey_volumes_need_no_specification_of_their_own():
+    spec = PixelSpec.default(1, (-1000, 1000), ndim=3)
+    pixels = torch.randint(-1000, 1000, (2, 12, 14, 16, 1), dtype=torch.int16)
+    batch = ImageBatch(pixels, torch.tensor([[12, 14, 16]] * 2), torch.arange(2), spec=spec)
+    made = [ViewMaker({"view": PLAIN}, 8, 0, each, torch.channels_last)(batch)["view"].pixels for each in (None, spec)]
+    assert torch.equal(*made) and made[0].stride() == made[1].stride()
+    with pytest.raises(UserError, match="ColorJitter"):
+        ViewMaker(VIEWS, 8, 0)(batch)
+
+
+def test_images_with_other_channels_than_the_specification_are_refused():
+    batch = images(2)
+    grey = replace(batch, pixels=batch.pixels[..., :1])
+    with pytest.raises(UserError, match="1 channel do not fit the pixel specification, which has 3"):
+        ViewMaker({"view": PLAIN}, 16, seed=0)(grey)
+    with pytest.raises(UserError, match="3 channels do not fit"):
+        ViewMaker({"view": PLAIN}, 16, seed=0, spec=PixelSpec.default(1))(batch)
+
+
+def test_views_do_not_depend_on_the_defaults_of_torch():
+    batch, maker = images(3), ViewMaker({"view": Augment(stain=0.5).random_view()}, 16, seed=0)
+    expected = maker(batch)["view"].pixels
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        torch.set_default_dtype(torch.float64)
+        try:
+            made = maker(batch)["view"].pixels
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(made, expected)

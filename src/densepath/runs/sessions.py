@@ -75,6 +75,7 @@ def record_session(out: Path, step: int, device: torch.device, processes: int, d
         "folder": str(Path.cwd()),  # where relative paths of the command start
         "machine": f"{platform.node()}, {platform.platform()}, {cores()} CPU cores",
         "devices": f"{processes} x {torch.cuda.get_device_name(device) if gpu else device.type}",
+        "matmul_precision": _matmul_precision(),
         "versions": {
             "densepath": __version__,
             "python": platform.python_version(),
@@ -97,6 +98,14 @@ def planned_steps(out: Path, steps: int) -> int:
         if started and int(started[1]) == steps + 1:
             return steps + 1
     return steps
+
+
+def _matmul_precision() -> str | None:
+    """The caller's precision of matrix products of float32; None where parts of torch have different ones."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densepath.sources.pixel_source import Gathered
+from densepath.sources.pixel_source import Gathered, PixelSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,7 @@ class ImageBatch:
         plan: the plan of the views, if it was drawn before the pixels were read; else None.
         extras: annotations of each image, by name: "class" (B,) int32, "regions" (B, *grid) int16, "cells"
             (B, N, d) float32.
+        spec: the meaning of the pixels' values, as their source has it; None where unknown.
     """
 
     pixels: Tensor
@@ -45,6 +46,7 @@ class ImageBatch:
     spacing: Tensor | None = None
     plan: Any = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    spec: PixelSpec | None = None
 
     def __len__(self) -> int:
         return len(self.index)

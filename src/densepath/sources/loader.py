@@ -168,7 +168,7 @@ class ImageBatches:
         The last batch may be smaller. A corrupt image is replaced by another. ``draw`` is as for
         the class, for the views of these images.
         """
-        share = torch.arange(self.rank, len(self.images), self.global_size // self.batch_size)
+        share = torch.arange(self.rank, len(self.images), self.global_size // self.batch_size, device="cpu")
         return self._made(((0, index) for index in share.split(self.batch_size)), draw)
 
     def _made(self, order: _Order, draw: DrawViews | None) -> Iterator[ImageBatch]:
@@ -264,6 +264,7 @@ class ImageBatches:
             spacing=self.images.spacing(gathered.index),
             plan=wanted.plan,
             extras={name: _read_extra(extra, gathered, pin) for name, extra in self.extras.items()},
+            spec=self.images.spec,
         )
 
     def _order(self) -> Iterator[tuple[int, Tensor]]:

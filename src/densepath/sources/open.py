@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from densepath.core.errors import UserError
+from densepath.core.torch_defaults import torch_defaults
 from densepath.sources.cache import decode_if_it_fits, decode_to_memory
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.packed import PackedTiles
@@ -23,6 +24,7 @@ Cache = Literal["auto", "ram", "none"]
 _KEPT_FREE = 0.5  # share of a GPU's memory that is left to training
 
 
+@torch_defaults()
 def open_images(
     source: str | Path,
     *,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 
+from densepath.core.torch_defaults import torch_defaults
 from densepath.training.random_state import untouched_generators
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # which cuBLAS needs for equal bits
@@ -18,27 +18,23 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # which cuBLAS needs for equal bits
 def state_of_the_caller() -> Iterator[None]:
     """Leave the caller's random generators and settings of torch as they were, also after an error.
 
-    Inside, tensors are of float32, on the CPU, and with gradients by default, whatever the caller has chosen.
+    Inside, tensors are of float32, on the CPU, with gradients and without autocast by default, whatever the caller has
+    chosen.
 
     The generators of devices are restored only where the caller has used one: their state cannot be read without
     starting CUDA.
     """
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, workspace, dtype = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS), torch.get_default_dtype()
-    on_cpu: AbstractContextManager[Any] = nullcontext()
-    if torch.get_default_device().type != "cpu":
-        on_cpu = torch.device("cpu")
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS)
     try:
         with (
             untouched_generators(devices=torch.cuda.is_initialized()),
             torch.inference_mode(False),
             torch.enable_grad(),
-            on_cpu,
+            torch_defaults(),
         ):
-            torch.set_default_dtype(torch.float32)
             yield
     finally:
-        torch.set_default_dtype(dtype)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.backends.cudnn.benchmark = benchmark
         if workspace is None:

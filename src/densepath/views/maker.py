@@ -10,8 +10,10 @@ from torch import Tensor
 
 from densepath.core.affine import bounds
 from densepath.core.boxes import onto_boxes
+from densepath.core.errors import UserError, counted
 from densepath.core.grids import EDGE_TOLERANCE, inside
 from densepath.core.resampling import sample
+from densepath.core.torch_defaults import torch_defaults
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.declarations import Declaration, RandomView, Turned, check_views, crop_counts, view_sizes
@@ -30,12 +32,13 @@ class ViewMaker:
         views: name -> declaration. One that refers to others is declared after them.
         size: the views' size in pixels, in the order of the tensor's axes; a number for equal sides.
         seed: the run's seed. A view is a function of (seed, epoch, image, position of the view in ``views``).
-        spec: the meaning of the pixels' values, and their normalization.
+        spec: the meaning of the pixels' values, and their normalization; by default, as each batch's source has it, and
+            8-bit RGB for a batch that has none.
         memory_format: memory format of the views, as the networks prefer it; for volumes, its 3D counterpart.
         early: pairs of epochs and a size, in ascending order: the size of the views before so many epochs are done.
 
     Raises:
-        UserError: these views cannot be made of these images.
+        UserError: these views cannot be made of these images; without ``spec``, when they are made.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ViewMaker:
         self.size = size
         self.seed = seed
         self.spec = spec or PixelSpec()
+        self._given = spec is not None
         if self.spec.ndim == 3 and memory_format == torch.channels_last:
             memory_format = torch.channels_last_3d
         self.memory_format = memory_format
@@ -74,11 +78,13 @@ class ViewMaker:
         size = next((size for until, size in self.early if epoch < until), self.size)
         return plan_views(self.views, size, self.seed, int(epoch), index, sizes, spacing)
 
+    @torch_defaults()
     def __call__(self, images: ImageBatch) -> Batch:
         """The views of images: as planned, if the batch has a plan, else drawn now."""
         plan = images.plan or self.draw(images.index, images.sizes, images.spacing, images.epoch)
         return self.make(images, plan)
 
+    @torch_defaults()
     @torch.no_grad()
     def make(self, images: ImageBatch, plan: Plan) -> Batch:
         """The views of images.
@@ -86,7 +92,25 @@ class ViewMaker:
         Args:
             images: the images, or boxes of them that contain the pixels of the plan (see :meth:`Plan.boxes`).
             plan: where the views lie.
+
+        Raises:
+            UserError: the images have another number of channels than the maker's specification.
         """
+        return self._maker_for(images)._made(images, plan)
+
+    def _maker_for(self, images: ImageBatch) -> ViewMaker:
+        """The maker of these views of such images. Raises UserError if they cannot be made."""
+        maker = self
+        if not self._given and images.spec not in (None, self.spec):
+            maker = ViewMaker(self.views, self.size, self.seed, images.spec, self.memory_format, self.early)
+        if (channels := images.pixels.shape[-1]) != maker.spec.channels:
+            raise UserError(
+                f"images with {counted(channels, 'channel')} do not fit the pixel specification, which has "
+                f"{maker.spec.channels}; give ViewMaker the one of their source (spec=images.spec)"
+            )
+        return maker
+
+    def _made(self, images: ImageBatch, plan: Plan) -> Batch:
         counts = crop_counts(self.views)
         device, channels = images.pixels.device, images.pixels.shape[-1]
         views: dict[str, View] = {}

@@ -110,8 +110,7 @@ class Readout(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, *size, C) stored pixels -> (B, T) logits, float32."""
         sizes = torch.tensor(pixels.shape[1:-1]).expand(len(pixels), -1)
-        with torch.autocast(pixels.device.type, enabled=False):
-            views = self._views(ImageBatch(pixels, sizes, torch.arange(len(pixels))))
+        views = self._views(ImageBatch(pixels, sizes, torch.arange(len(pixels))))
         logits: Tensor = self.model(views[_VIEW].pixels)
         return logits
 

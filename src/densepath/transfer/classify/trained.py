@@ -9,6 +9,7 @@ import torch
 
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
+from densepath.core.torch_defaults import torch_defaults
 from densepath.sources.image_files import MAX_SIDE
 from densepath.training.caller_state import state_of_the_caller
 from densepath.transfer.classify.classifier import Readout, classifier_path, probabilities, read_classifier
@@ -35,6 +36,7 @@ class TrainedClassifier:
         self._readout.to(self._device)
         return self
 
+    @torch_defaults()
     @torch.inference_mode()
     def predict(self, image: Picture) -> dict[str, float]:
         """The probability of each class or label.

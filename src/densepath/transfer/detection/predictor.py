@@ -19,6 +19,7 @@ from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.core.threads import in_threads
+from densepath.core.torch_defaults import torch_defaults
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import DecodedImage, ImageReader, open_file
 from densepath.training.caller_state import state_of_the_caller
@@ -75,6 +76,7 @@ class TrainedDetector(nn.Module):
         """As :meth:`predict`."""
         return self.predict(images)
 
+    @torch_defaults()
     def predict(
         self,
         images: Picture | Iterable[Picture],
@@ -120,6 +122,7 @@ class TrainedDetector(nn.Module):
         except CorruptImage as error:
             raise UserError(str(error)) from error
 
+    @torch_defaults()
     def predict_reader(
         self,
         image: ImageReader,

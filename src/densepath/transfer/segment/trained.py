@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
+from densepath.core.torch_defaults import torch_defaults
 from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.segment.cohort import MAX_SIDE
@@ -32,6 +33,7 @@ class TrainedSegmenter:
         self._hardware.lay_out(model)
         self._model = model.to(self._hardware.device)
 
+    @torch_defaults()
     def predict(
         self, image: Picture, window: Sequence[int] | None = None, overlap: float | None = None
     ) -> npt.NDArray[Any]:
