@@ -1,3 +1,5 @@
+import resource
+
 import pytest
 
 from densepath.core.errors import UserError
@@ -58,3 +60,24 @@ def test_probe_scores_of_an_earlier_version_become_percent_once(tmp_path):
         MetricsFile(path, resume_at=20)
         assert read_metrics(path) == rows
     assert path.read_text().splitlines()[0] == "step,loss,probe_mean_iou,probe_dice"
+
+
+@pytest.mark.parametrize("column", ["loss", "val_loss"])
+def test_rows_that_a_full_disk_refused_are_written_with_the_next_one(tmp_path, column):
+    """Within a line, or where the file is written again for a new column."""
+    path = tmp_path / "metrics.csv"
+    rows = [{"step": 10, "loss": 1.5}, {"step": 20, column: 1.25}, {"step": 30, "loss": 1.125}]
+    file = MetricsFile(path)
+    file.write(rows[0])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 3, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"metrics\.csv cannot be written \(File too large\)"):
+            file.write(rows[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_metrics(path) == rows[:1]
+    file.write(rows[2])
+    assert read_metrics(path) == rows
+    file.flush()
+    assert read_metrics(path) == rows

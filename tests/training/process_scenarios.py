@@ -262,8 +262,11 @@ def processes(folder):
 
     stop = only("1", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
-    def stopped():
-        fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), intervals=between)
+    def cut(module=None, images=24, **options):
+        return fit_toy(folder / "cut", 20, module, intervals=between, facts={"images": images}, **options)
+
+    def by_rank(*values):
+        return values[int(os.environ["RANK"])]
 
     def method(out, stop=None, kind="concl", **options):
         in_float64()
@@ -286,8 +289,17 @@ def processes(folder):
         ended(fork(lambda: keep("parts", fit_toy(folder / "parts", 20, Toy(noise=0.0), size=12, accumulate=3)))),
         two(lambda: keep("parts2", fit_toy(folder / "parts2", 20, Toy(noise=0.0), accumulate=3))),
         two(lambda: keep("whole", fit_toy(folder / "whole", 20, intervals=between))),
-        two(stopped),
-        two(lambda: keep("cut", fit_toy(folder / "cut", 20, intervals=between, resume=True))),
+        two(lambda: cut(Toy(at_step={6: stop}))),
+        two(lambda: cut(images=by_rank(24, 16), resume=True)),
+        two(lambda: cut(resume=by_rank(True, False))),
+        two(lambda: keep("cut", cut(resume=True))),
+        two(lambda: fit_toy(folder / "data", 20, facts={"images": by_rank(24, 16)})),
+        two(lambda: fit_toy(folder / "digest", 20, facts={"images": 24, "sizes": by_rank("a", "b")})),
+        two(
+            lambda: fit_toy(
+                folder / "options", 20, config={"lr": by_rank(0.1, 0.2), "data": by_rank("a", "b")}, free=["data"]
+            )
+        ),
         two(lambda: fit_toy(folder / "nan", 20, Toy(at_step={7: lambda: float("nan")}), intervals=intervals)),
         two(lambda: fit_toy(folder / "gone", 20, Toy(at_step={13: only("1", die)}), intervals=saving)),
         two(lambda: fit_toy(folder / "early", 20, Toy(at_step={3: only("0", die)}), intervals=saving)),

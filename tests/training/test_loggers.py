@@ -1,11 +1,13 @@
 """Measurements and pictures reach the loggers."""
 
+import resource
 import sys
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from densepath.runs.metrics import read_metrics
 from densepath.training.loggers import make_loggers
 from densepath.training.recorder import Recorder
 
@@ -72,3 +74,21 @@ def test_lost_measurements_are_reported_when_a_run_continues(tmp_path, capsys, k
         Recorder(tmp_path, 2, 4, first=True, loggers=(), name="run", logged=logged)
     lost = f"metrics.csv has lost its rows after step {0 if kept is None else 1}, as after a power cut"
     assert (lost in capsys.readouterr().err) == warned
+
+
+def test_a_run_continues_without_a_logger_that_cannot_write(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    recorder = Recorder(tmp_path, 0, 4, first=True, loggers=["tensorboard"], name="run")
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (events.stat().st_size + 20, limits[1]))
+    try:
+        for step in (1, 2):
+            recorder.write(step, {"loss": 1.5})
+        recorder.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_metrics(tmp_path / "metrics.csv") == [{"step": step, "loss": 1.5} for step in (1, 2)]
+    (line,) = capsys.readouterr().err.splitlines()
+    why = f"{events} cannot be written (File too large)"
+    assert line == f"densepath: warning: {why}; the run continues without tensorboard"

@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import signal
 import sys
 
@@ -103,6 +104,23 @@ def test_what_a_crash_lost_is_made_again(tmp_path):
     assert same(resumed, whole)
     steps = [row["step"] for row in read_metrics(tmp_path / "cut" / "metrics.csv")]
     assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
+
+
+def test_a_full_disk_does_not_stop_a_run_between_its_checkpoints(tmp_path, capsys):
+    """Nor does the run lose a row of its measurements, once there is room."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_at_most(size):
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+
+    try:
+        fit_toy(tmp_path, 30, Toy(at_step={7: write_at_most(150), 24: write_at_most(limits[0])}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [5, 10, 15, 20, 25, 30]
+    assert newest_checkpoint(tmp_path / "checkpoints")["step"] == 30
+    warning = f"warning: {tmp_path / 'metrics.csv'} cannot be written (File too large); the run continues"
+    assert capsys.readouterr().err.count(warning) == 1
 
 
 def test_a_complete_run_is_not_trained_on(tmp_path):

@@ -22,9 +22,10 @@ OPTIONS |= {"accumulate": 2, "precision": "32"}
 
 
 def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
-    (one, even, parts, parts2, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = run_scenario(
-        "processes"
-    )
+    codes, stderr = run_scenario("processes")
+    one, even, parts, parts2, whole, stopped, *unlike_resumed, resumed = codes[:9]
+    *unlike, broken, gone, early, full = codes[9:16]
+    methods = codes[16:]
     stop = 128 + signal.SIGTERM
     assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
     assert (parts, parts2) == (0, [0, 0])
@@ -51,6 +52,20 @@ def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
     assert len(losses[0]) == 4 and losses[0] == losses[1]
     assert len(read_checkpoint(tmp_path / "cut" / "checkpoints" / "last.ckpt")["random"]) == 2
     assert stderr.count("--resume continues") == 3  # once for each of the runs that were stopped
+
+    # Both refuse to start or to be resumed with other data or options than each other, and not after a long wait.
+    assert unlike_resumed == [[1, 1]] * 2 and unlike == [[1, 1]] * 3
+    of_rank_1 = f"the run in {tmp_path / 'cut'} was started with 24 images, but there are 16 now; resume it"
+    assert (
+        stderr.count(f"UserError: {of_rank_1}") == stderr.count(f"UserError: rank 1 does not start: {of_rank_1}") == 1
+    )
+    for difference in (
+        "0 steps done, but rank 0 has 9; give all processes the same run folder, and --resume to all or none",
+        "16 images, but rank 0 has 24; give all processes the same data",
+        "other sizes of image files than rank 0; give all processes the same data",
+        "other values of lr than rank 0; start all processes with the same options",
+    ):
+        assert stderr.count(f"UserError: rank 1 has {difference}") == 2, difference
 
     # A loss that is not finite ends both.
     assert broken == [1, 1]

@@ -100,7 +100,7 @@ def test_a_run_whose_checkpoints_were_removed_keeps_its_weights_or_says_that_it_
         resume(tiles, out)
     assert weights == (out / "exported/backbone.safetensors").read_bytes()
     assert measured == (out / "metrics.csv").read_bytes()
-    for name in ("backbone_epoch_1", "backbone_step_2"):
+    for name in ("backbone_epoch_1", "backbone_step_2", "best"):  # also written before the first checkpoint
         shutil.copy(out / "exported" / "backbone.safetensors", out / "exported" / f"{name}.safetensors")
     (out / "exported" / "backbone.safetensors").unlink()
     resume(tiles, out)

@@ -27,6 +27,7 @@ from densepath.runs.signals import Interrupted, StopSignals
 TRAIN_LOG = "train.log"
 SESSIONS = "sessions.yaml"  # where and how the run was computed
 EXPORTED = Path("exported") / "backbone.safetensors"  # of a run that is complete
+BEST = EXPORTED.with_name("best.safetensors")  # with the lowest loss on held-out images, written during the run
 KEPT = "backbone_epoch_"  # how the names of others beside it begin, which are written during the run
 AT_STEP = "backbone_step_"  # and of those that are exported before the run is complete
 VIEWS, CURVES = "views.png", "curves.png"

@@ -40,6 +40,8 @@ class MetricsFile:
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self._path = path
         self._columns: list[str] = []
+        self._unwritten: list[Mapping[str, float]] = []
+        self._whole = True  # whether the last line of the file is complete
         self.newest = 0
         if path.exists():
             try:
@@ -50,20 +52,38 @@ class MetricsFile:
             self.newest = max((int(row["step"]) for row in kept), default=0)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Append one row, which must name its ``step``, a whole number."""
-        new = [name for name in row if name not in self._columns]
-        if new:
-            self._columns += new
-            self._rewrite(_read_rows(self._path))
-        with writing(self._path), self._path.open("a", newline="") as file:
-            csv.DictWriter(LineFeeds(file), self._columns).writerow(row)
+        """Append one row, which must name its ``step``, a whole number larger than that of the row before.
 
-    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
-        self._columns = list(dict.fromkeys([name for row in rows for name in row] + self._columns))
+        A row that cannot be written is kept, and written with the next one.
+
+        Raises:
+            UserError: the disk is full, the file is not writable, or it is damaged.
+        """
+        self._unwritten.append(row)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that could not be written before. Errors as for :meth:`write`."""
+        if not self._unwritten:
+            return
+        if self._whole and all(name in self._columns for row in self._unwritten for name in row):
+            self._whole = False
+            with writing(self._path), self._path.open("a", newline="") as file:
+                csv.DictWriter(LineFeeds(file), self._columns).writerows(self._unwritten)
+        else:
+            first = self._unwritten[0]["step"]
+            written = [row for row in _read_rows(self._path) if float(row.get("step") or 0) < first]
+            self._rewrite([*written, *self._unwritten])
+        self._whole = True
+        self._unwritten.clear()
+
+    def _rewrite(self, rows: Sequence[Mapping[str, str | float]]) -> None:
+        columns = list(dict.fromkeys([name for row in rows for name in row] + self._columns))
         with atomic_write(self._path) as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(LineFeeds(file), self._columns)
+            writer = csv.DictWriter(LineFeeds(file), columns)
             writer.writeheader()
             writer.writerows(rows)
+        self._columns = columns
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from densepath.core.errors import UserError
+from densepath.core.files import writing
 
 _RUN_ID = "wandb_id.txt"  # in a run folder
 _STEP = "trainer/global_step"  # the axis in Weights & Biases: its own step may not decrease when a run is resumed
@@ -18,6 +21,8 @@ _STEP = "trainer/global_step"  # the axis in Weights & Biases: its own step may 
 
 class Logger(Protocol):
     """Receives the measurements of a run."""
+
+    name: str
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Log numbers by name."""
@@ -30,27 +35,48 @@ class Logger(Protocol):
 
 
 class TensorBoard:
-    """Event files in the folder ``tensorboard`` of a run, without the steps that a resumed run repeats."""
+    """An event file in the folder ``tensorboard`` of a run, without the steps that a resumed run repeats.
+
+    Events are appended in the thread of the caller, who gets the error of a full disk. Torch's ``SummaryWriter`` writes
+    in a thread of its own, which prints a traceback.
+    """
+
+    name = "tensorboard"
 
     def __init__(self, out: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
 
-        self._writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+        self._event, self._writer, self._summary = Event, RecordWriter, summary
+        self._path = out / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.{platform.node()}"
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        purge = {"step": start + 1, "session_log": SessionLog(status=SessionLog.START)}
+        self._append({"file_version": "brain.Event:2"}, purge)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
+        self._append(*({"step": step, "summary": self._summary.scalar(name, value)} for name, value in row.items()))
 
     def picture(self, path: Path, step: int) -> None:
         with Image.open(path) as image:
-            self._writer.add_image(_title(path), np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            shown = self._summary.image(_title(path), np.asarray(image.convert("RGB")), dataformats="HWC")
+        self._append({"step": step, "summary": shown})
 
     def close(self) -> None:
-        self._writer.close()
+        """The file is closed after each call."""
+
+    def _append(self, *events: Mapping[str, Any]) -> None:
+        with writing(self._path), self._path.open("ab") as file:
+            for event in events:
+                content = self._event(wall_time=time.time(), **event).SerializeToString()
+                self._writer(file).write(content)
 
 
 class WeightsAndBiases:
     """A run of Weights & Biases, in the project "densepath"; its files are in the run folder. Resumed, it continues."""
+
+    name = "wandb"
 
     def __init__(self, out: Path, name: str, start: int) -> None:
         import wandb
@@ -58,7 +84,8 @@ class WeightsAndBiases:
         self._wandb: Any = wandb
         known = out / _RUN_ID
         if start == 0 or not known.is_file():
-            known.write_text(secrets.token_hex(4))
+            with writing(known):
+                known.write_text(secrets.token_hex(4))
         own = {"id": known.read_text(), "resume": "allow"}
         self._run = self._wandb.init(project="densepath", name=name, dir=str(out), **own)
 

@@ -15,6 +15,7 @@ from densepath.runs.lost_peers import reporting_lost_peers
 from densepath.runs.sessions import begin_session
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.runs.watchdog import Watchdog
+from densepath.training.agreement import Start, refusing_together, require_equal_starts
 from densepath.training.batch_norm import reporting_lonely_values
 from densepath.training.hardware import Hardware, keep_freed_memory
 from densepath.training.intervals import Intervals, due
@@ -81,14 +82,15 @@ def train(
         The number of optimizer steps done, including those before a resumption.
 
     Raises:
-        UserError: no readable checkpoint, a loss of NaN or Inf, a missing logger, a full disk, data that does not
-            arrive, or another process that has died.
+        UserError: no readable checkpoint, a loss of NaN or Inf, a missing logger, a disk without room for a checkpoint,
+            data that does not arrive, or another process that has died, or has other data or options.
         Interrupted: a signal asked to stop; the state is saved.
     """
     total, first = batches.total_steps // accumulate, hardware.rank == 0
     if total < 1:
         raise UserError(f"a step takes {accumulate} batches, and the run has {batches.total_steps}; make it longer")
-    saver = Saver(task, out, config=config or {}, facts=facts or {}, seed=seed, resume=resume, free=free)
+    with refusing_together(hardware):
+        saver = Saver(task, out, config=config or {}, facts=facts or {}, seed=seed, resume=resume, free=free)
     if task.finished():
         total = saver.start
     if first:
@@ -113,6 +115,7 @@ def train(
         stack.enter_context(quiet_lightning())
         fabric = join_processes(hardware, equal_shapes)
         watchdog.joined()
+        require_equal_starts(Start(saver.start, facts or {}, config or {}), free)
         hardware.place(task, fabric.device)
         model = fabric.strategy.setup_module(task)  # Fabric's own wrapper would copy each batch
         updates = task.updates()

@@ -194,8 +194,7 @@ def run(
     )
     drawers: list[DrawStep] = []
     if draw is not None and method.predicts_pixels():
-        reconstructions = ReconstructionImages(method, images, views.maker(), draw, out)
-        drawers.append(lambda step: [reconstructions(step)])
+        drawers.append(ReconstructionImages(method, images, views.maker(), draw, out))
     if draw_learned is not None:
         drawers.append(LearnedImages(method, images, draw_learned, out, config.seed))
     facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}

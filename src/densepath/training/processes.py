@@ -81,7 +81,7 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
+def join_processes(hardware: Hardware, equal_shapes: bool, timeout: timedelta = _TIMEOUT) -> Fabric:
     """Join the processes into a group, and set up Fabric.
 
     Settings of torch are changed for the process, also for what follows the training, such as tests: see
@@ -93,6 +93,7 @@ def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
     Args:
         hardware: the hardware to compute on.
         equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
+        timeout: how long to wait for the other processes, now and in each collective operation.
     """
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
@@ -107,11 +108,11 @@ def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
             lambda task, mesh: shard(task, mesh["data_parallel"]),
             data_parallel_size=hardware.world_size,
             tensor_parallel_size=1,
-            timeout=_TIMEOUT,
+            timeout=timeout,
         )
     elif hardware.world_size > 1:
         strategy = DDPStrategy(
-            timeout=_TIMEOUT, find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True
+            timeout=timeout, find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
     fabric = Fabric(
         accelerator=hardware.kind,

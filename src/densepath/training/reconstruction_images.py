@@ -10,6 +10,7 @@ import torch
 
 from densepath.methods.base import Method, Reconstruction
 from densepath.nets.preserve_mode import preserve_mode
+from densepath.runs.closing import draw_safely
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import DrawViews, ImageBatches
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -53,9 +54,10 @@ class ReconstructionImages:
         return first_images(self.images, _COUNT, self.make_views.seed, self.make_views.draw)
 
     @torch.no_grad()
-    def __call__(self, step: int) -> Path:
-        """Draw the predictions after ``step`` optimizer steps, and return the file."""
+    def __call__(self, step: int) -> list[Path]:
+        """Draw the predictions after ``step`` optimizer steps; returns the file, if it could be written."""
         device = next(self.method.parameters()).device
         with preserve_mode(self.method):
             made = self.method.eval().reconstruct(self.make_views(self._batch.to(device)))
-        return self.draw(made, self.out / PICTURES / f"reconstruction_{step:07d}.png", self.make_views.spec)
+        path = self.out / PICTURES / f"reconstruction_{step:07d}.png"
+        return [path] if draw_safely(lambda: self.draw(made, path, self.make_views.spec)) else []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from densepath.core.errors import UserError, unwrapped
 from densepath.core.streams import say
 from densepath.runs.metrics import MetricsFile
 from densepath.runs.progress import Progress
@@ -38,9 +40,9 @@ class Recorder:
         """Record the measurements of a step, if there are any."""
         if not row or self._metrics is None:
             return
-        self._metrics.write({"step": step, **row})
-        for logger in self._loggers:
-            logger.log(row, step)
+        with self._continuing():
+            self._metrics.write({"step": step, **row})
+        self._for_each_logger(lambda logger: logger.log(row, step))
 
     def warn(self, lines: Sequence[str]) -> None:
         """Print warnings that were not printed before."""
@@ -51,11 +53,35 @@ class Recorder:
 
     def picture(self, step: int, path: Path) -> None:
         """Pass a picture to the loggers."""
-        for logger in self._loggers:
-            logger.picture(path, step)
+        self._for_each_logger(lambda logger: logger.picture(path, step))
 
     def close(self) -> None:
         """Finish the files, and restore the terminal."""
         self.progress.close()
-        for logger in self._loggers:
-            logger.close()
+        if self._metrics is not None:
+            with self._continuing():
+                self._metrics.flush()
+        self._for_each_logger(lambda logger: logger.close())
+
+    @contextmanager
+    def _continuing(self) -> Iterator[None]:
+        """The run does not end because the CSV file cannot be written: its next checkpoint may succeed."""
+        try:
+            yield
+        except (UserError, OSError) as error:
+            self.warn([f"{_reason(error)}; the run continues, and tries again with its next row"])
+
+    def _for_each_logger(self, act: Callable[[Logger], None]) -> None:
+        """Let each logger do something; the run continues without one that fails."""
+        for logger in list(self._loggers):
+            try:
+                act(logger)
+            except Exception as error:  # whatever a full disk or a lost network raises
+                self._loggers.remove(logger)
+                self.warn([f"{_reason(error)}; the run continues without {logger.name}"])
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without the remedy of one that would have ended the run."""
+    text = unwrapped(str(error))
+    return text.rpartition("; ")[0] or text if isinstance(error, UserError) else text

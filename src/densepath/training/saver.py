@@ -20,7 +20,7 @@ from densepath.nets.weights import read_weights
 from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.closing import METRICS
-from densepath.runs.folder import AT_STEP, EXPORTED, KEPT, changed_options, from_weights, train_longer
+from densepath.runs.folder import AT_STEP, BEST, EXPORTED, KEPT, changed_options, from_weights, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.meter import Meter
 from densepath.training.model_card import rename_card
@@ -165,7 +165,8 @@ class Saver:
 
 def _start_again(out: Path) -> None:
     """Say that a run without a checkpoint starts again; raise UserError if that would replace its trained weights."""
-    if any(not path.name.startswith((KEPT, AT_STEP)) for path in (out / EXPORTED).parent.glob("*.safetensors")):
+    during = (KEPT, AT_STEP, BEST.name)  # written during the run, also before its first checkpoint
+    if any(not path.name.startswith(during) for path in (out / EXPORTED).parent.glob("*.safetensors")):
         raise UserError(
             f"{out} has trained weights but no checkpoint: its checkpoints were removed; use the weights "
             f"(--weights {quoted(out)}), or name another folder to train again"
@@ -219,18 +220,26 @@ def _check_config(now: Mapping[str, Any], text: Any, free: Collection[str], out:
         )
 
 
+def changed_facts(now: Mapping[str, int | str], then: Mapping[str, int | str]) -> list[str]:
+    """The names of facts that differ from those of another start; digests only if both have them for the same kind."""
+    changed = []
+    for name, fact in now.items():
+        kinds = {str(value).partition(" ")[0] for value in (then.get(name), fact) if " " in str(value)}
+        unknown = name not in then or len(kinds) > 1  # files cannot be compared with packed images
+        if then.get(name) != fact and not (name in _DIGESTS and unknown):
+            changed.append(name)
+    return changed
+
+
 def _check_facts(
     now: Mapping[str, int | str], then: Mapping[str, int | str], out: Path, config: Mapping[str, Any]
 ) -> None:
-    for name, fact in now.items():
+    for name in changed_facts(now, then):
         if name in _DIGESTS:
-            kinds = {str(value).partition(" ")[0] for value in (then.get(name), fact) if " " in str(value)}
-            if name in then and then[name] != fact and len(kinds) < 2:  # files cannot be compared with packed images
-                text = _DIGESTS[name].format(out=out) + (_BY_IMAGE if config.get("fraction", 1) < 1 else "")
-                raise UserError(f"{text}; restore them, or start another run: {from_weights(out)}")
-        elif then.get(name) != fact:
-            longer = train_longer(out, config) if name == "steps" else "name another folder"
-            raise UserError(
-                f"the run in {out} was started with {then.get(name)} {name}, but there are {fact} now; "
-                f"resume it with the same {_SET_BY.get(name, 'options')}, or {longer}"
-            )
+            text = _DIGESTS[name].format(out=out) + (_BY_IMAGE if config.get("fraction", 1) < 1 else "")
+            raise UserError(f"{text}; restore them, or start another run: {from_weights(out)}")
+        longer = train_longer(out, config) if name == "steps" else "name another folder"
+        raise UserError(
+            f"the run in {out} was started with {then.get(name)} {name}, but there are {now[name]} now; "
+            f"resume it with the same {_SET_BY.get(name, 'options')}, or {longer}"
+        )

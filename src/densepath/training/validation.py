@@ -20,6 +20,7 @@ from densepath.methods.base import Method
 from densepath.nets.norms import plain_batch_norm
 from densepath.nets.running_statistics import gather_statistics, set_statistics
 from densepath.nets.weights import save_backbone
+from densepath.runs.folder import BEST
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.names import AllNames
@@ -31,7 +32,6 @@ from densepath.views.maker import ViewMaker
 
 # Lists in a run folder: what the run learns from, is validated on, and what --fraction leaves to other runs
 USED, HELD, LEFT = "images.txt", "validation_images.txt", "other_images.txt"
-BEST = Path("exported") / "best.safetensors"
 
 
 def hold_out_images(
