@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import logging
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -246,3 +248,30 @@ def test_a_run_within_an_autocast_of_the_caller_is_the_same(inputs: Path, tmp_pa
     with torch.autocast("cpu", torch.bfloat16):
         made = weights("within")
     assert all(torch.equal(made[name], value) for name, value in expected.items())
+
+
+def test_threads_take_turns(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each run has the weights that it has alone: threads share the random generators."""
+    both = threading.Barrier(2, timeout=60)
+
+    def digest(name: str, together: bool) -> str:
+        if together:
+            both.wait()
+        densepath.pretrain(
+            "simclr_small",
+            data=inputs / "tiles",
+            out=tmp_path / name,
+            backbone="test_resnet",
+            max_steps=2,
+            batch_size=8,
+            view_size=32,
+            devices="cpu",
+            workers=0,
+        )
+        return hashlib.sha256((tmp_path / name / "exported" / "backbone.safetensors").read_bytes()).hexdigest()
+
+    alone = digest("alone", together=False)
+    with ThreadPoolExecutor(2) as threads:
+        runs = [threads.submit(digest, name, together=True) for name in ("one", "other")]
+    assert [run.result() for run in runs] == [alone, alone]
+    assert "waiting for another call of densepath in this process" in capsys.readouterr().err
