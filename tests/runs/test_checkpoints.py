@@ -158,6 +158,6 @@ def test_a_full_disk_is_reported_in_the_same_way_by_every_call(tmp_path, monkeyp
         write_checkpoint(tmp_path, {"step": 1, "state_dict": {}})
     assert str(error_info.value) == (
         f"cannot write the checkpoint {tmp_path / 'last.ckpt'} ([Errno 28] No space left on device); "
-        "make room or fix the folder, then start again (it would have been the first) with --resume"
+        "make room or fix the folder, then start again with --resume"
     )
     assert os.listdir(tmp_path) == []

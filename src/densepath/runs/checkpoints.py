@@ -52,7 +52,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     except (OSError, RuntimeError, UserError) as error:  # a UserError comes from the file system, not from torch
         first = _first_cause(error, handled)
         why = (str(first).splitlines() or [type(first).__name__])[0]
-        then = "continue" if has_checkpoint(folder) else "start again (it would have been the first)"
+        then = "continue" if has_checkpoint(folder) else "start again"
         raise UserError(
             f"cannot write the checkpoint {last} ({why}); make room or fix the folder, then {then} with --resume"
         ) from error
