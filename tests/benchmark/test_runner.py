@@ -30,16 +30,19 @@ def probe(name, parent=None):
 def play(tmp_path, monkeypatch):
     """A function that executes runs whose commands are the given Python scripts, on some devices."""
 
-    def run(scripts, runs, devices=1):
+    def run(scripts, runs, devices=1, changed=lambda: None):
         def command(folder, devices, workers=None):
             script = scripts.get(folder.run.label, "")
             return [sys.executable, "-S", "-c", f"{script}\nopen('scores.json', 'w').write('{SCORES}')"]
 
         monkeypatch.setattr(RunFolder, "command", command)
         made = []
-        runner = Runner(
-            tmp_path, runs, [Device(str(i), "cpu", "a machine") for i in range(devices)], lambda: made.append(1)
-        )
+
+        def count():
+            made.append(1)
+            changed()
+
+        runner = Runner(tmp_path, runs, [Device(str(i), "cpu", "a machine") for i in range(devices)], count)
         try:
             runner.run()
         finally:
@@ -91,6 +94,31 @@ def test_a_run_without_a_result_has_failed(play, tmp_path):
     runner = play({"a": "import os; os._exit(0)"}, [probe("a")])
     assert "holds no result" in runner.failed[probe("a").name]
     assert RunFolder(tmp_path, probe("a")).result() is None
+
+
+def test_a_damaged_run_and_a_table_that_is_not_written_do_not_affect_others(play, tmp_path, capsys):
+    os.mkfifo(tmp_path / "fifo")
+    # "long" starts with "first", and ends when "after" has started.
+    scripts = {"long": f"open('{tmp_path}/fifo').read()", "after": f"open('{tmp_path}/fifo', 'w').close()"}
+    first, long, damaged, elsewhere = (probe(name) for name in ("first", "long", "damaged", "elsewhere"))
+    runs = [first, long, damaged, elsewhere, probe("after", first)]
+
+    def changed():
+        if not (tmp_path / damaged.name).exists():
+            (tmp_path / damaged.name).mkdir()
+            (tmp_path / damaged.name / "run.json").write_text("")
+            (tmp_path / elsewhere.name).mkdir()
+            (other := RunFolder(tmp_path, elsewhere)).begin(["by another process"], "another machine")
+            (other.path / "scores.json").write_text(SCORES)
+            other.finish(1.0)
+        for run in runs:
+            RunFolder(tmp_path, run).result()
+
+    runner = play(scripts, runs, devices=2, changed=changed)
+    assert runner.failed.keys() == {damaged.name} and "cannot be read" in runner.failed[damaged.name]
+    others = [run for run in runs if run is not damaged]
+    assert [RunFolder(tmp_path, run).result() for run in others] == [{"mean_iou": 50.0}] * 4
+    assert capsys.readouterr().err.count("the table was not written: ") == runner.changes == 4
 
 
 def test_ctrl_c_lets_the_runs_save_themselves(play, tmp_path):
@@ -238,6 +266,16 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
     folder.path.mkdir()
     (folder.path / "run.json").write_text('{"digest": "another"}')
     with pytest.raises(UserError, match="another run"):
+        folder.result()
+
+
+@pytest.mark.parametrize("result", [[1, 2], 3, {"mean_iou": "x"}, {"mean_iou": None}])
+def test_a_result_of_another_form_is_refused(tmp_path, result):
+    folder = RunFolder(tmp_path, probe("a"))
+    folder.path.mkdir()
+    folder.begin([], "a machine")
+    (folder.path / "run.json").write_text(json.dumps({**folder.notes(), "result": result}))
+    with pytest.raises(UserError, match=r"run\.json cannot be read; delete the folder"):
         folder.result()
 
 

@@ -374,6 +374,10 @@ def test_a_benchmarks_table_becomes_the_papers_table(tmp_path: Path) -> None:
     page = page_of(folder)
     assert page.rows == [["", "box AP"], ["weights", "seeds", "here", "vs. random", "paper"], *rows]
     assert "a <note>" in page.text and "A table" in page.text
+    for name in ("curves", "sweeps"):
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    shown = page_of(folder).text
+    assert "length of pre-training" in shown and "number in which rows or tasks differ" in shown
     (folder / "table.json").write_text(json.dumps({**record, "parts": 3}))
     with pytest.raises(UserError, match=r"table\.json"):
         page_of(folder)

@@ -51,25 +51,35 @@ class RunFolder:
         """The notes about the run; empty if it was never started.
 
         Raises:
-            UserError: the folder belongs to another run.
+            UserError: they cannot be read, or the folder belongs to another run.
         """
         try:
             notes = json.loads((self.path / NOTES).read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / NOTES} cannot be read; delete the folder {self.path}") from error
+            raise self._unreadable() from error
         if not isinstance(notes, dict) or notes.get("digest") != self.run.digest:
             raise UserError(f"{self.path} is the folder of another run; delete it")
         return notes
 
     def result(self) -> dict[str, Any] | None:
-        """The scores of a finished run (for a pre-training: its last step and loss), None before that."""
+        """The scores of a finished run (for a pre-training: its last step and loss), None before that.
+
+        Raises:
+            UserError: the notes or the scores in them cannot be read, or the folder belongs to another run.
+        """
         notes = self.notes()
         result = notes.get("result")
         if result is None or not self.run.step.is_whole(self.path):
             return None
-        return in_percent(result, notes) if self.run.step.metrics else result
+        try:
+            return in_percent(result, notes) if self.run.step.metrics else result
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self._unreadable() from error
+
+    def _unreadable(self) -> UserError:
+        return UserError(f"{self.path / NOTES} cannot be read; delete the folder {self.path}")
 
     def lock(self) -> int | None:
         """Lock the folder for this process and those that inherit the descriptor; None if another process holds it, or

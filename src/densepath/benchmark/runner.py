@@ -53,7 +53,7 @@ class Runner:
         root: the folder that holds all runs.
         runs: the runs, each after those that it depends on.
         devices: the devices to use.
-        changed: called when a run is done.
+        changed: called when a run is done; its UserError is printed, and the runs continue.
         submit: submits the command of a run as a job, given its folder, its log and its environment; None starts it as
             a process of this machine.
     """
@@ -120,15 +120,26 @@ class Runner:
             return
         self._elsewhere.pop(run.name, None)
         self._waiting.remove(run)
-        if folder.result() is not None:  # another process has finished it
+        try:
+            done = folder.result() is not None  # another process has finished it
+            if not done:
+                self._begin(folder, lock)
+        except UserError as error:
+            os.close(lock)
+            self._fail(run, str(error))
+            return
+        if done:
             os.close(lock)
             self._total -= 1
-            self._changed()
-            return
-        device = self._free.pop(0)
+            self._report()
+
+    def _begin(self, folder: RunFolder, lock: int) -> None:
+        """Start a run on the next free device; its folder is locked."""
+        device = self._free[0]
         command = folder.command(device.devices, device.workers)
         folder.begin(command, device.hardware)
         self._jobs.append(_Job(folder, device, self._launch(command, folder, device, lock), lock, time.monotonic()))
+        self._free.remove(device)
 
     def _launch(
         self, command: list[str], folder: RunFolder, device: Device, lock: int
@@ -175,7 +186,7 @@ class Runner:
                     job.folder.finish(seconds)
                     self._done += 1
                     say(f"[{self._done}/{self._total}] {name}: done in {clock(seconds)} on {job.device.name}")
-                    self._changed()
+                    self._report()
                 elif stopping:
                     job.folder.pause(seconds)
                 else:
@@ -186,6 +197,13 @@ class Runner:
                 self._fail(job.folder.run, str(error))
             finally:
                 os.close(job.lock)
+
+    def _report(self) -> None:
+        """Call ``changed``. If it fails, the runs continue: none of them has to be the cause."""
+        try:
+            self._changed()
+        except UserError as error:
+            say(f"densepath: the table was not written: {error}")
 
     def _fail(self, run: Run, why: str) -> None:
         self.failed[run.name] = why

@@ -11,7 +11,10 @@ from densepath.report.common import figure
 from densepath.report.paths import own_file
 from densepath.report.runs import RECORD
 
-PICTURE = "curves.png"
+PICTURES = {  # in the folder -> captions
+    "curves.png": "Scores against the length of pre-training",
+    "sweeps.png": "Scores against the number in which rows or tasks differ",
+}
 
 
 def table_sections(folder: Path, most: int) -> tuple[str, list[Section]]:
@@ -32,7 +35,7 @@ def table_sections(folder: Path, most: int) -> tuple[str, list[Section]]:
         title, source = str(record["title"]), str(record["source"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(str(error))}); give the benchmark's command again") from None
-    drawn = figure(folder, PICTURE, "Scores against the length of pre-training") if most else []
+    drawn = [each for name, caption in PICTURES.items() for each in figure(folder, name, caption)] if most else []
     head: list[Block] = [Facts({"source": source, "baseline": baseline})]
     return title, [Section("Table", [*head, *drawn], parts=sections), Section("Notes", notes)]
 
