@@ -190,6 +190,12 @@ def test_tensors_far_larger_than_their_file_are_refused(tmp_path: Path) -> None:
         export(tmp_path / "w.pth", tmp_path / "out.safetensors", "tensors")
 
 
+def test_a_network_is_not_named_for_tensors_as_they_are(tmp_path: Path) -> None:
+    torch.save({"state_dict": other_unet()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="takes all tensors of a file as they are; leave backbone out"):
+        export(tmp_path / "w.pth", tmp_path / "out.safetensors", "tensors", backbone="resnet18")
+
+
 def test_grey_images_stay_grey_and_a_backbone_may_be_named(tmp_path: Path) -> None:
     grey = build_backbone("convnext_atto", 1)
     state = timm.create_model("convnext_atto", in_chans=1).state_dict()

@@ -59,6 +59,8 @@ def export_file(
         if is_on_disk(source) and Path(source).is_file():
             _state(source)  # reports a file that holds no weights
         raise UserError(f"{source} is not the folder of a pre-training run; name the file to write with --out")
+    if layout == "tensors" and backbone is not None:
+        raise UserError("the layout tensors takes all tensors of a file as they are; leave backbone out")
     if layout != "tensors":
         try:
             found = backbone_of_weights(source, prefix) if backbone is None else copy.deepcopy(backbone)

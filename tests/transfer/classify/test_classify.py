@@ -254,6 +254,9 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     refused("there are no test images", folds=0)
     refused("a fraction of 0.1 of the training images lacks", fraction=0.1, folds=2)
     refused("folds is 1;", folds=1)
+    for folds in (2, 5):  # none has training, validation and test images of two patients
+        pair = [row for row in table if row[1] == "b" or row[2] in ("P00", "P01")]
+        refused("a has images of 2 patients, and .* need those of 3; add", pair, unmatched="skip", folds=folds)
     devices: dict[str, Any] = {"devices": "cpu:3", "folds": 2}
     refused("batch_size is 8, which cannot be divided among 3 processes; make it a multiple of 3", **devices)
     refused("batch_size is 1, which cannot be divided among 3", **devices, batch_size=1)

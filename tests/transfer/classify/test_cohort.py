@@ -254,6 +254,21 @@ def test_what_no_training_image_has_is_refused(exclusive: bool, check: Any, mess
     check(study, divide(study, None, 0.2, 1.0, 0)[0], "here")
 
 
+def test_a_fraction_that_is_too_small_is_what_the_message_says() -> None:
+    """Three of twenty patients: one class has one of them, or none."""
+    study = study_of(np.tile([[0], [1]], (12, 1)), True, "f" * 20 + "t" * 4)
+    said = set()
+    for seed in range(8):
+        for folds in (0, 2):
+            with pytest.raises(UserError, match="use a larger --fraction") as error:
+                divide(study, folds, 0.2, 0.15, seed)
+            said |= {word for word in ("validation needs", "fewer than the 2 folds") if word in str(error.value)}
+    assert len(said) == 2
+    few = study_of([[0], [0], [0], [1], [0], [1]], True, "fffftt")
+    with pytest.raises(UserError, match=r"y has training images of one patient, .*; add images, or leave"):
+        divide(few, 0, 0.2, 1.0, 0)
+
+
 def test_what_no_image_has_at_all_is_not_missing_in_training() -> None:
     study = study_of(LABELS * [1, 1, 0], False, "ffffhhhhhtttt")
     check_regions(study, divide(study, None, 0.2, 1.0, 0)[0], "")

@@ -98,7 +98,7 @@ def test_test_cases_never_touch_training(study: Study) -> None:
     changed = [line.split(",") for line in lines]
     changed = [[p, s, other[c], h] if p in tested else [p, s, c, h] for p, s, c, h in changed]
     (folder / "table.csv").write_text("\n".join(map(",".join, changed)) + "\n")
-    run(folder, "again", splits=splits, attention=0, standardize=True)
+    run(folder, "again", splits=splits, folds=5, attention=0, standardize=True)
     models = [load_file(folder / name / "fold_0" / "model.safetensors") for name in ("run", "again")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     notes = [load_model(folder / name / "fold_0" / "model.safetensors")[1] for name in ("run", "again")]
@@ -430,6 +430,7 @@ def test_fewer_tiles_in_training_and_bags_of_other_sets(study: Study) -> None:
         (["--target", "stage"], "has no column stage"),
         (["--task", "survival"], "survival needs --event"),
         (["--splits", "no.json"], "no.json cannot be read"),
+        (["--splits", "no.json", "--folds", "4"], "folds: only for folds that are drawn, not those of --splits"),
         (["--data", "nowhere"], "there is no folder of features at nowhere"),
         (["--validation", "0"], "validation is 0"),
         (["--event", "label"], "event: only for --task survival; leave that out"),

@@ -143,6 +143,18 @@ def test_answers_need_a_table_and_a_kind(answers: Path, tmp_path: Path) -> None:
         score(predictions=old, labels=labels, target="diagnosis")
 
 
+def test_answers_that_are_scored_or_files_of_answers_are_refused(answers: Path, tmp_path: Path) -> None:
+    labels = table(tmp_path / "labels.csv", [("P03_0", "benign")])
+    run = answers.parent / "run"
+    for own in (run, run / "patient-preds.csv"):
+        with pytest.raises(
+            UserError, match=r"run holds answers that are already scored, in .*scores\.json; score takes"
+        ):
+            score(predictions=own, labels=labels)
+    with pytest.raises(UserError, match=r"is a file of the answers .*; give their folder, .*answers$"):
+        score(predictions=answers / "patient-preds.csv", labels=labels)
+
+
 def test_survival_and_regression(study: Callable[..., Path], tmp_path: Path) -> None:
     data = study(patients=10)
     rows = [(f"P{k:02d}_0", str(10 + 7 * k % 11), str(k % 3 > 0)) for k in range(10)]

@@ -189,10 +189,36 @@ def test_a_case_in_two_parts_of_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_few_patients_are_refused() -> None:
-    with pytest.raises(UserError, match="y has cases of 2 patients, fewer than the 3 folds; use --folds 2"):
-        make_splits(cohort_of([0, 0, 0, 1, 1]), 3, 0.2, 0)
-    with pytest.raises(UserError, match="y has one patient or site among the training cases of a fold, and validation"):
-        make_splits(cohort_of([0, 0, 0, 0, 1, 1]), 2, 0.2, 0)
+    with pytest.raises(UserError, match="y has cases of 3 patients, fewer than the 5 folds; use --folds 3"):
+        make_splits(cohort_of([0] * 5 + [1] * 3), 5, 0.2, 0)
+    for folds in (2, 3, 5):  # of which none has all parts
+        with pytest.raises(UserError, match=r"y has cases of 2 patients, and .* need those of 3; add cases, merge"):
+            make_splits(cohort_of([0, 0, 0, 0, 1, 1]), folds, 0.2, 0)
+
+
+def test_too_few_sites_are_not_called_patients() -> None:
+    labels, sites = [0] * 12 + [1] * 12, [0, 1] * 6 + [0, 1, 2, 3] * 3
+    for folds in (2, 5):
+        with pytest.raises(UserError, match=r"x has cases of 2 sites, and .* need those of 3; leave --site out, merge"):
+            make_splits(cohort_of(labels, groups=sites), folds, 0.2, 0)
+        with pytest.raises(UserError, match=r"the study has cases of 2 sites, .*; leave --site out$"):
+            make_splits(numbers_of([(float(n),) for n in range(8)], [0, 1] * 4), folds, 0.2, 0)
+    with pytest.raises(UserError, match="x has cases of 3 sites, fewer than the 4 folds; use --folds 3"):
+        make_splits(cohort_of(labels, groups=[0, 1, 2] * 4 + [0, 1, 2, 3] * 3), 4, 0.2, 0)
+    one = Fold(np.arange(24), np.array([], np.int64))
+    with pytest.raises(
+        UserError, match=r"x has one site among the .*; use more --folds .up to the number of its sites"
+    ):
+        with_validation(cohort_of(labels, groups=[0] * 12 + [1, 2, 3] * 4), one, 0.2, 0)
+
+
+def test_validation_that_a_file_names_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cohort, file = cohort_of([0, 1] * 6), tmp_path / "splits.json"
+    write_splits(file, cohort, make_splits(cohort, 2, 0.2, 0), {})
+    read_splits(file, cohort, 0.2, 0)
+    assert "no effect" not in capsys.readouterr().err
+    read_splits(file, cohort, 0.4, 0)
+    assert "splits.json names validation cases, so --validation 0.4 has no effect" in capsys.readouterr().err
 
 
 def seen_in(*notes: dict[str, Any]) -> PretrainingSlides:
@@ -266,7 +292,7 @@ def test_validation_is_the_share_that_is_asked_for(share: float, capfd: Any) -> 
 
 
 def test_a_class_with_too_few_patients_for_validation_needs_more_folds() -> None:
-    with pytest.raises(UserError, match=r"[xy] has one patient or site .*; use more --folds \(up to"):
+    with pytest.raises(UserError, match=r"[xy] has one patient .*; use more --folds \(up to"):
         make_splits(cohort_of([0, 1] * 3), 2, 0.3, 0)
     assert len(make_splits(cohort_of([0, 1] * 3), 3, 0.3, 0)) == 3
 

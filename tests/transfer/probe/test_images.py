@@ -209,6 +209,14 @@ def test_too_few_patients_are_refused(capfd: Any) -> None:
     assert "patients are unknown" in capfd.readouterr().err
 
 
+def test_neighbors_are_compared_with_the_training_images_of_the_fraction(capfd: Any) -> None:
+    values = features(np.random.default_rng(0).normal(size=(100, 3)), [f"c{n % 2}/{n}.png" for n in range(100)])
+    for fraction, images in ((1.0, None), (0.3, 24)):
+        probe_images(values, Labels("folders"), fraction=fraction)
+        line = f"20 neighbors are more than half of {images} training images; use fewer --neighbors"
+        assert (line in capfd.readouterr().err) == (images is not None)
+
+
 def write_tiles(folder: Path, classes: str, count: int, seed: int) -> None:
     """Dark and light tiles."""
     rng = np.random.default_rng(seed)

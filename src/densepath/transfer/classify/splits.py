@@ -16,7 +16,7 @@ from densepath.core.errors import UserError, counted, first_few, one_line, refus
 from densepath.core.streams import say
 from densepath.transfer.classify.cohort import Pool, file_of
 from densepath.transfer.classify.targets import Targets
-from densepath.transfer.probe.folds import PART_NUMBERS, hold_out, make_folds, parts_of, refuse_untrained
+from densepath.transfer.probe.folds import PART_NUMBERS, hold_out, make_folds, parts_of, refuse_few, refuse_untrained
 from densepath.transfer.probe.metrics import Integers
 
 PARTS = ("train", "validation", "test")
@@ -148,20 +148,24 @@ def divide(study: Study, folds: int | None, validation: float, fraction: float, 
             parts = _share(study, study.fit, fraction, seed), _share(study, study.held, fraction, seed)
             return [Split(*parts, study.tested)]
         fit = _share(study, study.fit, fraction, seed)
-        return [Split(*_with_validation(study.train, fit, validation, seed), study.tested)]
+        return [Split(*_with_validation(study.train, fit, validation, seed, fraction), study.tested)]
     fit = np.sort(np.concatenate((study.fit, study.held)))
     if official:
         fit = _share(study, fit, fraction, seed)
-    strata = frequent_strata(study.train.targets.take(fit), [study.train.owners[p] for p in fit], folds)
     owners = np.unique([study.train.owners[p] for p in fit], return_inverse=True)[1].astype(np.int64)
+    if not official:
+        _refuse_few_patients(study.train.targets.take(fit), owners)
+    strata = frequent_strata(study.train.targets.take(fit), [study.train.owners[p] for p in fit], folds)
+    classes = _as_classes(strata, study.train.targets)
+    remedy = f"leave this class out, or {_more_images(fraction if official else 1)}"
     splits = []
-    for number, fold in enumerate(make_folds(_as_classes(strata, study.train.targets), owners, folds, seed)):
+    for number, fold in enumerate(make_folds(classes, owners, folds, seed, remedy=remedy)):
         train, other = fit[fold.train], fit[fold.test]
         if official:
             splits.append(Split(train, other, study.tested))
         else:
             train = _share(study, train, fraction, seed)
-            splits.append(Split(*_with_validation(study.train, train, validation, seed + number), other))
+            splits.append(Split(*_with_validation(study.train, train, validation, seed + number, fraction), other))
     return splits
 
 
@@ -227,8 +231,24 @@ def frequent_strata(targets: Targets, owners: Sequence[str], least: int) -> Inte
     return strata
 
 
-def _with_validation(pool: Pool, fit: Integers, share: float, seed: int) -> tuple[Integers, Integers]:
-    """Training and validation images."""
+def _refuse_few_patients(targets: Targets, owners: Integers) -> None:
+    """Refuse images of which no folds with validation can be drawn, whatever their number."""
+    if targets.exclusive:
+        refuse_few(
+            _as_classes(targets.classes, targets), owners, "images", "patient", "add images, or leave this class out"
+        )
+    else:
+        every = Classes(("the study",), torch.zeros(len(owners), dtype=torch.int32))
+        refuse_few(every, owners, "images", "patient", "add images")
+
+
+def _more_images(fraction: float) -> str:
+    """How training images are added, in words, if this fraction of them is used."""
+    return "add images" if fraction == 1 else "use a larger --fraction"
+
+
+def _with_validation(pool: Pool, fit: Integers, share: float, seed: int, fraction: float) -> tuple[Integers, Integers]:
+    """Training and validation images; ``fraction`` is the share of all training images that ``fit`` is, for errors."""
     names = [pool.owners[p] for p in fit]
     owners = np.unique(names, return_inverse=True)[1]
     strata = np.unique(frequent_strata(pool.targets.take(fit), names, 2), return_inverse=True)[1]
@@ -238,8 +258,8 @@ def _with_validation(pool: Pool, fit: Integers, share: float, seed: int) -> tupl
     if (counts[:, rare] > 0).sum() < 2:
         name = pool.targets.names[pool.targets.classes[fit][strata == rare][0]] if pool.targets.exclusive else "a label"
         raise UserError(
-            f"{name} has training images of one patient, and validation needs those of another; add images, or leave "
-            "this class out"
+            f"{name} has training images of one patient, and validation needs those of another; "
+            f"{_more_images(fraction)}, or leave this class out"
         )
     kept = np.zeros((len(counts), 0))
     if not pool.targets.exclusive:  # an image with and one without each label is trained on
@@ -252,8 +272,8 @@ def _with_validation(pool: Pool, fit: Integers, share: float, seed: int) -> tupl
         alone = [name for name, own in zip(pool.targets.names, values.T, strict=True) if len({*owners[own]}) == 1]
         why = f", as only one patient has {first_few(alone)}" if alone else ""
         raise UserError(
-            f"the training images cannot be divided for validation by patient{why}; add images, or name an official "
-            "split"
+            f"the training images cannot be divided for validation by patient{why}; {_more_images(fraction)}, or name "
+            "an official split"
         )
     if abs(held.mean() - share) > max(0.1, 2 / len(fit)):
         say(

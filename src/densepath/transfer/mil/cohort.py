@@ -64,6 +64,11 @@ class Cohort:
         """(C,) classes."""
         return self.targets[:, 0].astype(np.int64)
 
+    @property
+    def group(self) -> str:
+        """What stays together in folds: "patient" or "site"."""
+        return "patient" if np.array_equal(self.groups, self.owners) else "site"
+
     def with_slides_by_name(self) -> Cohort:
         """The same with the slides of each case in the order of their names, whatever the order of the table."""
         pairs = [sorted(zip(*own, strict=True)) for own in zip(self.slides, self.files, strict=True)]

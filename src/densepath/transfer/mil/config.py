@@ -17,9 +17,10 @@ from densepath.transfer.mil.cohort import Grouping, Task
 from densepath.transfer.mil.models import ALL, KNN
 from densepath.transfer.mil.slide_table import Columns
 from densepath.transfer.mil.split_files import column_of
+from densepath.transfer.mil.splits import VALIDATION
 from densepath.transfer.slides.slide_list import refuse_options
 
-_NEIGHBORS = 20
+_FOLDS, _NEIGHBORS = 5, 20
 ClassWeights = Literal["none", "balanced"]
 FREE = ("resume", "devices", "out", "data", "slides")  # may change when a run is resumed
 
@@ -78,9 +79,9 @@ class MilConfig:
     event: str | None = None
     grouping: Grouping = "joined"
     model: str = "dsmil"
-    folds: int = 5
+    folds: int = _FOLDS
     splits: str | Path | None = None
-    validation: float = 0.2
+    validation: float = VALIDATION
     epochs: int | None = None
     lr: Sequence[float] = ()
     weight_decay: Sequence[float] = ()
@@ -120,6 +121,8 @@ class MilConfig:
     def _refuse_idle(self) -> None:
         """Refuse options that have no effect on the task or the model."""
         weighted = None if self.class_weights == "none" else self.class_weights
+        if self.splits is not None and self.folds != _FOLDS:
+            refuse_options("folds that are drawn, not those of --splits", {"folds": self.folds})
         if self.task != "survival":
             refuse_options("--task survival", {"event": self.event})
         if self.task != "classification":

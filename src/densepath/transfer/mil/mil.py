@@ -39,7 +39,7 @@ from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
 from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, describe, scores_of, write_results
 from densepath.transfer.mil.split_files import SPLITS, begun_before, read_splits, slides_in_order, write_splits
-from densepath.transfer.mil.splits import Split, make_splits
+from densepath.transfer.mil.splits import VALIDATION, Split, make_splits
 from densepath.transfer.probe.metrics import Score
 from densepath.version import __version__
 
@@ -166,19 +166,19 @@ class _Store:
 def _splits(config: MilConfig, cohort: Cohort, out: Path) -> list[Split]:
     """The splits of this run, which are written; a resumed run reuses its own."""
     path = out / SPLITS
-    source = path if path.is_file() else config.splits
-    if source is None:
+    if path.is_file():
+        return read_splits(path, cohort, VALIDATION, config.seed)  # which names the validation cases of each fold
+    if config.splits is None:
         splits = make_splits(cohort, config.folds, config.validation, config.seed)
     else:
-        splits = read_splits(source, cohort, config.validation, config.seed)
-    if not path.is_file():
-        notes = {
-            "densepath": __version__,
-            "target": cohort.target,
-            "by_patient": cohort.by_patient,
-            "seed": config.seed,
-        }
-        write_splits(path, cohort, splits, notes)
+        splits = read_splits(config.splits, cohort, config.validation, config.seed)
+    notes = {
+        "densepath": __version__,
+        "target": cohort.target,
+        "by_patient": cohort.by_patient,
+        "seed": config.seed,
+    }
+    write_splits(path, cohort, splits, notes)
     return splits
 
 

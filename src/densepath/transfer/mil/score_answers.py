@@ -113,6 +113,23 @@ def _folder(predictions: str | Path) -> Path:
     return path.parent if path.name == PREDICTIONS else path
 
 
+def refuse_scored(predictions: str | Path) -> None:
+    """Refuse a file of the folder of ``predict``, and answers that were scored: the test answers of a run of ``mil``.
+
+    Args:
+        predictions: not the folder of ``predict``.
+    """
+    path = Path(predictions)
+    folder = path.parent if path.name == PREDICTIONS else path
+    if holds_answers(folder):
+        raise UserError(f"{path} is a file of the answers of densepath predict; give their folder, {folder}")
+    if (folder / PREDICTIONS).is_file() and (folder / SCORES).is_file():
+        raise UserError(
+            f"{folder} holds answers that are already scored, in {folder / SCORES}; score takes the folder of "
+            "densepath predict with a run of mil"
+        )
+
+
 def score_answers(
     predictions: str | Path, table: str | Path, columns: Columns, classes: Sequence[str], out: str | Path | None
 ) -> tuple[dict[str, float], dict[str, Path]]:

@@ -17,7 +17,7 @@ from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
-from densepath.transfer.mil.splits import PARTS, Split, by_name, check_splits, with_validation
+from densepath.transfer.mil.splits import PARTS, VALIDATION, Split, by_name, check_splits, with_validation
 from densepath.transfer.probe.folds import PART_NUMBERS, Fold, parts_of
 
 SPLITS = "splits.json"
@@ -83,6 +83,8 @@ def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int
     if not splits:
         raise UserError(f"{source} has no folds; use another file")
     check_splits(cohort, splits, str(source))
+    if validation != VALIDATION and any(len(split.validation) for split in splits):
+        say(f"densepath: {source} names validation cases, so --validation {validation:g} has no effect on their folds")
     return [
         split if len(split.validation) else with_validation(cohort, Fold(split.train, split.test), validation, seed + n)
         for n, split in enumerate(splits)

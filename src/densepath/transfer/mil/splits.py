@@ -12,10 +12,11 @@ from densepath.annotations.classes import Classes
 from densepath.core.errors import UserError, refuse
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
-from densepath.transfer.probe.folds import Fold, hold_out, make_folds, refuse_untrained
+from densepath.transfer.probe.folds import Fold, hold_out, make_folds, refuse_few, refuse_untrained
 from densepath.transfer.probe.metrics import Integers
 
 PARTS = ("train", "validation", "test")
+VALIDATION = 0.2  # the default share of the cases that are not tested
 _BINS = 4  # of numbers, to stratify by
 
 
@@ -51,8 +52,10 @@ def make_splits(cohort: Cohort, folds: int, validation: float, seed: int) -> lis
     """
     if not 0 < validation < 1:
         raise UserError(f"validation is {validation}; give a share between 0 and 1")
+    _refuse_few_groups(cohort)
     strata = _strata(cohort, np.arange(len(cohort)), folds)
-    drawn = make_folds(_classes(cohort, strata), cohort.groups, folds, seed, "cases")
+    remedy = "leave this class out, or add cases"
+    drawn = make_folds(_classes(cohort, strata), cohort.groups, folds, seed, "cases", cohort.group, remedy)
     return [
         with_validation(cohort, Fold(by_name(cohort, fold.train), by_name(cohort, fold.test)), validation, seed + n)
         for n, fold in enumerate(drawn)
@@ -80,13 +83,15 @@ def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Spli
     rare = int((counts > 0).sum(0).argmin())
     if (counts[:, rare] > 0).sum() < 2:
         raise UserError(
-            f"{_classes(cohort, strata).names[rare]} has one patient or site among the training cases of a fold, and "
-            "validation needs another; use more --folds (up to the number of its patients), other --splits, or leave "
-            "this class out"
+            f"{_classes(cohort, strata).names[rare]} has one {cohort.group} among the training cases of a fold, and "
+            f"validation needs another; use more --folds (up to the number of its {cohort.group}s), other --splits, or "
+            "leave this class out"
         )
     chosen = hold_out(counts, share, seed)[groups]
     if not chosen.any():
-        raise UserError("the training cases of a fold cannot be divided for validation by patient; use more --folds")
+        raise UserError(
+            f"the training cases of a fold cannot be divided for validation by {cohort.group}; use more --folds"
+        )
     wanted = np.clip(np.round(share * counts.sum(0)), 1, counts.sum(0) - 1).sum()
     if abs(chosen.sum() - wanted) > max(1, 0.2 * wanted):
         say(
@@ -125,6 +130,16 @@ def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
         if cohort.classes:
             trained = np.isin(np.arange(len(cohort.classes)), cohort.labels[split.train])
             refuse_untrained(cohort.classes, trained, f"the training cases of fold {number} of {source}")
+
+
+def _refuse_few_groups(cohort: Cohort) -> None:
+    """Refuse cases of which no folds with validation can be drawn, whatever their number."""
+    labels = cohort.labels if cohort.classes else np.zeros(len(cohort), np.int64)
+    classes = Classes(cohort.classes or ("the study",), torch.from_numpy(labels.astype(np.int32)))
+    remedies = ["leave --site out" if cohort.group == "site" else "add cases"]
+    if cohort.classes:
+        remedies.append("merge this class with another, or leave it out (--classes)")
+    refuse_few(classes, cohort.groups, "cases", cohort.group, ", ".join(remedies))
 
 
 def _strata(cohort: Cohort, cases: Integers, least: int) -> Integers:

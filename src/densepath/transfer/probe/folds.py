@@ -15,6 +15,7 @@ from densepath.core.errors import UserError, counted, refuse
 from densepath.core.streams import say
 from densepath.transfer.probe.metrics import Floats, Integers
 
+_PARTS = 3  # training, validation, test
 PART_NUMBERS = {name: SPLITS.index(split) for name, split in SPLIT_OF.items()}  # training, validation, test
 
 
@@ -92,42 +93,73 @@ def refuse_untrained(names: Sequence[str], trained: Iterable[bool], whose: str) 
     refuse(absent, f"classes that {whose} lack", "add cases of them, or leave these classes out")
 
 
-def make_folds(classes: Classes, patients: Integers, count: int, seed: int, what: str = "images") -> list[Fold]:
-    """Folds of whole patients with classes in proportion, as far as patients allow.
+def refuse_few(classes: Classes, groups: Integers, what: str, group: str, remedy: str) -> None:
+    """Refuse classes that cannot be in training, validation and test, as too few groups have them.
 
     Args:
         classes: of the images.
-        patients: (N,) the number of each image's patient.
+        groups: (N,) the number of each image's group, which is not divided.
+        what, group: the images, and a group, in words.
+        remedy: what can be done.
+    """
+    name, count = _rarest(classes, groups)
+    if count < _PARTS:
+        raise UserError(
+            f"{name} has {what} of {counted(count, group)}, and training, validation and test need those of {_PARTS}; "
+            f"{remedy}"
+        )
+
+
+def make_folds(
+    classes: Classes,
+    groups: Integers,
+    count: int,
+    seed: int,
+    what: str = "images",
+    group: str = "patient",
+    remedy: str = "leave this class out, or add images",
+) -> list[Fold]:
+    """Folds of whole groups, such as patients, with classes in proportion, as far as groups allow.
+
+    Args:
+        classes: of the images.
+        groups: (N,) the number of each image's group.
         count: number of folds.
         seed: seed of the folds.
-        what: what is divided, for messages.
+        what, group: what is divided, and a group, for messages.
+        remedy: what can be done if only one group has a class.
 
     Raises:
-        UserError: a class has fewer patients than folds.
+        UserError: a class has fewer groups than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     if count < 2:
         raise UserError(f"folds is {count}; give 2 or more")
     labels = classes.labels.numpy().astype(np.int64)
-    owners = {name: len(np.unique(patients[labels == number])) for number, name in enumerate(classes.names)}
-    rare = min(owners, key=lambda name: owners[name])
-    if owners[rare] < count:
-        remedy = f"use --folds {owners[rare]}" if owners[rare] > 1 else f"leave this class out, or add {what}"
+    rare, most = _rarest(classes, groups)
+    if most < count:
+        remedy = f"use --folds {most}" if most > 1 else remedy
         raise UserError(
-            f"{rare} has {what} of {counted(owners[rare], 'patient')}, fewer than the {counted(count, 'fold')}; "
-            f"{remedy}"
+            f"{rare} has {what} of {counted(most, group)}, fewer than the {counted(count, 'fold')}; {remedy}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32).split(labels, labels, patients)
+        found = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32).split(labels, labels, groups)
         folds = [Fold(train, test) for train, test in found]
     for fold in folds:
         lacking = set(range(len(classes.names))) - set(labels[fold.train].tolist())
         if lacking or not len(fold.test):
             name = classes.names[min(lacking)] if lacking else "a fold"
-            raise UserError(f"{name} cannot be divided into {counted(count, 'fold')} by patient; use fewer --folds")
+            raise UserError(f"{name} cannot be divided into {counted(count, 'fold')} by {group}; use fewer --folds")
     return folds
+
+
+def _rarest(classes: Classes, groups: Integers) -> tuple[str, int]:
+    """The class that the fewest groups have, and their number."""
+    labels = classes.labels.numpy()
+    counts = [len(np.unique(groups[labels == number])) for number in range(len(classes.names))]
+    return classes.names[int(np.argmin(counts))], min(counts)
 
 
 def hold_out(counts: Floats, share: float, seed: int, kept: Floats | None = None) -> npt.NDArray[np.bool_]:

@@ -127,7 +127,7 @@ def probe_images(
         test_features, test_data: of other images for the test; by default the data's own split, if it has one, else
             folds by patient.
         folds: number of folds.
-        neighbors: k of kNN.
+        neighbors: k of kNN; all training images of a fold if there are fewer, which tells nothing apart.
         fraction: share of the training images of each fold, by patient.
         seed: seed of the folds, the fraction and the intervals.
 
@@ -160,7 +160,8 @@ def probe_labelled(
         parts = make_folds(images.classes, images.patients, folds, seed)
     else:
         parts = one_fold(images.test, images.classes, images.patients, bool(images.by_patient))
-    smallest = min(len(part.train) for part in parts)
+    trained = [_share(part.train, images, fraction, seed) for part in parts]
+    smallest = min(map(len, trained))
     if 2 * neighbors > smallest:
         say(
             f"densepath: warning: {neighbors} neighbors are more than half of {counted(smallest, 'training image')}; "
@@ -174,8 +175,7 @@ def probe_labelled(
     tested = np.concatenate([part.test for part in parts])
     number_of_fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
     found: dict[str, list[Fitted]] = {name: [] for name in fits}
-    for part in with_progress(parts, len(parts), "classifying"):
-        train = _share(part.train, images, fraction, seed)
+    for part, train in with_progress(list(zip(parts, trained, strict=True)), len(parts), "classifying"):
         for name, fit in fits.items():
             x, z = images.features[train], images.features[part.test]
             found[name].append(fit(x, truth[train], z, images.patients[train]))

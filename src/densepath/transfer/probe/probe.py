@@ -79,7 +79,7 @@ def probe(
             one.
         patient_regex: with labels, a regular expression that finds the patient in an image's name.
         folds: with labels, number of folds.
-        neighbors: with labels, k of the nearest neighbors.
+        neighbors: with labels, k of the nearest neighbors; all training images if there are fewer, which is chance.
         weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
         backbone: a timm name, or in Python a network; default: that of the weights, resnet18 for random ones.
         stages: stages whose features are used; default: all stages for pixels, the deepest for images.
