@@ -19,7 +19,7 @@ from densepath.transfer.classify.pictures import PICTURES
 from densepath.transfer.classify.score_classes import TrueLabels, holds_classes, score_classes
 from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS
 from densepath.transfer.detection.score_objects import OBJECT_COLUMNS, score_objects
-from densepath.transfer.mil.score_answers import holds_answers, refuse_scored, score_answers
+from densepath.transfer.mil.score_answers import holds_answers, score_answers
 from densepath.transfer.mil.slide_table import Columns
 from densepath.transfer.predict_records import TABLE
 from densepath.transfer.segment.predict_masks import LEGEND, SIZES
@@ -124,7 +124,6 @@ def score(
         values, files = score_answers(predictions, labels, columns, classes, out)
         say_end(watch, "", files)
         return Result(None if out is None else Path(out), values, files)
-    refuse_scored(predictions)
     refuse_options("answers of a run of densepath mil", of_slides)
     if data is None:
         raise UserError("score needs the true objects or the images; name them with --data")

@@ -143,16 +143,26 @@ def test_answers_need_a_table_and_a_kind(answers: Path, tmp_path: Path) -> None:
         score(predictions=old, labels=labels, target="diagnosis")
 
 
-def test_answers_that_are_scored_or_files_of_answers_are_refused(answers: Path, tmp_path: Path) -> None:
-    labels = table(tmp_path / "labels.csv", [("P03_0", "benign")])
-    run = answers.parent / "run"
-    for own in (run, run / "patient-preds.csv"):
-        with pytest.raises(
-            UserError, match=r"run holds answers that are already scored, in .*scores\.json; score takes"
-        ):
-            score(predictions=own, labels=labels)
-    with pytest.raises(UserError, match=r"is a file of the answers .*; give their folder, .*answers$"):
-        score(predictions=answers / "patient-preds.csv", labels=labels)
+def test_the_target_of_the_models_counts_if_no_other_is_named(
+    answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The models answer ``label``; ``class`` is another usual name of a target, and comes first."""
+    rows = [(f"P{k:02d}_0", truth(k + 2), truth(0 if k == 2 else k)) for k in range(12)]
+    labels = table(tmp_path / "labels.csv", rows, ("slide", "class", "Label"))
+    found = score(predictions=answers, labels=labels)
+    assert "is compared with" not in capsys.readouterr().err
+    assert dict(found) == dict(score(predictions=answers, labels=labels, target="label"))
+    bare = table(tmp_path / "bare.csv", [(row[0], row[2]) for row in rows], ("slide", "class"))
+    assert dict(score(predictions=answers, labels=bare)) == dict(found)
+    assert f"label of the answers is compared with class of {bare}" in capsys.readouterr().err
+
+
+def test_names_of_patients_are_not_slides(answers: Path, tmp_path: Path) -> None:
+    patients = list(predicted(answers))
+    rows = [(patient, f"Doe {k}", truth(k)) for k, patient in enumerate(patients)]
+    named = table(tmp_path / "named.csv", rows, ("patient", "name", "label"))
+    bare = table(tmp_path / "bare.csv", [(row[0], row[2]) for row in rows], ("patient", "label"))
+    assert dict(score(predictions=answers, labels=named)) == dict(score(predictions=answers, labels=bare))
 
 
 def test_survival_and_regression(study: Callable[..., Path], tmp_path: Path) -> None:
@@ -163,7 +173,9 @@ def test_survival_and_regression(study: Callable[..., Path], tmp_path: Path) -> 
         out = tmp_path / task
         mil(data=data / "features", table=listed, target="months", task=task, model="abmil", out=out, **own, **SMALL)
         predict(out, data=data / "features", out=tmp_path / f"{task}_answers", pictures=0, **CPU)
-        found = score(predictions=tmp_path / f"{task}_answers", labels=listed, target="months", **own)
+        with pytest.raises(UserError, match="classes: only for answers that are classes"):
+            score(predictions=tmp_path / f"{task}_answers", labels=listed, classes=("5=10,17",), **own)
+        found = score(predictions=tmp_path / f"{task}_answers", labels=listed, **own)
         own_rows = predicted(tmp_path / f"{task}_answers")
         values = [
             float(next(v for n, v in own_rows[f"P{k:02d}_0"].items() if n.startswith("months_"))) for k in range(10)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from densepath.core.csv_files import read_rows
+from densepath.core.csv_files import plain_head, read_rows
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.streams import say
@@ -29,7 +29,15 @@ from densepath.transfer.mil.results import (
     scores_of,
     write_results,
 )
-from densepath.transfer.mil.slide_table import FOLDERS, Columns, Row, has_slides, read_slide_table
+from densepath.transfer.mil.slide_table import (
+    FOLDERS,
+    Columns,
+    Row,
+    SlideTable,
+    has_column,
+    has_slides,
+    read_slide_table,
+)
 from densepath.transfer.probe.metrics import Floats
 
 ANSWERS, SLIDES = "answers.json", "slides.csv"
@@ -113,23 +121,6 @@ def _folder(predictions: str | Path) -> Path:
     return path.parent if path.name == PREDICTIONS else path
 
 
-def refuse_scored(predictions: str | Path) -> None:
-    """Refuse a file of the folder of ``predict``, and answers that were scored: the test answers of a run of ``mil``.
-
-    Args:
-        predictions: not the folder of ``predict``.
-    """
-    path = Path(predictions)
-    folder = path.parent if path.name == PREDICTIONS else path
-    if holds_answers(folder):
-        raise UserError(f"{path} is a file of the answers of densepath predict; give their folder, {folder}")
-    if (folder / PREDICTIONS).is_file() and (folder / SCORES).is_file():
-        raise UserError(
-            f"{folder} holds answers that are already scored, in {folder / SCORES}; score takes the folder of "
-            "densepath predict with a run of mil"
-        )
-
-
 def score_answers(
     predictions: str | Path, table: str | Path, columns: Columns, classes: Sequence[str], out: str | Path | None
 ) -> tuple[dict[str, float], dict[str, Path]]:
@@ -207,18 +198,7 @@ def _cohort(
 ) -> tuple[Cohort, list[int]]:
     """The cases with an answer and a true one, and their positions among the answers."""
     there = [slide for own in answered.slides for slide in own]
-    listed = read_slide_table(table, columns, None if has_slides(table, columns) else source / SLIDES, there)
-    known = Names(there)
-    rows: dict[str, Row] = {}
-    strangers = []
-    for row in merge_classes(listed.rows, classes):
-        slide = row.slide if str(table) == FOLDERS else known.find(row.slide, row.place)
-        if slide is None:
-            strangers.append(row.slide)
-        elif slide in rows:
-            raise UserError(f"{row.place} and {rows[slide].place} mean the same slide {slide}; keep one of them")
-        else:
-            rows[slide] = row
+    listed, rows, strangers = _true_answers(source, there, kind, table, columns, classes)
     own = {k: found for k, slides in enumerate(answered.slides) if (found := [rows[s] for s in slides if s in rows])}
     if not own:
         raise UserError(
@@ -249,6 +229,45 @@ def _cohort(
         by_patient=listed.by_patient,
     )
     return cohort, kept
+
+
+def _true_answers(
+    source: Path, there: Sequence[str], kind: AnswerKind, table: str | Path, columns: Columns, classes: Sequence[str]
+) -> tuple[SlideTable, dict[str, Row], list[str]]:
+    """A table, its rows by the answered slides ``there``, and its other slides."""
+    if classes and not kind.classes:
+        raise UserError(f"classes: only for answers that are classes, and these are of {kind.task}; leave it out")
+    if columns.target is None and has_column(table, kind.target):
+        columns = replace(columns, target=kind.target)
+    by_slide = has_slides(table, columns)
+    listed = read_slide_table(table, columns, None if by_slide else source / SLIDES, there)
+    if plain_head(listed.target) != plain_head(kind.target):
+        say(f"densepath: {kind.target} of the answers is compared with {listed.target} of {table}")
+    rows, strangers = _by_slide(listed, there, table, classes)
+    patients = [row.patient for row in listed.rows]
+    if by_slide and not rows and columns.slide is None and listed.by_patient and len({*patients}) == len(patients):
+        # A table of patients, with their names or pictures in a column that is of slides in others.
+        listed = read_slide_table(table, columns, source / SLIDES, there)
+        rows, strangers = _by_slide(listed, there, table, classes)
+    return listed, rows, strangers
+
+
+def _by_slide(
+    listed: SlideTable, there: Sequence[str], table: str | Path, classes: Sequence[str]
+) -> tuple[dict[str, Row], list[str]]:
+    """The rows of a table by the slides that they mean, and the slides that are not there."""
+    known = Names(there)
+    rows: dict[str, Row] = {}
+    strangers = []
+    for row in merge_classes(listed.rows, classes):
+        slide = row.slide if str(table) == FOLDERS else known.find(row.slide, row.place)
+        if slide is None:
+            strangers.append(row.slide)
+        elif slide in rows:
+            raise UserError(f"{row.place} and {rows[slide].place} mean the same slide {slide}; keep one of them")
+        else:
+            rows[slide] = row
+    return rows, strangers
 
 
 def _patients(answered: _Answered, own: Mapping[int, Sequence[Row]], by_table: str) -> list[str]:

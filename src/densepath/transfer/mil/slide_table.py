@@ -136,6 +136,11 @@ def read_slide_table(
     return SlideTable(rows, target, source, delimiter)
 
 
+def has_column(table: str | Path, name: str) -> bool:
+    """Whether a table has a column, whatever its capitals. Raises UserError if it cannot be read."""
+    return str(table) != FOLDERS and plain_head(name) in _read(table)[0]
+
+
 def has_slides(table: str | Path, columns: Columns) -> bool:
     """Whether a table has a column of slides, or is "folders".
 
