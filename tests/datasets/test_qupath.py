@@ -131,22 +131,25 @@ def test_every_form_of_geojson(tmp_path: Path) -> None:
 
 
 def test_the_parts_of_a_class_of_cellvit_are_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also of a class with two cells in another image; parts near each other, and predictions, stay one object."""
+    """Also near cells of another class; merged objects of other files, several of a class, and predictions stay one."""
     four = [[box(x, y, 4, 4)] for x in (2, 30) for y in (2, 30)]
     near = [[box(2, 2, 9, 9)], [box(12, 2, 4, 4)], [box(2, 12, 4, 4)], [box(12, 12, 2, 2)]]
     shapes = {"a": four, "b": four[:2], "c": near, "d": four}
     several = {
         name: [feature({"type": "MultiPolygon", "coordinates": parts}, "Dead")] for name, parts in shapes.items()
     }
+    several["a"].append(feature({"type": "MultiPolygon", "coordinates": [[box(12, 2, 4, 4)], [box(16, 2, 4, 4)]]}, "B"))
+    several["e"] = [*several["a"], feature(polygon(box(40, 2, 4, 4)), "Dead")]
     several["d"][0]["properties"]["measurements"] = {"score": 0.9}
     found = masks(convert_qupath(write(tmp_path / "in", several), tmp_path / "out", test_share=0.5))
     assert {name: [int(mask.sum()) for mask in own] for name, (own, _) in found.items()} == {
-        "a": [16] * 4,
-        "b": [16] * 2,
+        "a": [16] * 6,
+        "b": [2 * 16],
         "c": [81 + 16 + 16 + 4],
         "d": [4 * 16],
+        "e": [4 * 16, 2 * 16, 16],
     }
-    said = "2 MultiPolygons of far-apart parts, as CellViT writes all cells of a class: divided into 6 objects"
+    said = "2 MultiPolygons, as CellViT writes all cells of a class: divided into 6 objects"
     assert said in capsys.readouterr().err
     few = write(tmp_path / "few", {name: several[name] for name in "bc"})
     found = masks(convert_qupath(few, tmp_path / "one", test_share=0.5))

@@ -112,9 +112,9 @@ class Wanted:
 
     def _divided(self, features: Features) -> dict[Path, list[Feature]]:
         """The objects, with the parts of MultiPolygons that hold many objects."""
-        parts = divided(features)
+        parts = {path: divided(found) for path, found in features.items()}
         if counts := [len(own) for found in parts.values() for own in found if len(own) > 1]:
-            what = f"{counted(len(counts), 'MultiPolygon')} of far-apart parts, as CellViT writes all cells of a class"
+            what = f"{counted(len(counts), 'MultiPolygon')}, as CellViT writes all cells of a class"
             say(f"densepath: {self.source}: {what}: divided into {sum(counts):,} objects")
         return {path: list(chain.from_iterable(found)) for path, found in parts.items()}
 

@@ -14,6 +14,7 @@ import densepath
 from densepath.annotations.cells.cell_files import cell_path, read_cell_rows, read_cells
 from densepath.annotations.cells.geojson_cells import PARTS, SCORED, read_geojson
 from densepath.core.errors import UserError
+from densepath.sources.tiles.identity import read_record, record_path
 from densepath.transfer.detection.found import FoundObject
 from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.prediction_files import write_geojson
@@ -84,9 +85,10 @@ def test_imports_without_a_cell_are_an_error(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("kind", ["annotation", "detection"])
 def test_parts_of_the_classes_of_cellvit_are_cells(kind: str, tmp_path: Path) -> None:
-    """Classes with one, two and four cells; points of ``cell_detection.geojson`` as they are."""
-    corners = {"A": [(0, 0), (20, 0), (0, 20), (20, 20)], "B": [(40, 40), (4, 50)], "C": [(30, 9)]}
+    """Classes with one, two near and four cells; points of ``cell_detection.geojson`` as they are."""
+    corners = {"A": [(0, 0), (20, 0), (0, 20), (20, 20)], "B": [(40, 40), (44, 40)], "C": [(30, 9)]}
     cells = [feature("MultiPolygon", [square(*c) for c in own], name, objectType=kind) for name, own in corners.items()]
+    cells[2] = feature("Polygon", square(30, 9), "C", objectType=kind)
     found = read_geojson(written(tmp_path / "cells.geojson", *cells))
     centers = [[x + 2, y + 2] for own in corners.values() for x, y in own]
     assert found.points.tolist() == centers and list(found.classes) == [*"AAAABBC"] and found.origins == (PARTS,)
@@ -105,3 +107,30 @@ def test_regions_of_several_parts_are_not_cells(tmp_path: Path) -> None:
         assert not len(found.points) and found.left_out == 1
     both = written(tmp_path / "b.geojson", feature("MultiPolygon", four[::3], objectType="detection"))
     assert read_geojson(both).points.tolist() == [[12, 12]]
+    again = feature("Polygon", square(40, 40), "Tumor")  # two annotations of a class: not CellViT's
+    found = read_geojson(written(tmp_path / "a.geojson", feature("MultiPolygon", four, "Tumor"), again))
+    assert not len(found.points) and found.left_out == 2
+    points = feature("MultiPoint", [[1, 2], [3, 4]], "Lymphocyte", objectType="annotation")
+    found = read_geojson(written(tmp_path / "a.geojson", points, feature("MultiPolygon", four, "Tumor")))
+    assert found.points.tolist() == [[1, 2], [3, 4]] and found.notes() == []
+
+
+def test_a_file_without_a_cell_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image(tmp_path / "images", "a")
+    points = written(tmp_path / "a.geojson")
+    made = densepath.cells(data=tmp_path / "images", out=tmp_path / "C", source="geojson", points=points, workers=0)
+    assert made["cells"] == 0 and "densepath: a: its file has no cells\n" in capsys.readouterr().err
+
+
+def test_files_that_a_former_version_read_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image(tmp_path / "images", "a")
+    points = predicted(tmp_path / "p/a.geojson")
+    asked: dict[str, Any] = {"data": tmp_path / "images", "source": "geojson", "points": points, "workers": 0}
+    densepath.cells(out=tmp_path / "C", **asked)
+    former = read_record(tmp_path / "C", "a")
+    assert former is not None
+    former |= {"identity": former["identity"][:-1], "cells": 0}
+    record_path(tmp_path / "C", "a").write_text(json.dumps(former))
+    assert densepath.cells(out=tmp_path / "C", **asked)["cells"] == 2
+    assert densepath.cells(out=tmp_path / "C", **asked)["cells"] == 2
+    assert capsys.readouterr().err.count("1 image, 1 done before") == 1

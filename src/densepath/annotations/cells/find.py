@@ -79,7 +79,8 @@ def cells(
         ``out``, with the numbers of "slides", "problems" and "cells".
 
     Raises:
-        UserError: there is no image, options contradict each other, ``out`` holds other results, or nothing was found.
+        UserError: there is no image, options contradict each other, ``out`` holds other results, no image can be read,
+            or an import has no cell, only annotations with an area.
     """
     data, points, weights = as_path(data), as_path(points), as_path(weights)
     watch, out = Stopwatch(), Path(out)
@@ -196,8 +197,10 @@ def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: St
             write_cell_rows(job.out, rows)
     counts = _counts(rows)
     failed = [row for row in rows if row["cells"] is None]
-    if len(failed) == len(rows) or (job.points is not None and not counts["cells"]):
-        first = f"{one_line(rows[0]['slide'])}: {rows[0]['problem']}"
+    regions = [row for row in rows if row.get("left_out")]
+    if len(failed) == len(rows) or (regions and not counts["cells"]):
+        telling = (regions or rows)[0]
+        first = f"{one_line(telling['slide'])}: {telling['problem']}"
         raise UserError(f"none of {len(rows)} {what} has cells ({first}); see {job.out / CELLS}")
     origins: dict[str, list[str]] = {}
     for row in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,28 +25,30 @@ def read_geojson(path: Path) -> PointsFile:
 
     MultiPolygons that hold many objects are divided, see :func:`~densepath.core.geojson_parts.divided`.
 
-    Annotations with an area are regions, except in a file without cells and detections. There, those with a score are
-    cells, as ``densepath predict`` writes them. So are the parts of MultiPolygons, as CellViT writes them, if one of
-    the file is divided; of each, all parts must be at most 512 px long and have no holes.
+    Annotations with an area are regions, except in a file without cells, detections and points. There, those with a
+    score are cells, as ``densepath predict`` writes them. So are those of a file that is divided, as CellViT writes
+    them, if all parts of one are at most 512 px long and have no holes.
 
     Raises:
         UserError: it cannot be read, or an object is not valid.
     """
     features = read_features(path)
-    parts = divided({path: features})[path]
-    is_marked = any(feature.kind in ("cell", "detection") for feature in features)
+    regions = [feature for feature in features if feature.kind == "annotation" and is_area(feature.geometry)]
+    marked = list(filter(_is_marked, features))
+    candidates = marked or [feature for feature in regions if not is_ignored(feature.category)]
+    parts = divided(candidates)
     is_divided = any(len(own) > 1 for own in parts)
     points: list[tuple[float, float]] = []
     classes: list[str | None] = []
     origins: dict[str, None] = {}
-    left_out = 0
-    for feature, own in zip(features, parts, strict=True):
+    left_out = len(regions)
+    for feature, own in zip(candidates, parts, strict=True):
         try:
-            origin = _origin(feature, own, is_marked, is_divided)
+            origin = _origin(feature, own, is_divided)
             found = [] if origin is None else list(chain.from_iterable(map(_places, own)))
         except (ValueError, TypeError, IndexError, KeyError) as error:
             raise UserError(f"{path}: {feature.name} is not a cell ({error}); export it again") from error
-        left_out += origin is None and feature.kind == "annotation"
+        left_out -= not marked and origin is not None
         points += found
         classes += [feature.category] * len(found)
         origins |= {origin: None} if origin else {}
@@ -53,20 +56,22 @@ def read_geojson(path: Path) -> PointsFile:
     return PointsFile(np.array(points, np.float64).reshape(-1, 2), classes, origins=tuple(origins), left_out=of_regions)
 
 
-def _origin(feature: Feature, parts: Sequence[Feature], is_marked: bool, is_divided: bool) -> str | None:
+def _is_marked(feature: Feature) -> bool:
+    """Whether an object is of cells, whatever else the file has: a cell, a detection, or points of an annotation."""
+    return feature.kind in ("cell", "detection") or (feature.kind == "annotation" and _is_point(feature.geometry))
+
+
+def _is_point(geometry: Any) -> bool:
+    return isinstance(geometry, dict) and geometry.get("type") in ("Point", "MultiPoint")
+
+
+def _origin(feature: Feature, parts: Sequence[Feature], is_divided: bool) -> str | None:
     """What the cells of an object are, "" if they are marked as cells; None for an object that is not of cells."""
-    if feature.kind in ("cell", "detection"):
+    if _is_marked(feature):
         return PARTS if len(parts) > 1 else ""
-    if feature.kind != "annotation":
-        return None
-    if not is_area(feature.geometry):
-        return ""
-    if is_marked or is_ignored(feature.category):
-        return None
     if feature.is_scored:
         return SCORED
-    is_several = is_divided and feature.geometry["type"] == "MultiPolygon"
-    return PARTS if is_several and all(map(_is_small, parts)) else None
+    return PARTS if is_divided and all(map(_is_small, parts)) else None
 
 
 def _is_small(feature: Feature) -> bool:
@@ -76,9 +81,8 @@ def _is_small(feature: Feature) -> bool:
 
 def _places(feature: Feature) -> Iterator[tuple[float, float]]:
     geometry = feature.nucleus if isinstance(feature.nucleus, dict) else feature.geometry
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
-    if kind in ("Point", "MultiPoint"):
-        listed = [geometry["coordinates"]] if kind == "Point" else geometry["coordinates"]
+    if _is_point(geometry):
+        listed = [geometry["coordinates"]] if geometry["type"] == "Point" else geometry["coordinates"]
         yield from ((float(x), float(y)) for x, y, *_ in listed)
     elif is_area(geometry):
         yield _center([rings[0] for rings in polygons_in(geometry)])

@@ -19,7 +19,7 @@ from densepath.annotations.cells.block_search import search
 from densepath.annotations.cells.cell_files import Cells, cell_path, write_cells
 from densepath.annotations.cells.finders import FINDERS, Finder, build_finder
 from densepath.annotations.cells.imported import PointsFile
-from densepath.annotations.cells.points_files import read_points
+from densepath.annotations.cells.points_files import READER, read_points
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, first_few, one_line
 from densepath.sources.decode import read_image, read_size
@@ -72,7 +72,7 @@ class Job(PerSlide[Cells]):
             if isinstance(given, PointsFile):
                 known.append(given.digest()[:16])
             elif given is not None:
-                known += identity_of(given)
+                known += [*identity_of(given), READER]
         return known
 
     def do(self, name: str) -> None:
@@ -138,7 +138,7 @@ class Job(PerSlide[Cells]):
         if boxes is not None and spacing is not None and len(points):
             off = len(points) - int(inside_any(points * spacing[::-1], boxes).sum())
             notes += [f"{off:,} of {len(points):,} cells lie outside of all tiles"] * bool(off)
-        row |= {"problem": "; ".join(notes), "origins": list(read.origins)}
+        row |= {"problem": "; ".join(notes), "origins": list(read.origins), "left_out": read.left_out}
         return Cells.of(points, extent, classes)
 
     def _known(

@@ -21,6 +21,7 @@ ENDINGS = {
     "hovernet": (".json", ".json.gz"),
     "csv": (".csv", ".tsv", ".parquet"),
 }
+READER = 2  # raised when files are read in another way: what was imported in the former one is read again
 _SLIDE = ("slide", "image", "wsi", "slide_id", "image_id")  # columns
 _PLACES = (  # columns in order of preference, and their unit
     ("centroid_x", "centroid_y", "px"),
