@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import torch
@@ -53,3 +54,28 @@ def test_the_autocast_of_the_caller_returns() -> None:
             assert layer(x).dtype == torch.float32
         assert layer(x).dtype == torch.bfloat16
     assert layer(x).dtype == torch.float32
+
+
+def test_a_forked_process_does_not_wait_for_the_threads_of_its_parent() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with torch_defaults():
+            entered.set()
+            leave.wait(60)
+
+    torch.set_default_dtype(torch.float64)
+    thread = threading.Thread(target=stay)
+    try:
+        thread.start()
+        assert entered.wait(60)
+        if not (child := os.fork()):
+            outside = torch.get_default_dtype()
+            with torch_defaults():
+                inside = torch.get_default_dtype()
+            os._exit((outside, inside, torch.get_default_dtype()) != (torch.float64, torch.float32, torch.float64))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        leave.set()
+        thread.join()
+        torch.set_default_dtype(torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,25 +17,45 @@ class _Float32:
     """Makes float32 the default type of the process while any thread is inside. Threads share that type."""
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._outside = threading.Lock(), 0, torch.float32
+        self._lock, self._outside = threading.Lock(), torch.float32
+        self._inside: list[int] = []  # the thread of each entry
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
+        thread = threading.get_ident()
         with self._lock:
             if not self._inside:
                 self._outside = torch.get_default_dtype()
                 torch.set_default_dtype(torch.float32)
-            self._inside += 1
+            self._inside.append(thread)
         try:
             yield
         finally:
             with self._lock:
-                self._inside -= 1
+                self._inside.remove(thread)
                 if not self._inside:
                     torch.set_default_dtype(self._outside)
 
+    def before_fork(self) -> None:
+        """Wait until no thread changes the type."""
+        self._lock.acquire()
+
+    def after_fork(self) -> None:
+        """In the parent."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """A forked process has only the thread that forked it."""
+        was_inside, self._inside = self._inside, [each for each in self._inside if each == threading.get_ident()]
+        if was_inside and not self._inside:
+            torch.set_default_dtype(self._outside)
+        self._lock = threading.Lock()
+
 
 _float32 = _Float32()
+os.register_at_fork(
+    before=_float32.before_fork, after_in_parent=_float32.after_fork, after_in_child=_float32.after_fork_in_child
+)
 
 
 @contextmanager
