@@ -181,6 +181,17 @@ def test_views_do_not_depend_on_the_defaults_of_torch():
         torch.set_default_dtype(torch.float64)
         try:
             made = maker(batch)["view"].pixels
+            plan = maker.draw(batch.index, batch.sizes)
         finally:
             torch.set_default_dtype(torch.float32)
     assert torch.equal(made, expected)
+    assert torch.equal(maker.make(batch, plan)["view"].pixels, expected)
+
+
+def test_a_source_of_another_specification_is_checked_once(monkeypatch):
+    batch, checked = replace(images(2), spec=PixelSpec(window=(0.0, 65535.0))), []
+    maker = ViewMaker({"view": PLAIN}, 16, seed=0)
+    monkeypatch.setattr("densepath.views.maker.check_views", lambda *given: checked.append(given))
+    for _ in range(3):
+        maker(batch)
+    assert len(checked) == 1

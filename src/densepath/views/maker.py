@@ -55,6 +55,7 @@ class ViewMaker:
         self.seed = seed
         self.spec = spec or PixelSpec()
         self._given = spec is not None
+        self._other = self  # for images of another specification, the last one seen
         if self.spec.ndim == 3 and memory_format == torch.channels_last:
             memory_format = torch.channels_last_3d
         self.memory_format = memory_format
@@ -66,6 +67,7 @@ class ViewMaker:
         """The sizes of the views in pixels, by name."""
         return view_sizes(self.views, self.size, self.spec.ndim)
 
+    @torch_defaults()
     def draw(self, index: Tensor, sizes: Tensor, spacing: Tensor | None = None, epoch: float = 0.0) -> Plan:
         """Where the views of images lie. No pixels are needed.
 
@@ -75,17 +77,15 @@ class ViewMaker:
             spacing: (B, d) the distance of neighboring pixels along each axis; None where unknown.
             epoch: epochs done so far; random numbers ignore its fraction.
         """
-        size = next((size for until, size in self.early if epoch < until), self.size)
-        return plan_views(self.views, size, self.seed, int(epoch), index, sizes, spacing)
+        return self._drawn(index, sizes, spacing, epoch)
 
     @torch_defaults()
     def __call__(self, images: ImageBatch) -> Batch:
         """The views of images: as planned, if the batch has a plan, else drawn now."""
-        plan = images.plan or self.draw(images.index, images.sizes, images.spacing, images.epoch)
-        return self.make(images, plan)
+        plan = images.plan or self._drawn(images.index, images.sizes, images.spacing, images.epoch)
+        return self._maker_for(images)._made(images, plan)
 
     @torch_defaults()
-    @torch.no_grad()
     def make(self, images: ImageBatch, plan: Plan) -> Batch:
         """The views of images.
 
@@ -98,11 +98,17 @@ class ViewMaker:
         """
         return self._maker_for(images)._made(images, plan)
 
+    def _drawn(self, index: Tensor, sizes: Tensor, spacing: Tensor | None, epoch: float) -> Plan:
+        size = next((size for until, size in self.early if epoch < until), self.size)
+        return plan_views(self.views, size, self.seed, int(epoch), index, sizes, spacing)
+
     def _maker_for(self, images: ImageBatch) -> ViewMaker:
         """The maker of these views of such images. Raises UserError if they cannot be made."""
         maker = self
         if not self._given and images.spec not in (None, self.spec):
-            maker = ViewMaker(self.views, self.size, self.seed, images.spec, self.memory_format, self.early)
+            if self._other.spec != images.spec:
+                self._other = ViewMaker(self.views, self.size, self.seed, images.spec, self.memory_format, self.early)
+            maker = self._other
         if (channels := images.pixels.shape[-1]) != maker.spec.channels:
             raise UserError(
                 f"images with {counted(channels, 'channel')} do not fit the pixel specification, which has "
@@ -110,6 +116,7 @@ class ViewMaker:
             )
         return maker
 
+    @torch.no_grad()
     def _made(self, images: ImageBatch, plan: Plan) -> Batch:
         counts = crop_counts(self.views)
         device, channels = images.pixels.device, images.pixels.shape[-1]
