@@ -289,3 +289,10 @@ def test_one_batch_is_overfitted(make, images, losses_on, kind, options):
     method = make(kind, "test_resnet", **options).double()
     history = losses_on(method, views_of(method, images, 32), 12, 0.01, method.queue)
     assert min(history[-3:]) < 0.9 * history[0]
+
+
+def test_the_constant_of_many_equal_keys_is_finite_at_the_least_temperature():
+    nce = FixedNCE(FixedNCE.LEAST)
+    q, rows = torch.eye(8)[:1].expand(4, 8), torch.eye(8)[:1].expand(1000, 8)
+    loss = nce(q, q, rows)
+    assert nce.scale.isfinite() and loss.item() == pytest.approx(FixedNCE.chance(1000), rel=1e-3)

@@ -44,7 +44,8 @@ class FixedNCE(nn.Module):
             own = (query * positive).sum(1, keepdim=True)
             scores = torch.cat((own, query @ negatives.T), dim=1) / self.temperature
             with torch.no_grad():
-                self.scale.copy_(torch.where(self.scale > 0, self.scale, mean(scores.exp().mean())))
+                z = scores.exp().mean(dtype=torch.float64)  # a sum of large exponentials exceeds float32
+                self.scale.copy_(torch.where(self.scale > 0, self.scale, mean(z)))
             logits = scores - self.scale.log().to(scores.dtype) - torch.log(torch.tensor(len(negatives)))
             return (F.softplus(-logits[:, 0]) + F.softplus(logits[:, 1:]).sum(1)).mean()
 
