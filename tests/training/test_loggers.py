@@ -1,5 +1,6 @@
 """Measurements and pictures reach the loggers."""
 
+import queue
 import resource
 import sys
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from densepath.core.errors import UserError
 from densepath.runs.metrics import read_metrics
 from densepath.training.loggers import make_loggers
 from densepath.training.recorder import Recorder
@@ -92,3 +94,50 @@ def test_a_run_continues_without_a_logger_that_cannot_write(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     why = f"{events} cannot be written (File too large)"
     assert line == f"densepath: warning: {why}; the run continues without tensorboard"
+
+
+class FailingLogger:
+    """A logger whose queue is full."""
+
+    name = "failing"
+    closed = 0
+
+    def log(self, row, step):
+        raise queue.Full
+
+    def close(self):
+        self.closed += 1
+
+
+def test_an_error_without_text_is_named_and_its_logger_is_closed(tmp_path, capsys, monkeypatch):
+    logger = FailingLogger()
+    monkeypatch.setattr("densepath.training.recorder.make_loggers", lambda *given: [logger])
+    recorder = Recorder(tmp_path, 0, 4, first=True, loggers=["failing"], name="run")
+    recorder.write(1, {"loss": 1.5})
+    recorder.close()
+    assert capsys.readouterr().err.splitlines() == ["densepath: warning: Full; the run continues without failing"]
+    assert logger.closed == 1
+
+
+def test_rows_that_cannot_be_written_at_the_end_are_reported_as_lost(tmp_path, capsys):
+    recorder = Recorder(tmp_path, 0, 4, first=True, loggers=[], name="run")
+    recorder.write(1, {"loss": 1.5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.csv").stat().st_size + 1, limits[1]))
+    try:
+        recorder.write(2, {"loss": 1.25})
+        recorder.flush()
+        recorder.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    continues, lost = capsys.readouterr().err.splitlines()
+    assert continues.endswith("(File too large); the run continues, and tries again with its next row")
+    assert lost.endswith("(File too large); its rows from step 2 are lost")
+
+
+def test_a_damaged_file_of_measurements_ends_the_run(tmp_path):
+    recorder = Recorder(tmp_path, 0, 4, first=True, loggers=[], name="run")
+    recorder.write(1, {"loss": 1.5})
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,many\n")
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged at line 2"):
+        recorder.write(2, {"val_loss": 1.5})

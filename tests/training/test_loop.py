@@ -15,6 +15,7 @@ from densepath.runs.checkpoints import newest_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.runs.signals import Interrupted
 from densepath.training.intervals import Intervals, due, interval_at
+from densepath.training.saver import Saver
 
 from .toy import Toy, fit_toy
 
@@ -121,6 +122,27 @@ def test_a_full_disk_does_not_stop_a_run_between_its_checkpoints(tmp_path, capsy
     assert newest_checkpoint(tmp_path / "checkpoints")["step"] == 30
     warning = f"warning: {tmp_path / 'metrics.csv'} cannot be written (File too large); the run continues"
     assert capsys.readouterr().err.count(warning) == 1
+
+
+def test_a_checkpoint_is_saved_after_the_rows_before_it(tmp_path, monkeypatch):
+    """A run that is killed after it does not measure them again."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept, save = [], Saver.save
+
+    def saving(self, *given):
+        kept.append([row["step"] for row in read_metrics(tmp_path / "metrics.csv")])
+        save(self, *given)
+
+    def write_at_most(size):
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+
+    monkeypatch.setattr(Saver, "save", saving)
+    try:
+        room = {7: write_at_most(150), 11: write_at_most(limits[0])}
+        fit_toy(tmp_path, 15, Toy(at_step=room), intervals=Intervals(5, save_every_steps=12))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert kept[0] == [5, 10]
 
 
 def test_a_complete_run_is_not_trained_on(tmp_path):

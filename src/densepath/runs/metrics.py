@@ -62,6 +62,11 @@ class MetricsFile:
         self._unwritten.append(row)
         self.flush()
 
+    @property
+    def unwritten(self) -> float | None:
+        """The step of the first row that could not be written yet; None without any."""
+        return self._unwritten[0]["step"] if self._unwritten else None
+
     def flush(self) -> None:
         """Write the rows that could not be written before. Errors as for :meth:`write`."""
         if not self._unwritten:

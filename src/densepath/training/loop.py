@@ -172,6 +172,7 @@ def train(
                 with meter.paused(), whole(task):
                     keep(done)
             if saves or ended or best:
+                recorder.flush()
                 with meter.paused():
                     saver.save(done, best, last)
             recorder.progress.step(done, row if logs else None)

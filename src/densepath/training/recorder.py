@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from densepath.core.errors import UserError, unwrapped
@@ -28,6 +28,7 @@ class Recorder:
     def __init__(
         self, out: Path, start: int, total: int, *, first: bool, loggers: Sequence[str], name: str, logged: bool = False
     ) -> None:
+        self._failed: list[Logger] = []
         self._loggers: list[Logger] = make_loggers(loggers, out, name, start) if first else []
         self._metrics = MetricsFile(out / "metrics.csv", start) if first else None
         if self._metrics is not None and logged and self._metrics.newest < start:
@@ -37,12 +38,26 @@ class Recorder:
         self.progress = Progress(start, total, shown=first)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Record the measurements of a step, if there are any."""
+        """Record the measurements of a step, if there are any.
+
+        Raises:
+            UserError: the CSV file is damaged.
+        """
         if not row or self._metrics is None:
             return
         with self._continuing():
             self._metrics.write({"step": step, **row})
         self._for_each_logger(lambda logger: logger.log(row, step))
+
+    def flush(self) -> None:
+        """Write the rows that could not be written before: a run that continues after this step does not repeat them.
+
+        Raises:
+            UserError: as for :meth:`write`.
+        """
+        if self._metrics is not None:
+            with self._continuing():
+                self._metrics.flush()
 
     def warn(self, lines: Sequence[str]) -> None:
         """Print warnings that were not printed before."""
@@ -56,20 +71,29 @@ class Recorder:
         self._for_each_logger(lambda logger: logger.picture(path, step))
 
     def close(self) -> None:
-        """Finish the files, and restore the terminal."""
+        """Finish the files, and restore the terminal. Errors as for :meth:`write`."""
         self.progress.close()
-        if self._metrics is not None:
-            with self._continuing():
-                self._metrics.flush()
         self._for_each_logger(lambda logger: logger.close())
+        for logger in self._failed:
+            with suppress(Exception):  # its first error is printed
+                logger.close()
+        if self._metrics is not None:
+            lost = f"its rows from step {self._metrics.unwritten} are lost"
+            with self._continuing(lost):
+                self._metrics.flush()
 
     @contextmanager
-    def _continuing(self) -> Iterator[None]:
-        """The run does not end because the CSV file cannot be written: its next checkpoint may succeed."""
+    def _continuing(self, outcome: str = "the run continues, and tries again with its next row") -> Iterator[None]:
+        """The run does not end because the CSV file cannot be written: its next checkpoint may succeed.
+
+        It ends with a damaged file, which takes no further rows before the user has corrected it.
+        """
         try:
             yield
         except (UserError, OSError) as error:
-            self.warn([f"{_reason(error)}; the run continues, and tries again with its next row"])
+            if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
+                raise
+            self.warn([f"{_reason(error)}; {outcome}"])
 
     def _for_each_logger(self, act: Callable[[Logger], None]) -> None:
         """Let each logger do something; the run continues without one that fails."""
@@ -78,10 +102,11 @@ class Recorder:
                 act(logger)
             except Exception as error:  # whatever a full disk or a lost network raises
                 self._loggers.remove(logger)
+                self._failed.append(logger)
                 self.warn([f"{_reason(error)}; the run continues without {logger.name}"])
 
 
 def _reason(error: Exception) -> str:
     """What an error says, without the remedy of one that would have ended the run."""
-    text = unwrapped(str(error))
+    text = unwrapped(str(error)) or type(error).__name__
     return text.rpartition("; ")[0] or text if isinstance(error, UserError) else text
