@@ -253,6 +253,13 @@ _MIL = {"data": "F", "table": "t.csv", "target": "MSI", "folds": 5, "model": "ab
         ({"data": "D", "detector": "retinanet", "test_size": 9}, {"data": "E"}, False),
         ({"data": "D", "method": "moco", "probe_data": "P"}, {"data": "E"}, True),
         ({"data": "D", "labels": "auto", "folds": 5, "regions": ["a=1"]}, {"regions": ["a=1+2"]}, False),
+        ({"data": "D", "method": "moco"}, {"data": "E"}, True),  # without scores of these
+        (_CLASSIFY, {"uncertain": "ignore", "targets": [], "target": None}, True),  # an earlier version had no such
+        (_CLASSIFY, {"uncertain": "zeros"}, False),
+        ({"data": "D", "labels": "auto"}, {"background": 0, "regions": [], "ignore": []}, True),
+        ({"data": "D", "labels": "auto"}, {"background": None}, False),
+        (_MIL, {"task": "classification", "classes": []}, True),
+        (_MIL, {"task": "regression"}, False),
     ],
 )
 def test_runs_are_ranked_among_those_of_the_same_data_labels_and_targets(
@@ -279,6 +286,14 @@ def test_relative_paths_of_data_start_where_a_run_was_started(tmp_path: Path) ->
     assert len(_tables(runs)) == 2
     runs["c"] = Run(tmp_path / "c", {**_CLASSIFY, "data": "/a/D", "labels": "/a/l.csv"}, scores=scores)
     assert [names for names, _ in _tables(runs)] == [["a", "c"], ["b"]]
+
+
+def test_links_to_the_same_data_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "D").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "D")
+    configs = [{**_CLASSIFY, "data": str(tmp_path / name)} for name in ("D", "link")]
+    runs = {f"{k}": Run(tmp_path, each, scores={"macro_auc": Score(50.0)}) for k, each in enumerate(configs)}
+    assert len(_tables(runs)) == 1
 
 
 def test_runs_on_other_data_have_paired_tests_of_their_own(tmp_path: Path) -> None:

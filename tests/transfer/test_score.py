@@ -430,6 +430,12 @@ def test_intervals_of_classes_are_by_patient(tmp_path: Path, capsys: pytest.Capt
     by_manifest, count = told()
     assert by_manifest.splitlines()[0] == by_name.splitlines()[0] and count == 2
     assert told(patient="who")[1] == 1
+    (tmp_path / "true/manifest.csv").rename(tmp_path / "manifest.csv")
+    assert told(patient="who")[1] == 1
+    text = (tmp_path / "manifest.csv").read_text()
+    (tmp_path / "manifest.csv").write_text(text.replace("P0_0.png,P0", "P0_0.png,p0"))
+    spelled, count = told()
+    assert "differ in capitals, spaces or zeros count as different ones: p0" in spelled.lower() and count == 3
     with pytest.raises(UserError, match="both name the patients"):
         told(patient="who", patient_regex="P")
     with pytest.raises(UserError, match="patient: only for images with classes, not objects"):

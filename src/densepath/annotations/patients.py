@@ -55,7 +55,7 @@ def patients_of(
         UserError: the manifest cannot be read, or gives a file two patients.
     """
     found: dict[str, str] = {}
-    folder = Path(os.path.abspath(_folder(source)))
+    folder = Path(os.path.abspath(folder_of(source)))
     moved = {} if images is None else {name: folder / os.path.relpath(name, images) for name in names}
     for table, known in _tables(source, names, manifest):
         place, listed = Path(os.path.abspath(table.parent)), table == Path(source)
@@ -75,7 +75,7 @@ def patients_of(
 
 def _tables(source: AnyPath, names: Sequence[str], manifest: str) -> Iterator[tuple[Path, dict[str, set[str]]]]:
     """The tables that give patients of a source, the nearest to its images first, and what each says of files."""
-    folder = Path(os.path.abspath(_folder(source)))
+    folder = Path(os.path.abspath(folder_of(source)))
     listed = [Path(source)] if str(source).lower().endswith(LIST_SUFFIXES) else []
     for table in [*listed, *(place / manifest for place in [*_below(folder, names), folder, folder.parent])]:
         if known := _read(table, table in listed):
@@ -226,7 +226,8 @@ def patient_in_name(name: str, pattern: str, place: str = "") -> str:
     return owner
 
 
-def _folder(source: AnyPath) -> Path:
+def folder_of(source: AnyPath) -> Path:
+    """The folder of a source, as for :func:`patients_of`."""
     path = Path(source)
     if path.is_dir():
         return path

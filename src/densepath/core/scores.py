@@ -10,11 +10,14 @@ from densepath.core.errors import UserError
 
 SCALE = {"scale": "percent"}  # stands next to the scores in a file
 _WHOLE = 1e9
+_NEAR_1 = 1 - 1e-6
 
 
 def answer_text(value: float) -> str:
     """A probability or another answer as tables have it: nine digits, which tell all float32 numbers apart, and all
-    before the decimal point."""
+    before the decimal point; all of a probability near 1, where nine would make confident answers equal."""
+    if _NEAR_1 < value < 1:
+        return repr(float(value))
     return f"{value:.0f}" if abs(value) >= _WHOLE else f"{value:.9g}"
 
 

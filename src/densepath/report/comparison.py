@@ -65,7 +65,10 @@ def compare_runs(runs: Mapping[str, Run]) -> list[Section]:
     blocks: list[Block] = []
     if differing:
         blocks.append(
-            Note(f"Scores on other {', '.join(differing)} cannot be compared: they have tables of their own.")
+            Note(
+                f"The runs differ in {', '.join(differing)}, and have tables of their own: scores of other data, "
+                "labels or targets cannot be compared. Copies of the same data at another path count as other data."
+            )
         )
     for group in groups:
         on = scored_on(next(iter(group.values())))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from densepath.annotations.classes import FOLDERS
 from densepath.report.paths import recorded_data
 from densepath.report.runs import Run
 from densepath.transfer.segment.config import BESIDE
 
-_OF_TARGETS = (  # options that decide what is predicted
+_DEFAULTS = {"task": "classification", "uncertain": "ignore", "background": 0}
+_OF_TARGETS = (  # options that decide what is predicted; without a default above: None or ()
     *("task", "target", "targets", "separator", "uncertain", "event"),
     *("classes", "objects", "background", "ignore", "regions"),
 )
@@ -28,6 +30,8 @@ def scored_alike(runs: Mapping[str, Run]) -> list[dict[str, Run]]:
 def scored_on(run: Run) -> dict[str, str]:
     """What the scores of a run are of: the data that it is tested on, their labels, and what is predicted.
 
+    Paths are compared without links where they exist. Options that have their default, or that an earlier version did
+    not record, are left out, and so are the data of a pre-training without a probe: its loss is no score of them.
     Features of slides and images are not data: several extractors may have encoded the same ones, which a table names.
     """
     config, found = run.config, {}
@@ -38,10 +42,18 @@ def scored_on(run: Run) -> dict[str, str]:
     for what, names in paths.items():
         if name := next((name for name in names if config.get(name)), None):
             word = str(config[name]) in (FOLDERS, BESIDE)
-            found[what] = str(config[name] if word else os.path.normpath(recorded_data(config, run.sessions, name)))
+            found[what] = str(config[name] if word else _same_path(recorded_data(config, run.sessions, name)))
     if (config.get("features") or "table" in config) and found.get("labels") not in (None, FOLDERS):
         found.pop("data", None)
-    return found | {name: exact(config[name]) for name in _OF_TARGETS if config.get(name) is not None}
+    if "method" in config and not config.get("probe_data"):
+        found.pop("data", None)
+    targets = {name: config.get(name, _DEFAULTS.get(name)) for name in _OF_TARGETS}
+    targets = {name: None if value in ((), []) else value for name, value in targets.items()}
+    return found | {name: exact(value) for name, value in targets.items() if value != _DEFAULTS.get(name)}
+
+
+def _same_path(path: Path) -> str:
+    return os.path.realpath(path) if path.exists() else os.path.normpath(path)
 
 
 def exact(value: object) -> str:

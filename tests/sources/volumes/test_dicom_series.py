@@ -124,8 +124,36 @@ def test_acquisitions_that_overlap_are_not_blended(write: Callable[..., Path], t
     places = STEP * np.array([*range(4), *(np.arange(4) + offset)])
     (series,), _ = find_series(write(places, **{tag: lambda k: 1 + k // 4}))
     for gaps in ("error", "resample"):
-        with pytest.raises(CorruptImage, match=rf"{tag} 1 and 2 overlap in depth .*; convert the files of each"):
+        with pytest.raises(CorruptImage, match=rf"{tag} 1 and 2 overlap in depth .*; convert .* or .* remove {tag}"):
             read_series(series, gaps)
+
+
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers"])
+@pytest.mark.parametrize("passes", [2, 3])
+def test_interleaved_slices_are_joined_where_the_header_states_their_step(
+    write: Callable[..., Path], tag: str, passes: int
+) -> None:
+    places, numbers = STEP * np.arange(8), {tag: lambda k: 1 + k % passes}
+    (series,), _ = find_series(write(places, SpacingBetweenSlices=STEP * 1.001, **numbers))
+    volume = read_series(series)
+    assert np.array_equal(volume.channels[0].values, VALUES.transpose(2, 1, 0))
+    assert volume.notes == (f"interleaved slices of different {tag}, joined",)
+    stated = {"double": STEP * passes, "none": None, "some": lambda k: STEP if k else None}
+    for name, step in stated.items():
+        (series,), _ = find_series(write(places, folder=name, SpacingBetweenSlices=step, **numbers))
+        with pytest.raises(CorruptImage, match="overlap in depth"):
+            read_series(series)
+    places[5:] += 0.3 * STEP
+    (series,), _ = find_series(write(places, folder="uneven", SpacingBetweenSlices=STEP, **numbers))
+    with pytest.raises(CorruptImage, match="overlap in depth"):
+        read_series(series, "resample")
+
+
+@pytest.mark.parametrize("order", [[1, 2, 3, 4, 5, 6, 1, 7], [1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3, 4, 1, 2, 3, 4]])
+def test_numbers_of_slices_may_repeat(write: Callable[..., Path], order: list[int]) -> None:
+    (series,), _ = find_series(write(STEP * np.arange(8), AcquisitionNumber=lambda k: order[k]))
+    volume = read_series(series)
+    assert np.array_equal(volume.channels[0].values, VALUES.transpose(2, 1, 0)) and volume.notes == ()
 
 
 def test_adjoining_acquisitions_and_numbered_slices_are_one_volume(write: Callable[..., Path]) -> None:

@@ -229,6 +229,13 @@ def test_large_numbers_are_written_whole() -> None:
     assert [answer_text(value) for value in values] == texts
 
 
+def test_probabilities_near_1_are_not_tied_in_tables() -> None:
+    values = [1.0, *(1 - np.logspace(-15, -6, 30)), 0.999, *np.logspace(-6, -15, 30), 0.0]
+    assert [float(text) for text in map(answer_text, values[:31])] == values[:31]
+    read = [float(answer_text(value)) for value in values]
+    assert read == sorted({*read}, reverse=True) and len(read) == len(values)
+
+
 def test_paired_tests() -> None:
     first, second = np.array([1.0] * 9 + [0] * 3 + [1] * 5), np.array([0.0] * 9 + [1] * 3 + [1] * 5)
     assert mcnemar(first, second) == pytest.approx(binomtest(3, 12).pvalue)

@@ -26,7 +26,7 @@ NUMBERS = ("TemporalPositionIdentifier", "EchoNumbers", "AcquisitionNumber")  # 
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns"),
     *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "NumberOfFrames", "SamplesPerPixel"),
-    *NUMBERS,
+    *("SpacingBetweenSlices", *NUMBERS),
 )
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "SeriesInstanceUID", "SOPInstanceUID")
 _TURN = 1e-3  # by which direction cosines of a volume's slices may differ
@@ -46,6 +46,7 @@ class Slice:
     spacing: tuple[float, float] | None
     size: tuple[int, int]
     numbers: tuple[str, ...]  # of NUMBERS; "" for none
+    step: float | None  # SpacingBetweenSlices, mm
 
     @property
     def normal(self) -> npt.NDArray[np.float64]:
@@ -151,6 +152,7 @@ def _slice(path: str) -> Slice | str:
             (float(spacing[0]), float(spacing[1])) if (spacing := header.get("PixelSpacing")) else None,
             (int(header.Rows), int(header.Columns)),
             tuple(_text(header.get_item(tag)) for tag in NUMBERS),
+            _number(header.get_item("SpacingBetweenSlices")),
         )
     except (UserError, MemoryError):
         raise
@@ -161,6 +163,14 @@ def _slice(path: str) -> Slice | str:
 def _text(element: Any) -> str:
     """The text of an element as it is stored, valid or not; "" without one."""
     return str((element and element.value) or b"", "latin-1").strip(" \0")
+
+
+def _number(element: Any) -> float | None:
+    """The number of an element; None without a valid one."""
+    try:
+        return float(_text(element))
+    except ValueError:
+        return None
 
 
 def modality_of(series: Sequence[Series]) -> str:

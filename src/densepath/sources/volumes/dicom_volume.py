@@ -27,6 +27,7 @@ from densepath.sources.volumes.volume import (
 
 Gaps = Literal["error", "resample"]
 _GAP = 0.01  # of the spacing, by which steps between slices may differ
+_STATED = 0.03  # of the spacing, by which it may differ from SpacingBetweenSlices
 _APART = 1e-3  # mm between slices at different places
 _SAME_SIDES = 1e-3  # by which the pixel spacing of slices may differ, relatively
 _TILT = 0.5  # degrees between the slices' normal and the direction in which they follow each other
@@ -50,8 +51,8 @@ def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = 
     if not apart.size:
         raise CorruptImage(series.name, "all of its slices lie at one place")
     usual = float(np.median(apart))
-    slices, notes = _without_duplicates(series, _GAP * usual)
-    notes += _joined(series, slices, _GAP * usual)
+    slices, notes = _without_duplicates(series, usual)
+    notes += _joined(series, slices, usual)
     depths = np.array([part.depth for part in slices])
     steps = np.diff(depths)
     if len(slices) < 2:
@@ -80,53 +81,76 @@ def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = 
     return Volume((Channel(values, slope, intercept),), affine, (*notes, *more, *finite))
 
 
-def _without_duplicates(series: Series, near: float) -> tuple[list[Slice], list[str]]:
+def _without_duplicates(series: Series, usual: float) -> tuple[list[Slice], list[str]]:
     """The slices of a series, one for each place, and a note if there were several.
 
     Args:
         series: its slices.
-        near: mm between slices at one place at most.
+        usual: the median step in mm; slices at most 1% of it apart lie at one place.
 
     Raises:
         CorruptImage: the values of two slices at one place differ.
     """
     slices = list(series.slices)
-    same = np.flatnonzero(np.diff([part.depth for part in slices]) <= near)
+    same = np.flatnonzero(np.diff([part.depth for part in slices]) <= _GAP * usual)
     for k in same[::-1].tolist():
         one, other = (pixels * a + b for pixels, (a, b) in (_pixels(series, part) for part in slices[k : k + 2]))
         if not np.array_equal(one, other):
-            _joined(series, series.slices, near)
+            _joined(series, series.slices, usual)
             where = f"{slices[k].depth:.2f} mm"
             raise CorruptImage(series.name, f"different images lie at one place ({where}): time points or echoes")
         del slices[k + 1]
     return slices, ["duplicate slices, used once"] if same.size else []
 
 
-def _joined(series: Series, slices: Sequence[Slice], near: float) -> list[str]:
-    """Notes on acquisitions, time points or echoes that adjoin in depth. A scanner may number each slice: no note.
+def _joined(series: Series, slices: Sequence[Slice], usual: float) -> list[str]:
+    """Notes on acquisitions, time points or echoes that are one volume. A scanner may number each slice: no note.
+
+    They are if they adjoin in depth, or if all steps are equal and those that SpacingBetweenSlices states.
 
     Raises:
-        CorruptImage: some overlap in depth, or are at most ``near`` mm apart.
+        CorruptImage: others overlap in depth, or are at most 1% of a step apart.
     """
     notes = []
+    steps = np.diff([part.depth for part in slices])
+    equal = bool((np.abs(steps - usual) <= _GAP * usual).all())
+    stated = all(part.step is not None and abs(abs(part.step) - usual) <= _STATED * usual for part in slices)
     for place, tag in enumerate(NUMBERS):
         depths: dict[str, list[float]] = defaultdict(list)
         for part in slices:
             depths[part.numbers[place]].append(part.depth)
         depths.pop("", None)
-        if not 1 < len(depths) < sum(map(len, depths.values())):
+        ranges = sorted(each for number, own in depths.items() for each in _ranges(number, own, usual, equal))
+        if len(depths) < 2 or all(low == high for low, high, _ in ranges):
             continue
-        ranges = sorted((min(own), max(own), number) for number, own in depths.items())
+        how = "adjoining"
         for (_, high, one), (low, end, other) in pairwise(ranges):
-            if low <= high + near:
-                where = f"{low:.2f} to {min(high, end):.2f} mm"
-                raise CorruptImage(
-                    series.name,
-                    f"its slices of {tag} {one} and {other} overlap in depth ({where}); convert the files of each "
-                    "from a folder of its own",
-                )
-        notes.append(f"adjoining slices of different {tag}, joined")
+            if low <= high + _GAP * usual:
+                if not (equal and stated):
+                    raise _overlap(series, tag, (one, other), (low, min(high, end)))
+                how = "interleaved"
+        notes.append(f"{how} slices of different {tag}, joined")
     return notes
+
+
+def _ranges(number: str, depths: Sequence[float], usual: float, equal: bool) -> list[tuple[float, float, str]]:
+    """The depths in mm, from and to, of the slices of a number: one range, or one for each slice.
+
+    A number of slices, not of acquisitions, may repeat where the numbers start again: its slices have more steps
+    between them than there are slices. This is told only from equal steps.
+    """
+    low, high, count = min(depths), max(depths), len(depths)
+    repeats = equal and high - low > (count + _GAP) * (count - 1) * usual
+    return [(depth, depth, number) for depth in depths] if repeats else [(low, high, number)]
+
+
+def _overlap(series: Series, tag: str, numbers: tuple[str, str], depths: tuple[float, float]) -> CorruptImage:
+    where = "{:.2f} to {:.2f} mm".format(*depths)
+    return CorruptImage(
+        series.name,
+        f"its slices of {tag} {' and '.join(numbers)} overlap in depth ({where}); convert the files of each from a "
+        f"folder of its own, or if they are interleaved slices of one volume, remove {tag} from the files",
+    )
 
 
 def _even(values: Array, depths: Array, step: float) -> Array:

@@ -18,6 +18,7 @@ from densepath.annotations.patients import (
     MANIFEST,
     NUMBERED,
     check_spelling,
+    folder_of,
     owners_by_name,
     owners_of_volumes,
     patient_in_name,
@@ -230,7 +231,7 @@ def _owners_in_names(
     if column is not None and source is None:
         if data is None:
             raise UserError("--patient names a column of a table; give the table with --labels, or --patient_regex")
-        source = os.path.join(data, MANIFEST)
+        source = _manifest(data)
     if column is None and source is not None:
         known = table_columns(source)
         column = next((name for name in PATIENT_COLUMNS if name in known), None)
@@ -251,6 +252,13 @@ def _owners_in_names(
     paths = _paths(names, str(data))
     owners, where = owners_by_name(data, paths)
     return [name if owner == path else owner for name, path, owner in zip(names, paths, owners, strict=True)], where
+
+
+def _manifest(data: str | Path) -> str:
+    """The manifest in the folder of the images, or if that has none, in its parent."""
+    folder = folder_of(data)
+    near, above = folder / MANIFEST, folder.absolute().parent / MANIFEST
+    return str(above if above.is_file() and not near.is_file() else near)
 
 
 def join(train: Labelled, test: Labelled) -> Labelled:

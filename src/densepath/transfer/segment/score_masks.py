@@ -72,7 +72,8 @@ def score_masks(
         predictions: the folder of ``densepath predict`` with a segmenter, or of label maps.
         classes: as for ``densepath segment``; default: those of the segmenter.
         out: a JSON file for the scores; None for none.
-        patient: the column of a manifest.csv in ``data`` with the patients; default: that of any manifest.csv.
+        patient: the column with the patients, of a manifest.csv in the folder of ``data`` or in its parent, which lists
+            the label maps; default: patient, case or subject of any.
         patient_regex: finds the patient in an image's name.
 
     Returns:
@@ -88,7 +89,7 @@ def score_masks(
     pairs = list(_volume_pairs(data, maps) if volumes else _image_pairs(data, maps))
     names = [pair.name for pair in pairs]
     owners, by_patient = owners_of(names, Listed(names), Labels(FOLDERS, patient, patient_regex), None, data)
-    check_spelling(owners, names, data)
+    check_spelling(owners, names, data, warn=True)  # patients only make intervals
     warn_of_unknown_patients(by_patient)
     rows, wrong = [], []
     for pair in with_progress(pairs, len(pairs), "comparing"):
