@@ -21,7 +21,7 @@ from densepath.sources.open import open_images
 from densepath.sources.packing import pack
 from densepath.sources.path_table import PathTable
 from densepath.training.config import PretrainConfig
-from densepath.training.inputs import make_inputs
+from densepath.training.inputs import checksums_of, make_inputs
 
 
 @pytest.fixture
@@ -64,6 +64,24 @@ def test_a_list_of_images_in_one_folder_is_matched_too(folders):
     assert np.array_equal(maps[1], shrink(expected["a/2"]))
     maps = label_images(images, MapFiles(where / "maps"), where / "cache").maps
     assert np.array_equal(maps[1], shrink(expected["a/2"]))
+
+
+def test_other_maps_have_another_digest_and_another_folder_does_not(folders):
+    where, _ = folders
+    images = open_images(where / "tiles", cache="none")
+
+    def checksum(folder):
+        need = Need("regions", MapFiles(folder))
+        method = SimpleNamespace(needs=lambda: {"concepts": need})
+        return checksums_of(method, make_inputs(method, PretrainConfig(data="", out="", cache_dir=where / "c"), images))
+
+    before = checksum(where / "maps")
+    assert before.keys() == {"regions"}
+    moved = (where / "maps").rename(where / "moved")
+    assert checksum(moved) == before
+    path = next(moved.rglob("*.npy"))
+    np.save(path, 1 - np.load(path).clip(0, 1))
+    assert checksum(moved) != before
 
 
 def test_the_paths_of_the_maps_are_freed(folders):

@@ -293,6 +293,11 @@ def processes(folder):
         two(lambda: cut(images=by_rank(24, 16), resume=True)),
         two(lambda: cut(resume=by_rank(True, False))),
         two(lambda: keep("cut", cut(resume=True))),
+        two(lambda: cut(resume=by_rank(True, False))),  # complete in one of them
+        two(lambda: fit_toy(folder / "loggers", 20, loggers=by_rank(["none"], []))),
+        two(lambda: fit_toy(folder / "maps", 20, checksums={"regions": by_rank("a", "b")})),
+        two(lambda: fit_toy(folder / "precision", 20, config={"precision": by_rank("32", "bf16-mixed")})),
+        two(lambda: fit_toy(folder / "weights", 20, config={"weights": by_rank("a", "b")})),
         two(lambda: fit_toy(folder / "data", 20, facts={"images": by_rank(24, 16)})),
         two(lambda: fit_toy(folder / "digest", 20, facts={"images": 24, "sizes": by_rank("a", "b")})),
         two(

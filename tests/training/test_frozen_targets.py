@@ -3,22 +3,27 @@
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
 from targets import write_tokenizer
 
+from densepath.annotations.classes import Classes
 from densepath.cli import main
 from densepath.core.errors import UserError
+from densepath.methods.needs import Need
 from densepath.nets.tokenizers import load_tokenizer
 from densepath.nets.weights import read_weights
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.training.export import export
+from densepath.training.inputs import checksums_of
 from densepath.training.pretrain import pretrain
 
 RUN = {"backbone": "test_vit", "batch_size": 8, "view_size": 48, "devices": "cpu", "precision": "32", "log_every": 1}
@@ -85,3 +90,24 @@ def test_a_missing_target_is_one_line(tmp_path, tiles, capsys, words, message):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_other_labels_and_teachers_have_other_checksums():
+    needs = {"class": Need("classes"), "teacher": Need("teacher")}
+    method = SimpleNamespace(needs=lambda: needs)
+
+    def checksums(labels, weight=1.0, names=("a", "b")):
+        teacher = nn.Linear(2, 2)
+        nn.init.constant_(teacher.weight, weight)
+        nn.init.zeros_(teacher.bias)
+        classes = Classes(names, torch.tensor(labels, dtype=torch.int32))
+        return checksums_of(method, {"class": classes, "teacher": teacher})
+
+    first = checksums([0, 1])
+    assert first == checksums([0, 1]) and first.keys() == {"classes", "teacher"}
+    for other, changed in (
+        (checksums([1, 0]), "classes"),
+        (checksums([0, 1], names=("a", "c")), "classes"),
+        (checksums([0, 1], weight=2.0), "teacher"),
+    ):
+        assert [name for name in first if first[name] != other[name]] == [changed]

@@ -14,6 +14,7 @@ from densepath.core.errors import UserError
 from densepath.runs.checkpoints import newest_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.runs.signals import Interrupted
+from densepath.training.agreement import Start, require_equal_starts
 from densepath.training.intervals import Intervals, due, interval_at
 from densepath.training.saver import Saver
 
@@ -283,3 +284,7 @@ def test_fewer_batches_than_a_step_needs_is_refused(tmp_path):
 )
 def test_an_interval_ends_with_its_last_whole_step(every, steps):
     assert [(step, interval_at(step, every)) for step in range(1, 13) if due(step, every)] == steps
+
+
+def test_one_process_has_nothing_to_compare_itself_with():
+    require_equal_starts(Start(config={"momentum": float("nan")}), free=())

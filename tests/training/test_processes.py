@@ -24,8 +24,9 @@ OPTIONS |= {"accumulate": 2, "precision": "32"}
 def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
     codes, stderr = run_scenario("processes")
     one, even, parts, parts2, whole, stopped, *unlike_resumed, resumed = codes[:9]
-    *unlike, broken, gone, early, full = codes[9:16]
-    methods = codes[16:]
+    *refused, other_weights = codes[9:14]
+    *unlike, broken, gone, early, full = codes[14:21]
+    methods = codes[21:]
     stop = 128 + signal.SIGTERM
     assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
     assert (parts, parts2) == (0, [0, 0])
@@ -54,13 +55,18 @@ def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
     assert stderr.count("--resume continues") == 3  # once for each of the runs that were stopped
 
     # Both refuse to start or to be resumed with other data or options than each other, and not after a long wait.
-    assert unlike_resumed == [[1, 1]] * 2 and unlike == [[1, 1]] * 3
+    assert unlike_resumed == [[1, 1]] * 2 and unlike == [[1, 1]] * 3 and refused == [[1, 1]] * 4
+    assert other_weights == [0, 0]
+    assert stderr.count("UserError: rank 0 does not start: ") == 1  # a logger that is not known
     of_rank_1 = f"the run in {tmp_path / 'cut'} was started with 24 images, but there are 16 now; resume it"
     assert (
         stderr.count(f"UserError: {of_rank_1}") == stderr.count(f"UserError: rank 1 does not start: {of_rank_1}") == 1
     )
     for difference in (
         "0 steps done, but rank 0 has 9; give all processes the same run folder, and --resume to all or none",
+        "0 steps done, but rank 0 has 20; give all processes the same run folder, and --resume to all or none",
+        "other label maps than rank 0; give all processes the same data",
+        "another precision than rank 0 (auto depends on the hardware); give all the same, such as --precision 32",
         "16 images, but rank 0 has 24; give all processes the same data",
         "other sizes of image files than rank 0; give all processes the same data",
         "other values of lr than rank 0; start all processes with the same options",

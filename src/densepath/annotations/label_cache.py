@@ -108,7 +108,8 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
     check_color(labeller, images.spec)
     labeller.begin(AllNames(images))
     root = Path(folder or cache_folder()).expanduser()
-    subfolder = root / _key(images, labeller, root)
+    source = _source(images, labeller, root)
+    subfolder = root / _key(images, source, root)
     path = subfolder / "labels.npy"
     maps = _open(path, len(images))
     if maps is None:
@@ -127,15 +128,23 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
                 maps = _open(path, len(images))
     if maps is None:
         raise UserError(f"{path} was damaged as soon as it was written; check the disk")
-    return LabelMaps(maps)
+    return LabelMaps(maps, digest_of([json.dumps(source, sort_keys=True)]))
 
 
-def _key(images: PixelSource, labeller: Labeller, cache: Path) -> str:
-    facts = [_VERSION, SIDE, labeller.identity(), images.digest(cache)]
+def _source(images: PixelSource, labeller: Labeller, cache: Path) -> list[Any]:
+    """What the maps depend on besides the images: the labeller's identity, and a digest of its files if it has any."""
+    contents: list[Any] = []
+    if any(True for _ in labeller.files()):
+        contents.append(digest_of_files(labeller.files, len(images), cache))
+    return [labeller.identity(), *contents]
+
+
+def _key(images: PixelSource, source: list[Any], cache: Path) -> str:
+    identity, *contents = source
+    facts = [_VERSION, SIDE, identity, images.digest(cache)]
     if images.spec.window != (0.0, 255.0):
         facts.append(list(images.spec.window))  # the labeller sees the images in it
-    if any(True for _ in labeller.files()):
-        facts.append(digest_of_files(labeller.files, len(images), cache))
+    facts += contents
     return digest_of([json.dumps(facts, sort_keys=True)])[:32]
 
 

@@ -23,10 +23,11 @@ class LabelMaps:
 
     Args:
         maps: (N, SIDE, SIDE) int16 ids from 0; each map covers its whole image, whatever the image's shape.
+        digest: of what they are made from besides the images; "" if it is unknown.
     """
 
-    def __init__(self, maps: npt.NDArray[np.int16]) -> None:
-        self.maps = maps
+    def __init__(self, maps: npt.NDArray[np.int16], digest: str = "") -> None:
+        self.maps, self.digest = maps, digest
         self._mapped = Unchanged(maps.filename) if isinstance(maps, np.memmap) and maps.filename else None
 
     def __len__(self) -> int:

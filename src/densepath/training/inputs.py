@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from densepath.annotations.cells.cell_points import CellPoints
-from densepath.annotations.classes import FOLDERS, read_classes
+from densepath.annotations.classes import FOLDERS, Classes, read_classes
 from densepath.annotations.label_cache import label_images
+from densepath.annotations.label_maps import LabelMaps
 from densepath.concepts.image_labels import FromPath
+from densepath.core.digests import digest_of, digest_of_tensors
 from densepath.core.errors import UserError, that_or_these
 from densepath.methods.base import Method
 from densepath.methods.needs import Need
@@ -73,6 +76,27 @@ def digests_of(inputs: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, CellPoints):
             found |= {name: value.digest(), f"{name}_found": value.digest_of_results()}
     return {name: digest for name, digest in found.items() if digest}
+
+
+def checksums_of(method: Method, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """A digest of a method's inputs of each kind but cells, for which there is :func:`digests_of`.
+
+    Args:
+        method: the method to train.
+        inputs: those of :func:`make_inputs`.
+    """
+    found: dict[str, list[str]] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Classes):
+            digest = digest_of([*value.names, digest_of_tensors({"labels": value.labels})])
+        elif isinstance(value, LabelMaps):
+            digest = value.digest
+        elif isinstance(value, nn.Module):
+            digest = digest_of_tensors(value.state_dict())
+        else:
+            continue
+        found.setdefault(method.needs()[name].kind, []).append(digest)
+    return {kind: digest_of(digests) for kind, digests in found.items()}
 
 
 def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:

@@ -15,7 +15,7 @@ from densepath.runs.lost_peers import reporting_lost_peers
 from densepath.runs.sessions import begin_session
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.runs.watchdog import Watchdog
-from densepath.training.agreement import Start, refusing_together, require_equal_starts
+from densepath.training.agreement import Start, refusing_together, require_equal_ends, require_equal_starts
 from densepath.training.batch_norm import reporting_lonely_values
 from densepath.training.hardware import Hardware, keep_freed_memory
 from densepath.training.intervals import Intervals, due
@@ -43,6 +43,7 @@ def train(
     intervals: Intervals,
     config: Mapping[str, Any] | None = None,
     facts: Mapping[str, int | str] | None = None,
+    checksums: Mapping[str, str] | None = None,
     free: Collection[str] = (),
     accumulate: int = 1,
     seed: int = 0,
@@ -66,6 +67,7 @@ def train(
         intervals: intervals of logging, saving and evaluation.
         config: the options of the run, kept in the checkpoints as JSON.
         facts: numbers and digests that must be the same when the run is resumed, e.g. the number of images.
+        checksums: digests that must be the same in all processes, besides ``facts``; they are not saved.
         free: dotted names of options in ``config`` that may change when the run is resumed.
         accumulate: batches per optimizer step.
         seed: seed of the stateful random generators (the task has its own random numbers besides).
@@ -91,12 +93,16 @@ def train(
         raise UserError(f"a step takes {accumulate} batches, and the run has {batches.total_steps}; make it longer")
     with refusing_together(hardware):
         saver = Saver(task, out, config=config or {}, facts=facts or {}, seed=seed, resume=resume, free=free)
-    if task.finished():
-        total = saver.start
-    if first:
-        begin_session(out, saver.start, total, config, facts or {}, hardware.device, hardware.world_size)
-        set_aside_export(out, total)
+        if task.finished():
+            total = saver.start
+        if first:
+            begin_session(out, saver.start, total, config, facts or {}, hardware.device, hardware.world_size)
+            set_aside_export(out, total)
+    mine = Start(saver.start, {**(facts or {}), **(checksums or {})}, config or {})
+    # The initial weights are those of the first process, except where each process shards its own.
+    free = free if hardware.strategy == "fsdp" else (*free, "weights")
     if saver.start >= total:
+        require_equal_ends(hardware, mine, free)
         return saver.start
     batches.start_step = saver.start * accumulate
     keep_freed_memory(hardware)
@@ -106,7 +112,8 @@ def train(
         warnings.filterwarnings("ignore", module=r"lightning\.")
         signals = stack.enter_context(StopSignals())
         logged = bool(saver.start) and due(saver.start, intervals.log_every)
-        recorder = Recorder(out, saver.start, total, first=first, loggers=loggers, name=name, logged=logged)
+        with refusing_together(hardware):
+            recorder = Recorder(out, saver.start, total, first=first, loggers=loggers, name=name, logged=logged)
         stack.callback(recorder.close)
         watchdog = stack.enter_context(Watchdog(out, hardware.rank, hardware.world_size, signals))
         stack.enter_context(reporting_lonely_values(config or {}))
@@ -115,7 +122,7 @@ def train(
         stack.enter_context(quiet_lightning())
         fabric = join_processes(hardware, equal_shapes)
         watchdog.joined()
-        require_equal_starts(Start(saver.start, facts or {}, config or {}), free)
+        require_equal_starts(mine, free)
         hardware.place(task, fabric.device)
         model = fabric.strategy.setup_module(task)  # Fabric's own wrapper would copy each batch
         updates = task.updates()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,12 @@ from densepath.sources.loader import ImageBatches
 from densepath.sources.open import cache_images, check_size
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.summary import summarize
+from densepath.training.agreement import refusing_together
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import export_backbone, export_parts
 from densepath.training.feature_pass import FeaturePass
 from densepath.training.hardware import choose_hardware, choose_workers, divide_batch
-from densepath.training.inputs import digests_of, make_inputs
+from densepath.training.inputs import checksums_of, digests_of, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.kept_epochs import KeptEpochs, exported_now, kept_epochs
 from densepath.training.learned_images import DrawLearned, LearnedImages
@@ -122,35 +123,37 @@ def run(
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic, config.strategy)
     batch = divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    found = open_run_images(config, old)
-    images, spec = found.used, found.used.spec
-    known = fingerprint(images)
-    fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
-    learner = make_learner(config, spec, fresh, batch * hardware.world_size, hardware.world_size)
-    method = learner.method
-    views = plan_run_views(learner, config, spec, hardware)
-    config = replace(
-        config,
-        precision=hardware.precision,
-        method_options=learner.options,
-        batch_norm=learner.batch_norm,
-        backbone=config.backbone if isinstance(config.backbone, str) else learner.network.name,
-    )
-    record = config.record() | {"pixels": spec.record()}
-    # Runs of earlier versions do not record their pixels, which were 8-bit RGB.
-    free = FREE if old is None or "pixels" in old else (*FREE, "pixels")
-    defaults, note = config.defaults(), f"densepath {__version__}"
-    first = hardware.rank == 0
-    if first:
-        refuse_held(out)  # now, not after hours of labelling images
-        check_run(out, record, resume=resume, free=free, defaults=defaults)
+    with refusing_together(hardware):
+        found = open_run_images(config, old)
+        images, spec = found.used, found.used.spec
+        known = fingerprint(images)
+        fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
+        learner = make_learner(config, spec, fresh, batch * hardware.world_size, hardware.world_size)
+        method = learner.method
+        views = plan_run_views(learner, config, spec, hardware)
+        config = replace(
+            config,
+            precision=hardware.precision,
+            method_options=learner.options,
+            batch_norm=learner.batch_norm,
+            backbone=config.backbone if isinstance(config.backbone, str) else learner.network.name,
+        )
+        record = config.record() | {"pixels": spec.record()}
+        # Runs of earlier versions do not record their pixels, which were 8-bit RGB.
+        free = FREE if old is None or "pixels" in old else (*FREE, "pixels")
+        defaults, note = config.defaults(), f"densepath {__version__}"
+        first = hardware.rank == 0
+        if first:
+            refuse_held(out)  # now, not after hours of labelling images
+            check_run(out, record, resume=resume, free=free, defaults=defaults)
 
-    files = images if isinstance(images, ImageFiles) else None
-    images = cache_images(images, config.cache, hardware.device)
-    check_size(images, views.smallest // 2)
-    inputs = make_inputs(method, config, images if found.parts is None else found.whole)
-    known |= digests_of(inputs)
-    prepared = method.prepare(images, inputs)
+        files = images if isinstance(images, ImageFiles) else None
+        images = cache_images(images, config.cache, hardware.device)
+        check_size(images, views.smallest // 2)
+        inputs = make_inputs(method, config, images if found.parts is None else found.whole)
+        known |= digests_of(inputs)
+        checksums = checksums_of(method, inputs) if hardware.world_size > 1 else {}
+        prepared = method.prepare(images, inputs)
     extras, of_held = method.extras, {}
     if found.parts is not None:
         extras, of_held = ({name: PartOf(each, part) for name, each in extras.items()} for part in found.parts)
@@ -198,8 +201,10 @@ def run(
     if draw_learned is not None:
         drawers.append(LearnedImages(method, images, draw_learned, out, config.seed))
     facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
-    with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
+    with ExitStack() as opened:
         if first:
+            with refusing_together(hardware):
+                opened.enter_context(open_run(out, record, resume=resume, free=free, defaults=defaults, note=note))
             lists = {USED: images if files is None else files, HELD: found.held, LEFT: found.left}
             for name, listed in lists.items() if found.held or found.left else ():
                 if listed is not None:
@@ -225,6 +230,7 @@ def run(
             ),
             config=record,
             facts=facts,
+            checksums=checksums,
             free=free,
             accumulate=accumulate,
             seed=config.seed,

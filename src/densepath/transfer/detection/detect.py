@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from densepath.runs.folder import TRAIN_LOG, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.slides.resolution import same_mpp
+from densepath.training.agreement import refusing_together
 from densepath.training.hardware import choose_device, choose_hardware, choose_precision, choose_workers, divide_batch
 from densepath.training.intervals import Intervals
 from densepath.training.resolve import resolve
@@ -129,9 +130,11 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
     backbone = config.backbone or (backbone_of_weights(config.weights) if old is None else old.get("backbone"))
     config = replace(config, backbone=backbone)
     outlines = config.detector not in BOXES_ONLY
-    train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
-    train.keep_fraction(config.fraction, config.seed)
-    facts = check_splits(train, test)
+    with refusing_together(hardware):
+        splits = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
+        train, test = splits
+        train.keep_fraction(config.fraction, config.seed)
+        facts = check_splits(train, test)
     facts += [summarize_split(train, "training"), summarize_split(test, "test")]
     if old is None:
         spec = fit_window(train, test)
@@ -180,8 +183,10 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         "defaults": DetectConfig(data="", out="").record(),
         "note": f"densepath {__version__}",
     }
-    with open_run(out, record, resume=resume, **kept) if first else nullcontext():
+    with ExitStack() as opened:
         if first:
+            with refusing_together(hardware):
+                opened.enter_context(open_run(out, record, resume=resume, **kept))
             say(f"densepath: {config.detector} on {line}; {counted(solver.steps, 'step')}")
             for fact in (*facts, *_without_gpu(config, solver.steps, hardware.kind)):
                 say(f"densepath: {fact}")
