@@ -124,7 +124,6 @@ def test_a_view_can_cover_others_in_a_volume():
         ({"a": RandomView(Crop(quarter_turns=True))}, GREY, (32, 48), "48 x 32 px cannot be rotated by quarter turns"),
         ({"a": RandomView(), "b": Turned("a")}, VOLUME, (8, 32, 48), "cannot be rotated by quarter turns"),
         ({"a": RandomView(Crop(flip=(0.5, 0.5, 0.5)))}, GREY, 32, "2 dimensions cannot be flipped along z"),
-        ({"a": Augment(rotation_axes="all").random_view()}, GREY, 32, "are rotated in their plane only; leave"),
         ({"a": RandomView()}, VOLUME, (32, 32), "view_size .* has 2 sides, and the images have 3 dimensions"),
         ({"a": RandomView(size=0.01)}, GREY, 32, "the view a would have 0 x 0 px"),
         ({"a": RandomView(count=0)}, GREY, 32, "1 to 128 crops of each image, not 0"),

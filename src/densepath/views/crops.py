@@ -45,8 +45,6 @@ class Pose:
     def check(self, size: Sequence[int]) -> None:
         """Raise UserError if views of this size, in the order of the tensor's axes, cannot be flipped or rotated so."""
         check_flips(self.flip, size)
-        if self.rotation_axes == "all" and len(size) == 2:
-            raise UserError("images of 2 dimensions are rotated in their plane only; leave rotation_axes out")
         if self.quarter_turns:
             check_square(size)
 
