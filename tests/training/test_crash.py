@@ -289,5 +289,5 @@ def test_a_folder_without_permission_is_refused_by_name():
                 fit_toy(Path(folder), 5)
         finally:
             os.seteuid(0)
-        assert str(refused.value).startswith(f"{folder}/metrics.csv cannot be written (Permission denied); ")
+        assert str(refused.value).startswith(f"cannot write the checkpoint {folder}/checkpoints/last.ckpt (")
         assert os.listdir(folder) == []

@@ -132,7 +132,7 @@ def test_the_official_splits_of_clam(tmp_path: Path) -> None:
 def test_a_column_of_parts_or_of_folds(capsys: pytest.CaptureFixture[str]) -> None:
     cohort = cohort_of([0, 1] * 6)
     cohort.splits[:] = ["train"] * 6 + ["val"] * 2 + ["TEST"] * 4
-    (split,) = read_splits("part", cohort, 0.3, 0)
+    (split,) = read_splits("part", cohort, 0.2, 0)
     assert [len(part) for part in split.parts()] == [6, 2, 4] and not capsys.readouterr().err
     cohort.splits[:] = ["train"] * 8 + ["val"] * 4  # BRIGHT: the official validation slides are the test slides
     (split,) = read_splits("part", cohort, 0.3, 0)
