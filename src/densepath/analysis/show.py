@@ -30,7 +30,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.runs.folder import read_config
 from densepath.sources.batch import ImageBatch
-from densepath.sources.loader import DrawViews, ImageBatches
+from densepath.sources.loader import DrawViews
 from densepath.sources.names import AllNames
 from densepath.sources.open import check_size, open_images
 from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
@@ -38,6 +38,7 @@ from densepath.training.caller_state import state_of_the_caller
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
 from densepath.training.recipes import find_method
+from densepath.training.reconstruction_images import first_images
 from densepath.training.resolve import resolve
 from densepath.views.declarations import without_color
 from densepath.views.maker import ViewMaker
@@ -259,4 +260,4 @@ def _draw(images: PixelSource, count: int, seed: int, draw: DrawViews | None = N
     if not 1 <= count <= len(images):
         raise UserError(f"count is {count}; give a number from 1 to {len(images)}, the number of images")
     report_source(images)
-    return next(iter(ImageBatches(images, batch_size=count, seed=seed, max_steps=1, draw=draw)))
+    return first_images(images, count, seed, draw)

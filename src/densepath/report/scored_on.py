@@ -31,7 +31,7 @@ def scored_on(run: Run) -> dict[str, str]:
     """What the scores of a run are of: the data that it is tested on, their labels, and what is predicted.
 
     Paths are compared without links where they exist. Options that have their default, or that an earlier version did
-    not record, are left out, and so are the data of a pre-training without a probe: its loss is no score of them.
+    not record, are left out, and so are the data of a pre-training without a probe: its loss does not score them.
     Features of slides and images are not data: several extractors may have encoded the same ones, which a table names.
     """
     config, found = run.config, {}
