@@ -37,6 +37,24 @@ def test_the_last_two_are_kept(tmp_path):
     assert read_checkpoint(tmp_path / "previous.ckpt")["step"] == 2
 
 
+def test_the_best_one_is_copied_before_the_run_goes_on_from_it(tmp_path, monkeypatch):
+    """A run that ends in between saves the same state again, and does not go on with the copy of an earlier one."""
+    best = write_checkpoint(tmp_path, state(1), best=True).with_name("best.ckpt")
+    write_checkpoint(tmp_path, state(2))
+    assert read_checkpoint(best)["step"] == 1
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.shutil, "copyfile", full)
+    with pytest.raises(UserError, match=r"No space left on device.*; make room or fix the folder, then continue"):
+        write_checkpoint(tmp_path, state(3), best=True)
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path)["step"] == 2
+    write_checkpoint(tmp_path, state(3), best=True)
+    assert [read_checkpoint(tmp_path / f"{name}.ckpt")["step"] for name in ("best", "last", "previous")] == [3, 3, 2]
+
+
 @pytest.mark.parametrize("where", [0, 0.3, 0.5, 0.9, 0.999])
 def test_one_flipped_bit_is_found_and_the_previous_one_used(tmp_path, where, caplog):
     for step in (1, 2):

@@ -31,12 +31,14 @@ _CHUNK = 1 << 22
 _log = logging.getLogger(__name__)
 
 
-def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+def write_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) -> Path:
     """Write ``last.ckpt``; the former one becomes ``previous.ckpt``, unless it is damaged.
 
     Args:
         folder: the folder of a run's checkpoints.
         state: tensors, numbers, strings, and lists and dictionaries of them.
+        best: whether ``best.ckpt`` becomes a copy of it, before: a run that ends in between continues from the former
+            checkpoint, finds the same state again and copies it then.
 
     Raises:
         UserError: the file cannot be written, e.g. because the disk is full.
@@ -47,6 +49,9 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             with part.open("wb") as file:
                 torch.save({"format": _FORMAT, **state}, file)
             _seal(part)
+            if best:
+                with atomic_write(folder / BEST) as copy:
+                    shutil.copyfile(part, copy)
             if _is_whole(last):  # a damaged one must not replace the checkpoint that the run continued from
                 os.replace(last, folder / PREVIOUS)
     except (OSError, RuntimeError, UserError) as error:  # a UserError comes from the file system, not from torch
@@ -57,16 +62,6 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             f"cannot write the checkpoint {last} ({why}); make room or fix the folder, then {then} with --resume"
         ) from error
     return last
-
-
-def keep_best(last: Path) -> None:
-    """Copy the newest checkpoint to ``best.ckpt``.
-
-    Raises:
-        UserError: the disk is full.
-    """
-    with atomic_write(last.with_name(BEST)) as part:
-        shutil.copyfile(last, part)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
