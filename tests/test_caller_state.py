@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 import densepath
 from densepath.annotations.coco_writing import write_coco
+from densepath.core import system
 from densepath.core.errors import UserError
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes, save_classifier
@@ -193,6 +194,22 @@ def test_the_state_is_restored_after_an_error(inputs: Path, tmp_path: Path, unus
     with pytest.raises(UserError):
         densepath.pretrain("simclr_small", data=inputs / "none", out=tmp_path / "run")
     assert _state() == before
+
+
+def test_a_resumed_run_computes_with_its_own_threads_and_leaves_those_of_its_caller(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(system, "is_command", False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        CALLS["pretrain"](inputs, tmp_path / "run")
+        torch.set_num_threads(3)
+        densepath.pretrain(tmp_path / "run" / "config.yaml", resume=True)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def _predictions(folder: Path) -> list[Any]:

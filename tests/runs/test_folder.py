@@ -100,6 +100,21 @@ def test_an_error_of_the_user_leaves_what_took_time_to_compute(tmp_path, made):
     assert (tmp_path / made).exists()
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143), Interrupted(2)])
+@pytest.mark.parametrize("made", ["metrics.csv", "exported/best.safetensors"])
+def test_a_run_that_is_stopped_before_its_first_measurements_leaves_nothing(tmp_path, stop, made):
+    """Not only with the options whose runs begin without lists of images: the same command can start it again."""
+    with pytest.raises(type(stop)), open_run(tmp_path / "run", CONFIG, resume=False) as out:
+        (out / "images.txt").write_text("a.png")
+        raise stop
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(type(stop)), open_run(tmp_path / "run", CONFIG, resume=False) as out:
+        (out / made).parent.mkdir(exist_ok=True)
+        (out / made).write_text("step,loss\n1,2.5\n")
+        raise stop
+    assert (tmp_path / "run" / made).exists()
+
+
 def test_a_run_that_fails_at_once_leaves_nothing_behind_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to("disk")

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 
 import pytest
 import torch
@@ -198,8 +199,28 @@ def test_a_fraction_is_by_patient_and_its_complement_is_a_list(tmp_path, tiles, 
     assert lists == [seen[1], {*paths} - seen[1]]
     # As version 0.1 chose them: such a run cannot be resumed, and the line says why.
     monkeypatch.setattr(run_images, "owners_of", lambda images, *_: [*AllNames(images)])
+    (folder / "images.txt").unlink()
     with pytest.raises(UserError, match=r"chooses patients where any are known; up to version 0\.1 it chose images"):
         pretrain(**options, fraction=0.6, out=tmp_path / "run", resume=True)
+
+
+def test_images_are_divided_alike_wherever_they_lie(tmp_path, tiles, monkeypatch):
+    names = [str(path.relative_to(tiles)) for path in sorted(tiles.rglob("*.png"))]
+    held = [hold_out_images(ImageFiles([f"{top}/{n}" for n in names]), "", 0.2, 0)[1] for top in ("a", "./a", "/x/b")]
+    assert torch.equal(held[0], held[1]) and torch.equal(held[0], held[2])
+    # A run of an earlier version, where the folder counted, keeps its division when it is resumed, also elsewhere
+    options = {**OPTIONS, "max_steps": 4, "save_every_steps": 2, "out": tmp_path / "run"}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(validation, "names_below", list)
+        pretrain(**options, data=tiles)
+    rows = rows_of(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()  # continues at step 2
+    moved = shutil.copytree(tiles, tmp_path / "moved")
+    lists = [tmp_path / "run" / name for name in ("images.txt", "validation_images.txt")]
+    before = [path.read_text() for path in lists]
+    pretrain(**options, data=moved, resume=True)
+    assert [path.read_text().replace(str(moved), str(tiles)) for path in lists] == before
+    assert [row["loss"] for row in rows_of(tmp_path / "run")] == [row["loss"] for row in rows]
 
 
 def test_a_run_whose_patients_have_two_names_is_resumed_with_its_division(tmp_path, tiles, monkeypatch, capsys):

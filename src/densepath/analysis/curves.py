@@ -16,9 +16,9 @@ from densepath.core.errors import UserError
 from densepath.core.fonts import drawable
 from densepath.core.paths import AnyPath, as_texts
 from densepath.core.single_values import take_single_values
-from densepath.runs.closing import CHANCE, METRICS
+from densepath.runs.closing import CHANCE
 from densepath.runs.folder import CURVES, read_config
-from densepath.runs.metrics import read_metrics
+from densepath.runs.metrics import METRICS, read_metrics
 
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")

@@ -22,8 +22,8 @@ from densepath.report.blocks import Section
 from densepath.report.measurements import Row, read_measurements
 from densepath.report.paths import inside, own_file, recorded_data
 from densepath.report.values import decimals
-from densepath.runs.closing import METRICS
 from densepath.runs.folder import SESSIONS, TRAIN_LOG, read_config
+from densepath.runs.metrics import METRICS
 from densepath.transfer.mil.models import ALL, models_named
 
 SCORES = ("metrics.json", "scores.json")

@@ -8,9 +8,8 @@ from pathlib import Path
 from densepath.core.errors import unwrapped
 from densepath.core.streams import say
 from densepath.runs.folder import CURVES, VIEWS
-from densepath.runs.metrics import read_metrics
+from densepath.runs.metrics import METRICS, read_metrics
 
-METRICS = "metrics.csv"
 CHANCE = "_vs_chance"  # of the name of a loss that is divided by its value for a network that knows nothing
 
 

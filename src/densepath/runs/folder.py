@@ -21,6 +21,7 @@ from densepath.core.records import CONFIG, recorded, same_value
 from densepath.core.remains import remove, remove_remains
 from densepath.core.streams import say
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
+from densepath.runs.metrics import METRICS
 from densepath.runs.old_options import rename_record
 from densepath.runs.signals import Interrupted, StopSignals
 
@@ -132,8 +133,8 @@ def open_run(
 
     The folder is locked: a second run is refused. What is printed in this block is also appended to ``train.log``.
 
-    The folder of a new run is removed if the run fails before it has written anything, or, by an error that the user
-    can fix, before its first checkpoint or weights.
+    The folder of a new run is removed if the run fails before it has written anything, by an error that the user can
+    fix before its first checkpoint or weights, or by a signal before these and its first measurements.
 
     Args:
         out: the folder.
@@ -162,10 +163,12 @@ def open_run(
                 _log_error(error)
                 made = [path for path in out.iterdir() if path.name != TILES]
                 files = {p.name for path in made for p in (path, *path.rglob("*")) if p.is_file()} - _EARLY
-                saved = any(name.endswith(_SAVED) for name in files)
+                by_user = isinstance(error, UserError)
+                saved = any(name.endswith(_SAVED if by_user else (*_SAVED, METRICS)) for name in files)
+                ended = by_user or isinstance(error, SystemExit | KeyboardInterrupt)
                 if any(name.endswith(".ckpt") for name in files):
                     _say_how_to_continue(error, out)
-                if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
+                if old is None and (files == {CONFIG} or (ended and not saved)):
                     for path in made:
                         with suppress(OSError):
                             remove(path)

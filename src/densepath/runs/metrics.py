@@ -11,6 +11,7 @@ from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
 
+METRICS = "metrics.csv"  # in a run folder
 COUNTS = ("probe_train_images", "probe_test_images", "probe_train_positions")  # written by version 0.1
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
+from densepath.core import system
 from densepath.core.streams import say
 from densepath.core.torch_defaults import torch_defaults
 from densepath.training.random_state import untouched_generators
@@ -59,6 +60,7 @@ def state_of_the_caller() -> Iterator[None]:
 def _restored() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS)
+    threads = torch.get_num_threads()
     try:
         with (
             untouched_generators(devices=torch.cuda.is_initialized()),
@@ -70,6 +72,8 @@ def _restored() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.backends.cudnn.benchmark = benchmark
+        if not system.is_command:  # a resumed run has computed with its own number
+            torch.set_num_threads(threads)
         if workspace is None:
             os.environ.pop(CUBLAS, None)
         else:

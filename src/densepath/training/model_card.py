@@ -16,7 +16,7 @@ from densepath.core.records import UNLIKE
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.names import parse_name
 from densepath.nets.weights.hub import is_hub_name
-from densepath.runs.metrics import read_metrics
+from densepath.runs.metrics import METRICS, read_metrics
 from densepath.training.load_code import loading_code
 from densepath.version import __version__
 
@@ -105,7 +105,7 @@ def recorded_scores(run: Path) -> dict[str, float]:
     except (OSError, ValueError, AttributeError, TypeError):
         pass
     try:
-        rows = read_metrics(run / "metrics.csv")
+        rows = read_metrics(run / METRICS)
     except (OSError, UserError):
         return {}
     return next(

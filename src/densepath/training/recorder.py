@@ -8,7 +8,7 @@ from pathlib import Path
 
 from densepath.core.errors import UserError, unwrapped
 from densepath.core.streams import say
-from densepath.runs.metrics import MetricsFile
+from densepath.runs.metrics import METRICS, MetricsFile
 from densepath.runs.progress import Progress
 from densepath.training.loggers import Logger, make_loggers
 
@@ -30,7 +30,7 @@ class Recorder:
     ) -> None:
         self._failed: list[Logger] = []
         self._loggers: list[Logger] = make_loggers(loggers, out, name, start) if first else []
-        self._metrics = MetricsFile(out / "metrics.csv", start) if first else None
+        self._metrics = MetricsFile(out / METRICS, start) if first else None
         if self._metrics is not None and logged and self._metrics.newest < start:
             lost = f"{out / 'metrics.csv'} has lost its rows after step {self._metrics.newest}"
             say(f"densepath: warning: {lost}, as after a power cut; the run continues from step {start}")

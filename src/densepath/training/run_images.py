@@ -28,7 +28,7 @@ from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import SLIDES, is_tile_folder
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import pixels_of
-from densepath.training.validation import hold_out_images, owners_of
+from densepath.training.validation import HELD, LEFT, USED, hold_out_images, owners_of, recorded_division
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +60,17 @@ def open_run_images(config: PretrainConfig, old: Mapping[str, Any] | None) -> Ru
     Raises:
         UserError: as for :func:`find_images`, :func:`choose_pixels` and :func:`hold_out_images`.
     """
-    whole, left = find_images(config, old is not None)
+    resumed = None if old is None else Path(config.out)
+    whole, left = find_images(config, resumed)
     whole.spec = choose_pixels(whole, old, config)
     if not config.val_share:
         return RunImages(whole, whole, None, None, left)
-    parts = hold_out_images(whole, config.data, config.val_share, config.seed, old is not None)
+    parts = hold_out_images(whole, config.data, config.val_share, config.seed, resumed)
     used, held = (take(whole, positions) for positions in parts)
     return RunImages(whole, used, held, parts, left)
 
 
-def find_images(config: PretrainConfig, resumed: bool = False) -> tuple[PixelSource, PixelSource | None]:
+def find_images(config: PretrainConfig, resumed: Path | None = None) -> tuple[PixelSource, PixelSource | None]:
     """The images of a run, and those that its fraction leaves out, if they are files or in a store. Whole slides are
     tiled into its folder first, which a resumed run continues.
 
@@ -77,7 +78,7 @@ def find_images(config: PretrainConfig, resumed: bool = False) -> tuple[PixelSou
 
     Args:
         config: the configuration.
-        resumed: as for :func:`owners_of`.
+        resumed: the folder of a run that is resumed, which keeps its division.
 
     Raises:
         UserError: they are missing, cannot be read, or are not what the options say.
@@ -85,10 +86,11 @@ def find_images(config: PretrainConfig, resumed: bool = False) -> tuple[PixelSou
     data = config.data if config.mpp is None else _tiles(config, config.mpp)
     exclude = config.exclude if config.mpp is None else ()  # they were not tiled
     images = restrict(find_source(data, exclude=exclude), config.slides)
-    owners = owners_of(images, data, resumed) if config.fraction < 1 else None
+    owners = owners_of(images, data, resumed is not None) if config.fraction < 1 else None
     if owners is None:
         return restrict(images, None, config.fraction, config.seed), None
-    chosen, left = divided(owners, config.fraction, config.seed)
+    recorded = None if resumed is None else recorded_division(resumed, images, [USED, HELD], [LEFT])
+    chosen, left = recorded or divided(owners, config.fraction, config.seed)
     return take(images, chosen), take(images, left) if len(left) else None
 
 

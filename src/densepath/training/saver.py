@@ -13,14 +13,15 @@ import torch.distributed as dist
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.keywords import quoted
+from densepath.core.records import CONFIG
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.nets.running_statistics import gather_statistics, name_statistics, set_statistics
 from densepath.nets.weights import read_weights
 from densepath.nets.weights.checks import only_weights, require_numbers
-from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
-from densepath.runs.closing import METRICS
+from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint, write_checkpoint
 from densepath.runs.folder import AT_STEP, BEST, EXPORTED, KEPT, changed_options, from_weights, train_longer
+from densepath.runs.metrics import METRICS
 from densepath.runs.old_options import rename_record
 from densepath.training.meter import Meter
 from densepath.training.model_card import rename_card
@@ -153,9 +154,7 @@ class Saver:
                 "measured": [measured for _, measured in states],  # since the last row of metrics.csv
                 "threads": torch.get_num_threads(),
             }
-            path = write_checkpoint(self._out / CHECKPOINTS, state)
-            if best:
-                keep_best(path)
+            write_checkpoint(self._out / CHECKPOINTS, state, best)
         if world_size() > 1:
             dist.barrier()  # a launcher may kill the other processes as soon as one has exited
         if last:
@@ -215,8 +214,8 @@ def _check_config(now: Mapping[str, Any], text: Any, free: Collection[str], out:
     changed = changed_options(rename_record(then), now, free, defaults=now) if then and now else []
     if changed:
         raise UserError(
-            f"the checkpoint in {out} belongs to a run with other values of {', '.join(changed)}; put the folder's own "
-            "checkpoint back, or name another folder"
+            f"the checkpoint in {out} belongs to a run with other values of {', '.join(changed)} than {out / CONFIG}; "
+            "undo what was changed there, put the folder's own checkpoint back, or name another folder"
         )
 
 

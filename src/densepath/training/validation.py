@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from densepath.annotations.patients import check_spelling, owners_by_name, owner
 from densepath.core.distributed import alone, broadcast, rank
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.output_names import names_below
 from densepath.core.random import ordered_by_seed
 from densepath.methods.base import Method
 from densepath.nets.norms import plain_batch_norm
@@ -35,18 +37,19 @@ USED, HELD, LEFT = "images.txt", "validation_images.txt", "other_images.txt"
 
 
 def hold_out_images(
-    images: PixelSource, data: str | Path, share: float, seed: int, resumed: bool = False
+    images: PixelSource, data: str | Path, share: float, seed: int, resumed: Path | None = None
 ) -> tuple[Tensor, Tensor]:
     """Divide images into those to train on and those to validate on; a patient is in one of them.
 
-    Patients are those of :func:`owners_of`; any other image is a patient of its own.
+    Patients are those of :func:`owners_of`; any other image is a patient of its own. The division does not depend on
+    where files lie, or how their folder is named.
 
     Args:
         images: the source.
         data: where it was found.
         share: the share of the images to hold out, which is reached with the last patient.
         seed: decides which.
-        resumed: as for :func:`owners_of`.
+        resumed: the folder of a run that is resumed, which keeps its division.
 
     Returns:
         The positions of both, ascending.
@@ -54,9 +57,15 @@ def hold_out_images(
     Raises:
         UserError: they are tiles of slides, or all are of one patient.
     """
-    owners = owners_of(images, data, resumed)
+    owners = owners_of(images, data, resumed is not None)
     if owners is None:
         raise UserError("--val_share needs image files, a packed store or a store of volumes; leave it out for slides")
+    if resumed is not None and (recorded := recorded_division(resumed, images, [USED], [HELD])):
+        return recorded
+    if isinstance(images, ImageFiles):
+        names = list(AllNames(images))
+        below = names_below(names)
+        owners = [own if owner == name else owner for owner, name, own in zip(owners, names, below, strict=True)]
     groups: dict[str, list[int]] = {owner: [] for owner in ordered_by_seed(set(owners), seed)}
     for number, owner in enumerate(owners):
         groups[owner].append(number)
@@ -70,6 +79,30 @@ def hold_out_images(
         raise UserError(f"--val_share {share} leaves no {what} to train on; give a smaller share, or more {what}s")
     kept = sorted({*range(len(owners))}.difference(held))
     return torch.tensor(kept), torch.tensor(sorted(held))
+
+
+def recorded_division(
+    out: Path, images: PixelSource, used: Sequence[str], others: Sequence[str]
+) -> tuple[Tensor, Tensor] | None:
+    """The division of images that a run has recorded in its folder; None if it has recorded none of these images.
+
+    Names are compared below the folder that they have in common: the images may have moved.
+
+    Args:
+        out: the folder of the run.
+        images: the source.
+        used, others: the names of the lists of both parts.
+
+    Returns:
+        The positions of both, ascending.
+    """
+    first, second = ([name for each in lists for name in _read_list(out / each)] for lists in (used, others))
+    before, now = names_below([*first, *second]), names_below(AllNames(images))
+    places = {name: number for number, name in enumerate(now)}
+    if sorted(before) != sorted(now) or len(places) < len(now) or not (first and second):
+        return None
+    found = torch.tensor([places[name] for name in before]).tensor_split([len(first)])
+    return found[0].sort().values, found[1].sort().values
 
 
 def owners_of(images: PixelSource, data: str | Path, resumed: bool = False) -> list[str] | None:
@@ -97,7 +130,14 @@ def write_list(path: Path, images: PixelSource) -> None:
     files = isinstance(images, ImageFiles)
     with atomic_write(path) as part:
         lines = (f"{Path(name).absolute() if files else name}\n" for name in AllNames(images))
-        part.write_text("".join(lines), errors="surrogateescape")
+        part.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+
+
+def _read_list(path: Path) -> list[str]:
+    """The names in a list of :func:`write_list`; none if it is missing."""
+    with suppress(OSError):
+        return path.read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
+    return []
 
 
 class PartOf:
