@@ -30,7 +30,7 @@ def write_left_images(tiles: ImageSet, fraction: float, seed: int, folder: Path)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:
-            part.write_text(text, errors="surrogateescape")
+            part.write_text(text, encoding="utf-8", errors="surrogateescape")
     return path
 
 

@@ -211,7 +211,8 @@ def run(
                     write_list(out / name, listed)
             if learner.tensors:
                 with atomic_write(out / "weights.txt") as part:
-                    part.write_text("".join(f"{line}\n" for line in learner.tensors), errors="surrogateescape")
+                    lines = "".join(f"{line}\n" for line in learner.tensors)
+                    part.write_text(lines, encoding="utf-8", errors="surrogateescape")
             slides = record_slides(out, images, config.weights if fresh else "random")
             read = summarize(images, files) if fresh else []
             held = held_note(images, found.held, out) if fresh else None

@@ -108,7 +108,7 @@ def test_only_listed_images_are_trained_on(
     given = {"test_data": test / "images", "epochs": 1, "patient_regex": r"([PQ]\d+)_", "freeze": True}
     paths = sorted(str(path) for path in (data / "images").glob("*/P?[0-3]_*.png"))
     for number, lines in enumerate((paths, [f"P{k}{p}" for k in range(2) for p in range(4)])):
-        (tmp_path / "left.txt").write_text("\n".join(["", *lines, "elsewhere.png"]))
+        (tmp_path / "left.txt").write_text("\n".join([*lines, "", "elsewhere.png"]), ("utf-8-sig", "utf-16")[number])
         out = tmp_path / f"run{number}"
         classify(data=data / "images", out=out, train_images=tmp_path / "left.txt", **given)
         said = f"no training image for 1 line of {len(lines) + 1} in {tmp_path / 'left.txt'}: elsewhere.png"

@@ -12,6 +12,7 @@ import torch
 from densepath.annotations.classes import Classes
 from densepath.annotations.fraction import choose_fraction
 from densepath.annotations.patients import NUMBERED, check_spelling
+from densepath.core.csv_files import encoding_of
 from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.core.streams import say
 from densepath.transfer.classify.cohort import Pool, file_of
@@ -60,7 +61,6 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
     Raises:
         UserError: a part is empty, a file or a patient is in two of them, or a patient has two names.
     """
-    everything, none = np.arange(len(pool)), np.array([], np.int64)
     if test is not None:
         numbers = np.array([PART_NUMBERS[split] for split in pool.splits]) if pool.splits else np.zeros(len(pool))
         study = Study(pool, test, np.flatnonzero(numbers == 0), np.flatnonzero(numbers == 1), np.arange(len(test)))
@@ -70,7 +70,7 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
         if not len(study.fit) or not len(study.tested):
             raise UserError(f"the images are all of one split, {pool.splits[0]}; name training and test images")
     else:
-        return Study(pool, pool, everything, none, none)
+        return Study(pool, pool, np.arange(len(pool)), *[np.array([], np.int64)] * 2)
     known = test is None or bool(pool.by_patient and test.by_patient)  # names of two sources may be equal by chance
     if known and test is not None and NUMBERED in (pool.by_patient, test.by_patient):
         say(
@@ -107,7 +107,7 @@ def only_listed(study: Study, path: str | Path) -> Study:
     if not len(study.tested):
         raise UserError("--train_images needs official test images (folders or a column split, --test_data)")
     try:
-        lines = [line.strip() for line in Path(path).read_text(errors="surrogateescape").splitlines() if line.strip()]
+        lines = [*filter(None, map(str.strip, Path(path).read_text(encoding_of(path), "surrogateescape").splitlines()))]
     except OSError as error:
         raise UserError(f"--train_images {path} cannot be read ({error.strerror}); check the path") from error
     pool, listed = study.train, {*lines, *map(file_of, lines)}
