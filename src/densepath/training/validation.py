@@ -98,11 +98,11 @@ def recorded_division(
     """
     first, second = ([name for each in lists for name in _read_list(out / each)] for lists in (used, others))
     before, now = names_below([*first, *second]), names_below(AllNames(images))
-    places = {name: number for number, name in enumerate(now)}
-    if sorted(before) != sorted(now) or len(places) < len(now) or not (first and second):
+    kept, held = {*before[: len(first)]}, {*before[len(first) :]}
+    if sorted(before) != sorted(now) or not (kept and held) or kept & held:
         return None
-    found = torch.tensor([places[name] for name in before]).tensor_split([len(first)])
-    return found[0].sort().values, found[1].sort().values
+    is_kept = torch.tensor([name in kept for name in now])
+    return is_kept.nonzero().flatten(), (~is_kept).nonzero().flatten()
 
 
 def owners_of(images: PixelSource, data: str | Path, resumed: bool = False) -> list[str] | None:
