@@ -177,7 +177,8 @@ def _has_slices(tiff: tifffile.TiffFile, aperio: bool) -> bool:
 
 def _larger_images(tiff: tifffile.TiffFile) -> list[str]:
     """A line about a further page that is larger than the first one, which is read."""
-    first, *others = ((int(page.imagewidth), int(page.imagelength)) for page in tiff.pages)
+    pages: list[Any] = list(tiff.pages)
+    first, *others = ((int(page.imagewidth), int(page.imagelength)) for page in pages)
     width, height = max(others, key=math.prod, default=(0, 0))
     if width * height <= math.prod(first):
         return []
