@@ -245,7 +245,11 @@ def test_what_cannot_be_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         convert_qupath(source, tmp_path / "out", mpp=MPP, test_share=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     write_slide(source / "b.tif")
+    further = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    tifffile.imwrite(source / "b.tif", further, append=True, tile=(64, 64), photometric="rgb", metadata=None)
     dest = convert_qupath(source, tmp_path / "out", mpp=0.1, test_share=0.5)
-    assert "0.4 x 0.5 µm per pixel of" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "0.4 x 0.5 µm per pixel of" in shown
+    assert f"warning: {source / 'b.tif'}: it has several pages of the size of level 0" in shown
     with pytest.raises(UserError, match="not empty"):
         convert_qupath(source, dest, mpp=MPP, test_share=0.5)

@@ -9,7 +9,8 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.pixels.decoders import JPEGLosslessSV1Decoder
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
 
 from densepath.annotations.patients import NUMBERED, owners_by_name
 from densepath.sources.corrupt import CorruptImage
@@ -42,6 +43,18 @@ def write(path: Path, pixels: np.ndarray = STORED, **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     content.save_as(path, enforce_file_format=True)
     return path
+
+
+@pytest.mark.skipif(JPEGLosslessSV1Decoder.is_available, reason="a package that decodes it is installed")
+def test_packages_that_a_compression_needs_are_named(tmp_path: Path) -> None:
+    content = pydicom.dcmread(write(tmp_path / "a.dcm"))
+    content.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    content.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xc3\xff\xd9"])
+    content["PixelData"].is_undefined_length = True
+    content.save_as(tmp_path / "a.dcm")
+    message = r"a\.dcm: cannot be decoded: JPEG Lossless, .*needs more packages, pip install 'pylibjpeg\[all\]'$"
+    with pytest.raises(CorruptImage, match=message):
+        read_image(tmp_path / "a.dcm", channels=1)
 
 
 def lut(values: np.ndarray, bits: int, first: int = 0) -> pydicom.Sequence:

@@ -67,7 +67,7 @@ class Cutting:
             raise UserError(f"size is {self.size}; give the longest side of an image in pixels, at least {_LEAST_SIZE}")
 
     def open(self, path: Path) -> Slide:
-        """Open a slide.
+        """Open a slide, and print what may be wrong with the coordinates of its outlines.
 
         Raises:
             UserError: it cannot be read, or its µm per pixel are unknown.
@@ -76,6 +76,8 @@ class Cutting:
             slide = open_slide(path, self.given.given(path), self.given.default)
         except CorruptImage as error:
             raise UserError(f"{error}; replace the file") from error
+        for problem in slide.file.problems:
+            say(f"densepath: warning: {path}: {problem}")
         if min(slide.mpp) > self.mpp * _COARSER:
             shown = spacing_text(slide.mpp)
             say(

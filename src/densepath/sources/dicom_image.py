@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.errors import errors_as, unwrapped
 from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.volumes.volume import library
 
@@ -93,7 +94,7 @@ def read_dicom(path: str | Path) -> npt.NDArray[Any]:
     """
     bits = dicom_header(path)[3]
     content = _read(path, (*_HEADER, *_PIXELS), pixels=True)
-    with decoding(path):
+    with errors_as(lambda error: CorruptImage(str(path), undecodable(error))):
         stored = content.pixel_array
         shown = _shown(content, stored)
     if stored.min() == stored.max():
@@ -102,6 +103,15 @@ def read_dicom(path: str | Path) -> npt.NDArray[Any]:
         raise CorruptImage(str(path), "its window shows all pixels alike; correct the window, or export it without one")
     shown = 1 - shown if content.PhotometricInterpretation == _GREY[0] else shown
     return np.rint(shown * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def undecodable(error: Exception) -> str:
+    """Why the pixels of a file cannot be decoded: which packages decode its compression, if none is installed."""
+    text = unwrapped(str(error))
+    if "missing dependencies" not in text:
+        return f"cannot be decoded ({text[:200]})"
+    kind = text.partition("'")[2].partition("'")[0]
+    return f"cannot be decoded: {kind} needs more packages, pip install 'pylibjpeg[all]'"
 
 
 def _shown(content: Any, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

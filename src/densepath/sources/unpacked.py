@@ -21,16 +21,23 @@ def find_unpacked(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequenc
     Args:
         source: folder, text list or glob pattern (see :func:`densepath.sources.listing.list_images`), or a folder of
             tiles that ``densepath tile`` wrote.
-        max_side: images in files whose longer side is larger (pixels) are reduced.
+        max_side: images in files whose longer side is larger (pixels) are reduced; tiles of slides are not.
         exclude: patterns of files or slides to leave out.
 
     Raises:
-        UserError: the source is missing or empty, or holds whole slides, or ``max_side`` is not positive.
+        UserError: the source is missing or empty, or holds whole slides, or ``max_side`` is not positive, or it is
+            given and smaller than the tiles.
     """
     if max_side < 1:
         raise UserError(f"max_side is {max_side}; give the longest side of an image in pixels, such as {MAX_SIDE}")
     if is_tile_folder(source):
-        return read_tiles(source, exclude)
+        tiles = read_tiles(source, exclude)
+        if tiles.size > max_side != MAX_SIDE:
+            raise UserError(
+                f"max_side is {max_side}, and tiles are not reduced: those of {source} have {tiles.size} px; write "
+                "smaller ones by densepath tile with --size"
+            )
+        return tiles
     passed = Passed()
     try:
         paths = list_images(source, exclude, passed, runs=False)

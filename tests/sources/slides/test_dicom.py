@@ -11,7 +11,7 @@ from slide_files import Pixels, halves, write_dicom
 
 from densepath.cli import main
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.slides.dicom_slide import open_dicom
+from densepath.sources.slides.dicom_slide import files_of_series, open_dicom
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide, SlideFile
@@ -49,6 +49,21 @@ def test_a_folder_with_two_slides_holds_two(tissue: Pixels, tmp_path: Path, capf
     for text in (shown.out, shown.err, (tmp_path / "t.csv").read_text()):
         assert "ROE^" not in text and "JANE" not in text
     assert "2 slides, 0 with problems" in shown.err and shown.out.count("dicom") == 2
+
+
+def test_series_that_files_refer_to_are_not_their_own(tissue: Pixels, tmp_path: Path) -> None:
+    import pydicom
+    from pydicom.dataset import Dataset
+
+    series = "1.2.3"
+    paths = [write_dicom(tmp_path, [tissue, halves(tissue, 4)], 0.5, name) for name in ("ROE^JIM", "DOE^JANE")]
+    for path in tmp_path.iterdir():
+        content, other = pydicom.dcmread(path), Dataset()
+        other.SeriesInstanceUID = series
+        content.ReferencedSeriesSequence = [other]
+        content.save_as(path)
+    assert sorted(find_slides(tmp_path)) == sorted(map(str, paths))
+    assert [len(files_of_series(str(path))) for path in paths] == [2, 2]
 
 
 def test_a_damaged_dicom_file_is_named(tissue: Pixels, tmp_path: Path) -> None:

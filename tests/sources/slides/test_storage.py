@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from slide_files import JPEG, RGB, YCBCR, Pixels, halves, jpeg, jpeg_2000, write_tiles
+from slide_files import APERIO, JPEG, RGB, YCBCR, Pixels, halves, jpeg, jpeg_2000, write_tiles
 
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
@@ -131,6 +131,58 @@ def test_of_a_stack_of_rgb_the_first_page_is_a_slide(ome: bool, tissue: Pixels, 
     assert slide.file.problems == ("it has several pages of the size of level 0, of which the first is read",)
     assert len(slide.levels) == 1
     np.testing.assert_array_equal(_whole(slide), tissue)
+
+
+def test_all_levels_are_those_of_the_first_slice_or_scene(tissue: Pixels, tmp_path: Path) -> None:
+    """Aperio's slices follow each other level by level; the scenes of other files have levels of their own."""
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
+    aperio = {"description": APERIO.format(mpp="0.5")} | options
+    other = np.ascontiguousarray(255 - tissue[:240, :372])  # of the same proportions
+    with tifffile.TiffWriter(tmp_path / "a.svs") as slices, tifffile.TiffWriter(tmp_path / "b.tiff") as scenes:
+        for level in (tissue, halves(tissue, 4)):
+            for pixels in (level, 255 - level):
+                slices.write(pixels, **aperio)
+        for scene in (tissue, other):
+            for factor in (1, 2):
+                scenes.write(halves(scene, factor), subfiletype=factor - 1, **options)
+    slide = open_slide(tmp_path / "a.svs")
+    assert slide.file.problems == ("it has several pages of the size of level 0, of which the first is read",)
+    assert [level.downsample for level in slide.levels] == [(1, 1), (4, 4)]
+    np.testing.assert_array_equal(slide.at_mpp(0.5).read(0, 0, 333, 517), tissue)
+    np.testing.assert_array_equal(_whole(slide, 1), halves(tissue, 4))
+    slide = open_slide(tmp_path / "b.tiff")
+    assert [level.size for level in slide.levels] == [(333, 517), (166, 258)]
+    np.testing.assert_array_equal(_whole(slide, 1), halves(tissue, 2))
+
+
+def test_a_larger_image_after_the_first_is_a_problem(tissue: Pixels, tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.ome.tiff", ome=True) as tiff:
+        for pixels in (halves(tissue, 4), tissue):  # an overview, and the slide
+            tiff.write(pixels, tile=(64, 64), photometric="rgb")
+    (problem,) = open_slide(tmp_path / "a.ome.tiff").file.problems
+    assert problem.startswith("its first image of 129 x 83 px is read, and not its largest of 517 x 333 px")
+
+
+def test_a_border_that_qupath_leaves_out_is_a_problem(tissue: Pixels, tmp_path: Path) -> None:
+    """A Leica slide whose scanned area begins 20 and 30 pixels from the corner of its collection."""
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None, "software": False}
+    side = 'sizeX="{}" sizeY="{}"'
+    view = f'{side.format(258500, 166500)} offsetX="10000" offsetY="15000" spacingZ="0"'  # nm
+    image = (
+        '<image name="a" uuid="b"><creationDate>2020-01-01T00:00:00</creationDate><device model="m" version="v"/>'
+        f'<pixels {side.format(517, 333)}><dimension {side.format(517, 333)} r="0" ifd="0"/></pixels><view {view}/>'
+        "<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings><illuminationSettings>"
+        "<numericalAperture>0.4</numericalAperture><illuminationSource>brightfield</illuminationSource>"
+        "</illuminationSettings></scanSettings></image>"
+    )
+    space = "http://www.leica-microsystems.com/scn/2010/10/01"
+    xml = f'<scn xmlns="{space}"><collection name="c" uuid="d" {side.format(400000, 300000)}>{image}</collection></scn>'
+    tifffile.imwrite(tmp_path / "a.scn", tissue, bigtiff=True, description=xml, **options)
+    slide = open_slide(tmp_path / "a.scn")
+    assert slide.vendor == "leica" and slide.size == (600, 800)
+    np.testing.assert_array_equal(slide.read(0, (30, 20, 333, 517)), tissue)
+    (problem,) = slide.file.problems
+    assert problem.startswith("QuPath leaves out its empty border, and begins at x 20, y 30 of level 0: add these")
 
 
 def test_a_stack_of_grey_is_refused(tissue: Pixels, tmp_path: Path) -> None:

@@ -228,6 +228,8 @@ def test_a_tile_folder_is_packed_with_its_spacing(tmp_path: Path) -> None:
     for k in range(2):
         assert np.array_equal(store.read(k), source.read(k))
     assert store.spacing(torch.arange(2)).tolist() == [[MPP, MPP]] * 2  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"max_side is 8, and tiles are not reduced: those of .* write smaller ones"):
+        pack(folder, tmp_path / "small.safetensors", max_side=8)
 
 
 def test_slides_that_are_not_those_that_were_tiled_are_refused(tmp_path: Path) -> None:

@@ -120,6 +120,8 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
     write_slide(data / "sub" / "good.tiff", 0.5)
     damage_tile(write_slide(data / "damaged.tiff", 0.5, (1,)), 9 * 3 + 2)
     write_levels(data / "blank.tiff", paint((400, 400), 0.5, [], (0, 0, 0, 0)), 0.5, (1, 2))
+    again = np.zeros((400, 400, 3), np.uint8)
+    tifffile.imwrite(data / "blank.tiff", again, append=True, tile=(64, 64), photometric="rgb", metadata=None)
     tifffile.imwrite(data / "no_um.tiff", paint((256, 256), 0.5, [], TISSUE), tile=(64, 64), compression="zlib")
     tifffile.imwrite(data / "label.tiff", np.zeros((50, 60, 3), np.uint8), photometric="rgb")
     (data / "empty.svs").write_bytes(b"")
@@ -131,6 +133,7 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
     assert "no µm per pixel" in table["no_um"]["problem"] and "empty" in table["empty"]["problem"]
     assert "not a slide" in table["label"]["problem"]
     assert (table["blank"]["objects"], table["blank"]["windows"]) == ("0", "0")
+    assert table["blank"]["problem"] == "it has several pages of the size of level 0, of which the first is read"
     assert int(table["damaged"]["damaged"]) >= 1 and "cannot be read, the first at x" in table["damaged"]["problem"]
     rows = {name: [row for row in rows_of(out) if row["image"] == name] for name in table}
     assert len(rows["good"]) == len(rows["sub/good"]) == len(DISKS) == int(table["good"]["objects"])

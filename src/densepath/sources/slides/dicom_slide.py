@@ -18,7 +18,7 @@ from densepath.sources.slides.resolution import Spacing, plausible
 from densepath.sources.slides.slide import Box
 from densepath.sources.slides.tile_codecs import Pixels
 
-_SERIES = b"\x20\x00\x0e\x00"  # the tag SeriesInstanceUID, little-endian
+_STUDY, _SERIES = b"\x20\x00\x0d\x00", b"\x20\x00\x0e\x00"  # StudyInstanceUID, SeriesInstanceUID, little-endian
 _SLIDE = b"1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _HEAD = 2**16  # bytes in which it is
 _REMEMBERED, _FOLDERS = 2**16, 16  # files whose series is remembered, and folders
@@ -66,14 +66,28 @@ def _by_series(folder: str, identity: tuple[int, ...]) -> dict[bytes, list[str]]
 
 @lru_cache(_REMEMBERED)
 def _series(path: str, identity: tuple[int, int]) -> bytes:
-    """The number of a file's series; ``identity`` changes if the file does."""
+    """The number of a file's series; ``identity`` changes if the file does.
+
+    It follows that of the study. Those of series that the file refers to come before it, and follow other elements.
+    """
     with open(path, "rb") as file:
         head = file.read(_HEAD)
+    place = head.find(_STUDY)
+    while place >= 0:
+        _, end = _value(head, place)
+        if head.startswith(_SERIES, end):
+            return _value(head, end)[0]
+        place = head.find(_STUDY, place + 1)
     place = head.find(_SERIES)
-    explicit = head[place + 4 : place + 6] == b"UI"
+    return _value(head, place)[0] if place >= 0 else b""
+
+
+def _value(head: bytes, place: int) -> tuple[bytes, int]:
+    """The value of the element at a place, which is a UID, and where it ends."""
     start = place + 8
-    length = int.from_bytes(head[start - 2 : start] if explicit else head[start - 4 : start], "little")
-    return head[start : start + length] if place >= 0 else b""
+    explicit = head[place + 4 : place + 6] == b"UI"
+    end = start + int.from_bytes(head[start - 2 : start] if explicit else head[start - 4 : start], "little")
+    return head[start:end], end
 
 
 def _open(path: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -56,6 +57,7 @@ class OpenSlideFile:
         levels: from the finest to the coarsest.
         spacing: µm per pixel of level 0.
         associated: names of other images in the file.
+        problems: what does not fit coordinates of other software.
     """
 
     file: FileParts
@@ -63,8 +65,8 @@ class OpenSlideFile:
     levels: tuple[Level, ...]
     spacing: Spacing | None
     associated: tuple[str, ...]
-    reader = "openslide"
     problems: tuple[str, ...] = ()
+    reader = "openslide"
 
     def read(self, level: int, box: Box, scale: int) -> Pixels:
         """A part (height, width, 3) of a level; transparent pixels are white. Raises CorruptImage."""
@@ -119,7 +121,18 @@ def open_with_openslide(path: str) -> OpenSlideFile | None:
         spacing = None
     levels = tuple(Level(size, step) for size, step in zip(sizes, downsamples(sizes), strict=True))
     vendor = found.get("openslide.vendor", "unknown")
-    return OpenSlideFile(file, vendor, levels, spacing, tuple(handle.associated_images))
+    return OpenSlideFile(file, vendor, levels, spacing, tuple(handle.associated_images), _border(found))
+
+
+def _border(properties: Mapping[str, str]) -> tuple[str, ...]:
+    """A line about a slide that begins with an empty border, as those of MRXS and SCN do: QuPath does not count it."""
+    x, y = (properties.get(f"openslide.bounds-{axis}", "0") for axis in "xy")
+    if (x, y) == ("0", "0"):
+        return ()
+    return (
+        f"QuPath leaves out its empty border, and begins at x {x}, y {y} of level 0: add these to the coordinates of "
+        "outlines from QuPath, and subtract them from those for it",
+    )
 
 
 def _start(place: int, factor: float) -> tuple[int, int]:

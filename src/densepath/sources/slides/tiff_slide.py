@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -107,8 +108,9 @@ def open_tiff(path: str) -> TiffSlide | None:
         if not aperio and first.samplesperpixel < _RGB:
             refuse_stack(path, tiff)
         tables, problems = [TileTable.of(file, first)], []
-        if not aperio and is_stack(tiff):
+        if _has_slices(tiff, aperio):
             problems.append("it has several pages of the size of level 0, of which the first is read")
+        problems += _larger_images(tiff)
         if tables[0].format.padded:
             problems.append("its fourth channel is not marked as transparency, and is ignored; save it as RGB")
         if (tag := orientation_of(first)) != 1:
@@ -116,6 +118,8 @@ def open_tiff(path: str) -> TiffSlide | None:
         for number, page in enumerate(_reduced(tiff, aperio), 1):
             size = int(page.imagelength), int(page.imagewidth)
             shown = f"level {number} of {size[1]} x {size[0]} px"
+            if size in {table.size for table in tables}:  # of another slice
+                continue
             if disagree(tables[0].size, size):
                 problems.append(f"{shown} has other proportions than level 0 and is left out")
                 continue
@@ -142,15 +146,44 @@ def open_tiff(path: str) -> TiffSlide | None:
 
 
 def _reduced(tiff: tifffile.TiffFile, aperio: bool) -> Iterator[Any]:
-    """The pages that show the first one reduced, before those of the next image of a stack."""
+    """The pages that show the first one reduced, before those of the next image: of a stack, or another scene."""
     first: Any = tiff.pages.first
     yield from first.pages or ()
-    pages: list[Any] = list(tiff.pages)
-    for page in pages[1:]:
-        if not aperio and is_slice(page, first):
+    for page in _others(tiff):
+        if not aperio and (is_slice(page, first) or _is_scene(page, first)):
             return
         if page.is_tiled and (aperio or page.subfiletype & _REDUCED):
             yield page
+
+
+def _others(tiff: tifffile.TiffFile) -> list[Any]:
+    """The pages after the first."""
+    pages: list[Any] = list(tiff.pages)
+    return pages[1:]
+
+
+def _is_scene(page: Any, first: Any) -> bool:
+    """Whether a page is not a reduced image or a mask, but stored as the first one: levels after it are its own."""
+    same = (page.samplesperpixel, page.dtype) == (first.samplesperpixel, first.dtype)
+    return bool(page.is_tiled and not page.subfiletype and same)
+
+
+def _has_slices(tiff: tifffile.TiffFile, aperio: bool) -> bool:
+    """Whether further pages are slices of a stack. Those of Aperio have tiles: its thumbnails may be as large."""
+    if not aperio:
+        return is_stack(tiff)
+    return any(page.is_tiled and is_slice(page, tiff.pages.first) for page in _others(tiff))
+
+
+def _larger_images(tiff: tifffile.TiffFile) -> list[str]:
+    """A line about a further page that is larger than the first one, which is read."""
+    pages: list[Any] = list(tiff.pages)
+    first, *others = ((int(page.imagewidth), int(page.imagelength)) for page in pages)
+    width, height = max(others, key=math.prod, default=(0, 0))
+    if width * height <= math.prod(first):
+        return []
+    sizes = f"its first image of {first[0]} x {first[1]} px is read, and not its largest of {width} x {height} px"
+    return [f"{sizes}; save that one as a file of its own"]
 
 
 def _ends_early(tiff: tifffile.TiffFile) -> bool:
@@ -165,9 +198,8 @@ def _ends_early(tiff: tifffile.TiffFile) -> bool:
 def _associated(tiff: tifffile.TiffFile) -> dict[str, int]:
     """Positions of the label, the macro and the thumbnail of an Aperio slide, by these names."""
     found: dict[str, int] = {}
-    pages: list[Any] = list(tiff.pages)
-    for number, page in enumerate(pages):
-        if number and not page.is_tiled:
+    for number, page in enumerate(_others(tiff), 1):
+        if not page.is_tiled:
             lines = page.description.splitlines()
             word = (lines[1].split() or [""])[0] if len(lines) > 1 else ""
             found.setdefault(word if word in _KNOWN else "thumbnail", number)

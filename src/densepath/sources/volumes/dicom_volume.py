@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from densepath.core.errors import counted, errors_as, unwrapped
+from densepath.core.errors import counted, errors_as
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.dicom_image import undecodable
 from densepath.sources.volumes.dicom_series import NUMBERS, Series, Slice
 from densepath.sources.volumes.volume import (
     Array,
@@ -236,4 +237,4 @@ def _pixels(series: Series, part: Slice) -> tuple[Array, tuple[float, float]]:
 
 def _undecodable(series: Series, part: Slice, error: Exception) -> CorruptImage:
     number = series.slices.index(part) + 1
-    return CorruptImage(series.name, f"slice {number} cannot be decoded ({unwrapped(str(error))[:200]})")
+    return CorruptImage(series.name, f"slice {number} {undecodable(error)}")

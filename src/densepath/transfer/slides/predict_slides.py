@@ -162,10 +162,13 @@ def _predict_slide(
     facts["objects"] = files.count
     if not kept:
         say(f"densepath: {name}: no tissue was found, so it has no objects")
+    problems = list(slide.file.problems)
     if damaged:
         x, y = grid.place([(damaged[0][0].left, damaged[0][0].top)])[0].round().astype(int)
         where = f"{len(damaged)} of {len(kept)} windows cannot be read, the first at x {x}, y {y}"
-        facts["unread"] = unread = f"{where} ({damaged[0][1].why})"
+        problems.append(f"{where} ({damaged[0][1].why})")
+    if problems:
+        facts["unread"] = unread = "; ".join(problems)
         report_problem(name, unread)
     return facts
 
