@@ -56,6 +56,7 @@ def test_folds_by_patient_test_each_image_once(data: Path, classify: Classify, t
         parts = [{owners[name] for name in split[part]} for part in ("train", "validation", "test")]
         assert all(parts) and not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
     record = json.loads((out / "metrics.json").read_text())
+    assert record["labels"] == {"a": 12, "b": 12} and record["test_images"] == 24  # each once, not for each seed
     each = [run["macro_auc"] for run in record["runs"].values()]
     assert len(each) == 4 and record["scores"]["macro_auc"]["mean"] == pytest.approx(np.mean(each))
     assert result["macro_auc_spread"] == pytest.approx(np.std(each, ddof=1))

@@ -312,7 +312,7 @@ def test_few_cases_without_an_event_are_no_stratum() -> None:
 )
 def test_training_cases_that_nothing_is_learned_from_are_refused(targets: Any, why: str) -> None:
     split = Split(np.arange(4), np.array([4]), np.arange(5, 8))
-    with pytest.raises(UserError, match=rf"training cases of fold 0 of here .*{why}.*; use other splits"):
+    with pytest.raises(UserError, match=rf"training cases of fold 0 of here .*{why}.*; use other --folds or --splits"):
         check_splits(numbers_of(targets), [split], "here")
 
 

@@ -160,9 +160,11 @@ def _refuse_nothing_to_learn(cohort: Cohort, split: Split, fold: str) -> None:
     """Refuse training cases without an event, or with one number."""
     targets = cohort.targets[split.train]
     if targets.shape[1] == 2 and not targets[:, 1].any():
-        raise UserError(f"the training cases of {fold} have no event, from which survival is learned; use other splits")
+        raise UserError(
+            f"the training cases of {fold} have no event, from which survival is learned; use other --folds or --splits"
+        )
     if targets.shape[1] == 1 and not cohort.classes and len(np.unique(targets)) < 2:
-        raise UserError(f"all training cases of {fold} have the same {cohort.target}; use other splits")
+        raise UserError(f"all training cases of {fold} have the same {cohort.target}; use other --folds or --splits")
 
 
 def _refuse_few_groups(cohort: Cohort) -> None:
