@@ -93,7 +93,8 @@ def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Spli
             f"and validation needs another; {more}, "
             f"{'other --splits, or leave this class out' if cohort.classes else 'or other --splits'}"
         )
-    events = np.bincount(groups, _events(cohort, fold.train))[:, None]
+    events = np.zeros((len(counts), 1))
+    np.add.at(events, groups, _events(cohort, fold.train)[:, None])
     chosen = hold_out(counts, share, seed, events)[groups]
     if not chosen.any():
         raise UserError(
@@ -146,7 +147,7 @@ def warn_of_validation(cohort: Cohort, splits: Sequence[Split]) -> None:
     if cohort.targets.shape[1] < 2:
         return
     parts = [cohort.targets[split.validation] for split in splits]
-    found = [concordance(np.ones((1, len(own))), *own.T, np.zeros(len(own)))[0] for own in parts]
+    found = [concordance(np.ones((1, len(own))), own[:, 0], own[:, 1], np.zeros(len(own)))[0] for own in parts]
     if lacking := [str(fold) for fold, value in enumerate(found) if np.isnan(value)]:
         folds = f"fold{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
         say(
