@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from densepath.core.errors import UserError
 from densepath.sources import cache as cache_module
+from densepath.sources import packing as packing_module
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import check_size, open_images
 from densepath.sources.packed import PackedTiles
@@ -151,6 +152,17 @@ def test_pack_refuses_other_suffixes_and_files_that_exist(tmp_path: Path) -> Non
     pack(tmp_path / "tiles", tmp_path / "s.safetensors")
     with pytest.raises(UserError, match="already exists"):
         pack(tmp_path / "tiles", tmp_path / "s.safetensors")
+
+
+def test_a_store_that_another_command_has_written_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiles(tmp_path / "tiles", [(8, 6)])
+    store = tmp_path / "s.safetensors"
+    monkeypatch.setattr(packing_module, "write_tables", lambda *_: store.write_bytes(b"of the other"))
+    with pytest.raises(UserError, match="already exists"):
+        pack(tmp_path / "tiles", store)
+    assert store.read_bytes() == b"of the other" and len(list(tmp_path.iterdir())) == 2
 
 
 def test_pack_leaves_out_a_corrupt_image_and_names_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

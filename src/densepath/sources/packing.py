@@ -77,6 +77,7 @@ def pack(source: AnyPath, dest: str | Path, *, max_side: int = MAX_SIDE, exclude
         names = PathTable.of(_relative(images.names(int(position)), root) for position in kept)
         spacing = images.spacing(kept)
         write_tables(file, sizes, names, images.spec, dtype, None if spacing is None else spacing.numpy())
+        require_new_file(dest)  # another command may have written it meanwhile
     return dest
 
 

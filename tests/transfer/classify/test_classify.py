@@ -56,6 +56,7 @@ def test_folds_by_patient_test_each_image_once(data: Path, classify: Classify, t
         parts = [{owners[name] for name in split[part]} for part in ("train", "validation", "test")]
         assert all(parts) and not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
     record = json.loads((out / "metrics.json").read_text())
+    assert record["labels"] == {"a": 12, "b": 12} and record["test_images"] == 24  # each once, not for each seed
     each = [run["macro_auc"] for run in record["runs"].values()]
     assert len(each) == 4 and record["scores"]["macro_auc"]["mean"] == pytest.approx(np.mean(each))
     assert result["macro_auc_spread"] == pytest.approx(np.std(each, ddof=1))
@@ -108,7 +109,8 @@ def test_only_listed_images_are_trained_on(
     given = {"test_data": test / "images", "epochs": 1, "patient_regex": r"([PQ]\d+)_", "freeze": True}
     paths = sorted(str(path) for path in (data / "images").glob("*/P?[0-3]_*.png"))
     for number, lines in enumerate((paths, [f"P{k}{p}" for k in range(2) for p in range(4)])):
-        (tmp_path / "left.txt").write_text("\n".join([*lines, "", "elsewhere.png"]), ("utf-8-sig", "utf-16")[number])
+        text = "\r\n".join([*lines, "", "elsewhere.png"])
+        (tmp_path / "left.txt").write_bytes(text.encode(("utf-8-sig", "utf-16")[number]))  # as Windows writes it
         out = tmp_path / f"run{number}"
         classify(data=data / "images", out=out, train_images=tmp_path / "left.txt", **given)
         said = f"no training image for 1 line of {len(lines) + 1} in {tmp_path / 'left.txt'}: elsewhere.png"
@@ -123,6 +125,9 @@ def test_only_listed_images_are_trained_on(
     assert json.loads((out / "splits.json").read_text())["seed_0"] == [split]
     (tmp_path / "left.txt").write_text("elsewhere.png")
     with pytest.raises(UserError, match=r"none of the training images is in .*left\.txt"):
+        classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt", **given)
+    (tmp_path / "left.txt").write_bytes(b"a\0b")
+    with pytest.raises(UserError, match="none of the training images is in"):
         classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt", **given)
     with pytest.raises(UserError, match="--train_images needs official test images"):
         classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt")

@@ -12,10 +12,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 import timm
 import torch
 from PIL import Image
+from pyarrow import parquet
 from torchvision.transforms import v2
 
 import densepath
@@ -311,6 +313,22 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
         embed(data=tmp_path / "data", out=tmp_path / "f.safetensors", **SMALL)
 
 
+def test_a_file_that_another_command_has_written_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "data", 2)
+
+    def load(*args: Any, **options: Any) -> Any:
+        (tmp_path / "f.safetensors").write_bytes(b"of the other")
+        return load_encoder(*args, **options)
+
+    monkeypatch.setattr(embed_module, "load_encoder", load)
+    with pytest.raises(UserError, match="already exists"):
+        embed(data=tmp_path / "data", out=tmp_path / "f.safetensors", **SMALL)
+    assert (tmp_path / "f.safetensors").read_bytes() == b"of the other"
+    assert sorted(os.listdir(tmp_path)) == ["data", "f.safetensors"]
+
+
 def test_mistakes_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "data", 2)
     (tmp_path / "bad").mkdir()
@@ -349,6 +367,22 @@ def test_a_file_may_have_any_name_of_an_image(tmp_path: Path) -> None:
     for name, match in (("other.safetensors", "not a file of features"), ("none.h5", "there are no features")):
         with pytest.raises(UserError, match=match):
             read_features(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (["a", "b", "c"], [[1.0, 2.0, 3.0], None, [4.0, 5.0, 6.0]]),  # as many numbers as three rows of two
+        (["a", "b"], [[1.0, 2.0], [3.0, 4.0, 5.0, 6.0]]),
+        (["a", None], [[1.0, 2.0], [3.0, 4.0]]),
+        (["a", "a"], [[1.0, 2.0], [3.0, 4.0]]),
+    ],
+)
+def test_a_table_of_others_needs_a_name_and_a_vector_in_each_row(tmp_path: Path, names: list[Any], rows: Any) -> None:
+    features = pa.array(rows, pa.list_(pa.float32()))
+    parquet.write_table(pa.table({"name": names, "features": features}), tmp_path / "f.parquet")
+    with pytest.raises(UserError, match=r"f\.parquet (is not a file of features|names twice: a)"):
+        read_features(tmp_path / "f.parquet")
 
 
 def test_the_encoder_of_a_volume() -> None:

@@ -21,9 +21,9 @@ from densepath.transfer.mil.compare import holm, mcnemar, paired_auc
 from densepath.transfer.mil.fold import _scale
 from densepath.transfer.mil.number_scores import concordance, mean_concordance, number_scores
 from densepath.transfer.mil.objectives import Classification, Regression, Survival
-from densepath.transfer.mil.results import Outcome, scores_of, scores_of_folds, write_results
+from densepath.transfer.mil.results import Outcome, describe, scores_of, scores_of_folds, write_results
 from densepath.transfer.probe.curves import roc_curve
-from densepath.transfer.probe.metrics import measure, resampled
+from densepath.transfer.probe.metrics import Score, measure, resampled
 
 
 def an_outcome(seed: int = 0, count: int = 60, classes: int = 3, folds: int = 1) -> Outcome:
@@ -272,3 +272,12 @@ def test_a_score_that_is_undefined_is_null(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
     assert written["scores"]["macro_auc"] == {"value": None, "low": None, "high": None}
     assert written["scores"]["accuracy"]["value"] is not None
+
+
+def test_a_score_that_is_undefined_is_called_so() -> None:
+    scores = {
+        "macro_auc": Score(np.nan, np.nan, np.nan),
+        "accuracy": Score(1, 0, 2),
+        "balanced_accuracy": Score(1, 0, 2),
+    }
+    assert describe(scores) == "macro_auc undefined, balanced_accuracy 1.0 (0.0 to 2.0)"

@@ -67,12 +67,16 @@ def test_a_class_that_may_be_a_missing_value_is_reported(tmp_path: Path, capfd: 
         read_cohort(data, listed, Columns(), classes=["x", "y", "low=z,w"])
 
 
-def test_the_tables_of_stamp(tmp_path: Path) -> None:
+def test_the_tables_of_stamp(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = features(tmp_path / "f", "s1", "s2", "s3")
     clini = table(tmp_path / "clini.csv", "PATIENT;MSI", "p1;high", "p2;low", "p3;low")
     slides = table(tmp_path / "slides.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5")
     cohort = read_cohort(data, clini, Columns("MSI"), slide_table=slides)
     assert found(cohort) == {"p1": ("high", ("s1", "s3")), "p2": ("low", ("s2",))}
+    assert f"left out: 1 patient of {clini} without a slide in {slides}: p3" in capfd.readouterr().err
+    capitals = table(tmp_path / "capitals.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "P3,s3.h5")
+    with pytest.raises(UserError, match="patients that differ in capitals, spaces or zeros: P3, p3"):
+        read_cohort(data, clini, Columns("MSI"), slide_table=capitals)
     twice = table(tmp_path / "twice.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s1.h5", "p3,s3.h5")
     with pytest.raises(UserError, match=r"slides with two rows in .*twice\.csv: s1"):
         read_cohort(data, clini, Columns("MSI"), slide_table=twice)

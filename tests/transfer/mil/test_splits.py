@@ -19,7 +19,7 @@ from densepath.nets.weights.trained_on import slide_notes
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.leaks import PretrainingSlides, check_pretraining
 from densepath.transfer.mil.split_files import read_splits, write_splits
-from densepath.transfer.mil.splits import Split, check_splits, make_splits, with_validation
+from densepath.transfer.mil.splits import Split, check_splits, make_splits, warn_of_validation, with_validation
 from densepath.transfer.probe.folds import Fold
 
 
@@ -289,6 +289,40 @@ def test_validation_is_the_share_that_is_asked_for(share: float, capfd: Any) -> 
     sites = cohort_of([0, 1] * 20, groups=[0] * 36 + [1] * 2 + [2] * 2)
     split = with_validation(sites, Fold(np.arange(40), np.array([], np.int64)), 0.4, 1)
     assert "10% of the training cases of a fold are held out for validation instead of 40%" in capfd.readouterr().err
+
+
+def test_few_cases_without_an_event_are_no_stratum() -> None:
+    cohort = numbers_of([(float(n), float(n != 3)) for n in range(15)])
+    splits = make_splits(cohort, 5, 0.2, 0)
+    check_splits(cohort, splits, "here")
+    assert sorted(np.concatenate([split.test for split in splits])) == list(range(15))
+    with pytest.raises(UserError, match=r"^the event has cases of 2 patients, fewer than the 3 folds; use --folds 2$"):
+        make_splits(numbers_of([(float(n), float(n < 2)) for n in range(15)]), 3, 0.2, 0)
+    with pytest.raises(UserError, match=r"^the study has cases of 4 patients, fewer than the 5 folds; use --folds 4$"):
+        make_splits(numbers_of([(float(n),) for n in range(4)]), 5, 0.2, 0)
+    few = numbers_of([(0.0, 1.0), (1.0, 1.0), (2.0, 0.0)])
+    for seed in range(9):  # whatever the share, an event is trained on
+        split = with_validation(few, Fold(np.arange(3), np.array([], np.int64)), 0.9, seed)
+        assert few.targets[split.train, 1].any()
+
+
+@pytest.mark.parametrize(
+    ("targets", "why"),
+    [([(float(n), float(n > 3)) for n in range(8)], "have no event"), ([(1.0,)] * 4 + [(2.0,)] * 4, "the same label")],
+)
+def test_training_cases_that_nothing_is_learned_from_are_refused(targets: Any, why: str) -> None:
+    split = Split(np.arange(4), np.array([4]), np.arange(5, 8))
+    with pytest.raises(UserError, match=rf"training cases of fold 0 of here .*{why}.*; use other --folds or --splits"):
+        check_splits(numbers_of(targets), [split], "here")
+
+
+def test_validation_cases_that_cannot_be_compared_are_said(capfd: Any) -> None:
+    cohort = numbers_of([(float(n), float(n % 2)) for n in range(9)])
+    warn_of_validation(cohort, [Split(np.arange(4), np.array([6, 7]), np.array([8])),
+                                Split(np.arange(4), np.array([5, 6]), np.array([8]))])  # fmt: skip
+    assert "no two validation cases of fold 0 can be compared" in capfd.readouterr().err
+    warn_of_validation(cohort_of([0, 1, 0]), [Split(np.arange(2), np.array([2]), np.array([2]))])
+    assert not capfd.readouterr().err
 
 
 def test_a_class_with_too_few_patients_for_validation_needs_more_folds() -> None:

@@ -33,11 +33,12 @@ def close_outcome(
         The scores, and the files.
     """
     scores, several = score(tested, seed), len(tested.run_names) > 1
+    images = np.unique(tested.names, return_index=True)[1]  # several trainings may test one
     known = {
         "densepath": __version__,
-        "labels": dict(zip(tested.targets.names, tested.targets.counts(), strict=True)),
+        "labels": dict(zip(tested.targets.names, tested.targets.take(images).counts(), strict=True)),
         "several_labels": not tested.targets.exclusive,
-        "test_images": len(set(tested.names)),
+        "test_images": len(images),
         "patients": len(set(tested.owners)) if by_patient else None,
     }
     files: dict[str, Path] = {}

@@ -12,7 +12,7 @@ import torch
 from densepath.annotations.classes import Classes
 from densepath.annotations.fraction import choose_fraction
 from densepath.annotations.patients import NUMBERED, check_spelling
-from densepath.core.csv_files import encoding_of
+from densepath.core.csv_files import open_text
 from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.core.streams import say
 from densepath.transfer.classify.cohort import Pool, file_of
@@ -61,6 +61,7 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
     Raises:
         UserError: a part is empty, a file or a patient is in two of them, or a patient has two names.
     """
+    everything, none = np.arange(len(pool)), np.array([], np.int64)
     if test is not None:
         numbers = np.array([PART_NUMBERS[split] for split in pool.splits]) if pool.splits else np.zeros(len(pool))
         study = Study(pool, test, np.flatnonzero(numbers == 0), np.flatnonzero(numbers == 1), np.arange(len(test)))
@@ -70,7 +71,7 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
         if not len(study.fit) or not len(study.tested):
             raise UserError(f"the images are all of one split, {pool.splits[0]}; name training and test images")
     else:
-        return Study(pool, pool, np.arange(len(pool)), *[np.array([], np.int64)] * 2)
+        return Study(pool, pool, everything, none, none)
     known = test is None or bool(pool.by_patient and test.by_patient)  # names of two sources may be equal by chance
     if known and test is not None and NUMBERED in (pool.by_patient, test.by_patient):
         say(
@@ -85,11 +86,8 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
     files = [{source.files[p]: source.names[p] for p in positions} for source, positions in sides]
     for one, other in ((0, 2), (1, 2), (0, 1)):
         shared = sorted(owners[one] & owners[other]) if known else []
-        refuse(
-            shared,
-            f"leak: patients with {PARTS[one]} and {PARTS[other]} images",
-            "put all images of a patient into one part",
-        )
+        what = f"leak: patients with {PARTS[one]} and {PARTS[other]} images"
+        refuse(shared, what, "put all images of a patient into one part")
         refuse(
             [name for file, name in files[other].items() if file in files[one]],
             f"leak: images that are both {PARTS[one]} and {PARTS[other]} images",
@@ -107,9 +105,11 @@ def only_listed(study: Study, path: str | Path) -> Study:
     if not len(study.tested):
         raise UserError("--train_images needs official test images (folders or a column split, --test_data)")
     try:
-        lines = [*filter(None, map(str.strip, Path(path).read_text(encoding_of(path), "surrogateescape").splitlines()))]
-    except OSError as error:
-        raise UserError(f"--train_images {path} cannot be read ({error.strerror}); check the path") from error
+        with open_text(path) as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--train_images {path} cannot be read ({why}); check the path") from error
     pool, listed = study.train, {*lines, *map(file_of, lines)}
 
     def kept(positions: Integers) -> Integers:

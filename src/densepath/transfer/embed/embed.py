@@ -182,6 +182,7 @@ def embed(
     with ExitStack() as stack:
         if hardware.rank == 0:
             stack.enter_context(sole_writer(folder))
+            require_new_file(out)  # another command may have written it meanwhile
             stack.enter_context(_kept_if_begun(folder))
             _begin(folder, record)
             what = f"{counted(len(inputs), 'image')}, {counted(encoder.dim, 'number')} each"

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from densepath.core.errors import UserError, errors_as
 from densepath.core.files import atomic_write
 from densepath.core.hdf5 import new_hdf5
+from densepath.core.output_names import refuse_repeated
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 
@@ -115,7 +116,8 @@ def read_features(path: AnyPath) -> Features:
     """Read a file of features that :func:`write_features` wrote, or another one in the same layout.
 
     Raises:
-        UserError: the file does not exist, it holds no features with names, or a library is not installed.
+        UserError: the file does not exist, it holds no features with names or two of one name, or a library is not
+            installed.
     """
     path = as_path(path)
     suffix = check_format(path)
@@ -131,6 +133,7 @@ def read_features(path: AnyPath) -> Features:
         notes = json.loads(text or "{}")
     if values.ndim != 2 or len(values) != len(names) or not len(names) or values.dtype.kind != "f":
         raise UserError(f"{path} does not hold one vector for each name; write it with densepath embed")
+    refuse_repeated(names, path)
     return Features(names, values, notes)
 
 
@@ -171,13 +174,16 @@ def _write_parquet(path: Path, parts: Iterable[Part], shape: Shape, notes: str) 
 
 
 def _read_parquet(path: Path) -> tuple[list[str], npt.NDArray[Any], str]:
-    from pyarrow import parquet
+    from pyarrow import parquet, string
+    from pyarrow.compute import list_value_length
 
     table = parquet.read_table(path, columns=["name", "features"])
     metadata = table.schema.metadata or {}
-    features = table["features"].combine_chunks()
-    values = features.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-    return table["name"].to_pylist(), values, metadata.get(_NOTES.encode(), b"").decode()
+    lengths = list_value_length(table["features"]).unique().to_pylist()
+    if len(lengths) != 1 or None in (*lengths, *table["name"].unique().to_pylist()):
+        raise ValueError("rows of different lengths, or without a name or features")
+    values = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    return table["name"].cast(string()).to_pylist(), values, metadata.get(_NOTES.encode(), b"").decode()
 
 
 def _write_safetensors(path: Path, parts: Iterable[Part], shape: Shape, notes: str) -> None:

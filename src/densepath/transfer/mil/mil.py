@@ -39,7 +39,7 @@ from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
 from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, describe, scores_of, write_results
 from densepath.transfer.mil.split_files import SPLITS, begun_before, read_splits, slides_in_order, write_splits
-from densepath.transfer.mil.splits import VALIDATION, Split, make_splits
+from densepath.transfer.mil.splits import VALIDATION, Split, make_splits, warn_of_validation
 from densepath.transfer.probe.metrics import Score
 from densepath.version import __version__
 
@@ -97,6 +97,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         AttentionFiles(out / ATTENTION, cohort.classes, config.slides)  # refuses a wrong folder before training
         cohort = slides_in_order(cohort, out / SPLITS)
         splits = _splits(config, cohort, out)
+        warn_of_validation(cohort, splits)
         store = _Store(cohort, config.grouping == "averaged", mixed=begun_before(out / SPLITS))
         _check_same(out, store.digest)
         store.record.write(out)

@@ -108,7 +108,8 @@ def scores_of(tested: Outcome, task: str, seed: int) -> dict[str, Score]:
 
 def describe(scores: Mapping[str, Score]) -> str:
     """The main scores in a line."""
-    return ", ".join(f"{metric} {score}" for metric, score in scores.items() if metric in _SHOWN)
+    shown = {metric: score for metric, score in scores.items() if metric in _SHOWN}
+    return ", ".join(f"{name} {each if np.isfinite(each.value) else 'undefined'}" for name, each in shown.items())
 
 
 def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ from densepath.core.columns import PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF
 from densepath.core.csv_files import open_lines, plain_head, refuse_other_encoding
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import is_missing
+from densepath.core.streams import say
 
 FOLDERS = "folders"
 TCGA = "tcga"
@@ -212,10 +213,14 @@ def _with_slides(
         for each in known:
             if barcode := patient_of_tcga(each):
                 of_patient.setdefault(barcode, []).append(each)
+    check_spelling(patient for patient in (*(row.patient for row in rows), *of_patient) if not is_missing(patient))
     found = [replace(row, slide=each) for row in rows for each in of_patient.get(row.patient, [])]
+    where = slide_table or "the names of the features"
     if not found:
-        where = slide_table or "the names of the features"
         raise UserError(f"no patient of {table} has a slide in {where}; give a table with a column of slides")
+    if without := [row.patient or row.place for row in rows if row.patient not in of_patient]:
+        of = counted(len(without), "patient")
+        say(f"densepath: left out: {of} of {table} without a slide in {where}: {first_few(without)}")
     return found, f"{patient} in {table}"
 
 

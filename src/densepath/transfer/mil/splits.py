@@ -12,8 +12,9 @@ from densepath.annotations.classes import Classes
 from densepath.core.errors import UserError, refuse
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
+from densepath.transfer.mil.number_scores import concordance
 from densepath.transfer.probe.folds import Fold, hold_out, make_folds, refuse_few, refuse_untrained
-from densepath.transfer.probe.metrics import Integers
+from densepath.transfer.probe.metrics import Floats, Integers
 
 PARTS = ("train", "validation", "test")
 VALIDATION = 0.2  # the default share of the cases that are not tested
@@ -54,12 +55,16 @@ def make_splits(cohort: Cohort, folds: int, validation: float, seed: int) -> lis
         raise UserError(f"validation is {validation}; give a share between 0 and 1")
     _refuse_few_groups(cohort)
     strata = _strata(cohort, np.arange(len(cohort)), folds)
-    remedy = "leave this class out, or add cases"
-    drawn = make_folds(_classes(cohort, strata), cohort.groups, folds, seed, "cases", cohort.group, remedy)
-    return [
+    remedy = "leave this class out, or add cases" if cohort.classes else "add cases"
+    every = Classes(_names(cohort, np.arange(len(cohort)), strata), torch.from_numpy(strata.astype(np.int32)))
+    drawn = make_folds(every, cohort.groups, folds, seed, "cases", cohort.group, remedy)
+    splits = [
         with_validation(cohort, Fold(by_name(cohort, fold.train), by_name(cohort, fold.test)), validation, seed + n)
         for n, fold in enumerate(drawn)
     ]
+    for number, split in enumerate(splits):
+        _refuse_nothing_to_learn(cohort, split, f"fold {number}")
+    return splits
 
 
 def by_name(cohort: Cohort, cases: Integers) -> Integers:
@@ -72,7 +77,7 @@ def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Spli
 
     Only targets of training cases are looked at. Groups are taken in random order, if they bring the numbers of held
     cases of the classes closer to what is asked for; a class keeps a training case, and gets a validation case if it
-    can.
+    can. An event is trained on.
 
     Raises:
         UserError: a class of the training cases has only one group.
@@ -82,12 +87,15 @@ def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Spli
     np.add.at(counts, (groups, strata), 1)
     rare = int((counts > 0).sum(0).argmin())
     if (counts[:, rare] > 0).sum() < 2:
+        more = f"use more --folds (up to the number of its {cohort.group}s)"
         raise UserError(
-            f"{_classes(cohort, strata).names[rare]} has one {cohort.group} among the training cases of a fold, and "
-            f"validation needs another; use more --folds (up to the number of its {cohort.group}s), other --splits, or "
-            "leave this class out"
+            f"{_names(cohort, fold.train, strata)[rare]} has one {cohort.group} among the training cases of a fold, "
+            f"and validation needs another; {more}, "
+            f"{'other --splits, or leave this class out' if cohort.classes else 'or other --splits'}"
         )
-    chosen = hold_out(counts, share, seed)[groups]
+    events = np.zeros((len(counts), 1))
+    np.add.at(events, groups, _events(cohort, fold.train)[:, None])
+    chosen = hold_out(counts, share, seed, events)[groups]
     if not chosen.any():
         raise UserError(
             f"the training cases of a fold cannot be divided for validation by {cohort.group}; use more --folds"
@@ -105,7 +113,8 @@ def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
     """Refuse folds that leak or cannot be used.
 
     Raises:
-        UserError: a patient is in two parts of a fold, or a part is empty, or the training cases lack a class.
+        UserError: a patient is in two parts of a fold, or a part is empty, or the training cases lack a class or an
+            event, or have one number only.
     """
     for number, split in enumerate(splits):
         members = [{cohort.patients[owner] for owner in cohort.owners[part]} for part in split.parts()]
@@ -130,6 +139,33 @@ def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
         if cohort.classes:
             trained = np.isin(np.arange(len(cohort.classes)), cohort.labels[split.train])
             refuse_untrained(cohort.classes, trained, f"the training cases of fold {number} of {source}")
+        _refuse_nothing_to_learn(cohort, split, f"fold {number} of {source}")
+
+
+def warn_of_validation(cohort: Cohort, splits: Sequence[Split]) -> None:
+    """Say in which folds no epoch can be chosen: concordance needs validation cases that can be compared."""
+    if cohort.targets.shape[1] < 2:
+        return
+    parts = [cohort.targets[split.validation] for split in splits]
+    found = [concordance(np.ones((1, len(own))), own[:, 0], own[:, 1], np.zeros(len(own)))[0] for own in parts]
+    if lacking := [str(fold) for fold, value in enumerate(found) if np.isnan(value)]:
+        folds = f"fold{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
+        say(
+            f"densepath: warning: no two validation cases of {folds} can be compared (an event before the time of "
+            "another case), so that no epoch is chosen and the first one is kept; use a larger --validation, or other "
+            "--splits"
+        )
+
+
+def _refuse_nothing_to_learn(cohort: Cohort, split: Split, fold: str) -> None:
+    """Refuse training cases without an event, or with one number."""
+    targets = cohort.targets[split.train]
+    if targets.shape[1] == 2 and not targets[:, 1].any():
+        raise UserError(
+            f"the training cases of {fold} have no event, from which survival is learned; use other --folds or --splits"
+        )
+    if targets.shape[1] == 1 and not cohort.classes and len(np.unique(targets)) < 2:
+        raise UserError(f"all training cases of {fold} have the same {cohort.target}; use other --folds or --splits")
 
 
 def _refuse_few_groups(cohort: Cohort) -> None:
@@ -145,13 +181,14 @@ def _refuse_few_groups(cohort: Cohort) -> None:
 def _strata(cohort: Cohort, cases: Integers, least: int) -> Integers:
     """(n,) what some cases are stratified by, from 0, from their targets alone.
 
-    The class; or the quartile of the number, for survival with whether there was an event. Bins are as many as leave
-    ``least`` groups in each.
+    The class; or the quartile of the number, for survival with whether there was an event, if not nearly all have one.
+    Bins are as many as leave ``least`` groups in each.
     """
     if cohort.classes:
         return cohort.labels[cases]
-    numbers, groups = cohort.targets[cases, 0], cohort.groups[cases]
-    events = cohort.targets[cases, 1] if cohort.targets.shape[1] == 2 else np.zeros(len(cases))
+    numbers, groups, events = cohort.targets[cases, 0], cohort.groups[cases], _events(cohort, cases)
+    if len(np.unique(groups[events == 0])) < least:
+        events = np.zeros(len(cases))
     strata = np.zeros(len(cases), np.int64)
     for bins in range(_BINS, 0, -1):
         edges = np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1])
@@ -161,6 +198,14 @@ def _strata(cohort: Cohort, cases: Integers, least: int) -> Integers:
     return strata
 
 
-def _classes(cohort: Cohort, strata: Integers) -> Classes:
-    names = cohort.classes or tuple(f"stratum {number} of {cohort.target}" for number in np.unique(strata))
-    return Classes(names, torch.from_numpy(strata.astype(np.int32)))
+def _events(cohort: Cohort, cases: Integers) -> Floats:
+    """(n,) 1 where an event was observed; 0 for other tasks than survival."""
+    return cohort.targets[cases, 1] if cohort.targets.shape[1] == 2 else np.zeros(len(cases))
+
+
+def _names(cohort: Cohort, cases: Integers, strata: Integers) -> tuple[str, ...]:
+    """What the strata (n,) of some cases are, for messages: the classes, or the event."""
+    events = _events(cohort, cases)
+    return cohort.classes or tuple(
+        "the event" if events[strata == number].all() else "the study" for number in np.unique(strata)
+    )
