@@ -11,6 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
@@ -22,6 +23,7 @@ from densepath.transfer.segment import predict_masks as module
 from densepath.transfer.segment.legend import legend_of
 from densepath.transfer.segment.predict_masks import predict_masks
 from densepath.transfer.segment.segmenter import SegmenterNotes, save_segmenter
+from densepath.transfer.segment.volume_inputs import VolumeInput
 
 from .conftest import write_images, write_store
 
@@ -149,3 +151,19 @@ def test_the_table_is_read_and_written_by_one_process_at_a_time(
     monkeypatch.setattr(module, "write_rows", locked)
     assert [predict_masks(run, data=data, out=out, shard=f"{k}/2", **CPU)["left"] for k in (1, 2)] == [1, 0]
     assert found == [["P0_0"], ["P0_0", "P1_1"]]
+
+
+@pytest.mark.parametrize("step", [1.0, 0.96, 1.04])
+def test_a_volume_of_as_many_voxels_at_another_spacing_is_not_stretched(step: float) -> None:
+    """12 slices of 5 mm are 12 of 4.8 mm, too (rounded), and the last ones lie half a slice apart."""
+    slices, mm = 12, 4.8
+    logits = torch.zeros(2, slices, 2, 2)
+    logits[1] = (torch.arange(slices) + 0.5).view(-1, 1, 1) * mm
+    volume = VolumeInput(np.zeros((slices, 2, 2, 1)), (slices, 2, 2), (step, 1, 1), np.eye(4), "RAS", (mm, 1, 1))
+    centers = (np.arange(slices) + 0.5) * mm * step  # in mm, of the file's slices
+    inner = (centers >= mm / 2) & (centers <= (slices - 0.5) * mm)  # beyond the outermost centers logits are constant
+    for edge in np.linspace(3, 55, 105):
+        logits[0] = edge
+        found = volume.restored(iter([(0, logits[:, :5]), (5, logits[:, 5:])]))
+        sure = inner & (abs(centers - edge) > 1e-3)
+        assert (found[sure, 0, 0] == (centers > edge)[sure]).all()
