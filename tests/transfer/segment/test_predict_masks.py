@@ -23,6 +23,7 @@ from densepath.transfer.segment import predict_masks as module
 from densepath.transfer.segment.legend import legend_of
 from densepath.transfer.segment.predict_masks import predict_masks
 from densepath.transfer.segment.segmenter import SegmenterNotes, save_segmenter
+from densepath.transfer.segment.trained import load_segmenter
 from densepath.transfer.segment.volume_inputs import VolumeInput
 
 from .conftest import write_images, write_store
@@ -167,3 +168,15 @@ def test_a_volume_of_as_many_voxels_at_another_spacing_is_not_stretched(step: fl
         found = volume.restored(iter([(0, logits[:, :5]), (5, logits[:, 5:])]))
         sure = inner & (abs(centers - edge) > 1e-3)
         assert (found[sure, 0, 0] == (centers > edge)[sure]).all()
+
+
+def test_windows_of_one_side_or_of_each_and_none_with_gaps(tmp_path: Path) -> None:
+    run = write_segmenter(tmp_path / "segmenter.safetensors", 2)
+    segmenter, image = load_segmenter(run), np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    assert np.array_equal(segmenter.predict(image, window=32), segmenter.predict(image, window=(32, 32)))
+    wrong: list[dict[str, Any]] = [{"overlap": -0.5}, {"overlap": 1.0}, {"window": 0}, {"window": (32,)}]
+    for options in wrong:
+        with pytest.raises(UserError, match="give a number of pixels, or 2, and a share below 1"):
+            segmenter.predict(image, **options)
+    with pytest.raises(UserError, match="window is 0 and overlap 0.5"):
+        predict_masks(run, data=two_images(tmp_path / "data")[0], out=tmp_path / "out", window=0, **CPU)
