@@ -148,7 +148,9 @@ def kept_answers(path: Path, test: Pool) -> tuple[dict[int, Any], list[int]]:
     kept = {position: by_name[name] for position, name in enumerate(test.names) if name in by_name}
     now = _contents(test, [*kept])
     if changed := [name for name, content in now.items() if content != before.get(name, content)]:
-        raise UserError(f"test images of the run in {path.parent} have changed: {first_few(changed)}; name another folder")
+        raise UserError(
+            f"test images of the run in {path.parent} have changed: {first_few(changed)}; name another folder"
+        )
     return kept, [position for position in range(len(test)) if position not in kept]
 
 
