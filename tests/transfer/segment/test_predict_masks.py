@@ -19,6 +19,7 @@ from densepath.core.errors import UserError
 from densepath.datasets.volumes.conversion import FolderConversion
 from densepath.datasets.volumes.folder import convert_folder
 from densepath.sources.pixel_source import PixelSpec
+from densepath.transfer.predict import predict
 from densepath.transfer.segment import predict_masks as module
 from densepath.transfer.segment.legend import legend_of
 from densepath.transfer.segment.predict_masks import predict_masks
@@ -180,3 +181,17 @@ def test_windows_of_one_side_or_of_each_and_none_with_gaps(tmp_path: Path) -> No
             segmenter.predict(image, **options)
     with pytest.raises(UserError, match="window is 0 and overlap "):
         predict_masks(run, data=two_images(tmp_path / "data")[0], out=tmp_path / "out", window=0, **CPU)
+
+
+@pytest.mark.parametrize("overlap", [None, 0.25])
+def test_the_overlap_is_that_of_the_training_only_if_none_is_given(overlap: float | None, tmp_path: Path) -> None:
+    run = write_segmenter(tmp_path / "segmenter.safetensors", 2)  # trained with 0.5; 0.25 is the default of detectors
+    data = tmp_path / "data"
+    data.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(data / "a.png")
+    predict(run, data=data, out=tmp_path / "out", overlap=overlap, pictures=0, **CPU)
+    segmenter = load_segmenter(run)
+    wanted, other = (segmenter.predict(pixels, overlap=each) for each in (overlap or 0.5, 0.75 - (overlap or 0.5)))
+    found = np.asarray(Image.open(tmp_path / "out/labels/a.png"))
+    assert np.array_equal(found, wanted) and not np.array_equal(found, other)
