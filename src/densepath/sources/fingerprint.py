@@ -24,6 +24,7 @@ _BLOCK = 2**14  # names that are processed at a time
 _FILES, _THREADS = 2**8, 16  # files whose sizes a thread asks for; these threads wait more than they work
 _SLASH = ord("/")
 _SAMPLES, _SAMPLE = 1024, 4096  # number of samples of the contents, and their bytes
+_DIGITS = 16  # of the digest of one file
 
 
 def fingerprint(images: PixelSource) -> dict[str, str]:
@@ -82,6 +83,16 @@ def digest_of_samples(files: Iterable[str | Path]) -> str:
     for sample in in_threads(_sample, files, usable_cores(), "file contents"):
         digest.update(sample)
     return digest.hexdigest()
+
+
+def digests_of_contents(files: Iterable[str | Path]) -> list[str]:
+    """For each file a digest of its size and of some bytes from its middle; "" for a missing one."""
+    return list(in_threads(_digest_of_content, files, usable_cores(), "file contents"))
+
+
+def _digest_of_content(file: str | Path) -> str:
+    size = _size(file)
+    return "" if size < 0 else hashlib.sha256(b"%d\n" % size + _sample(file)).hexdigest()[:_DIGITS]
 
 
 def _sample(file: str | Path) -> bytes:

@@ -64,7 +64,7 @@ def predict(
     out: str | Path,
     score: float = _SCORE,
     window: int | None = None,
-    overlap: float = OVERLAP,
+    overlap: float | None = None,
     spacing: float | None = None,
     mpp: float | None = None,
     mpp_table: AnyPath | None = None,
@@ -115,7 +115,7 @@ def predict(
         window: side in pixels of the overlapping windows that large images are cut into; 0 for none. By default the
             short side of the training images, for images with more than twice the pixels of a window. For slides, in
             pixels of ``mpp``. For a run of ``mil``, the side of the tiles, if its features do not record it.
-        overlap: share of a window that the next one covers.
+        overlap: share of a window that the next one covers; default: 0.25, with a segmenter that of its training.
         spacing: µm per pixel of all images; by default as stored in TIFFs and packed stores. Where they and those of
             the training images are known, windows have the µm of the training images.
         mpp: µm per pixel at which slides are searched; by default those of the training images, where these have them.
@@ -145,7 +145,7 @@ def predict(
     weights = None if weights is None else os.fspath(weights)
     of_detectors = {
         "score": score if score != _SCORE else None,
-        "overlap": overlap if overlap != OVERLAP else None,
+        "overlap": overlap,
         "spacing": spacing,
         "orientation": orientation,
     }
@@ -164,7 +164,7 @@ def predict(
         of_slides = {"mpp": mpp, "mpp_table": mpp_table, "default_mpp": default_mpp}
         refuse_options("detectors, classifiers and runs of mil, not segmenters", of_slides)
         refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
-        of_windows: dict[str, Any] = {"window": window, "overlap": of_detectors["overlap"], "shard": shard}
+        of_windows: dict[str, Any] = {"window": window, "overlap": overlap, "shard": shard}
         options = {"exclude": exclude, "pictures": pictures, "devices": devices, "precision": precision}
         return predict_masks(run, data=data, out=out, **of_windows, **options)
     watch = Stopwatch()
@@ -175,6 +175,7 @@ def predict(
         how = SlideOptions(weights, mpp, window, mpp_table, default_mpp, exclude, shard, hardware, precision)
         return predict_answers(Path(run), data, Path(out), how, slides, pictures)
     refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
+    overlap = OVERLAP if overlap is None else overlap
     check_search(score, window, overlap, spacing)
     if not detector_path(run).is_file():
         raise UserError(

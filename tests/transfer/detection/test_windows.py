@@ -103,6 +103,39 @@ def test_neighbors_classes_and_doubles() -> None:
     assert [(each.label, each.score, each.top) for each in merged] == [(1, 0.9, 11), (2, 0.7, 10), (1, 0.5, 31)]
 
 
+@pytest.mark.parametrize("score", [0.3, 0.9])
+@pytest.mark.parametrize(
+    ("large", "small"),
+    [
+        ((20, 85, 80, 150), (40, 87, 50, 95)),  # the large one is cut by the first window that sees the small one
+        ((20, 10, 70, 95), (40, 80, 50, 90)),  # and by the second
+        ((20, 20, 180, 280), (80, 82, 92, 92)),  # and by all
+    ],
+)
+def test_a_small_object_in_a_large_one_of_its_class_takes_nothing_from_it(
+    large: tuple[int, ...], small: tuple[int, ...], score: float
+) -> None:
+    size = 200, 300
+
+    def found() -> Iterator[tuple[Window, list[FoundObject]]]:
+        for window in windows_of(size, (100, 100), 0.25):
+            objects = []
+            for (top, left, bottom, right), each in ((large, 0.6), (small, score)):
+                top, left = max(top, window.top), max(left, window.left)
+                bottom, right = min(bottom, window.bottom), min(right, window.right)
+                if top < bottom and left < right:
+                    mask = np.ones((bottom - top, right - left), bool)
+                    objects.append(FoundObject(1, each, top, left, mask, (left, top, right, bottom)))
+            yield window, sorted(objects, key=lambda each: -each.score)
+
+    merged = {each.score: each for each in merge(found(), size)}
+    for (top, left, bottom, right), each in ((large, 0.6), (small, score)):
+        found_whole = merged.pop(each)
+        assert found_whole.box == (left, top, right, bottom)
+        assert found_whole.area == (bottom - top) * (right - left)
+    assert not merged
+
+
 @pytest.mark.parametrize(
     ("size", "sides", "overlap"),
     [

@@ -12,7 +12,7 @@ import pytest
 
 from densepath.core.errors import UserError
 from densepath.transfer.segment.config import SegmentConfig
-from densepath.transfer.segment.legend import IGNORED, Legend, make_legend
+from densepath.transfer.segment.legend import IGNORED, Legend, legend_of, make_legend
 
 
 def legend(found: tuple[int, ...], **options: Any) -> Legend:
@@ -45,6 +45,18 @@ def test_a_class_of_no_image_is_reported(capsys: pytest.CaptureFixture[str]) -> 
     assert not capsys.readouterr().err
     legend((0, 4), classes=("0:no", "4:a", "7:b"))
     assert "warning: no label map has 7 (b); check --classes" in capsys.readouterr().err
+
+
+def test_what_nnunet_calls_ignore_is_no_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "gland": 1, "ignore": 2}}))
+    options: dict[str, Any] = {"classes": (str(tmp_path / "dataset.json"),)}
+    config = SegmentConfig(data="d", out="o")
+    of_a_store = make_legend(config, {value: ["a"] for value in (0, 1, 2)}, {0: "background", 1: "gland", 2: "ignore"})
+    assert "the value 2, ignore, counts neither in the loss nor in the scores" in capsys.readouterr().err
+    files = legend((0, 1, 2), **options), legend((0, 1, 2), ignore=(2,), **options), legend_of(options["classes"])
+    for made in (of_a_store, *files):
+        assert made.names == ("background", "gland") and made.scored == ("gland",) and made.ignored == (2,)
+        np.testing.assert_array_equal(made.classes_of(np.array([[0, 1, 2]])), [[0, 1, IGNORED]])
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:

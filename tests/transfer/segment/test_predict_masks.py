@@ -11,6 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
@@ -18,10 +19,13 @@ from densepath.core.errors import UserError
 from densepath.datasets.volumes.conversion import FolderConversion
 from densepath.datasets.volumes.folder import convert_folder
 from densepath.sources.pixel_source import PixelSpec
+from densepath.transfer.predict import predict
 from densepath.transfer.segment import predict_masks as module
 from densepath.transfer.segment.legend import legend_of
 from densepath.transfer.segment.predict_masks import predict_masks
 from densepath.transfer.segment.segmenter import SegmenterNotes, save_segmenter
+from densepath.transfer.segment.trained import load_segmenter
+from densepath.transfer.segment.volume_inputs import VolumeInput
 
 from .conftest import write_images, write_store
 
@@ -149,3 +153,45 @@ def test_the_table_is_read_and_written_by_one_process_at_a_time(
     monkeypatch.setattr(module, "write_rows", locked)
     assert [predict_masks(run, data=data, out=out, shard=f"{k}/2", **CPU)["left"] for k in (1, 2)] == [1, 0]
     assert found == [["P0_0"], ["P0_0", "P1_1"]]
+
+
+@pytest.mark.parametrize("step", [1.0, 0.96, 1.04])
+def test_a_volume_of_as_many_voxels_at_another_spacing_is_not_stretched(step: float) -> None:
+    """12 slices of 5 mm are 12 of 4.8 mm, too (rounded), and the last ones lie half a slice apart."""
+    slices, mm = 12, 4.8
+    logits = torch.zeros(2, slices, 2, 2)
+    logits[1] = (torch.arange(slices) + 0.5).view(-1, 1, 1) * mm
+    volume = VolumeInput(np.zeros((slices, 2, 2, 1)), (slices, 2, 2), (step, 1, 1), np.eye(4), "RAS", (mm, 1, 1))
+    centers = (np.arange(slices) + 0.5) * mm * step  # in mm, of the file's slices
+    inner = (centers >= mm / 2) & (centers <= (slices - 0.5) * mm)  # beyond the outermost centers logits are constant
+    for edge in np.linspace(3, 55, 105):
+        logits[0] = edge
+        found = volume.restored(iter([(0, logits[:, :5]), (5, logits[:, 5:])]))
+        sure = inner & (abs(centers - edge) > 1e-3)
+        assert (found[sure, 0, 0] == (centers > edge)[sure]).all()
+
+
+def test_windows_of_one_side_or_of_each_and_none_with_gaps(tmp_path: Path) -> None:
+    run = write_segmenter(tmp_path / "segmenter.safetensors", 2)
+    segmenter, image = load_segmenter(run), np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    assert np.array_equal(segmenter.predict(image, window=32), segmenter.predict(image, window=(32, 32)))
+    wrong: list[dict[str, Any]] = [{"overlap": -0.5}, {"overlap": 1.0}, {"window": 0}, {"window": (32,)}]
+    for options in wrong:
+        with pytest.raises(UserError, match="give a number of pixels, or 2, and a share below 1"):
+            segmenter.predict(image, **options)
+    with pytest.raises(UserError, match="window is 0 and overlap "):
+        predict_masks(run, data=two_images(tmp_path / "data")[0], out=tmp_path / "out", window=0, **CPU)
+
+
+@pytest.mark.parametrize("overlap", [None, 0.25])
+def test_the_overlap_is_that_of_the_training_only_if_none_is_given(overlap: float | None, tmp_path: Path) -> None:
+    run = write_segmenter(tmp_path / "segmenter.safetensors", 2)  # trained with 0.5; 0.25 is the default of detectors
+    data = tmp_path / "data"
+    data.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(data / "a.png")
+    predict(run, data=data, out=tmp_path / "out", overlap=overlap, pictures=0, **CPU)
+    segmenter = load_segmenter(run)
+    wanted, other = (segmenter.predict(pixels, overlap=each) for each in (overlap or 0.5, 0.75 - (overlap or 0.5)))
+    found = np.asarray(Image.open(tmp_path / "out/labels/a.png"))
+    assert np.array_equal(found, wanted) and not np.array_equal(found, other)

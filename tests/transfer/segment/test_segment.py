@@ -173,6 +173,12 @@ def test_damaged_images_and_changed_labels(
     segment(**given, resume=True)
     again = {row["image"]: row for row in rows(tmp_path / "run/cases.csv") if row["region"] == "class_10"}
     assert again.keys() - scored.keys() == {"P0_0.png"} and {name: again[name] for name in scored} == scored
+    tested_image = data / "images/P1_2.png"
+    former = tested_image.read_bytes()
+    Image.fromarray(255 - np.asarray(Image.open(tested_image))).save(tested_image)
+    with pytest.raises(UserError, match=r"test images of the run in .* have changed: P1_2\.png; name another folder"):
+        segment(**given, resume=True)
+    tested_image.write_bytes(former)
     Image.fromarray(np.asarray(Image.open(data / "labels/P1_2.png"))[::-1]).save(data / "labels/P1_2.png")
     with pytest.raises(UserError, match="the images or the labels of the run"):
         segment(**given, resume=True)

@@ -24,6 +24,7 @@ from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.fingerprint import digests_of_contents
 from densepath.sources.pixel_source import PixelSource
 from densepath.training.hardware import Hardware
 from densepath.transfer.classify.classifier import (
@@ -137,17 +138,34 @@ def answer(out: Path, test: Pool, hardware: Hardware) -> Answers:
 
 
 def kept_answers(path: Path, test: Pool) -> tuple[dict[int, Any], list[int]]:
-    """What :func:`keep_answers` wrote for test images, by their position, and the positions that are left."""
+    """What :func:`keep_answers` wrote for test images, by their position, and the positions that are left.
+
+    Raises:
+        UserError: an image has changed since.
+    """
     content = json.loads(path.read_text()) if path.is_file() else {}
-    by_name = content.get("by_name", {})
+    by_name, before = content.get("by_name", {}), content.get("contents", {})
     kept = {position: by_name[name] for position, name in enumerate(test.names) if name in by_name}
+    now = _contents(test, [*kept])
+    if changed := [name for name, content in now.items() if content != before.get(name, content)]:
+        raise UserError(
+            f"test images of the run in {path.parent} have changed: {first_few(changed)}; name another folder"
+        )
     return kept, [position for position in range(len(test)) if position not in kept]
 
 
 def keep_answers(path: Path, test: Pool, answers: Mapping[int, Any]) -> None:
     """Write the answer for each position by the image's name: a damaged image that is replaced moves the positions."""
+    positions = sorted(answers)
+    found = {"by_name": {test.names[p]: answers[p] for p in positions}, "contents": _contents(test, positions)}
     with atomic_write(path) as part:
-        part.write_text(json.dumps({"by_name": {test.names[p]: answers[p] for p in sorted(answers)}}) + "\n")
+        part.write_text(json.dumps(found) + "\n")
+
+
+def _contents(test: Pool, positions: Sequence[int]) -> dict[str, str]:
+    """Digests of the contents of images, by their names; those of a store have none."""
+    digests = digests_of_contents(test.images.names(p) for p in positions)
+    return {test.names[p]: digest for p, digest in zip(positions, digests, strict=True) if digest}
 
 
 def answers_of(

@@ -96,8 +96,8 @@ def merge(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, in
 def merged(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, int]) -> Iterator[FoundObject]:
     """The objects of an image from those of its windows, each as soon as no window follows that may see it.
 
-    Finds of two windows belong to one object if they are of one class and overlap by half of the smaller one, in the
-    area that both windows see. A whole find replaces those that are cut; of two whole finds the better one stays; finds
+    Finds of two windows belong to one object if they are of one class and overlap enough in the area that both windows
+    see, see :func:`_are_same`. A whole find replaces those that are cut; of two whole finds the better one stays; finds
     that are all cut are joined.
 
     Args:
@@ -115,8 +115,8 @@ def merged(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, i
             same = [old for old in before if old in index and _are_same(old, new)]
             whole = [old for old in same if old.whole]
             stays = bool(whole) and (not new.whole or max(old.score for old in whole) >= new.score)
-            for old in same:
-                if not (stays and old.whole):
+            for old in same:  # what is cut may be of a larger object around a whole one
+                if not stays or (new.whole and not old.whole):
                     index.remove(old)
             if stays:
                 continue
@@ -143,13 +143,21 @@ def _is_cut(found: FoundObject, window: Window, size: tuple[int, int]) -> bool:
 
 
 def _are_same(old: FoundObject, new: FoundObject) -> bool:
-    """Whether two finds of one class are of one object, as far as the windows of both see it."""
+    """Whether two finds of one class are of one object, as far as the windows of both see it.
+
+    They overlap by more than half of the larger one, or of one that is cut, as it may be a part of the other. Of two
+    that are cut it is the smaller one. So a small object in a large one of its class is not taken for that.
+    """
     top, left = max(old.top, new.top), max(old.left, new.left)
     bottom, right = min(old.bottom, new.bottom), min(old.right, new.right)
     if old.label != new.label or top >= bottom or left >= right:
         return False
     both = int((old.part(top, left, bottom, right) & new.part(top, left, bottom, right)).sum())
-    return both > _SAME * min(_seen(old, new.windows), _seen(new, old.windows))
+    if not both:
+        return False
+    seen = [(find.whole, _seen(find, other.windows)) for find, other in ((old, new), (new, old))]
+    cut = [pixels for whole, pixels in seen if not whole]
+    return both > _SAME * (min(cut) if cut else max(pixels for _, pixels in seen))
 
 
 def _seen(found: FoundObject, windows: list[Window]) -> int:

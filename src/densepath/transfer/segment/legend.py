@@ -18,6 +18,7 @@ from densepath.transfer.segment.config import SegmentConfig
 IGNORED = 255  # in place of a class: the pixel counts neither in the loss nor in the scores
 MOST = 64  # classes that are found, not named: more are instances
 _BACKGROUND = "background"
+_IGNORE = "ignore"  # nnU-Net's name of what is not annotated
 _HIGHEST = 2**16 - 1  # that a PNG of predictions can have
 
 ClassMap = npt.NDArray[np.uint8]
@@ -113,6 +114,11 @@ def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named
                 "with --objects NAME, or the classes with --classes"
             )
         names = {value: named.get(value, _default_name(value, rest, config.background)) for value in rest}
+    names, unknown_pixels = _without_ignored(names)
+    if unknown_pixels:
+        shown = ", ".join(map(str, unknown_pixels))
+        say(f"densepath: the value {shown}, {_IGNORE}, counts neither in the loss nor in the scores")
+        ignored = tuple(sorted({*ignored, *unknown_pixels}))
     if both := sorted(set(ignored) & (names.keys() - ({0, 1} if config.objects is not None else set()))):
         raise UserError(f"{', '.join(map(str, both))}: both a class and to be ignored; choose one")
     values = tuple(sorted(names))
@@ -145,11 +151,11 @@ def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named
 
 
 def legend_of(classes: Sequence[str]) -> Legend:
-    """The legend of classes that are named; 0 is the background. Raises UserError."""
-    names = parse_classes(classes)
+    """The legend of classes that are named; 0 is the background, and one named ignore is none. Raises UserError."""
+    names, ignored = _without_ignored(parse_classes(classes))
     values, titles = tuple(sorted(names)), tuple(names[value] for value in sorted(names))
     background = values.index(0) if 0 in values else -1
-    return Legend(titles, values, background, regions=_regions((), titles, values, background))
+    return Legend(titles, values, background, tuple(ignored), regions=_regions((), titles, values, background))
 
 
 def parse_classes(given: Sequence[str]) -> dict[int, str]:
@@ -172,6 +178,12 @@ def parse_classes(given: Sequence[str]) -> dict[int, str]:
         shown = first_few([str(text) for text in given])
         raise UserError(f"classes are {shown}; give VALUE:NAME for each, e.g. 0:background 1:gland, or a JSON file")
     return found
+
+
+def _without_ignored(names: Mapping[int, str]) -> tuple[dict[int, str], list[int]]:
+    """Classes without those named ignore, as nnU-Net calls the pixels without annotation, and the values of these."""
+    ignored = sorted(value for value, name in names.items() if name == _IGNORE)
+    return {value: name for value, name in names.items() if value not in ignored}, ignored
 
 
 def _is_whole(text: Any) -> bool:

@@ -113,8 +113,6 @@ def predict_masks(
     hardware = choose_hardware(devices, precision)
     if hardware.world_size > 1:
         raise UserError("images are segmented on one device; leave --devices out, or share the work with --shard")
-    if (window is not None and window < 1) or (overlap is not None and not 0 <= overlap < 1):
-        raise UserError(f"window is {window} and overlap {overlap}; give a number of pixels, and a share below 1")
     refuse_among_images(out, data)
     volumes = notes.spec.ndim == 3
     if not volumes:
@@ -122,8 +120,7 @@ def predict_masks(
     if not volumes and is_volume_store(data):
         raise UserError(f"{data} holds volumes, and the segmenter was trained on images; train one on volumes")
     hardware.lay_out(model)
-    sides = None if window is None else (window,) * notes.spec.ndim
-    sliding = notes.sliding(model.to(hardware.device), hardware, sides, overlap)
+    sliding = notes.sliding(model.to(hardware.device), hardware, window, overlap)
     work = _volumes(data, notes, sliding, exclude) if volumes else _images(data, notes, sliding, exclude)
     record: dict[str, Any] = {"run": str(run), "data": str(data), "segmenter": digest_of_file(path)}
     record |= {"window": window, "overlap": overlap, "exclude": list(exclude), "pictures": pictures}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import to_group_norm
 from densepath.sources.pixel_source import PixelSpec
@@ -74,16 +75,25 @@ class SegmenterNotes:
         self,
         net: SegmentationNet,
         hardware: Hardware,
-        window: Sequence[int] | None = None,
+        window: int | Sequence[int] | None = None,
         overlap: float | None = None,
-        spec: PixelSpec | None = None,
     ) -> SlidingWindow:
-        """Predicts whole images in windows of the training patches, or of another size."""
+        """Predicts whole images in windows of the training patches, or of another size or overlap.
+
+        Raises:
+            UserError: there are no such windows.
+        """
+        ndim, overlap = len(self.view_size), self.overlap if overlap is None else overlap
+        sides = self.view_size if window is None else (window,) * ndim if isinstance(window, int) else tuple(window)
+        if len(sides) != ndim or min(sides) < 1 or not 0 <= overlap < 1:
+            raise UserError(
+                f"window is {window} and overlap {overlap}; give a number of pixels, or {ndim}, and a share below 1"
+            )
         return SlidingWindow(
             net,
-            spec or self.spec,
-            window or self.view_size,
-            self.overlap if overlap is None else overlap,
+            self.spec,
+            sides,
+            overlap,
             net.backbone.patch_size,
             hardware.device,
             hardware.precision == "bf16-mixed",

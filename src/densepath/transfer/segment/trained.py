@@ -35,18 +35,19 @@ class TrainedSegmenter:
 
     @torch_defaults()
     def predict(
-        self, image: Picture, window: Sequence[int] | None = None, overlap: float | None = None
+        self, image: Picture, window: int | Sequence[int] | None = None, overlap: float | None = None
     ) -> npt.NDArray[Any]:
         """The value of the class of each pixel, (*size).
 
         Args:
             image: a file, an array (*size, C) or (*size), where the size of a volume is depth, height, width; a tensor
                 of these or (C, *size); or an image of Pillow. Channels and bits are converted as those of files.
-            window: sides of the windows that large images are divided into; default: those of the training patches.
+            window: side of the windows that large images are divided into, or their sides along each axis; default:
+                those of the training patches.
             overlap: share of a window that the next one covers.
 
         Raises:
-            UserError: the image does not fit the segmenter.
+            UserError: the image does not fit the segmenter, or an option is invalid.
             CorruptImage: the file cannot be read.
         """
         pixels = stored_pixels(image, self.notes.spec, MAX_SIDE)

@@ -58,7 +58,7 @@ class VolumeInput:
 
         Logits are interpolated linearly, from two slices at a time; beyond the outermost centers they stay constant.
         """
-        if self.pixels.shape[:-1] == self.shape:
+        if self.pixels.shape[:-1] == self.shape and np.allclose(self.steps, 1):
             return np.concatenate([part.argmax(0).to(torch.uint8).cpu().numpy() for _, part in slabs])
         places = [_places(n, m, step) for n, m, step in zip(self.shape, self.pixels.shape, self.steps, strict=False)]
         along = [2 * (p + 0.5) / m - 1 for p, m in zip(places[1:], self.pixels.shape[1:3], strict=True)]
