@@ -69,7 +69,7 @@ PRETRAINING, RANDOM, MOCO = {"pretrain"}, {"random probe", "random detect"}, {"M
         ("queue_size: 16", "queue_size: 20", PRETRAINING | MOCO),
         ("{size: 64}", "{size: 96}", {"random probe", "MoCo probe"}),
         ("backbone: test_resnet", "backbone: resnet18", PRETRAINING | MOCO | RANDOM),
-        ("weights: random", "weights: resnet18.none", RANDOM),
+        ("weights: random", "weights: resnet18.a1_in1k", RANDOM),
         ("title: A table", "title: Another", set()),
         # An option that is set to its default changes nothing.
         ("max_steps: 80", "max_steps: 80, channels_last: true", set()),
@@ -266,6 +266,25 @@ def test_of_a_run_folder_only_the_weights_count(lay_out, tmp_path):
     assert set(lay_out(row).runs) == before
     (run / "exported" / "backbone.safetensors").write_bytes(b"other weights")
     assert {name for name in before - set(lay_out(row).runs)} == {name for name in before if "-R-" in name} != set()
+
+
+def test_of_a_published_model_all_files_count(lay_out, tmp_path):
+    """Its configurations say how the pixels are normalized; its weights may be in parts."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    (model / "model-00001-of-00001.safetensors").write_bytes(b"weights")
+    (model / "config.json").write_text("{}")
+    row = ("weights: random", f"weights: {model}")
+    before = lay_out(row).places["random", "probe", 0]
+    (model / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    assert lay_out(row).places["random", "probe", 0].digest != before.digest
+
+
+def test_weights_that_do_not_exist_are_reported_before_any_run(lay_out):
+    for weights in ("missing.pth", "resnet18.none"):
+        with pytest.raises(UserError, match=f"the row 'random': there are no weights '{weights}'"):
+            lay_out(("weights: random", f"weights: {weights}"))
 
 
 def test_a_row_of_random_weights_takes_no_folder_of_that_name(lay_out, tmp_path, monkeypatch):

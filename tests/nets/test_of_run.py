@@ -50,3 +50,20 @@ def test_a_checkpoint_has_the_record_of_its_run(tmp_path: Path, monkeypatch: pyt
         assert pixels_of_weights(given) == PIXELS
     line = load_weights(build_backbone(HEADS.replace("12", "3")), path)
     assert "in training num_heads was 12" in line and "assumed" not in line
+
+
+def test_a_link_to_a_checkpoint_has_the_record_of_its_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    path = written(tmp_path / "run", "checkpoints", HEADS, "slide,path,tiles\nA1,A1.svs,3\n")
+    link = tmp_path / "weights.pth"
+    link.symlink_to(path)
+    assert slides_of_weights(link) == ("A1",)
+    assert backbone_of_weights(link) == HEADS
+    assert pixels_of_weights(link) == PIXELS
+
+
+def test_a_link_in_a_run_belongs_to_that_run(tmp_path: Path) -> None:
+    path = written(tmp_path, "checkpoints", HEADS, "slide,path,tiles\nA1,A1.svs,3\n")
+    path.rename(tmp_path / "blob")
+    path.symlink_to(tmp_path / "blob")
+    assert (slides_of_weights(path), pixels_of_weights(path)) == (("A1",), PIXELS)

@@ -29,7 +29,8 @@ from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.pretrained import backbone_of_weights, guess_backbone, pretrained_backbone
 from densepath.nets.weights.published import preprocessing
-from densepath.nets.weights.transformer_names import name_transformer
+from densepath.nets.weights.trained_on import slides_of_weights
+from densepath.nets.weights.transformer_names import name_transformer, to_timm
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.embed.encoder import load_encoder
 
@@ -404,8 +405,42 @@ def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))
     assert f"with {len(state)} of {len(state)} tensors" in pretrained_backbone(tmp_path).line
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"holds none of model\.safetensors"):
+    with pytest.raises(UserError, match=r"lacks model-00002-of-00002\.safetensors, a part of its weights"):
         pretrained_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(("configured", "count"), [(True, 2), (False, 2), (True, 1)])
+def test_divided_weights_do_for_all_that_takes_weights(configured: bool, count: int, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    state = timm.create_model("test_resnet", num_classes=0).state_dict()
+    parts = {key: f"model-0000{1 + k % count}-of-0000{count}.safetensors" for k, key in enumerate(state)}
+    for part in {*parts.values()}:
+        save_file({key: value for key, value in state.items() if parts[key] == part}, folder / part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    if configured:
+        (folder / "config.json").write_text(json.dumps({"architecture": "test_resnet"}))
+    assert slides_of_weights(folder) is None
+    assert pretrained_backbone(folder, "test_resnet").backbone.name == "test_resnet"
+
+
+def test_queries_keys_and_values_are_joined_only_where_all_are_there() -> None:
+    """The keys of BEiT have no bias."""
+    of = "encoder.layer.0.attention.attention"
+    state = {f"{of}.{part}.weight": torch.rand(4, 4) for part in ("query", "key", "value")}
+    state |= {f"{of}.{part}.bias": torch.rand(4) for part in ("query", "value")}
+    made = to_timm(state | {"embeddings.patch_embeddings.projection.weight": torch.rand(4, 3, 2, 2)})
+    assert torch.equal(made["blocks.0.attn.qkv.weight"], torch.cat(list(state.values())[:3]))
+    assert not any(key.endswith("qkv.bias") for key in made)
+    assert made["blocks.0.attention.attention.query.bias"] is state[f"{of}.query.bias"]
+
+
+def test_norms_of_queries_show_the_heads(tmp_path: Path) -> None:
+    network = moved(timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1, qk_norm=True, num_heads=6))
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    found = pretrained_backbone(tmp_path / "w.pth")
+    assert found.backbone.name == "vit_tiny_patch16_224(depth=1, qk_norm=True, num_heads=6)"
+    assert "assumed" not in found.line
 
 
 @pytest.mark.parametrize(
@@ -542,6 +577,8 @@ def test_a_model_card_counts_where_a_folder_has_only_defaults(given: Any, found:
     (tmp_path / "midnight").mkdir()
     (tmp_path / "midnight" / "preprocessor_config.json").write_text(json.dumps(notes))
     assert preprocessing(tmp_path / "midnight", tmp_path / "midnight", {})[:2] == found
+    (tmp_path / "weights").symlink_to(tmp_path / "midnight")  # as the runs of a table have them
+    assert preprocessing("weights", tmp_path / "weights", {})[:2] == found
 
 
 def test_a_folder_of_grey_images_is_read_as_its_weights_need_them(tmp_path: Path) -> None:

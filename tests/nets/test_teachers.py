@@ -110,6 +110,12 @@ def test_the_checkpoint_of_a_run_is_shown_what_the_run_was(tmp_path):
     assert (teacher.mean, teacher.std) == (spec.mean, spec.std)
 
 
+@pytest.mark.parametrize(("notes", "mean"), [(None, (0.5,) * 3), (HALF | {"image_mean": [0.2] * 3}, (0.2,) * 3)])
+def test_a_model_of_transformers_is_shown_pixels_as_its_card_says(notes, mean, tmp_path):
+    save(tmp_path / "midnight", transformers.ViTConfig(**TINY, image_size=32), transformers.ViTModel, notes)
+    assert build_teacher(str(tmp_path / "midnight")).mean == mean
+
+
 @torch.no_grad()
 def test_weights_under_the_names_of_transformers_are_a_teachers_too(tmp_path):
     options = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}

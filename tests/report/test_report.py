@@ -191,6 +191,16 @@ def test_weights_are_told_apart_without_their_seed(
     assert [keys.index(key) for key in keys] == [0, 0, 2, 2, 0, 0, 6, 7, 8, 9, 9]
 
 
+def test_links_to_weights_are_told_apart_by_what_they_lead_to(tmp_path: Path) -> None:
+    """The runs of a table have links of one name."""
+    keys = []
+    for run, weights in enumerate(("a.pth", "b.pth", "b.pth")):
+        (tmp_path / f"run{run}").mkdir()
+        (tmp_path / f"run{run}" / "weights.pth").symlink_to(tmp_path / weights)
+        keys.append(_key({"weights": "weights.pth"}, [{"folder": str(tmp_path / f"run{run}")}]))
+    assert keys[0] != keys[1] == keys[2]
+
+
 def test_relative_weights_start_where_the_run_was_started(make_pretraining: Make, tmp_path: Path) -> None:
     for seed in range(2):
         make_pretraining(f"moco/first{seed}", config={"seed": seed})

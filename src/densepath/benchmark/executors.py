@@ -27,12 +27,17 @@ class SubmittedJob:
     """A job of submitit with what :class:`~densepath.benchmark.runner.Runner` needs of a process.
 
     Args:
-        job: the job; its result is the exit code of the command.
+        job: the job; its result is that of :func:`timed`.
+
+    Attributes:
+        returncode: the exit code of its command; None before its end.
+        seconds: how long the command ran; None if that is unknown. A job may wait long before it starts.
     """
 
     def __init__(self, job: Any) -> None:
         self._job = job
         self.returncode: int | None = None
+        self.seconds: float | None = None
         self._ask_at = 0.0
         self._missed = 0
 
@@ -40,7 +45,7 @@ class SubmittedJob:
         """The exit code; None while the job waits or runs. A job that the cluster has ended has failed with 1."""
         if self.returncode is None and self._job.done():
             try:
-                self.returncode = int(self._job.result())
+                self.returncode, self.seconds = self._job.result()
             except Exception:  # submitit's errors, and those of its files
                 self.returncode = 1
         elif self.returncode is None and self._is_lost():
@@ -110,9 +115,15 @@ def make_submit(
         raise UserError(f"submitit's executor {executor} cannot be used: {unwrapped(str(error))}") from None
 
     def submit(command: Sequence[str], cwd: Path, log: Path, environment: Mapping[str, str]) -> SubmittedJob:
-        return SubmittedJob(made.submit(execute, list(command), str(cwd.absolute()), str(log), dict(environment)))
+        return SubmittedJob(made.submit(timed, list(command), str(cwd.absolute()), str(log), dict(environment)))
 
     return submit
+
+
+def timed(command: Sequence[str], cwd: str, log: str, environment: Mapping[str, str]) -> tuple[int, float]:
+    """The exit code of :func:`execute`, and the seconds that it took."""
+    began = time.monotonic()
+    return execute(command, cwd, log, environment), time.monotonic() - began
 
 
 def execute(command: Sequence[str], cwd: str, log: str, environment: Mapping[str, str]) -> int:

@@ -23,6 +23,7 @@ from densepath.core.keywords import is_on_disk
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.nets.weights import weights_file
+from densepath.nets.weights.published import is_published
 from densepath.runs.folder import EXPORTED
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
@@ -164,14 +165,17 @@ def digest_of_given(value: Any, cache: Path) -> str:
 
 
 def digest_of_weights(source: str, cache: Path) -> str:
-    """The digest of a weight file, or of the weights in a run folder; a name of weights is returned as it is.
+    """The digest of a weight file, of the weights in a run folder, or of all files in the folder of a published model.
+
+    A name of weights is returned as it is.
 
     Raises:
         UserError: a folder holds no weights, or a file cannot be read.
     """
     if not is_on_disk(source):
         return source
-    return digest_of_given(weights_file(source) if Path(source).is_dir() else source, cache)
+    in_run = Path(source).is_dir() and not is_published(source)
+    return digest_of_given(weights_file(source) if in_run else source, cache)
 
 
 def hardware_name() -> str:

@@ -21,6 +21,7 @@ from densepath.core.errors import UserError
 from densepath.core.keywords import RANDOM, is_on_disk
 from densepath.core.plain import plain
 from densepath.nets.backbones.transformers import is_transformer
+from densepath.nets.weights.backbone_weights import require_weights
 from densepath.training.config import DEFAULT_EPOCHS
 from densepath.training.recipes import all_options
 from densepath.training.resolve import merged, nested
@@ -137,6 +138,8 @@ class RowRuns:
     ) -> Run:
         row, data = self.row, self.data
         weights = None if parent else str(row.weights)
+        if weights is not None and row.sam is None:
+            _check_weights(row.name, weights)
         digest = digest_of_weights if row.sam is None else digest_of_given  # the whole folder of a model counts
         source = parent.digest if parent else digest(str(weights), self.cache)
         origin = Path(str(row.recipe or row.weights)).stem
@@ -155,6 +158,14 @@ class RowRuns:
             rate=own or self.table.rates.get(step.verb),
             inputs={**{name: path for name, path in data.inputs.items() if step.has(name)}, **lists},
         )
+
+
+def _check_weights(row: str, weights: str) -> None:
+    """Check before hours of other runs that a row's weights exist."""
+    try:
+        require_weights(weights)
+    except UserError as error:
+        raise UserError(f"the row {row!r}: {error}") from None
 
 
 def _check_detector(row: Row, options: Mapping[str, Any]) -> None:

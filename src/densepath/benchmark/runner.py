@@ -33,6 +33,12 @@ class _Job:
     lock: int
     began: float
 
+    @property
+    def seconds(self) -> float:
+        """How long the process has run, or its command: a job's time in a queue does not count."""
+        ran = self.process.seconds if isinstance(self.process, SubmittedJob) else None
+        return time.monotonic() - self.began if ran is None else ran
+
     def stop(self, signum: int) -> None:
         """Send a signal to the process and to all processes it started."""
         if isinstance(self.process, SubmittedJob):
@@ -180,7 +186,7 @@ class Runner:
         for job in [job for job in self._jobs if job.process.poll() is not None]:
             self._jobs.remove(job)
             self._free.append(job.device)
-            seconds, code, name = time.monotonic() - job.began, job.process.returncode or 0, job.folder.run.name
+            seconds, code, name = job.seconds, job.process.returncode or 0, job.folder.run.name
             try:
                 if code == 0:
                     job.folder.finish(seconds)

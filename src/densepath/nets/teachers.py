@@ -22,7 +22,7 @@ from densepath.nets.weights.hub import HUB, is_hub_name, quiet
 from densepath.nets.weights.layouts import match_names
 from densepath.nets.weights.model_folders import load_transformers_model, read_config
 from densepath.nets.weights.pixels import pixels_of_weights
-from densepath.nets.weights.published import published_folder, read_published
+from densepath.nets.weights.published import preprocessing, published_folder, read_published
 from densepath.nets.weights.transformer_names import to_timm
 from densepath.sources.pixel_source import PixelSpec
 
@@ -184,7 +184,8 @@ def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
     config = read_config(folder)
     if "architecture" not in config:
         model = load_transformers_model(folder, config)
-        return Teacher(model, name, model.stride, model.channels, model.mean, model.std)
+        mean, std, _ = preprocessing(name, folder, config)
+        return Teacher(model, name, model.stride, model.channels, mean or PixelSpec.mean, std or PixelSpec.std)
     published = read_published(folder)
     network = _timm_network(str(published.backbone), False)
     _load(network.net, published.state, name, folder)

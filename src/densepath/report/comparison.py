@@ -200,8 +200,11 @@ def _difference(found: Comparison | None) -> str:
 def _key(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]] = (), depth: int = 5) -> str:
     """What a run computes, without its seed and those of the runs that made its initial weights."""
     options = {name: value for name, value in flat(config).items() if name not in {*_WHERE, "seed", "weights"}}
-    weights = str(config.get("weights"))
-    folder, file = _source(recorded_data(config, sessions, "weights"))
+    weights, path = str(config.get("weights")), recorded_data(config, sessions, "weights")
+    if path.is_symlink():  # runs of a table name their weights alike
+        path = path.resolve()
+        weights = str(path)
+    folder, file = _source(path)
     try:
         parent = read_config(folder) if depth and weights != "random" else None
     except (UserError, OSError, ValueError):

@@ -8,7 +8,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from densepath.core.streams import say
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights import FORMAT_VERSION, load_weights, pixel_notes, read_weights, save_backbone, write_tensors
-from densepath.nets.weights.backbone_weights import ACCEPTED, below
+from densepath.nets.weights.backbone_weights import below, require_weights
 from densepath.nets.weights.channels import channels_of_tensors
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
@@ -53,8 +52,7 @@ def export_file(
         UserError: see :func:`~densepath.training.export.export`.
     """
     name = str(source)
-    if not (is_on_disk(source) or is_published(source) or timm.models.is_model_pretrained(name)):
-        raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
+    require_weights(source)
     if out is None:
         if is_on_disk(source) and Path(source).is_file():
             _state(source)  # reports a file that holds no weights

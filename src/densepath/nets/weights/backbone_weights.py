@@ -26,7 +26,7 @@ from densepath.nets.weights.of_run import recorded_backbone
 from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published
 from densepath.nets.weights.report import tensor_report
 from densepath.nets.weights.saving import FORMAT_VERSION
-from densepath.nets.weights.transformer_names import guess_transformer, hidden_differences, to_timm
+from densepath.nets.weights.transformer_names import guess_transformer, head_width, hidden_differences, to_timm
 from densepath.sources.pixel_source import PixelSpec
 
 ACCEPTED = (
@@ -65,6 +65,19 @@ def read_weights(source: str | Path) -> Weights:
     if not state:
         raise UserError(f"{path} holds no tensors; give {ACCEPTED}")
     return Weights(state, metadata)
+
+
+def require_weights(source: str | Path) -> None:
+    """Check that a file, a folder or a name means weights, without reading them.
+
+    Raises:
+        UserError: there is no such file or folder, and timm has no weights of that name.
+    """
+    import timm
+
+    name = str(source)
+    if name != RANDOM and not (is_on_disk(source) or is_published(source) or timm.models.is_model_pretrained(name)):
+        raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
 
 
 def weights_file(source: str | Path) -> Path:
@@ -220,7 +233,8 @@ def _remedy(backbone: Backbone, match: Match, other: str | None) -> str:
 
 def _assumed_heads(backbone: Backbone, state: Mapping[str, Tensor]) -> str:
     """What neither the tensors of a vision transformer nor its user gave, in words; "" for other networks."""
-    if "num_heads" in parse_name(backbone.architecture)[1] and backbone.name != guess_transformer(state):
+    named = "num_heads" in parse_name(backbone.architecture)[1] and backbone.name != guess_transformer(state)
+    if named or head_width(state):
         return ""
     blocks = getattr(getattr(backbone.net, "model", None), "blocks", None)
     width = getattr(getattr(blocks[0], "attn", None), "head_dim", None) if blocks is not None else None

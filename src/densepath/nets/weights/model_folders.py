@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError, errors_as
 from densepath.nets.weights.checks import require_numbers_in
 from densepath.nets.weights.hub import quiet
-from densepath.sources.pixel_source import PixelSpec
 
 _STRIDES = (32, 16, 8)  # pixels, tried if the configuration gives none
 _SIDE = 5  # patches along a side of the trial image
@@ -70,7 +69,6 @@ class TransformersModel(nn.Module):
     Attributes:
         stride: stride of the map in pixels.
         channels: channels of the map.
-        mean, std: the normalization of its training.
 
     Raises:
         UserError: it does not take images, or does not return a map of patches.
@@ -87,7 +85,6 @@ class TransformersModel(nn.Module):
         self.norm: nn.Module = tower.post_layernorm if clip else nn.Identity()
         self.projection: nn.Module = getattr(model, "visual_projection", nn.Identity()) if clip else nn.Identity()
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
-        self.mean, self.std = _normalization(folder)
         self.stride, self.channels = self._find_stride(folder)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,12 +151,3 @@ def load_transformers_model(folder: Path, config: dict[str, Any]) -> Transformer
 def _refusal(folder: Path, config: dict[str, Any], error: Exception) -> UserError:
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     return UserError(f"the model in {folder} ({config['model_type']}) cannot be loaded: {reason}")
-
-
-def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the colors; ImageNet's if the folder gives none."""
-    notes = read_image_processor(folder)
-    mean, std = notes.get("image_mean"), notes.get("image_std")
-    if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
-        return PixelSpec.mean, PixelSpec.std
-    return tuple(mean), tuple(std)

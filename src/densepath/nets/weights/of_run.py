@@ -17,10 +17,11 @@ _FOLDERS = ("exported", "checkpoints")
 def run_of(file: str | Path) -> Path | None:
     """The folder of the run of densepath whose exported weights or checkpoint a file is; None for other files.
 
-    A ``config.yaml`` or ``slides.csv`` of another program, or above a file that no run wrote, says nothing of a file.
+    A ``config.yaml`` or ``slides.csv`` of another program, or above a file that no run wrote, says nothing of a file. A
+    link elsewhere is the file that it leads to.
     """
-    folder = Path(file).absolute().parent
-    return folder.parent if folder.name in _FOLDERS and is_record(folder.parent / CONFIG) else None
+    folders = (path.parent for path in (Path(file).absolute(), Path(file).resolve()))
+    return next((each.parent for each in folders if each.name in _FOLDERS and is_record(each.parent / CONFIG)), None)
 
 
 def config_of(file: str | Path) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from densepath.nets.weights.hub import FETCHED, fetch, is_hub_name
 from densepath.nets.weights.model_folders import read_image_processor, read_json
 from densepath.nets.weights.transformer_names import (
     HEAD_WIDTH,
+    head_width,
     name_transformer,
     to_timm,
     trained_transformer,
@@ -85,7 +86,7 @@ def is_published(source: str | Path) -> bool:
     """Whether weights are a network of the hub, or a folder of one: with config.json, or only with weights."""
     if is_hub_name(source) or not is_on_disk(source):
         return is_hub_name(source)
-    return any((Path(source) / file).is_file() for file in ("config.json", *WEIGHT_FILES))
+    return (Path(source) / "config.json").is_file() or bool(weight_files(Path(source)))
 
 
 def published_folder(source: str | Path, weights: bool = True) -> Path:
@@ -122,7 +123,7 @@ def read_published(source: str | Path) -> Published:
     seen = preprocessing(source, folder, config)
     assumed = [] if seen[0] and seen[1] else ["mean and std of ImageNet"]
     card_only = not config and not assumed  # networks with a known card have such heads
-    if prefixes and not _gives_heads(config) and not card_only:
+    if prefixes and not _gives_heads(config) and not card_only and not head_width(state):
         assumed.insert(0, f"heads of {HEAD_WIDTH} channels")
     # Of an image and a text tower only the images' is kept; of several like it all are, so that they can be reported.
     kept = state if len(prefixes) > 1 else own
@@ -153,8 +154,9 @@ def preprocessing(
     made: Any = config.get("pretrained_cfg") or config.get("preprocess_cfg") or config  # older ones of timm are flat
     processor = read_image_processor(folder)
     statistics = [made.get(key) or processor.get(f"image_{key}") for key in ("mean", "std")]
-    cached = [part for part in folder.parts if part.startswith("models--")]  # in the hub's cache
-    names = [folder.name, str(source).rpartition("/")[2], *(part.rpartition("--")[2] for part in cached)]
+    real = folder.resolve()  # the link to a folder may have any name
+    cached = [part for part in real.parts if part.startswith("models--")]  # in the hub's cache
+    names = [folder.name, real.name, str(source).rpartition("/")[2], *(part.rpartition("--")[2] for part in cached)]
     mean, std = (tuple(value) if isinstance(value, list | tuple) else () for value in statistics)
     if not (mean and std) or (mean, std) in _DEFAULTS:
         mean, std = next((_CARDS[name.lower()] for name in names if name.lower() in _CARDS), (mean, std))
@@ -200,12 +202,18 @@ def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
 
 
 def _read_weights(folder: Path, source: str | Path) -> dict[str, Tensor]:
-    files = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()][:1]
+    files = weight_files(folder)
     if not files:
-        files = next((files for files in _divided(folder) if files and all(file.is_file() for file in files)), [])
-    if not files:
-        raise UserError(f"{source} holds none of {', '.join(WEIGHT_FILES)}; fetch it again, or give another model")
+        missing = next((file.name for files in _divided(folder) for file in files if not file.is_file()), None)
+        lacks = f"lacks {missing}, a part of its weights" if missing else f"holds none of {', '.join(WEIGHT_FILES)}"
+        raise UserError(f"{source} {lacks}; fetch it again, or give another model")
     return {key: value for file in files for key, value in read_tensors(file)[0].items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of a folder: one, or the parts of divided weights; empty if one of them is missing."""
+    whole = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()][:1]
+    return whole or next((files for files in _divided(folder) if files and all(map(Path.is_file, files))), [])
 
 
 def _divided(folder: Path) -> Iterator[list[Path]]:

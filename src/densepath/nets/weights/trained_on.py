@@ -15,6 +15,7 @@ from densepath.core.files import atomic_write
 from densepath.core.keywords import is_on_disk
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.of_run import run_of
+from densepath.nets.weights.published import is_published, weight_files
 
 SLIDES = "slides.csv"  # in the folder of a run
 _KEY = "slides"
@@ -32,13 +33,16 @@ def slides_of_weights(path: str | Path) -> tuple[str, ...] | None:
     """
     if not is_on_disk(path):
         return None
+    files = weight_files(Path(path)) if is_published(path) else [Path(path)]
+    if len(files) != 1:  # densepath does not divide weights
+        return None
     try:
-        found: Any = json.loads(read_weights(path).metadata.get(_KEY, "null"))
+        found: Any = json.loads(read_weights(files[0]).metadata.get(_KEY, "null"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} has a damaged list of slides in its metadata; export it again") from error
     if isinstance(found, list):
         return tuple(str(name) for name in found)
-    run = run_of(weights_file(path))
+    run = run_of(weights_file(files[0]))
     return slides_of_run(run) if run else None
 
 

@@ -68,8 +68,9 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         named[key] = value[..., None, None] if key.endswith(_PATCH) and value.ndim == 2 else value
     if foreign:
         for key in [key for key in named if ".attention.attention.query." in key]:
-            parts = [named.pop(key.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
-            named[key.replace(".attention.attention.query.", ".attn.qkv.")] = torch.cat(parts)
+            parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+            if named.keys() >= {*parts}:  # BEiT's keys have no bias
+                named[key.replace(".attention.attention.query.", ".attn.qkv.")] = torch.cat([*map(named.pop, parts)])
     for key in [key for key in named if key.endswith("register_tokens")]:
         prefix = key.removesuffix("register_tokens")
         positions = named.get(f"{prefix}pos_embed")
@@ -130,7 +131,9 @@ def name_transformer(
     given = own and _shown(state, known.pop("no_embed_class", own["no_embed_class"]))
     if not own or not given:
         return None
-    given["num_heads"] = own["num_heads"] if width == own["embed_dim"] else max(1, width // HEAD_WIDTH)
+    given["num_heads"] = width // shown if (shown := head_width(state)) else own["num_heads"]
+    if not shown and width != own["embed_dim"]:
+        given["num_heads"] = max(1, width // HEAD_WIDTH)
     given["act_layer"] = "silu" if given["mlp_layer"] in GATED else "gelu"
     if given["mlp_layer"] == own["mlp_layer"]:
         given["act_layer"] = own["act_layer"]
@@ -138,6 +141,11 @@ def name_transformer(
     return join_name(
         architecture, {key: value for key, value in {**given, **hidden}.items() if key not in own or value != own[key]}
     )
+
+
+def head_width(state: Mapping[str, Tensor]) -> int:
+    """The channels of a head of a vision transformer, which only norms of queries show; 0 without any."""
+    return next((len(value) for key, value in state.items() if key.endswith("blocks.0.attn.q_norm.weight")), 0)
 
 
 def hidden_differences(name: str, other: str) -> dict[str, Any]:
