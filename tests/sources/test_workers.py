@@ -3,9 +3,12 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,26 +97,42 @@ class Hanging(Dataset):
         self.folder = folder
 
     def __getitem__(self, number):
-        (self.folder / "worker").write_text(str(os.getpid()))
-        with open(self.folder / "pipe"):
+        (Path(self.folder) / f"worker{number}").write_text(str(os.getpid()))
+        with open(Path(self.folder) / "pipe"):
             pass
 
     def __len__(self):
-        return 1
+        return 2
 
 
-def test_a_worker_that_hangs_ends_with_its_parent(tmp_path):
+HANGING = """
+import sys
+from torch.utils.data import DataLoader
+from densepath.sources.workers import outlive_signals
+sys.path.insert(0, {tests!r})
+from test_workers import Hanging
+
+if __name__ == "__main__":
+    images, how = Hanging({folder!r}), {how!r}
+    options = {{"num_workers": 2, "worker_init_fn": outlive_signals, "multiprocessing_context": how}}
+    next(iter(DataLoader(images, batch_size=None, **options)))
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "forkserver"])  # forkserver is the default of Python 3.14
+def test_workers_that_hang_end_with_the_main_process(tmp_path, how):
     os.mkfifo(tmp_path / "pipe")
-    parent = os.fork()
-    if not parent:
-        next(iter(DataLoader(Hanging(tmp_path), batch_size=None, num_workers=1, worker_init_fn=outlive_signals)))
-        os._exit(1)
-    while not (tmp_path / "worker").exists() or not (tmp_path / "worker").read_text():
+    program = tmp_path / "program.py"
+    program.write_text(HANGING.format(tests=str(Path(__file__).parent), folder=str(tmp_path), how=how))
+    main = subprocess.Popen([sys.executable, str(program)])
+    numbers = [tmp_path / f"worker{k}" for k in range(2)]
+    while not all(number.exists() and number.read_text() for number in numbers):
+        assert main.poll() is None
         time.sleep(0.05)
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
-    worker, end = int((tmp_path / "worker").read_text()), time.monotonic() + 30
-    while alive(worker):
+    main.kill()
+    main.wait()
+    end = time.monotonic() + 30
+    while any(alive(int(number.read_text())) for number in numbers):
         assert time.monotonic() < end
         time.sleep(0.1)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
-from multiprocessing import get_start_method
+from multiprocessing import get_start_method, parent_process
 from typing import Any, TypeVar
 
 import torch
@@ -201,6 +201,7 @@ def outlive_signals(worker: int) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
+    main = parent_process()  # by forkserver, which Python 3.14 uses, it is not the process's parent
+    while os.getppid() == parent and (main is None or main.is_alive()):
         time.sleep(_LOOK)
     os._exit(1)
