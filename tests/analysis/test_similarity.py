@@ -11,13 +11,17 @@ import torch
 from PIL import Image
 
 from densepath.analysis.short_names import short_names
+from densepath.analysis.show_attention import show_attention
 from densepath.analysis.show_similarity import show_similarity
+from densepath.analysis.show_tokens import show_tokens
 from densepath.analysis.similarity import BINS, Distribution, pair_similarities, region_similarities
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import save_backbone
 from densepath.sources.batch import ImageBatch
 from densepath.sources.open import open_images
+from densepath.sources.packing import write_store
+from densepath.sources.pixel_source import PixelSpec
 from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
@@ -136,6 +140,21 @@ def test_invalid_comparisons_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             show_similarity(**({"data": [folder], "out": tmp_path / "x.png", "view_size": 64} | options))
+
+
+def test_features_that_are_not_finite_and_volumes_are_refused(tmp_path: Path) -> None:
+    images = open_images(write_images(tmp_path / "images", [(64, 64)] * 2), cache="none")
+    backbone = build_backbone("resnet18")
+    with torch.no_grad():
+        for weight in backbone.parameters():
+            weight.mul_(1e12)
+    with pytest.raises(UserError, match="the similarity of regions has numbers that are not finite"):
+        region_similarities(backbone, images, view_size=64)
+    spec = PixelSpec.default(1, (0.0, 1.0), ndim=3)
+    data = write_store(tmp_path / "v.safetensors", [np.zeros((8, 8, 8, 1), np.float32)], ["v"], spec)
+    for show in (show_similarity, show_attention, show_tokens):
+        with pytest.raises(UserError, match=r"v\.safetensors has images of 3 dimensions; give images of 2 dimensions"):
+            show(data=data, weights="random", out=tmp_path / ("out" if show is show_attention else "x.png"))
 
 
 def test_short_names_are_as_short_as_possible() -> None:

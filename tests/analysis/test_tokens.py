@@ -115,6 +115,18 @@ def test_a_token_is_one_of_cells_where_a_center_lies_in_it(tmp_path: Path, monke
     assert float(colors[0].min()) > 0.9 and float(colors[1].max()) < 0.1
 
 
+def test_features_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Damaged(MeanColor):
+        def forward(self, pixels: Tensor, *_: Any) -> dict[int, Tensor]:
+            return {stage: each * torch.nan for stage, each in super().forward(pixels).items()}
+
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(module, "pretrained_backbone", lambda *_: (Damaged(), PixelSpec(), 0, ""))
+    monkeypatch.setattr(module, "_finder", lambda *_: lambda position: np.array([[x / 10, 0.1] for x in range(-9, 9)]))
+    with pytest.raises(UserError, match="the feature map has numbers that are not finite"):
+        show_tokens(data=tmp_path / "a.png", weights=["x"], out=tmp_path / "p.png", view_size=64)
+
+
 def test_the_picture_and_the_table(tmp_path: Path) -> None:
     write_tiles(tmp_path / "tiles", count=4, size=128)
     out = show_tokens(data=tmp_path / "tiles", out=tmp_path / "t.png", view_size=128, tokens=40, **SMALL)

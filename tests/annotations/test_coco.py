@@ -174,6 +174,18 @@ def test_boxes_end_at_the_image(edit: Callable[..., CocoImages]) -> None:
     np.testing.assert_array_equal(images[0]["boxes"][0], [0, 1.5, SIZE[1], 5.75])
 
 
+def test_a_crop_has_what_it_shows_of_an_object_beyond_its_box(edit: Callable[..., CocoImages]) -> None:
+    """Boxes drawn by hand may be smaller than their outlines, up to 30% of these."""
+    outline = [[8, 2, 26, 2, 26, 18, 8, 18]]
+    only = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": outline, "bbox": [11, 2, 13, 16], "iscrowd": 0}
+    images = edit(lambda truth: truth.update(annotations=[only]))
+    for left, top, box in ((0, 0, [8, 2, 10, 10]), (20, 10, [0, 0, 6, 8]), (25, 0, [0, 2, 1, 10])):
+        crop = images.crop(0, left, top, 10)
+        np.testing.assert_array_equal(crop["boxes"], [box])
+        assert crop["masks"].sum() == (box[2] - box[0]) * (box[3] - box[1])
+    assert len(images.crop(0, 26, 0, 5)["boxes"]) == len(images.crop(0, 0, 0, 8)["boxes"]) == 0
+
+
 def test_the_truth_evaluates_as_perfect_with_pycocotools(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = open_split(dataset, "train").coco_ground_truth()
     truth_api = COCO()

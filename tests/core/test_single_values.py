@@ -107,6 +107,12 @@ def test_what_is_not_a_path_is_refused(name: str, value: Any, says: str) -> None
         _given(**{name: value})
 
 
+@pytest.mark.parametrize(("name", "value"), [("path", ""), ("runs", ""), ("runs", ["a", ""]), ("sources", "")])
+def test_an_empty_path_is_not_the_current_folder(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"^an empty path does not exist; give {name} a path$"):
+        _given(**{name: value})
+
+
 def test_numbers_of_numpy_are_written_as_numbers() -> None:
     given = _given(numbers=[np.int64(4), 3], size=np.int64(5), pair=np.float32(0.5))
     assert json.dumps(given) == '{"numbers": [4, 3], "pair": 0.5, "size": 5}'

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from densepath.analysis.source import check_finite
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
 
@@ -83,8 +84,7 @@ def among_patches(attention: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """
     own = attention.float()[:, :, prefix:, prefix:]
     kept = own.sum(-1, keepdim=True)
-    if not bool(kept.isfinite().all()):
-        raise UserError("the attention has numbers that are not finite: the weights are damaged; give others")
+    check_finite(kept, "attention")
     return torch.where(kept > 0, own / kept, 1 / own.shape[-1]), 1 - kept[..., 0].mean(-1)
 
 

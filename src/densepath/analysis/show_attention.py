@@ -21,7 +21,7 @@ from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import FAINT, INK, LINES, PanelGrid, add_color_bar, new_figure, save, show
 from densepath.analysis.pictures import colors_of
 from densepath.analysis.short_names import short_names
-from densepath.analysis.source import report_source
+from densepath.analysis.source import planar, report_source
 from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
@@ -124,7 +124,7 @@ def show_attention(
     if out.suffix.lower() == ".png" or out.is_file():
         raise UserError(f"the results are a folder, and {out} is a file; name a folder")
     names = short_names(sources, "weights")
-    images = open_images(data, cache="none", exclude=exclude)
+    images = planar(open_images(data, cache="none", exclude=exclude), data)
     if heat_maps and not isinstance(images, SlideTiles):
         raise UserError("heat maps are for slides; give the folder of densepath tile as --data")
     if not isinstance(images, SlideTiles):

@@ -16,7 +16,7 @@ from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
 from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
-from densepath.analysis.source import report_source
+from densepath.analysis.source import planar, report_source
 from densepath.core.errors import UserError
 from densepath.core.fonts import drawable
 from densepath.core.paths import AnyPath, as_texts
@@ -81,7 +81,7 @@ def show_similarity(
     images = dict(
         zip(
             short_names(sources, "data"),
-            (open_images(source, cache="none", exclude=exclude) for source in sources),
+            (planar(open_images(source, cache="none", exclude=exclude), source) for source in sources),
             strict=True,
         )
     )

@@ -18,7 +18,7 @@ from densepath.analysis.center_views import center_views, chosen
 from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save
 from densepath.analysis.separation import Floats, Gaussian, bhattacharyya, jensen_shannon
 from densepath.analysis.short_names import short_names
-from densepath.analysis.source import report_source
+from densepath.analysis.source import check_finite, planar, report_source
 from densepath.annotations.cells.blobs import find_cells
 from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
@@ -118,7 +118,7 @@ def show_tokens(
         )
     check_mpp("mpp", mpp, 0.5)
     names, table = short_names(sources, "weights"), out.with_suffix(".csv")
-    images = find_source(data, exclude=exclude)
+    images = planar(find_source(data, exclude=exclude), data)
     report_source(images)
     held: Cells
     if cells is not None:
@@ -191,7 +191,7 @@ def _sample(
     """As many tokens (N, D) of cells as of the background, drawn from the center crops of some images.
 
     Raises:
-        UserError: there are fewer than three of a group.
+        UserError: there are fewer than three of a group, or the network gives numbers that are not finite.
     """
     torch.manual_seed(seed)
     network, spec, trained, _ = pretrained_backbone(source, backbone, images.spec)
@@ -212,6 +212,7 @@ def _sample(
                 for part, mask in zip(parts, (holds, ~holds), strict=True):
                     part.append(flat[mask])
     found = [torch.cat(part) for part in parts]
+    check_finite(torch.cat(found), "feature map")
     least = min(tokens, *map(len, found))
     if least < 3:
         raise UserError(

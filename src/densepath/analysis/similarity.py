@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.analysis.center_views import center_views, chosen
+from densepath.analysis.source import check_finite
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -93,8 +94,8 @@ def region_similarities(
         spec: how the backbone sees pixels; that of the images by default.
 
     Raises:
-        UserError: the backbone has no such stage, it has a single position at that size, an image is too small (a side
-            under half of the view), or too many are corrupt.
+        UserError: the backbone has no such stage, it has a single position at that size, it gives numbers that are not
+            finite, an image is too small (a side under half of the view), or too many are corrupt.
 
     Source: Conv-MIM (WACV 2024), Figure 2, which does not say which pairs it counts.
     """
@@ -121,4 +122,5 @@ def region_similarities(
             found.add(pair_similarities(backbone(pixels, last=stage)[stage]))
     finally:
         backbone.train(training)
+    check_finite(torch.tensor(found.mean), "similarity of regions")
     return found

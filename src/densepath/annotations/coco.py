@@ -140,10 +140,9 @@ class CocoImages(Dataset[dict[str, Any]]):
         """
         image = self._images[index]
         objects = self._objects[image["id"]]
-        boxes = self._boxes(objects)
-        # A JSON's boxes may be off by a pixel.
-        near = np.all(boxes[:, :2] < (left + side + 1, top + side + 1), axis=1)
-        near &= np.all(boxes[:, 2:] > (left - 1, top - 1), axis=1)
+        # Those of the outlines: a JSON's boxes may be smaller.
+        low, extent = np.split(np.array(run_lengths().toBbox(self._outlines(index)), float).reshape(-1, 4), 2, axis=1)
+        near = (low < (left + side, top + side)).all(axis=1) & (low + extent > (left, top)).all(axis=1)
         window = np.s_[top : top + side, left : left + side]
         parts = [(o, self._mask(o)[window].copy()) for o, here in zip(objects, near, strict=True) if here]
         seen = [(o, part) for o, part in parts if part.any()]

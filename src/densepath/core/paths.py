@@ -39,7 +39,7 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def check_path(name: str, annotation: Any, value: Any) -> None:
-    """Check that a value is a path, or several, where a type has only these.
+    """Check that a value is a path, or several, and none is empty, where a type has only these.
 
     Raises:
         UserError: it is not.
@@ -49,7 +49,10 @@ def check_path(name: str, annotation: Any, value: Any) -> None:
     if not (several or {Path, os.PathLike[str]} & kinds) or kinds - _PATHS or (value is None and NoneType in kinds):
         return
     many = several and isinstance(value, Iterable) and not isinstance(value, str | os.PathLike | bytes)
-    wrong = next((each for each in (value if many else [value]) if not isinstance(each, str | os.PathLike)), _NOTHING)
+    given = list(value) if many else [value]
+    if "" in [each for each in given if isinstance(each, str)]:  # as a path it would be the current folder
+        raise UserError(f"an empty path does not exist; give {name} a path")
+    wrong = next((each for each in given if not isinstance(each, str | os.PathLike)), _NOTHING)
     if wrong is not _NOTHING:
         shown = repr(wrong) if isinstance(wrong, Real | bytes | NoneType) else f"a value of type {type(wrong).__name__}"
         remedy = (

@@ -205,7 +205,7 @@ def test_a_table_that_was_edited_is_read_again(images: Path, tmp_path: Path, cap
         made = densepath.cells(points=table, **options)  # type: ignore[arg-type]
         said = capfd.readouterr().err
         assert f"2 images, {done} done before" in said and made["cells"] == 2 + bool(more)
-        assert "--points has cells of 1 other images: c\n" in said
+        assert "--points has cells of 1 other image: c\n" in said
     assert read_cells(cell_path(tmp_path / "C", "b")).class_names == ("t", "u")
 
 

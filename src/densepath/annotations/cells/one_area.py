@@ -21,7 +21,7 @@ from densepath.annotations.cells.finders import FINDERS, Finder, build_finder
 from densepath.annotations.cells.imported import PointsFile
 from densepath.annotations.cells.points_files import READER, read_points
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.sources.decode import read_image, read_size
 from densepath.sources.slides.resolution import spacing_text
 from densepath.sources.tiles.identity import identity_of
@@ -172,8 +172,8 @@ class Job(PerSlide[Cells]):
             return self.points.describe_unmatched()
         used = {spelling for name in self.paths for spelling in spellings(name, self.paths[name])}
         others = [one_line(name) for name in self.points or {} if name not in used]
-        what = "slides" if self.tilings else "images"
-        return f"--points has cells of {len(others)} other {what}: {first_few(others)}" if others else ""
+        what = "other slide" if self.tilings else "other image"
+        return f"--points has cells of {counted(len(others), what)}: {first_few(others)}" if others else ""
 
     def largest_file(self) -> int:
         """The bytes of the largest file of cells; those of a compressed one as text."""
