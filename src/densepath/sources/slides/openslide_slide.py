@@ -130,8 +130,8 @@ def _border(properties: Mapping[str, str]) -> tuple[str, ...]:
     if (x, y) == ("0", "0"):
         return ()
     return (
-        f"QuPath (without --no-crop) leaves out its empty border, and begins at x {x}, y {y} of level 0: add these to the coordinates of "
-        "outlines from QuPath, and subtract them from those for it",
+        f"QuPath (without --no-crop) leaves out its empty border, and begins at x {x}, y {y} of level 0: add these to "
+        "the coordinates of outlines from QuPath, and subtract them from those for it",
     )
 
 
