@@ -182,7 +182,7 @@ def test_a_border_that_qupath_leaves_out_is_a_problem(tissue: Pixels, tmp_path: 
     assert slide.vendor == "leica" and slide.size == (600, 800)
     np.testing.assert_array_equal(slide.read(0, (30, 20, 333, 517)), tissue)
     (problem,) = slide.file.problems
-    assert problem.startswith("QuPath (without --no-crop) leaves out its empty border, and begins at x 20, y 30 of level 0")
+    assert "begins at x 20, y 30 of level 0" in problem
 
 
 def test_a_stack_of_grey_is_refused(tissue: Pixels, tmp_path: Path) -> None:
