@@ -51,7 +51,8 @@ class Results(Dataset):
 def test_a_result_is_the_same_with_and_without_shared_memory(monkeypatch, capsys, free):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 0, free))
     workers._explain_copies.cache_clear()
-    loader = DataLoader(Results(), batch_size=None, num_workers=1, worker_init_fn=outlive_signals)
+    options = {"worker_init_fn": outlive_signals, "multiprocessing_context": "fork"}  # which knows what is replaced
+    loader = DataLoader(Results(), batch_size=None, num_workers=1, **options)
     found = list(map(from_worker, loader))
     for number, result in enumerate(found):
         assert isinstance(result, Result) and result.notes == {number: "broken"}
@@ -84,7 +85,8 @@ def test_a_script_without_a_guard_is_named_where_processes_import_it(monkeypatch
 @pytest.mark.parametrize("end", [end_workers, lambda loaders: loaders[0]._workers[0].kill()])
 def test_torch_does_not_report_in_the_main_thread_that_a_worker_ended(end):
     # It handles SIGCHLD from here on, as this is the main thread
-    loader = start_workers(DataLoader(Results(), batch_size=None, num_workers=1), loaders := [])
+    images = DataLoader(Results(), batch_size=None, num_workers=1, multiprocessing_context="fork")  # so a child
+    loader = start_workers(images, loaders := [])
     (worker,) = loader._workers
     end(loaders)
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet forgotten by the system
