@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,35 @@ def test_all_levels_are_those_of_the_first_slice_or_scene(tissue: Pixels, tmp_pa
     slide = open_slide(tmp_path / "b.tiff")
     assert [level.size for level in slide.levels] == [(333, 517), (166, 258)]
     np.testing.assert_array_equal(_whole(slide, 1), halves(tissue, 2))
+    (problem,) = slide.file.problems
+    assert problem.startswith(
+        "its first image of 517 x 333 px is read, and not a further one, with levels, of 372 x 240"
+    )
+
+
+@pytest.mark.parametrize("other", [halves, lambda pixels, _: pixels[:128, :128]])
+def test_a_tiled_thumbnail_or_label_does_not_end_the_levels(
+    other: Callable[[Pixels, int], Pixels], tissue: Pixels, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
+        tiff.write(tissue, **options)
+        tiff.write(np.ascontiguousarray(other(tissue, 8)), **options)
+        for factor in (2, 4):
+            tiff.write(halves(tissue, factor), subfiletype=1, **options)
+    slide = open_slide(tmp_path / "a.tiff")
+    assert [level.downsample for level in slide.levels] == [(1, 1), (2, 2), (4, 4)] and not slide.file.problems
+
+
+def test_a_level_that_cannot_be_read_is_not_replaced_by_that_of_another_slice(tissue: Pixels, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tile": (64, 64), "metadata": None, "description": APERIO.format(mpp="0.5")}
+    with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:
+        for pixels in (tissue, 255 - tissue):
+            tiff.write(pixels, photometric="rgb", **options)
+        for pixels, colors in ((halves(tissue, 4), "cielab"), (255 - halves(tissue, 4), "rgb")):
+            tiff.write(pixels, photometric=colors, **options)
+    slide = open_slide(tmp_path / "a.svs")
+    assert len(slide.levels) == 1 and "level 2 of 129 x 83 px is left out" in slide.file.problems[1]
 
 
 def test_a_larger_image_after_the_first_is_a_problem(tissue: Pixels, tmp_path: Path) -> None:
@@ -161,6 +191,15 @@ def test_a_larger_image_after_the_first_is_a_problem(tissue: Pixels, tmp_path: P
             tiff.write(pixels, tile=(64, 64), photometric="rgb")
     (problem,) = open_slide(tmp_path / "a.ome.tiff").file.problems
     assert problem.startswith("its first image of 129 x 83 px is read, and not its largest of 517 x 333 px")
+
+
+@pytest.mark.parametrize("aperio", [False, True])
+def test_a_macro_larger_than_the_slide_is_no_problem(aperio: bool, tissue: Pixels, tmp_path: Path) -> None:
+    description = APERIO.format(mpp="0.5") if aperio else ""
+    with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:
+        tiff.write(halves(tissue, 4), tile=(64, 64), photometric="rgb", metadata=None, description=description)
+        tiff.write(tissue, photometric="rgb", metadata=None)
+    assert not open_slide(tmp_path / "a.svs").file.problems
 
 
 def test_a_border_that_qupath_leaves_out_is_a_problem(tissue: Pixels, tmp_path: Path) -> None:

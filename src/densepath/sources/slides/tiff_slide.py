@@ -110,28 +110,15 @@ def open_tiff(path: str) -> TiffSlide | None:
         tables, problems = [TileTable.of(file, first)], []
         if _has_slices(tiff, aperio):
             problems.append("it has several pages of the size of level 0, of which the first is read")
-        problems += _larger_images(tiff)
+        if not aperio:
+            problems += _other_images(tiff)
         if tables[0].format.padded:
             problems.append("its fourth channel is not marked as transparency, and is ignored; save it as RGB")
         if (tag := orientation_of(first)) != 1:
             problems.append(f"it is read as stored, without its orientation tag ({tag}); save it turned")
-        for number, page in enumerate(_reduced(tiff, aperio), 1):
-            size = int(page.imagelength), int(page.imagewidth)
-            shown = f"level {number} of {size[1]} x {size[0]} px"
-            if size in {table.size for table in tables}:  # of another slice
-                continue
-            if disagree(tables[0].size, size):
-                problems.append(f"{shown} has other proportions than level 0 and is left out")
-                continue
-            try:
-                table = TileTable.of(file, page)
-            except CorruptImage as error:
-                problems.append(f"{shown} is left out: {error.why}")
-                continue
-            if page.samplesperpixel < min(first.samplesperpixel, _RGB):
-                problems.append(f"{shown} is left out: it is grey (a mask?), and level 0 is RGB")
-            else:
-                tables.append(table)
+        further, left_out = _further_levels(file, tiff, aperio)
+        tables += further
+        problems += left_out
         if _ends_early(tiff):
             problems.append("truncated: it ends before its last pages; copy it again")
         tables.sort(key=lambda table: -table.size[0] * table.size[1])
@@ -145,15 +132,64 @@ def open_tiff(path: str) -> TiffSlide | None:
         return TiffSlide(vendor, tuple(tables), spacing, _associated(tiff) if aperio else {}, tuple(problems))
 
 
+def _further_levels(file: FileParts, tiff: tifffile.TiffFile, aperio: bool) -> tuple[list[TileTable], list[str]]:
+    """The tables of the levels after the first one, and a line about each that is left out."""
+    first: Any = tiff.pages.first
+    tables: list[TileTable] = []
+    problems: list[str] = []
+    known = {_size(first)}
+    for number, page in enumerate(_reduced(tiff, aperio), 1):
+        size = _size(page)
+        shown = f"level {number} of {size[1]} x {size[0]} px"
+        if size in known:  # of another slice
+            continue
+        if disagree(_size(first), size):
+            problems.append(f"{shown} has other proportions than level 0 and is left out")
+            continue
+        if _is_alike(page, first):  # even if it cannot be read
+            known.add(size)
+        try:
+            table = TileTable.of(file, page)
+        except CorruptImage as error:
+            problems.append(f"{shown} is left out: {error.why}")
+            continue
+        if page.samplesperpixel < min(first.samplesperpixel, _RGB):
+            problems.append(f"{shown} is left out: it is grey (a mask?), and level 0 is RGB")
+        else:
+            tables.append(table)
+    return tables, problems
+
+
 def _reduced(tiff: tifffile.TiffFile, aperio: bool) -> Iterator[Any]:
     """The pages that show the first one reduced, before those of the next image: of a stack, or another scene."""
     first: Any = tiff.pages.first
     yield from first.pages or ()
-    for page in _others(tiff):
-        if not aperio and (is_slice(page, first) or _is_scene(page, first)):
+    others = _others(tiff)
+    scene = None if aperio else _next_scene(first, others)
+    for page in others:
+        if not aperio and (is_slice(page, first) or page is scene):
             return
         if page.is_tiled and (aperio or page.subfiletype & _REDUCED):
             yield page
+
+
+def _next_scene(first: Any, others: list[Any]) -> Any:
+    """The first page of the next scene with levels of its own; None if there is none.
+
+    After a thumbnail or a label the next reduced page is larger, or has other proportions: it is a level of the slide.
+    """
+    for number, page in enumerate(others):
+        if _is_scene(page, first):
+            sizes = (_size(each) for each in others[number:] if each.is_tiled and each.subfiletype & _REDUCED)
+            size = next(sizes, _size(page))
+            if math.prod(size) < math.prod(_size(page)) and not disagree(_size(page), size):
+                return page
+    return None
+
+
+def _size(page: Any) -> tuple[int, int]:
+    """Height and width of a page in pixels."""
+    return int(page.imagelength), int(page.imagewidth)
 
 
 def _others(tiff: tifffile.TiffFile) -> list[Any]:
@@ -162,10 +198,14 @@ def _others(tiff: tifffile.TiffFile) -> list[Any]:
     return pages[1:]
 
 
+def _is_alike(page: Any, first: Any) -> bool:
+    """Whether a page has the colors of the first one."""
+    return bool((page.samplesperpixel, page.dtype) == (first.samplesperpixel, first.dtype))
+
+
 def _is_scene(page: Any, first: Any) -> bool:
-    """Whether a page is not a reduced image or a mask, but stored as the first one: levels after it are its own."""
-    same = (page.samplesperpixel, page.dtype) == (first.samplesperpixel, first.dtype)
-    return bool(page.is_tiled and not page.subfiletype and same)
+    """Whether a page is not a reduced image or a mask, but stored as the first one."""
+    return bool(page.is_tiled and not page.subfiletype and _is_alike(page, first))
 
 
 def _has_slices(tiff: tifffile.TiffFile, aperio: bool) -> bool:
@@ -175,14 +215,19 @@ def _has_slices(tiff: tifffile.TiffFile, aperio: bool) -> bool:
     return any(page.is_tiled and is_slice(page, tiff.pages.first) for page in _others(tiff))
 
 
-def _larger_images(tiff: tifffile.TiffFile) -> list[str]:
-    """A line about a further page that is larger than the first one, which is read."""
-    pages: list[Any] = list(tiff.pages)
-    first, *others = ((int(page.imagewidth), int(page.imagelength)) for page in pages)
-    width, height = max(others, key=math.prod, default=(0, 0))
-    if width * height <= math.prod(first):
+def _other_images(tiff: tifffile.TiffFile) -> list[str]:
+    """A line about a scene that is larger than the first one, which is read, or whose levels are left out."""
+    first: Any = tiff.pages.first
+    others = _others(tiff)
+    scenes = [page for page in others if _is_scene(page, first)]
+    largest = max((first, *scenes), key=lambda page: math.prod(_size(page)))
+    is_larger = math.prod(_size(largest)) > math.prod(_size(first))
+    other = largest if is_larger else _next_scene(first, others)
+    if other is None or is_slice(other, first):
         return []
-    sizes = f"its first image of {first[0]} x {first[1]} px is read, and not its largest of {width} x {height} px"
+    (rows, columns), (height, width) = _size(first), _size(other)
+    which = "its largest" if is_larger else "a further one, with levels,"
+    sizes = f"its first image of {columns} x {rows} px is read, and not {which} of {width} x {height} px"
     return [f"{sizes}; save that one as a file of its own"]
 
 
