@@ -25,6 +25,7 @@ from densepath.datasets.geojson import annotation_of_part
 from densepath.datasets.region_image import RegionImage, images_of
 from densepath.datasets.samples import Sample, without_repeats
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.borders import report_borders
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable, check_mpp, spacing_text
 from densepath.sources.slides.slide import Slide
@@ -78,6 +79,7 @@ class Cutting:
             raise UserError(f"{error}; replace the file") from error
         for problem in slide.file.problems:
             say(f"densepath: warning: {path}: {problem}")
+        report_borders({str(path): slide.file.scan_corner})
         if min(slide.mpp) > self.mpp * _COARSER:
             shown = spacing_text(slide.mpp)
             say(

@@ -14,7 +14,8 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.dicom_slide import files_of_series, open_dicom
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
-from densepath.sources.slides.slide import Slide, SlideFile
+from densepath.sources.slides.slide import Slide
+from densepath.sources.slides.slide_file import SlideFile
 from densepath.sources.slides.table import list_slides
 
 

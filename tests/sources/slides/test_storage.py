@@ -17,8 +17,10 @@ from densepath.sources.decode import read_image
 from densepath.sources.image_reader import open_file
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
+from densepath.sources.slides.table import list_slides
 from densepath.sources.tiff_parts import TiffParts
 from densepath.sources.tiles.overview import read_overview
+from densepath.sources.tiles.tile import tile
 
 _PALETTE: dict[str, Any] = {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}
 _TURNED = [(274, 3, 1, 3, True)]
@@ -202,7 +204,9 @@ def test_a_macro_larger_than_the_slide_is_no_problem(aperio: bool, tissue: Pixel
     assert not open_slide(tmp_path / "a.svs").file.problems
 
 
-def test_a_border_that_qupath_leaves_out_is_a_problem(tissue: Pixels, tmp_path: Path) -> None:
+def test_a_border_that_qupath_leaves_out_is_reported_once_and_is_no_problem(
+    tissue: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A Leica slide whose scanned area begins 20 and 30 pixels from the corner of its collection."""
     options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None, "software": False}
     side = 'sizeX="{}" sizeY="{}"'
@@ -220,8 +224,16 @@ def test_a_border_that_qupath_leaves_out_is_a_problem(tissue: Pixels, tmp_path: 
     slide = open_slide(tmp_path / "a.scn")
     assert slide.vendor == "leica" and slide.size == (600, 800)
     np.testing.assert_array_equal(slide.read(0, (30, 20, 333, 517)), tissue)
-    (problem,) = slide.file.problems
-    assert "begins at x 20, y 30 of level 0" in problem
+    (tmp_path / "b.scn").write_bytes((tmp_path / "a.scn").read_bytes())
+    rows = list_slides(data=tmp_path, default_mpp=0.5)
+    assert [row["problem"] for row in rows] == ["", ""]
+    lines = capsys.readouterr().err.splitlines()
+    assert "the empty border of 2 slides (a.scn begins at x 20, y 30 of level 0, b.scn" in lines[-2]
+    assert "2 slides, 0 with problems" in lines[-1]
+    tile(data=tmp_path, out=tmp_path / "T", size=64, default_mpp=0.5, workers=0)
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("the empty border of 2 slides" in line for line in lines) == 1
+    assert not any("with problems" in line for line in lines)
 
 
 def test_a_stack_of_grey_is_refused(tissue: Pixels, tmp_path: Path) -> None:

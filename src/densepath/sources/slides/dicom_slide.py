@@ -15,7 +15,7 @@ from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
 from densepath.sources.slides.resolution import Spacing, plausible
-from densepath.sources.slides.slide import Box
+from densepath.sources.slides.slide_file import Box
 from densepath.sources.slides.tile_codecs import Pixels
 
 _STUDY, _SERIES = b"\x20\x00\x0d\x00", b"\x20\x00\x0e\x00"  # StudyInstanceUID, SeriesInstanceUID, little-endian
@@ -118,6 +118,7 @@ class DicomSlide:
     associated: tuple[str, ...]
     vendor = "dicom"
     reader = "wsidicom"
+    scan_corner = 0, 0
     problems: tuple[str, ...] = ()
 
     def read(self, level: int, box: Box, scale: int) -> Pixels:

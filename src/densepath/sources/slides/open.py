@@ -11,7 +11,8 @@ from densepath.sources.dicom_image import DICOM_START, is_dicom
 from densepath.sources.slides.dicom_slide import open_dicom
 from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.slides.resolution import check_mpp
-from densepath.sources.slides.slide import Slide, SlideFile
+from densepath.sources.slides.slide import Slide
+from densepath.sources.slides.slide_file import SlideFile
 from densepath.sources.slides.tiff_slide import open_tiff
 from densepath.sources.tiff import TIFF_STARTS
 from densepath.sources.tiff_colors import UnknownStorage

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,7 +16,7 @@ from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
 from densepath.sources.slides.resolution import Spacing, plausible
-from densepath.sources.slides.slide import Box
+from densepath.sources.slides.slide_file import Box
 from densepath.sources.slides.tile_codecs import Pixels
 
 _SEARCHED = 64  # pixels
@@ -57,7 +56,7 @@ class OpenSlideFile:
         levels: from the finest to the coarsest.
         spacing: µm per pixel of level 0.
         associated: names of other images in the file.
-        problems: what does not fit coordinates of other software.
+        scan_corner: x and y of the scanned area in pixels of level 0.
     """
 
     file: FileParts
@@ -65,7 +64,8 @@ class OpenSlideFile:
     levels: tuple[Level, ...]
     spacing: Spacing | None
     associated: tuple[str, ...]
-    problems: tuple[str, ...] = ()
+    scan_corner: tuple[int, int] = (0, 0)
+    problems = ()
     reader = "openslide"
 
     def read(self, level: int, box: Box, scale: int) -> Pixels:
@@ -121,18 +121,8 @@ def open_with_openslide(path: str) -> OpenSlideFile | None:
         spacing = None
     levels = tuple(Level(size, step) for size, step in zip(sizes, downsamples(sizes), strict=True))
     vendor = found.get("openslide.vendor", "unknown")
-    return OpenSlideFile(file, vendor, levels, spacing, tuple(handle.associated_images), _border(found))
-
-
-def _border(properties: Mapping[str, str]) -> tuple[str, ...]:
-    """A line about a slide that begins with an empty border, as those of MRXS and SCN do: QuPath does not count it."""
-    x, y = (properties.get(f"openslide.bounds-{axis}", "0") for axis in "xy")
-    if (x, y) == ("0", "0"):
-        return ()
-    return (
-        f"QuPath (without --no-crop) leaves out its empty border, and begins at x {x}, y {y} of level 0: add these to "
-        "the coordinates of outlines from QuPath, and subtract them from those for it",
-    )
+    x, y = (int(found.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
+    return OpenSlideFile(file, vendor, levels, spacing, tuple(handle.associated_images), (x, y))
 
 
 def _start(place: int, factor: float) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from densepath.core.single_values import take_single_values
 from densepath.core.streams import say, write_result
 from densepath.core.system import with_progress
 from densepath.sources.listing import Passed
+from densepath.sources.slides.borders import report_borders
 from densepath.sources.slides.failures import reason_of
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
@@ -71,9 +72,11 @@ def list_slides(
     if out is not None:
         refuse_replacing(out, data, mpp_table, *paths)
         check_writable(out)
-    rows = []
+    rows, corners = [], {}
     for path, slide in with_progress(open_slides(paths, mpp), len(paths), "opening slides"):
         name = one_line(os.path.relpath(path, data) if os.path.isdir(data) else path)
+        if isinstance(slide, Slide):
+            corners[name] = slide.file.scan_corner
         rows.append(_row(slide) if isinstance(slide, Slide) else {"problem": reason_of(slide)})
         rows[-1] = {column: {"slide": name, **rows[-1]}.get(column, "") for column in COLUMNS}
     readable = any(row["reader"] for row in rows)
@@ -85,6 +88,7 @@ def list_slides(
         write_result(f"{row['slide']}: {row['problem']}")
     if unknown := mpp.unknown(paths):
         write_result(unknown)
+    report_borders(corners)
     say(f"densepath: {counted(len(rows), 'slide')}, {len(wrong)} with problems{passed.also()}")
     if not readable:
         raise UserError(f"none of {counted(len(rows), 'slide')} can be read ({rows[0]['slide']}: {rows[0]['problem']})")

@@ -20,7 +20,7 @@ from densepath.sources.slides import resolution
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.levels import Level, disagree, downsamples
 from densepath.sources.slides.resolution import Spacing
-from densepath.sources.slides.slide import Box
+from densepath.sources.slides.slide_file import Box
 from densepath.sources.slides.tile_codecs import Pixels
 from densepath.sources.slides.tile_table import TileTable
 from densepath.sources.tiff import is_slice, is_stack, orientation_of, refuse_stack
@@ -51,6 +51,7 @@ class TiffSlide:
     problems: tuple[str, ...]
     levels: tuple[Level, ...] = field(init=False)
     reader = "tiles"
+    scan_corner = 0, 0
 
     def __post_init__(self) -> None:
         steps = downsamples([table.size for table in self.tables])

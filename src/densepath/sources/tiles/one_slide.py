@@ -113,6 +113,7 @@ class Job(PerSlide[_Tiled]):
         given = self.given_mpp.given(path)
         slide = open_slide(path, given, self.given_mpp.default)
         row["height"], row["width"] = slide.size
+        row["scan_corner"] = slide.file.scan_corner
         if given is None and slide.file.spacing is None:
             row["default_mpp"] = self.given_mpp.default
         if slide.spacing is None:

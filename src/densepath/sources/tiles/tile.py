@@ -22,6 +22,7 @@ from densepath.core.streams import say
 from densepath.core.system import usable_cores
 from densepath.core.work_folder import work_folder
 from densepath.sources.listing import Passed
+from densepath.sources.slides.borders import report_borders
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles import coords as coord_files
@@ -202,6 +203,7 @@ def _gather(job: Job, names: Sequence[str], table: Table, part: Shard | None, wa
     if job.align and off:
         shown = first_few([f"{one_line(row['slide'])}: {row['aligned']}" for row in off], 2)
         say(f"densepath: the tiles of {counted(len(off), 'slide')} are not on the file's own tiles ({shown})")
+    report_borders({row["slide"]: row.get("scan_corner", (0, 0)) for row in rows})
     problems = f", {counts['problems']} with problems" if counts["problems"] else ""
     files = {"slides": job.out / SLIDES, "tiles": made, "pictures": job.out / SHEET}
     following = (

@@ -21,6 +21,7 @@ from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.borders import report_borders
 from densepath.sources.slides.failures import report_problem
 from densepath.sources.slides.resolution import spacing_text
 from densepath.sources.tiles.tissue import find_tissue
@@ -123,6 +124,7 @@ def predict_slides(
         found = shared.found()
         objects = _write_tables(out, slides, found)
     counts, line = shared.summary(found)
+    report_borders({name: facts.get("scan_corner", (0, 0)) for name, facts in found.items()})
     done = counts["slides"] - counts["damaged"] - counts["left"]
     say(f"densepath: {counted(objects, 'object')} in {counted(done, 'slide')}{line}")
     return counts | {"objects": objects}
@@ -159,7 +161,7 @@ def _predict_slide(
     if drawn:
         draw_objects(level, grid, geojson, table, _picture(out, name))
     facts = {"mpp": slide.mpp, "windows": len(kept), "skipped": len(windows) - len(kept), "damaged": len(damaged)}
-    facts["objects"] = files.count
+    facts |= {"objects": files.count, "scan_corner": slide.file.scan_corner}
     if not kept:
         say(f"densepath: {name}: no tissue was found, so it has no objects")
     problems = list(slide.file.problems)
