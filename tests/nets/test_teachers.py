@@ -13,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from densepath.core.errors import UserError
 from densepath.core.records import record_text
 from densepath.nets.backbones import build_backbone
+from densepath.nets.frozen import Frozen
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import save_backbone
 from densepath.nets.weights.pretrained import backbone_of_weights
@@ -114,6 +115,23 @@ def test_the_checkpoint_of_a_run_is_shown_what_the_run_was(tmp_path):
 def test_a_model_of_transformers_is_shown_pixels_as_its_card_says(notes, mean, tmp_path):
     save(tmp_path / "midnight", transformers.ViTConfig(**TINY, image_size=32), transformers.ViTModel, notes)
     assert build_teacher(str(tmp_path / "midnight")).mean == mean
+
+
+@pytest.mark.parametrize("notes", [{"image_mean": [0.5], "image_std": [0.25]}, {"image_mean": [0.2] * 3}])
+def test_a_folder_without_three_means_and_deviations_is_shown_those_of_imagenet(notes, tmp_path):
+    save(tmp_path, transformers.ViTConfig(**TINY, image_size=32), transformers.ViTModel, notes)
+    teacher = build_teacher(str(tmp_path))
+    assert (teacher.mean, teacher.std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+def test_a_teacher_that_is_shown_other_pixels_differs_from_that_of_a_training(tmp_path):
+    held = Frozen("teacher")
+    for notes in (HALF, HALF | {"image_mean": [0.2] * 3}):
+        save(tmp_path, transformers.ViTConfig(**TINY, image_size=32), transformers.ViTModel, notes)
+        saved = held.state_dict() | {"digest": held.digest.clone()}
+        held.hold(build_teacher(str(tmp_path)))
+    with pytest.raises(RuntimeError, match="the teacher differs from that of its training"):
+        held.load_state_dict(saved)
 
 
 @torch.no_grad()

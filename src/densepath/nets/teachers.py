@@ -30,6 +30,7 @@ ACCEPTED = (
     f"a timm name (vit_base_patch16_clip_224.openai), a folder with a model of timm or transformers, or {HUB}OWNER/NAME"
 )
 _RGB = PixelSpec()
+_COLORS = 3  # channels of the images that a teacher is shown
 _TRIAL = 5  # patches along a side of the trial image
 
 
@@ -185,14 +186,21 @@ def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
     if "architecture" not in config:
         model = load_transformers_model(folder, config)
         mean, std, _ = preprocessing(name, folder, config)
-        return Teacher(model, name, model.stride, model.channels, mean or PixelSpec.mean, std or PixelSpec.std)
+        spec = _normalization(mean, std, PixelSpec.mean, PixelSpec.std)
+        return Teacher(model, name, model.stride, model.channels, *spec)
     published = read_published(folder)
     network = _timm_network(str(published.backbone), False)
     _load(network.net, published.state, name, folder)
     own = network.net.pretrained_cfg
-    return Teacher(
-        network, name, network.stride, network.channels, published.mean or own["mean"], published.std or own["std"]
-    )
+    spec = _normalization(published.mean, published.std, own["mean"], own["std"])
+    return Teacher(network, name, network.stride, network.channels, *spec)
+
+
+def _normalization(
+    mean: Sequence[float], std: Sequence[float], usual_mean: Sequence[float], usual_std: Sequence[float]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std as found in a folder, or the usual ones if it does not contain three of each."""
+    return (mean, std) if len(mean) == len(std) == _COLORS else (usual_mean, usual_std)
 
 
 def _load(net: nn.Module, state: Mapping[str, Tensor], name: str, source: str | Path) -> None:
