@@ -30,7 +30,7 @@ from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.pretrained import backbone_of_weights, guess_backbone, pretrained_backbone
 from densepath.nets.weights.published import preprocessing
 from densepath.nets.weights.trained_on import slides_of_weights
-from densepath.nets.weights.transformer_names import name_transformer, to_timm
+from densepath.nets.weights.transformer_names import head_width, name_transformer, to_timm
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.embed.encoder import load_encoder
 
@@ -203,6 +203,22 @@ def test_names_of_the_published_sizes_give_their_shapes(name: str) -> None:
         assert found is not None and found == EXPECTED.get(name, found)
         again = create_network(found, **made).state_dict()
     assert {key: value.shape for key, value in again.items()} == {key: value.shape for key, value in state.items()}
+
+
+def test_norms_of_queries_over_the_whole_width_do_not_show_heads() -> None:
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1).state_dict()
+    norm = "blocks.0.attn.q_norm.weight"
+    for channels, heads, shown in ((48, 4, 48), (192, 3, 0), (384, 3, 0)):
+        found = name_transformer(state | {norm: torch.ones(channels)})
+        assert found is not None and parse_name(found)[1].get("num_heads", 3) == heads
+        assert (
+            head_width(
+                {f"encoder.{key}": value for key, value in state.items()}
+                | {f"encoder.{norm}": torch.ones(channels), f"decoder.{norm}": torch.ones(16)}
+            )
+            == shown
+        )
+    assert head_width(state | {f"decoder.{norm}": torch.ones(16)}) == 0
 
 
 def test_a_configuration_without_arguments_is_completed_by_the_shapes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from densepath.nets.backbones.names import GATED, HIPT_REGION, create_network, j
 from densepath.nets.weights.layouts import trained_first
 
 _PATCH = "patch_embed.proj.weight"
+_QUERY_NORM = "blocks.0.attn.q_norm.weight"
 _MODULES = ("timm.models.vision_transformer", "timm.models.deit")
 _BY_WIDTH = {
     192: "vit_tiny_patch16_224",
@@ -144,8 +145,15 @@ def name_transformer(
 
 
 def head_width(state: Mapping[str, Tensor]) -> int:
-    """The channels of a head of a vision transformer, which only norms of queries show; 0 without any."""
-    return next((len(value) for key, value in state.items() if key.endswith("blocks.0.attn.q_norm.weight")), 0)
+    """The channels of a head of the vision transformer in a file, which only norms of queries show; 0 without any.
+
+    A norm of all heads together, over the whole width, does not show them.
+    """
+    own = trained_transformer(state)
+    if not {_PATCH, _QUERY_NORM} <= own.keys():
+        return 0
+    width, shown = len(own[_PATCH]), len(own[_QUERY_NORM])
+    return shown if 0 < shown < width and width % shown == 0 else 0
 
 
 def hidden_differences(name: str, other: str) -> dict[str, Any]:
@@ -200,7 +208,7 @@ def _shown(state: Mapping[str, Tensor], beside: bool) -> dict[str, Any] | None:
         "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
         "mlp_ratio": _ratio(inner, width),
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
-        "qk_norm": "blocks.0.attn.q_norm.weight" in state,
+        "qk_norm": _QUERY_NORM in state,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
         "class_token": class_token,
         "reg_tokens": registers,
