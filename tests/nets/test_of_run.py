@@ -11,6 +11,7 @@ import yaml
 from densepath.core.records import record_text
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
+from densepath.nets.weights.of_run import run_of
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.nets.weights.trained_on import slides_of_weights
@@ -50,6 +51,18 @@ def test_a_checkpoint_has_the_record_of_its_run(tmp_path: Path, monkeypatch: pyt
         assert pixels_of_weights(given) == PIXELS
     line = load_weights(build_backbone(HEADS.replace("12", "3")), path)
     assert "in training num_heads was 12" in line and "assumed" not in line
+
+
+def test_a_run_has_its_record_beside_a_config_json(tmp_path: Path) -> None:
+    path = written(tmp_path, "checkpoints", HEADS, "slide,path,tiles\nA1,A1.svs,3\n")
+    path.rename(path.with_name("last.ckpt"))
+    (tmp_path / "config.json").write_text("{}")
+    assert slides_of_weights(tmp_path) == ("A1",)
+
+
+def test_a_link_to_itself_is_of_no_run(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").symlink_to(tmp_path / "w.pth")
+    assert run_of(tmp_path / "w.pth") is None
 
 
 def test_a_link_to_a_checkpoint_has_the_record_of_its_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def run_of(file: str | Path) -> Path | None:
     A ``config.yaml`` or ``slides.csv`` of another program, or above a file that no run wrote, says nothing of a file. A
     link elsewhere is the file that it leads to.
     """
-    folders = (path.parent for path in (Path(file).absolute(), Path(file).resolve()))
+    folders = (Path(path).parent for path in (os.path.abspath(file), os.path.realpath(file)))
     return next((each.parent for each in folders if each.name in _FOLDERS and is_record(each.parent / CONFIG)), None)
 
 

@@ -15,7 +15,7 @@ from densepath.core.files import atomic_write
 from densepath.core.keywords import is_on_disk
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.of_run import run_of
-from densepath.nets.weights.published import is_published, weight_files
+from densepath.nets.weights.published import weight_files
 
 SLIDES = "slides.csv"  # in the folder of a run
 _KEY = "slides"
@@ -33,8 +33,8 @@ def slides_of_weights(path: str | Path) -> tuple[str, ...] | None:
     """
     if not is_on_disk(path):
         return None
-    files = weight_files(Path(path)) if is_published(path) else [Path(path)]
-    if len(files) != 1:  # densepath does not divide weights
+    files = weight_files(Path(path)) or [Path(path)]
+    if len(files) > 1:  # densepath does not divide weights
         return None
     try:
         found: Any = json.loads(read_weights(files[0]).metadata.get(_KEY, "null"))
