@@ -13,7 +13,7 @@ from densepath.benchmark import row_runs
 from densepath.benchmark.config import load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.grid import make_grid
-from densepath.benchmark.identity import code_digest, digest_of_given, read_tiles
+from densepath.benchmark.identity import code_digest, digest_of_given, digest_of_weights, read_tiles
 from densepath.benchmark.labelled_sets import read_outlined as read_labelled
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.steps import STEPS
@@ -171,6 +171,21 @@ def test_the_code_digest_covers_the_packages_of_the_verb(monkeypatch, tmp_path):
 def test_the_packages_of_the_code_digest_exist():
     assert {"sources", "annotations"} <= set(STEPS["pretrain"].code)
     assert all((Path(densepath.__file__).parent / name).is_dir() for step in STEPS.values() for name in step.code)
+
+
+def test_of_a_published_model_the_weights_and_the_configuration_count_only(tmp_path):
+    for name in ("model.safetensors", "config.json", "README.md"):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / name).write_text("{}")
+
+    def digest():
+        return digest_of_weights(str(tmp_path / "model"), tmp_path / "kept")
+
+    first = digest()
+    (tmp_path / "model" / "README.md").write_text("edited")
+    assert digest() == first
+    (tmp_path / "model" / "config.json").write_text('{"architecture": "test_vit"}')
+    assert digest() != first
 
 
 def test_of_a_given_run_the_exported_files_count_only(tmp_path):

@@ -23,7 +23,7 @@ from densepath.core.keywords import is_on_disk
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.nets.weights import weights_file
-from densepath.nets.weights.published import is_published
+from densepath.nets.weights.published import weight_files
 from densepath.runs.folder import EXPORTED
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
@@ -165,7 +165,7 @@ def digest_of_given(value: Any, cache: Path) -> str:
 
 
 def digest_of_weights(source: str, cache: Path) -> str:
-    """The digest of a weight file, of the weights in a run folder, or of all files in the folder of a published model.
+    """The digest of a weight file, of the weights in a run folder, or of a published model: its weights and JSON files.
 
     A name of weights is returned as it is.
 
@@ -174,8 +174,10 @@ def digest_of_weights(source: str, cache: Path) -> str:
     """
     if not is_on_disk(source):
         return source
-    in_run = Path(source).is_dir() and not is_published(source)
-    return digest_of_given(weights_file(source) if in_run else source, cache)
+    folder = Path(source)
+    if not (weights := weight_files(folder)):
+        return digest_of_given(weights_file(source), cache)
+    return named_content(folder, sorted({*weights, *folder.glob("*.json")}), cache)
 
 
 def hardware_name() -> str:
