@@ -15,6 +15,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from densepath.annotations.patients import NUMBERED, owners_by_name
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
+from densepath.sources.dicom_image import undecodable
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack
@@ -55,6 +56,11 @@ def test_packages_that_a_compression_needs_are_named(tmp_path: Path) -> None:
     message = r"a\.dcm: cannot be decoded: JPEG Lossless, .*needs more packages, pip install 'pylibjpeg\[all\]'$"
     with pytest.raises(CorruptImage, match=message):
         read_image(tmp_path / "a.dcm", channels=1)
+
+
+def test_packages_are_named_without_the_name_of_the_compression() -> None:
+    why = undecodable(RuntimeError("Unable to decode: missing dependencies"))
+    assert why == "cannot be decoded: its compression needs more packages, pip install 'pylibjpeg[all]'"
 
 
 def lut(values: np.ndarray, bits: int, first: int = 0) -> pydicom.Sequence:

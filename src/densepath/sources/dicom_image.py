@@ -110,7 +110,7 @@ def undecodable(error: Exception) -> str:
     text = unwrapped(str(error))
     if "missing dependencies" not in text:
         return f"cannot be decoded ({text[:200]})"
-    kind = text.partition("'")[2].partition("'")[0]
+    kind = text.partition("'")[2].partition("'")[0] or "its compression"
     return f"cannot be decoded: {kind} needs more packages, pip install 'pylibjpeg[all]'"
 
 
