@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from densepath.annotations.coco_boxes import corners_of
 from densepath.annotations.coco_checks import Orientation, check_coco
 from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.annotations.image_mpp import file_mpp, stated_mpp
@@ -77,6 +78,7 @@ class CocoImages(Dataset[dict[str, Any]]):
         for annotation in self._truth["annotations"]:
             if not annotation.get("iscrowd", 0):
                 self._objects[annotation["image_id"]].append(annotation)
+        self._bounds: dict[int, npt.NDArray[np.float64]] = {}
         pixels = sum(image["height"] * image["width"] for image in self._images)
         self._cache: dict[str, npt.NDArray[Any]] | None = {} if 3 * pixels <= CACHED_BYTES else None
 
@@ -105,11 +107,10 @@ class CocoImages(Dataset[dict[str, Any]]):
         """A sample; with ``masks=False`` its masks are (0, H, W): they take longer to decode than the image."""
         image = self._images[index]
         objects = self._objects[image["id"]]
-        boxes = self._boxes(objects)
         limits = np.array([image["width"], image["height"]] * 2, np.float32)
         return {
             "image": self._read(image["file_name"]),
-            "boxes": np.clip(boxes, 0, limits),
+            "boxes": np.clip(self._boxes(objects), 0, limits),
             "masks": self._masks(image, objects if masks else []),
             "labels": self._labels(objects),
             "image_id": image["id"],
@@ -140,9 +141,8 @@ class CocoImages(Dataset[dict[str, Any]]):
         """
         image = self._images[index]
         objects = self._objects[image["id"]]
-        # Those of the outlines: a JSON's boxes may be smaller.
-        low, extent = np.split(np.array(run_lengths().toBbox(self._outlines(index)), float).reshape(-1, 4), 2, axis=1)
-        near = (low < (left + side, top + side)).all(axis=1) & (low + extent > (left, top)).all(axis=1)
+        bounds = self._bounds_of(index)
+        near = np.all((bounds[:, :2] < (left + side, top + side)) & (bounds[:, 2:] > (left, top)), axis=1)
         window = np.s_[top : top + side, left : left + side]
         parts = [(o, self._mask(o)[window].copy()) for o, here in zip(objects, near, strict=True) if here]
         seen = [(o, part) for o, part in parts if part.any()]
@@ -232,6 +232,13 @@ class CocoImages(Dataset[dict[str, Any]]):
 
     def _outlines(self, index: int) -> list[Outline]:
         return [annotation["segmentation"] for annotation in self.annotations_of(index)]
+
+    def _bounds_of(self, index: int) -> npt.NDArray[np.float64]:
+        """(N, 4) x1 y1 x2 y2 of an image's outlines, computed once: a JSON's boxes may be smaller."""
+        image = self._images[index]["id"]
+        if image not in self._bounds:
+            self._bounds[image] = corners_of(run_lengths().toBbox(self._outlines(index)))
+        return self._bounds[image]
 
     def _masks(self, image: dict[str, Any], objects: list[dict[str, Any]]) -> npt.NDArray[np.bool_]:
         """(N, H, W)"""

@@ -136,6 +136,63 @@ def test_a_small_object_in_a_large_one_of_its_class_takes_nothing_from_it(
     assert not merged
 
 
+def rectangle(top: int, left: int, bottom: int, right: int, score: float) -> FoundObject:
+    return FoundObject(1, score, top, left, np.ones((bottom - top, right - left), bool), (left, top, right, bottom))
+
+
+@pytest.mark.parametrize("missed", ["none", "large in the first", "small in the first", "small in the second"])
+@pytest.mark.parametrize("score", [0.5, 0.8, 0.95])
+def test_a_small_object_that_covers_most_of_a_cut_piece_takes_nothing_from_it(score: float, missed: str) -> None:
+    """What both windows see of the large one is 25 columns wide, and the small one covers 18 of them."""
+    first, second = Window(0, 0, 100, 100), Window(0, 75, 100, 175)
+    large = [rectangle(10, 20, 60, 100, 0.9), rectangle(10, 75, 60, 160, 0.7)]
+    small = [rectangle(12, 80, 58, 98, score), rectangle(12, 80, 58, 98, score - 0.1)]
+    begin = {"large in the first": [small[0]], "small in the first": [large[0]]}.get(missed, [large[0], small[0]])
+    end = [large[1]] if missed == "small in the second" else [large[1], small[1]]
+    merged = merge([(first, begin), (second, end)], (100, 175))
+    boxes = {(75 if missed == "large in the first" else 20, 10, 160, 60), (80, 12, 98, 58)}
+    assert {each.box for each in merged} == boxes and len(merged) == 2
+
+
+def test_whole_finds_of_two_sizes_are_one_object_unless_a_window_sees_both() -> None:
+    first, second, size = Window(0, 0, 100, 100), Window(0, 50, 100, 150), (100, 150)
+    large, small = rectangle(20, 55, 60, 90, 0.9), rectangle(30, 60, 50, 75, 0.8)
+    assert merge([(first, [large]), (second, [small])], size) == [large]
+    assert merge([(first, [large, small]), (second, [rectangle(20, 55, 60, 90, 0.7)])], size) == [large, small]
+
+
+def test_a_piece_is_not_left_beside_the_whole_find_that_a_second_piece_belongs_to() -> None:
+    first, second, third = Window(0, 0, 100, 100), Window(0, 50, 100, 150), Window(40, 0, 140, 100)
+    whole = rectangle(45, 60, 90, 92, 0.9)
+    found = [(first, [rectangle(45, 88, 90, 100, 0.6)]), (second, [whole]), (third, [rectangle(45, 60, 90, 100, 0.5)])]
+    assert merge(found, (140, 150)) == [whole]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_finds_that_differ_between_windows_are_merged_where_disks_lie_in_disks(seed: int) -> None:
+    """Masks move by up to a pixel between windows."""
+    rng, size = np.random.default_rng(seed), (160, 230)
+    y, x = np.mgrid[: size[0], : size[1]]
+    disks = []
+    for row in range(25, 150, 50):
+        for column in range(25, 220, 50):
+            middle, inner = np.array([row, column]) + rng.integers(-4, 5, 2), rng.integers(-8, 9, 2)
+            disks += [(*middle, 18), (*(middle + inner), 6)]
+    found = []
+    for window in windows_of(size, (96, 96), 0.25):
+        objects = []
+        for row, column, radius in disks:
+            down, right = rng.integers(-1, 2, 2)
+            labels = ((y - row - down) ** 2 + (x - column - right) ** 2 <= radius**2).astype(np.int32)
+            objects += objects_in(labels, window)
+        for each in objects:
+            each.score = float(rng.uniform(0.5, 1))
+        found.append((window, sorted(objects, key=lambda each: -each.score)))
+    merged = merge(found, size)
+    assert sum(each.area > 600 for each in merged) == len(disks) // 2
+    assert len(merged) <= len(disks) + 1  # a sliver of a small one may have no find to join
+
+
 @pytest.mark.parametrize(
     ("size", "sides", "overlap"),
     [

@@ -175,9 +175,11 @@ def test_windows_of_one_side_or_of_each_and_none_with_gaps(tmp_path: Path) -> No
     run = write_segmenter(tmp_path / "segmenter.safetensors", 2)
     segmenter, image = load_segmenter(run), np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
     assert np.array_equal(segmenter.predict(image, window=32), segmenter.predict(image, window=(32, 32)))
-    wrong: list[dict[str, Any]] = [{"overlap": -0.5}, {"overlap": 1.0}, {"window": 0}, {"window": (32,)}]
+    assert np.array_equal(segmenter.predict(image, window=32), segmenter.predict(image, window=np.int64(32)))
+    wrong: list[dict[str, Any]] = [{"overlap": -0.5}, {"overlap": 1.0}]
+    wrong += [{"window": window} for window in (0, (32,), 32.0, True, (32, 0.5), "32")]
     for options in wrong:
-        with pytest.raises(UserError, match="give a number of pixels, or 2, and a share below 1"):
+        with pytest.raises(UserError, match=r"1 pixel \(or one for each of the 2 axes\) and an overlap from 0"):
             segmenter.predict(image, **options)
     with pytest.raises(UserError, match="window is 0 and overlap "):
         predict_masks(run, data=two_images(tmp_path / "data")[0], out=tmp_path / "out", window=0, **CPU)

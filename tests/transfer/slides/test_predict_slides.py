@@ -146,11 +146,15 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
         assert extents[1] == pytest.approx(extents[0], abs=2 * max(heat.mpp))
         with Image.open(out / "pictures" / f"{name}.png") as picture:
             assert min(picture.size) > 100
+    record = out / "records" / "blank.json"
+    assert '"problems"' in record.read_text()
+    record.write_text(record.read_text().replace('"problems"', '"unread"'))  # as earlier versions wrote it
     before = {path: path.stat().st_mtime_ns for path in (out / "geojson").rglob("*.geojson")}
     (out / "records" / "good.json").unlink()
     again = search(data, out, known=0.5, pictures="all")
     changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
     assert changed == [out / "geojson" / "good.geojson"] and dict(again) == dict(found)
+    assert list(csv.DictReader((out / "slides.csv").open())) == list(table.values())
     assert not list(out.rglob("*.part"))
     with pytest.raises(UserError, match="other values of mpp"):
         search(data, out, known=0.5, pictures="all", mpp=0.7)

@@ -96,9 +96,10 @@ def merge(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, in
 def merged(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, int]) -> Iterator[FoundObject]:
     """The objects of an image from those of its windows, each as soon as no window follows that may see it.
 
-    Finds of two windows belong to one object if they are of one class and overlap enough in the area that both windows
-    see, see :func:`_are_same`. A whole find replaces those that are cut; of two whole finds the better one stays; finds
-    that are all cut are joined.
+    Finds of two windows belong to one object if they are of one class and overlap by half of the smaller one, in the
+    area that both windows see. Finds of one window belong to different objects; of two that overlap each other, only
+    the better match counts, see :func:`_matches`. A whole find replaces those that are cut; of two whole finds the
+    better one stays; finds that are all cut are joined.
 
     Args:
         found: the windows, row by row, and the objects in each, in the image's coordinates.
@@ -112,11 +113,12 @@ def merged(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, i
         before, joined = index.near(window), []
         for new in objects:
             new.windows, new.whole = [window], not _is_cut(new, window, size)
-            same = [old for old in before if old in index and _are_same(old, new)]
+        for new in objects:
+            same = _matches(new, [old for old in before if old in index], objects)
             whole = [old for old in same if old.whole]
             stays = bool(whole) and (not new.whole or max(old.score for old in whole) >= new.score)
-            for old in same:  # what is cut may be of a larger object around a whole one
-                if not stays or (new.whole and not old.whole):
+            for old in same:
+                if not (stays and old.whole):
                     index.remove(old)
             if stays:
                 continue
@@ -142,22 +144,51 @@ def _is_cut(found: FoundObject, window: Window, size: tuple[int, int]) -> bool:
     )
 
 
-def _are_same(old: FoundObject, new: FoundObject) -> bool:
-    """Whether two finds of one class are of one object, as far as the windows of both see it.
+def _matches(new: FoundObject, before: list[FoundObject], objects: list[FoundObject]) -> list[FoundObject]:
+    """The finds of previous windows that are of one object with a new one.
 
-    They overlap by more than half of the larger one, or of one that is cut, as it may be a part of the other. Of two
-    that are cut it is the smaller one. So a small object in a large one of its class is not taken for that.
+    Where a small object lies in a large one of its class, the finds of both in one window overlap that of either in
+    another window. Of two such finds, only the one with the larger share of common pixels is a match.
+
+    Args:
+        new: a find.
+        before: those of previous windows, each of another object.
+        objects: all finds of its window.
     """
-    top, left = max(old.top, new.top), max(old.left, new.left)
-    bottom, right = min(old.bottom, new.bottom), min(old.right, new.right)
-    if old.label != new.label or top >= bottom or left >= right:
-        return False
-    both = int((old.part(top, left, bottom, right) & new.part(top, left, bottom, right)).sum())
+    shares = {old: share for old in before if (share := _share(old, new))}
+    return [
+        old
+        for old, share in shares.items()
+        if not any(shares[other] > share and _are_overlapping(old, other) for other in shares)
+        and not any(_are_overlapping(new, other) and _share(old, other) > share for other in objects)
+    ]
+
+
+def _share(old: FoundObject, new: FoundObject) -> float:
+    """Share of the larger of two finds that both have, as far as the windows of both see it.
+
+    Returns:
+        0 if they are of two classes, or overlap by no more than half of the smaller one.
+    """
+    both = _common(old, new)
     if not both:
-        return False
-    seen = [(find.whole, _seen(find, other.windows)) for find, other in ((old, new), (new, old))]
-    cut = [pixels for whole, pixels in seen if not whole]
-    return both > _SAME * (min(cut) if cut else max(pixels for _, pixels in seen))
+        return 0.0
+    seen = _seen(old, new.windows), _seen(new, old.windows)
+    return both / max(seen) if both > _SAME * min(seen) else 0.0
+
+
+def _are_overlapping(first: FoundObject, second: FoundObject) -> bool:
+    """Whether two finds of one class overlap by more than half of the smaller one."""
+    return _common(first, second) > _SAME * min(first.area, second.area)
+
+
+def _common(first: FoundObject, second: FoundObject) -> int:
+    """Pixels that two finds of one class have in common; 0 if they are of two classes."""
+    top, left = max(first.top, second.top), max(first.left, second.left)
+    bottom, right = min(first.bottom, second.bottom), min(first.right, second.right)
+    if first.label != second.label or top >= bottom or left >= right:
+        return 0
+    return int((first.part(top, left, bottom, right) & second.part(top, left, bottom, right)).sum())
 
 
 def _seen(found: FoundObject, windows: list[Window]) -> int:

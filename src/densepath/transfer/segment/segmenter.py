@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from densepath.core.errors import UserError
@@ -84,20 +85,26 @@ class SegmenterNotes:
             UserError: there are no such windows.
         """
         ndim, overlap = len(self.view_size), self.overlap if overlap is None else overlap
-        sides = self.view_size if window is None else (window,) * ndim if isinstance(window, int) else tuple(window)
-        if len(sides) != ndim or min(sides) < 1 or not 0 <= overlap < 1:
+        given = self.view_size if window is None else window
+        sides = tuple(given) if isinstance(given, Iterable) else (given,) * ndim
+        if len(sides) != ndim or not all(map(_is_side, sides)) or not 0 <= overlap < 1:
             raise UserError(
-                f"window is {window} and overlap {overlap}; give a number of pixels, or {ndim}, and a share below 1"
+                f"window is {window} and overlap {overlap}; give a side of at least 1 pixel (or one for each of the "
+                f"{ndim} axes) and an overlap from 0 to below 1"
             )
         return SlidingWindow(
             net,
             self.spec,
-            sides,
+            [int(side) for side in sides],
             overlap,
             net.backbone.patch_size,
             hardware.device,
             hardware.precision == "bf16-mixed",
         )
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
 
 
 def save_segmenter(path: Path, model: SegmentationNet, notes: SegmenterNotes) -> None:

@@ -170,8 +170,8 @@ def _predict_slide(
         where = f"{len(damaged)} of {len(kept)} windows cannot be read, the first at x {x}, y {y}"
         problems.append(f"{where} ({damaged[0][1].why})")
     if problems:
-        facts["unread"] = unread = "; ".join(problems)
-        report_problem(name, unread)
+        facts["problems"] = text = "; ".join(problems)
+        report_problem(name, text)
     return facts
 
 
@@ -213,7 +213,7 @@ def _write_tables(out: Path, slides: Sequence[ListedSlide], found: Mapping[str, 
             if "problem" not in row:
                 objects += row["objects"]
                 row["mpp"] = spacing_text(row["mpp"])
-                row["problem"] = row.get("unread", "")
+                row["problem"] = row.get("problems", row.get("unread", ""))  # of earlier versions
                 with _table(out, slide.name).open(newline="", encoding="utf-8", errors="surrogateescape") as own:
                     next(own)
                     table.writelines(own)
