@@ -28,9 +28,9 @@ from densepath.sources.corrupt import LARGEST_SHARE
 from densepath.synthetic.slide import write_slide
 from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
+from densepath.transfer.classify.training import keep_answers, kept_answers
 from densepath.transfer.predict import predict
 from densepath.transfer.score import score
-from densepath.transfer.classify.training import keep_answers, kept_answers
 from densepath.transfer.segment.case_scores import dice, score_case
 from densepath.transfer.segment.cohort import read_cases
 from densepath.transfer.segment.config import SegmentConfig
@@ -184,6 +184,22 @@ def test_damaged_images_and_changed_labels(
     Image.fromarray(np.asarray(Image.open(data / "labels/P1_2.png"))[::-1]).save(data / "labels/P1_2.png")
     with pytest.raises(UserError, match="the images or the labels of the run"):
         segment(**given, resume=True)
+
+
+def test_an_earlier_run_in_which_ignore_was_a_class_is_not_continued(
+    data: Path, segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {
+        "data": data / "images",
+        "classes": ("0:no", "10:a", "20:ignore"),
+        "folds": 2,
+        "freeze": True,
+    }
+    with monkeypatch.context() as earlier:
+        earlier.setattr("densepath.transfer.segment.legend._without_ignored", lambda names: (names, []))
+        segment(**given, epochs=1)
+    with pytest.raises(UserError, match=r"have changed, or an earlier version began it, in which 20 \(ignore\) was"):
+        segment(**given, epochs=1, resume=True)
 
 
 def test_two_processes_are_one(data: Path, segment: Segment, tmp_path: Path) -> None:
