@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densepath.sources.fingerprint import digest_of_names, fingerprint
+from densepath.sources.fingerprint import digest_of_names, digests_of_contents, fingerprint
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack
 from densepath.sources.path_table import PathTable
@@ -62,6 +62,11 @@ def test_what_has_changed_is_seen(folder, change, differ):
     change(folder)
     after = of(folder)
     assert [name for name in before if after[name] != before[name]] == differ
+
+
+def test_a_name_that_is_not_a_path_has_no_content(folder):
+    found = digests_of_contents([folder / "a" / "1.bmp", folder / "missing", "null\0character", "surrogate\ud800"])
+    assert found[0] and found[1:] == ["", "", ""]
 
 
 def test_names_differ_by_their_characters_and_where_they_end():

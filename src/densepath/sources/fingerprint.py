@@ -100,7 +100,7 @@ def _sample(file: str | Path) -> bytes:
         with open(file, "rb") as opened:
             opened.seek(max(0, os.fstat(opened.fileno()).st_size - _SAMPLE) // 2)
             return opened.read(_SAMPLE)
-    except OSError:
+    except (OSError, ValueError):  # a name of a store need not be a path
         return b""
 
 
@@ -111,7 +111,7 @@ def _sizes(files: list[str | Path]) -> bytes:
 def _size(file: str | Path) -> int:
     try:
         return os.stat(file).st_size
-    except OSError:
+    except (OSError, ValueError):
         return -1
 
 

@@ -153,8 +153,15 @@ def sides_of(view_size: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     return size
 
 
-def check_same(out: Path, study: Study, digests: Sequence[str] = ()) -> None:
-    """Refuse to continue a run with other images or labels, or files of labels with other digests."""
+def check_same(out: Path, study: Study, digests: Sequence[str] = (), reason: str = "") -> None:
+    """Refuse to continue a run with other images or labels, or files of labels with other digests.
+
+    Args:
+        out: the folder of the run.
+        study: the images with their labels.
+        digests: of files of labels.
+        reason: what else may differ from the run, for the message.
+    """
     facts: list[str | bytes] = [*digests]
     for pool in (study.train, study.test):
         facts += [*pool.names, *pool.owners, *pool.splits, *pool.targets.names, pool.targets.values.tobytes()]
@@ -163,7 +170,7 @@ def check_same(out: Path, study: Study, digests: Sequence[str] = ()) -> None:
         with atomic_write(path) as part:
             part.write_text(f"{digest}\n")
     elif path.read_text().strip() != digest:
-        raise UserError(f"the images or the labels of the run in {out} have changed; name another folder")
+        raise UserError(f"the images or the labels of the run in {out} have changed{reason}; name another folder")
 
 
 def keep_splits(out: Path, study: Study, splits: Mapping[int, Sequence[Split]]) -> None:

@@ -26,12 +26,15 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted
 from densepath.sources.corrupt import LARGEST_SHARE
+from densepath.sources.open import find_source
+from densepath.sources.packing import pack
 from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.classify import training
+from densepath.transfer.classify.cohort import Pool, read_pool
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.trained import load_classifier
-from densepath.transfer.classify.training import answers_of
+from densepath.transfer.classify.training import answers_of, keep_answers, kept_answers
 from densepath.verbs import VERBS
 
 from .conftest import write_images, write_table
@@ -364,6 +367,30 @@ def test_a_damaged_test_image_that_is_replaced_gets_its_own_answer(
     after = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv")}
     assert after.keys() - before.keys() == {labels[0][0]}
     assert {name: after[name] for name in before} == before
+
+
+def test_answers_are_compared_with_image_files_but_not_with_the_names_in_a_store(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, path = data / "images", tmp_path / "answers.json"
+    store = pack(folder, tmp_path / "store.safetensors")
+
+    def pool_of(source: Path) -> Pool:
+        config = ClassifyConfig(data=source, labels=data / "labels.csv", out=tmp_path / "run")
+        pool = read_pool(config, find_source(source), source, config.labels)
+        return pool.take(np.array([1, 3]))
+
+    changed = folder / pool_of(folder).names[1]
+    monkeypatch.chdir(folder)  # where the names in the store are paths
+    for source in (folder, store):
+        path.unlink(missing_ok=True)
+        keep_answers(path, pool_of(source), {0: [0.5], 1: [0.25]})
+        Image.open(changed).rotate(90).resize((30, 30)).save(changed)
+        if source == store:
+            assert kept_answers(path, pool_of(source)) == ({0: [0.5], 1: [0.25]}, [])
+        else:
+            with pytest.raises(UserError, match=f"test images .* have changed: {pool_of(source).names[1]};"):
+                kept_answers(path, pool_of(source))
 
 
 def test_a_damaged_image_among_those_whose_sizes_are_sampled(data: Path, classify: Classify) -> None:

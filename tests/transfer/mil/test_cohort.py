@@ -77,6 +77,16 @@ def test_the_tables_of_stamp(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     capitals = table(tmp_path / "capitals.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "P3,s3.h5")
     with pytest.raises(UserError, match="patients that differ in capitals, spaces or zeros: P3, p3"):
         read_cohort(data, clini, Columns("MSI"), slide_table=capitals)
+    resumed = read_cohort(data, clini, Columns("MSI"), slide_table=capitals, resumed=True)
+    assert found(resumed) == {"p1": ("high", ("s1",)), "p2": ("low", ("s2",))}
+    assert "count as different ones: P3, p3; spell each one way for other runs" in capfd.readouterr().err
+    others = table(
+        tmp_path / "o.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5", "7,s4", "007,s5", "na,s6"
+    )
+    gaps = table(tmp_path / "gaps.csv", "PATIENT;MSI", "p1;high", ";low", "p2;low", "NA;low", "n/a;high", "NA;low")
+    assert found(read_cohort(data, gaps, Columns("MSI"), slide_table=others)) == found(cohort)  # 7 is not in the study
+    err = capfd.readouterr().err
+    assert f"left out: 4 rows without a patient: line 3 of {gaps}, line 5 of" in err and "without a slide" not in err
     twice = table(tmp_path / "twice.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s1.h5", "p3,s3.h5")
     with pytest.raises(UserError, match=r"slides with two rows in .*twice\.csv: s1"):
         read_cohort(data, clini, Columns("MSI"), slide_table=twice)

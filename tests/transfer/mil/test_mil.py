@@ -383,6 +383,28 @@ def test_a_low_rate_of_the_user_does_not_rise() -> None:
         assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(last)
 
 
+def test_what_later_versions_refuse_is_a_warning_in_a_resumed_run(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, names = study(patients=12), ["7", "007", *(f"P{n:02d}" for n in range(2, 12))]
+    lines = [f"{name},P{n:02d}_0,{n},{n // 6}" for n, name in enumerate(names)]
+    (folder / "table.csv").write_text("\n".join(["case_id,slide_id,months,died", *lines]))
+    fold = {"train": names[:5], "validation": names[6:9], "test": names[9:]}  # an event only from the sixth case
+    (folder / "given.json").write_text(json.dumps({"folds": [fold]}))
+    options: dict[str, Any] = {"target": "months", "event": "died", "task": "survival", "model": "mean", "epochs": 1}
+    options |= {"attention": 0, "splits": folder / "given.json", "folds": MilConfig.folds}
+    with monkeypatch.context() as earlier:
+        earlier.setattr("densepath.transfer.mil.slide_table.check_spelling", lambda *_, **__: None)
+        earlier.setattr("densepath.transfer.mil.splits._check_targets", lambda *_: None)
+        run(folder, **options)
+    capfd.readouterr()
+    run(folder, resume=True, **options)
+    err = capfd.readouterr().err
+    assert "count as different ones: 007, 7; spell" in err and "have no event, from which survival is learned" in err
+    with pytest.raises(UserError, match="patients that differ in capitals"):
+        run(folder, "new", **options)
+
+
 @pytest.mark.parametrize("task", ["regression", "survival"])
 def test_numbers_and_survival(study: Study, task: str) -> None:
     folder = study(signal=20.0, patients=30)

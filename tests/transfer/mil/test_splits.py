@@ -296,8 +296,9 @@ def test_few_cases_without_an_event_are_no_stratum() -> None:
     splits = make_splits(cohort, 5, 0.2, 0)
     check_splits(cohort, splits, "here")
     assert sorted(np.concatenate([split.test for split in splits])) == list(range(15))
-    with pytest.raises(UserError, match=r"^the event has cases of 2 patients, fewer than the 3 folds; use --folds 2$"):
-        make_splits(numbers_of([(float(n), float(n < 2)) for n in range(15)]), 3, 0.2, 0)
+    with pytest.raises(UserError, match=r"^the event has cases of 3 patients, fewer than the 5 folds; use --folds 3$"):
+        make_splits(numbers_of([(float(n), float(n < 3)) for n in range(15)]), 5, 0.2, 0)
+    assert len(make_splits(numbers_of([(float(n), float(n < 3)) for n in range(15)]), 3, 0.2, 0)) == 3
     with pytest.raises(UserError, match=r"^the study has cases of 4 patients, fewer than the 5 folds; use --folds 4$"):
         make_splits(numbers_of([(float(n),) for n in range(4)]), 5, 0.2, 0)
     few = numbers_of([(0.0, 1.0), (1.0, 1.0), (2.0, 0.0)])
@@ -306,21 +307,37 @@ def test_few_cases_without_an_event_are_no_stratum() -> None:
         assert few.targets[split.train, 1].any()
 
 
+@pytest.mark.parametrize(("events", "folds"), [(1, 2), (1, 5), (2, 2), (2, 3), (2, 14)])
+def test_too_few_patients_with_an_event_are_refused_whatever_the_folds(events: int, folds: int) -> None:
+    cohort = numbers_of([(float(n), float(n < events)) for n in range(15)])
+    number = "1 patient" if events == 1 else "2 patients"
+    with pytest.raises(UserError, match=rf"^the event has cases of {number}, and .* need those of 3; add cases$"):
+        make_splits(cohort, folds, 0.2, 0)
+
+
 @pytest.mark.parametrize(
     ("targets", "why"),
     [([(float(n), float(n > 3)) for n in range(8)], "have no event"), ([(1.0,)] * 4 + [(2.0,)] * 4, "the same label")],
 )
-def test_training_cases_that_nothing_is_learned_from_are_refused(targets: Any, why: str) -> None:
-    split = Split(np.arange(4), np.array([4]), np.arange(5, 8))
+def test_training_cases_that_nothing_is_learned_from_are_refused(
+    targets: Any, why: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    split, cohort = Split(np.arange(4), np.array([4]), np.arange(5, 8)), numbers_of(targets)
+    write_splits(tmp_path / "splits.json", cohort, [split], {})  # a resumed run cannot change them
+    assert len(read_splits(tmp_path / "splits.json", cohort, 0.2, 0, resumed=True)) == 1
+    assert why in capfd.readouterr().err
+    with pytest.raises(UserError, match=why):
+        read_splits(tmp_path / "splits.json", cohort, 0.2, 0)
     with pytest.raises(UserError, match=rf"training cases of fold 0 of here .*{why}.*; use other --folds or --splits"):
-        check_splits(numbers_of(targets), [split], "here")
+        check_splits(cohort, [split], "here")
 
 
-def test_validation_cases_that_cannot_be_compared_are_said(capfd: Any) -> None:
+def test_validation_cases_that_cannot_be_compared_are_reported(capfd: Any) -> None:
     cohort = numbers_of([(float(n), float(n % 2)) for n in range(9)])
     warn_of_validation(cohort, [Split(np.arange(4), np.array([6, 7]), np.array([8])),
                                 Split(np.arange(4), np.array([5, 6]), np.array([8]))])  # fmt: skip
-    assert "no two validation cases of fold 0 can be compared" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "no two validation cases of fold 0 can be compared" in err and "concordance cannot choose an epoch;" in err
     warn_of_validation(cohort_of([0, 1, 0]), [Split(np.arange(2), np.array([2]), np.array([2]))])
     assert not capfd.readouterr().err
 

@@ -47,16 +47,26 @@ def test_a_class_of_no_image_is_reported(capsys: pytest.CaptureFixture[str]) -> 
     assert "warning: no label map has 7 (b); check --classes" in capsys.readouterr().err
 
 
-def test_what_nnunet_calls_ignore_is_no_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nnunet_calls_ignore_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "gland": 1, "ignore": 2}}))
     options: dict[str, Any] = {"classes": (str(tmp_path / "dataset.json"),)}
     config = SegmentConfig(data="d", out="o")
     of_a_store = make_legend(config, {value: ["a"] for value in (0, 1, 2)}, {0: "background", 1: "gland", 2: "ignore"})
-    assert "the value 2, ignore, counts neither in the loss nor in the scores" in capsys.readouterr().err
+    assert "the value 2 (ignore) counts neither in the loss nor in the scores" in capsys.readouterr().err
     files = legend((0, 1, 2), **options), legend((0, 1, 2), ignore=(2,), **options), legend_of(options["classes"])
     for made in (of_a_store, *files):
         assert made.names == ("background", "gland") and made.scored == ("gland",) and made.ignored == (2,)
         np.testing.assert_array_equal(made.classes_of(np.array([[0, 1, 2]])), [[0, 1, IGNORED]])
+    capsys.readouterr()
+    assert legend((0, 1, 2, 3), classes=("0:no", "1:a", "2:ignore", "3:ignore")).ignored == (2, 3)
+    assert "the values 2, 3 (ignore) count neither in the loss" in capsys.readouterr().err
+    assert legend((0, 1, 2), objects="ignore").scored == ("ignore",)  # the name of the objects
+
+
+@pytest.mark.parametrize("classes", [("0:background", "1:ignore"), ("1:ignore",), ("0:background",)])
+def test_classes_of_which_none_is_scored_are_refused(classes: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"^none of the classes .* is scored; name one besides 0 "):
+        legend_of(classes)
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:

@@ -28,9 +28,11 @@ from densepath.sources.corrupt import LARGEST_SHARE
 from densepath.synthetic.slide import write_slide
 from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
+from densepath.transfer.classify.training import keep_answers, kept_answers
 from densepath.transfer.predict import predict
 from densepath.transfer.score import score
 from densepath.transfer.segment.case_scores import dice, score_case
+from densepath.transfer.segment.cohort import read_cases
 from densepath.transfer.segment.config import SegmentConfig
 from densepath.transfer.segment.segmenter import read_segmenter
 from densepath.transfer.segment.task import SegmentTask
@@ -184,6 +186,22 @@ def test_damaged_images_and_changed_labels(
         segment(**given, resume=True)
 
 
+def test_an_earlier_run_in_which_ignore_was_a_class_is_not_continued(
+    data: Path, segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {
+        "data": data / "images",
+        "classes": ("0:no", "10:a", "20:ignore"),
+        "folds": 2,
+        "freeze": True,
+    }
+    with monkeypatch.context() as earlier:
+        earlier.setattr("densepath.transfer.segment.legend._without_ignored", lambda names: (names, []))
+        segment(**given, epochs=1)
+    with pytest.raises(UserError, match=r"have changed, or an earlier version began it, in which 20 \(ignore\) was"):
+        segment(**given, epochs=1, resume=True)
+
+
 def test_two_processes_are_one(data: Path, segment: Segment, tmp_path: Path) -> None:
     test, out = write_images(tmp_path / "test", 2, 1, seed=1, letter="Q"), tmp_path / "two"
     given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"^([PQ]\d+)"}
@@ -252,6 +270,20 @@ def test_volumes_come_back_in_the_orientation_of_their_files(
     finer = nibabel.load(tmp_path / "finer/labels/fine.nii.gz")
     assert finer.shape == fine.shape and np.allclose(finer.affine, affine)
     assert (np.asarray(finer.dataobj) == np.kron(truth, np.ones((2, 2, 2), np.uint8))).mean() > 0.93
+
+
+def test_scores_are_compared_with_the_files_of_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SegmentConfig(data=write_store(tmp_path, count=2), out=tmp_path / "run")
+    pool, path = read_cases(config)[0].pool, tmp_path / "answers.json"
+    keep_answers(path, pool, {0: [1.0], 1: [2.0]})
+    monkeypatch.chdir(tmp_path)
+    for name in pool.names:
+        (tmp_path / name).mkdir(parents=True)  # is not the volume of this name
+    assert kept_answers(path, pool) == ({0: [1.0], 1: [2.0]}, [])
+    with open(pool.paths[1], "ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match=f"test images of the run in .* have changed: {pool.names[1]};"):
+        kept_answers(path, pool)
 
 
 def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, segment: Segment, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class Pool:
         by_patient: where the patients come from; "" if unknown.
         splits: (N,) names of splits, in lower case; () without an official split.
         files: (N,) what is the same for two names of one file.
+        paths: (N,) the file of each image; () if the images have none of their own.
     """
 
     images: PixelSource
@@ -55,6 +56,7 @@ class Pool:
     by_patient: str
     splits: list[str]
     files: list[Hashable]
+    paths: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,6 +72,7 @@ class Pool:
             owners=[self.owners[p] for p in places],
             splits=[self.splits[p] for p in places] if self.splits else [],
             files=[self.files[p] for p in places],
+            paths=[self.paths[p] for p in places] if self.paths else (),
         )
 
     def gather(self, index: Tensor, pin: bool = False) -> Tensor:
@@ -125,9 +128,8 @@ def read_pool(
     how = Labels(str(config.labels), config.patient, config.patient_regex)
     owners, source = owners_of(names, listed, how, table, data, volumes)
     check_spelling(owners, names, data, warn=(Path(config.out) / CONFIG).exists())  # a resumed run keeps its division
-    if isinstance(images, ImageFiles):
-        return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])
-    return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])
+    files = files_of(images, data, paths)
+    return Pool(images, names, found, owners, source, splits, files, paths_of(images))
 
 
 def open_pool(pool: Pool, config: ClassifyConfig, device: torch.device) -> Pool:
@@ -148,6 +150,18 @@ def still_there(before: Pool, after: Pool, positions: Integers) -> Integers:
     number = {name: place for place, name in enumerate(after.names)}
     names = [before.names[p] for p in positions]
     return np.array([number[name] for name in names if name in number], np.int64)
+
+
+def files_of(images: PixelSource, data: str | Path, names: Sequence[str]) -> list[Hashable]:
+    """(N,) what is the same for two names of one file: its number on the disk, or the name in the store ``data``."""
+    return [file_of(name) if isinstance(images, ImageFiles) else (os.path.realpath(data), name) for name in names]
+
+
+def paths_of(images: PixelSource) -> Sequence[str]:
+    """(N,) the file of each image; () for packed images and tiles of slides, whose names are not paths."""
+    if isinstance(images, VolumeStore):
+        return [str(images.path(position)) for position in range(len(images))]
+    return list(AllNames(images)) if isinstance(images, ImageFiles) else ()
 
 
 def file_of(path: str) -> Hashable:

@@ -163,8 +163,10 @@ def keep_answers(path: Path, test: Pool, answers: Mapping[int, Any]) -> None:
 
 
 def _contents(test: Pool, positions: Sequence[int]) -> dict[str, str]:
-    """Digests of the contents of images, by their names; those of a store have none."""
-    digests = digests_of_contents(test.images.names(p) for p in positions)
+    """Digests of the files of images, by the images' names; images without a file of their own have none."""
+    if not test.paths:
+        return {}
+    digests = digests_of_contents(test.paths[p] for p in positions)
     return {test.names[p]: digest for p, digest in zip(positions, digests, strict=True) if digest}
 
 

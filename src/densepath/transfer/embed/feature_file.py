@@ -180,9 +180,9 @@ def _read_parquet(path: Path) -> tuple[list[str], npt.NDArray[Any], str]:
     table = parquet.read_table(path, columns=["name", "features"])
     metadata = table.schema.metadata or {}
     lengths = list_value_length(table["features"]).unique().to_pylist()
-    if len(lengths) != 1 or None in (*lengths, *table["name"].unique().to_pylist()):
+    if len(lengths) > 1 or None in (*lengths, *table["name"].unique().to_pylist()):
         raise ValueError("rows of different lengths, or without a name or features")
-    values = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    values = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(table), *lengths)
     return table["name"].cast(string()).to_pylist(), values, metadata.get(_NOTES.encode(), b"").decode()
 
 

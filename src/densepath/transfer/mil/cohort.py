@@ -94,6 +94,7 @@ def read_cohort(
     classes: Sequence[str] = (),
     grouping: Grouping = "joined",
     task: Task = "classification",
+    resumed: bool = False,
 ) -> Cohort:
     """Match a table with files of features. What has no partner is reported, and left out.
 
@@ -104,6 +105,7 @@ def read_cohort(
         grouping: whether the slides of a patient are one bag ("joined"), bags whose answers are averaged ("averaged"),
             or cases of their own ("single").
         task: what the target is.
+        resumed: as for :func:`~densepath.transfer.mil.slide_table.read_slide_table`.
 
     Raises:
         UserError: nothing matches; a target is missing or is not of the task; slides of a patient have different
@@ -111,7 +113,7 @@ def read_cohort(
     """
     found = find_features(data)
     known = Names(list(found))
-    listed = read_slide_table(table, columns, slide_table, list(found))
+    listed = read_slide_table(table, columns, slide_table, list(found), resumed)
     rows = merge_classes(listed.rows, classes)
     names = [row.slide if str(table) == FOLDERS else known.find(row.slide, row.place) for row in rows]
     missing = [row.slide for row, name in zip(rows, names, strict=True) if name is None]

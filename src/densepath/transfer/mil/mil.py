@@ -16,6 +16,7 @@ from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted
 from densepath.core.failures import describe_failure
 from densepath.core.files import atomic_write
+from densepath.core.records import CONFIG
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
@@ -89,6 +90,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         classes=config.classes,
         grouping=config.grouping,
         task=config.task,
+        resumed=(out / CONFIG).exists(),
     )
     record = replace(config, precision=hardware.precision).record()
     note, later = f"densepath {__version__}", {"allow_pretraining_slides": False}
@@ -168,7 +170,8 @@ def _splits(config: MilConfig, cohort: Cohort, out: Path) -> list[Split]:
     """The splits of this run, which are written; a resumed run reuses its own."""
     path = out / SPLITS
     if path.is_file():
-        return read_splits(path, cohort, VALIDATION, config.seed)  # which names the validation cases of each fold
+        # They name the validation cases of each fold, so that the share has no effect.
+        return read_splits(path, cohort, VALIDATION, config.seed, resumed=True)
     if config.splits is None:
         splits = make_splits(cohort, config.folds, config.validation, config.seed)
     else:

@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from densepath.annotations.patients import check_spelling
 from densepath.core.columns import PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF
 from densepath.core.csv_files import open_lines, plain_head, refuse_other_encoding
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.spelling import is_missing
+from densepath.core.spelling import groups_of_spellings, is_missing
 from densepath.core.streams import say
 
 FOLDERS = "folders"
@@ -82,7 +83,11 @@ class SlideTable:
 
 
 def read_slide_table(
-    table: str | Path, columns: Columns, slide_table: str | Path | None = None, known: Sequence[str] = ()
+    table: str | Path,
+    columns: Columns,
+    slide_table: str | Path | None = None,
+    known: Sequence[str] = (),
+    resumed: bool = False,
 ) -> SlideTable:
     """Read a table with a row for each slide, or for each patient.
 
@@ -92,10 +97,11 @@ def read_slide_table(
         columns: the columns to use.
         slide_table: for a table of patients, another one with their slides (STAMP: PATIENT, FILENAME).
         known: the names of the slides that have features, for "folders" and for patients of TCGA.
+        resumed: whether to warn of one patient under two names, as a resumed run keeps its patients.
 
     Raises:
-        UserError: the table cannot be read, a column is missing, a value is missing, or a slide or a patient has two
-            rows.
+        UserError: the table cannot be read, a column or a value is missing, a slide or a patient has two rows, or a
+            patient has two names.
     """
     if str(table) == FOLDERS:
         return _of_folders(known)
@@ -122,7 +128,7 @@ def read_slide_table(
     for row in rows:
         texts = row.slide, row.patient, row.target, row.site, row.event, row.split
         refuse_other_encoding(texts, row.place)
-    rows, source = _with_slides(rows, slide or columns.slide, patient, slide_table, table, known)
+    rows, source = _with_slides(rows, slide or columns.slide, patient, slide_table, table, known, resumed)
     absent = [f"{row.place} ({row.slide})" for row in rows if is_missing(row.target)]
     refuse(absent, f"{counted(len(absent), 'row has', 'rows have')} no {target}", "fill them in, or remove these rows")
     lonely = [row.place for row in rows if is_missing(row.patient) or not row.slide]
@@ -131,7 +137,7 @@ def read_slide_table(
         rows = [replace(row, site=_part_of_barcode(row.patient, 1)) for row in rows]
         refuse([row.patient for row in rows if not row.site], "not barcodes of TCGA", "name the column of the sites")
     if source:
-        check_spelling(row.patient for row in rows)
+        check_spelling((row.patient for row in rows), warn=resumed)
     twice = _repeated([row.slide for row in rows])
     refuse(twice, f"slides with two rows in {slide_table or table}", "keep one row for each slide")
     return SlideTable(rows, target, source, delimiter)
@@ -189,6 +195,7 @@ def _with_slides(
     slide_table: str | Path | None,
     table: str | Path,
     known: Sequence[str],
+    resumed: bool,
 ) -> tuple[list[Row], str]:
     """The rows with a slide and a patient each, and where the patients come from."""
     if slide_table is None and slide is not None:
@@ -199,7 +206,8 @@ def _with_slides(
         return [replace(row, patient=row.slide) for row in rows], ""
     if patient is None:
         raise UserError(f"{table} names neither slides nor patients; name their columns with --slide and --patient")
-    refuse(_repeated([row.patient for row in rows]), f"patients with two rows in {table}", "keep one row for each")
+    patients = [row.patient for row in rows if not is_missing(row.patient)]
+    refuse(_repeated(patients), f"patients with two rows in {table}", "keep one row for each")
     of_patient: dict[str, list[str]] = {}
     if slide_table is not None:
         heads, lines, _ = _read(slide_table)
@@ -213,12 +221,15 @@ def _with_slides(
         for each in known:
             if barcode := patient_of_tcga(each):
                 of_patient.setdefault(barcode, []).append(each)
-    check_spelling(patient for patient in (*(row.patient for row in rows), *of_patient) if not is_missing(patient))
+    alike = [group for group in groups_of_spellings({*patients, *of_patient}) if not {*group}.isdisjoint(patients)]
+    check_spelling(chain(*alike), warn=resumed)
     found = [replace(row, slide=each) for row in rows for each in of_patient.get(row.patient, [])]
     where = slide_table or "the names of the features"
     if not found:
         raise UserError(f"no patient of {table} has a slide in {where}; give a table with a column of slides")
-    if without := [row.patient or row.place for row in rows if row.patient not in of_patient]:
+    if unnamed := [row.place for row in rows if is_missing(row.patient) and row.patient not in of_patient]:
+        say(f"densepath: left out: {counted(len(unnamed), 'row')} without a patient: {first_few(unnamed)}")
+    if without := [patient for patient in patients if patient not in of_patient]:
         of = counted(len(without), "patient")
         say(f"densepath: left out: {of} of {table} without a slide in {where}: {first_few(without)}")
     return found, f"{patient} in {table}"

@@ -58,7 +58,7 @@ def begun_before(path: Path) -> bool:
     return path.is_file() and f'"{_ORDER}":' not in path.read_text()
 
 
-def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int) -> list[Split]:
+def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int, resumed: bool = False) -> list[Split]:
     """Official splits.
 
     Args:
@@ -66,6 +66,7 @@ def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int
             values are train, val and test, or the number of the fold in which a case is tested.
         cohort: the cases; the column's values are in ``cohort.splits``.
         validation, seed: how validation cases are drawn where the splits have none.
+        resumed: whether they are those of a run that is resumed: of targets that nothing is learned from it warns.
 
     Raises:
         UserError: they cannot be read, or they leak.
@@ -82,7 +83,7 @@ def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int
         splits = [Split(*(by_name(cohort, part) for part in split.parts())) for split in found]
     if not splits:
         raise UserError(f"{source} has no folds; use another file")
-    check_splits(cohort, splits, str(source))
+    check_splits(cohort, splits, str(source), warn=resumed)
     if validation != VALIDATION and any(len(split.validation) for split in splits):
         say(f"densepath: {source} names validation cases, so --validation {validation:g} has no effect on their folds")
     return [

@@ -63,7 +63,7 @@ def make_splits(cohort: Cohort, folds: int, validation: float, seed: int) -> lis
         for n, fold in enumerate(drawn)
     ]
     for number, split in enumerate(splits):
-        _refuse_nothing_to_learn(cohort, split, f"fold {number}")
+        _check_targets(cohort, split, f"fold {number}")
     return splits
 
 
@@ -109,8 +109,14 @@ def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Spli
     return Split(fold.train[~chosen], fold.train[chosen], fold.test)
 
 
-def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
+def check_splits(cohort: Cohort, splits: Sequence[Split], source: str, warn: bool = False) -> None:
     """Refuse folds that leak or cannot be used.
+
+    Args:
+        cohort: the cases.
+        splits: the folds.
+        source: where they were read, for messages.
+        warn: whether to print a warning instead where the training cases have no event, or one number only.
 
     Raises:
         UserError: a patient is in two parts of a fold, or a part is empty, or the training cases lack a class or an
@@ -139,11 +145,11 @@ def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
         if cohort.classes:
             trained = np.isin(np.arange(len(cohort.classes)), cohort.labels[split.train])
             refuse_untrained(cohort.classes, trained, f"the training cases of fold {number} of {source}")
-        _refuse_nothing_to_learn(cohort, split, f"fold {number} of {source}")
+        _check_targets(cohort, split, f"fold {number} of {source}", warn)
 
 
 def warn_of_validation(cohort: Cohort, splits: Sequence[Split]) -> None:
-    """Say in which folds no epoch can be chosen: concordance needs validation cases that can be compared."""
+    """Say in which folds concordance cannot choose an epoch: it needs validation cases that can be compared."""
     if cohort.targets.shape[1] < 2:
         return
     parts = [cohort.targets[split.validation] for split in splits]
@@ -152,26 +158,29 @@ def warn_of_validation(cohort: Cohort, splits: Sequence[Split]) -> None:
         folds = f"fold{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
         say(
             f"densepath: warning: no two validation cases of {folds} can be compared (an event before the time of "
-            "another case), so that no epoch is chosen and the first one is kept; use a larger --validation, or other "
-            "--splits"
+            "another case), so that concordance cannot choose an epoch; use a larger --validation, or other --splits"
         )
 
 
-def _refuse_nothing_to_learn(cohort: Cohort, split: Split, fold: str) -> None:
-    """Refuse training cases without an event, or with one number."""
-    targets = cohort.targets[split.train]
+def _check_targets(cohort: Cohort, split: Split, fold: str, warn: bool = False) -> None:
+    """Refuse, or warn of, training cases without an event, or with one number."""
+    targets, problem = cohort.targets[split.train], ""
     if targets.shape[1] == 2 and not targets[:, 1].any():
-        raise UserError(
-            f"the training cases of {fold} have no event, from which survival is learned; use other --folds or --splits"
-        )
-    if targets.shape[1] == 1 and not cohort.classes and len(np.unique(targets)) < 2:
-        raise UserError(f"all training cases of {fold} have the same {cohort.target}; use other --folds or --splits")
+        problem = f"the training cases of {fold} have no event, from which survival is learned"
+    elif targets.shape[1] == 1 and not cohort.classes and len(np.unique(targets)) < 2:
+        problem = f"all training cases of {fold} have the same {cohort.target}"
+    if problem and not warn:
+        raise UserError(f"{problem}; use other --folds or --splits")
+    if problem:
+        say(f"densepath: warning: {problem}; use other --folds or --splits for other runs")
 
 
 def _refuse_few_groups(cohort: Cohort) -> None:
     """Refuse cases of which no folds with validation can be drawn, whatever their number."""
-    labels = cohort.labels if cohort.classes else np.zeros(len(cohort), np.int64)
-    classes = Classes(cohort.classes or ("the study",), torch.from_numpy(labels.astype(np.int32)))
+    cases = np.arange(len(cohort))
+    labels = cohort.labels if cohort.classes else _event_strata(cohort, cases, len(PARTS)).astype(np.int64)
+    strata = labels if cohort.classes else np.unique(labels, return_inverse=True)[1]
+    classes = Classes(_names(cohort, cases, strata), torch.from_numpy(strata.astype(np.int32)))
     remedies = ["leave --site out" if cohort.group == "site" else "add cases"]
     if cohort.classes:
         remedies.append("merge this class with another, or leave it out (--classes)")
@@ -186,9 +195,7 @@ def _strata(cohort: Cohort, cases: Integers, least: int) -> Integers:
     """
     if cohort.classes:
         return cohort.labels[cases]
-    numbers, groups, events = cohort.targets[cases, 0], cohort.groups[cases], _events(cohort, cases)
-    if len(np.unique(groups[events == 0])) < least:
-        events = np.zeros(len(cases))
+    numbers, groups, events = cohort.targets[cases, 0], cohort.groups[cases], _event_strata(cohort, cases, least)
     strata = np.zeros(len(cases), np.int64)
     for bins in range(_BINS, 0, -1):
         edges = np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1])
@@ -196,6 +203,13 @@ def _strata(cohort: Cohort, cases: Integers, least: int) -> Integers:
         if all(len(np.unique(groups[strata == stratum])) >= least for stratum in np.unique(strata)):
             break
     return strata
+
+
+def _event_strata(cohort: Cohort, cases: Integers, least: int) -> Floats:
+    """(n,) 1 where an event was observed; 0 for all cases if fewer than ``least`` groups have cases without one."""
+    events = _events(cohort, cases)
+    without = np.unique(cohort.groups[cases][events == 0])
+    return events if len(without) >= least else np.zeros(len(cases))
 
 
 def _events(cohort: Cohort, cases: Integers) -> Floats:

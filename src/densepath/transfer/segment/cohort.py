@@ -26,7 +26,7 @@ from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.volumes.store import VolumeStore
-from densepath.transfer.classify.cohort import Pool, file_of, open_pool
+from densepath.transfer.classify.cohort import Pool, files_of, open_pool, paths_of
 from densepath.transfer.classify.targets import Targets
 from densepath.transfer.probe.labelled import Labels, Listed, owners_of
 from densepath.transfer.probe.metrics import Integers
@@ -156,9 +156,10 @@ def _find(config: SegmentConfig, data: str | Path, labels: str | Path) -> Found:
     volumes = images.rows if isinstance(images, VolumeStore) else []
     owners, source = owners_of(names, Listed(paths), how, None, data, volumes)
     check_spelling(owners, names, data, warn=(Path(config.out) / CONFIG).exists())  # a resumed run keeps its division
-    files = [file_of(path) if isinstance(images, ImageFiles) else (os.path.realpath(data), path) for path in paths]
     values, digests, longest = _facts(images, maps, names)
-    pool = Pool(images, names, Targets((), np.zeros((len(names), 0)), False), owners, source, splits, files)
+    targets = Targets((), np.zeros((len(names), 0)), False)
+    files = files_of(images, data, paths)
+    pool = Pool(images, names, targets, owners, source, splits, files, paths_of(images))
     return Found(pool if config.official else replace(pool, splits=[]), maps, values, named, digests, longest)
 
 

@@ -18,7 +18,7 @@ from densepath.transfer.segment.config import SegmentConfig
 IGNORED = 255  # in place of a class: the pixel counts neither in the loss nor in the scores
 MOST = 64  # classes that are found, not named: more are instances
 _BACKGROUND = "background"
-_IGNORE = "ignore"  # nnU-Net's name of what is not annotated
+IGNORE = "ignore"  # nnU-Net's name of what is not annotated
 _HIGHEST = 2**16 - 1  # that a PNG of predictions can have
 
 ClassMap = npt.NDArray[np.uint8]
@@ -32,7 +32,7 @@ class Legend:
         names: of the classes.
         values: the value of each class in label maps.
         background: the class that is not scored; -1 for none.
-        ignored: values that are no class.
+        ignored: values that are not a class.
         regions: what is scored: the name and the classes of each.
         merged: whether every value above 0 is the class 1.
     """
@@ -104,21 +104,13 @@ def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named
     ignored = tuple(sorted(set(config.ignore)))
     if config.objects is not None:
         names = {0: _BACKGROUND, 1: config.objects}
-    elif config.classes:
-        names = parse_classes(config.classes)
     else:
-        rest = sorted(found.keys() - set(ignored))
-        if len(rest) > MOST:
-            raise UserError(
-                f"the label maps have {len(rest)} values, as maps of instances have; name the class of all objects "
-                "with --objects NAME, or the classes with --classes"
-            )
-        names = {value: named.get(value, _default_name(value, rest, config.background)) for value in rest}
-    names, unknown_pixels = _without_ignored(names)
-    if unknown_pixels:
-        shown = ", ".join(map(str, unknown_pixels))
-        say(f"densepath: the value {shown}, {_IGNORE}, counts neither in the loss nor in the scores")
-        ignored = tuple(sorted({*ignored, *unknown_pixels}))
+        names, unannotated = _without_ignored(_names(config, found, named))
+        if unannotated:
+            several = len(unannotated) > 1
+            shown = f"value{'s' * several} {', '.join(map(str, unannotated))} ({IGNORE})"
+            say(f"densepath: the {shown} count{'s' * (not several)} neither in the loss nor in the scores")
+        ignored = tuple(sorted({*ignored, *unannotated}))
     if both := sorted(set(ignored) & (names.keys() - ({0, 1} if config.objects is not None else set()))):
         raise UserError(f"{', '.join(map(str, both))}: both a class and to be ignored; choose one")
     values = tuple(sorted(names))
@@ -150,12 +142,35 @@ def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named
     )
 
 
+def _names(config: SegmentConfig, found: Mapping[int, Sequence[str]], named: Mapping[int, str]) -> dict[int, str]:
+    """Value -> name of the classes that the options name, or else of the values that are found."""
+    if config.classes:
+        return parse_classes(config.classes)
+    rest = sorted(found.keys() - set(config.ignore))
+    if len(rest) > MOST:
+        raise UserError(
+            f"the label maps have {len(rest)} values, as maps of instances have; name the class of all objects with "
+            "--objects NAME, or the classes with --classes"
+        )
+    return {value: named.get(value, _default_name(value, rest, config.background)) for value in rest}
+
+
 def legend_of(classes: Sequence[str]) -> Legend:
-    """The legend of classes that are named; 0 is the background, and one named ignore is none. Raises UserError."""
+    """The legend of classes that are named; 0 is the background, and values named ignore are ignored.
+
+    Raises:
+        UserError: they are invalid, or none of them is scored.
+    """
     names, ignored = _without_ignored(parse_classes(classes))
     values, titles = tuple(sorted(names)), tuple(names[value] for value in sorted(names))
     background = values.index(0) if 0 in values else -1
-    return Legend(titles, values, background, tuple(ignored), regions=_regions((), titles, values, background))
+    regions = _regions((), titles, values, background)
+    if not regions:
+        raise UserError(
+            f"none of the classes {first_few(list(map(str, classes)))} is scored; name one besides 0 (the background) "
+            f"and {IGNORE}"
+        )
+    return Legend(titles, values, background, tuple(ignored), regions)
 
 
 def parse_classes(given: Sequence[str]) -> dict[int, str]:
@@ -182,7 +197,7 @@ def parse_classes(given: Sequence[str]) -> dict[int, str]:
 
 def _without_ignored(names: Mapping[int, str]) -> tuple[dict[int, str], list[int]]:
     """Classes without those named ignore, as nnU-Net calls the pixels without annotation, and the values of these."""
-    ignored = sorted(value for value, name in names.items() if name == _IGNORE)
+    ignored = sorted(value for value, name in names.items() if name == IGNORE)
     return {value: name for value, name in names.items() if value not in ignored}, ignored
 
 

@@ -28,6 +28,7 @@ from densepath.transfer.classify.results import METRICS, SCORES
 from densepath.transfer.classify.splits import Split, Study, check_regions, make_study
 from densepath.transfer.segment.cohort import Cases, read_cases
 from densepath.transfer.segment.config import FREE, SegmentConfig
+from densepath.transfer.segment.legend import IGNORE, Legend
 from densepath.transfer.segment.results import CASES, SHOWN, Outcome, describe, score, write_results
 from densepath.transfer.segment.segmenter import SAME_SPACING, SEGMENTER_FILE, SegmenterNotes
 from densepath.transfer.segment.training import PICTURES, Answers, answer, fit
@@ -86,7 +87,8 @@ def run(config: SegmentConfig) -> Result:
         if first:
             _say_start(study, cases, notes, trainings.splits[config.seed], config)
             warn_of_copies(study)
-            check_same(out, study, [*cases.digests, *(() if test is None else test.digests)])
+            digests = [*cases.digests, *(() if test is None else test.digests)]
+            check_same(out, study, digests, _former_class(config, notes.legend))
             keep_splits(out, study, trainings.splits)
         opened = cases.opened(config, hardware.device)
         tested = opened if test is None else test.opened(config, hardware.device)
@@ -129,6 +131,13 @@ def _notes(config: SegmentConfig, cases: Cases, spec: PixelSpec) -> SegmenterNot
     with torch.random.fork_rng(devices=[]):
         notes.build()  # reports what does not fit, before the folder exists
     return notes
+
+
+def _former_class(config: SegmentConfig, legend: Legend) -> str:
+    """A reason for other labels than those of a run: values named ignore were a class in earlier versions."""
+    named = sorted({*legend.ignored}.difference(config.ignore))
+    values = ", ".join(map(str, named))
+    return f", or an earlier version began it, in which {values} ({IGNORE}) was a class" if named else ""
 
 
 def _patch_size(config: SegmentConfig, longest: tuple[int, ...]) -> tuple[int, ...]:
