@@ -98,6 +98,20 @@ def test_a_run_took_the_time_of_its_command_and_not_that_in_a_queue(tmp_path, mo
     assert RunFolder(tmp_path, run).notes()["seconds"] == 12345.0
 
 
+def test_the_time_of_a_job_that_ends_in_the_queue_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunFolder, "command", lambda folder, devices, workers=None: ["command"])
+
+    def submit(command, cwd, log, environment):
+        time.sleep(0.2)
+        job = Mock(job_id="7")
+        job.result.side_effect = RuntimeError("cancelled")
+        return executors.SubmittedJob(job)
+
+    run = _probe("probe")
+    Runner(tmp_path, [run], job_slots(1, "debug"), lambda: None, submit).run()
+    assert RunFolder(tmp_path, run).notes()["seconds"] == 0
+
+
 def test_a_job_holds_its_folder_when_its_submitter_has_ended(tmp_path):
     folder = RunFolder(tmp_path, _probe("probe"))
     folder.path.mkdir()

@@ -1,5 +1,6 @@
 """Labelled shares are what pre-training left out, in the rows of all weights."""
 
+import os
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -69,6 +70,19 @@ def test_the_list_is_what_pre_training_leaves_out(chest, fraction):
         patients = sorted({Path(name).name[:8] for name in paths})
         assert listed == [*paths, *patients]
         assert not {*patients} & {Path(name).name[:8] for name in AllNames(used)}
+
+
+@pytest.mark.parametrize("spelled", ["tiles", "./tiles"])
+def test_the_list_is_what_pre_training_leaves_out_where_some_patients_are_unknown(chest, monkeypatch, spelled):
+    monkeypatch.chdir(chest)
+    for number, path in enumerate(sorted((chest / "tiles").iterdir())):
+        if number % 4 > 1:
+            path.rename(path.with_name(f"x{number}.png"))
+    tiles = read_tiles(spelled, chest / "cache")
+    for seed in range(4):
+        left = find_images(PretrainConfig(data=chest / "tiles", out="", fraction=0.6, seed=seed))[1]
+        listed = write_left_images(tiles, 0.6, seed, chest / "cache").read_text().split()
+        assert sorted(os.path.realpath(name) for name in listed if "/" in name) == sorted(AllNames(left))
 
 
 def test_all_rows_train_on_the_images_that_pre_training_left_out(chest):

@@ -55,6 +55,20 @@ def test_the_best_one_is_copied_before_the_run_goes_on_from_it(tmp_path, monkeyp
     assert [read_checkpoint(tmp_path / f"{name}.ckpt")["step"] for name in ("best", "last", "previous")] == [3, 3, 2]
 
 
+def test_a_best_checkpoint_needs_room_for_four(tmp_path, monkeypatch):
+    for step in (1, 2):
+        write_checkpoint(tmp_path, state(step), best=True)
+    copyfile, counts = checkpoints.shutil.copyfile, []
+
+    def counted(source, target):
+        copyfile(source, target)
+        counts.append(len(list(tmp_path.iterdir())))
+
+    monkeypatch.setattr(checkpoints.shutil, "copyfile", counted)
+    write_checkpoint(tmp_path, state(3), best=True)
+    assert counts == [4]
+
+
 @pytest.mark.parametrize("where", [0, 0.3, 0.5, 0.9, 0.999])
 def test_one_flipped_bit_is_found_and_the_previous_one_used(tmp_path, where, caplog):
     for step in (1, 2):

@@ -5,7 +5,9 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.core.files import writing
+from densepath.core.remains import remove
 from densepath.core.streams import say
+from densepath.runs import folder
 from densepath.runs.folder import differences, open_run, read_config
 from densepath.runs.signals import Interrupted
 
@@ -104,7 +106,7 @@ def test_an_error_of_the_user_leaves_what_took_time_to_compute(tmp_path, made):
 @pytest.mark.parametrize("made", ["metrics.csv", "exported/best.safetensors"])
 def test_a_run_that_is_stopped_before_its_first_measurements_leaves_nothing(tmp_path, stop, made):
     """Not only with the options whose runs begin without lists of images: the same command can start it again."""
-    with pytest.raises(type(stop)), open_run(tmp_path / "run", CONFIG, resume=False) as out:
+    with pytest.raises(type(stop)), open_run(tmp_path / "run", CONFIG, resume=False, made=["images.txt"]) as out:
         (out / "images.txt").write_text("a.png")
         raise stop
     assert not (tmp_path / "run").exists()
@@ -113,6 +115,40 @@ def test_a_run_that_is_stopped_before_its_first_measurements_leaves_nothing(tmp_
         (out / made).write_text("step,loss\n1,2.5\n")
         raise stop
     assert (tmp_path / "run" / made).exists()
+
+
+@pytest.mark.parametrize("end", [UserError("a wrong option"), Interrupted(15)])
+def test_a_run_that_is_removed_leaves_what_others_have_put_there(tmp_path, end):
+    with pytest.raises(type(end)), open_run(tmp_path / "run", CONFIG, resume=False, made=["seed_*"]) as out:
+        say("written to the log")
+        for name in ("seed_0/fold_1/study.txt", "checkpoints/x.part", "notes.txt", "sub/big.h5"):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).touch()
+        raise end
+    left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert left == ["notes.txt", "sub/big.h5"]
+
+
+def test_a_removed_run_holds_its_lock_to_the_end(tmp_path, monkeypatch):
+    def removed(path):
+        assert (path.parent / ".lock").exists()
+        remove(path)
+
+    monkeypatch.setattr(folder, "remove", removed)
+    with pytest.raises(UserError), open_run(tmp_path / "run", CONFIG, resume=False):
+        raise UserError("a wrong option")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_stopped_before_its_first_checkpoint_says_how_it_starts_again(tmp_path, capsys):
+    with pytest.raises(SystemExit), open_run(tmp_path / "run", CONFIG, resume=False):
+        raise SystemExit(143)
+    said = (
+        f"densepath: stopped before the first checkpoint of {tmp_path / 'run'}; the same command with --resume starts"
+    )
+    assert said in capsys.readouterr().err
+    with open_run(tmp_path / "run", CONFIG, resume=True):
+        pass
 
 
 def test_a_run_that_fails_at_once_leaves_nothing_behind_a_link(tmp_path):

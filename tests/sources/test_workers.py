@@ -128,11 +128,14 @@ def test_workers_that_hang_end_with_the_main_process(tmp_path, how):
     program.write_text(HANGING.format(tests=str(Path(__file__).parent), folder=str(tmp_path), how=how))
     main = subprocess.Popen([sys.executable, str(program)])
     numbers = [tmp_path / f"worker{k}" for k in range(2)]
-    while not all(number.exists() and number.read_text() for number in numbers):
-        assert main.poll() is None
-        time.sleep(0.05)
-    main.kill()
-    main.wait()
+    end = time.monotonic() + 120
+    try:
+        while not all(number.exists() and number.read_text() for number in numbers):
+            assert main.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        main.kill()
+        main.wait()
     end = time.monotonic() + 30
     while any(alive(int(number.read_text())) for number in numbers):
         assert time.monotonic() < end

@@ -61,6 +61,17 @@ def test_hooks_come_once_a_step_before_and_after_its_batches(tmp_path, accumulat
     assert all(not torch.equal(one, other) for one, other in itertools.pairwise(weights))
 
 
+def test_a_stop_before_the_first_step_says_that_the_run_starts_again(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise Interrupted(15)
+
+    monkeypatch.setattr(Toy, "before_step", stop)
+    with pytest.raises(Interrupted):
+        fit_toy(tmp_path, 5)
+    said = f"stopped before the first checkpoint of {tmp_path}; the same command with --resume starts it again"
+    assert capsys.readouterr().err.splitlines()[-1] == f"densepath: {said}"
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_resumed_run_equals_the_undisturbed(tmp_path, signum, accumulate, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import shutil
 
 import pytest
@@ -221,6 +222,35 @@ def test_images_are_divided_alike_wherever_they_lie(tmp_path, tiles, monkeypatch
     pretrain(**options, data=moved, resume=True)
     assert [path.read_text().replace(str(moved), str(tiles)) for path in lists] == before
     assert [row["loss"] for row in rows_of(tmp_path / "run")] == [row["loss"] for row in rows]
+
+
+def test_a_refused_resumption_keeps_the_recorded_division(tmp_path, tiles, monkeypatch):
+    options = {**OPTIONS, "max_steps": 4, "save_every_steps": 2, "out": tmp_path / "run"}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(validation, "names_below", list)  # another division than this version's
+        pretrain(**options, data=tiles)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()  # continues at step 2
+    lists = [tmp_path / "run" / name for name in ("images.txt", "validation_images.txt")]
+    before = [path.read_text() for path in lists]
+    fewer = shutil.copytree(tiles, tmp_path / "fewer")
+    next(fewer.rglob("*.png")).unlink()
+    with pytest.raises(UserError, match="was started with 32 images, but there are 31 now"):
+        pretrain(**options, data=fewer, resume=True)
+    assert [path.read_text() for path in lists] == before
+    pretrain(**options, data=tiles, resume=True)
+
+
+def test_a_fraction_does_not_depend_on_how_the_path_is_spelled(tmp_path, tiles, monkeypatch):
+    paths = sorted(path.relative_to(tiles) for path in tiles.rglob("*.png"))
+    # Patients of every second pair of images are unknown
+    known = "".join(f"{path},M{n // 4}\n" for n, path in enumerate(paths) if n % 4 < 2)
+    (tiles / "manifest.csv").write_text(f"file,patient\n{known}")
+    monkeypatch.chdir(tmp_path)
+    shares = []
+    for spelled in ("tiles", "./tiles", str(tiles)):
+        used, _ = find_images(PretrainConfig(**{**OPTIONS, "val_share": 0.0}, data=spelled, fraction=0.5, out="no"))
+        shares.append(sorted(os.path.relpath(name, tiles) for name in AllNames(used)))
+    assert shares == [shares[0]] * 3
 
 
 def test_a_run_whose_patients_have_two_names_is_resumed_with_its_division(tmp_path, tiles, monkeypatch, capsys):

@@ -35,9 +35,10 @@ class _Job:
 
     @property
     def seconds(self) -> float:
-        """How long the process has run, or its command: a job's time in a queue does not count."""
-        ran = self.process.seconds if isinstance(self.process, SubmittedJob) else None
-        return time.monotonic() - self.began if ran is None else ran
+        """How long the process has run; of a job its command, without the time in a queue, so 0 without a result."""
+        if isinstance(self.process, SubmittedJob):
+            return self.process.seconds or 0.0
+        return time.monotonic() - self.began
 
     def stop(self, signum: int) -> None:
         """Send a signal to the process and to all processes it started."""

@@ -9,7 +9,9 @@ from densepath.annotations.patients import comparable_owners, owners_by_name
 from densepath.benchmark.identity import ImageSet, listed_patients
 from densepath.core.digests import digest_of
 from densepath.core.files import atomic_write
+from densepath.sources.packing import SUFFIX
 from densepath.training.run_images import divided
+from densepath.training.validation import named_below
 
 LEFT_IMAGES = "train_images"  # the option that takes the list
 
@@ -50,8 +52,10 @@ def _listed(source: str, names: tuple[str, ...], volumes: tuple[tuple[str, str],
 
 @lru_cache(maxsize=2)
 def _patients(source: str, names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """The known patients of images, and all owners; once for all runs of a table."""
-    return comparable_owners(source, names), owners_by_name(source, names)[0]
+    """The known patients of images, and all owners as ``pretrain`` has them; once for all runs of a table."""
+    owners = owners_by_name(source, names)[0]
+    packed = source.lower().endswith(SUFFIX)
+    return comparable_owners(source, names), owners if packed else named_below(owners, names)
 
 
 @lru_cache(maxsize=16)

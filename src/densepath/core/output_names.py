@@ -70,7 +70,8 @@ def names_below(names: Iterable[str], data: str | Path = "") -> list[str]:
         root = os.path.abspath(data)
     else:
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [os.path.relpath(path, root) for path in paths]
+    start = os.path.join(root, "")
+    return [path[len(start) :] if path.startswith(start) else os.path.relpath(path, root) for path in paths]
 
 
 def alike_names(names: Sequence[str], others: Sequence[str]) -> list[list[int]]:

@@ -49,11 +49,11 @@ def write_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) ->
             with part.open("wb") as file:
                 torch.save({"format": _FORMAT, **state}, file)
             _seal(part)
+            if _is_whole(last):  # a damaged one must not replace the checkpoint that the run continued from
+                os.replace(last, folder / PREVIOUS)  # before there is another copy: the disk needs room for four
             if best:
                 with atomic_write(folder / BEST) as copy:
                     shutil.copyfile(part, copy)
-            if _is_whole(last):  # a damaged one must not replace the checkpoint that the run continued from
-                os.replace(last, folder / PREVIOUS)
     except (OSError, RuntimeError, UserError) as error:  # a UserError comes from the file system, not from torch
         first = _first_cause(error, handled)
         why = (str(first).splitlines() or [type(first).__name__])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,6 +38,9 @@ NOT_FINITE = "not_finite.json"  # the step and the images of a loss of NaN or In
 _ABSENT = object()
 _SAVED = (".ckpt", ".safetensors", "answers.json", NOT_FINITE)  # ends of the names of what took time to compute
 _EARLY = {LOCK, TRAIN_LOG, SESSIONS, VIEWS}  # files that are written before the first step
+_LOGGERS = ("tensorboard", "wandb", "wandb_id.txt")
+# What any run may write into its folder before it is complete
+_MADE = (CONFIG, TRAIN_LOG, SESSIONS, VIEWS, METRICS, CHECKPOINTS, EXPORTED.parent.name, "pictures", *_LOGGERS)
 
 
 def read_config(out: Path) -> dict[str, Any] | None:
@@ -128,13 +132,15 @@ def open_run(
     free: Collection[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
     note: str = "",
+    made: Collection[str] = (),
 ) -> Iterator[Path]:
     """Create the folder of a new run, or open that of a run to resume. Only one process of a run calls this.
 
     The folder is locked: a second run is refused. What is printed in this block is also appended to ``train.log``.
 
     The folder of a new run is removed if the run fails before it has written anything, by an error that the user can
-    fix before its first checkpoint or weights, or by a signal before these and its first measurements.
+    fix before its first checkpoint or weights, or by a signal before these and its first measurements. Files that
+    somebody else has put there are left.
 
     Args:
         out: the folder.
@@ -143,6 +149,7 @@ def open_run(
         free: dotted names of options in ``config`` that may change when a run is resumed.
         defaults: values of options that did not exist in the version that started the run.
         note: a comment at the top of ``config.yaml``.
+        made: patterns of names in the folder that only such a run writes before it is complete.
 
     Raises:
         UserError: the folder holds another run, or something else, or another process writes to it.
@@ -161,30 +168,49 @@ def open_run(
                 yield out
             except BaseException as error:
                 _log_error(error)
-                made = [path for path in out.iterdir() if path.name != TILES]
-                files = {p.name for path in made for p in (path, *path.rglob("*")) if p.is_file()} - _EARLY
+                files = _files_of(out) - _EARLY
                 by_user = isinstance(error, UserError)
                 saved = any(name.endswith(_SAVED if by_user else (*_SAVED, METRICS)) for name in files)
                 ended = by_user or isinstance(error, SystemExit | KeyboardInterrupt)
-                if any(name.endswith(".ckpt") for name in files):
-                    _say_how_to_continue(error, out)
+                _say_how_to_continue(error, out, files)
                 if old is None and (files == {CONFIG} or (ended and not saved)):
-                    for path in made:
-                        with suppress(OSError):
-                            remove(path)
-                    with suppress(OSError):  # it has tiles, which may be hours of work, or is a link
-                        out.rmdir()
+                    _remove_made(out, (*_MADE, *made))
                 raise
 
 
-def _say_how_to_continue(error: BaseException, out: Path) -> None:
-    """For a run with a checkpoint that ends outside its training, which says so itself: by a signal, or a full disk."""
+def _files_of(out: Path) -> set[str]:
+    """The names of the files in a run folder, except tiles."""
+    paths = [path for path in out.iterdir() if path.name != TILES]
+    return {path.name for top in paths for path in (top, *top.rglob("*")) if path.is_file()}
+
+
+def _remove_made(out: Path, made: Collection[str]) -> None:
+    """Remove what a run has written: the lock, and the folder if it is empty then, are removed by their owner."""
+    for path in list(out.iterdir()):
+        if any(fnmatchcase(path.name, pattern) for pattern in made):
+            with suppress(OSError):
+                remove(path)
+
+
+def stopped_early(out: Path) -> str:
+    """The line of a run that was stopped before anything was saved: its folder may have been removed."""
+    how = "; the same command with --resume starts it again" if StopSignals.resumable else ""
+    return f"densepath: stopped before the first checkpoint of {out}{how}"
+
+
+def _say_how_to_continue(error: BaseException, out: Path, files: Collection[str]) -> None:
+    """For a run that ends outside its training, which says so itself: by a signal, or a full disk."""
     how = f"the same command with --resume continues {out}"
-    ended = isinstance(error, SystemExit | KeyboardInterrupt) and not isinstance(error, Interrupted)
-    if ended and StopSignals.resumable:
-        say(f"densepath: stopped; {how} from its newest checkpoint")
-    elif isinstance(error, UserError) and isinstance(error.__cause__, OSError) and "--resume" not in str(error):
-        error.remedy = f"; the run is saved: {how}"
+    checkpoint = any(name.endswith(".ckpt") for name in files)
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        if isinstance(error, Interrupted):
+            return
+        if not any(name.endswith(_SAVED) for name in files):
+            say(stopped_early(out))
+        elif StopSignals.resumable:
+            say(f"densepath: stopped; {how}{' from its newest checkpoint' * checkpoint}")
+    elif checkpoint and isinstance(error, UserError) and isinstance(error.__cause__, OSError):
+        error.remedy = error.remedy if "--resume" in str(error) else f"; the run is saved: {how}"
 
 
 def _log_error(error: BaseException) -> None:

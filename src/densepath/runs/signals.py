@@ -33,7 +33,8 @@ def as_keyboard_interrupt() -> Iterator[None]:
     except Interrupted as stop:
         if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
             raise
-        raise KeyboardInterrupt("the run has stopped; its state is saved, and resume=True continues it") from stop
+        how = "resume=True continues it from its newest checkpoint, if it has one"
+        raise KeyboardInterrupt(f"the run has stopped; {how}") from stop
 
 
 @contextmanager

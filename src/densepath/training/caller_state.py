@@ -72,7 +72,8 @@ def _restored() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.backends.cudnn.benchmark = benchmark
-        if not system.is_command:  # a resumed run has computed with its own number
+        # A resumed run has computed with its own number
+        if not system.is_command and torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         if workspace is None:
             os.environ.pop(CUBLAS, None)

@@ -20,6 +20,7 @@ from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
 from densepath.nets.weights import pixel_notes
+from densepath.nets.weights.trained_on import SLIDES
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
 from densepath.runs.folder import EXPORTED, VIEWS, check_run, open_run, read_config
@@ -51,7 +52,7 @@ from densepath.training.reconstruction_images import Draw, ReconstructionImages,
 from densepath.training.resolve import resolve
 from densepath.training.run_images import open_run_images, record_slides, with_tiles
 from densepath.training.start_lines import color_note, held_note, report_start
-from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, write_list
+from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, write_lists
 from densepath.version import __version__
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
@@ -60,6 +61,8 @@ Probe = Callable[..., Mapping[str, float]]  # of a backbone, the folder and the 
 DrawViews = Callable[[ImageBatch, Batch, Path, PixelSpec], Path]
 DrawCurves = Callable[[Path], Path]
 _VIEWED = 4  # images
+LOADED = "weights.txt"  # in a run folder: where each tensor of the initial weights came from
+_MADE = (USED, HELD, LEFT, LOADED, SLIDES)
 
 
 def pretrain(
@@ -204,13 +207,13 @@ def run(
     with ExitStack() as opened:
         if first:
             with refusing_together(hardware):
-                opened.enter_context(open_run(out, record, resume=resume, free=free, defaults=defaults, note=note))
+                kept: dict[str, Any] = {"free": free, "defaults": defaults, "note": note, "made": _MADE}
+                opened.enter_context(open_run(out, record, resume=resume, **kept))
             lists = {USED: images if files is None else files, HELD: found.held, LEFT: found.left}
-            for name, listed in lists.items() if found.held or found.left else ():
-                if listed is not None:
-                    write_list(out / name, listed)
+            if found.held or found.left:
+                write_lists(out, {name: listed for name, listed in lists.items() if listed is not None}, not fresh)
             if learner.tensors:
-                with atomic_write(out / "weights.txt") as part:
+                with atomic_write(out / LOADED) as part:
                     lines = "".join(f"{line}\n" for line in learner.tensors)
                     part.write_text(lines, encoding="utf-8", errors="surrogateescape")
             slides = record_slides(out, images, config.weights if fresh else "random")

@@ -32,7 +32,7 @@ class Recorder:
         self._loggers: list[Logger] = make_loggers(loggers, out, name, start) if first else []
         self._metrics = MetricsFile(out / METRICS, start) if first else None
         if self._metrics is not None and logged and self._metrics.newest < start:
-            lost = f"{out / 'metrics.csv'} has lost its rows after step {self._metrics.newest}"
+            lost = f"{out / METRICS} has lost its rows after step {self._metrics.newest}"
             say(f"densepath: warning: {lost}, as after a power cut; the run continues from step {start}")
         self._warned: set[str] = set()
         self.progress = Progress(start, total, shown=first)

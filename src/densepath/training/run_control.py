@@ -13,6 +13,7 @@ from densepath.core.distributed import rank, world_size
 from densepath.core.streams import say
 from densepath.core.waiting import Stuck, notice_seconds, progress
 from densepath.methods.base import Heartbeat
+from densepath.runs.folder import stopped_early
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.training.intervals import Intervals, due
 from densepath.training.meter import Meter
@@ -140,9 +141,9 @@ class RunControl:
             if isinstance(stop, Interrupted) and rank() == 0:
                 self._recorder.progress.close()
                 saved = self._saver.saved
-                done = f"stopped and saved at step {saved}" if saved >= 0 else "stopped before the first step"
                 how = f"; the same command with --resume continues {self._out}" if self._signals.resumable else ""
-                say(f"densepath: {done}{how}")
+                done = f"densepath: stopped and saved at step {saved}{how}"
+                say(done if saved >= 0 else stopped_early(self._out))
             raise
 
     def _may_save(self) -> bool:

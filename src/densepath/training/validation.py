@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -62,10 +63,6 @@ def hold_out_images(
         raise UserError("--val_share needs image files, a packed store or a store of volumes; leave it out for slides")
     if resumed is not None and (recorded := recorded_division(resumed, images, [USED], [HELD])):
         return recorded
-    if isinstance(images, ImageFiles):
-        names = list(AllNames(images))
-        below = names_below(names)
-        owners = [own if owner == name else owner for owner, name, own in zip(owners, names, below, strict=True)]
     groups: dict[str, list[int]] = {owner: [] for owner in ordered_by_seed(set(owners), seed)}
     for number, owner in enumerate(owners):
         groups[owner].append(number)
@@ -108,6 +105,8 @@ def recorded_division(
 def owners_of(images: PixelSource, data: str | Path, resumed: bool = False) -> list[str] | None:
     """The patient of each image, its name where patients are unknown; None for tiles of slides.
 
+    Names of files are those below their common folder: see :func:`named_below`.
+
     Args:
         images: the source.
         data: where it was found.
@@ -120,21 +119,52 @@ def owners_of(images: PixelSource, data: str | Path, resumed: bool = False) -> l
         return None
     names = list(AllNames(images))
     known = owners_of_volumes(images.rows, data) if isinstance(images, VolumeStore) else owners_by_name(data, names)
-    owners = known[0]
-    check_spelling(owners, names, data, warn=resumed)
-    return owners
+    check_spelling(known[0], names, data, warn=resumed)
+    return named_below(known[0], names) if isinstance(images, ImageFiles) else known[0]
 
 
-def write_list(path: Path, images: PixelSource) -> None:
-    """Write the names of images, of files their absolute paths: ``--data`` takes such a list of files."""
-    files = isinstance(images, ImageFiles)
-    with atomic_write(path) as part:
-        lines = (f"{Path(name).absolute() if files else name}\n" for name in AllNames(images))
-        part.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+def named_below(owners: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The patients of image files, with the paths of images of unknown patients relative to the folder of all images:
+    a division by them does not depend on where the files lie, or how their folder is named.
+
+    Args:
+        owners: the patient of each image, or its path.
+        names: the paths of the images.
+    """
+    below = names_below(names)
+    return [own if owner == name else owner for owner, name, own in zip(owners, names, below, strict=True)]
+
+
+def write_lists(out: Path, lists: Mapping[str, PixelSource], resumed: bool) -> None:
+    """Write the names of images, of files their absolute paths: ``--data`` takes such a list of files.
+
+    A run that is resumed keeps the lists of another division than this: it may be refused, and its division is recorded
+    nowhere else. All are complete before the first is replaced.
+
+    Args:
+        out: the folder of the run.
+        lists: the images of each list, by its file name.
+        resumed: whether a run is resumed from a checkpoint.
+    """
+    now = {name: _names(images) for name, images in lists.items()}
+    before = {name: _read_list(out / name) for name in lists}
+    sizes, sizes_before = ([len(names) for names in each.values()] for each in (now, before))
+    same = sizes == sizes_before and names_below(chain(*now.values())) == names_below(chain(*before.values()))
+    with ExitStack() as stack:
+        for name, names in now.items():
+            if not resumed or same or not before[name]:
+                part = stack.enter_context(atomic_write(out / name))
+                lines = "".join(f"{line}\n" for line in names)
+                part.write_text(lines, encoding="utf-8", errors="surrogateescape")
+
+
+def _names(images: PixelSource) -> list[str]:
+    names = AllNames(images)
+    return [str(Path(name).absolute()) for name in names] if isinstance(images, ImageFiles) else list(names)
 
 
 def _read_list(path: Path) -> list[str]:
-    """The names in a list of :func:`write_list`; none if it is missing."""
+    """The names in a list of :func:`write_lists`; none if it is missing."""
     with suppress(OSError):
         return path.read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
     return []

@@ -26,6 +26,7 @@ from densepath.transfer.segment.config import SegmentConfig
 _BACKBONE_3D = "resnet18_3d"
 SPLITS = "splits.json"
 _STUDY = "study.txt"  # the digest of what is learned from
+MADE = (SPLITS, _STUDY, "seed_*", "fold_*")  # in the folder of a run that is not complete
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,7 @@ from densepath.transfer.classify.splits import Split, Study, check_labels, make_
 from densepath.transfer.classify.training import Answers, answer, fit
 from densepath.transfer.embed.encoder import Encoder
 from densepath.transfer.trainings import (
+    MADE,
     Trainings,
     backbone_of_run,
     check_same,
@@ -84,7 +85,7 @@ def run(config: ClassifyConfig) -> Result:
     ).record()
     record["pixels"] = spec.record()
     first = hardware.rank == 0
-    kept: dict[str, Any] = {"free": FREE, "note": f"densepath {__version__}"}
+    kept: dict[str, Any] = {"free": FREE, "note": f"densepath {__version__}", "made": MADE}
     kept["defaults"] = ClassifyConfig(data="", out="").record()
     with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
         if first:

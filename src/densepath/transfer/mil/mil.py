@@ -32,7 +32,7 @@ from densepath.transfer.mil.bags import Bag, extractor_of, read_bags
 from densepath.transfer.mil.cohort import Cohort, read_cohort
 from densepath.transfer.mil.compare import write_comparison
 from densepath.transfer.mil.config import FREE, MilConfig
-from densepath.transfer.mil.extractor_record import ExtractorRecord
+from densepath.transfer.mil.extractor_record import FEATURES, ExtractorRecord
 from densepath.transfer.mil.fold import Answers, Study, answer_fold
 from densepath.transfer.mil.leaks import PretrainingSlides
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
@@ -94,7 +94,8 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
     )
     record = replace(config, precision=hardware.precision).record()
     note, later = f"densepath {__version__}", {"allow_pretraining_slides": False}
-    with open_run(out, record, resume=config.resume, free=FREE, defaults=later, note=note):
+    made = (SPLITS, _STUDY, FEATURES, "fold_*", *names)
+    with open_run(out, record, resume=config.resume, free=FREE, defaults=later, note=note, made=made):
         say(f"densepath: {cohort.describe()}")
         AttentionFiles(out / ATTENTION, cohort.classes, config.slides)  # refuses a wrong folder before training
         cohort = slides_in_order(cohort, out / SPLITS)

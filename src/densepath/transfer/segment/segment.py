@@ -33,6 +33,7 @@ from densepath.transfer.segment.results import CASES, SHOWN, Outcome, describe, 
 from densepath.transfer.segment.segmenter import SAME_SPACING, SEGMENTER_FILE, SegmenterNotes
 from densepath.transfer.segment.training import PICTURES, Answers, answer, fit
 from densepath.transfer.trainings import (
+    MADE,
     Trainings,
     backbone_of_run,
     check_same,
@@ -81,7 +82,7 @@ def run(config: SegmentConfig) -> Result:
     ).record()
     record["pixels"] = spec.record()
     first = hardware.rank == 0
-    kept: dict[str, Any] = {"free": FREE, "note": f"densepath {__version__}"}
+    kept: dict[str, Any] = {"free": FREE, "note": f"densepath {__version__}", "made": MADE}
     kept["defaults"] = SegmentConfig(data="", out="").record()
     with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
         if first:
