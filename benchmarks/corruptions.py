@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from benchmarks.measure import in_turns, report
+from benchmarks.measure import at_least, in_turns, report
 from benchmarks.released_pcrl import released_views
 from densepath.methods import PCRLReleased
 from densepath.sources.image_files import ImageFiles
@@ -154,8 +154,8 @@ def compare(count: int, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Print one table."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--count", type=int, default=8, help="images or cubes in a batch")
-    made.add_argument("--repeats", type=int, default=5, help="rounds that are measured")
+    made.add_argument("--count", type=at_least(1), default=8, help="images or cubes in a batch")
+    made.add_argument("--repeats", type=at_least(1), default=5, help="rounds that are measured")
     made.add_argument("--json", help="a file for the result")
     asked = made.parse_args()
     report("Corrupted views", compare(asked.count, asked.repeats), asked.json)

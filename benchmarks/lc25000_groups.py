@@ -21,6 +21,8 @@ from scipy.ndimage import map_coordinates
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from densepath.sources.listing import list_images
+
 _SIDE = 112  # pixels to which images are reduced
 _ANGLES, _RADII = 64, 36
 _INNER, _OUTER = 4.0, 54.0  # pixels of the reduced image
@@ -79,7 +81,7 @@ def main() -> None:
     root = Path(asked.data)
     rows = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        files = sorted(folder.iterdir())
+        files = list(map(Path, list_images(folder)))
         similar = correlations(np.stack([log_polar(file) for file in files]))
         np.fill_diagonal(similar, 0)
         labels = groups_of(similar, asked.threshold)
@@ -91,7 +93,7 @@ def main() -> None:
         )
         print(np.histogram(similar.max(1), bins=np.linspace(0, 1, 21))[0].tolist())
         rows += [
-            (f"{folder.name}/{file.name}", folder.name, f"{folder.name} {k}")
+            (file.relative_to(root).as_posix(), folder.name, f"{folder.name} {k}")
             for file, k in zip(files, labels, strict=True)
         ]
     with open(asked.out, "w", newline="") as file:

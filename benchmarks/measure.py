@@ -279,10 +279,21 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from ``low``."""
+
+    def number(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is below {low}")
+        return int(text)
+
+    return number
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the common options of all benchmarks."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--data", help="a folder of images or a packed store; procedural tissue by default")
-    made.add_argument("--repeats", type=int, default=7, help="number of measured rounds")
+    made.add_argument("--repeats", type=at_least(1), default=7, help="number of measured rounds")
     made.add_argument("--json", help="a file for the results")
     return made

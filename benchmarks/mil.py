@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measure import MIB, in_turns, isolated, parser, peak_memory, ratio, report, status_mib
+from benchmarks.measure import MIB, at_least, in_turns, isolated, parser, peak_memory, ratio, report, status_mib
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.intervals import Intervals
 from densepath.training.loop import train
@@ -197,14 +197,14 @@ def main() -> None:
     made.add_argument("--device", default="auto")
     made.add_argument("--precision", default="auto")
     made.add_argument("--memory", action="store_true")
-    made.add_argument("--shuffled", type=int, default=0, metavar="N")
+    made.add_argument("--shuffled", type=at_least(2), default=0, metavar="N")
     asked = made.parse_args()
     hardware = choose_hardware(asked.device, asked.precision)
     keep_freed_memory(hardware)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if asked.shuffled:
-            report("shuffled labels", [shuffled(asked.shuffled, 60, folder, "dsmil")], asked.json)
+            report("shuffled labels", [shuffled(asked.shuffled, 60, folder, asked.model)], asked.json)
         elif asked.memory:
             mixed = hardware.precision == "bf16-mixed"
             rows = [

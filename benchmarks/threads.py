@@ -21,6 +21,7 @@ from benchmarks.measure import parser, report
 from benchmarks.tiles import packed_store
 from densepath.core.system import cores, idle_cores
 
+SITUATIONS = ("quiet", "busy", "busy later")
 SETTINGS: dict[str, dict[str, str]] = {
     "before": {"OMP_NUM_THREADS": str(cores()), "GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"},
     "one thread": {"OMP_NUM_THREADS": "1"},
@@ -65,7 +66,7 @@ def main() -> None:
     made.add_argument("--steps", type=int, default=15)
     made.add_argument("--busy", type=int, default=3 * cores(), help="processes of the load")
     made.add_argument("--later", type=float, default=30.0, help="seconds until the load of the last situation starts")
-    made.add_argument("--situations", nargs="+", default=["quiet", "busy", "busy later"])
+    made.add_argument("--situations", nargs="+", choices=SITUATIONS, default=list(SITUATIONS))
     asked = made.parse_args()
     asked.precision, asked.devices, asked.cache = "auto", "cpu", "auto"
     delays = {"busy": 0.0, "busy later": asked.later}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.measure import in_turns, isolated, report
+from benchmarks.measure import at_least, in_turns, isolated, report
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion
 from densepath.datasets.volumes.convert import convert
 from densepath.sources.volumes.open_store import open_volumes
@@ -45,7 +45,9 @@ def write_store(folder: Path, count: int, size: tuple[int, ...]) -> VolumeStore:
         Case(f"v{n:05d}", lambda n=n: Volume((Channel(volume(n, size).transpose(2, 1, 0)),), np.eye(4)))  # type: ignore[misc]
         for n in range(count)
     ]
-    return open_volumes(convert(cases, Contents("benchmark", "CT"), Conversion("", folder, window=(-1000.0, 1000.0))))
+    return open_volumes(
+        convert(cases, Contents("benchmark", "CT"), Conversion(folder.parent, folder, window=(-1000.0, 1000.0)))
+    )
 
 
 def places(
@@ -143,9 +145,9 @@ def _resident() -> float:
 def main() -> None:
     """Print two tables."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--count", type=int, default=4, help="large volumes")
-    made.add_argument("--repeats", type=int, default=5, help="rounds that are measured")
-    made.add_argument("--calls", type=int, default=5, help="batches of 16 crops in a round")
+    made.add_argument("--count", type=at_least(1), default=4, help="large volumes")
+    made.add_argument("--repeats", type=at_least(1), default=5, help="rounds that are measured")
+    made.add_argument("--calls", type=at_least(1), default=5, help="batches of 16 crops in a round")
     made.add_argument("--crops", type=int, default=10_000, help="crops in the measurement of memory")
     made.add_argument("--json", help="a file for the results")
     asked = made.parse_args()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.corruptions import paint, shuffle
-from benchmarks.measure import in_turns, report, shown
+from benchmarks.measure import at_least, in_turns, report, shown
 from benchmarks.step import Step
 from benchmarks.volume_store import write_store
 from densepath.nets.backbones import build_backbone
@@ -38,6 +38,7 @@ from densepath.views.maker import ViewMaker
 
 CPU = torch.device("cpu")
 RECIPES = ("pcrl_3d", "pcrl_3d_released", "model_genesis_3d", "cube", "cpc_3d", "moco_v2_3d", "c2l_3d", "concl_3d")
+PARTS = ("steps", "layouts", "loader", "sliding")
 _SIZE = (35, 50, 36)  # of small volumes, as hippocampus MR
 _PAIRS = 16  # of crops in a batch, as in the released PCRL; half of the crops of ours are shuffled
 _CUBE = (64, 64, 32)  # of the released PCRL, along x, y and z
@@ -173,12 +174,12 @@ def sliding(store: VolumeStore, width: int, repeats: int) -> dict[str, Any]:
 def main() -> None:
     """Print a table for each part."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--parts", nargs="+", default=["steps", "layouts", "loader", "sliding"])
+    made.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     made.add_argument("--recipes", nargs="+", default=RECIPES, help="without _small")
     made.add_argument("--backbone", help="of the steps, instead of the recipes'")
     made.add_argument("--batch_size", type=int, default=16)
     made.add_argument("--width", type=int, default=8, help="of U-Nets")
-    made.add_argument("--repeats", type=int, default=5, help="rounds that are measured")
+    made.add_argument("--repeats", type=at_least(1), default=5, help="rounds that are measured")
     asked = made.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import in_turns, report
+from benchmarks.measure import at_least, in_turns, report
 from densepath.core.boxes import onto_boxes
 from densepath.core.filters import axis_taps, weighted_rows
 from densepath.core.resampling import sample
@@ -120,8 +120,8 @@ def compare(count: int, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Print one table."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--count", type=int, default=8, help="cubes in a batch")
-    made.add_argument("--repeats", type=int, default=5, help="rounds that are measured")
+    made.add_argument("--count", type=at_least(1), default=8, help="cubes in a batch")
+    made.add_argument("--repeats", type=at_least(1), default=5, help="rounds that are measured")
     made.add_argument("--json", help="a file for the result")
     asked = made.parse_args()
     report("Cubes of volumes", compare(asked.count, asked.repeats), asked.json)

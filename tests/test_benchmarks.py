@@ -17,6 +17,7 @@ import timm
 import torch
 import torchvision
 
+import benchmarks
 from benchmarks import (
     bare,
     corruptions,
@@ -25,19 +26,24 @@ from benchmarks import (
     end_to_end,
     gpu,
     imagenet,
+    lc25000_groups,
     loading,
     measure,
+    mil,
     peers,
     slides,
     step,
     superpixels,
     targets,
+    threads,
     tiling,
     volume_store,
+    volume_training,
     volumes,
 )
 from benchmarks.pretended_gpu import pretended_gpu
 from densepath import cli
+from densepath.core.errors import UserError
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
@@ -306,6 +312,46 @@ def test_crops_of_a_store_are_those_of_other_files(monkeypatch: pytest.MonkeyPat
     rows = volume_store.rates(count=2, repeats=1, calls=1)  # it compares the crops, too
     assert [row["case"] for row in rows] == list(volume_store.CROPS)
     assert all(row["store, crops/s"] > 0 and row["plain map, crops/s"] > 0 for row in rows)
+
+
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sys.excepthook is not sys.__excepthook__
+    benchmarks.report_error(UserError, UserError("no such images"), None)
+    assert capsys.readouterr().err == "error: no such images\n"
+    for program, option in (
+        (volumes, "--repeats 0"),
+        (volume_store, "--count 0"),
+        (volume_training, "--parts step"),
+        (threads, "--situations loud"),
+        (mil, "--shuffled 1"),  # has no standard error
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr(sys, "argv", ["program", *option.split()])
+            program.main()
+        assert ended.value.code == 2 and f"argument {option.split()[0]}: " in capsys.readouterr().err
+
+
+def test_shuffled_labels_are_those_of_the_chosen_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(mil, "shuffled", lambda *given: asked.append(given[-1]) or {"case": "none"})
+    monkeypatch.setattr(sys, "argv", ["mil", "--shuffled", "2", "--model", "dsmil_linear", "--device", "cpu"])
+    mil.main()
+    assert asked == ["dsmil_linear"]
+
+
+def test_photographs_are_grouped_though_a_folder_holds_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiles(tmp_path / "D" / "benign", 2, size=64)
+    (tmp_path / "D" / "benign" / ".DS_Store").write_text("a Mac's")
+    (tmp_path / "D" / "benign" / "Thumbs.db").write_text("of Windows")
+    monkeypatch.setattr(sys, "argv", ["groups", "--data", str(tmp_path / "D"), "--out", str(tmp_path / "groups.csv")])
+    lc25000_groups.main()
+    lines = (tmp_path / "groups.csv").read_text().splitlines()
+    names = sorted(path.name for path in (tmp_path / "D" / "benign").glob("tile*"))
+    assert lines[0] == "file,label,patient" and [line.split(",")[0] for line in lines[1:]] == [
+        f"benign/{name}" for name in names
+    ]
 
 
 def test_cubes_of_volumes_are_those_of_the_plain_implementation() -> None:

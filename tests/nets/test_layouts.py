@@ -12,9 +12,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones import TimmBackbone, build_backbone
+from densepath.nets.backbones import Backbone, TimmBackbone, build_backbone
+from densepath.nets.backbones.choose import choose_backbone
+from densepath.nets.norms import to_group_norm
 from densepath.nets.weights import load_weights, save_backbone
 from densepath.nets.weights.layouts import arrange, match_names, timm_state, to_detectron2
+from densepath.nets.weights.pretrained import backbone_of_weights
 
 # Written from detectron2's ResNet, not from the mapping.
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -132,6 +135,40 @@ def test_timm_layout_holds_every_trained_tensor_once_and_names_the_others(name: 
     own = list(backbone.net.state_dict().values())
     assert len(trained) == len(own)
     assert all(torch.equal(value, mine) for value, mine in zip(trained, own, strict=True))
+
+
+@pytest.mark.parametrize("name", ["regnetx_002", "convnext_atto", "resnet18"])
+def test_a_network_unlike_its_name_is_written_with_all_its_tensors_and_no_others(name: str, tmp_path: Path) -> None:
+    def changed(seed: int) -> Backbone:
+        torch.manual_seed(seed)
+        network = timm.create_model(name, features_only=True)
+        if name == "convnext_atto":
+            network.stages_0 = nn.Sequential(network.stages_0, nn.Conv2d(40, 40, 1))  # another name of its blocks
+        return choose_backbone(to_group_norm(network))
+
+    backbone, other = changed(0), changed(1)
+    assert backbone.name == f"{name}*"
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    own = backbone.net.state_dict()
+    state, untrained = arrange(backbone, "timm")
+    assert len(state) == len(own) and not untrained
+    save_backbone(tmp_path / "w.safetensors", backbone)
+    load_weights(other, tmp_path / "w.safetensors", complete=True)
+    loaded = other.net.state_dict()
+    assert loaded.keys() == own.keys() and all(torch.equal(loaded[key], value) for key, value in own.items())
+
+
+@pytest.mark.parametrize(("name", "layout"), [("resnet18_3d", "monai"), ("unet_3d", "models_genesis")])
+def test_a_network_of_volumes_unlike_its_name_has_no_counterpart(name: str, layout: str, tmp_path: Path) -> None:
+    backbone = choose_backbone(choose_backbone(to_group_norm(build_backbone(name, 1)), 1), 1)
+    assert backbone.name == f"{name}*"  # one mark, though it was chosen twice
+    with pytest.raises(UserError, match=rf"{name}\* has no counterpart in {layout}; export it in the default layout"):
+        arrange(backbone, layout)
+    save_backbone(tmp_path / "w.safetensors", backbone)
+    with pytest.raises(UserError, match=rf"the weights of '{name}\*', a network that cannot be built from its name"):
+        backbone_of_weights(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "detectron2"])

@@ -25,6 +25,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted
 from densepath.sources.corrupt import LARGEST_SHARE
+from densepath.sources.pixel_source import PixelSpec
 from densepath.synthetic.slide import write_slide
 from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
@@ -34,7 +35,8 @@ from densepath.transfer.score import score
 from densepath.transfer.segment.case_scores import dice, score_case
 from densepath.transfer.segment.cohort import read_cases
 from densepath.transfer.segment.config import SegmentConfig
-from densepath.transfer.segment.segmenter import read_segmenter
+from densepath.transfer.segment.legend import legend_of
+from densepath.transfer.segment.segmenter import SegmenterNotes, read_segmenter, save_segmenter
 from densepath.transfer.segment.task import SegmentTask
 from densepath.transfer.segment.trained import load_segmenter
 from densepath.verbs import VERBS
@@ -284,6 +286,23 @@ def test_scores_are_compared_with_the_files_of_volumes(tmp_path: Path, monkeypat
         file.write(b"more")
     with pytest.raises(UserError, match=f"test images of the run in .* have changed: {pool.names[1]};"):
         kept_answers(path, pool)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "regnetx_002"])
+def test_a_segmenter_with_group_norms_is_trained_further(
+    backbone: str, data: Path, segment: Segment, tmp_path: Path
+) -> None:
+    legend = legend_of(("0:background", "1:red"))
+    notes = SegmenterNotes(backbone, "unet", "group", legend, (32, 32), 0.5, PixelSpec().record())
+    start = tmp_path / "start/exported/segmenter.safetensors"
+    save_segmenter(start, notes.build(), notes)
+    options: dict[str, Any] = {"data": data / "images", "weights": start, "backbone": backbone, "folds": 2}
+    segment(**options, norm="group", freeze=True, epochs=1, pictures=0)  # the backbone stays as it was
+    before, after = (load_file(path) for path in (start, tmp_path / "run/exported/segmenter.safetensors"))
+    own = [name for name in before if name.startswith("backbone.")]
+    assert own and all(torch.equal(before[name], after[name]) for name in own)
+    with pytest.raises(UserError, match="they have group norms, which segment --norm group continues to train"):
+        segment(**options, out=tmp_path / "no")
 
 
 def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, segment: Segment, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError, errors_as
+from densepath.core.records import UNLIKE
 from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.listed import NAMES_LISTED, build_resenc
 from densepath.nets.backbones.names import check_arguments, create_network, parse_name, why_not_built
@@ -168,6 +169,8 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
 
 def is_named(name: str) -> bool:
     """Whether :func:`build_backbone` knows a name."""
+    if name.endswith(UNLIKE):
+        return False
     if is_for_volumes(name):
         return name.startswith((*NAMES_3D, *NAMES_UNET, *NAMES_LISTED))
     try:

@@ -22,7 +22,7 @@ from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import quiet
 from densepath.nets.weights.layouts import Match, feature_name, match_names, timm_state
-from densepath.nets.weights.of_run import recorded_backbone
+from densepath.nets.weights.of_run import has_group_norms, recorded_backbone
 from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published
 from densepath.nets.weights.report import tensor_report
 from densepath.nets.weights.saving import FORMAT_VERSION
@@ -35,6 +35,10 @@ ACCEPTED = (
 )
 # Files of trained networks in the folders of their runs; of several trainings that with the best validation
 TRAINED = tuple(f"exported/{name}.safetensors" for name in ("classifier", "segmenter", "detector"))
+_GROUPED = (
+    "they have group norms, which segment --norm group continues to train; in Python, pass a backbone with group norms "
+    "(densepath.nets.norms.to_group_norm)"
+)
 _LEAST_SHARE = 0.9  # of the backbone's tensors that a file must contain
 
 
@@ -124,7 +128,7 @@ def load_weights(
     Raises:
         UserError: there are no such weights, or they do not fit.
     """
-    name, assumed, fetched = str(source), "", None
+    name, assumed, fetched, grouped = str(source), "", None, False
     on_disk = is_on_disk(source)
     if name == RANDOM:
         return f"{backbone.name} with random weights"
@@ -136,6 +140,7 @@ def load_weights(
         name = str(path) if path.name in map(os.path.basename, TRAINED) else name
         state, other = to_timm(weights.state_dict), recorded_backbone(weights.metadata, path)
         assumed = "" if other else _assumed_heads(backbone, state)
+        grouped = has_group_norms(weights.metadata)
     else:
         fetched = _fetch(backbone, name)
         state, other = fetched.state_dict(), backbone.name
@@ -148,7 +153,8 @@ def load_weights(
     match = match._replace(found=resize_positions(backbone.net, match.found))
     match = match._replace(found=adapt_channels(match.found, own, backbone.in_channels))
     if problem := _misfit(backbone, match, complete):
-        raise UserError(f"{name} does not fit {backbone.name}: {problem}; {_remedy(backbone, match, other)}")
+        remedy = _GROUPED if grouped else _remedy(backbone, match, other)
+        raise UserError(f"{name} does not fit {backbone.name}: {problem}; {remedy}")
     backbone.net.load_state_dict(match.found, strict=False)
     if report is not None:
         report += lines

@@ -35,7 +35,9 @@ def arrange(
     """Give the tensors of a backbone the names of another library.
 
     densepath's own networks keep their names in the layout "timm"; for others see
-    :func:`~densepath.nets.weights.volume_layouts.arrange_volumes`, which also takes a ``decoder``.
+    :func:`~densepath.nets.weights.volume_layouts.arrange_volumes`, which also takes a ``decoder``. A network that
+    differs from that of its name has only the layout "timm", with all its tensors and no others; those that timm's
+    network lacks keep their names.
 
     Returns:
         name -> tensor (on the CPU, contiguous), and the names of the tensors after the deepest stage. These are not
@@ -47,6 +49,9 @@ def arrange(
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     trained = backbone.net.state_dict()
+    is_other = backbone.name != backbone.architecture
+    if is_other and layout != "timm":
+        raise UserError(f"{backbone.name} has no counterpart in {layout}; export it in the default layout")
     if layout in VOLUME_LAYOUTS:
         state, untrained = arrange_volumes(backbone, layout, decoder)
         return {key: _plain(value) for key, value in state.items()}, untrained
@@ -56,6 +61,9 @@ def arrange(
         return {key: _plain(value) for key, value in trained.items()}, []
     full = timm_state(backbone.architecture)
     source = {key: feature_name(key, trained) for key in full}
+    if is_other:
+        names = {own: key for key, own in source.items()}
+        return {names.get(own, own): _plain(value) for own, value in trained.items()}, []
     state = {key: _plain(trained[own] if own else full[key]) for key, own in source.items()}
     if layout != "timm":
         _check_plain_resnet(backbone.name, state, layout)

@@ -35,6 +35,15 @@ def config_of(file: str | Path) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def has_group_norms(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata of a file are those of a segmenter with group norms."""
+    try:
+        notes = json.loads(metadata.get("densepath_segmenter", "{}"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(notes, dict) and notes.get("norm") == "group"
+
+
 def recorded_backbone(metadata: Mapping[str, str], file: str | Path) -> str | None:
     """The name of the backbone in the metadata of densepath's files, or in the configuration of their run."""
     if "backbone" in metadata:

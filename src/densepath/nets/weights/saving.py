@@ -42,7 +42,7 @@ def save_backbone(
 
     - timm: ``timm.create_model(name, num_classes=0, checkpoint_path=path)``. Layers of a network after its
       deepest stage (e.g. ``conv_head`` of an EfficientNet) have timm's initialization; the metadata's ``untrained``
-      names them.
+      names them. Of a network that differs from that of its name the file has exactly its own tensors.
     - networks for volumes are densepath's own: :func:`build_backbone` and :func:`load_weights` read the file.
     - torchvision: ``torchvision.models.resnet18().load_state_dict(load_file(path), strict=False)``; the file lacks
       only ``fc.*``.

@@ -1,4 +1,4 @@
-"""The decoder's initial weights: those of the pre-training run whose backbone is used, or of a file."""
+"""The initial weights: the norms of the backbone's; the decoder's, of its pre-training run or of a file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from pathlib import Path
 from densepath.core.errors import UserError
 from densepath.core.keywords import is_on_disk
 from densepath.nets.decoders.build import load_decoder
+from densepath.nets.weights import read_weights
+from densepath.nets.weights.of_run import has_group_norms
+from densepath.nets.weights.published import is_published
 from densepath.transfer.segment.config import BESIDE, SegmentConfig
 from densepath.transfer.segment.network import FCNHead, SegmentationNet
 
 _EXPORTED = Path("exported") / "decoder.safetensors"
+
+
+def are_group_normed(weights: str | Path) -> bool:
+    """Whether weights are those of a segmenter with group norms."""
+    return is_on_disk(weights) and not is_published(weights) and has_group_norms(read_weights(weights).metadata)
 
 
 def load_decoder_weights(model: SegmentationNet, config: SegmentConfig) -> str:

@@ -38,7 +38,7 @@ from densepath.transfer.segment.network import SegmentationNet
 from densepath.transfer.segment.overlays import draw_case
 from densepath.transfer.segment.patches import TRUTH, PatchMaker
 from densepath.transfer.segment.segmenter import SEGMENTER_FILE, SegmenterNotes, read_segmenter, save_segmenter
-from densepath.transfer.segment.starting_weights import load_decoder_weights
+from densepath.transfer.segment.starting_weights import are_group_normed, load_decoder_weights
 from densepath.transfer.segment.task import SegmentTask
 
 PICTURES = "pictures"
@@ -86,6 +86,8 @@ def fit(
         torch.manual_seed(seed)
         model = replace(notes, norm="batch").build()
         if not (config.resume and has_checkpoint(out / CHECKPOINTS)):
+            if notes.norm == "group" and are_group_normed(config.weights):
+                to_group_norm(model.backbone)
             lines = [load_weights(model.backbone, config.weights), load_decoder_weights(model, config)]
             for line in filter(None, lines) if first else ():
                 say(f"densepath: {line}")
