@@ -246,10 +246,10 @@ class Method(nn.Module):
         return [
             *lines,
             f"the run ends with the {name.replace('_', ' ')} at {row[name]:.3f}, {ratio:.2f} times that of chance: "
-            f"{self.below_chance()}",
+            f"{self.at_chance()}",
         ]
 
-    def below_chance(self) -> str:
+    def at_chance(self) -> str:
         """What a run shows that ends at chance, and what to try: only options that the method has."""
         if "queue_size" not in signature(type(self)).parameters:
             return "it has learned nothing; try another learning rate, or more steps"
