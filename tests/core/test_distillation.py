@@ -128,6 +128,15 @@ def test_the_center_is_that_of_the_rows_that_exist_over_all_batches_of_a_step():
     assert torch.equal(loss.center, before)
 
 
+@pytest.mark.parametrize("valid", [1, 0])
+def test_a_single_row_is_no_collapse(valid):
+    """Sinkhorn makes the distribution of a single row uniform, whatever the network says."""
+    vectors, exist = torch.randn(4, K), torch.arange(4) < valid
+    loss = Distillation(K, centering="sinkhorn")
+    statistics = loss.targets(vectors, EYE.float(), 0.1, exist)[1]
+    assert {name: float(value) for name, value in statistics.items()} == {"entropy": 0, "kl_uniform": 0}
+
+
 def test_statistics_show_both_kinds_of_collapse():
     def of(scores):
         return {name: float(value) for name, value in Distillation(K).targets(scores, EYE.float(), 0.1)[1].items()}

@@ -16,7 +16,8 @@ from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
 from densepath.core.losses import info_nce
 from densepath.core.random import shuffled
-from densepath.methods import ConCL, DenseCL, MoCoV2
+from densepath.methods import CPC, ConCL, DenseCL, MoCoV2
+from densepath.nets.backbones import build_backbone
 from densepath.sources.image_files import ImageFiles
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -239,6 +240,21 @@ def test_a_run_that_ends_at_chance_or_shares_no_concepts_is_reported(make):
     few = method.warnings({**row, "shared_concepts": 0.99}, last=False)
     assert len(few) == 1 and few[0].startswith("shared_concepts is below 1: ")
     assert method.warnings({}, last=True) == []  # only the probe was measured
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "tried", "absent"),
+    [
+        (MoCoV2, {}, "--method.standardize, or a smaller queue", "nothing"),
+        (MoCoV2, {"standardize": True}, "a larger --augment.scale), or a smaller queue", "--method.standardize"),
+        (CPC, {}, "it has learned nothing; try another learning rate, or more steps", "queue"),
+    ],
+)
+def test_a_run_at_chance_is_told_only_of_options_that_it_has(make, method, options, tried, absent):
+    made = method(build_backbone("test_resnet"), side=8, dim=8) if method is CPC else make(method, **options)
+    (name,) = made.chance()
+    (line,) = made.warnings({name: 1.0, f"{name}_vs_chance": 1.0}, last=True)
+    assert line.endswith(tried) and absent not in line
 
 
 @pytest.mark.parametrize("concepts", ["grid", "superpixels"])

@@ -69,7 +69,9 @@ def test_wrong_hyper_parameters_are_named(make):
         make(MoCoV2, temperature=0)
     with pytest.raises(UserError, match="momentum must be between"):
         make(MoCoV2, momentum=1.5)
-    with pytest.raises(UserError, match="a queue of 64 keys is smaller than a batch of 65 images"):
+    with pytest.raises(
+        UserError, match=r"a queue of 64 keys is smaller than a batch of 65 images; use --method\.queue_size 65"
+    ):
         check(make(MoCoV2), 96, 65)
 
 

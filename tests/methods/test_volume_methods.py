@@ -165,6 +165,9 @@ def test_cube_restores_against_a_discriminator(make, views_of):
     losses.total.backward()
     torch.testing.assert_close(method.head[0].weight.grad, generator)
     torch.testing.assert_close(judge[0].weight.grad, critic)
+    method.eval()  # held-out images tell how well they are restored, not how good the discriminator is
+    losses, made = method(batch), restored(method, batch["image"].pixels)
+    assert losses.total.item() == pytest.approx(((made - true) ** 2).mean().item(), rel=1e-6)
     with pytest.raises(UserError, match=r"cannot be divided into several cubes with sides of 8"):
         views_of(make(Cube), size=(8, 16, 12))
 

@@ -147,8 +147,11 @@ def test_a_tokenizer_takes_views_that_are_normalized_as_its_own_were(method, tmp
     export_parts(tmp_path, method.exported_parts(), config, 5)
     again = load_tokenizer(tmp_path / "tokenizer.safetensors")
     again.show(PixelSpec(window=(0.0, 4095.0)))
-    for other in (PixelSpec(), PixelSpec.from_record(grey)):
-        with pytest.raises(UserError, match="the tokenizer was trained on pixels of"):
+    for other, remedy in (
+        (PixelSpec(), "--mean, --std and --window"),
+        (PixelSpec.from_record(grey), "train one on such"),
+    ):
+        with pytest.raises(UserError, match=f"the tokenizer was trained on pixels of .*{remedy}"):
             again.show(other)
 
 

@@ -180,6 +180,38 @@ def test_options_that_do_not_fit_are_refused(tmp_path, tiles):
         pretrain(**{**options, "val_share": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("simclr", {}, "has no negatives; use two or more"),
+        ("moco_v2", {"standardize": True, "queue_size": 16}, "cannot be standardized; use two or more"),
+        ("swav", {}, "the codes of a batch of one image are uniform"),
+    ],
+)
+def test_a_loss_that_says_nothing_of_one_held_out_image_is_refused(tmp_path, tiles, method, options, message):
+    names = sorted(str(path) for path in tiles.rglob("*.png"))[:3]
+    (tmp_path / "three.txt").write_text("\n".join(names))
+    given = {**OPTIONS, "method": method, "method_options": options, "batch_size": 2, "max_steps": 1}
+    with pytest.raises(UserError, match=f"^--val_share holds out 1 image: .*{message}"):
+        pretrain(**given, data=tmp_path / "three.txt", out=tmp_path / "run")
+
+
+def test_a_scale_of_crops_is_refused_for_windows(tmp_path, tiles):
+    given = {
+        **OPTIONS,
+        "method": "cube",
+        "method_options": {"side": 16},
+        "data": tiles,
+        "val_share": 0.0,
+        "max_steps": 1,
+    }
+    with pytest.raises(
+        UserError, match=r"^views are windows here, .*: --augment.scale would have no effect; leave that"
+    ):
+        pretrain(**given, out=tmp_path / "run", augment={"scale": [0.5, 1.0]})
+    pretrain(**given, out=tmp_path / "turned", augment={"rotation": 5.0})
+
+
 def test_a_fraction_is_by_patient_and_its_complement_is_a_list(tmp_path, tiles, monkeypatch):
     """The paper's 9:1 to 6:4: what a run does not learn from is left for fine-tuning."""
     paths = [str(path) for path in sorted(tiles.rglob("*.png"))]

@@ -113,8 +113,8 @@ class Distillation(nn.Module):
 
         Returns:
             (T, K) distributions, computed when they are used if they are many; and statistics of them as shares of
-            ln K: their mean "entropy", and "kl_uniform", the divergence of their mean from the uniform distribution (0
-            for fewer than two rows). One minus both is what they tell of the image.
+            ln K: their mean "entropy", and "kl_uniform", the divergence of their mean from the uniform distribution.
+            One minus both is what they tell of the image. Both are 0 for fewer than two rows, which do not tell.
         """
         narrow = (vectors[:1] @ prototypes[:1].T).dtype  # that of autocast
         with torch.autocast(vectors.device.type, enabled=False):
@@ -140,7 +140,7 @@ class Distillation(nn.Module):
                 average += part @ targets
                 entropy -= part @ log.mul_(targets).sum(1)
             divergence = several * (most + torch.xlogy(average, average).sum())
-            statistics = {"entropy": entropy / most, "kl_uniform": divergence / most}
+            statistics = {"entropy": several * entropy / most, "kl_uniform": divergence / most}
             return targets if len(counted) <= size else lazy, statistics
 
     def forward(

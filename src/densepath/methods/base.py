@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -160,6 +161,14 @@ class Method(nn.Module):
         """
         for size in sizes.values():
             self.exported_backbone().check_size(*size)
+        self.check_batch(batch_size, processes)
+
+    def check_batch(self, batch_size: int, processes: int = 1) -> None:
+        """Raise UserError if the loss of so few images tells nothing; for training and for held-out images.
+
+        Args:
+            batch_size, processes: as for :meth:`check`.
+        """
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; use two or more")
 
@@ -237,9 +246,18 @@ class Method(nn.Module):
         return [
             *lines,
             f"the run ends with the {name.replace('_', ' ')} at {row[name]:.3f}, {ratio:.2f} times that of chance: "
-            "it cannot tell keys apart; try another learning rate, more steps, views that are more alike "
-            "(--augment.jitter 0, a larger --augment.scale), --method.standardize, or a smaller queue",
+            f"{self.at_chance()}",
         ]
+
+    def at_chance(self) -> str:
+        """What a run shows that ends at chance, and what to try: only options that the method has."""
+        if "queue_size" not in signature(type(self)).parameters:
+            return "it has learned nothing; try another learning rate, or more steps"
+        standardize = "" if self.standardize else "--method.standardize, "
+        return (
+            "it cannot tell keys apart; try another learning rate, more steps, views that are more alike "
+            f"(--augment.jitter 0, a larger --augment.scale), {standardize}or a smaller queue"
+        )
 
     @classmethod
     def predicts_pixels(cls) -> bool:

@@ -31,7 +31,8 @@ class Cube(ModelGenesis):
 
     L = mean |G(x') - x|**p + w mean softplus(-D(G(x'))) + mean softplus(D(G(x'))) + mean softplus(-D(x)),
 
-    where the second term changes only G, and the last two only D. No code was released, and the paper leaves much open:
+    where the second term changes only G, and the last two only D. In evaluation L is the first term: the others say how
+    good D is. No code was released, and the paper leaves much open:
     the options are our choices, the discriminator of four convolutions too.
 
     Args:
@@ -71,7 +72,7 @@ class Cube(ModelGenesis):
         made = self.predict(batch["image"].pixels)
         loss = F.l1_loss(made, target) if self.error == "l1" else F.mse_loss(made, target)
         terms, total = {"restoration_loss": loss}, loss
-        if self.discriminator is not None:
+        if self.discriminator is not None and self.training:
             fooled = F.softplus(-self.judge(made, frozen=True)).mean()
             told = F.softplus(self.judge(made.detach())).mean() + F.softplus(-self.judge(target)).mean()
             total = loss + self.adversarial_weight * fooled + told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Unpack
 
 import torch
@@ -61,7 +60,7 @@ class DINOIMix(DINO):
         numbers = batch.uniform(crops, first=_MIXED).T
         return (torch.arange(len(batch)) + step) % len(batch), torch.maximum(numbers, 1 - numbers)
 
-    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        super().check(sizes, batch_size, processes)
+    def check_batch(self, batch_size: int, processes: int = 1) -> None:
+        super().check_batch(batch_size, processes)
         if batch_size < 2 * processes:
             raise UserError("i-mix mixes the images of a batch; use two or more for each process")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Unpack
 
 import torch.nn.functional as F
@@ -67,7 +66,7 @@ class DiRLSimCLR(ComparedRegions):
             losses[name] = nt_xent(first, second, self.temperature, own & other)
         return self.summed(losses, vectors, {})
 
-    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        super().check(sizes, batch_size, processes)
+    def check_batch(self, batch_size: int, processes: int = 1) -> None:
+        super().check_batch(batch_size, processes)
         if batch_size < 2:
             raise UserError("a batch of one image has no negatives; use two or more")

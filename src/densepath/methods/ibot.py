@@ -167,6 +167,9 @@ class IBOT(DINO):
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
         self._grid(sizes["first"])
+
+    def check_batch(self, batch_size: int, processes: int = 1) -> None:
+        super().check_batch(batch_size, processes)
         if self.koleo_weight and batch_size < 2:
             raise UserError("a batch of one image has no neighbors for KoLeo; use two or more")
 

@@ -111,7 +111,7 @@ class MoCoV2(Method):
         if self.queue.size < batch_size:
             raise UserError(
                 f"a queue of {counted(self.queue.size, 'key')} is smaller than a batch of "
-                f"{counted(batch_size, 'image')}; use more"
+                f"{counted(batch_size, 'image')}; use --method.queue_size {batch_size} or more"
             )
 
     def chance(self) -> Mapping[str, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,7 +71,7 @@ class SimCLR(Method):
         of_first, of_second = F.normalize(full_precision(self.head(global_pool(features))), dim=1).chunk(2)
         return of_first, of_second
 
-    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        super().check(sizes, batch_size, processes)
+    def check_batch(self, batch_size: int, processes: int = 1) -> None:
+        super().check_batch(batch_size, processes)
         if batch_size < 2:
             raise UserError("a batch of one image has no negatives; use two or more")

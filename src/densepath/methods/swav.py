@@ -153,3 +153,8 @@ class SwAV(Method):
                 f"a queue of {counted(self.queue_size, 'vector')} is smaller than a batch of "
                 f"{counted(batch_size, 'image')}; use --method.queue_size {batch_size} or more, or 0 for no queue"
             )
+
+    def check_batch(self, batch_size: int, processes: int = 1) -> None:
+        super().check_batch(batch_size, processes)
+        if batch_size < 2 and not self.queue_size:
+            raise UserError("the codes of a batch of one image are uniform, whatever it shows; use two or more")

@@ -54,9 +54,11 @@ class Tokenizer(nn.Module):
             UserError: it differs from that of the tokenizer's training.
         """
         if self.pixels is not None and self.pixels != spec:
+            alike = (self.pixels.ndim, self.pixels.channels) == (spec.ndim, spec.channels)
+            remedy = "give the --mean, --std and --window of its run" if alike else "train one on such images"
             raise UserError(
                 f"the tokenizer was trained on pixels of {self.pixels.record()}, and these images have "
-                f"{spec.record()}; give the --mean, --std and --window of its run"
+                f"{spec.record()}; {remedy}"
             )
 
     def embed(self, pixels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, that_or_these
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone, is_named
 from densepath.nets.backbones.choose import choose_backbone
@@ -21,7 +21,9 @@ from densepath.training.hardware import Hardware
 from densepath.training.inputs import check_inputs
 from densepath.training.recipes import all_options, find_method, name_of
 from densepath.training.sharding import require_shardable
-from densepath.views.declarations import Declaration, view_sizes, without_color
+from densepath.views.augment import Augment
+from densepath.views.crops import Crop
+from densepath.views.declarations import Declaration, RandomView, view_sizes, without_color
 from densepath.views.maker import ViewMaker
 
 
@@ -142,3 +144,21 @@ def plan_run_views(learner: Learner, config: PretrainConfig, spec: PixelSpec, ha
     views = RunViews(seen, without, int(smallest), config.view_size, config.seed, spec, hardware.memory_format)
     views.maker()  # refuses what these images cannot have before files are labelled
     return views
+
+
+def check_scale(declared: Mapping[str, Declaration], augment: Augment | None) -> None:
+    """Check that a scale or ratio of crops is given only for views that are crops.
+
+    Raises:
+        UserError: all random views are windows, which have a size of their own.
+    """
+    kinds = [type(view.crop) for view in declared.values() if isinstance(view, RandomView)]
+    if augment is None or not kinds or Crop in kinds:
+        return
+    plain = Augment()
+    names = [name for name in ("scale", "ratio") if getattr(augment, name) != getattr(plain, name)]
+    if idle := [f"--augment.{name}" for name in names]:
+        raise UserError(
+            f"views are windows here, whose size is not random: {' and '.join(idle)} would have no effect; leave "
+            f"{that_or_these(idle)} out"
+        )

@@ -42,7 +42,7 @@ from densepath.training.inputs import checksums_of, digests_of, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.kept_epochs import KeptEpochs, exported_now, kept_epochs
 from densepath.training.learned_images import DrawLearned, LearnedImages
-from densepath.training.learner import make_learner, plan_run_views
+from densepath.training.learner import check_scale, make_learner, plan_run_views
 from densepath.training.loop import DrawStep, train
 from densepath.training.model_card import recorded_scores
 from densepath.training.next_steps import after_pretraining
@@ -52,7 +52,7 @@ from densepath.training.reconstruction_images import Draw, ReconstructionImages,
 from densepath.training.resolve import resolve
 from densepath.training.run_images import open_run_images, record_slides, with_tiles
 from densepath.training.start_lines import color_note, held_note, report_start
-from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, write_lists
+from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, check_held, write_lists
 from densepath.version import __version__
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
@@ -134,6 +134,10 @@ def run(
         learner = make_learner(config, spec, fresh, batch * hardware.world_size, hardware.world_size)
         method = learner.method
         views = plan_run_views(learner, config, spec, hardware)
+        if fresh:  # a run of an earlier version may end as it began
+            check_scale(views.declared, config.augment)
+            if found.held is not None:
+                check_held(method, found.held, batch * hardware.world_size)
         config = replace(
             config,
             precision=hardware.precision,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from densepath.annotations.patients import check_spelling, owners_by_name, owners_of_volumes
 from densepath.core.distributed import alone, broadcast, rank
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below
 from densepath.core.random import ordered_by_seed
@@ -76,6 +76,23 @@ def hold_out_images(
         raise UserError(f"--val_share {share} leaves no {what} to train on; give a smaller share, or more {what}s")
     kept = sorted({*range(len(owners))}.difference(held))
     return torch.tensor(kept), torch.tensor(sorted(held))
+
+
+def check_held(method: Method, held: PixelSource, batch_size: int) -> None:
+    """Check that a method has a loss on so few held-out images.
+
+    Args:
+        method: the method in training.
+        held: the held-out images.
+        batch_size: as for :class:`Validation`.
+
+    Raises:
+        UserError: they are too few.
+    """
+    try:
+        method.check_batch(min(batch_size, len(held)))
+    except UserError as error:
+        raise UserError(f"--val_share holds out {counted(len(held), 'image')}: {error}") from None
 
 
 def recorded_division(

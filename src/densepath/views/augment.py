@@ -118,20 +118,21 @@ class Augment:
 
     @classmethod
     def of_view(cls, view: RandomView) -> Augment | None:
-        """The options that describe a view, besides corruptions; None where none do."""
-        if not isinstance(view.crop, Crop):
-            return None
+        """The options that describe a view, besides corruptions; None where none do.
+
+        Windows have no scale or ratio: theirs are the defaults.
+        """
         crop, off = view.crop, dict.fromkeys(_PROBABILITIES, 0.0)
         options: dict[str, Any] = {
             **off,
             **dict(zip(_FLIPS, crop.flip, strict=False)),
-            "scale": crop.scale,
-            "ratio": crop.ratio,
             "rotation": crop.rotation,
             "rotation_axes": crop.rotation_axes,
             "quarter_turns": crop.quarter_turns,
             "interpolation": crop.interpolation,
         }
+        if isinstance(crop, Crop):
+            options |= {"scale": crop.scale, "ratio": crop.ratio}
         appearance = tuple(operation for operation in view.appearance if not isinstance(operation, Corruption))
         for operation in appearance:
             match operation:
