@@ -16,7 +16,7 @@ from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
 from densepath.core.losses import info_nce
 from densepath.core.random import shuffled
-from densepath.methods import CPC, ConCL, DenseCL, MoCoV2
+from densepath.methods import CPC, PCRL, ConCL, DenseCL, MoCoV2
 from densepath.nets.backbones import build_backbone
 from densepath.sources.image_files import ImageFiles
 from densepath.views.augment import Augment
@@ -247,6 +247,7 @@ def test_a_run_that_ends_at_chance_or_shares_no_concepts_is_reported(make):
     [
         (MoCoV2, {}, "--method.standardize, or a smaller queue", "nothing"),
         (MoCoV2, {"standardize": True}, "a larger --augment.scale), or a smaller queue", "--method.standardize"),
+        (PCRL, {"windows": ((8, 8),)}, "views that are more alike (--augment.jitter 0), --method.standardize, or a smaller queue", "scale"),
         (CPC, {}, "it has learned nothing; try another learning rate, or more steps", "queue"),
     ],
 )

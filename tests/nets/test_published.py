@@ -21,6 +21,7 @@ from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from densepath.benchmark.identity import digest_of_weights
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.names import create_network, parse_name
@@ -421,8 +422,9 @@ def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))
     assert f"with {len(state)} of {len(state)} tensors" in pretrained_backbone(tmp_path).line
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"lacks model-00002-of-00002\.safetensors, a part of its weights"):
-        pretrained_backbone(tmp_path)
+    for use in (pretrained_backbone, slides_of_weights, lambda folder: digest_of_weights(str(folder), tmp_path / "c")):
+        with pytest.raises(UserError, match=r"lacks model-00002-of-00002\.safetensors, a part of its weights"):
+            use(tmp_path)
 
 
 @pytest.mark.parametrize(("configured", "count"), [(True, 2), (False, 2), (True, 1)])

@@ -126,7 +126,9 @@ def test_a_run_that_is_removed_leaves_what_others_have_put_there(tmp_path, end):
             (out / name).touch()
         raise end
     left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert left == ["notes.txt", "sub/big.h5"]
+    assert left == ["config.yaml", "notes.txt", "sub/big.h5"]
+    with open_run(out, CONFIG, resume=True):  # as the message says
+        pass
 
 
 def test_a_removed_run_holds_its_lock_to_the_end(tmp_path, monkeypatch):
@@ -144,7 +146,7 @@ def test_a_run_that_is_stopped_before_its_first_checkpoint_says_how_it_starts_ag
     with pytest.raises(SystemExit), open_run(tmp_path / "run", CONFIG, resume=False):
         raise SystemExit(143)
     said = (
-        f"densepath: stopped before the first checkpoint of {tmp_path / 'run'}; the same command with --resume starts"
+        f"densepath: stopped before anything was saved in {tmp_path / 'run'}; the same command with --resume starts"
     )
     assert said in capsys.readouterr().err
     with open_run(tmp_path / "run", CONFIG, resume=True):

@@ -68,7 +68,7 @@ def test_a_stop_before_the_first_step_says_that_the_run_starts_again(tmp_path, m
     monkeypatch.setattr(Toy, "before_step", stop)
     with pytest.raises(Interrupted):
         fit_toy(tmp_path, 5)
-    said = f"stopped before the first checkpoint of {tmp_path}; the same command with --resume starts it again"
+    said = f"stopped before anything was saved in {tmp_path}; the same command with --resume starts it again"
     assert capsys.readouterr().err.splitlines()[-1] == f"densepath: {said}"
 
 

@@ -20,7 +20,7 @@ from densepath.nets.backbones import Backbone
 from densepath.sources.per_image import PerImage
 from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment
-from densepath.views.declarations import Center, Declaration
+from densepath.views.declarations import Center, Declaration, are_scaled
 from densepath.views.view import Batch
 
 Heartbeat = Callable[[str], None]
@@ -253,10 +253,11 @@ class Method(nn.Module):
         """What a run shows that ends at chance, and what to try: only options that the method has."""
         if "queue_size" not in signature(type(self)).parameters:
             return "it has learned nothing; try another learning rate, or more steps"
+        scale = ", a larger --augment.scale" if are_scaled(self.views()) else ""
         standardize = "" if self.standardize else "--method.standardize, "
         return (
             "it cannot tell keys apart; try another learning rate, more steps, views that are more alike "
-            f"(--augment.jitter 0, a larger --augment.scale), {standardize}or a smaller queue"
+            f"(--augment.jitter 0{scale}), {standardize}or a smaller queue"
         )
 
     @classmethod

@@ -38,7 +38,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) ->
         folder: the folder of a run's checkpoints.
         state: tensors, numbers, strings, and lists and dictionaries of them.
         best: whether ``best.ckpt`` becomes a copy of it, before: a run that ends in between continues from the former
-            checkpoint, finds the same state again and copies it then.
+            checkpoint, finds the same state again and copies it then. Meanwhile there is only ``previous.ckpt``.
 
     Raises:
         UserError: the file cannot be written, e.g. because the disk is full.
@@ -50,7 +50,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) ->
                 torch.save({"format": _FORMAT, **state}, file)
             _seal(part)
             if _is_whole(last):  # a damaged one must not replace the checkpoint that the run continued from
-                os.replace(last, folder / PREVIOUS)  # before there is another copy: the disk needs room for four
+                os.replace(last, folder / PREVIOUS)  # before the copy, so that the disk needs room for four checkpoints
             if best:
                 with atomic_write(folder / BEST) as copy:
                     shutil.copyfile(part, copy)

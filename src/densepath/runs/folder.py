@@ -185,9 +185,15 @@ def _files_of(out: Path) -> set[str]:
 
 
 def _remove_made(out: Path, made: Collection[str]) -> None:
-    """Remove what a run has written: the lock, and the folder if it is empty then, are removed by their owner."""
-    for path in list(out.iterdir()):
-        if any(fnmatchcase(path.name, pattern) for pattern in made):
+    """Remove what a run has written: the lock, and the folder if it is empty then, are removed by their owner.
+
+    ``config.yaml`` stays if files of others do: without it the same command, with --resume, would not take the folder.
+    """
+    paths = list(out.iterdir())
+    own = [path for path in paths if any(fnmatchcase(path.name, pattern) for pattern in made)]
+    alone = {path.name for path in paths} <= {path.name for path in own} | {LOCK, TILES}
+    for path in own:
+        if alone or path.name != CONFIG:
             with suppress(OSError):
                 remove(path)
 
@@ -195,7 +201,7 @@ def _remove_made(out: Path, made: Collection[str]) -> None:
 def stopped_early(out: Path) -> str:
     """The line of a run that was stopped before anything was saved: its folder may have been removed."""
     how = "; the same command with --resume starts it again" if StopSignals.resumable else ""
-    return f"densepath: stopped before the first checkpoint of {out}{how}"
+    return f"densepath: stopped before anything was saved in {out}{how}"
 
 
 def _say_how_to_continue(error: BaseException, out: Path, files: Collection[str]) -> None:

@@ -22,8 +22,7 @@ from densepath.training.inputs import check_inputs
 from densepath.training.recipes import all_options, find_method, name_of
 from densepath.training.sharding import require_shardable
 from densepath.views.augment import Augment
-from densepath.views.crops import Crop
-from densepath.views.declarations import Declaration, RandomView, view_sizes, without_color
+from densepath.views.declarations import Declaration, RandomView, are_scaled, view_sizes, without_color
 from densepath.views.maker import ViewMaker
 
 
@@ -152,8 +151,8 @@ def check_scale(declared: Mapping[str, Declaration], augment: Augment | None) ->
     Raises:
         UserError: all random views are windows, which have a size of their own.
     """
-    kinds = [type(view.crop) for view in declared.values() if isinstance(view, RandomView)]
-    if augment is None or not kinds or Crop in kinds:
+    are_random = any(isinstance(view, RandomView) for view in declared.values())
+    if augment is None or not are_random or are_scaled(declared):
         return
     plain = Augment()
     names = [name for name in ("scale", "ratio") if getattr(augment, name) != getattr(plain, name)]

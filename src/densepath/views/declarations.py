@@ -109,6 +109,11 @@ class Center:
 Declaration = RandomView | Cover | Turned | Center
 
 
+def are_scaled(views: Mapping[str, Declaration]) -> bool:
+    """Whether a view is a random crop, whose scale and ratio are drawn; windows have a size of their own."""
+    return any(isinstance(view, RandomView) and type(view.crop) is Crop for view in views.values())
+
+
 def window_views(
     view: RandomView,
     windows: tuple[tuple[int, ...], ...],

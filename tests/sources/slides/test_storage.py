@@ -176,6 +176,20 @@ def test_a_tiled_thumbnail_or_label_does_not_end_the_levels(
     assert [level.downsample for level in slide.levels] == [(1, 1), (2, 2), (4, 4)] and not slide.file.problems
 
 
+def test_levels_of_two_slices_are_listed_once_where_only_the_first_page_has_alpha(
+    tissue: Pixels, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
+    opaque = np.concatenate([tissue, np.full_like(tissue[:, :, :1], 255)], 2)
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
+        tiff.write(opaque, extrasamples=["unassalpha"], **options)
+        for pixels in (tissue, 255 - tissue):
+            tiff.write(halves(pixels, 2), subfiletype=1, **options)
+    slide = open_slide(tmp_path / "a.tiff")
+    assert [level.downsample for level in slide.levels] == [(1, 1), (2, 2)]
+    np.testing.assert_array_equal(_whole(slide, 1), halves(tissue, 2))
+
+
 def test_a_level_that_cannot_be_read_is_not_replaced_by_that_of_another_slice(tissue: Pixels, tmp_path: Path) -> None:
     options: dict[str, Any] = {"tile": (64, 64), "metadata": None, "description": APERIO.format(mpp="0.5")}
     with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:

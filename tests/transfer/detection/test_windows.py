@@ -168,6 +168,12 @@ def test_a_piece_is_not_left_beside_the_whole_find_that_a_second_piece_belongs_t
     assert merge(found, (140, 150)) == [whole]
 
 
+def test_a_piece_stays_if_a_find_over_it_and_over_a_whole_one_does_not() -> None:
+    first, second = Window(0, 0, 100, 100), Window(0, 50, 100, 150)
+    whole, piece = rectangle(20, 45, 60, 75, 0.9), rectangle(20, 78, 60, 100, 0.8)
+    assert merge([(first, [whole, piece]), (second, [rectangle(20, 50, 60, 120, 0.7)])], (100, 150)) == [whole, piece]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_finds_that_differ_between_windows_are_merged_where_disks_lie_in_disks(seed: int) -> None:
     """Masks move by up to a pixel between windows."""

@@ -81,7 +81,7 @@ def test_the_tables_of_stamp(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert found(resumed) == {"p1": ("high", ("s1",)), "p2": ("low", ("s2",))}
     assert "count as different ones: P3, p3; spell each one way for other runs" in capfd.readouterr().err
     others = table(
-        tmp_path / "o.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5", "7,s4", "007,s5", "na,s6"
+        tmp_path / "o.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5", "7,s4", "007,s5", "na,s6", ",s7"
     )
     gaps = table(tmp_path / "gaps.csv", "PATIENT;MSI", "p1;high", ";low", "p2;low", "NA;low", "n/a;high", "NA;low")
     assert found(read_cohort(data, gaps, Columns("MSI"), slide_table=others)) == found(cohort)  # 7 is not in the study

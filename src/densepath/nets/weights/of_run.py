@@ -21,7 +21,7 @@ def run_of(file: str | Path) -> Path | None:
     A ``config.yaml`` or ``slides.csv`` of another program, or above a file that no run wrote, says nothing of a file. A
     link elsewhere is the file that it leads to.
     """
-    folders = (Path(path).parent for path in (os.path.abspath(file), os.path.realpath(file)))
+    folders = (Path(path).parent for path in (Path(file).absolute(), os.path.realpath(file)))
     return next((each.parent for each in folders if each.name in _FOLDERS and is_record(each.parent / CONFIG)), None)
 
 

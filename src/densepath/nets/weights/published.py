@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,11 +203,9 @@ def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
 
 
 def _read_weights(folder: Path, source: str | Path) -> dict[str, Tensor]:
-    files = weight_files(folder)
-    if not files:
-        missing = next((file.name for files in _divided(folder) for file in files if not file.is_file()), None)
-        lacks = f"lacks {missing}, a part of its weights" if missing else f"holds none of {', '.join(WEIGHT_FILES)}"
-        raise UserError(f"{source} {lacks}; fetch it again, or give another model")
+    if not (files := weight_files(folder)):
+        refuse_missing_part(folder, source)
+        raise UserError(f"{source} holds none of {', '.join(WEIGHT_FILES)}; fetch it again, or give another model")
     return {key: value for file in files for key, value in read_tensors(file)[0].items()}
 
 
@@ -214,6 +213,13 @@ def weight_files(folder: Path) -> list[Path]:
     """The files with the weights of a folder: one, or the parts of divided weights; empty if one of them is missing."""
     whole = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()][:1]
     return whole or next((files for files in _divided(folder) if files and all(map(Path.is_file, files))), [])
+
+
+def refuse_missing_part(folder: Path, source: str | Path) -> None:
+    """Refuse a folder that lacks a part of divided weights, by the name of the part."""
+    for file in chain.from_iterable(_divided(folder)):
+        if not file.is_file():
+            raise UserError(f"{source} lacks {file.name}, a part of its weights; fetch it again, or give another model")
 
 
 def _divided(folder: Path) -> Iterator[list[Path]]:

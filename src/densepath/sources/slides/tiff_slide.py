@@ -158,6 +158,7 @@ def _further_levels(file: FileParts, tiff: tifffile.TiffFile, aperio: bool) -> t
             problems.append(f"{shown} is left out: it is grey (a mask?), and level 0 is RGB")
         else:
             tables.append(table)
+            known.add(size)
     return tables, problems
 
 

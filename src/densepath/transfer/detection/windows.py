@@ -118,7 +118,8 @@ def merged(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, i
             whole = [old for old in same if old.whole]
             stays = bool(whole) and (not new.whole or max(old.score for old in whole) >= new.score)
             for old in same:
-                if not (stays and old.whole):
+                # What is cut stays, too, if it belongs to another object than the whole find that replaces the new one.
+                if not (stays and (old.whole or not any(_common(old, each) for each in whole))):
                     index.remove(old)
             if stays:
                 continue

@@ -216,7 +216,8 @@ def _with_slides(
         for number, line in lines:
             texts = _patient(line.get(owner or "", "")), line.get(name or "", "")
             refuse_other_encoding(texts, f"line {number} of {slide_table}")
-            of_patient.setdefault(texts[0], []).append(texts[1])
+            if not is_missing(texts[0]):
+                of_patient.setdefault(texts[0], []).append(texts[1])
     else:
         for each in known:
             if barcode := patient_of_tcga(each):
@@ -227,7 +228,7 @@ def _with_slides(
     where = slide_table or "the names of the features"
     if not found:
         raise UserError(f"no patient of {table} has a slide in {where}; give a table with a column of slides")
-    if unnamed := [row.place for row in rows if is_missing(row.patient) and row.patient not in of_patient]:
+    if unnamed := [row.place for row in rows if is_missing(row.patient)]:
         say(f"densepath: left out: {counted(len(unnamed), 'row')} without a patient: {first_few(unnamed)}")
     if without := [patient for patient in patients if patient not in of_patient]:
         of = counted(len(without), "patient")
