@@ -247,7 +247,12 @@ def test_a_run_that_ends_at_chance_or_shares_no_concepts_is_reported(make):
     [
         (MoCoV2, {}, "--method.standardize, or a smaller queue", "nothing"),
         (MoCoV2, {"standardize": True}, "a larger --augment.scale), or a smaller queue", "--method.standardize"),
-        (PCRL, {"windows": ((8, 8),)}, "views that are more alike (--augment.jitter 0), --method.standardize, or a smaller queue", "scale"),
+        (
+            PCRL,
+            {"windows": ((8, 8),)},
+            "more alike (--augment.jitter 0), --method.standardize, or a smaller queue",
+            "scale",
+        ),
         (CPC, {}, "it has learned nothing; try another learning rate, or more steps", "queue"),
     ],
 )

@@ -145,9 +145,7 @@ def test_a_removed_run_holds_its_lock_to_the_end(tmp_path, monkeypatch):
 def test_a_run_that_is_stopped_before_its_first_checkpoint_says_how_it_starts_again(tmp_path, capsys):
     with pytest.raises(SystemExit), open_run(tmp_path / "run", CONFIG, resume=False):
         raise SystemExit(143)
-    said = (
-        f"densepath: stopped before anything was saved in {tmp_path / 'run'}; the same command with --resume starts"
-    )
+    said = f"densepath: stopped before anything was saved in {tmp_path / 'run'}; the same command with --resume starts"
     assert said in capsys.readouterr().err
     with open_run(tmp_path / "run", CONFIG, resume=True):
         pass
