@@ -235,9 +235,8 @@ def read_slides(
     tables = [path for path in (Path(folder) / LABELS, Path(beside) / LABELS) if path.is_file()]
     if not tables:
         raise UserError(f"{name} has no {LABELS} in {folder} or {beside}; put the table of slides there")
-    config = MilConfig(
-        data="", table=tables[0], out="", **{key: value for key, value in options.items() if key in SLIDE_OPTIONS}
-    )
+    known = {key: value for key, value in options.items() if key in SLIDE_OPTIONS}
+    config = MilConfig(data=folder, table=tables[0], out=folder, **known)
     slides = [tiling.name for tiling in tiles.tilings]
     rows = read_slide_table(tables[0], config.columns(), config.slide_table, slides).rows
     splits = [SPLIT_OF.get(row.split.lower(), "train") for row in rows]

@@ -161,7 +161,7 @@ def _check_values(
     values = Command(f"densepath {verb}", schema, recipes=recipes).parse_recipe(json.loads(options))
     if whole and is_dataclass(schema):
         paths = [name for name, value in values.items() if value is None and is_required(schema, name)]
-        build(schema, values | dict.fromkeys([*paths, *of_data], ""))  # known when there is a run
+        build(schema, values | dict.fromkeys([*paths, *of_data], "PATH"))  # known when there is a run
 
 
 def as_words(options: Options) -> list[str]:
