@@ -19,12 +19,13 @@ from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack
 from densepath.sources.restrict import take
-from densepath.training import run_images, validation
+from densepath.training import division, run_images
 from densepath.training.config import PretrainConfig
+from densepath.training.division import hold_out_images
 from densepath.training.export import export
 from densepath.training.pretrain import pretrain
 from densepath.training.run_images import find_images
-from densepath.training.validation import PartOf, Patience, hold_out_images
+from densepath.training.validation import PartOf, Patience
 
 OPTIONS = {"method": "spark", "method_options": {"decoder_dim": 32}, "backbone": "test_resnet", "batch_size": 8}
 OPTIONS |= {"view_size": 64, "devices": "cpu", "precision": "32", "val_share": 0.2, "log_every": 1, "workers": 0}
@@ -244,7 +245,7 @@ def test_images_are_divided_alike_wherever_they_lie(tmp_path, tiles, monkeypatch
     # A run of an earlier version, where the folder counted, keeps its division when it is resumed, also elsewhere
     options = {**OPTIONS, "max_steps": 4, "save_every_steps": 2, "out": tmp_path / "run"}
     with monkeypatch.context() as earlier:
-        earlier.setattr(validation, "names_below", list)
+        earlier.setattr(division, "names_below", list)
         pretrain(**options, data=tiles)
     rows = rows_of(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()  # continues at step 2
@@ -259,7 +260,7 @@ def test_images_are_divided_alike_wherever_they_lie(tmp_path, tiles, monkeypatch
 def test_a_refused_resumption_keeps_the_recorded_division(tmp_path, tiles, monkeypatch):
     options = {**OPTIONS, "max_steps": 4, "save_every_steps": 2, "out": tmp_path / "run"}
     with monkeypatch.context() as earlier:
-        earlier.setattr(validation, "names_below", list)  # another division than this version's
+        earlier.setattr(division, "names_below", list)  # another division than this version's
         pretrain(**options, data=tiles)
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()  # continues at step 2
     lists = [tmp_path / "run" / name for name in ("images.txt", "validation_images.txt")]
@@ -291,7 +292,7 @@ def test_a_run_whose_patients_have_two_names_is_resumed_with_its_division(tmp_pa
     options = {**OPTIONS, "data": tmp_path / "labels.csv", "fraction": 0.9, "max_steps": 2, "out": tmp_path / "run"}
     with pytest.raises(UserError, match=r"patients in .*labels\.csv that differ in capitals, spaces or zeros: 007, 7;"):
         pretrain(**options)
-    monkeypatch.setattr(validation, "check_spelling", lambda *_, **__: None)  # as an earlier version
+    monkeypatch.setattr(division, "check_spelling", lambda *_, **__: None)  # as an earlier version
     pretrain(**options)
     monkeypatch.undo()
     lists = [(tmp_path / "run" / name).read_text() for name in ("images.txt", "validation_images.txt")]

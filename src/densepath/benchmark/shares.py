@@ -10,8 +10,8 @@ from densepath.benchmark.identity import ImageSet, listed_patients
 from densepath.core.digests import digest_of
 from densepath.core.files import atomic_write
 from densepath.sources.packing import SUFFIX
+from densepath.training.division import named_below
 from densepath.training.run_images import divided
-from densepath.training.validation import named_below
 
 LEFT_IMAGES = "train_images"  # the option that takes the list
 

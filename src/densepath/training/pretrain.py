@@ -35,6 +35,7 @@ from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.summary import summarize
 from densepath.training.agreement import refusing_together
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
+from densepath.training.division import HELD, LEFT, USED, write_lists
 from densepath.training.export import export_backbone, export_parts
 from densepath.training.feature_pass import FeaturePass
 from densepath.training.hardware import choose_hardware, choose_workers, divide_batch
@@ -52,7 +53,7 @@ from densepath.training.reconstruction_images import Draw, ReconstructionImages,
 from densepath.training.resolve import resolve
 from densepath.training.run_images import open_run_images, record_slides, with_tiles
 from densepath.training.start_lines import color_note, held_note, report_start
-from densepath.training.validation import HELD, LEFT, USED, PartOf, Patience, Validation, check_held, write_lists
+from densepath.training.validation import PartOf, Patience, Validation, check_held
 from densepath.version import __version__
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch

@@ -27,8 +27,8 @@ from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import SLIDES, is_tile_folder
 from densepath.training.config import PretrainConfig
+from densepath.training.division import HELD, LEFT, USED, hold_out_images, owners_of, recorded_division
 from densepath.training.load_run import pixels_of
-from densepath.training.validation import HELD, LEFT, USED, hold_out_images, owners_of, recorded_division
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from pathlib import Path
 from densepath.core.errors import counted
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSource
+from densepath.training.division import HELD
 from densepath.training.optimizers import Optimizer
-from densepath.training.validation import HELD
 
 
 def report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int, steps_per_epoch: float) -> None:
