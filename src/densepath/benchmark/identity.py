@@ -23,7 +23,7 @@ from densepath.core.keywords import is_on_disk
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.nets.weights import weights_file
-from densepath.nets.weights.published import refuse_missing_part, weight_files
+from densepath.nets.weights.published import weight_files
 from densepath.runs.folder import EXPORTED
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
@@ -176,7 +176,6 @@ def digest_of_weights(source: str, cache: Path) -> str:
         return source
     folder = Path(source)
     if not (weights := weight_files(folder)):
-        refuse_missing_part(folder, source)
         return digest_of_given(weights_file(source), cache)
     return named_content(folder, sorted({*weights, *folder.glob("*.json")}), cache)
 

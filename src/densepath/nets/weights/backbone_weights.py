@@ -23,7 +23,7 @@ from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import quiet
 from densepath.nets.weights.layouts import Match, feature_name, match_names, timm_state
 from densepath.nets.weights.of_run import has_group_norms, recorded_backbone
-from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published
+from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published, refuse_missing_part
 from densepath.nets.weights.report import tensor_report
 from densepath.nets.weights.saving import FORMAT_VERSION
 from densepath.nets.weights.transformer_names import guess_transformer, head_width, hidden_differences, to_timm
@@ -75,7 +75,7 @@ def require_weights(source: str | Path) -> None:
     """Check that a file, a folder or a name means weights, without reading them.
 
     Raises:
-        UserError: there is no such file or folder, and timm has no weights of that name.
+        UserError: a file or folder of that name does not exist, and timm has no weights of it.
     """
     import timm
 
@@ -96,6 +96,7 @@ def weights_file(source: str | Path) -> Path:
         inside = (*run, *WEIGHT_FILES)
         found = next((path / name for name in inside if (path / name).is_file()), None)
         if found is None:
+            refuse_missing_part(path, source)
             raise UserError(
                 f"the folder {path} holds neither weights in exported/ nor checkpoints/last.ckpt; give {ACCEPTED}"
             )

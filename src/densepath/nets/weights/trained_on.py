@@ -15,7 +15,7 @@ from densepath.core.files import atomic_write
 from densepath.core.keywords import is_on_disk
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.of_run import run_of
-from densepath.nets.weights.published import refuse_missing_part, weight_files
+from densepath.nets.weights.published import weight_files
 
 SLIDES = "slides.csv"  # in the folder of a run
 _KEY = "slides"
@@ -33,9 +33,7 @@ def slides_of_weights(path: str | Path) -> tuple[str, ...] | None:
     """
     if not is_on_disk(path):
         return None
-    if not (files := weight_files(Path(path))):
-        refuse_missing_part(Path(path), path)
-        files = [Path(path)]
+    files = weight_files(Path(path)) or [Path(path)]
     if len(files) > 1:  # densepath does not divide weights
         return None
     try:

@@ -168,7 +168,7 @@ def file_of(path: str) -> Hashable:
     """A file by its number on the disk, which links to it share."""
     try:
         found = os.stat(path)
-    except (OSError, ValueError):  # a text with a null character is no path
+    except (OSError, ValueError):  # a text with a null character is not a path
         return path
     return found.st_dev, found.st_ino
 

@@ -178,8 +178,8 @@ def _check_targets(cohort: Cohort, split: Split, fold: str, warn: bool = False) 
 def _refuse_few_groups(cohort: Cohort) -> None:
     """Refuse cases of which no folds with validation can be drawn, whatever their number."""
     cases = np.arange(len(cohort))
-    labels = cohort.labels if cohort.classes else _event_strata(cohort, cases, len(PARTS)).astype(np.int64)
-    strata = labels if cohort.classes else np.unique(labels, return_inverse=True)[1]
+    events = _event_strata(cohort, cases, len(PARTS))
+    strata = cohort.labels if cohort.classes else np.unique(events, return_inverse=True)[1]
     classes = Classes(_names(cohort, cases, strata), torch.from_numpy(strata.astype(np.int32)))
     remedies = ["leave --site out" if cohort.group == "site" else "add cases"]
     if cohort.classes:
