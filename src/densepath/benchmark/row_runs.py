@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,8 @@ from densepath.training.config import DEFAULT_EPOCHS
 from densepath.training.recipes import all_options
 from densepath.training.resolve import merged, nested
 from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
+
+_NOT_READ = ("exclude", "cache_dir", "probe_data")  # options with paths whose files do not decide a result
 
 
 class RowRuns:
@@ -109,7 +112,8 @@ class RowRuns:
             share = options.get("fraction", 1.0) * (1 - options.get("val_share", 0.0))
             images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names) * share)
         shares = options.get("fraction", 1.0) < 1 or options.get("val_share", 0.0) > 0
-        identity = _identity(step, resolved, seed, digest_for_shares(tiles) if shares else tiles.digest)
+        data = digest_for_shares(tiles) if shares else tiles.digest
+        identity = _identity(step, resolved, seed, data, self.cache)
         return Run(
             verb="pretrain",
             label=f"pretrain-{Path(str(row.recipe)).stem}",
@@ -153,7 +157,7 @@ class RowRuns:
             options=options,
             weights=_absolute(weights, row.sam is None) if weights else None,
             parent=parent,
-            identity=_identity(step, options, seed, data.digest) | {"weights": source} | digests,
+            identity=_identity(step, options, seed, data.digest, self.cache) | {"weights": source} | digests,
             images=step.images({**options, "fraction": 1 - self.share} if lists else options, data),
             rate=own or self.table.rates.get(step.verb),
             inputs={**{name: path for name, path in data.inputs.items() if step.has(name)}, **lists},
@@ -178,10 +182,28 @@ def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
         )
 
 
-def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str) -> dict[str, Any]:
-    """What a result depends on. An option that is set to its default does not make a different run."""
+def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str, cache: Path) -> dict[str, Any]:
+    """What a result depends on. An option that is set to its default does not make a different run.
+
+    Of files and folders that options name by an absolute path the content counts: a run finds no others.
+    """
     changed = {name: value for name, value in plain(options).items() if value != plain(step.default(name))}
-    return {"verb": step.verb, "options": changed, "seed": seed, "data": data, "code": code_digest(step.code)}
+    known = {name: value if name in _NOT_READ else _with_digests(value, cache) for name, value in changed.items()}
+    return {"verb": step.verb, "options": known, "seed": seed, "data": data, "code": code_digest(step.code)}
+
+
+def _with_digests(value: Any, cache: Path) -> Any:
+    """A plain value with the digest of what is there in place of each absolute path.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if isinstance(value, dict):
+        return {name: _with_digests(entry, cache) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_digests(entry, cache) for entry in value]
+    is_path = isinstance(value, str) and os.path.isabs(value) and os.path.exists(value)
+    return digest_of_given(value, cache) if is_path else value
 
 
 def _names_weights(option: str) -> bool:
