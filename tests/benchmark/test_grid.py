@@ -49,7 +49,12 @@ def test_seeds_share_a_pre_training_or_have_their_own(lay_out):
     for run in own.runs.values():
         names = list(own.runs)
         assert run.parent is None or names.index(run.parent.name) < names.index(run.name)
-    assert own.budgets == {"MoCo": 80 * 4}
+    assert own.budgets == {("MoCo", task): 80 * 4 for task in ("probe", "detect")}
+
+
+def test_a_task_with_its_own_pre_training_has_its_own_budget(lay_out):
+    grid = lay_out(("metrics: [box_ap50]", "metrics: [box_ap50]\n    pretrain: {max_steps: 40}"))
+    assert grid.budgets == {("MoCo", "probe"): 80 * 4, ("MoCo", "detect"): 40 * 4}
 
 
 def test_rows_with_equal_pre_training_share_it(lay_out):
@@ -269,6 +274,23 @@ def test_the_files_of_a_given_pattern_count(lay_out, tmp_path):
     first = pretraining(lay_out(need, given=given))
     (tmp_path / "start.pth").write_bytes(b"two, longer")
     assert pretraining(lay_out(need, given=given)).digest != first.digest
+
+
+def test_the_content_of_files_that_options_name_counts(lay_out, tmp_path):
+    recipe, start, probed = tmp_path / "mine.yaml", tmp_path / "start.pth", tmp_path / "probed.txt"
+    recipe.write_text(f"method: moco_v2\nweights: {start}\nprobe_data: {probed}\n")
+    change = ("recipe: moco_v2_small", f"recipe: {recipe}")
+    names = []
+    for content in ("one", "two, longer", "one"):
+        start.write_text(content)
+        probed.write_text(f"{len(names)} lines")  # on what a run is only watched
+        names.append(pretraining(lay_out(change)).name)
+    assert names[0] == names[2] != names[1]
+    splits = {"splits": str(tmp_path / "splits.json"), "classes": [str(recipe), "a=b"], "target": "one"}
+    (tmp_path / "splits.json").write_text("{}")
+    known = row_runs._identity(STEPS["mil"], splits, 0, "data", tmp_path / "kept")["options"]
+    assert known["classes"] == [digest_of_given(recipe, tmp_path / "kept"), "a=b"] and known["target"] == "one"
+    assert known["splits"] == digest_of_given(tmp_path / "splits.json", tmp_path / "kept")
 
 
 def test_of_a_run_folder_only_the_weights_count(lay_out, tmp_path):

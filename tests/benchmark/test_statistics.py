@@ -7,10 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 from scipy.special import betainc
+from scipy.stats import wilcoxon
 
 from densepath.benchmark.best import best_lines
+from densepath.benchmark.config import load_table
 from densepath.benchmark.results import Entry
 from densepath.benchmark.statistics import compare, mean_std
+from densepath.benchmark.verb import _chosen
 
 RUNS = {0: 52.1, 1: 55.4, 2: 53.3, 3: 56.0, 4: 54.2, 5: 53.7, 6: 57.0}
 BASE = {0: 50.0, 1: 52.5, 2: 53.9, 3: 52.6, 4: 51.1, 5: 53.0, 6: 51.2}
@@ -73,6 +76,28 @@ def test_one_seed_and_equal_differences_have_no_p():
     assert compare(RUNS, RUNS).p is None
 
 
+def test_scores_that_are_equal_but_for_rounding_have_one_rank():
+    """Accuracies are multiples of 1 / 30, whose differences in float64 differ in the last digits."""
+    counts = [(20, 19), (22, 21), (21, 22), (25, 24), (19, 17), (23, 21), (24, 25)]
+    values, baseline = ({seed: 100 * pair[k] / 30 for seed, pair in enumerate(counts)} for k in (0, 1))
+    whole = wilcoxon([one - other for one, other in counts]).pvalue
+    assert compare(values, baseline).p_ranks == pytest.approx(whole)
+
+
+def test_the_papers_p_value_is_of_its_two_best_rows_whatever_is_computed():
+    table = load_table("pcrl_figure4a")
+    for known in (table, _chosen(table, (), ["C2L"], None)):
+        task = known.tasks[0]
+        rows = [(row, row.paper[task.name][0]) for row in known.rows]
+        entries = {
+            (row.name, task.name, "macro_auc"): Entry(row, task, "macro_auc", {}, None, n)
+            for row, n in rows
+            if row.name != "PCRL"  # left out without its input
+        }
+        (line,) = best_lines(SimpleNamespace(config=known, entries=entries))
+        assert "the paper: PCRL is 2.4 above C2L (p = 0.00052)" in line
+
+
 @pytest.mark.parametrize(
     ("metric", "line"),
     [
@@ -87,7 +112,6 @@ def test_the_best_row_of_a_distance_is_the_lowest(metric, line):
     scores = {"a": {0: 40.0, 1: 42.0, 2: 41.0}, "b": {0: 5.0, 1: 6.0, 2: 5.5, 3: 7.5}, "c": {0: 9.0, 1: 10.0, 2: 11.0}}
     rows, paper = {name: SimpleNamespace(name=name) for name in scores}, {"a": 3.0, "b": 2.0, "c": 9.0}
     entries = {(n, "seg", metric): Entry(rows[n], task, metric, scores[n], None, paper[n]) for n in scores}
-    (found,) = best_lines(
-        SimpleNamespace(config=SimpleNamespace(tasks=[task], p_values={"seg": 0.03}), entries=entries)
-    )
+    config = SimpleNamespace(tasks=[task], p_values={"seg": 0.03}, published={"seg": paper})
+    (found,) = best_lines(SimpleNamespace(config=config, entries=entries))
     assert found.endswith(f"best against second best: {line}")

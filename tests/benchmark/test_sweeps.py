@@ -73,6 +73,26 @@ def test_a_panel_has_ticks_at_its_values_and_lines_that_are_known(monkeypatch, t
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["done"]
 
 
+def test_a_task_without_the_swept_option_has_its_default_and_no_two_lines_look_alike(monkeypatch, tmp_path) -> None:
+    table = load_table("few_labels")
+    options = [{"fraction": 0.1}, {"fraction": 0.25, "lr": 0.01}, {"lr": 0.01}]
+    tasks = [replace(table.tasks[0], name=f"t{k}", options={"lr": 0.01, **own}) for k, own in enumerate(options)]
+    rows = [replace(table.rows[0], name=f"row {k}") for k in range(12)]
+    entries = {
+        (row.name, task.name, "box_ap"): Entry(row, task, "box_ap", {0: 10.0 * n}, None, None)
+        for n, row in enumerate(rows)
+        for task in tasks
+    }
+    results = Results(replace(table, rows=tuple(rows), tasks=tuple(tasks), baseline="row 0"), entries, (), 1, 1)
+    (panel,) = sweeps_of(results)
+    assert panel.axis == "fraction" and [x for x, _ in panel.lines["row 0"]] == [0.1, 0.25, 1.0]
+    drawn = []
+    monkeypatch.setattr("densepath.benchmark.sweeps.save", lambda figure, path: drawn.append(figure))
+    draw_sweeps(results, tmp_path / "s.png")
+    handles = drawn[0].legends[0].get_lines()
+    assert len({(line.get_color(), line.get_marker()) for line in handles}) == 12
+
+
 def test_tables_without_a_sweep_have_no_plot() -> None:
     table = load_table("glas_probe")
     names = ("a", "b")

@@ -23,6 +23,7 @@ SCORES = {
     ("MoCo", "probe", "dice"): {0: 71.25},
     ("MoCo", "detect", "box_ap50"): {0: 12.0},
 }
+MOCO = [("MoCo", "probe"), ("MoCo", "detect")]
 HEAD = ["weights", "seeds", *["probe mean IoU", "vs. random", "paper", "probe Dice", "vs. random", "paper"]]
 HEAD += ["box AP50", "vs. random", "paper"]
 # A paired t-test of differences 5 and 8: t = 6.5 / 1.5, and p = 1 - 2 atan(t) / pi = 0.144.
@@ -105,12 +106,20 @@ def test_the_names_of_untrained_rows_lie_on_their_lines(results, tmp_path, monke
     assert all(len(named) < 2 or {"left", "right"} == set(named.values()) for named in texts)
 
 
+def test_each_task_stands_at_its_own_length_of_pre_training(results, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("densepath.benchmark.curves.save", lambda figure, path: shown.append(figure) or path)
+    draw_budgets(results, dict(zip(MOCO, (600, 70), strict=True)), tmp_path / "curves.png")
+    places = [{x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata()} for axes in shown[0].axes]
+    assert places == [{600}, {70}]
+
+
 def test_the_plot_has_a_panel_for_each_task_with_scores(results, tmp_path):
-    assert draw_budgets(results, {"MoCo": 600}, tmp_path / "curves.png") == tmp_path / "curves.png"
+    assert draw_budgets(results, dict.fromkeys(MOCO, 600), tmp_path / "curves.png") == tmp_path / "curves.png"
     two = Image.open(tmp_path / "curves.png").width
     for key in [key for key in results.entries if key[1] == "detect"]:
         del results.entries[key]
-    draw_budgets(results, {"MoCo": 600}, tmp_path / "curves.png")
+    draw_budgets(results, dict.fromkeys(MOCO, 600), tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").width < 0.6 * two
     results.entries.clear()
     assert draw_budgets(results, {}, tmp_path / "none.png") is None

@@ -15,6 +15,8 @@ import yaml
 from PIL import Image
 
 from densepath.report.answers import read_answers
+from densepath.report.blocks import Table
+from densepath.report.comparison import compare_runs
 from densepath.report.embedded import below
 from densepath.report.runs import read_run
 from densepath.report.verb import write_report
@@ -261,6 +263,16 @@ def test_a_segmented_volume_has_three_sliders_of_bounded_size(tmp_path: Path) ->
     (run / "fold_0" / "pictures" / "v1.npz").write_bytes(b"PK broken")
     write_report([str(run)], out=tmp_path / "page.html")
     assert [each["alt"] for each in Page(tmp_path / "page.html").of("img") if each["alt"]] == ["v1: Dice 90.0"]
+
+
+def test_probes_of_images_differ_by_the_features_that_they_had(tmp_path: Path) -> None:
+    asked = {"labels": "l.csv", "data": "D", "pool": "auto", "seed": 0, "scale": "percent", "knn_accuracy": 50.0}
+    for name, own in (("a", {"stage": 3, "pool": "mean"}), ("b", {"stage": 4, "pool": "cls"})):
+        encoding = {"weights": "random", "data": "D", "backbone": "vit", "size": 64, **own}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**asked, "encoding": encoding}))
+    runs = {name: read_run(tmp_path / f"{name}.json") for name in "ab"}
+    (options,) = compare_runs(runs)[-1].blocks
+    assert isinstance(options, Table) and options.rows == [["pool", "mean", "cls"], ["stage", "3", "4"]]
 
 
 def test_probes_are_compared_by_their_scores_and_options(tmp_path: Path) -> None:

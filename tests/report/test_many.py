@@ -260,6 +260,8 @@ _MIL = {"data": "F", "table": "t.csv", "target": "MSI", "folds": 5, "model": "ab
         ({"data": "D", "labels": "auto"}, {"background": None}, False),
         (_MIL, {"task": "classification", "classes": []}, True),
         (_MIL, {"task": "regression"}, False),
+        (_MIL, {"grouping": "averaged"}, True),
+        (_MIL, {"grouping": "single"}, False),  # of slides
     ],
 )
 def test_runs_are_ranked_among_those_of_the_same_data_labels_and_targets(
@@ -294,6 +296,19 @@ def test_links_to_the_same_data_are_followed(tmp_path: Path) -> None:
     configs = [{**_CLASSIFY, "data": str(tmp_path / name)} for name in ("D", "link")]
     runs = {f"{k}": Run(tmp_path, each, scores={"macro_auc": Score(50.0)}) for k, each in enumerate(configs)}
     assert len(_tables(runs)) == 1
+
+
+def test_runs_that_have_not_ended_have_no_paired_tests(tmp_path: Path) -> None:
+    runs = {}
+    for number, (method, seed) in enumerate((method, seed) for method in ("concl", "moco") for seed in range(3)):
+        config = {"data": "D", "method": method, "seed": seed}
+        state, step, level = ("in progress", 5.0, 1.0) if number == 5 else ("complete", 100.0, 50.0 + number)
+        rows = [{"step": step, "probe_mean_iou": level}]
+        runs[f"{method}{seed}"] = Run(tmp_path, config, rows, state=state)
+    blocks = compare_runs(runs)[0].blocks
+    (test,) = [each for each in blocks if isinstance(each, Table) and each.columns[0] == "runs"]
+    assert [row[1:] for row in test.rows] == [["3", "51.00 ± 1.00", "–"], ["2", "53.50 ± 0.71", "+3.00"]]
+    assert any(isinstance(each, Note) and "have not ended: moco2" in each.text for each in blocks)
 
 
 def test_runs_on_other_data_have_paired_tests_of_their_own(tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ from densepath.benchmark.statistics import compare
 
 
 def best_lines(results: Results) -> Iterator[str]:
-    """A line for each task whose p-value the paper reports: ours, and the paper's."""
+    """A line for each task whose p-value the paper reports: ours, and the paper's.
+
+    The paper's two best rows are those of the whole paper, as its p-value is: the table may have computed others only.
+    """
     for task in results.config.tasks:
         p, metric = results.config.p_values.get(task.name), task.metrics[0]
         entries = [e for (_, *place), e in results.entries.items() if place == [task.name, metric]]
         if p is None or not entries:
             continue
-        numbers = {e.row.name: e.paper for e in entries if e.paper is not None}
+        numbers = results.config.published.get(task.name, {})
         published = _two_best(numbers, metric)
         line = f"{task.table}, {column_name(task, metric)}, best against second best: {_measured(entries, metric)}"
         if published:

@@ -50,6 +50,8 @@ class TableConfig:
         contrasts: comparisons of several rows.
         missing: what the table shows in place of a paper's number that is unknown, if there should be one.
         p_values: task -> the paper's p-value of its best row against the second best.
+        published: task -> row -> the paper's number of its first metric, of all rows of the paper that the table knows:
+            ``rows`` may be some of them.
     """
 
     name: str
@@ -65,6 +67,7 @@ class TableConfig:
     missing: str = ""
     p_values: Mapping[str, float] = field(default_factory=dict)
     contrasts: tuple[Contrast, ...] = ()
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def config_names() -> list[str]:
@@ -116,6 +119,7 @@ def _table(name: str, content: Any) -> TableConfig:
         contrasts=tuple(_contrast(entry, rows) for entry in values.get("contrasts") or ()),
         missing=str(values.get("missing") or ""),
         p_values=_p_values(values.get("p_values") or {}, tasks),
+        published={task.name: _published(task.name, rows) for task in tasks},
     )
 
 
@@ -125,6 +129,11 @@ def _p_values(entry: Any, tasks: Sequence[Task]) -> dict[str, float]:
         if not is_number(p) or not 0 <= p <= 1:
             raise UserError(f"the p-value of {name!r} is {p!r}; give a number from 0 to 1")
     return {name: float(p) for name, p in values.items()}
+
+
+def _published(task: str, rows: Sequence[Row]) -> dict[str, float]:
+    numbers = {row.name: row.paper[task][0] for row in rows if task in row.paper}
+    return {name: float(number) for name, number in numbers.items() if number is not None}
 
 
 def _contrast(entry: Any, rows: Sequence[Row]) -> Contrast:

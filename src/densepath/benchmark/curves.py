@@ -22,14 +22,14 @@ _MAX_COLUMNS = 3
 _MARKERS = "os^"  # one marker for the first round of colors, the next one for the second, and so on
 
 
-def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path) -> Path | None:
+def draw_budgets(results: Results, budgets: Mapping[tuple[str, str], int], path: str | Path) -> Path | None:
     """Draw the first metric of every task against the number of images in pre-training, one line per curve.
 
     A row that has a curve but no pre-training is a horizontal line with its name. The paper's numbers are dashed.
 
     Args:
         results: the results so far.
-        budgets: row -> number of images in its pre-training.
+        budgets: (row, task) -> number of images in the pre-training.
         path: a PNG file.
 
     Returns:
@@ -42,8 +42,8 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     if not panels:
         return None
     names = list(dict.fromkeys(entry.row.curve for panel in panels for entry in panel))
-    trained = [name for name in names if any(e.row.curve == name and e.row.name in budgets for p in panels for e in p)]
-    looks = {name: (LINES[i % len(LINES)], _MARKERS[i // len(LINES) % len(_MARKERS)]) for i, name in enumerate(trained)}
+    trained = {e.row.curve for panel in panels for e in panel if _place(e) in budgets}
+    looks = looks_of([name for name in names if name in trained])
     across = min(_MAX_COLUMNS, len(panels))
     down = -(-len(panels) // across)
     figure = new_figure(_PANEL[0] * across, _PANEL[1] * down)
@@ -67,6 +67,19 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     return save(figure, path)
 
 
+def looks_of(names: Sequence[Any]) -> dict[Any, tuple[str, str]]:
+    """The color and the marker of each line, by its name: no two of up to eighteen lines look alike."""
+    return {
+        name: (LINES[number % len(LINES)], _MARKERS[number // len(LINES) % len(_MARKERS)])
+        for number, name in enumerate(names)
+    }
+
+
+def _place(entry: Entry) -> tuple[str, str]:
+    """The row and the task of an entry."""
+    return entry.row.name, entry.task.name
+
+
 def _name_lines(axes: Axes, lines: list[tuple[float, str]]) -> None:
     """The names of horizontal lines (y, name) on them, at the right and at the left in turns: two do not overlap."""
     place = axes.get_yaxis_transform()  # x as a share of the panel
@@ -75,14 +88,14 @@ def _name_lines(axes: Axes, lines: list[tuple[float, str]]) -> None:
         axes.text(x, y, name, color=FAINT, fontsize=8, transform=place, ha=side, va="bottom")
 
 
-def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: str, marker: str) -> None:
+def _line(axes: Axes, entries: list[Entry], budgets: Mapping[tuple[str, str], int], color: str, marker: str) -> None:
     """One curve, and the paper's."""
     for entry in entries:
-        if entry.row.name not in budgets and entry.mean_std:
+        if _place(entry) not in budgets and entry.mean_std:
             axes.axhline(entry.mean_std[0], color=color, lw=1.4)
             axes.axhspan(min(entry.values.values()), max(entry.values.values()), color=color, alpha=_BAND, lw=0)
-    placed = sorted((entry for entry in entries if entry.row.name in budgets), key=lambda e: budgets[e.row.name])
-    draw_scores(axes, [(budgets[e.row.name], e) for e in placed], color, marker)
+    points = [(budgets[_place(entry)], entry) for entry in entries if _place(entry) in budgets]
+    draw_scores(axes, sorted(points, key=lambda point: point[0]), color, marker)
 
 
 def add_meanings(axes: Axes, entries: Iterable[Entry], handles: list[Any], labels: list[str]) -> None:

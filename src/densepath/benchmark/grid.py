@@ -60,7 +60,7 @@ def make_grid(
             while run.parent is not None:
                 run = run.parent
             if run.verb == "pretrain":
-                grid.budgets.setdefault(row_name, run.images)
+                grid.budgets[row_name, task_name] = run.images
     return grid
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+_DIGITS = 9  # behind the point of a difference in percent; rounding of scores is far below, and would break ties
 MIN_PAIRS_FOR_RANKS = 6  # with fewer pairs the smallest two-sided p of a signed-rank test, 2 / 2**n, is above 0.05
 
 
@@ -50,5 +51,5 @@ def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Compa
     if len(seeds) > 1 and not math.isclose(np.ptp(differences), 0.0, abs_tol=1e-12):
         p = float(stats.ttest_rel([values[seed] for seed in seeds], [baseline[seed] for seed in seeds]).pvalue)
         if len(seeds) >= MIN_PAIRS_FOR_RANKS:
-            p_ranks = float(stats.wilcoxon(differences).pvalue)
+            p_ranks = float(stats.wilcoxon(differences.round(_DIGITS)).pvalue)
     return Comparison(len(seeds), float(differences.mean()), p, p_ranks)

@@ -11,12 +11,13 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from densepath.analysis.curves import style_curve
-from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, save
+from densepath.analysis.panels import FAINT, INK, add_legend, new_figure, save
 from densepath.benchmark.checks import is_number
-from densepath.benchmark.curves import add_meanings, draw_scores
-from densepath.benchmark.entries import Row
+from densepath.benchmark.curves import add_meanings, draw_scores, looks_of
+from densepath.benchmark.entries import Row, Task
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.steps import STEPS
+from densepath.core.plain import plain
 from densepath.training.recipes import all_options
 
 _PANEL = (4.4, 2.9)  # inches
@@ -60,7 +61,7 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
     lines = [(name, points) for panel in panels for name, points in panel.lines.items()]
     names = list(dict.fromkeys(name for name, points in lines if any(_known(entry) for _, entry in points)))
     others = [name for name in names if name != results.config.baseline]
-    colors = dict.fromkeys(names, FAINT) | {name: LINES[i % len(LINES)] for i, name in enumerate(others)}
+    looks = dict.fromkeys(names, (FAINT, "o")) | looks_of(others)
     across = min(_MAX_COLUMNS, len(panels))
     down = -(-len(panels) // across)
     figure = new_figure(_PANEL[0] * across, _PANEL[1] * down)
@@ -69,8 +70,8 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
         axes.set_axis_off()
     for axes, panel in zip(grid.flat, panels, strict=False):
         for name, points in panel.lines.items():
-            if name in colors:
-                draw_scores(axes, points, colors[name])
+            if name in looks:
+                draw_scores(axes, points, *looks[name])
         for entry in panel.levels:
             if entry.mean_std:
                 axes.axhline(entry.mean_std[0], color=FAINT, lw=1.4)
@@ -86,7 +87,9 @@ def draw_sweeps(results: Results, path: str | Path) -> Path | None:
         style_curve(axes, panel.title, panel.axis)
         axes.margins(x=0.05)
         _scale(axes, sorted({x for points in panel.lines.values() for x, _ in points}))
-    handles = [grid.flat[0].plot([], [], color=colors[name], marker="o", ms=4, lw=1.8)[0] for name in names]
+    handles = []
+    for color, marker in (looks[name] for name in names):
+        handles += grid.flat[0].plot([], [], color=color, marker=marker, ms=4, lw=1.8)
     add_meanings(grid.flat[0], (entry for panel in panels for entry in _swept(panel)), handles, names)
     add_legend(figure, handles, names, "lower center")
     return save(figure, path)
@@ -152,8 +155,10 @@ def _of_rows(results: Results) -> Iterator[Panel]:
 def _of_tasks(results: Results) -> Iterator[Panel]:
     for heading, columns in results.parts().items():
         tasks = list({task.name: task for task, _ in columns}.values())
-        found = axis_of([_of_task(task.verb, task.options) for task in tasks]) if len(tasks) >= _LEAST else None
-        if found is None or len({(task.verb, task.metrics) for task in tasks}) > 1:
+        if len(tasks) < _LEAST or len({(task.verb, task.metrics) for task in tasks}) > 1:
+            continue
+        found = axis_of(_options_of(tasks))
+        if found is None:
             continue
         axis, places = found
         metric = tasks[0].metrics[0]
@@ -172,9 +177,10 @@ def _by_task(results: Results) -> Iterator[list[Any]]:
             yield [column for column in columns if column[0].name == name]
 
 
-def _of_task(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    step = STEPS[verb]
-    return {name: options.get(name, step.default(name)) for name in step.free if name in options}
+def _options_of(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """The options of tasks of one verb that any of them sets, with their defaults in the others."""
+    step, names = STEPS[tasks[0].verb], dict.fromkeys(name for task in tasks for name in task.options)
+    return [{name: plain(task.options.get(name, step.default(name))) for name in names} for task in tasks]
 
 
 def _flat(row: Row) -> dict[str, Any]:

@@ -66,13 +66,14 @@ class Grid:
     Args:
         runs: name -> run, each after the run it depends on; those of the first seed come first.
         places: (row, task, seed) -> the run that gives the scores there.
-        budgets: row -> number of images in its pre-training; rows without pre-training are not in it.
+        budgets: (row, task) -> number of images in the pre-training, which tasks may have of their own; rows without
+            pre-training are not in it.
         skipped: lines about rows and tasks that are left out.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
     places: dict[tuple[str, str, int], Run] = field(default_factory=dict)
-    budgets: dict[str, int] = field(default_factory=dict)
+    budgets: dict[tuple[str, str], int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
     def add(self, run: Run) -> Run:

@@ -140,9 +140,13 @@ def _same_method(runs: Mapping[str, Run]) -> bool:
 
 
 def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
-    """Groups of runs that differ only by their seed, compared pair by pair over the seeds that they share."""
+    """Groups of runs that differ only by their seed, compared pair by pair over the seeds that they share.
+
+    Runs that have not ended are left out: their last measurements are those of other steps.
+    """
     places: dict[tuple[str, int], list[str]] = {}
-    for name, run in runs.items():
+    ended = {name: run for name, run in runs.items() if run.scores or run.state == "complete"}
+    for name, run in ended.items():
         seed = run.config.get("seed")
         if isinstance(seed, int):
             places.setdefault((_key(run.config, run.sessions), seed), []).append(name)
@@ -153,6 +157,8 @@ def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -
     same = [name for names in places.values() if len(names) > 1 for name in names]
     line = f"Left out of the paired tests, because others have the same options and seed: {first_few(same)}"
     notes: list[Block] = [Note(line, warning=True)] if same else []
+    if (open_runs := [name for name in runs if name not in ended]) and len(runs) > 2:
+        notes.append(Note(f"Left out of the paired tests, because they have not ended: {first_few(open_runs)}"))
     if len(groups) < 2 or max(map(len, groups.values())) < 2:
         return notes
     known = dict.fromkeys(metric for run in runs for metric in scores[run])

@@ -28,6 +28,7 @@ from densepath.transfer.mil.models import ALL, models_named
 
 SCORES = ("metrics.json", "scores.json")
 _NO_SCORES = {"seconds"}
+_OF_FEATURES = ("weights", "backbone", "stage", "pool", "size")  # options of the network that made them
 _FINAL = ("backbone", "detector", "classifier", "segmenter")  # files in exported, written at the end of a run
 RECORD = "table.json"  # of densepath.benchmark.tables.to_record
 _DEPTH = 3  # folders below the one that is given
@@ -238,10 +239,10 @@ def _before_scale(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in the scores of a probe; of features, those of the network that made them, too."""
+    """The options in the scores of a probe; of features, those of the network that made them, too, as they were."""
     encoding = record.get("encoding")
     made = encoding if isinstance(encoding, Mapping) else {}
-    return {name: made[name] for name in ("weights", "backbone") if name in made} | _before_scale(record)
+    return _before_scale(record) | {name: made[name] for name in _OF_FEATURES if name in made}
 
 
 def read_sessions(folder: Path) -> list[Mapping[str, Any]]:

@@ -33,6 +33,7 @@ def scored_on(run: Run) -> dict[str, str]:
     Paths are compared without links where they exist. Options that have their default, or that an earlier version did
     not record, are left out, and so are the data of a pre-training without a probe: its loss does not score them.
     Features of slides and images are not data: several extractors may have encoded the same ones, which a table names.
+    Answers for each slide are scored on other cases than those for patients.
     """
     config, found = run.config, {}
     paths = {
@@ -47,6 +48,8 @@ def scored_on(run: Run) -> dict[str, str]:
         found.pop("data", None)
     if "method" in config and not config.get("probe_data"):
         found.pop("data", None)
+    if config.get("grouping") == "single":
+        found["cases"] = "slides"
     targets = {name: config.get(name, _DEFAULTS.get(name)) for name in _OF_TARGETS}
     targets = {name: None if value in ((), []) else value for name, value in targets.items()}
     return found | {name: exact(value) for name, value in targets.items() if value != _DEFAULTS.get(name)}

@@ -108,6 +108,7 @@ def test_a_file_of_weights_is_loaded(tmp_path: Path) -> None:
     assert {"mean_iou_f1", "mean_iou_f2"} <= loaded.keys()
     assert json.loads(out.read_text())["mean_iou"] == loaded["mean_iou"] > 1
     assert json.loads(out.read_text())["scale"] == loaded["scale"] == "percent"
+    assert json.loads(out.read_text())["stages"] == loaded["stages"] == [1, 2]
 
 
 def test_each_stage_is_scored_as_a_single_stage(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def probe_pixels(
     chosen: dict[str, Any] = {"stages": stages, "each_stage": each_stage, "orientation": orientation}
     scores = probe_backbone(network, data, spec, say_what_is_read=True, **chosen, **options)
     asked = {"weights": str(weights), "backbone": network.name, "data": str(data), **options}
+    asked |= {"stages": sorted(set(stages))} if stages else {}
+    asked |= {"orientation": orientation} if orientation is not None else {}
     result = asked | SCALE | scores | {"seconds": round(watch.read(), 1)}
     if out is not None:
         with atomic_write(out) as part:
