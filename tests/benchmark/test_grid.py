@@ -286,11 +286,13 @@ def test_the_content_of_files_that_options_name_counts(lay_out, tmp_path):
         probed.write_text(f"{len(names)} lines")  # on what a run is only watched
         names.append(pretraining(lay_out(change)).name)
     assert names[0] == names[2] != names[1]
-    splits = {"splits": str(tmp_path / "splits.json"), "classes": [str(recipe), "a=b"], "target": "one"}
-    (tmp_path / "splits.json").write_text("{}")
-    known = row_runs._identity(STEPS["mil"], splits, 0, "data", tmp_path / "kept")["options"]
-    assert known["classes"] == [digest_of_given(recipe, tmp_path / "kept"), "a=b"] and known["target"] == "one"
-    assert known["splits"] == digest_of_given(tmp_path / "splits.json", tmp_path / "kept")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "splits_0.csv").write_text("train,test")
+    options = {"splits": str(tmp_path / "splits"), "classes": [str(recipe), "a=b"], "target": str(tmp_path)}
+    known = row_runs._identity(STEPS["mil"], options, 0, "data", kept := tmp_path / "kept")["options"]
+    assert known["classes"] == [digest_of_given(recipe, kept), "a=b"]
+    assert known["splits"] == digest_of_given(tmp_path / "splits", kept)
+    assert known["target"] == str(tmp_path)  # a text that happens to be a folder, as the separator / is
 
 
 def test_of_a_run_folder_only_the_weights_count(lay_out, tmp_path):

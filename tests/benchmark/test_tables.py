@@ -110,7 +110,9 @@ def test_each_task_stands_at_its_own_length_of_pre_training(results, tmp_path, m
     shown = []
     monkeypatch.setattr("densepath.benchmark.curves.save", lambda figure, path: shown.append(figure) or path)
     draw_budgets(results, dict(zip(MOCO, (600, 70), strict=True)), tmp_path / "curves.png")
-    places = [{x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata()} for axes in shown[0].axes]
+    places = [
+        {x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata()} for axes in shown[0].axes
+    ]
     assert places == [{600}, {70}]
 
 

@@ -185,25 +185,30 @@ def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
 def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str, cache: Path) -> dict[str, Any]:
     """What a result depends on. An option that is set to its default does not make a different run.
 
-    Of files and folders that options name by an absolute path the content counts: a run finds no others.
+    Of files that options name by an absolute path, and of folders that path options name, the content counts: a run
+    starts in its own folder, and finds no others.
     """
     changed = {name: value for name, value in plain(options).items() if value != plain(step.default(name))}
-    known = {name: value if name in _NOT_READ else _with_digests(value, cache) for name, value in changed.items()}
+    known = {
+        name: value if name in _NOT_READ else _with_digests(value, step.takes_path(name), cache)
+        for name, value in changed.items()
+    }
     return {"verb": step.verb, "options": known, "seed": seed, "data": data, "code": code_digest(step.code)}
 
 
-def _with_digests(value: Any, cache: Path) -> Any:
-    """A plain value with the digest of what is there in place of each absolute path.
+def _with_digests(value: Any, folders: bool, cache: Path) -> Any:
+    """A plain value with digests of the content in place of absolute paths: of files, and perhaps of folders.
 
     Raises:
         UserError: a file cannot be read.
     """
     if isinstance(value, dict):
-        return {name: _with_digests(entry, cache) for name, entry in value.items()}
+        return {name: _with_digests(entry, folders, cache) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_with_digests(entry, cache) for entry in value]
-    is_path = isinstance(value, str) and os.path.isabs(value) and os.path.exists(value)
-    return digest_of_given(value, cache) if is_path else value
+        return [_with_digests(entry, folders, cache) for entry in value]
+    if not isinstance(value, str) or not os.path.isabs(value):
+        return value
+    return digest_of_given(value, cache) if os.path.isfile(value) or (folders and os.path.isdir(value)) else value
 
 
 def _names_weights(option: str) -> bool:

@@ -15,7 +15,7 @@ from densepath.benchmark.labelled_sets import LabelledSet, Reader
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.core.scores import in_percent
-from densepath.options import build, default_of, is_required
+from densepath.options import build, default_of, is_required, options_of
 
 PRETRAINING = ("core", "sources", "annotations", "views", "nets", "concepts", "methods", "runs", "training")
 TRANSFER = (*PRETRAINING, "transfer")
@@ -83,6 +83,10 @@ class Step:
         """The default of an option."""
         return default_of(self.schema, option)
 
+    def takes_path(self, option: str) -> bool:
+        """Whether an option takes the path of a file or a folder, and not another text."""
+        return option in _path_options(self.schema)
+
     def gives(self, metric: str) -> bool:
         """Whether it gives a score."""
         return metric in self.metrics or any(metric.startswith(family) for family in self.families)
@@ -146,6 +150,11 @@ class Step:
         words.append(f"--out={RUN if '/' in self.written else self.written}")
         words += ["--resume"] * self.resumes
         return words + ([f"--workers={workers}"] if workers is not None and self.has("workers") else [])
+
+
+@cache
+def _path_options(schema: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(option.key for option in options_of(schema) if option.is_path)
 
 
 @cache
