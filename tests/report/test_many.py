@@ -262,6 +262,10 @@ _MIL = {"data": "F", "table": "t.csv", "target": "MSI", "folds": 5, "model": "ab
         (_MIL, {"task": "regression"}, False),
         (_MIL, {"grouping": "averaged"}, True),
         (_MIL, {"grouping": "single"}, False),  # of slides
+        (_MIL, {"splits": "split"}, False),  # an official test
+        (_MIL, {"splits": "other_run/splits.json"}, True),
+        ({"data": "D", "labels": "auto", "folds": None}, {"official": True}, True),
+        ({"data": "D", "labels": "auto", "folds": None}, {"official": False}, False),
     ],
 )
 def test_runs_are_ranked_among_those_of_the_same_data_labels_and_targets(

@@ -10,12 +10,14 @@ from pathlib import Path
 from densepath.annotations.classes import FOLDERS
 from densepath.report.paths import recorded_data
 from densepath.report.runs import Run
+from densepath.transfer.mil.split_files import column_of
 from densepath.transfer.segment.config import BESIDE
 
-_DEFAULTS = {"task": "classification", "uncertain": "ignore", "background": 0}
+_DEFAULTS = {"task": "classification", "uncertain": "ignore", "background": 0, "official": True}
 _OF_TARGETS = (  # options that decide what is predicted; without a default above: None or ()
     *("task", "target", "targets", "separator", "uncertain", "event"),
     *("classes", "objects", "background", "ignore", "regions"),
+    "official",  # whether the official test images are tested, or all
 )
 
 
@@ -33,7 +35,8 @@ def scored_on(run: Run) -> dict[str, str]:
     Paths are compared without links where they exist. Options that have their default, or that an earlier version did
     not record, are left out, and so are the data of a pre-training without a probe: its loss does not score them.
     Features of slides and images are not data: several extractors may have encoded the same ones, which a table names.
-    Answers for each slide are scored on other cases than those for patients.
+    Answers for each slide are scored on other cases than those for patients, and so are an official test, which a
+    column of the table names, and folds of all. Files of splits may name the same cases as folds.
     """
     config, found = run.config, {}
     paths = {
@@ -50,6 +53,8 @@ def scored_on(run: Run) -> dict[str, str]:
         found.pop("data", None)
     if config.get("grouping") == "single":
         found["cases"] = "slides"
+    if "table" in config and (column := column_of(config.get("splits"))):
+        found["splits"] = column
     targets = {name: config.get(name, _DEFAULTS.get(name)) for name in _OF_TARGETS}
     targets = {name: None if value in ((), []) else value for name, value in targets.items()}
     return found | {name: exact(value) for name, value in targets.items() if value != _DEFAULTS.get(name)}
