@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-_DIGITS = 9  # behind the point of a difference in percent; rounding of scores is far below, and would break ties
+_DIGITS = 9  # after the decimal point, in percent: scores are rounded far below, which would break ties of ranks
 MIN_PAIRS_FOR_RANKS = 6  # with fewer pairs the smallest two-sided p of a signed-rank test, 2 / 2**n, is above 0.05
 
 
