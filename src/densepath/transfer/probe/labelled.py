@@ -118,8 +118,7 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     noted = features.notes.get("data")
     data = (noted if isinstance(noted, str) and _can_be_read(noted) else None) if data is None else data
     where = "" if data is None else str(data)
-    listed: Any = Listed(names if table is None else _paths(names, where))
-    classes, test = classes_and_split(names, listed, table, how.target)
+    listed, classes, test = class_of(names, how, where)
     volumes = volumes_of(features, data)
     if test is None and (splits := splits_of_volumes(volumes)):
         test = given_split(splits, where or "the store of volumes")
@@ -128,6 +127,16 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     patient_names, patients = np.unique(owners, return_inverse=True)
     values = features.values.astype(np.float64)
     return Labelled(names, values, classes, patients.astype(np.int64), patient_names.tolist(), source, test)
+
+
+def class_of(names: list[str], how: Labels, where: str) -> tuple[Any, Classes, npt.NDArray[np.bool_] | None]:
+    """Images as the table names them, and their classes and splits as by :func:`classes_and_split`.
+
+    ``names`` are those of the images below their folder, which is ``where``; "" if that is not known.
+    """
+    table = None if how.labels == FOLDERS else how.labels
+    listed: Any = Listed(names if table is None else _paths(names, where))
+    return listed, *classes_and_split(names, listed, table, how.target)
 
 
 def classes_and_split(
