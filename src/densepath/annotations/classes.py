@@ -103,8 +103,8 @@ def warn_of_uncertain(names: Sequence[str]) -> None:
     """Say that -1 beside 0 and 1, which labels of radiographs have where a report is uncertain, is a class."""
     if {"-1"} < {name.removesuffix(".0") for name in names} <= {"-1", "0", "1"}:
         say(
-            f"densepath: warning: the classes are {', '.join(names)}; if -1 means that a label is uncertain, take these "
-            "images out, or name the column with --targets of densepath classify, which reads it so"
+            f"densepath: warning: the classes are {', '.join(names)}; if -1 means that a label is uncertain, take "
+            "these images out, or name the column with --targets of densepath classify, which reads it so"
         )
 
 

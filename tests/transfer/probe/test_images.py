@@ -262,12 +262,20 @@ def test_labels_are_checked_before_features_are_computed(tmp_path: Path, monkeyp
     rows = [(f"{part}/{name}", name[0]) for part in ("train", "other") for name in names]
     given: dict[str, Any] = {"data": tmp_path / "train", "test_data": tmp_path / "other", "backbone": "test_resnet"}
     for number in (1, 5):  # of a training and of a test image
-        how = table(tmp_path / "t.csv", [(file, "" if n == number else c) for n, (file, c) in enumerate(rows)], "file,Mass")
+        gaps = [(file, "" if n == number else c) for n, (file, c) in enumerate(rows)]
+        how = table(tmp_path / "t.csv", gaps, "file,Mass")
         with pytest.raises(UserError, match=rf"line {number + 2} of .* has no mass; fill it in, or take the image out"):
             probe(labels=how.labels, target="Mass", **given)
     how = table(tmp_path / "t.csv", [row for row in rows if row[0] != "other/b/P1_0.png"], "file,Mass")
     with pytest.raises(UserError, match=r"1 of 4 images have no mass in .*, the first is .*other/b/P1_0.png"):
         probe(labels=how.labels, target="Mass", **given)
+    with pytest.raises(UserError, match="'Q' does not match the name"):
+        probe(labels="folders", patient_regex="Q", **given)
+    how = table(
+        tmp_path / "t.csv", [(*row, "train" if row[0][0] == "t" else "Prüfung") for row in rows], "file,l,split"
+    )
+    with pytest.raises(UserError, match="has the split 'prüfung'"):
+        probe(labels=how.labels, target="l", **given)
 
 
 @pytest.mark.parametrize("values", [("0", "1", "-1"), ("0.0", "1.0", "-1.0"), ("0", "1", "2"), ("0", "1", "1")])

@@ -18,6 +18,7 @@ from torch import nn
 
 from densepath.annotations.classes import FOLDERS, warn_of_uncertain
 from densepath.annotations.fraction import check_fraction, choose_fraction
+from densepath.annotations.patients import check_spelling
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.core.system import with_progress
@@ -29,7 +30,7 @@ from densepath.transfer.embed.feature_file import VOLUMES, Features, read_featur
 from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.probe.classifiers import Fitted, logistic_regression, nearest_neighbors
 from densepath.transfer.probe.folds import Fold, make_folds, one_fold
-from densepath.transfer.probe.labelled import Labelled, Labels, class_of, join, label
+from densepath.transfer.probe.labelled import Labelled, Labels, classes_and_splits, join, label, listed_as, owners_of
 from densepath.transfer.probe.metrics import Floats, Integers, Score, evaluate
 
 CLASSIFIERS = ("knn", "logistic")
@@ -257,17 +258,23 @@ def features_of(data: str | Path, encoding: Encoding) -> Features:
     return Features([inputs.names[position] for position in positions], values, notes)
 
 
-def check_labels(data: str | Path, labels: Labels) -> None:
-    """Find the classes of all images of a source, before their features are computed.
+def check_labels(data: str | Path, how: Labels) -> None:
+    """Find the classes, splits and named patients of all images of a source, before their features are computed.
 
     A table that is a pipe is not looked at: it can be read only once.
 
     Raises:
-        UserError: as :func:`densepath.transfer.probe.labelled.classes_and_split`.
+        UserError: an image has none, see :func:`densepath.transfer.probe.labelled.label`.
     """
-    if labels.labels == FOLDERS or os.path.isfile(labels.labels) or not os.path.exists(labels.labels):
-        source = open_source(data)
-        class_of(Inputs(source, data, source.spec, None).names, labels, str(data))
+    table = None if how.labels == FOLDERS else how.labels
+    if table is not None and os.path.exists(table) and not os.path.isfile(table):
+        return
+    source = open_source(data)
+    names = Inputs(source, data, source.spec, None).names
+    listed = listed_as(names, table, str(data))
+    classes_and_splits(names, listed, table, how.target)
+    if how.patient is not None or how.patient_regex is not None:  # others are said, not refused
+        check_spelling(owners_of(names, listed, how, table, data)[0], names)
 
 
 def load_or_compute(data: str | Path | None, features: str | Path | None, encoding: Encoding) -> Features:
