@@ -103,7 +103,7 @@ WRONG = {
     "lines 2 and 4 of .* give one file two labels": "3.png,a\nTUM/1.png,t\nTUM/2.png,t\nTUM/1.png,a\n",
     "line 2 of .* may mean tiles/TUM/1.png or tiles/ADI/1.png": "2.png,a\n1.png,t\n3.png,a\n",
     "line 3 of .* is not a file and its label": "TUM/1.png,t\nADI/1.png,a\nTUM/2.png\n",
-    "line 2 of .* is not a file and its label": "file,label\nTUM/1.png,\n",
+    "line 2 of .* has no label; fill it in": "file,label\nTUM/1.png,\n",
     "line 1 of .* is not a file and its label": "TUM/1.png|t\n",
     "is empty": "",
     r"line 3 of .* is not UTF-8 \(b\\udcf6se\); .*CSV UTF-8": b"file,label\nTUM/1.png,t\n3.png,b\xf6se\n",

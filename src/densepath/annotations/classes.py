@@ -16,6 +16,7 @@ from torch import Tensor
 from densepath.annotations.label_table import LABEL, Table, key_of, known_columns, parts_of, read_table
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import is_missing, several_spellings
+from densepath.core.streams import say
 from densepath.sources.names import AllNames, Named
 from densepath.sources.suffixes import stems_of
 
@@ -96,6 +97,15 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order))
     return Classes(tuple(present[number] for number in order), torch.from_numpy(rank[inverse]))
+
+
+def warn_of_uncertain(names: Sequence[str]) -> None:
+    """Say that -1 beside 0 and 1, which labels of radiographs have where a report is uncertain, is a class."""
+    if {"-1"} < {name.removesuffix(".0") for name in names} <= {"-1", "0", "1"}:
+        say(
+            f"densepath: warning: the classes are {', '.join(names)}; if -1 means that a label is uncertain, take "
+            "these images out, or name the column with --targets of densepath classify, which reads it so"
+        )
 
 
 def _label_column(path: str, column: str | None) -> str:

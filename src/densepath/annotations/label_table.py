@@ -150,7 +150,10 @@ def _rows(reader: Lines, path: str, columns: Sequence[str], empty: bool) -> Iter
             places, width = found, len(row)
         elif any(heads):
             name, *texts = (row[place].strip() if len(row) == width else "" for place in places)
-            if not name or not (empty or all(texts)):
+            if name and not empty and "" in texts:
+                unknown = columns[texts.index("")]
+                raise UserError(f"line {reader.line_num} of {path} has no {unknown}; fill it in, or take the image out")
+            if not name:
                 raise UserError(
                     f"line {reader.line_num} of {path} is not a file and its {columns[0]}; give lines of "
                     f"file,{columns[0]}, or a header that names these columns"

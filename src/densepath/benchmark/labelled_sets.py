@@ -42,7 +42,8 @@ from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import make_study
 from densepath.transfer.mil.config import MilConfig
 from densepath.transfer.mil.slide_table import read_slide_table
-from densepath.transfer.probe.labelled import Listed, classes_and_split
+from densepath.transfer.probe.folds import given_split
+from densepath.transfer.probe.labelled import Listed, classes_and_splits
 from densepath.transfer.probe.tasks import official_test
 
 LABELS = "labels.csv"
@@ -182,7 +183,8 @@ def read_labelled(
     paths = list(list_images(root))
     names = [name.replace(os.sep, "/") for name in names_below(paths, root)]
     listed = Listed(names if table is None else paths)
-    _, tested = classes_and_split(names, listed, table, options.get("target"))
+    _, splits, whose = classes_and_splits(names, listed, table, options.get("target"))
+    tested = given_split(splits, whose) if splits else None
     sides = [paths, paths]
     if tested is not None:
         sides = [[path for path, test in zip(paths, tested, strict=True) if test == side] for side in (False, True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy.typing as npt
 
 from densepath.core.errors import errors_as, unwrapped
 from densepath.sources.corrupt import CorruptImage, decoding
+from densepath.sources.listing import walk
 from densepath.sources.volumes.volume import library
 
 SUFFIXES = (".dcm", ".dicom")
 DICOM_START = 132  # bytes that show whether a file is DICOM
+_FIRST = 20  # files of a folder that are looked at
 _HEADER = (
     *("Rows", "Columns", "BitsStored", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation"),
     *("NumberOfFrames", "Modality", "PixelRepresentation"),
@@ -41,6 +44,11 @@ def is_dicom_file(path: str | Path) -> bool:
             return is_dicom(file.read(DICOM_START))
     except (OSError, ValueError):  # the latter for a path with a null byte
         return False
+
+
+def holds_dicom(folder: str | Path) -> bool:
+    """Whether one of the first files of a folder is DICOM, whatever its name."""
+    return any(is_dicom_file(path) for path in islice(walk(folder, ("",)), _FIRST))
 
 
 def dicom_header(path: str | Path) -> tuple[int, int, int, int, int]:

@@ -100,6 +100,10 @@ def test_names_in_a_table_may_have_folders_and_need_not_be_of_one_slide(tmp_path
     with pytest.raises(UserError, match=r"t\.csv gives S/a/y\.svs two values, as y\.svs and as y; keep one"):
         MppTable(tmp_path / "t.csv").given(slides[2])
     assert "names of several slides, which all get its value: y (2 slides)" in table.unknown(slides)
+    (tmp_path / "t.csv").write_text("wsi;mpp\nx;0,75\nS\\a\\x.svs;0,25\nb\\y;0,5\n")  # as Windows writes them
+    table = MppTable(tmp_path / "t.csv")
+    assert [table.given(slide) for slide in slides] == [0.25, 0.75, None, 0.5]
+    assert "not in the data" not in table.unknown(slides)
 
 
 @pytest.mark.parametrize(

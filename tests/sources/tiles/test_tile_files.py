@@ -71,7 +71,7 @@ def test_a_folder_is_read_in_order_without_slides_that_have_no_tile(tmp_path: Pa
     folder = _folder(tmp_path / "t", tilings)
     assert is_tile_folder(folder) and not is_tile_folder(tmp_path)
     assert [tiling.name for tiling in read_tile_folder(folder)] == names[:3]
-    for spelling in ("a/slide", "slide", "slide.svs", "a/slide.svs", "/slides/a/slide.svs"):
+    for spelling in ("a/slide", "slide", "slide.svs", "a/slide.svs", "/slides/a/slide.svs", r"a\slide"):
         assert [tiling.name for tiling in read_tile_folder(folder, [spelling, "b"])] == ["b", "a/slide"]
     with pytest.raises(UserError, match=r"has no slides: c, d; correct the list"):
         read_tile_folder(folder, ["b", "c", "d"])

@@ -111,9 +111,11 @@ def test_only_listed_images_are_trained_on(
     test = write_images(tmp_path / "test", patients=2, each=1, seed=1, letter="Q")
     given = {"test_data": test / "images", "epochs": 1, "patient_regex": r"([PQ]\d+)_", "freeze": True}
     paths = sorted(str(path) for path in (data / "images").glob("*/P?[0-3]_*.png"))
-    for number, lines in enumerate((paths, [f"P{k}{p}" for k in range(2) for p in range(4)])):
+    owners = [f"P{k}{p}" for k in range(2) for p in range(4)]
+    for number, lines in enumerate((paths, owners, [path.replace("/", "\\") for path in paths])):
         text = "\r\n".join([*lines, "", "elsewhere.png"])
-        (tmp_path / "left.txt").write_bytes(text.encode(("utf-8-sig", "utf-16")[number]))  # as Windows writes it
+        encoding = ("utf-8-sig", "utf-16", "utf-8")[number]  # as Windows writes it
+        (tmp_path / "left.txt").write_bytes(text.encode(encoding))
         out = tmp_path / f"run{number}"
         classify(data=data / "images", out=out, train_images=tmp_path / "left.txt", **given)
         said = f"no training image for 1 line of {len(lines) + 1} in {tmp_path / 'left.txt'}: elsewhere.png"

@@ -109,6 +109,13 @@ def test_a_list_of_labels_has_no_unknown_or_misspelt_one(cell: str, says: str, f
     assert targets.values.tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
 
 
+def test_labels_may_be_numbers_with_a_point_or_a_comma(folder: Path, tmp_path: Path) -> None:
+    text = "file;Mass;Edema\na\\1.png;1,0;-1,0\na\\2.png;0,0;1.0\nb\\3.png;;0\nb\\4.png;1;yes\n"
+    (tmp_path / "t.csv").write_text(text)
+    values = read(folder, tmp_path / "t.csv", targets=("Mass", "Edema")).targets.values
+    np.testing.assert_array_equal(values, [[1, np.nan], [0, 1], [np.nan, 0], [1, 1]])
+
+
 def test_an_image_that_the_manifest_lacks_has_no_patient(folder: Path) -> None:
     write_table(folder / "manifest.csv", ["file", "person"], [["a/1.png", "x"], ["a/2.png", "y"], ["b/3.png", "z"]])
     with pytest.raises(UserError, match=r"images without a person in .*: b/4.png"):

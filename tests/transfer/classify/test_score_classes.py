@@ -99,13 +99,13 @@ def test_labels_and_columns_without_a_partner_are_named(
 ) -> None:
     names = [row["file"] for row in read_rows(data / "labels.csv", "")]
     found = write_predictions(tmp_path / "P", names, {"Mass": np.linspace(0, 1, 24), "Edema": [0.6] * 24})
-    rows = [[name, k % 2, k // 2 % 2, k, 1] for k, name in enumerate(names)]
-    labels = write_table(data / "typo.csv", ["file", "Mass", "Oedema", "age", "case"], rows)
+    rows = [[name, k % 2, k // 2 % 2, k, 1, "0,0"] for k, name in enumerate(names)]
+    labels = write_table(data / "typo.csv", ["file", "Mass", "Oedema", "age", "case", "Cyst"], rows)
     done = score(data=data / "images", labels=labels, predictions=found)
     assert done["macro_auc"] == done["auc_Mass"] and "auc_Edema" not in done
     said = capsys.readouterr().err
     assert f"left out of the scores, as {labels} has no column of this name: Edema\n" in said
-    assert f"columns of 0 and 1 in {labels} that are not labels of the classifier: Oedema\n" in said
+    assert f"columns of 0 and 1 in {labels} that are not labels of the classifier: Oedema, Cyst\n" in said
 
 
 def test_several_labels_and_what_is_left_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -254,6 +254,39 @@ def test_images_become_scores_and_files(tmp_path: Path, capsys: Any) -> None:
     np.testing.assert_allclose(table, written.chances["logistic"], rtol=1e-8)
 
 
+def test_labels_are_checked_before_features_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densepath.transfer.probe.images.encode_all", None)
+    for part in ("train", "other"):
+        write_tiles(tmp_path / part, "ab", 2, 0)
+    names = [f"{c}/P{n}_0.png" for c in "ab" for n in range(2)]
+    rows = [(f"{part}/{name}", name[0]) for part in ("train", "other") for name in names]
+    given: dict[str, Any] = {"data": tmp_path / "train", "test_data": tmp_path / "other", "backbone": "test_resnet"}
+    for number in (1, 5):  # of a training and of a test image
+        gaps = [(file, "" if n == number else c) for n, (file, c) in enumerate(rows)]
+        how = table(tmp_path / "t.csv", gaps, "file,Mass")
+        with pytest.raises(UserError, match=rf"line {number + 2} of .* has no mass; fill it in, or take the image out"):
+            probe(labels=how.labels, target="Mass", **given)
+    how = table(tmp_path / "t.csv", [row for row in rows if row[0] != "other/b/P1_0.png"], "file,Mass")
+    with pytest.raises(UserError, match=r"1 of 4 images have no mass in .*, the first is .*other/b/P1_0.png"):
+        probe(labels=how.labels, target="Mass", **given)
+    with pytest.raises(UserError, match="'Q' does not match the name"):
+        probe(labels="folders", patient_regex="Q", **given)
+    how = table(
+        tmp_path / "t.csv", [(*row, "train" if row[0][0] == "t" else "Prüfung") for row in rows], "file,l,split"
+    )
+    with pytest.raises(UserError, match="has the split 'prüfung'"):
+        probe(labels=how.labels, target="l", **given)
+
+
+@pytest.mark.parametrize("values", [("0", "1", "-1"), ("0.0", "1.0", "-1.0"), ("0", "1", "2"), ("0", "1", "1")])
+def test_uncertain_labels_are_said_to_be_a_class(values: tuple[str, ...], tmp_path: Path, capfd: Any) -> None:
+    rows = [(f"{n}.png", values[n % 3], f"p{n}") for n in range(30)]
+    how = replace(table(tmp_path / "t.csv", rows, "file,Edema,patient"), target="Edema")
+    probe_images(features(np.ones((30, 2)), [row[0] for row in rows]), how, folds=2, neighbors=3)
+    said = f"the classes are {', '.join(sorted({*values}))}; if -1 means that a label is uncertain"
+    assert (said in capfd.readouterr().err) == values[2].startswith("-1")
+
+
 def test_folders_of_splits_are_honoured(tmp_path: Path) -> None:
     write_tiles(tmp_path / "d" / "train", "ab", 5, 0)
     write_tiles(tmp_path / "d" / "test", "ab", 2, 1)

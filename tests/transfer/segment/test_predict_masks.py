@@ -108,6 +108,14 @@ def test_a_label_map_lies_where_other_programs_see_its_volume(
     assert path.stat().st_mtime_ns > before
 
 
+def test_a_folder_of_dicom_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    run = write_segmenter(tmp_path / "segmenter.safetensors", 3)
+    (tmp_path / "in/series").mkdir(parents=True)
+    (tmp_path / "in/series/IM0001").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(UserError, match=r"no volume .*, or convert DICOM with densepath data dicom .*in STORE"):
+        predict_masks(run, data=tmp_path / "in", out=tmp_path / "out", **CPU)
+
+
 def test_a_damaged_image_keeps_no_map_of_a_former_one(tmp_path: Path) -> None:
     data, changed = two_images(tmp_path / "data")
     run, out = write_segmenter(tmp_path / "segmenter.safetensors", 2), tmp_path / "out"

@@ -6,9 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from densepath.annotations.patients import MANIFEST, patients_of
@@ -25,12 +23,11 @@ from densepath.datasets.volumes.conversion import (
 )
 from densepath.datasets.volumes.convert import convert
 from densepath.datasets.volumes.dataset_json import reading
-from densepath.sources.dicom_image import DICOM_START, is_dicom
+from densepath.sources.dicom_image import holds_dicom
 from densepath.sources.listing import Passed, walk
 from densepath.sources.volumes.read import SUFFIXES, files_of, read_volume
 
 _MASK = "anatomy_mask"
-_FIRST = 20  # files of a folder without volumes that are looked at
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # names of nnU-Net's files
 
 
@@ -57,7 +54,7 @@ def convert_folder(how: FolderConversion) -> Path:
     passed = Passed()
     found = volumes_in(images, passed)
     if not found:
-        remedy = f"convert DICOM with {command('data', 'dicom', images, how.dest)}" if _holds_dicom(images) else ""
+        remedy = f"convert DICOM with {command('data', 'dicom', images, how.dest)}" if holds_dicom(images) else ""
         raise UserError(
             f"{images} and its subfolders contain no volume (NIfTI, MetaImage or .b2nd){passed.only()}; "
             + (remedy or "check the path")
@@ -99,15 +96,6 @@ def _check_names(images: Path, labels: Path, names: list[str], of_labels: list[s
         remedy = "names of volumes end in the number of a channel: convert nnU-Net's layout with densepath data nnunet"
     shown = f"{first_few(of_labels, 2)} in {labels}, {first_few(names, 2)} in {images}"
     raise UserError(f"no label file has the name of a volume: {shown}; {remedy}")
-
-
-def _holds_dicom(folder: Path) -> bool:
-    """Whether one of the first files of a folder is DICOM, whatever its name."""
-    for path in islice(walk(folder, ("",)), _FIRST):
-        with suppress(OSError), open(path, "rb") as file:
-            if is_dicom(file.read(DICOM_START)):
-                return True
-    return False
 
 
 def volumes_in(folder: Path, passed: Passed | None = None) -> dict[str, Path]:

@@ -164,7 +164,7 @@ class MppTable:
             UserError: it gives two, with and without the suffix.
         """
         known = [name for name in _spellings(slide) if name in self._given]
-        same = [name for name in known if name.count("/") == known[0].count("/")]
+        same = [name for name in known if _depth(name) == _depth(known[0])]
         if len({self._given[name] for name in same}) > 1:
             raise UserError(f"{self.path} gives {slide} two values, as {' and as '.join(same)}; keep one")
         return self._given[known[0]] if known else None
@@ -181,8 +181,15 @@ class MppTable:
         return f"{'; '.join(lines)}; correct it" if lines else ""
 
 
+def _depth(name: str) -> int:
+    """The number of folders in a name."""
+    return name.replace("\\", "/").count("/")
+
+
 def _spellings(slide: str | Path) -> list[str]:
-    """The names by which a table may call a slide: with any of the folders above it, or without its suffix."""
+    """The names by which a table may call a slide: with any of the folders above it, or without its suffix; with
+    slashes or backslashes."""
     path = PurePath(composed(str(slide)))
     below = [PurePath(*path.parts[start:]) for start in range(len(path.parts))]
-    return list(dict.fromkeys(str(each) for name in below for each in (name, name.with_suffix(""))))
+    names = [str(each) for name in below for each in (name, name.with_suffix(""))]
+    return list(dict.fromkeys(each for name in names for each in (name, name.replace("/", "\\"))))

@@ -188,7 +188,7 @@ def read_tile_folder(
     Args:
         folder: the folder.
         slides: the slides to read, as they are named in ``slides.csv``, or by their file names with or without folders
-            and suffix; None for all. The order is always that of ``slides.csv``.
+            and suffix, with slashes or backslashes; None for all. The order is always that of ``slides.csv``.
         exclude: patterns of slides to leave out: ``*`` and ``?`` in a slide's name, or in that of its file.
 
     Raises:
@@ -203,13 +203,12 @@ def read_tile_folder(
         )
     rows = read_slide_rows(folder)
     if slides is not None:
-        asked = {composed(name) for name in slides}  # macOS writes other forms than Linux
         known = {name for row in rows for name in _spellings(row)}
-        refuse(
-            [one_line(name) for name in slides if composed(name) not in known],
-            f"{folder} has no slides",
-            "correct the list",
-        )
+        forms = [composed(name) for name in slides]  # macOS writes other forms than Linux, Windows other separators
+        forms = [name if name in known else name.replace("\\", "/") for name in forms]
+        unknown = [one_line(name) for name, form in zip(slides, forms, strict=True) if form not in known]
+        refuse(unknown, f"{folder} has no slides", "correct the list")
+        asked = {*forms}
         alike = Counter(name for row in rows for name in asked.intersection(_spellings(row)))
         own = asked.intersection(composed(row["slide"]) for row in rows)
         several = [one_line(name) for name, count in alike.items() if count > 1 and name not in own]

@@ -173,6 +173,11 @@ def file_of(path: str) -> Hashable:
     return found.st_dev, found.st_ino
 
 
+def meanings(line: str) -> set[Hashable]:
+    """What a line of a list may name: an image, a patient or a file, with slashes or backslashes between folders."""
+    return {form for name in (line, line.replace("\\", "/")) for form in (name, file_of(name))}
+
+
 def _absolute(path: str, data: str | Path) -> str:
     """A path as tables may have it: absolute, or below the folder of the images."""
     if os.path.isabs(path) or os.path.exists(path) or not os.path.isdir(data):

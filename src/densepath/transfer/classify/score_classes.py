@@ -27,7 +27,7 @@ from densepath.transfer.classify.cohort import Pool, read_pool, same_labels
 from densepath.transfer.classify.config import ClassifyConfig, Uncertain
 from densepath.transfer.classify.predict_classes import PREDICTIONS, SEVERAL
 from densepath.transfer.classify.results import Outcome
-from densepath.transfer.classify.targets import LABEL, NUMBERS
+from densepath.transfer.classify.targets import LABEL, number_of
 from densepath.transfer.probe.folds import parts_of
 from densepath.transfer.probe.labelled import warn_of_unknown_patients
 from densepath.transfer.probe.metrics import Floats
@@ -218,10 +218,10 @@ def _say_unpaired(table: str, labels: Sequence[str], scored: Sequence[str]) -> N
         say(f"densepath: left out of the scores, as {table} has no column of this name: {first_few(lacking)}")
     with open_lines(table) as reader:
         columns = list(zip_longest(*reader, fillvalue=""))
-    numbers = {*NUMBERS, ""}
     known = {SPLIT, *PATIENT_COLUMNS, *map(plain_head, labels)}
-    binary = [(head, {text.strip().lower().removesuffix(".0") for text in texts}) for head, *texts in columns]
-    if others := [head for head, texts in binary if {""} < texts | {""} <= numbers and plain_head(head) not in known]:
+    filled = [(head, {text for text in texts if text.strip()}) for head, *texts in columns]
+    binary = [head for head, texts in filled if texts and all(number_of(text) is not None for text in texts)]
+    if others := [head for head in binary if plain_head(head) not in known]:
         say(f"densepath: columns of 0 and 1 in {table} that are not labels of the classifier: {first_few(others)}")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from densepath.annotations.classes import match_columns
+from densepath.annotations.classes import match_columns, warn_of_uncertain
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import is_missing, several_spellings
 from densepath.core.streams import say
@@ -18,7 +18,7 @@ from densepath.transfer.probe.metrics import Floats, Integers
 
 LABEL = "label"
 _NOTHING = ("no finding", "no findings", "no_finding", "none", "")  # a list of labels without any
-NUMBERS = {"0": 0.0, "1": 1.0, "-1": -1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+_NUMBERS = {"0": 0.0, "1": 1.0, "-1": -1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +128,11 @@ def read_targets(
     return _classes(texts, table, kept, whole), kept
 
 
+def number_of(text: str) -> float | None:
+    """0, 1 or -1 as tables write them (also 1.0, 1,0, yes and True); None for other texts."""
+    return _NUMBERS.get(text.strip().lower().replace(",", ".").removesuffix(".0"))
+
+
 def refuse_or_say(cases: Sequence[str], what: tuple[str, str], skip: bool) -> None:
     """Refuse cases (one of them, several of them in words), or say that they are left out."""
     if skip and cases:
@@ -151,6 +156,8 @@ def _classes(
             "class, or a table of two or more classes with --labels"
         )
     _check_spelling("classes", used, source)
+    if whole:
+        warn_of_uncertain(used)
     number = {name: place for place, name in enumerate(used)}
     return Targets(tuple(used), np.array([number.get(text, 0) for text in texts], np.float64)[:, None], True)
 
@@ -178,7 +185,7 @@ def _columns(
         for column, text in enumerate(row):
             if is_missing(text):
                 continue
-            value = NUMBERS.get(text.lower().removesuffix(".0"))
+            value = number_of(text)
             if value is None:
                 wrong.append(f"{names[place]} ({config.targets[column]} {text!r})")
             else:

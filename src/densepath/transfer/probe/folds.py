@@ -39,13 +39,22 @@ def given_split(splits: list[str], whose: str) -> npt.NDArray[np.bool_] | None:
     Raises:
         UserError: the names are not those of splits, or all images are of one.
     """
-    names = [name.lower() for name in splits]
-    if unknown := sorted(set(names) - set(PART_NUMBERS)):
-        raise UserError(f"{whose} has the split {unknown[0]!r}; name splits train, val and test")
-    test = parts_of(names, "images") == 2
+    test = parts_of(known_splits(splits, whose), "images") == 2
     if test.all() or not test.any():
         raise UserError(f"{whose} has only {'test' if test.all() else 'training'} images; a probe needs both")
     return test
+
+
+def known_splits(splits: list[str], whose: str) -> list[str]:
+    """The names of splits in small letters.
+
+    Raises:
+        UserError: there are others than those of training, validation and test.
+    """
+    names = [name.lower() for name in splits]
+    if unknown := sorted(set(names) - set(PART_NUMBERS)):
+        raise UserError(f"{whose} has the split {unknown[0]!r}; name splits train, val and test")
+    return names
 
 
 def parts_of(names: list[str], what: str, then: str = "") -> Integers:

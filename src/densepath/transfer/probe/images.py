@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ import numpy.typing as npt
 from PIL import Image
 from torch import nn
 
+from densepath.annotations.classes import FOLDERS, warn_of_uncertain
 from densepath.annotations.fraction import check_fraction, choose_fraction
+from densepath.annotations.patients import check_spelling
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.core.system import with_progress
@@ -27,7 +30,7 @@ from densepath.transfer.embed.feature_file import VOLUMES, Features, read_featur
 from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.probe.classifiers import Fitted, logistic_regression, nearest_neighbors
 from densepath.transfer.probe.folds import Fold, make_folds, one_fold
-from densepath.transfer.probe.labelled import Labelled, Labels, join, label
+from densepath.transfer.probe.labelled import Labelled, Labels, classes_and_splits, join, label, listed_as, owners_of
 from densepath.transfer.probe.metrics import Floats, Integers, Score, evaluate
 
 CLASSIFIERS = ("knn", "logistic")
@@ -151,6 +154,7 @@ def probe_labelled(
         raise UserError(f"neighbors is {neighbors}; give 1 or more")
     if not np.isfinite(images.features).all():
         raise UserError("the features hold NaN or Inf; compute them in --precision 32")
+    warn_of_uncertain(images.classes.names)
     if not images.by_patient:
         say(
             "densepath: warning: the patients are unknown, so images of one may be in training and test, which makes "
@@ -252,6 +256,25 @@ def features_of(data: str | Path, encoding: Encoding) -> Features:
     positions, values = encode_all(encoder, encoder, inputs, hardware)
     notes = {"weights": str(encoding.weights), "data": str(data), **encoder.notes(), "size": inputs.size}
     return Features([inputs.names[position] for position in positions], values, notes)
+
+
+def check_labels(data: str | Path, how: Labels) -> None:
+    """Find the classes, splits and named patients of all images of a source, before their features are computed.
+
+    A table that is a pipe is not looked at: it can be read only once.
+
+    Raises:
+        UserError: an image has none, see :func:`densepath.transfer.probe.labelled.label`.
+    """
+    table = None if how.labels == FOLDERS else how.labels
+    if table is not None and os.path.exists(table) and not os.path.isfile(table):
+        return
+    source = open_source(data)
+    names = Inputs(source, data, source.spec, None).names
+    listed = listed_as(names, table, str(data))
+    classes_and_splits(names, listed, table, how.target)
+    if how.patient is not None or how.patient_regex is not None:  # others are said, not refused
+        check_spelling(owners_of(names, listed, how, table, data)[0], names)
 
 
 def load_or_compute(data: str | Path | None, features: str | Path | None, encoding: Encoding) -> Features:

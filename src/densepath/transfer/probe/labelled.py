@@ -32,7 +32,7 @@ from densepath.core.streams import say
 from densepath.sources.listing import LIST_SUFFIXES, list_images
 from densepath.sources.volumes.open_store import is_volume_store, open_volumes
 from densepath.transfer.embed.feature_file import VOLUMES, Features
-from densepath.transfer.probe.folds import given_split
+from densepath.transfer.probe.folds import given_split, known_splits
 from densepath.transfer.probe.metrics import Floats, Integers
 
 Rows = Sequence[Mapping[str, Any]]  # what the index of a store says of volumes
@@ -118,11 +118,12 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     noted = features.notes.get("data")
     data = (noted if isinstance(noted, str) and _can_be_read(noted) else None) if data is None else data
     where = "" if data is None else str(data)
-    listed: Any = Listed(names if table is None else _paths(names, where))
-    classes, test = classes_and_split(names, listed, table, how.target)
+    listed = listed_as(names, table, where)
+    classes, splits, whose = classes_and_splits(names, listed, table, how.target)
+    test = given_split(splits, whose) if splits else None
     volumes = volumes_of(features, data)
-    if test is None and (splits := splits_of_volumes(volumes)):
-        test = given_split(splits, where or "the store of volumes")
+    if test is None and (parts := splits_of_volumes(volumes)):
+        test = given_split(parts, where or "the store of volumes")
     owners, source = owners_of(names, listed, how, table, data, volumes)
     check_spelling(owners, names)
     patient_names, patients = np.unique(owners, return_inverse=True)
@@ -130,10 +131,15 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     return Labelled(names, values, classes, patients.astype(np.int64), patient_names.tolist(), source, test)
 
 
-def classes_and_split(
+def listed_as(names: list[str], table: str | None, where: str) -> Any:
+    """Images as a table names them, from their names below their folder, which is ``where``; "" if it is not known."""
+    return Listed(names if table is None else _paths(names, where))
+
+
+def classes_and_splits(
     names: list[str], listed: Any, table: str | None, target: str | None = None
-) -> tuple[Classes, npt.NDArray[np.bool_] | None]:
-    """The classes of images, and (N,) whether each is a test image; None if they are not divided.
+) -> tuple[Classes, list[str], str]:
+    """The classes of images, the name of each image's split ([] if they are not divided), and what says so.
 
     Args:
         names: of the images below their folder.
@@ -146,12 +152,11 @@ def classes_and_split(
     """
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
     divided = set(tops) <= set(SPLIT_OF) and len(set(tops)) > 1
-    test = given_split(tops, "the folder of images") if divided else None
-    if table is None:
-        inside = Listed([name.partition("/")[2] for name in names]) if divided else listed
-        return read_classes(inside, FOLDERS, ""), test
-    classes = read_classes(listed, table, column=target)
-    return classes, given_split(read_column(listed, table, SPLIT), table) if SPLIT in table_columns(table) else test
+    inside = Listed([name.partition("/")[2] for name in names]) if divided else listed
+    classes = read_classes(inside, FOLDERS, "") if table is None else read_classes(listed, table, column=target)
+    if table is not None and SPLIT in table_columns(table):
+        return classes, known_splits(read_column(listed, table, SPLIT), table), table
+    return classes, tops if divided else [], "the folder of images"
 
 
 def volumes_of(features: Features, data: str | Path | None) -> Rows:

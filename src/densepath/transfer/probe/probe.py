@@ -18,7 +18,14 @@ from densepath.core.streams import write_result
 from densepath.core.system import first_on_node
 from densepath.training.caller_state import state_of_the_caller
 from densepath.transfer.embed.encoder import Pool
-from densepath.transfer.probe.images import Encoding, ImageProbe, features_of, load_or_compute, probe_images
+from densepath.transfer.probe.images import (
+    Encoding,
+    ImageProbe,
+    check_labels,
+    features_of,
+    load_or_compute,
+    probe_images,
+)
 from densepath.transfer.probe.labelled import Labels
 from densepath.transfer.probe.pixels import L2, SIZE, probe_pixels
 from densepath.transfer.probe.record import check_out, table_of, write_record
@@ -165,10 +172,14 @@ def probe(
     encoding = _encoding(weights, backbone, stages, pool, size, seed, devices)
     if target is not None and str(labels) == FOLDERS:
         raise UserError("--target names a column of a table; give the table with --labels, or leave it out")
+    how = Labels(str(labels), patient, patient_regex, target)
+    for source in (data, test_data):
+        if features is None and source is not None:
+            check_labels(source, how)
     found = load_or_compute(data, features, encoding)
     result = probe_images(
         found,
-        Labels(str(labels), patient, patient_regex, target),
+        how,
         data=data,
         test_features=None if test_data is None else features_of(test_data, encoding),
         test_data=test_data,

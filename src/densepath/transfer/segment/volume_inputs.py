@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densepath.core.closing import command
 from densepath.core.errors import UserError, counted
 from densepath.core.files import atomic_write
 from densepath.core.output_names import names_below, output_names, refuse_repeated
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.dicom_image import holds_dicom
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.volumes.nifti import NO_MAP
 from densepath.sources.volumes.open_store import is_volume_store, open_volumes
@@ -136,8 +139,7 @@ class VolumeInputs:
             self._check(self._store, data)
             self.names = [self._store.names(k) for k in range(len(self._store))]
             return
-        listed = list_images(data, exclude, self.passed, suffixes=SUFFIXES, kinds=_KINDS)
-        self._paths = [str(path) for path in listed]
+        self._paths = _files(data, exclude, self.passed)
         below = names_below(self._paths, data)
         refuse_repeated(below, data)
         ends = [max((end for end in SUFFIXES if name.lower().endswith(end)), key=len) for name in below]
@@ -216,6 +218,17 @@ class VolumeInputs:
         spacing = spacing_of(affine)
         steps = tuple(a / b for a, b in zip(old, spacing, strict=True))
         return VolumeInput(pixels, tuple(shape[::-1]), steps[::-1], from_file, codes, spacing[::-1], space)
+
+
+def _files(data: str | Path, exclude: Sequence[str], passed: Passed) -> list[str]:
+    """The files of volumes. Raises UserError, which says what to do with DICOM, if there are none."""
+    try:
+        return [str(path) for path in list_images(data, exclude, passed, suffixes=SUFFIXES, kinds=_KINDS)]
+    except UserError as error:
+        if not (os.path.isdir(data) and holds_dicom(data)):
+            raise
+        convert = command("data", "dicom", Path(data), Path("STORE"))
+        raise UserError(f"{error}, or convert DICOM with {convert} and give STORE") from error
 
 
 def _places(length: int, voxels: int, step: float) -> Tensor:
