@@ -9,21 +9,21 @@ from densepath.core.spacing import some_values
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.pixel_source import PixelSource
 
-_SAMPLE = 8  # volumes, evenly spread over the source
 _NUMBERS = 2**18  # values of each that are used
 _PERCENTILES = (0.5, 99.5)  # nnU-Net's, for CT
 
 
-def percentile_window(images: PixelSource) -> tuple[float, float]:
+def percentile_window(images: PixelSource, most: int = 8) -> tuple[float, float]:
     """The range of stored values in a sample of the images, without the lowest and the highest 0.5%.
 
     Args:
         images: the source; its ``spec`` is not used.
+        most: how many images are read, evenly spread over the source.
 
     Raises:
         UserError: none of them can be read, or nearly all values are equal.
     """
-    count = min(_SAMPLE, len(images))
+    count = min(most, len(images))
     found = []
     for position in (k * len(images) // count for k in range(count)):
         try:

@@ -168,6 +168,14 @@ def test_a_window_is_of_all_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert low == 0 and high == pytest.approx(np.percentile(number, 99.5), rel=0.02)
 
 
+def test_a_shared_window_is_of_more_than_a_few_volumes(tmp_path: Path) -> None:
+    """Every second volume has other values, as where scans of chests and of abdomens alternate."""
+    lungs, liver = np.arange(-1000, 0, dtype=np.int16), np.arange(0, 1000, dtype=np.int16)
+    volumes = [(liver if number % 2 else lungs).reshape(10, 10, 10) for number in range(16)]
+    images = open_volumes(convert_folder(FolderConversion(write(tmp_path / "in", volumes), tmp_path / "S")))
+    assert images.spec.window == pytest.approx(np.percentile(volumes, (0.5, 99.5)), abs=2)
+
+
 def test_windows_of_an_earlier_version_are_computed_again_without_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
