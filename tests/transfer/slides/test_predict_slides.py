@@ -151,9 +151,10 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
     record.write_text(record.read_text().replace('"problems"', '"unread"'))  # as earlier versions wrote it
     before = {path: path.stat().st_mtime_ns for path in (out / "geojson").rglob("*.geojson")}
     (out / "records" / "good.json").unlink()
+    (out / "records" / "sub" / "good.csv").unlink()  # its objects
     again = search(data, out, known=0.5, pictures="all")
     changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
-    assert changed == [out / "geojson" / "good.geojson"] and dict(again) == dict(found)
+    assert sorted(changed) == [out / "geojson" / f"{name}.geojson" for name in ("good", "sub/good")] and dict(again) == dict(found)
     assert list(csv.DictReader((out / "slides.csv").open())) == list(table.values())
     assert not list(out.rglob("*.part"))
     with pytest.raises(UserError, match="other values of mpp"):
