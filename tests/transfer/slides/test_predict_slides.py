@@ -164,6 +164,16 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
     assert list(out.glob("*/good.*")) == [out / "records" / "good.json"]
 
 
+def test_um_per_pixel_that_were_missing_are_given_in_the_same_folder(search: Any, tmp_path: Path) -> None:
+    slide, out = tmp_path / "no_um.tiff", tmp_path / "out"
+    tifffile.imwrite(slide, paint((256, 256), 0.5, [], TISSUE), tile=(64, 64), photometric="rgb")
+    with pytest.raises(UserError, match="no µm per pixel; give them by --mpp_table .* or --default_mpp"):
+        search(slide, out, mpp=0.5)
+    for mpp in ("0.5", "1.0"):
+        search(slide, out, mpp=0.5, default_mpp=float(mpp))
+        assert [row["mpp"] for row in csv.DictReader((out / "slides.csv").open())] == [mpp.removesuffix(".0")]
+
+
 def test_a_share_says_what_it_leaves(search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in "ab":
         write_slide(tmp_path / "slides" / f"{name}.tiff", 0.5)

@@ -55,7 +55,8 @@ from densepath.version import __version__
 
 _TILE = 256  # pixels
 _ALL = "1/1"  # every process waits until all slides are tiled
-_FREE = ("data", "batch_size", "precision", "densepath_version")  # may change when the same command continues
+# May change when the same command continues; slides with other µm per pixel are done again.
+_FREE = ("data", "batch_size", "precision", "densepath_version", "mpp_table", "default_mpp")
 
 
 @dataclass(frozen=True, eq=False)

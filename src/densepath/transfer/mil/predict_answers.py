@@ -44,7 +44,7 @@ from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork
 
 LOG = "predict.log"
 # They may change: what they decide is checked in the folders of the tiles and of the features.
-_FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window", "precision")
+_FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window", "precision", "mpp_table", "default_mpp")
 
 
 @dataclass(frozen=True, eq=False)
