@@ -98,6 +98,12 @@ def digests_of_contents(files: Iterable[str | Path]) -> list[str]:
     return list(in_threads(_digest_of_content, files, usable_cores(), "file contents"))
 
 
+def digests_of_packed(images: PackedTiles, positions: Iterable[int]) -> list[str]:
+    """For each image of a packed store a digest of its size and of some bytes from its middle."""
+    parts = ({"size": images.table[position], "pixels": _middle(images, position)} for position in positions)
+    return [digest_of_tensors(part)[:_DIGITS] for part in parts]
+
+
 def _digest_of_content(file: str | Path) -> str:
     size = _size(file)
     return "" if size < 0 else hashlib.sha256(b"%d\n" % size + _sample(file)).hexdigest()[:_DIGITS]
