@@ -24,8 +24,8 @@ from densepath.nets.backbones.transformers import is_transformer
 from densepath.nets.weights.backbone_weights import require_weights, weights_file
 from densepath.nets.weights.published import is_published
 from densepath.training.config import DEFAULT_EPOCHS
+from densepath.training.nested_options import merged, nested
 from densepath.training.recipes import all_options
-from densepath.training.resolve import merged, nested
 from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
 
 
