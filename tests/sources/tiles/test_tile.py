@@ -348,6 +348,12 @@ def test_outlines_that_were_corrected_by_hand_are_kept_when_a_slide_is_tiled_aga
         tile(data=folder, out=out, **_ASKED)
         assert outline.read_text() == expected
         assert ("was changed by hand and is kept" in capsys.readouterr().err) == (found == "corrected")
+    outline.write_text("corrected")
+    whole = (folder / "a.tiff").read_bytes()
+    for now in (b"II*\0", whole):
+        (folder / "a.tiff").write_bytes(now)
+        tile(data=folder, out=out, **_ASKED)
+    assert outline.read_text() == "corrected"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

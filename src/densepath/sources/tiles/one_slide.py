@@ -108,8 +108,7 @@ class Job(PerSlide[_Tiled]):
         """Write the tissue and the tiles of a slide. Raises UserError if the disk is full."""
         slide, tissue, tiling, shares = found
         draw_tissue(self.mask(name), tissue, tiling)
-        if written := self._corrected(name):
-            row["outlines"] = written
+        if "outlines" in row:
             say(f"densepath: {name}: {self.outline(name)} was changed by hand and is kept; remove it for new ones")
         elif self.coords is None:
             write_outlines(self.outline(name), tissue, slide)
@@ -117,6 +116,11 @@ class Job(PerSlide[_Tiled]):
         if tiling is not None:
             write_tiling(self.tiles(name), tiling, self.overlap, shares)
             row["tiles"] = len(tiling)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        """The row of a slide, with what its outlines were if they have been corrected, also if the slide fails now."""
+        written = self._corrected(name)
+        return super()._row(name) | ({"outlines": written} if written else {})
 
     def _open(self, name: str, row: dict[str, Any]) -> Slide:
         """Open a slide, and note what is known of it. Raises CorruptImage and UserError."""
