@@ -16,4 +16,5 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = report_error
+if sys.argv[:1] == ["-m"]:  # Python looks for the program of this package that it is to run
+    sys.excepthook = report_error

@@ -1,5 +1,6 @@
 """The benchmarks run; the measured values are not checked."""
 
+import importlib
 import io
 import json
 import sys
@@ -315,7 +316,12 @@ def test_crops_of_a_store_are_those_of_other_files(monkeypatch: pytest.MonkeyPat
 
 
 def test_mistakes_are_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sys.excepthook is not sys.__excepthook__
+    for first, hook in (("-m", "report_error"), ("program", "excepthook")):  # run by python -m, or imported
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "excepthook", sys.__excepthook__)
+            patch.setattr(sys, "argv", [first])
+            importlib.reload(benchmarks)
+            assert sys.excepthook.__name__ == hook
     benchmarks.report_error(UserError, UserError("no such images"), None)
     assert capsys.readouterr().err == "error: no such images\n"
     for program, option in (

@@ -13,13 +13,12 @@ from densepath.core.errors import UserError, counted, first_few
 from densepath.core.plain import plain
 from densepath.options import EVERYDAY, Option, build, describe_parameters, is_required
 from densepath.parser import Parser
+from densepath.training.nested_options import flat, nested
 from densepath.training.recipes import load_recipe, recipe_names
 from densepath.training.resolve import (
     check_options,
-    flat,
     make_parser,
     method_of,
-    nested,
     over_recipe,
     short_forms,
     written,

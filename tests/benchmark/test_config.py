@@ -13,7 +13,7 @@ from densepath.benchmark.identity import ImageSet
 from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.benchmark.steps.pretraining import pretraining_options
 from densepath.core.errors import UserError
-from densepath.training.resolve import merged
+from densepath.training.nested_options import merged
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,9 @@ def test_an_interaction_is_paired_by_seed_and_has_the_interval_of_a_t_test():
     assert contrast(CELLS, ["d"], ["c", "missing"]) is None
     one = contrast({"a": {0: 2.0}, "b": {0: 0.5, 1: 3.0}}, ["a"], ["b"])
     assert one is not None and (one.n, one.mean, one.half_width) == (1, 1.5, None)
+    # One run may serve all seeds: 95% of nothing is no interval.
+    same = contrast({"a": dict.fromkeys(range(3), 0.3), "b": dict.fromkeys(range(3), 0.1)}, ["a", "a"], ["b"])
+    assert same is not None and (same.n, same.half_width) == (3, None)
 
 
 def test_the_table_reports_its_contrasts_and_the_correlation_of_its_tasks(tmp_path):
@@ -56,7 +59,10 @@ def test_the_table_reports_its_contrasts_and_the_correlation_of_its_tasks(tmp_pa
     # Means of equal scores differ by rounding.
     equal = {name: {s: 0.1 for s in range(count)} for name, count in (("random", 1), ("a", 3), ("b", 2))}
     flat = {place: replace(e, values=equal[place[0]]) if place[1] == "d" else e for place, e in entries.items()}
-    assert len(contrast_lines(Results(table, flat, (), 4, 4))) == 1
+    (line,) = contrast_lines(Results(table, flat, (), 4, 4))
+    assert line.endswith("box AP +0.0 (one seed).")
+    steady = {place: replace(e, values={0: 7.5, 1: 7.5}) if place[0] != "b" else e for place, e in entries.items()}
+    assert contrast_lines(Results(table, steady, (), 4, 4))[0].endswith("+0.0 (2 seeds without spread: no interval).")
 
 
 def test_a_contrast_of_a_row_that_does_not_exist_is_refused(tmp_path):

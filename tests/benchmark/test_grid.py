@@ -25,7 +25,7 @@ from densepath.core.errors import UserError
 def lay_out(tissue, table, tmp_path):
     """A function that makes the grid of the table after changes of its text."""
 
-    def lay(*changes, tiles=True, labelled=None, given=None, **replaced):
+    def lay(*changes, tiles=True, labelled=None, given=None, dry_run=False, **replaced):
         text = table.read_text()
         for old, new in changes:
             assert old in text
@@ -34,7 +34,8 @@ def lay_out(tissue, table, tmp_path):
         kept = tmp_path / "kept"
         sets = {"tissue": labelled or read_labelled("tissue", tissue, kept)}
         found = read_tiles(tissue / "tiles", kept) if tiles else None
-        return make_grid(replace(load_table(tmp_path / "changed.yaml"), **replaced), sets, found, given or {}, kept)
+        changed = replace(load_table(tmp_path / "changed.yaml"), **replaced)
+        return make_grid(changed, sets, found, given or {}, kept, dry_run=dry_run)
 
     return lay
 
@@ -320,10 +321,19 @@ def test_of_a_published_model_all_files_count(lay_out, tmp_path):
     assert lay_out(row).places["random", "probe", 0].digest != before.digest
 
 
-def test_weights_that_do_not_exist_are_reported_before_any_run(lay_out):
-    for weights in ("missing.pth", "resnet18.none"):
-        with pytest.raises(UserError, match=f"the row 'random': there are no weights '{weights}'"):
-            lay_out(("weights: random", f"weights: {weights}"))
+def test_weights_that_do_not_exist_are_reported_before_any_run(lay_out, tmp_path):
+    (tmp_path / "begun").mkdir()  # a run without weights yet
+    for weights, why in (
+        ("missing.pth", "there are no weights 'missing.pth'"),
+        ("resnet18.none", "there are no weights 'resnet18.none'"),
+        (str(tmp_path / "begun"), "holds neither weights"),
+    ):
+        row = ("weights: random", f"weights: {weights}")
+        with pytest.raises(UserError, match=f"the row 'random': .*{why}"):
+            lay_out(row)
+        dry = lay_out(row, dry_run=True)  # which has the runs of the other rows
+        assert dry.runs and {name for name, _, _ in dry.places} == {"MoCo"}
+        assert len(dry.skipped) == 1 and why in dry.skipped[0]
 
 
 def test_a_row_of_random_weights_takes_no_folder_of_that_name(lay_out, tmp_path, monkeypatch):

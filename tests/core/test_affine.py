@@ -186,6 +186,8 @@ def test_identity_view_keeps_labels_and_flip_mirrors_them():
 def test_ties_take_the_smallest_label():
     labels = torch.tensor([[[2, 1], [1, 2]]])
     assert affine.warp_labels(labels, IDENTITY, IDENTITY, (1, 1), 3)[0].item() == 1
+    labels = torch.tensor([[[900] * 501 + [3] * 499]])  # no tie, whatever the labels are
+    assert affine.warp_labels(labels, IDENTITY, IDENTITY, (1, 1), 901)[0].item() == 900
 
 
 def test_outside_is_invalid():

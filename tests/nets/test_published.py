@@ -28,6 +28,7 @@ from densepath.nets.backbones.names import create_network, parse_name
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights, read_weights, save_backbone
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights, guess_backbone, pretrained_backbone
 from densepath.nets.weights.published import preprocessing
 from densepath.nets.weights.trained_on import slides_of_weights
@@ -597,6 +598,23 @@ def test_a_model_card_counts_where_a_folder_has_only_defaults(given: Any, found:
     assert preprocessing(tmp_path / "midnight", tmp_path / "midnight", {})[:2] == found
     (tmp_path / "weights").symlink_to(tmp_path / "midnight")  # as the runs of a table have them
     assert preprocessing("weights", tmp_path / "weights", {})[:2] == found
+
+
+def test_a_mean_without_a_std_counts_as_none(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    dark = PixelSpec(mean=(0.1,) * 3, std=(0.2,) * 3)
+    for made, processor, expected in (
+        ({"mean": [0.5] * 3}, {}, None),
+        ({"mean": [0.5] * 3}, {"image_std": [0.3] * 3}, None),
+        ({"mean": [0.5] * 3}, {"image_mean": LUNIT[0], "image_std": LUNIT[1]}, LUNIT),
+    ):
+        config = {"architecture": "test_resnet", "pretrained_cfg": made}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+        assert preprocessing(tmp_path, tmp_path, config)[:2] == (expected or ((), ()))
+        for images, usual in ((None, IMAGENET), (dark, (dark.mean, dark.std))):
+            spec = pixels_of_weights(tmp_path, images)
+            assert (spec.mean, spec.std) == (expected or usual)
 
 
 def test_a_folder_of_grey_images_is_read_as_its_weights_need_them(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from densepath.sources.fingerprint import digest_of_names, digests_of_contents, fingerprint
 from densepath.sources.open import find_source
-from densepath.sources.packing import pack
+from densepath.sources.packing import pack, write_store
 from densepath.sources.path_table import PathTable
+from densepath.sources.pixel_source import PixelSpec
 
 
 @pytest.fixture
@@ -40,11 +42,23 @@ def test_images_may_move_and_be_named_in_other_ways(folder, tmp_path, monkeypatc
 def test_a_packed_store_has_the_names_of_its_files(folder, tmp_path):
     before, store = of(folder), of(pack(folder, tmp_path / "store.safetensors"))
     assert store["names"] == before["names"]
-    assert {name: store[name].split()[0] for name in ("sizes", "samples")} == {"sizes": "store", "samples": "store"}
+    assert {name: store[name].split()[0] for name in ("sizes", "samples")} == {"sizes": "store", "samples": "images"}
     (folder / "b" / "3.bmp").unlink()
     Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(folder / "b" / "3.bmp")
     again = of(pack(folder, tmp_path / "again.safetensors"))
     assert [name for name in store if again[name] != store[name]] == ["samples"]
+
+
+def test_a_small_image_between_large_ones_of_a_store_is_sampled(tmp_path, monkeypatch):
+    monkeypatch.setattr("densepath.sources.fingerprint._SAMPLES", 4)
+    images = [np.zeros((side, side, 3), np.uint8) for side in (200, 8, 200, 200)]
+    before = of(write_store(tmp_path / "a.safetensors", images, "abcd", PixelSpec()))
+    images[1][4, 4] = 1
+    after = of(write_store(tmp_path / "b.safetensors", images, "abcd", PixelSpec()))
+    assert [name for name in before if after[name] != before[name]] == ["samples"]
+    part = torch.tensor([0, 2])
+    parts = [fingerprint(find_source(tmp_path / f"{name}.safetensors").take(part)) for name in "ab"]
+    assert parts[0] == parts[1]  # without it
 
 
 @pytest.mark.parametrize(

@@ -576,3 +576,18 @@ def test_a_folder_is_no_recipe(tmp_path):
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match=rf"is the folder of a run; give its recipe, {tmp_path}/config.yaml$"):
         load_recipe(tmp_path)
+
+
+def test_the_configuration_of_a_run_that_has_moved_names_its_folder(tmp_path, monkeypatch):
+    text = "# densepath 1.0\nmethod: moco_v2\ndata: tiles\nout: runs/a\n"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    for folder, is_run, out in (("runs/a", True, "runs/a"), ("moved", True, "moved"), ("copy", False, "runs/a")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "config.yaml").write_text(text)
+        if is_run:
+            (tmp_path / folder / "train.log").touch()
+        assert str(resolve(PretrainConfig, f"{folder}/config.yaml", {"resume": True}).out) == out
+    assert str(resolve(PretrainConfig, "moved/config.yaml", {"out": "b", "resume": True}).out) == "b"
+    (tmp_path / "moved" / "config.yaml").write_text(text.partition("\n")[2])  # a recipe of the user
+    assert str(resolve(PretrainConfig, "moved/config.yaml", {"resume": True}).out) == "runs/a"

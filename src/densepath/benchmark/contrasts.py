@@ -14,6 +14,8 @@ from densepath.benchmark.results import Results, column_name
 from densepath.core.errors import counted
 from densepath.core.spacing import varies
 
+_ROUNDING = 1e-9  # of sums of percentages
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -22,7 +24,7 @@ class Estimate:
     Args:
         n: number of seeds.
         mean: the mean.
-        half_width: half the width of the interval; None for one seed.
+        half_width: half the width of the interval; None for one seed, or without spread, of which it would be 0.
     """
 
     n: int
@@ -42,8 +44,8 @@ def contrast(values: Mapping[str, Mapping[int, float]], plus: Sequence[str], min
     if not seeds:
         return None
     sums = np.array([sum(values[r][s] for r in plus) - sum(values[r][s] for r in minus) for s in seeds])
-    if len(seeds) == 1:
-        return Estimate(1, float(sums[0]), None)
+    if len(seeds) == 1 or np.ptp(sums) <= _ROUNDING:
+        return Estimate(len(seeds), float(sums.mean()), None)
     error = float(sums.std(ddof=1)) / math.sqrt(len(seeds))
     return Estimate(len(seeds), float(sums.mean()), float(stats.t.ppf(0.975, len(seeds) - 1)) * error)
 
@@ -68,7 +70,8 @@ def _contrasts(results: Results) -> Iterator[str]:
 
 def _shown(estimate: Estimate) -> str:
     if estimate.half_width is None:
-        return f"{estimate.mean:+.1f} (one seed)"
+        spread = f"{estimate.n} seeds without spread: no interval" if estimate.n > 1 else "one seed"
+        return f"{estimate.mean:+.1f} ({spread})"
     low, high = estimate.mean - estimate.half_width, estimate.mean + estimate.half_width
     return f"{estimate.mean:+.1f} (95% interval {low:+.1f} to {high:+.1f}, {counted(estimate.n, 'seed')})"
 

@@ -10,8 +10,8 @@ from densepath.benchmark.checks import checked_seeds, is_number, listed, mapping
 from densepath.benchmark.steps import STEPS, TASKS
 from densepath.benchmark.steps.pretraining import pretraining_options
 from densepath.core.errors import UserError, counted, suggest
+from densepath.training.nested_options import merged
 from densepath.training.recipes import load_recipe
-from densepath.training.resolve import merged
 from densepath.transfer.detection.detectors import BOXES_ONLY, DETECTORS
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS
 

@@ -21,6 +21,7 @@ def make_grid(
     given: Mapping[str, str],
     cache: Path,
     of_tasks: Mapping[str, LabelledSet] | None = None,
+    dry_run: bool = False,
 ) -> Grid:
     """Make the grid of all runs of a table.
 
@@ -33,9 +34,10 @@ def make_grid(
             of NAME for some tiles.
         cache: the folder in which digests of files are kept.
         of_tasks: name of a task -> its set, where tasks read the same data in different ways.
+        dry_run: leave out rows whose weights do not exist (yet), instead of refusing the table.
 
     Raises:
-        UserError: an option of a row is invalid, or there is nothing to run.
+        UserError: an option of a row is invalid, its weights do not exist, or there is nothing to run.
     """
     grid = Grid()
     tasks = [task for task in table.tasks if task.data in labelled]
@@ -48,13 +50,16 @@ def make_grid(
         for row in rows
         for task in tasks
     }
-    for line in dict.fromkeys(maker.lacking for maker in makers.values() if maker.lacking):
-        grid.skipped.append(line)
-    if not any(not maker.lacking for maker in makers.values()):
+    missing = list(dict.fromkeys(maker.no_weights for maker in makers.values() if maker.no_weights))
+    if missing and not dry_run:
+        raise UserError("; ".join(missing))
+    grid.skipped += [*dict.fromkeys(maker.lacking for maker in makers.values() if maker.lacking), *missing]
+    makers = {place: maker for place, maker in makers.items() if not (maker.lacking or maker.no_weights)}
+    if not makers:
         raise UserError(f"there is nothing to run in {table.name}; {'; '.join(grid.skipped)}")
     for seed in sorted({*table.seeds, *(s for task in tasks for s in task.seeds or ())}, key=_order(table)):
         for (row_name, task_name), maker in makers.items():
-            if maker.lacking or seed not in (maker.task.seeds or table.seeds):
+            if seed not in (maker.task.seeds or table.seeds):
                 continue
             grid.places[row_name, task_name, seed] = run = maker.add(seed, grid)
             while run.parent is not None:

@@ -22,10 +22,11 @@ from densepath.core.errors import UserError
 from densepath.core.keywords import RANDOM, is_on_disk
 from densepath.core.plain import plain
 from densepath.nets.backbones.transformers import is_transformer
-from densepath.nets.weights.backbone_weights import require_weights
+from densepath.nets.weights.backbone_weights import require_weights, weights_file
+from densepath.nets.weights.published import is_published
 from densepath.training.config import DEFAULT_EPOCHS
+from densepath.training.nested_options import merged, nested
 from densepath.training.recipes import all_options
-from densepath.training.resolve import merged, nested
 from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
 
 _NOT_READ = ("exclude", "cache_dir", "probe_data")  # options with paths whose files do not decide a result
@@ -36,6 +37,7 @@ class RowRuns:
 
     Attributes:
         lacking: what the user has to give before there are any; "" for nothing.
+        no_weights: why the row's initial weights cannot be found; "" if they are, or are not needed.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class RowRuns:
         self.given = {name: given.get(f"{task.tiles}.{name}", given.get(name)) for name in row.needs}
         self.share = task.pretrain.get("fraction", 1.0) if STEPS[task.verb].has(LEFT_IMAGES) else 1.0
         self.lacking = self._lacking(isinstance(tiles, Mapping))
+        trained = row.recipe is not None or row.sam is not None
+        self.no_weights = "" if trained or self.lacking else _missing_weights(row)
         self.options: dict[str, Any] | None = None
         if row.recipe is not None and not self.lacking:
             places = {place: _absolute(self.given[name], _names_weights(place)) for name, place in row.needs.items()}
@@ -142,8 +146,6 @@ class RowRuns:
     ) -> Run:
         row, data = self.row, self.data
         weights = None if parent else str(row.weights)
-        if weights is not None and row.sam is None:
-            _check_weights(row.name, weights)
         digest = digest_of_weights if row.sam is None else digest_of_given  # the whole folder of a model counts
         source = parent.digest if parent else digest(str(weights), self.cache)
         origin = Path(str(row.recipe or row.weights)).stem
@@ -164,12 +166,16 @@ class RowRuns:
         )
 
 
-def _check_weights(row: str, weights: str) -> None:
-    """Check before hours of other runs that a row's weights exist."""
+def _missing_weights(row: Row) -> str:
+    """Why the weights of a row cannot be found, as is said before hours of other runs; "" if they can."""
+    weights = str(row.weights)
     try:
         require_weights(weights)
+        if is_on_disk(weights) and not is_published(weights):
+            weights_file(weights)
     except UserError as error:
-        raise UserError(f"the row {row!r}: {error}") from None
+        return f"the row {row.name!r}: {error}"
+    return ""
 
 
 def _check_detector(row: Row, options: Mapping[str, Any]) -> None:

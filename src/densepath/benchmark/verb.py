@@ -134,7 +134,7 @@ def benchmark_table(
     notes = list(dict.fromkeys(f"{data.name}: {data}." for data in sets))
     notes += [f"tiles {name} for pre-training: {images}.".replace("  ", " ") for name, images in found.items()]
     notes += dict.fromkeys(check_overlap(list(found.values()), sets, allow=allow_overlap))
-    grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), out, of_tasks)
+    grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), out, of_tasks, dry_run)
     notes += [f"Left out: {line}." for line in grid.skipped]
 
     console = open_console(sys.stderr, highlight=False, soft_wrap=True)

@@ -13,7 +13,17 @@ from densepath.concepts.source import ConceptSource
 from densepath.concepts.superpixels import Superpixels
 from densepath.core.errors import UserError
 
-CONCEPTS = ("kmeans", "grid", "superpixels", "saliency", "nuclei", "cells", "files")
+# The options of each source
+OPTIONS = {
+    "kmeans": ("num_concepts", "stage"),
+    "grid": ("grid_size",),
+    "superpixels": ("superpixel_scale",),
+    "saliency": (),
+    "nuclei": ("nucleus_radius",),
+    "cells": ("num_concepts",),
+    "files": (),
+}
+CONCEPTS = tuple(OPTIONS)
 
 
 def build_source(

@@ -121,10 +121,10 @@ def warp_labels(
         (B, *size) int64, -1 where invalid or where no label is; (B, *size) bool, as in :func:`warp`.
     """
     shares = label_shares(labels, from_map, to_map, size, num_labels)
-    handicap = TIE * torch.arange(num_labels, device=shares.device).view(-1, *[1] * len(size))
-    share, label = (shares - handicap).max(dim=1)
+    most = shares.amax(dim=1, keepdim=True)
+    label = (shares >= most - TIE).to(torch.uint8).argmax(dim=1)
     valid = inside(between(from_map, to_map).to(labels.device, non_blocking=True), size)
-    return torch.where(valid & (share + handicap.flatten()[label] > 0), label, -1), valid
+    return torch.where(valid & (most.squeeze(1) > TIE), label, -1), valid
 
 
 def warp_points(points: Tensor, from_map: Tensor, to_map: Tensor) -> tuple[Tensor, Tensor]:

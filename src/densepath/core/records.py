@@ -14,6 +14,7 @@ from densepath.core.plain import plain
 from densepath.version import __version__
 
 CONFIG = "config.yaml"
+TRAIN_LOG = "train.log"  # beside the record in the folder of a run
 RECORD_HEAD = "# densepath "  # how a record begins, and the configuration in a run folder
 UNLIKE = "*"  # ends the name of a network that is another one than its name builds
 

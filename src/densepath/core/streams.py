@@ -6,13 +6,14 @@ import io
 import os
 import select
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import CANNOT_HOLD
 from densepath.core.log import log
 
@@ -115,6 +116,18 @@ def say(line: str) -> None:
     """One line for the user, on stderr and in the log of a run."""
     write_line(line, sys.stderr)
     log(line)
+
+
+def say_left_out(names: Sequence[str], what: str, why: str) -> None:
+    """A line that says which ones are left out, if there are any.
+
+    Args:
+        names: those that are left out.
+        what: one of them is, such as "image".
+        why: the phrase after their number, such as "without labels".
+    """
+    if names:
+        say(f"densepath: left out: {counted(len(names), what)} {why}: {first_few(names)}")
 
 
 def flush_streams() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from densepath.core.csv_files import encoding_of
-from densepath.core.errors import UserError, counted, first_few, refuse
+from densepath.core.errors import UserError, counted, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.single_values import take_single_values
-from densepath.core.streams import say
+from densepath.core.streams import say_left_out
 from densepath.datasets.labelled_lists import Labelled, find_place, published_rows, write_list
 from densepath.datasets.published import CHESTXRAY14, CHESTXRAY14_CHEXNET
 from densepath.sources.listing import walk
@@ -71,7 +71,7 @@ def convert_chestxray14(
     listed = [row for row in rows if row[_NAME] in splits]
     if len(listed) < len(rows):
         left = [row[_NAME] for row in rows if row[_NAME] not in splits]
-        say(f"densepath: left out: {counted(len(left), 'image')} of {table.name} that no list names: {first_few(left)}")
+        say_left_out(left, "image", f"of {table.name} that no list names")
     lost = sorted(splits.keys() - {row[_NAME] for row in rows})
     refuse(lost, f"the lists name {counted(len(lost), 'image')} not in {table}", "give the lists of these images")
     places = _files(table.parent)

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.streams import say
+from densepath.core.errors import UserError, refuse
+from densepath.core.streams import say_left_out
 from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.find_files import FileIndex, in_other_folders, split_in_folders
 from densepath.datasets.slide_regions import OF_SLIDES
@@ -66,8 +66,7 @@ def match_images(
     refuse(astray, "GeoJSON files whose images are not in the folder of the others", "put them there, or rename them")
     times = Counter(image_of.values())
     refuse([str(p) for p, n in times.items() if n > 1], "images with several GeoJSON files", "keep one of each")
-    if without := [str(path) for path in images if path not in times]:
-        say(f"densepath: left out: {counted(len(without), 'image')} without a GeoJSON file: {first_few(without)}")
+    say_left_out([str(path) for path in images if path not in times], "image", "without a GeoJSON file")
     excluded = Exclusion(exclude)
     kept = {path: image for path, image in image_of.items() if not excluded(os.path.relpath(image, folder))}
     excluded.report(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from densepath.concepts.build import build_source
+from densepath.concepts.build import OPTIONS, build_source
 from densepath.concepts.cells import CellConcepts
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.source import Concepts
@@ -98,15 +99,19 @@ class ConCL(MoCoV2):
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
         if restoration not in ("argmax", "shares"):
             raise UserError(f"unknown restoration {restoration!r}; choose argmax or shares")
-        self.source = build_source(
-            concepts,
-            num_concepts=num_concepts,
-            stage=stage,
-            grid_size=grid_size,
-            superpixel_scale=superpixel_scale,
-            nucleus_radius=nucleus_radius,
-            ndim=backbone.ndim,
-        )
+        of_sources: dict[str, Any] = {
+            "num_concepts": num_concepts,
+            "stage": stage,
+            "grid_size": grid_size,
+            "superpixel_scale": superpixel_scale,
+            "nucleus_radius": nucleus_radius,
+        }
+        self.source = build_source(concepts, **of_sources, ndim=backbone.ndim)
+        usual = inspect.signature(ConCL).parameters
+        self._idle = [
+            name for name, value in of_sources.items() if name not in OPTIONS[concepts] and value != usual[name].default
+        ]
+        self._concepts = concepts
         if restoration == "shares" and self.source.num_concepts is None:
             raise UserError(f"images have different numbers of concepts with {concepts}; use restoration argmax")
         if isinstance(self.source, ImageLabels):
@@ -171,7 +176,10 @@ class ConCL(MoCoV2):
 
     def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
         self.extras = {name: given[name] for name in self.needs()}
-        return given["cells"].describe() if "cells" in self.extras else None
+        lines = [given["cells"].describe()] if "cells" in self.extras else []
+        if self._idle:
+            lines.append(f"{' and '.join(self._idle)}: no effect with concepts {self._concepts}")
+        return "; ".join(lines) or None
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_c of two feature maps (B, C, h, w); their shared concepts join the concept queue after the step."""

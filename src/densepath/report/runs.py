@@ -16,13 +16,13 @@ import yaml
 from densepath.analysis.curves import metrics_of
 from densepath.core.errors import UserError, one_line
 from densepath.core.locks import refuse_held
-from densepath.core.records import CONFIG
+from densepath.core.records import CONFIG, TRAIN_LOG
 from densepath.core.scores import in_percent
 from densepath.report.blocks import Section
 from densepath.report.measurements import Row, read_measurements
 from densepath.report.paths import inside, own_file, recorded_data
 from densepath.report.values import decimals
-from densepath.runs.folder import SESSIONS, TRAIN_LOG, read_config
+from densepath.runs.folder import SESSIONS, read_config
 from densepath.runs.metrics import METRICS
 from densepath.transfer.mil.models import ALL, models_named
 

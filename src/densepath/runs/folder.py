@@ -18,7 +18,7 @@ from densepath.core.keywords import quoted
 from densepath.core.locks import sole_writer
 from densepath.core.log import log, logged
 from densepath.core.plain import plain
-from densepath.core.records import CONFIG, recorded, same_value
+from densepath.core.records import CONFIG, TRAIN_LOG, recorded, same_value
 from densepath.core.remains import remove, remove_remains
 from densepath.core.streams import say
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
@@ -26,7 +26,6 @@ from densepath.runs.metrics import METRICS
 from densepath.runs.old_options import rename_record
 from densepath.runs.signals import Interrupted, StopSignals
 
-TRAIN_LOG = "train.log"
 SESSIONS = "sessions.yaml"  # where and how the run was computed
 EXPORTED = Path("exported") / "backbone.safetensors"  # of a run that is complete
 BEST = EXPORTED.with_name("best.safetensors")  # with the lowest loss on held-out images, written during the run

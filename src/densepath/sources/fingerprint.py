@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from densepath.core.digests import digest_of_tensors
 from densepath.core.system import usable_cores
@@ -33,7 +34,7 @@ def fingerprint(images: PixelSource) -> dict[str, str]:
     Returns:
         "names": of the names below the folder that they have in common, in order, so that the images may move;
         "sizes": of the sizes of the files, or of the images of a packed store;
-        "samples": of samples of their contents: files without compression have equal sizes;
+        "samples": of the middle of their contents, of at most 1,024 images: files without compression have equal sizes;
         "parts": of the further files of slides that have several, such as MRXS and DICOM;
         "conversion": of volumes, of their affine maps and of whether each has its own window.
     """
@@ -41,19 +42,26 @@ def fingerprint(images: PixelSource) -> dict[str, str]:
         return dict(own())
     paths = getattr(images, "paths", None)
     table = paths if isinstance(paths, PathTable) else PathTable.of(AllNames(images))
+    spread = [k * len(table) // _SAMPLES for k in range(_SAMPLES)] if len(table) > _SAMPLES else range(len(table))
     if isinstance(images, PackedTiles) and images.file is not None:
-        pixels = images.pixels.view(torch.uint8)
-        starts = torch.arange(_SAMPLES) * (max(len(pixels) - _SAMPLE, 0) // _SAMPLES)
-        samples = {str(start): pixels[start : start + _SAMPLE] for start in starts.tolist()}
-        found = [digest_of_tensors({"table": images.table}), digest_of_tensors(samples)]
-        return {"names": digest_of_names(table)} | _labelled("store", *found)
-    spread = [table[k * len(table) // _SAMPLES] for k in range(_SAMPLES)] if len(table) > _SAMPLES else list(table)
-    return {"names": digest_of_names(table)} | _labelled("files", digest_of_sizes(table), digest_of_samples(spread))
+        sizes = digest_of_tensors({"table": images.table})
+        samples = digest_of_tensors({str(position): _middle(images, position) for position in spread})
+        return {"names": digest_of_names(table)} | _labelled("store", sizes, "images", samples)
+    sizes, samples = digest_of_sizes(table), digest_of_samples(table[position] for position in spread)
+    return {"names": digest_of_names(table)} | _labelled("files", sizes, "files", samples)
 
 
-def _labelled(kind: str, sizes: str, samples: str) -> dict[str, str]:
-    """Those of files and of a packed store cannot be compared."""
-    return {"sizes": f"{kind} {sizes}", "samples": f"{kind} {samples}"}
+def _labelled(what: str, sizes: str, of: str, samples: str) -> dict[str, str]:
+    """Those of files and of a packed store cannot be compared, nor samples of images and, as once, of a whole store."""
+    return {"sizes": f"{what} {sizes}", "samples": f"{of} {samples}"}
+
+
+def _middle(images: PackedTiles, position: int) -> Tensor:
+    """Some bytes from the middle of an image of a store."""
+    length = int(images.table[position].long().prod()) * images.spec.channels
+    count = min(length, _SAMPLE // images.pixels.itemsize)
+    start = int(images.offsets[position]) + (length - count) // 2
+    return images.pixels[start : start + count].view(torch.uint8)
 
 
 def digest_of_names(table: PathTable) -> str:
@@ -88,6 +96,12 @@ def digest_of_samples(files: Iterable[str | Path]) -> str:
 def digests_of_contents(files: Iterable[str | Path]) -> list[str]:
     """For each file a digest of its size and of some bytes from its middle; "" for a missing one."""
     return list(in_threads(_digest_of_content, files, usable_cores(), "file contents"))
+
+
+def digests_of_packed(images: PackedTiles, positions: Iterable[int]) -> list[str]:
+    """For each image of a packed store a digest of its size and of some bytes from its middle."""
+    parts = ({"size": images.table[position], "pixels": _middle(images, position)} for position in positions)
+    return [digest_of_tensors(part)[:_DIGITS] for part in parts]
 
 
 def _digest_of_content(file: str | Path) -> str:

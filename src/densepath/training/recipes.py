@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from importlib.resources import files
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densepath.core.errors import GUARD, UserError, suggest
-from densepath.core.records import CONFIG, RECORD_HEAD
+from densepath.core.records import CONFIG, RECORD_HEAD, TRAIN_LOG
 from densepath.core.system import program
 from densepath.core.yaml_files import load_yaml, read_text
 from densepath.methods import METHODS
@@ -43,6 +44,8 @@ def recipe_names(verb: str = "") -> list[str]:
 def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
     """The options that a recipe sets, by their names in :func:`densepath.pretrain`, in the plain types of YAML.
 
+    ``out`` in the ``config.yaml`` of a run that has moved is the folder where it lies now: it is resumed there.
+
     Args:
         name: a recipe of the package, or the path of a YAML file, e.g. a run's ``config.yaml``.
         verb: "detect" for a recipe of :func:`densepath.detect`.
@@ -61,6 +64,8 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         raise UserError(f"{name} is the configuration of a run of another verb; give {wanted}, or a recipe")
     if not isinstance(recipe.get("method", ""), str):
         raise UserError(f"the recipe {name}: method takes the name of a method, not {as_yaml(recipe['method'])}")
+    if "out" in recipe and text.startswith(RECORD_HEAD):
+        recipe["out"] = _folder_of_run(Path(name), str(recipe["out"]))
     options = recipe if verb else refuse_moved(rename_options(recipe), f"the recipe {name}")
     return {option: value for option, value in options.items() if option not in _NOTED[verb]}
 
@@ -198,6 +203,15 @@ def all_options(method: Any, options: Mapping[str, Any] | None) -> dict[str, Any
             raise UserError(f"the method {name_of(method)} has no option {option!r}; {suggest(option, resolved)}")
         resolved[option] = value
     return resolved
+
+
+def _folder_of_run(config: Path, recorded: str) -> str:
+    """Where the run of a configuration lies: as recorded, unless it has moved, or is named from another folder."""
+    folder, same = config.parent, False
+    with suppress(OSError):
+        same = os.path.samefile(folder, recorded)
+    is_run = config.name == CONFIG and (folder / TRAIN_LOG).is_file()
+    return str(folder) if is_run and not same else recorded
 
 
 def _folder(verb: str) -> Any:

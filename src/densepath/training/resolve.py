@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,7 @@ from densepath.core.errors import UserError
 from densepath.core.paths import as_path, check_path
 from densepath.options import Option, build, default_of, describe_parameters, options_of
 from densepath.runs.old_options import MOVED
+from densepath.training.nested_options import METHOD, METHOD_OPTIONS, flat, merged
 from densepath.training.recipes import find_method, load_recipe, name_of, own_augment, refuse_rerun
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 _RENAMED = {f"method.{old}": new for old, new in MOVED.items()}
-METHOD = "method."  # prefix of the options of a method on the command line
-_OPTIONS = "method_options"
-# Pairs of options with the same meaning: one that is given overrides the other one of a recipe.
-_RIVALS = (("epochs", "max_steps"), ("max_steps", "epochs"))
 
 
 def resolve(
@@ -82,7 +79,7 @@ def _check_paths(schema: type[Any], options: Mapping[str, Any]) -> None:
 
 def method_of(schema: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     """The method that the options choose; None for a function that takes no method."""
-    if _OPTIONS not in inspect.signature(schema).parameters:
+    if METHOD_OPTIONS not in inspect.signature(schema).parameters:
         return None
     method = options.get("method", default_of(schema, "method"))
     return method if isinstance(method, str) else find_method(method)
@@ -112,7 +109,7 @@ def make_parser(
 
     forms = short_forms(schema)
     parser = Parser(prog, described or schema, positional, complete, renamed=_RENAMED, short=forms, shown=shown)
-    options = list(options_of(schema, skip=("method", _OPTIONS) if method else ()))
+    options = list(options_of(schema, skip=("method", METHOD_OPTIONS) if method else ()))
     help_of = describe_parameters(schema)
     for part, members in groupby(sorted(options, key=_part), key=_part):
         parser.add_options(members, f"{part}: {help_of.get(part, '').rstrip('.')}" if part else None)
@@ -160,7 +157,7 @@ def check_options(
         if isinstance(values.get(name), dict) and default_of(schema, name) is None and not touched:
             values[name] = None
     if method:
-        values |= {"method": method, _OPTIONS: typed.get(METHOD.rstrip("."), {})}
+        values |= {"method": method, METHOD_OPTIONS: typed.get(METHOD.rstrip("."), {})}
     return values
 
 
@@ -172,7 +169,7 @@ def check_names(parser: Parser, options: Mapping[str, Any], whose: str = "") -> 
     """
     for key, value in flat(options, parser):
         if key not in parser.options and any(option.startswith(f"{key}.") for option in parser.options):
-            part = _OPTIONS if key == METHOD.rstrip(".") else key
+            part = METHOD_OPTIONS if key == METHOD.rstrip(".") else key
             raise UserError(_of(whose, f"{part} is {value!r}; give its options by name, as a mapping"))
         if key not in parser.options:
             raise UserError(_of(whose, parser.unknown(key, list(parser.options))))
@@ -203,7 +200,7 @@ def written(
     over = dict(flat(_in_full(_mapped(options), short), parser))
     forms = {name: form for form, name in short.items() if form in recipe}
     keys = [key for key, _ in flat(full, parser) if key not in over]
-    inside = {key: re.sub(f"^{re.escape(METHOD)}", f"{_OPTIONS}.", key) for key in keys}
+    inside = {key: re.sub(f"^{re.escape(METHOD)}", f"{METHOD_OPTIONS}.", key) for key in keys}
     return {key: _of(whose, forms.get(key, name)) for key, name in inside.items()}
 
 
@@ -237,19 +234,7 @@ def over_recipe(
 def _for_method(recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe without its method options if other options choose another method."""
     other = "method" in recipe.keys() & options.keys() and name_of(options["method"]) != name_of(recipe["method"])
-    return {name: value for name, value in recipe.items() if not (other and name == _OPTIONS)}
-
-
-def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``under``, overridden by ``over``; parts are merged option by option."""
-    result = dict(under)
-    for one, other in _RIVALS:
-        if over.get(one) is not None:
-            result.pop(other, None)
-    for name, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if both else value
-    return result
+    return {name: value for name, value in recipe.items() if not (other and name == METHOD_OPTIONS)}
 
 
 def _in_full(options: dict[str, Any], short: Mapping[str, str], whose: str = "") -> dict[str, Any]:
@@ -268,18 +253,6 @@ def _in_full(options: dict[str, Any], short: Mapping[str, str], whose: str = "")
     return options
 
 
-def nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by dotted names, nested as in a recipe: each part becomes a dictionary."""
-    result: dict[str, Any] = {}
-    for key, value in options.items():
-        *parts, last = key.split(".")
-        inner = result
-        for part in parts:
-            inner = inner.setdefault(_OPTIONS if part == METHOD.rstrip(".") else part, {})
-        inner[last] = value
-    return result
-
-
 def _mapped(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options, with dataclasses as dictionaries of their fields, and what stands for a path as a path."""
 
@@ -295,17 +268,3 @@ def _mapped(options: Mapping[str, Any]) -> dict[str, Any]:
 def _part(option: Option) -> str:
     """The part of an option; "" for an option of the function itself."""
     return option.key.rpartition(".")[0]
-
-
-def flat(options: Mapping[str, Any], parser: Parser, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The options with their dotted names, except ``method`` itself."""
-    for name, value in options.items():
-        key = prefix + name
-        if key == "method":
-            continue
-        is_part = key == _OPTIONS or any(option.startswith(f"{key}.") for option in parser.options)
-        key = METHOD.rstrip(".") if key == _OPTIONS else key
-        if is_part and isinstance(value, Mapping):
-            yield from flat(value, parser, f"{key}.")
-        elif not (is_part and value is None):
-            yield key, value

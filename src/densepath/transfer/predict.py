@@ -52,6 +52,7 @@ from densepath.transfer.slides.slide_list import list_of_slides, refuse_options
 LOG = "predict.log"
 _SCORE, _PICTURES = 0.5, 8
 _FREE = ("data", "run", "pictures", "devices")
+_FREE_OF_SLIDES = ("precision", "mpp_table", "default_mpp")  # slides with other µm per pixel are searched again
 _LATER = {"orientation": None, "mpp": None, "mpp_table": None, "default_mpp": None}  # of later versions
 
 
@@ -212,7 +213,7 @@ def predict(
         search = search_of(detector, mpp, window, overlap, score, chosen)
         table = MppTable(mpp_table, default_mpp)
         listed = list_of_slides(data, exclude, table, passed)
-        with work_folder(out, {**record, "precision": chosen}, log=LOG, free=(*_FREE, "precision")):
+        with work_folder(out, {**record, "precision": chosen}, log=LOG, free=(*_FREE, *_FREE_OF_SLIDES)):
             search = replace(search, precision=begun_precision(out, precision, chosen))
             _say_begin(detector.notes.detector, run, passed)
             if unknown := table.unknown([slide.path for slide in listed]):

@@ -73,12 +73,17 @@ def predict_images(
     refuse_others(out, stems)
     detector.spec = prediction_spec(detector.notes.spec, readers.images, converted=True)
     drawn = _drawn(len(readers), pictures)
-    left = [
-        position
-        for position, stem in enumerate(stems)
-        if source_of(record_of(out, stem)) != readers.identity(position)
-        or (position in drawn and not (out / "pictures" / f"{stem}.png").exists())
-    ]
+
+    def is_done(position: int, stem: str) -> bool:
+        maps, geojson, picture = _files(out, stem)
+        return (
+            source_of(record_of(out, stem)) == readers.identity(position)
+            and (any(path.exists() for path in maps) or not detector.finds_masks)
+            and geojson.exists()
+            and (position not in drawn or picture.exists())
+        )
+
+    left = [position for position, stem in enumerate(stems) if not is_done(position, stem)]
     say(f"densepath: {counted(len(readers), 'image')}, {len(readers) - len(left)} done before")
     damaged: list[str] = []
     said = False
@@ -86,12 +91,13 @@ def predict_images(
     def finish(position: int, reader: ImageReader, found: Prediction) -> None:
         """Write the files of an image; its record comes last, and marks it as done."""
         stem = stems[position]
+        _, geojson, picture = _files(out, stem)
         um = reader.spacing if spacing is None else (spacing, spacing)
         if detector.finds_masks:
             write_label_map(found, out / LABELS / stem)
-        write_geojson(found, out / "geojson" / f"{stem}.geojson")
+        write_geojson(found, geojson)
         if position in drawn:
-            draw(reader, found, detector.spec, out / "pictures" / f"{stem}.png")
+            draw(reader, found, detector.spec, picture)
         ids = detector.notes.category_ids
         results = [each.result(found.size, ids, detector.finds_masks) for each in found.objects]
         record = {"size": found.size, "results": results, "rows": rows_of(found, stem, um)}
@@ -127,11 +133,16 @@ def predict_images(
     return counts, {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
 
 
+def _files(out: Path, stem: str) -> tuple[list[Path], Path, Path]:
+    """The files of an image: its label map, with either suffix, its outlines and its picture."""
+    maps = [out / LABELS / f"{stem}{end}" for end in (".png", ".tif")]
+    return maps, out / "geojson" / f"{stem}.geojson", out / "pictures" / f"{stem}.png"
+
+
 def _remove(out: Path, stem: str) -> None:
     """Remove what is left of another image with the same name."""
-    labels = [out / LABELS / f"{stem}{end}" for end in (".png", ".tif")]
-    others = [out / "geojson" / f"{stem}.geojson", out / "pictures" / f"{stem}.png"]
-    for path in (record_of(out, stem), *labels, *others):
+    maps, *others = _files(out, stem)
+    for path in (record_of(out, stem), *maps, *others):
         path.unlink(missing_ok=True)
 
 

@@ -352,6 +352,21 @@ def test_importers_place_cells_in_pixels_of_level_0(images: Path, tmp_path: Path
             PointsFile(np.zeros((1, 2)), [None], unit).in_pixels(None)
 
 
+def test_um_per_pixel_that_points_need_are_given_in_the_same_folder(images: Path, tmp_path: Path) -> None:
+    points = tmp_path / "all.csv"
+    points.write_text("slide,x_um,y_um\ns/a,5,10\nb.png,1,2\n")
+    given: dict[str, Any] = {"data": images, "out": tmp_path / "C", "source": "csv", "points": points, "workers": 0}
+    with pytest.raises(UserError, match="its points are in µm, and its µm per pixel are unknown; give --default_mpp"):
+        densepath.cells(**given)
+    for mpp in (0.5, 0.25):
+        densepath.cells(**given, default_mpp=mpp)
+        assert read_cells(cell_path(tmp_path / "C", "s/a")).points.tolist() == [[5 / mpp, 10 / mpp]]
+        assert {row["mpp"] for row in read_cell_rows(tmp_path / "C")} == {str(mpp)}
+    densepath.cells(data=images, out=tmp_path / "found", default_mpp=0.5, workers=0)
+    with pytest.raises(UserError, match="was made with other values of default_mpp"):
+        densepath.cells(data=images, out=tmp_path / "found", default_mpp=0.25, workers=0)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_tables_as_spreadsheets_write_them(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x;y;class\r\n1,5;20;a, b\r\n", encoding=encoding, newline="")

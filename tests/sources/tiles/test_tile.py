@@ -330,6 +330,32 @@ def test_damaged_tiles_are_made_again_and_results_below_the_slides_are_not_slide
     assert sum(map(len, read_tile_folder(out))) == count
 
 
+def test_outlines_that_were_corrected_by_hand_are_kept_when_a_slide_is_tiled_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, outline = tmp_path / "t", tmp_path / "t/tissue/a.geojson"
+    tile(data=folder, out=out, **_ASKED)
+    written = outline.read_text()
+    for found, expected in (
+        ("corrected", "corrected"),
+        ("corrected", "corrected"),
+        (None, written),
+        (written, written),
+    ):
+        outline.unlink() if found is None else outline.write_text(found)
+        next(out.rglob("a_patches.h5")).unlink()
+        capsys.readouterr()
+        tile(data=folder, out=out, **_ASKED)
+        assert outline.read_text() == expected
+        assert ("was changed by hand and is kept" in capsys.readouterr().err) == (found == "corrected")
+    outline.write_text("corrected")
+    whole = (folder / "a.tiff").read_bytes()
+    for now in (b"II*\0", whole):
+        (folder / "a.tiff").write_bytes(now)
+        tile(data=folder, out=out, **_ASKED)
+    assert outline.read_text() == "corrected"
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_full_disk_ends_the_command_with_one_line(
     workers: int, painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

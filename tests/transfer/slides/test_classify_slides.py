@@ -48,6 +48,10 @@ def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None
         assert float(row["p tumour"]) == pytest.approx(expected["tumour"], abs=1e-4)
     maps = {path.stem for path in (tmp_path / "out/heat_maps").glob("*.tif")}
     assert maps == {"one__5", "one_tumour", "one__5.2"}
+    table = (tmp_path / "out/tiles/one.csv").read_text()
+    (tmp_path / "out/tiles/one.csv").unlink()
+    densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
+    assert (tmp_path / "out/tiles/one.csv").read_text() == table
     with pytest.raises(UserError, match="begun with --precision 32; use that"):
         densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", devices="cpu", precision="bf16-mixed")
     for known, why in (

@@ -151,9 +151,11 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
     record.write_text(record.read_text().replace('"problems"', '"unread"'))  # as earlier versions wrote it
     before = {path: path.stat().st_mtime_ns for path in (out / "geojson").rglob("*.geojson")}
     (out / "records" / "good.json").unlink()
+    (out / "records" / "sub" / "good.csv").unlink()  # its objects
     again = search(data, out, known=0.5, pictures="all")
     changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
-    assert changed == [out / "geojson" / "good.geojson"] and dict(again) == dict(found)
+    assert sorted(changed) == [out / "geojson" / f"{name}.geojson" for name in ("good", "sub/good")]
+    assert dict(again) == dict(found)
     assert list(csv.DictReader((out / "slides.csv").open())) == list(table.values())
     assert not list(out.rglob("*.part"))
     with pytest.raises(UserError, match="other values of mpp"):
@@ -161,6 +163,16 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
     (data / "good.tiff").write_bytes(b"")
     assert search(data, out, known=0.5, pictures="all")["damaged"] == 4
     assert list(out.glob("*/good.*")) == [out / "records" / "good.json"]
+
+
+def test_um_per_pixel_that_were_missing_are_given_in_the_same_folder(search: Any, tmp_path: Path) -> None:
+    slide, out = tmp_path / "no_um.tiff", tmp_path / "out"
+    tifffile.imwrite(slide, paint((256, 256), 0.5, [], TISSUE), tile=(64, 64), photometric="rgb")
+    with pytest.raises(UserError, match=r"no µm per pixel; give them by --mpp_table .* or --default_mpp"):
+        search(slide, out, mpp=0.5)
+    for mpp in ("0.5", "1.0"):
+        search(slide, out, mpp=0.5, default_mpp=float(mpp))
+        assert [row["mpp"] for row in csv.DictReader((out / "slides.csv").open())] == [mpp.removesuffix(".0")]
 
 
 def test_a_share_says_what_it_leaves(search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from densepath.sources.tiles.tile_files import is_tile_folder, read_tile_folder
 
 LOG = "cells.log"
 _FREE = ("data", "points", "weights", "exclude")  # may change when the same command continues
+_FREE_OF_IMPORTS = ("default_mpp",)  # images whose cells depend on it are imported again
 _MOST_WORKERS = 16
 _OBJECTS = 14  # bytes of Python's numbers and lists that become of a byte of text
 Source = Literal["blobs", "geojson", "csv", "hovernet", "cellpose", "stardist", "histomicstk"]
@@ -114,7 +115,8 @@ def cells(
         "default_mpp": default_mpp,
         "exclude": list(exclude),
     }
-    with work_folder(out, options, log=LOG, free=_FREE), job.together():
+    free = _FREE if points is None else (*_FREE, *_FREE_OF_IMPORTS)
+    with work_folder(out, options, log=LOG, free=free), job.together():
         network = given is None and source in MODELS
         job.work(
             data,

@@ -63,10 +63,12 @@ class Job(PerSlide[Cells]):
         return (cell_path(self.out, name),)
 
     def given(self, name: str) -> list[Any]:
-        """What changes if the tiles of a slide, or its cells that were given, are others."""
+        """What changes if the tiles of a slide, the µm per pixel of an image, or cells that were given are others."""
         known: list[Any] = []
         if name in self.tilings:
             known.append(digest_of([np.ascontiguousarray(self.tilings[name].corners).tobytes()])[:16])
+        elif self.points is not None and self.mpp is not None:
+            known.append(self.mpp)
         with suppress(UserError):  # reported when its turn comes
             given = self._given(name)
             if isinstance(given, PointsFile):
@@ -103,8 +105,7 @@ class Job(PerSlide[Cells]):
             tiling = self.tilings[name]
             area: Area = SlideArea(open_tiled(tiling))
         else:
-            if self.mpp is None:
-                raise UserError("its µm per pixel are unknown; give --default_mpp")
+            assert self.mpp is not None  # without it only cells with coordinates are imported
             area = ImageArea(read_image(self.paths[name]), (self.mpp, self.mpp))
         row["height"], row["width"] = area.extent
         row["mpp"] = spacing_text(area.spacing)

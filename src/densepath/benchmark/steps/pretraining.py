@@ -11,8 +11,9 @@ from densepath.core.errors import UserError
 from densepath.runs.folder import EXPORTED
 from densepath.runs.metrics import read_metrics
 from densepath.training.config import PretrainConfig
+from densepath.training.nested_options import merged, nested
 from densepath.training.recipes import all_options, load_recipe
-from densepath.training.resolve import merged, method_of, nested, over_recipe
+from densepath.training.resolve import method_of, over_recipe
 
 
 class _Pretrain(Step):

@@ -38,8 +38,9 @@ def pixels_of_weights(source: str | Path, images: PixelSpec | None = None) -> Pi
     try:
         base = PixelSpec.default(len(known.get("mean", PixelSpec.mean))) if images is None else images
         if not known.keys() >= {"ndim", "channels", "window"}:
-            mean, std = known.get("mean", base.mean), known.get("std", base.std)
-            return base if images is not None and len(mean) != base.channels else base.override(tuple(mean), tuple(std))
+            if not known.keys() >= {"mean", "std"} or (images is not None and len(known["mean"]) != base.channels):
+                return base
+            return base.override(tuple(known["mean"]), tuple(known["std"]))
         needed = {name: known[name] for name in base.record() if name != "bits"}
         spec = PixelSpec.from_record(needed | {"bits": known.get("bits")})
     except (UserError, LookupError, TypeError, ValueError, OverflowError) as error:
@@ -55,7 +56,7 @@ def _known(source: str | Path) -> Mapping[str, Any]:
     if is_published(source):
         folder = published_folder(source, weights=False)
         mean, std, _ = preprocessing(source, folder, configuration_of(folder))
-        return {key: list(value) for key, value in (("mean", mean), ("std", std)) if value}
+        return {"mean": list(mean), "std": list(std)} if mean else {}
     if not is_on_disk(source):
         import timm
 

@@ -50,6 +50,7 @@ _H_OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 _HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET = PixelSpec.mean, PixelSpec.std
+_NONE: tuple[tuple[float, ...], tuple[float, ...]] = (), ()
 _DEFAULTS = (_IMAGENET, _HALF)  # timm writes them into the folders of networks that were trained with others
 # Mean and std from the model cards of networks whose folders need not contain them, by the last part of their names.
 _CARDS = {
@@ -151,15 +152,19 @@ def backbone_of_config(config: Mapping[str, Any]) -> str | None:
 def preprocessing(
     source: str | Path, folder: Path, config: Mapping[str, Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
-    """Mean, std and the side of the images in pixels, from a configuration, an image processor, or the model card."""
+    """Mean, std and the side of the images in pixels, from a configuration, an image processor, or the model card.
+
+    A mean without a std, or a std without a mean, counts as none: those of two sources do not belong together.
+    """
     made: Any = config.get("pretrained_cfg") or config.get("preprocess_cfg") or config  # older ones of timm are flat
     processor = read_image_processor(folder)
-    statistics = [made.get(key) or processor.get(f"image_{key}") for key in ("mean", "std")]
+    pairs = [(made.get("mean"), made.get("std")), (processor.get("image_mean"), processor.get("image_std"))]
     real = folder.resolve()  # the link to a folder may have any name
     cached = [part for part in real.parts if part.startswith("models--")]  # in the hub's cache
     names = [folder.name, real.name, str(source).rpartition("/")[2], *(part.rpartition("--")[2] for part in cached)]
-    mean, std = (tuple(value) if isinstance(value, list | tuple) else () for value in statistics)
-    if not (mean and std) or (mean, std) in _DEFAULTS:
+    given = [tuple(map(tuple, pair)) for pair in pairs if all(isinstance(each, list | tuple) and each for each in pair)]
+    mean, std = given[0] if given else _NONE
+    if (mean, std) in (_NONE, *_DEFAULTS):
         mean, std = next((_CARDS[name.lower()] for name in names if name.lower() in _CARDS), (mean, std))
     tower = config.get("vision_config") or (config.get("model_cfg") or {}).get("vision_cfg") or config
     sizes = (made.get("input_size"), processor.get("crop_size"), processor.get("size"), tower.get("image_size"))

@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError
+from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable, spacing_text
 from densepath.sources.slides.slide import NO_MPP, Slide
 from densepath.sources.tiles.coords import read_coords
 from densepath.sources.tiles.grid import grid_of, tiles_with_tissue
-from densepath.sources.tiles.identity import identity_of
+from densepath.sources.tiles.identity import identity_of, read_record
 from densepath.sources.tiles.named_files import NamedFiles
 from densepath.sources.tiles.outlines import read_tissue, write_outlines
 from densepath.sources.tiles.overview import read_overview
@@ -69,13 +70,19 @@ class Job(PerSlide[_Tiled]):
         """The outlines of a slide's tissue."""
         return self.out / "tissue" / f"{name}.geojson"
 
-    def files(self, name: str) -> tuple[Path, Path, Path]:
-        """The files of a slide, first its tiles."""
-        return *self.made(name), self.outline(name)
+    def files(self, name: str) -> tuple[Path, ...]:
+        """The files of a slide, first its tiles; without outlines that have been corrected by hand."""
+        return self.made(name) if self._corrected(name) else (*self.made(name), self.outline(name))
 
-    def made(self, name: str) -> tuple[Path, Path]:
+    def made(self, name: str) -> tuple[Path, ...]:
         """The files of a slide without its outlines, which may have been corrected by hand."""
         return self.tiles(name), self.mask(name)
+
+    def _corrected(self, name: str) -> list[int] | None:
+        """What outlines were when they were written, if they have changed since."""
+        written = (read_record(self.out, name) or {}).get("outlines")  # earlier versions did not note it
+        outline = self.outline(name)
+        return written if written and outline.exists() and identity_of(outline) != written else None
 
     def given(self, name: str) -> list[Any]:
         """What changes if the µm per pixel, the tissue or the tiles that were given for a slide are others."""
@@ -101,11 +108,19 @@ class Job(PerSlide[_Tiled]):
         """Write the tissue and the tiles of a slide. Raises UserError if the disk is full."""
         slide, tissue, tiling, shares = found
         draw_tissue(self.mask(name), tissue, tiling)
-        if self.coords is None:
+        if "outlines" in row:
+            say(f"densepath: {name}: {self.outline(name)} was changed by hand and is kept; remove it for new ones")
+        elif self.coords is None:
             write_outlines(self.outline(name), tissue, slide)
+            row["outlines"] = identity_of(self.outline(name))
         if tiling is not None:
             write_tiling(self.tiles(name), tiling, self.overlap, shares)
             row["tiles"] = len(tiling)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        """The row of a slide, with what its outlines were if they have been corrected, also if the slide fails now."""
+        written = self._corrected(name)
+        return super()._row(name) | ({"outlines": written} if written else {})
 
     def _open(self, name: str, row: dict[str, Any]) -> Slide:
         """Open a slide, and note what is known of it. Raises CorruptImage and UserError."""

@@ -44,7 +44,8 @@ from densepath.transfer.slides.slide_list import refuse_options
 PREDICTIONS = "predictions.csv"
 LOG = "predict.log"
 SEVERAL = "several_labels"  # in the record: whether an image may have several of the labels
-_FREE = ("data", "run", "devices", "precision", SEVERAL)
+# May change when the same command continues; slides with other µm per pixel are done again.
+_FREE = ("data", "run", "devices", "precision", SEVERAL, "mpp_table", "default_mpp")
 
 
 def predict_classes(

@@ -127,7 +127,13 @@ def predict_tiles(
     identities = {name: identity(slide) for name, slide in slides.items()}
     paths = {name: slide.path for name, slide in slides.items()}
     shared = SlideWork(out, identities, files, paths=paths, is_former=without_tiles(tiles, out))
-    shared.do(shared.succeeded, lambda name: _predict_slide(readout, notes, slides[name], out, hardware, maps), shard)
+    drawn = _drawn(notes)
+
+    def is_done(name: str) -> bool:
+        made = [_table(out, name), *chain.from_iterable(files_of_map(maps[name, label]) for label in drawn)]
+        return shared.succeeded(name) and all(path.exists() for path in made)
+
+    shared.do(is_done, lambda name: _predict_slide(readout, notes, slides[name], out, hardware, maps), shard)
     with shared_work(out / LOCKS / "tables", "tables"):
         found = shared.found()
         columns = ["slide", "path", "tiles", "damaged", *(f"mean p {name}" for name in notes.labels), "problem"]
@@ -185,13 +191,17 @@ def _predict_slide(
     ]
     (path := _table(out, slide.name)).parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, list(rows[0]), rows)
-    only_second = notes.exclusive and len(notes.labels) == 2  # the other map is its inverse
-    for t, name in list(enumerate(notes.labels))[1 if only_second else 0 :]:
-        heat_map = maps[slide.name, name]
+    for name in _drawn(notes):
+        heat_map, own = maps[slide.name, name], chances[:, notes.labels.index(name)]
         heat_map.parent.mkdir(parents=True, exist_ok=True)
-        write_heat_map(heat_map, opened, boxes, chances[:, t], label=f"probability of {name}", limits=(0.0, 1.0))
+        write_heat_map(heat_map, opened, boxes, own, label=f"probability of {name}", limits=(0.0, 1.0))
     means = {f"mean p {name}": float(mean) for name, mean in zip(notes.labels, chances.mean(0), strict=True)}
     return {"path": slide.path, "tiles": len(tiling), "damaged": len(damaged), **means}
+
+
+def _drawn(notes: ClassifierNotes) -> Sequence[str]:
+    """The labels that have a heat map: of two classes only the second, as the map of the other is its inverse."""
+    return notes.labels[1:] if notes.exclusive and len(notes.labels) == 2 else notes.labels
 
 
 def _table(out: Path, slide: str) -> Path:

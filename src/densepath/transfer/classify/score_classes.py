@@ -18,7 +18,7 @@ from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.output_names import alike_names, names_below
 from densepath.core.records import recorded
-from densepath.core.streams import say
+from densepath.core.streams import say, say_left_out
 from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource
@@ -116,10 +116,10 @@ def score_classes(
     run_names, matched = list(by_run), list(by_run.values())
     kept = np.array([k for lines in matched for k in lines], np.int64)
     bare = [name for k, name in enumerate(pool.names) if not any(k in lines for lines in matched)]
-    _say_left(bare, f"without a prediction in {found.path}")
+    say_left_out(bare, "image", f"without a prediction in {found.path}")
     known = alike_names(found.names, names_below(AllNames(images), data))
     strangers = [name for name, place in zip(found.names, known, strict=True) if not place]
-    _say_left(strangers, f"of {found.path} that {data} lacks")
+    say_left_out(strangers, "image", f"of {found.path} that {data} lacks")
     if not len(kept):
         raise UserError(f"{found.path} has none of the images of {data}; predict and score the same images")
     owners, targets = [pool.owners[k] for k in kept], pool.targets.take(kept)
@@ -223,8 +223,3 @@ def _say_unpaired(table: str, labels: Sequence[str], scored: Sequence[str]) -> N
     binary = [head for head, texts in filled if texts and all(number_of(text) is not None for text in texts)]
     if others := [head for head in binary if plain_head(head) not in known]:
         say(f"densepath: columns of 0 and 1 in {table} that are not labels of the classifier: {first_few(others)}")
-
-
-def _say_left(names: Sequence[str], why: str) -> None:
-    if names:
-        say(f"densepath: left out: {counted(len(names), 'image')} {why}: {first_few(names)}")

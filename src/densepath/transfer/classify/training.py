@@ -24,7 +24,8 @@ from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.fingerprint import digests_of_contents
+from densepath.sources.fingerprint import digests_of_contents, digests_of_packed
+from densepath.sources.packed import PackedTiles
 from densepath.sources.pixel_source import PixelSource
 from densepath.training.hardware import Hardware
 from densepath.transfer.classify.classifier import (
@@ -163,10 +164,16 @@ def keep_answers(path: Path, test: Pool, answers: Mapping[int, Any]) -> None:
 
 
 def _contents(test: Pool, positions: Sequence[int]) -> dict[str, str]:
-    """Digests of the files of images, by the images' names; images without a file of their own have none."""
-    if not test.paths:
+    """Digests of images, by their names: of their files, or of their pixels in a packed store.
+
+    Tiles of slides have none: slides are compared with their tiles when these are read.
+    """
+    if test.paths:
+        digests = digests_of_contents(test.paths[p] for p in positions)
+    elif isinstance(test.images, PackedTiles):
+        digests = digests_of_packed(test.images, positions)
+    else:
         return {}
-    digests = digests_of_contents(test.paths[p] for p in positions)
     return {test.names[p]: digest for p, digest in zip(positions, digests, strict=True) if digest}
 
 

@@ -18,6 +18,7 @@ from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted, that_or_these
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
+from densepath.core.records import TRAIN_LOG
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
@@ -27,7 +28,7 @@ from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import draw_safely, files_of_run
-from densepath.runs.folder import TRAIN_LOG, open_run, read_config
+from densepath.runs.folder import open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.slides.resolution import same_mpp

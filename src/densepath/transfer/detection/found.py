@@ -46,13 +46,14 @@ class FoundObject:
     box: tuple[float, float, float, float]
     whole: bool = True
     windows: list[Window] = field(default_factory=list)
+    _seen: dict[tuple[Window, ...], int] = field(default_factory=dict, init=False, repr=False)
 
-    @property
+    @cached_property
     def bottom(self) -> int:
         """The end of the mask's rows."""
         return self.top + self.mask.shape[0]
 
-    @property
+    @cached_property
     def right(self) -> int:
         """The end of the mask's columns."""
         return self.left + self.mask.shape[1]
@@ -60,7 +61,7 @@ class FoundObject:
     @cached_property
     def area(self) -> int:
         """Pixels of the mask."""
-        return int(self.mask.sum())
+        return int(np.count_nonzero(self.mask))
 
     @cached_property
     def centroid(self) -> tuple[float, float]:
@@ -76,6 +77,16 @@ class FoundObject:
             inside = self.mask[y1 - self.top : y2 - self.top, x1 - self.left : x2 - self.left]
             out[y1 - top : y2 - top, x1 - left : x2 - left] = inside
         return out
+
+    def seen(self, windows: Sequence[Window]) -> int:
+        """Pixels of the mask that lie in windows: counted once, as each find is compared with all those near it."""
+        if (key := tuple(windows)) not in self._seen:
+            inside = np.zeros(self.mask.shape, bool)
+            for window in windows:
+                y1, x1 = max(window.top - self.top, 0), max(window.left - self.left, 0)
+                inside[y1 : max(window.bottom - self.top, 0), x1 : max(window.right - self.left, 0)] = True
+            self._seen[key] = int(np.count_nonzero(self.mask & inside))
+        return self._seen[key]
 
     def result(self, size: tuple[int, int], category_ids: Sequence[int], masks: bool) -> dict[str, Any]:
         """The object in COCO's results format, without an image id; ``size`` is the image's height and width."""

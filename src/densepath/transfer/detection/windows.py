@@ -174,7 +174,7 @@ def _share(old: FoundObject, new: FoundObject) -> float:
     both = _common(old, new)
     if not both:
         return 0.0
-    seen = _seen(old, new.windows), _seen(new, old.windows)
+    seen = old.seen(new.windows), new.seen(old.windows)
     return both / max(seen) if both > _SAME * min(seen) else 0.0
 
 
@@ -185,20 +185,16 @@ def _are_overlapping(first: FoundObject, second: FoundObject) -> bool:
 
 def _common(first: FoundObject, second: FoundObject) -> int:
     """Pixels that two finds of one class have in common; 0 if they are of two classes."""
+    if first.label != second.label or first.top >= second.bottom or second.top >= first.bottom:
+        return 0
+    if first.left >= second.right or second.left >= first.right:
+        return 0
     top, left = max(first.top, second.top), max(first.left, second.left)
     bottom, right = min(first.bottom, second.bottom), min(first.right, second.right)
-    if first.label != second.label or top >= bottom or left >= right:
-        return 0
-    return int((first.part(top, left, bottom, right) & second.part(top, left, bottom, right)).sum())
-
-
-def _seen(found: FoundObject, windows: list[Window]) -> int:
-    """Pixels of an object that lie in windows."""
-    seen = np.zeros(found.mask.shape, bool)
-    for window in windows:
-        y1, x1 = max(window.top - found.top, 0), max(window.left - found.left, 0)
-        seen[y1 : max(window.bottom - found.top, 0), x1 : max(window.right - found.left, 0)] = True
-    return int((found.mask & seen).sum())
+    one, other = (
+        each.mask[top - each.top : bottom - each.top, left - each.left : right - each.left] for each in (first, second)
+    )
+    return int(np.count_nonzero(one & other))
 
 
 def _joined(parts: list[FoundObject]) -> FoundObject:

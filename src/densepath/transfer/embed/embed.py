@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,17 +17,16 @@ from torch import nn
 
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.files import atomic_write, require_new_file
+from densepath.core.files import require_new_file
 from densepath.core.locks import sole_writer
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
-from densepath.core.records import CONFIG, record_text
 from densepath.core.result import Result
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
-from densepath.runs.folder import changed_options, check_run, read_config
+from densepath.runs.folder import read_config
 from densepath.runs.watchdog import PARENT
 from densepath.sources.image_files import passed_over
 from densepath.sources.slides.find import holds_slides
@@ -35,6 +34,7 @@ from densepath.sources.volumes.store import VolumeStore
 from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
 from densepath.training.processes import other_processes
+from densepath.transfer.embed.begun_features import await_record, begin_record, kept_if_begun
 from densepath.transfer.embed.blocks import Block, Blocks
 from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
 from densepath.transfer.embed.encode import Encoded, batches_of, collect, encode
@@ -52,7 +52,6 @@ from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.slides.slide_list import refuse_options
 from densepath.version import __version__
 
-_FREE = ("data", "batch_size", "devices", "densepath_version")  # may change when the same command continues
 _SHOWN = 1000  # damaged images in the notes
 
 
@@ -183,55 +182,19 @@ def embed(
         if hardware.rank == 0:
             stack.enter_context(sole_writer(folder))
             require_new_file(out)  # another command may have written it meanwhile
-            stack.enter_context(_kept_if_begun(folder))
-            _begin(folder, record)
+            stack.enter_context(kept_if_begun(folder))
+            begin_record(folder, record)
             what = f"{counted(len(inputs), 'image')}, {counted(encoder.dim, 'number')} each"
             say(f"densepath: {line}; {what}{passed_over(source)}")
             children = stack.enter_context(other_processes(hardware))
         else:
-            _await_record(folder, record)
+            await_record(folder, record)
             children = []
         _encode(encoder, inputs, blocks, hardware)
         if hardware.rank > 0:
             return Embeddings(out, {"dim": encoder.dim})
         _await_blocks(blocks, children)
         return _gather(out, folder, blocks, inputs, encoder.dim, dtype, notes)
-
-
-def _begin(folder: Path, record: dict[str, Any]) -> None:
-    """Write what is computed, or check that it is what an earlier command has begun."""
-    old = read_config(folder) or record
-    if changed := changed_options(old, record, _FREE, {}):
-        what = "for other images" if changed == ["names"] else f"with other values of {', '.join(changed)}"
-        raise UserError(f"{folder} holds features that were begun {what}; remove it, or name another file with --out")
-    if check_run(folder, record, resume=True, free=_FREE) is None:
-        with atomic_write(folder / CONFIG) as part:
-            part.write_text(record_text(record))
-
-
-def _await_record(folder: Path, record: dict[str, Any]) -> None:
-    """Wait until the first process has begun."""
-
-    def attempt(seconds: float) -> None:
-        written = read_config(folder) or {}
-        if changed_options(written, record, _FREE, {}):
-            time.sleep(seconds)
-            raise TimeoutError
-
-    wait_for(attempt, "the first process", "it has not begun; see its message, then start all processes again")
-
-
-@contextmanager
-def _kept_if_begun(folder: Path) -> Iterator[None]:
-    """After a stop, say how to continue; what an error leaves before the first block is removed."""
-    try:
-        yield
-    except BaseException as error:
-        if not any(folder.glob("[0-9]*.safetensors")):
-            (folder / CONFIG).unlink(missing_ok=True)
-        elif not isinstance(error, Exception):
-            say("densepath: stopped; the same command continues")
-        raise
 
 
 def _encode(encoder: Encoder, inputs: Inputs, blocks: Blocks, hardware: Hardware) -> None:

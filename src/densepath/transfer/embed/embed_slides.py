@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -19,7 +17,6 @@ import numpy.typing as npt
 
 from densepath.core.closing import step_of_another
 from densepath.core.errors import UserError, counted
-from densepath.core.keywords import is_on_disk
 from densepath.core.remains import remove_abandoned
 from densepath.core.shared_work import Shard
 from densepath.core.stopwatch import Stopwatch
@@ -37,15 +34,16 @@ from densepath.sources.slides.failures import report_problem
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
-from densepath.sources.tiles.tile_files import h5py_module, is_tile_folder, overlap_of
+from densepath.sources.tiles.tile_files import is_tile_folder, overlap_of
 from densepath.training.hardware import Hardware, Precision
 from densepath.training.processes import other_processes
 from densepath.transfer.embed.closing import say_end_of_embed
 from densepath.transfer.embed.encode import batches_of, encode
 from densepath.transfer.embed.encoder import Encoder, input_size, load_encoder
 from densepath.transfer.embed.feature_file import FORMATS
+from densepath.transfer.embed.files_of_slides import features_name, features_path, notes_of
 from densepath.transfer.embed.inputs import center
-from densepath.transfer.embed.slide_features import NOTES, FeatureWriter, open_features, read_slide_features
+from densepath.transfer.embed.slide_features import FeatureWriter, open_features, read_slide_features
 from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.principal import principal_colors
@@ -55,7 +53,8 @@ from densepath.version import __version__
 
 _TILE = 256  # pixels
 _ALL = "1/1"  # every process waits until all slides are tiled
-_FREE = ("data", "batch_size", "precision", "densepath_version")  # may change when the same command continues
+# May change when the same command continues; slides with other µm per pixel are done again.
+_FREE = ("data", "batch_size", "precision", "densepath_version", "mpp_table", "default_mpp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,23 +198,6 @@ class _Tiles:
         return pixels if self._size is None else center(pixels, self._size)
 
 
-def features_name(weights: str | Path, backbone: str) -> str:
-    """The name of features: of the run, the file or the model that made them."""
-    path, there = Path(weights), is_on_disk(weights)
-    name = f"random_{backbone}" if str(weights) == "random" else str(weights).removeprefix("hf-hub:")
-    if there and path.is_file():
-        exported = path.parent.name in ("exported", "checkpoints") and path.parent.parent.name
-        name = exported or path.stem
-    elif there and path.is_dir():
-        name = path.resolve().name
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "weights"
-
-
-def features_path(out: Path, features: str, slide: str) -> Path:
-    """The file of a slide's features in the folder of ``densepath embed``."""
-    return out / f"features_{features}" / f"{slide}.h5"
-
-
 def _files(out: Path, features: str, slide: str) -> list[Path]:
     """The files of a slide."""
     return [features_path(out, features, slide), *files_of_map(out / "heat_maps" / slide)]
@@ -289,13 +271,3 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> dict[
     boxes = read_slide_features(path, features=False).boxes_um()
     write_heat_map(heat_map, opened, boxes, colors, label="the first three principal components of the features")
     return {**counts, "path": slide.path}
-
-
-def notes_of(path: Path) -> dict[str, Any]:
-    """What a file of features says of itself; empty if there is none."""
-    try:
-        with h5py_module().File(path) as file:
-            notes: dict[str, Any] = json.loads(file.attrs[NOTES])
-            return notes
-    except (OSError, KeyError, ValueError):
-        return {}

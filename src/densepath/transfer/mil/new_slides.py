@@ -18,7 +18,8 @@ from densepath.sources.listing import walk
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import is_tile_folder, overlap_of, read_slide_rows, read_tile_folder
 from densepath.training.hardware import Hardware, Precision
-from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides, features_name, features_path, notes_of
+from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
+from densepath.transfer.embed.files_of_slides import features_name, features_path, notes_of
 from densepath.transfer.mil.extractor_record import ExtractorRecord, alike
 from densepath.transfer.mil.feature_files import SUFFIXES, find_features, slide_name
 from densepath.transfer.mil.slide_table import patient_of_tcga

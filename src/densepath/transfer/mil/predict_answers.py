@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,9 +12,7 @@ import numpy as np
 import torch
 
 from densepath.core.closing import say_end
-from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.files import atomic_write
 from densepath.core.locks import shared_work
 from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS
@@ -30,6 +27,7 @@ from densepath.sources.slides.failures import report_problem
 from densepath.sources.tiles.identity import identity_of
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
+from densepath.transfer.mil.answer_tables import write_answer_tables
 from densepath.transfer.mil.attention import ATTENTION, AttentionFiles, slide_path
 from densepath.transfer.mil.bags import Bag, check_place, extractor_of, half
 from densepath.transfer.mil.ensemble import Answer, Ensemble
@@ -44,7 +42,7 @@ from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork
 
 LOG = "predict.log"
 # They may change: what they decide is checked in the folders of the tiles and of the features.
-_FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window", "precision")
+_FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window", "precision", "mpp_table", "default_mpp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +170,8 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
 
     shared.do(is_done, lambda name: _answer_case(work, cases[name]))
     with shared_work(work.out / LOCKS / "tables", "tables"):
-        return _write_tables(work, cases, {name: _answered(shared.facts(name), own) for name, own in cases.items()})
+        facts = {name: _answered(shared.facts(name), own) for name, own in cases.items()}
+        return write_answer_tables(work.out, work.models, work.grouping == "single", cases, facts)
 
 
 def _answered(facts: dict[str, Any] | None, slides: Sequence[NewSlide]) -> dict[str, Any]:
@@ -262,43 +261,3 @@ def _identity(slides: Sequence[NewSlide], work: _Work) -> list[Any]:
 def _slides_of(identity: Sequence[Any]) -> list[str]:
     """The slides of a case, by :func:`_identity`."""
     return list(identity[1])
-
-
-def _write_tables(
-    work: _Work, cases: Mapping[str, Sequence[NewSlide]], facts: Mapping[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """A row for each patient, and for each slide with what is wrong with it.
-
-    Raises:
-        UserError: no slide can be read.
-    """
-    columns = work.models.columns()
-    answered = {name: own for name, own in facts.items() if own["values"] is not None}
-    problems = {slide: why for own in facts.values() for slide, why in own["problems"].items()}
-    if not answered:
-        slide, why = next(iter(problems.items()))
-        raise UserError(f"none of {counted(sum(map(len, cases.values())), 'slide')} can be read ({slide}: {why})")
-    lead = ["SLIDE"] if work.grouping == "single" else []
-    rows: list[list[Any]] = [["PATIENT", *lead, "slides", "tiles", *columns]]
-    for name, own in answered.items():
-        counts = [len(own["slides"]), sum(slide["tiles"] for slide in own["slides"].values())]
-        case = [cases[name][0].patient, *([name] if lead else [])]
-        rows.append([*case, *counts, *work.models.row(np.array(own["values"]))])
-    _write(work.out / PREDICTIONS, rows)
-    rows = [["slide", "PATIENT", "tiles", *columns, "problem"]]
-    for name, members in cases.items():
-        for slide in members:
-            known = facts[name]["slides"].get(slide.name)
-            values = work.models.row(np.array(known["values"])) if known else [""] * len(columns)
-            values = [str(known["tiles"] if known else 0), *values]
-            rows.append([slide.name, slide.patient, *values, facts[name]["problems"].get(slide.name, "")])
-    _write(work.out / SLIDES, rows)
-    count = sum(map(len, cases.values()))
-    also = f"; {counted(len(problems), 'slide')} passed over: {first_few(list(problems))}" if problems else ""
-    say(f"densepath: answers for {counted(count - len(problems), 'slide')}, {counted(len(answered), 'case')}{also}")
-    return {"slides": count, "damaged": len(problems), "patients": len(answered), "left": 0}
-
-
-def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(LineFeeds(file)).writerows(rows)

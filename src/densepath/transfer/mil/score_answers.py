@@ -14,7 +14,7 @@ import numpy as np
 from densepath.core.csv_files import plain_head, read_rows
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write, require_new_folder
-from densepath.core.streams import say
+from densepath.core.streams import say, say_left_out
 from densepath.runs.closing import draw_safely
 from densepath.transfer.mil.cohort import Cohort, targets_of
 from densepath.transfer.mil.feature_files import Names
@@ -205,9 +205,9 @@ def _cohort(
             f"{table} has none of the {counted(len(there), 'slide')} of {source} (the table has "
             f"{first_few(strangers)}, the answers {first_few(there)}); check both"
         )
-    _say_left(strangers, "slide", f"of {table} without an answer in {source}")
+    say_left_out(strangers, "slide", f"of {table} without an answer in {source}")
     without = [case for k, case in enumerate(answered.cases) if k not in own]
-    _say_left(without, "case", f"of {source} without a row in {table}")
+    say_left_out(without, "case", f"of {source} without a row in {table}")
     mixed = [answered.cases[k] for k, found in own.items() if len({(r.target, r.event) for r in found}) > 1]
     refuse(mixed, f"cases whose slides have several values of {listed.target}", "correct the table")
     owners = _patients(answered, own, listed.by_patient)
@@ -293,8 +293,3 @@ def _patients(answered: _Answered, own: Mapping[int, Sequence[Row]], by_table: s
             f"({first_few(divided)}); intervals count them as one"
         )
     return found
-
-
-def _say_left(names: Sequence[str], what: str, why: str) -> None:
-    if names:
-        say(f"densepath: left out: {counted(len(names), what)} {why}: {first_few(names)}")

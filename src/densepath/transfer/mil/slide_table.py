@@ -15,7 +15,7 @@ from densepath.core.columns import PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF
 from densepath.core.csv_files import open_lines, plain_head, refuse_other_encoding
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import groups_of_spellings, is_missing
-from densepath.core.streams import say
+from densepath.core.streams import say, say_left_out
 
 FOLDERS = "folders"
 TCGA = "tcga"
@@ -228,8 +228,7 @@ def _with_slides(
     where = slide_table or "the names of the features"
     if not found:
         raise UserError(f"no patient of {table} has a slide in {where}; give a table with a column of slides")
-    if unnamed := [row.place for row in rows if is_missing(row.patient)]:
-        say(f"densepath: left out: {counted(len(unnamed), 'row')} without a patient: {first_few(unnamed)}")
+    say_left_out([row.place for row in rows if is_missing(row.patient)], "row", "without a patient")
     if without := [patient for patient in patients if patient not in of_patient]:
         of = counted(len(without), "patient")
         say(f"densepath: left out: {of} of {table} without a slide in {where}: {first_few(without)}")

@@ -14,10 +14,10 @@ import torch
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.patients import check_spelling, splits_of_volumes
 from densepath.core.columns import SPLIT_OF
-from densepath.core.errors import UserError, counted, first_few, refuse
+from densepath.core.errors import UserError, refuse
 from densepath.core.output_names import names_below, refuse_repeated
 from densepath.core.records import CONFIG
-from densepath.core.streams import say
+from densepath.core.streams import say_left_out
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.sources.corrupt import CorruptImage
@@ -185,7 +185,7 @@ def _volumes(store: VolumeStore) -> tuple[PixelSource, LabelMaps, list[str], dic
         raise UserError(f"no volume of {store.folder} has labels; convert the labels with the volumes")
     if len(labelled) < len(store):
         lacking = [store.names(k) for k in range(len(store)) if k not in set(labelled)]
-        say(f"densepath: left out: {counted(len(lacking), 'volume')} without labels: {first_few(lacking)}")
+        say_left_out(lacking, "volume", "without labels")
         store = store.take(torch.tensor(labelled))
     named = {int(code): name for code, name in store.index["label_names"].items()}
     return store, VolumeLabels(store), splits_of_volumes(store.rows), named

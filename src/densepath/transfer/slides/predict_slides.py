@@ -114,7 +114,8 @@ def predict_slides(
     shared = SlideWork(out, identities, lambda name: _files(out, name), paths=paths)
 
     def is_done(name: str) -> bool:
-        return shared.succeeded(name) and (name not in drawn or _picture(out, name).exists())
+        others = (path for path in _files(out, name) if name in drawn or path != _picture(out, name))
+        return shared.succeeded(name) and all(path.exists() for path in others)
 
     def work(name: str) -> dict[str, Any]:
         return _predict_slide(detector, by_name[name], out, search, name in drawn)

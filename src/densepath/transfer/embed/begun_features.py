@@ -1,0 +1,54 @@
+"""The folder of features that are being computed: its record, which all processes wait for, and what a stop leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.core.records import CONFIG, record_text
+from densepath.core.streams import say
+from densepath.core.waiting import wait_for
+from densepath.runs.folder import changed_options, check_run, read_config
+
+_FREE = ("data", "batch_size", "devices", "densepath_version")  # may change when the same command continues
+
+
+def begin_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write what is computed, or check that it is what an earlier command has begun."""
+    old = read_config(folder) or record
+    if changed := changed_options(old, record, _FREE, {}):
+        what = "for other images" if changed == ["names"] else f"with other values of {', '.join(changed)}"
+        raise UserError(f"{folder} holds features that were begun {what}; remove it, or name another file with --out")
+    if check_run(folder, record, resume=True, free=_FREE) is None:
+        with atomic_write(folder / CONFIG) as part:
+            part.write_text(record_text(record))
+
+
+def await_record(folder: Path, record: dict[str, Any]) -> None:
+    """Wait until the first process has begun."""
+
+    def attempt(seconds: float) -> None:
+        written = read_config(folder) or {}
+        if changed_options(written, record, _FREE, {}):
+            time.sleep(seconds)
+            raise TimeoutError
+
+    wait_for(attempt, "the first process", "it has not begun; see its message, then start all processes again")
+
+
+@contextmanager
+def kept_if_begun(folder: Path) -> Iterator[None]:
+    """After a stop, say how to continue; what an error leaves before the first block is removed."""
+    try:
+        yield
+    except BaseException as error:
+        if not any(folder.glob("[0-9]*.safetensors")):
+            (folder / CONFIG).unlink(missing_ok=True)
+        elif not isinstance(error, Exception):
+            say("densepath: stopped; the same command continues")
+        raise
