@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from region_loops import PATCH, vectors_of
 
+from densepath.annotations.label_cache import label_images
 from densepath.core.affine import identity, warp_points
 from densepath.core.distillation import deviation
 from densepath.core.errors import UserError
@@ -14,10 +17,11 @@ from densepath.methods import DINO, Cellback, DiRL
 from densepath.methods.cell_prior import CellPrior
 from densepath.nets.heads import PrototypeHead
 from densepath.sources.batch import ImageBatch
+from densepath.sources.open import open_images
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
-from densepath.views.view import View
+from densepath.views.view import Batch, View
 
 SIZE = 48
 NAN = float("nan")
@@ -199,6 +203,22 @@ def test_label_maps_are_a_prior_too(make, images):
     method = make(DiRL, PLAIN, prior="files")
     assert [need.kind for need in method.needs().values()] == ["regions"]
     assert method(ViewMaker(method.views(), SIZE, seed=0)(replace(images, extras={"regions": maps}))).total.isfinite()
+
+
+def test_labels_of_files_mean_the_same_in_all_images(tmp_path):
+    """Also in an image that lacks the background, or one of the labels."""
+    pairs = {"a": (0, 3), "b": (1, 2), "c": (2, 2), "d": (0, 40000)}  # left and right half
+    for name, (left, right) in pairs.items():
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+        (tmp_path / "maps").mkdir(exist_ok=True)
+        np.save(tmp_path / "maps" / f"{name}.npy", np.repeat([[left] * 20 + [right] * 20], 40, axis=0))
+    source = open_images(f"{tmp_path}/*.png")
+    for regions, expected in ((2, [[1, 0], [0, 0], [0, 0], [1, 0]]), (4, [[3, 2], [0, 1], [1, 1], [3, -1]])):
+        prior = CellPrior("files", regions)
+        maps = label_images(source, prior.needs()["regions"].labeller.make(tmp_path / "maps"), tmp_path / "cache")
+        index, view = torch.arange(4), View(torch.zeros(4, 3, 2, 2), identity(4))
+        batch = Batch({}, index, 0, 0, 0.0, 0.0, extras={"regions": maps.gather(index)})
+        assert prior(batch, view, (1, 2)).squeeze(1).tolist() == expected
 
 
 @pytest.mark.parametrize("kind", [Cellback, DiRL])

@@ -135,6 +135,20 @@ def test_missing_maps_are_named_before_the_run_begins(tmp_path, tiles, run):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_is_not_resumed_with_other_label_maps(tmp_path, tiles, run):
+    maps = tmp_path / "maps"
+    for number, tile in enumerate(sorted(tiles.rglob("*.png"))):
+        path = maps / tile.relative_to(tiles)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.eye(64, k=number, dtype=np.uint8)).save(path)
+    out = run("run", "files", regions=maps, max_steps=1)
+    moved = maps.rename(tmp_path / "moved")
+    assert run("run", "files", regions=moved, max_steps=1, resume=True) == out
+    Image.fromarray(np.eye(64, k=9, dtype=np.uint8)).save(next(moved.rglob("00.png")))
+    with pytest.raises(UserError, match=r"the label maps, masks or saliency model are not those that the run in .*run"):
+        run("run", "files", regions=moved, max_steps=1, resume=True)
+
+
 @pytest.mark.parametrize("neighborhoods", [1, 3])
 def test_concl_trains_with_cells(tmp_path, tiles, run, neighborhoods):
     points = "\n".join(["x,y,class", *(f"{x},{y},{x // 20}" for x in range(2, 60, 6) for y in range(2, 30, 5))])

@@ -247,6 +247,20 @@ def test_frozen_parameters_stay_for_the_first_epochs_and_then_begin_as_if_new(na
         torch.testing.assert_close(state["momentum_buffer"], frozen.grad + 1e-4 * before)
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_parameters_may_get_their_first_gradients_one_after_the_other(momentum):
+    """As those of Semantic Genesis do; the equation of SGD, in which a momentum begins with the first gradient."""
+    early, late = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+    settings = Optimizer(lr=0.1, momentum=momentum, weight_decay=0.0, schedule="constant")
+    optimizer = build_optimizer(nn.ParameterList([early, late]), settings)
+    for has_both in (False, True, False, True):
+        early.grad, late.grad = torch.full_like(early, 1.0), torch.full_like(late, 2.0) if has_both else None
+        optimizer.step()
+    moves = [sum(momentum**age for age in range(step)) for step in (1, 2, 3, 4)]
+    torch.testing.assert_close(early.detach(), torch.full_like(early, 1 - 0.1 * sum(moves)))
+    torch.testing.assert_close(late.detach(), torch.full_like(late, 1 - 0.2 * sum(moves[:2])))
+
+
 def test_freezing_what_is_not_there_is_refused():
     with pytest.raises(UserError, match=r"no parameter is called 'head\.\*', which freeze names; there are: "):
         build_updates(network(), Optimizer(freeze=("head.*",)), 10, 10)

@@ -45,10 +45,12 @@ class Labeller(Protocol):
     Attributes:
         parallel: whether several processes should share the images; the labeller is then sent to them.
         needs_color: whether it cannot label grey images.
+        classes: whether a label means the same in all images; else labels are numbered from 0 in each map.
     """
 
     parallel: bool
     needs_color: bool
+    classes: bool
 
     def identity(self) -> dict[str, Any]:
         """Everything that the maps depend on besides the images and the contents of ``files``, as JSON types."""
@@ -238,6 +240,6 @@ class _Labelled(Dataset[Any]):
         if image is None:
             return np.zeros((SIDE, SIDE), np.int16)
         try:
-            return shrink(self.labeller.label(image, name))
+            return shrink(self.labeller.label(image, name), self.labeller.classes)
         except UserError as error:  # as a value: an exception would arrive with its whole traceback
             return str(error)

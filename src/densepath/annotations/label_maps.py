@@ -22,7 +22,7 @@ class LabelMaps:
     """The label maps of a source's images, in memory or mapped from a file.
 
     Args:
-        maps: (N, SIDE, SIDE) int16 ids from 0; each map covers its whole image, whatever the image's shape.
+        maps: (N, SIDE, SIDE) int16 labels from 0; each map covers its whole image, whatever the image's shape.
         digest: of what they are made from besides the images; "" if it is unknown.
     """
 
@@ -47,11 +47,15 @@ class LabelMaps:
         return out
 
 
-def shrink(labels: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
+def shrink(labels: npt.NDArray[Any], classes: bool = False) -> npt.NDArray[np.int16]:
     """A label map (h, w) of any integers in the format of :class:`LabelMaps`: the labels at its positions' centers.
 
-    The labels are numbered from 0, in their order. A map has fewer positions than int16 has values.
+    The labels of ``classes``, which mean the same in all maps, are kept, those above the largest int16 as that. Others
+    are numbered from 0, in their order. A map has fewer positions than int16 has values.
     """
     rows, columns = (nearest(SIDE, length) for length in labels.shape)
-    _, numbers = np.unique(labels[np.ix_(rows, columns)], return_inverse=True)
+    found = labels[np.ix_(rows, columns)]
+    if classes:
+        return np.minimum(found, np.iinfo(np.int16).max).astype(np.int16)
+    _, numbers = np.unique(found, return_inverse=True)
     return numbers.reshape(SIDE, SIDE).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Concepts from the user's label maps: a folder with one map for each image."""
+"""Concepts, or classes, from the user's label maps: a folder with one map for each image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MapFiles:
         folder: the folder of the maps. It is read only when there are images: an export does not need it.
     """
 
-    parallel, needs_color = True, False
+    parallel, needs_color, classes = True, False, False
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -34,7 +34,7 @@ class MapFiles:
         self._names: Iterable[str] = ()
 
     def identity(self) -> dict[str, Any]:
-        return {"maps": "files"}
+        return {"maps": "classes" if self.classes else "files"}
 
     def files(self) -> Iterable[Path]:
         assert self._matches is not None, "call begin first"
@@ -56,6 +56,12 @@ class MapFiles:
         if labels.size and labels.min() < 0:
             raise UserError(f"{path} has the label {labels.min()}; number the labels from 0")
         return labels
+
+
+class ClassMaps(MapFiles):
+    """The same for label maps whose numbers mean the same in all images: they are kept."""
+
+    classes = True
 
 
 def check_shape(path: Path, size: tuple[int, ...], image: npt.NDArray[np.uint8], what: str) -> None:

@@ -64,7 +64,8 @@ class C2L(Method):
             short runs become alike.
 
     Source: Zhou et al., MICCAI 2020, arXiv 2007.07423; as released. Its memory starts with uniform numbers, ours with
-    random unit vectors.
+    random unit vectors. It converts views to grey before it jitters their color, and has black corners where crops are
+    rotated.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from densepath.annotations.cells.cell_points import CellPoints
 from densepath.concepts.image_labels import FromPath
-from densepath.concepts.map_files import MapFiles
+from densepath.concepts.map_files import ClassMaps
 from densepath.core.affine import identity, warp_points
 from densepath.core.errors import UserError
 from densepath.core.labels import main_labels
@@ -83,7 +83,7 @@ class CellPrior:
         """The annotation of the images, by its name in a batch."""
         if self.source == "cells":
             return {"cells": Need("cells")}
-        return {"regions": Need("regions", FromPath(MapFiles, "a folder of label maps"))}
+        return {"regions": Need("regions", FromPath(ClassMaps, "a folder of label maps"))}
 
     def __call__(self, batch: Batch, view: View, grid: tuple[int, ...]) -> Tensor:
         """The region of each position of a view: (K * B, *grid) int64; -1 for none."""

@@ -69,17 +69,22 @@ def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> 
     return {name: _make(need, config, images) for name, need in method.needs().items()}
 
 
-def digests_of(inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the cells among a method's inputs, which must be the same when a run is resumed."""
+def digests_of(method: Method, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the cells and of --regions among a method's inputs, which must be the same when a run is resumed.
+
+    Arguments as for :func:`checksums_of`.
+    """
     found: dict[str, str] = {}
     for name, value in inputs.items():
         if isinstance(value, CellPoints):
             found |= {name: value.digest(), f"{name}_found": value.digest_of_results()}
+        elif isinstance(value, LabelMaps) and isinstance(method.needs()[name].labeller, FromPath):
+            found[name] = value.digest
     return {name: digest for name, digest in found.items() if digest}
 
 
 def checksums_of(method: Method, inputs: Mapping[str, Any]) -> dict[str, str]:
-    """A digest of a method's inputs of each kind but cells, for which there is :func:`digests_of`.
+    """A digest of a method's inputs of each kind but cells, whose digests are those of :func:`digests_of`.
 
     Args:
         method: the method to train.

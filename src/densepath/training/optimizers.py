@@ -125,7 +125,20 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
         # Gradients are clipped before the step, in the same way for every optimizer.
         lamb: torch.optim.Optimizer = Lamb(groups, lr=lr, betas=betas, weight_decay=decay, max_grad_norm=None)
         return lamb
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
+    sgd.register_step_pre_hook(_begin_late_buffers)
+    return sgd
+
+
+def _begin_late_buffers(sgd: torch.optim.Optimizer, *step: Any) -> None:
+    """Give parameters with a later first gradient than others of their group, as those of a method with phases, a
+    momentum of zero: as good as none, without which torch's fused SGD refuses the group."""
+    for group in sgd.param_groups:
+        trained = [p for p in group["params"] if p.grad is not None]
+        new = [p for p in trained if "momentum_buffer" not in sgd.state.get(p, {})]
+        if group["momentum"] and len(new) < len(trained):
+            for p in new:
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def split_frozen(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:

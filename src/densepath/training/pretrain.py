@@ -159,7 +159,7 @@ def run(
         images = cache_images(images, config.cache, hardware.device)
         check_size(images, views.smallest // 2)
         inputs = make_inputs(method, config, images if found.parts is None else found.whole)
-        known |= digests_of(inputs)
+        known |= digests_of(method, inputs)
         checksums = checksums_of(method, inputs) if hardware.world_size > 1 else {}
         prepared = method.prepare(images, inputs)
     extras, of_held = method.extras, {}

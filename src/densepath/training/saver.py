@@ -43,6 +43,7 @@ _DIGESTS = {
     "annotations": "the annotations are not those that the run in {out} was started with",
     "cells": "the cells are not those that the run in {out} was started with",
     "cells_found": "the cells have been found again since the run in {out} was started, and are others",
+    "regions": "the label maps, masks or saliency model are not those that the run in {out} was started with",
 }
 _BY_IMAGE = " (--fraction chooses patients where any are known; up to version 0.1 it chose images)"
 
