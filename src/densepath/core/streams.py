@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import select
@@ -150,8 +151,14 @@ def open_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper) and _lacks_characters(sys.stdout):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _lacks_characters(stream: io.TextIOWrapper) -> bool:
+    """Whether writing a character can fail. ``surrogateescape``, Python's default in the locale C, only helps bytes."""
+    narrow = codecs.lookup(stream.encoding).name != "utf-8"
+    return stream.errors == "strict" or (stream.errors == "surrogateescape" and narrow)
 
 
 def silence(stream: TextIO | None) -> None:

@@ -36,7 +36,7 @@ from densepath.transfer.detection.prediction_files import (
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.score_inputs import LABELS
 from densepath.transfer.detection.windows import scale_of, window_sides
-from densepath.transfer.predict_records import gather, identity_of_file, record_of, refuse_others, source_of
+from densepath.transfer.predict_records import gather, identity_of_file, is_done, record_of, refuse_others
 
 _AHEAD = 2  # images
 _PAINTED = "smallest on top"  # objects of label maps; earlier versions had the better ones on top
@@ -74,16 +74,16 @@ def predict_images(
     detector.spec = prediction_spec(detector.notes.spec, readers.images, converted=True)
     drawn = _drawn(len(readers), pictures)
 
-    def is_done(position: int, stem: str) -> bool:
+    def has_all(position: int, stem: str) -> bool:
         maps, geojson, picture = _files(out, stem)
         return (
-            source_of(record_of(out, stem)) == readers.identity(position)
+            is_done(record_of(out, stem), readers.identity(position))
             and (any(path.exists() for path in maps) or not detector.finds_masks)
             and geojson.exists()
             and (position not in drawn or picture.exists())
         )
 
-    left = [position for position, stem in enumerate(stems) if not is_done(position, stem)]
+    left = [position for position, stem in enumerate(stems) if not has_all(position, stem)]
     say(f"densepath: {counted(len(readers), 'image')}, {len(readers) - len(left)} done before")
     damaged: list[str] = []
     said = False
@@ -107,7 +107,7 @@ def predict_images(
     # The network runs in this thread, so that Ctrl-C ends it at once; others decode images and write results.
     with OneBehind() as behind, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
         for position, reader in with_progress(opened, len(left), "predicting"):
-            if source_of(record_of(out, stems[position])) != readers.identity(position):
+            if not is_done(record_of(out, stems[position]), readers.identity(position)):
                 _remove(out, stems[position])
             try:
                 if isinstance(reader, CorruptImage):

@@ -107,8 +107,14 @@ def read_record(record: Path) -> tuple[Any, dict[str, Any] | None]:
         return None, None
 
 
+def is_done(record: Path, identity: Any) -> bool:
+    """Whether an image has a whole record; one that a crash of the machine has cut has no facts."""
+    source, facts = read_record(record)
+    return facts is not None and source == identity
+
+
 def source_of(record: Path) -> Any:
-    """The image that a record was made of; None without a record."""
+    """The image that a record was made of, even if it is cut after that; None without a record."""
     try:
         with record.open() as file:
             return json.loads(file.readline())

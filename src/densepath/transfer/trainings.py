@@ -11,6 +11,7 @@ from typing import Any
 from densepath.core.digests import digest_of, identical_files
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
+from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
@@ -178,7 +179,7 @@ def keep_splits(out: Path, study: Study, splits: Mapping[int, Sequence[Split]]) 
     """Write the names of the images in each part of each training; refuse to continue a run with other parts.
 
     Raises:
-        UserError: the run in this folder has divided its images in another way.
+        UserError: the run in this folder has divided its images in another way, or its record of that is damaged.
     """
 
     def names(pool: Pool, positions: Any) -> list[str]:
@@ -199,7 +200,7 @@ def keep_splits(out: Path, study: Study, splits: Mapping[int, Sequence[Split]]) 
     if not path.is_file():
         with atomic_write(path) as part:
             part.write_text(json.dumps(record, indent=1) + "\n")
-    elif json.loads(path.read_text()) != record:
+    elif load_json(path, "a whole copy, or remove it") != record:
         raise UserError(
             f"the images would be divided in another way than in {path} (another --train_images, or another version "
             "of densepath or scikit-learn); use those of then, or name another folder"

@@ -199,6 +199,13 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     with pytest.raises(UserError, match="was started with other values of folds"):
         classify(**{**again, "folds": 3}, resume=True)
+    for path in (tmp_path / "again/splits.json", tmp_path / "again/fold_0/answers.json"):
+        path.write_text(path.read_text()[:200])  # cut when the machine went down
+        with pytest.raises(UserError, match=rf"{path.name} is not JSON .*; give a whole copy, or remove it"):
+            classify(**again, resume=True)
+        path.unlink()
+    classify(**again, resume=True)
+    assert (tmp_path / "run/predictions.csv").read_text() == (tmp_path / "again/predictions.csv").read_text()
 
 
 def test_a_trained_classifier_answers_as_in_its_test(

@@ -100,6 +100,43 @@ def test_the_file_finds_what_the_detector_finds(name: str, tmp_path: Path, monke
     assert "x1, y1, x2, y2 in pixels of the image" in facts["boxes"]
 
 
+@pytest.mark.parametrize("name", ["mask_rcnn_fpn_small", "mask_rcnn_c4_small", "vitdet_small"])
+def test_an_image_may_have_no_objects(name: str, tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", name)
+    model = densepath.load_detector(run)
+    heads: Any = model.detector.heads
+    nn.init.constant_(heads.box_predictor.cls_score.bias[:1], 50.0)  # of the background
+    save_detector(run / "exported" / "detector.safetensors", model.detector, model.notes)
+    session = onnxruntime.InferenceSession(densepath.export(run, layout="onnx"))
+    for size in SIZES[:2]:
+        found = session.run(None, {"image": stored(model.notes.spec, *size), "score": threshold(0.0)})
+        assert [len(each) for each in found[:4]] == [0] * 4
+        assert found[4].shape == size and not found[4].any()
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_fpn_small", "retinanet_small"])
+def test_objects_without_a_pixel_are_left_out_as_in_predictions(name: str, tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", name)
+    model = densepath.load_detector(run)
+    if model.finds_masks:
+        heads: Any = model.detector.heads
+        nn.init.constant_(heads.mask_predictor.mask_fcn_logits.bias, -4.0)
+        save_detector(run / "exported" / "detector.safetensors", model.detector, model.notes)
+    fewer = 0
+    session = onnxruntime.InferenceSession(densepath.export(run, layout="onnx"))
+    for size in ((2, 3), *SIZES):
+        image = stored(model.notes.spec, *size)
+        expected = model.predict(image, score=0.0, window=0)
+        boxes, scores, labels, *masks = session.run(None, {"image": image, "score": threshold(0.0)})
+        np.testing.assert_allclose(boxes, expected.boxes, atol=1e-3, rtol=0)
+        np.testing.assert_allclose(scores, expected.scores, atol=1e-3, rtol=0)
+        if masks:
+            assert len(masks[0]) == len(labels) == len(expected)
+            assert (masks[1] != expected.label_map()).sum() <= 2  # pixels with a probability of one half
+        fewer += len(expected) < 12
+    assert fewer
+
+
 def names(session: onnxruntime.InferenceSession) -> list[str]:
     return [output.name for output in session.get_outputs()]
 

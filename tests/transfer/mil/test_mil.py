@@ -194,6 +194,12 @@ def test_a_stopped_run_is_resumed_bit_for_bit(study: Study, monkeypatch: pytest.
         whole, parts = (load_file(folder / name / fold / "model.safetensors") for name in ("whole", "parts"))
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert predictions(folder / "whole") == predictions(folder / "parts")
+    answers = folder / "parts" / "fold_0" / "answers.json"
+    whole_answers = answers.read_text()
+    answers.write_text(whole_answers[:50])  # cut when the machine went down
+    with pytest.raises(UserError, match=r"answers\.json is not JSON .*; give a whole copy, or remove it"):
+        run(folder, "parts", attention=0, model="clam", resume=True)
+    answers.write_text(whole_answers)
     # Models of other labels, or of other features, are not mixed with these.
     table, first = folder / "table.csv", folder / "features" / "P00_0.pt"
     before = table.read_text()

@@ -18,6 +18,7 @@ from densepath.core.digests import digest_of
 from densepath.core.distributed import rank, total, world_size
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import atomic_write
+from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm
 from densepath.nets.weights import load_weights
@@ -142,9 +143,9 @@ def kept_answers(path: Path, test: Pool) -> tuple[dict[int, Any], list[int]]:
     """What :func:`keep_answers` wrote for test images, by their position, and the positions that are left.
 
     Raises:
-        UserError: an image has changed since.
+        UserError: an image has changed since, or the file is damaged.
     """
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    content = load_json(path, "a whole copy, or remove it") if path.is_file() else {}
     by_name, before = content.get("by_name", {}), content.get("contents", {})
     kept = {position: by_name[name] for position, name in enumerate(test.names) if name in by_name}
     now = _contents(test, [*kept])

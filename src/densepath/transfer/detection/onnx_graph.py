@@ -29,7 +29,7 @@ class DetectorGraph(nn.Module):
             self.paint: Any = torch.jit.script(_paint)
 
     def forward(self, image: Tensor, score: Tensor) -> tuple[Tensor, ...]:
-        """Find the objects with at least a score.
+        """Find the objects with at least a score and, as in ``predict``, a pixel.
 
         Args:
             image: (H, W, C) as stored.
@@ -54,10 +54,15 @@ class DetectorGraph(nn.Module):
         boxes = found["boxes"][kept] * (size / shape).flip(0).repeat(2)
         outputs = boxes, found["scores"][kept], found["labels"][kept]
         if "masks" not in found:
-            return outputs
+            edges = boxes.round()  # of the pixels whose centers lie in the box
+            seen = torch.where((edges[:, 0] < edges[:, 2]) & (edges[:, 1] < edges[:, 3]))[0]
+            return tuple(each[seen] for each in outputs)
         masks = found["masks"][kept]
         y, x = (_sampling(boxes[:, axis::2], sides[axis ^ 1], masks.shape[-1]) for axis in (1, 0))
-        return *outputs, masks, self.paint(masks, y, x, torch.zeros(*sides, dtype=torch.int32))
+        labels, areas = self.paint(masks, y, x, torch.zeros(*sides, dtype=torch.int32))
+        numbers = F.pad((areas > 0).long().cumsum(0), (1, 0))  # of the objects that have a pixel
+        seen = torch.where(areas > 0)[0]
+        return *(each[seen] for each in (*outputs, masks)), numbers[labels.long()].to(torch.int32)
 
 
 def _sampling(edges: Tensor, length: Tensor, count: int) -> Tensor:
@@ -77,15 +82,18 @@ def _sampling(edges: Tensor, length: Tensor, count: int) -> Tensor:
     return (near * inside[..., None]).float()
 
 
-def _paint(masks: Tensor, down: Tensor, across: Tensor, labels: Tensor) -> Tensor:
-    """The label map (H, W): k for the k-th object, the smallest one on top; of equally large ones, the best."""
+def _paint(masks: Tensor, down: Tensor, across: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The label map (H, W): k for the k-th object, the smallest one on top; of equally large ones, the best.
+    And the pixels of each object (N,)."""
     count = masks.shape[0]
+    areas = torch.zeros([0], dtype=torch.int32)
     smallest = torch.full_like(labels, 2**31 - 1)  # the pixels of the object on top
     for step in range(count):  # one by one, since the masks of all objects would fill the memory
         k = count - 1 - step
         shown = torch.mm(torch.mm(down[k], masks[k]), across[k].t()) >= 0.5
         area = torch.sum(shown).to(torch.int32)
+        areas = torch.cat((area.reshape(1), areas))
         on_top = shown & (area <= smallest)
         smallest = torch.where(on_top, area, smallest)
         labels = torch.where(on_top, torch.full_like(labels, k + 1), labels)
-    return labels
+    return labels, areas

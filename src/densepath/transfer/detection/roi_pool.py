@@ -77,6 +77,9 @@ class StagePool(nn.Module):
     def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         """Boxes as for :class:`RoIPool` -> (sum N_i, C, 7, 7)."""
         inside: Tensor = self.pool(maps, boxes, image_sizes)
+        written = torch.onnx.is_in_onnx_export()
+        if written:  # onnxruntime (1.31) cannot add the branches of a block if there is no box: there is one more
+            inside = torch.cat((inside, inside.new_zeros(1, *inside.shape[1:])))
         for module in (*self._stage, self.norm):
             inside = module(inside)
-        return inside
+        return inside[:-1] if written else inside

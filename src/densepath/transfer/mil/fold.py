@@ -15,6 +15,7 @@ import torch
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.json_files import load_json
 from densepath.core.spacing import varies
 from densepath.runs.checkpoints import CHECKPOINTS
 from densepath.training.hardware import Hardware
@@ -83,7 +84,7 @@ def answer_fold(study: Study, train_set: BagSet, validation: BagSet, test: BagSe
     """
     done = out / _ANSWERS
     if done.is_file():
-        kept = json.loads(done.read_text())
+        kept = load_json(done, "a whole copy, or remove it")
         return Answers(np.array(kept["values"]), np.array(kept["predicted"], np.int64))
     if study.model == KNN:
         answers = _neighbors(study, train_set, validation, test)
