@@ -7,6 +7,7 @@ import re
 import shlex
 import tomllib
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,11 @@ def test_slides_of_the_pages_are_not_tested_by_what_was_trained_on_them() -> Non
     assert found
 
 
+@cache
+def full_help(verb: str) -> str:
+    return VERBS[verb].command(verb).help(["--help", "all"])
+
+
 @pytest.mark.parametrize("line", inline_commands())
 def test_a_command_within_the_text_is_valid(line: str) -> None:
     """Its verb exists, or is a group of verbs, and its options belong to it."""
@@ -174,9 +180,8 @@ def test_a_command_within_the_text_is_valid(line: str) -> None:
     if name is None:
         assert words in (["VERB"], ["VERB", "--help"]) or [v for v in VERBS if v.startswith(f"{words[0]} ")], line
         return
-    command = VERBS[name].command(name)
     for option in (word for word in words if word.startswith("--")):
-        assert option in command.help(["--help", "all"]), option
+        assert option in full_help(name), option
 
 
 def anchors(page: Path) -> set[str]:

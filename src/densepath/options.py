@@ -150,6 +150,7 @@ def default_of(schema: Callable[..., Any], name: str) -> Any:
         field = next(field for field in fields(schema) if field.name == name)
         if field.default_factory is not MISSING:
             return field.default_factory()
+        return inspect.Parameter.empty if field.default is MISSING else field.default
     return inspect.signature(schema).parameters[name].default
 
 

@@ -1,5 +1,6 @@
 import sys
 from dataclasses import replace
+from functools import cache
 from multiprocessing import current_process
 from types import ModuleType
 
@@ -75,9 +76,15 @@ NAMES = sorted(
 RUN = {"data": "tiles", "out": "run"}
 
 
+@cache
+def config_of(name):
+    """The configuration of a run by a recipe."""
+    return resolve(PretrainConfig, name, RUN)
+
+
 def resolved(name):
     """What a recipe sets, over the defaults of the run and of its method."""
-    config = resolve(PretrainConfig, name, RUN)
+    config = config_of(name)
     return vars(config) | {"method_options": all_options(config.method, config.method_options)}
 
 
@@ -93,7 +100,7 @@ def test_all_recipes_are_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
-    options = resolved(name)
+    config, options = config_of(name), resolved(name)
     assert (options["epochs"] is None) != (options["max_steps"] is None)
     backbone = options["backbone"]
     if backbone.startswith("vit_"):  # a smaller one with the same patches
@@ -117,13 +124,13 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     if wanted:
         assert needs == {wanted}
         with pytest.raises(UserError, match=rf"{options['method']} needs .*--{wanted}"):
-            check_inputs(method, resolve(PretrainConfig, name, RUN))
-        check_inputs(method, resolve(PretrainConfig, name, RUN | {wanted: "x"}))
+            check_inputs(method, config)
+        check_inputs(method, replace(config, **{wanted: "x"}))
     else:
-        check_inputs(method, resolve(PretrainConfig, name, RUN))
+        check_inputs(method, config)
         for option in ("regions", "cells", "teacher", "tokenizer"):
             with pytest.raises(UserError, match=f"does not use --{option}; leave that out"):
-                check_inputs(method, resolve(PretrainConfig, name, RUN | {option: "x"}))
+                check_inputs(method, replace(config, **{option: "x"}))
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name.startswith(("moco_v2", "densecl", "concl", "pcl"))])
