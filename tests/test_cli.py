@@ -25,6 +25,7 @@ from densepath import cli
 from densepath.cli import main
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import METHODS
+from densepath.runs.signals import Interrupted
 from densepath.synthetic.tissue import write_tissue
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe, recipe_names
@@ -579,6 +580,18 @@ def test_the_advice_against_short_memory_names_options_of_the_verb(
     monkeypatch.setattr(cli, "_run", fail)
     assert main(verb.split()) == 2
     assert f"this machine has not enough memory; {advice}\n" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_ends_the_command_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.14 an exit that is a KeyboardInterrupt as well shows one."""
+
+    def stopped(argv: list[str]) -> None:
+        raise Interrupted(15)
+
+    monkeypatch.setattr("densepath.cli._run", stopped)
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain"])
+    assert type(stop.value) is SystemExit and stop.value.code == 143
 
 
 def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,8 +64,9 @@ def _checked(argv: list[str]) -> int:
         return 0
     except UserError as error:
         return _fail(f"{error}{error.remedy}")
-    except SystemExit:
-        raise
+    except SystemExit as stop:
+        # Python 3.14 would show the traceback of one that is a KeyboardInterrupt as well.
+        raise SystemExit(stop.code) from None
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except RecursionError:

@@ -4,6 +4,7 @@ Usage: python process_scenarios.py SCENARIO FOLDER. Prints how each process ende
 """
 
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -37,6 +38,7 @@ from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.view import View
 
+multiprocessing.set_start_method("fork")  # so that workers know what is replaced here; not Python 3.14's default
 OPTIONS = {
     "moco_v2": {"queue_size": 40},
     "concl": {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25},

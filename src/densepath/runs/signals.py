@@ -17,7 +17,8 @@ from densepath.core.signals import after_the_first, unwind
 class Interrupted(SystemExit, KeyboardInterrupt):
     """The run was asked to stop, has saved its state and stopped; the exit code says by which signal (130, 143).
 
-    It ends a script with this code, and can be caught as Ctrl-C.
+    It ends a script with this code, and can be caught as Ctrl-C. From Python 3.14 a script that does not catch it ends
+    as by Ctrl-C: with a traceback and code 130.
     """
 
     def __init__(self, signum: int) -> None:
