@@ -21,7 +21,7 @@ from densepath.sources.packing import pack
 class Brightness:
     """Labels an image by its brightness in steps; writes down what it was asked for."""
 
-    parallel, needs_color, classes = False, False, False
+    parallel, needs_color = False, False  # without classes, an attribute that may be left out
 
     def __init__(self, log: Path, step: int = 1) -> None:
         self.log = log

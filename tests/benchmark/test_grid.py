@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 import densepath
-from densepath.benchmark import row_runs
+from densepath.benchmark import identity, row_runs
 from densepath.benchmark.config import load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.grid import make_grid
-from densepath.benchmark.identity import code_digest, digest_of_given, digest_of_weights, read_tiles
+from densepath.benchmark.identity import Digests, code_digest, digest_of_given, digest_of_weights, read_tiles
 from densepath.benchmark.labelled_sets import read_outlined as read_labelled
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.steps import STEPS
@@ -290,10 +290,35 @@ def test_the_content_of_files_that_options_name_counts(lay_out, tmp_path):
     (tmp_path / "splits").mkdir()
     (tmp_path / "splits" / "splits_0.csv").write_text("train,test")
     options = {"splits": str(tmp_path / "splits"), "classes": [str(recipe), "a=b"], "target": str(tmp_path)}
-    known = row_runs._identity(STEPS["mil"], options, 0, "data", kept := tmp_path / "kept")["options"]
+    kept = tmp_path / "kept"
+    known = row_runs._identity(STEPS["mil"], options, 0, "data", Digests(kept))["options"]
     assert known["classes"] == [digest_of_given(recipe, kept), "a=b"]
     assert known["splits"] == digest_of_given(tmp_path / "splits", kept)
     assert known["target"] == str(tmp_path)  # a text that happens to be a folder, as the separator / is
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_of_a_published_model_as_initial_weights_the_readme_does_not_count(lay_out, tmp_path, given):
+    recipe, model = tmp_path / "mine.yaml", tmp_path / "model"
+    model.mkdir()
+    recipe.write_text("method: moco_v2\n" if given else f"method: moco_v2\nweights: {model}\n")
+    change = ("recipe: moco_v2_small", f"recipe: {recipe}" + ", needs: {start: weights}" * given)
+    names = []
+    for name in ("model.safetensors", "README.md", "config.json"):
+        (model / name).write_text("{}")
+        names.append(pretraining(lay_out(change, given={"start": str(model)} if given else None)).name)
+    assert names[0] == names[1] != names[2]
+
+
+def test_a_folder_that_an_option_names_is_read_once(lay_out, tmp_path, monkeypatch):
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "model.safetensors").write_text("weights")
+    read, content = [], identity.content
+    monkeypatch.setattr(identity, "content", lambda paths, cache: (read.extend(paths), content(paths, cache))[1])
+    (tmp_path / "mine.yaml").write_text(f"method: moco_v2\nweights: {tmp_path}/start\n")
+    grid = lay_out(("recipe: moco_v2_small", f"recipe: {tmp_path}/mine.yaml"), pretrain_seed=None)
+    assert sum(run.verb == "pretrain" for run in grid.runs.values()) == 2
+    assert [Path(path).name for path in read].count("model.safetensors") == 1
 
 
 def test_of_a_run_folder_only_the_weights_count(lay_out, tmp_path):

@@ -11,6 +11,7 @@ from scipy.stats import wilcoxon
 
 from densepath.benchmark.best import best_lines
 from densepath.benchmark.config import load_table
+from densepath.benchmark.contrasts import contrast
 from densepath.benchmark.results import Entry
 from densepath.benchmark.statistics import compare, mean_std
 from densepath.benchmark.verb import _chosen
@@ -41,6 +42,12 @@ def signed_rank(values, baseline):
     subsets = itertools.chain.from_iterable(itertools.combinations(ranks.values(), k) for k in range(len(d) + 1))
     sums = [sum(subset) for subset in subsets]
     return min(1.0, 2 * sum(total <= least for total in sums) / len(sums))
+
+
+def test_differences_that_vary_by_rounding_have_no_p_value_and_no_interval():
+    values, baseline = {0: 50.0, 1: 51.0 + 1e-11, 2: 52.0}, {0: 49.0, 1: 50.0, 2: 51.0}
+    assert compare(values, baseline).p is None
+    assert contrast({"a": values, "b": baseline}, ["a"], ["b"]).half_width is None
 
 
 def test_mean_and_sample_standard_deviation():

@@ -10,6 +10,7 @@ from PIL import Image
 from region_loops import PATCH, vectors_of
 
 from densepath.annotations.label_cache import label_images
+from densepath.annotations.label_maps import SIDE, LabelMaps
 from densepath.core.affine import identity, warp_points
 from densepath.core.distillation import deviation
 from densepath.core.errors import UserError
@@ -219,6 +220,23 @@ def test_labels_of_files_mean_the_same_in_all_images(tmp_path):
         index, view = torch.arange(4), View(torch.zeros(4, 3, 2, 2), identity(4))
         batch = Batch({}, index, 0, 0, 0.0, 0.0, extras={"regions": maps.gather(index)})
         assert prior(batch, view, (1, 2)).squeeze(1).tolist() == expected
+
+
+def test_label_maps_have_no_numbers_beyond_the_regions(make):
+    labels = np.zeros((3, SIDE, SIDE), np.int16)
+    labels[1, 0], labels[2, 0] = 128, 255
+    for kind in (Cellback, DiRL):
+        make(kind, PLAIN, prior="files").prepare(None, {"regions": LabelMaps(labels)})  # one region of all but 0
+        make(kind, PLAIN, prior="files", num_regions=3).prepare(None, {"regions": LabelMaps(labels // 127)})
+        method = make(kind, PLAIN, prior="files", num_regions=3)
+        with pytest.raises(UserError, match=r"numbers up to 255, and --method\.num_regions 3 takes 0 to 2, of which 0"):
+            method.prepare(None, {"regions": LabelMaps(labels)})
+
+
+@pytest.mark.parametrize(("prior", "what"), [("cells", "cells"), ("files", "label maps")])
+def test_the_warning_of_a_rare_region_names_its_source(make, prior, what):
+    (line,) = make(Cellback, PLAIN, prior=prior).warnings({"cell_views": 0.01}, last=False)
+    assert f"check the {what}, or choose" in line
 
 
 @pytest.mark.parametrize("kind", [Cellback, DiRL])

@@ -264,6 +264,7 @@ _MIL = {"data": "F", "table": "t.csv", "target": "MSI", "folds": 5, "model": "ab
         (_MIL, {"grouping": "single"}, False),  # of slides
         (_MIL, {"splits": "split"}, False),  # an official test
         (_MIL, {"splits": "other_run/splits.json"}, True),
+        (_MIL, {"splits": "gone/folds"}, True),  # a folder that is no longer there
         ({"data": "D", "labels": "auto", "folds": None}, {"official": True}, True),
         ({"data": "D", "labels": "auto", "folds": None}, {"official": False}, False),
     ],
@@ -313,6 +314,16 @@ def test_runs_that_have_not_ended_have_no_paired_tests(tmp_path: Path) -> None:
     (test,) = [each for each in blocks if isinstance(each, Table) and each.columns[0] == "runs"]
     assert [row[1:] for row in test.rows] == [["3", "51.00 ± 1.00", "–"], ["2", "53.50 ± 0.71", "+3.00"]]
     assert any(isinstance(each, Note) and "have not ended: moco2" in each.text for each in blocks)
+
+
+def test_without_paired_tests_no_run_is_left_out_of_them(tmp_path: Path) -> None:
+    for several, losses in ((False, False), (True, True)):  # one seed each; losses of different methods
+        runs = {}
+        for method, seed in ((m, s) for m in ("concl", "moco", "byol") for s in range(1 + several)):
+            rows = [{"step": 5.0, "loss" if losses else "probe_mean_iou": 1.0}]
+            state = "in progress" if method == "byol" else "complete"
+            runs[f"{method}{seed}"] = Run(tmp_path, {"data": "D", "method": method, "seed": seed}, rows, state=state)
+        assert not [each for each in compare_runs(runs)[0].blocks if "paired" in getattr(each, "text", "")]
 
 
 def test_runs_on_other_data_have_paired_tests_of_their_own(tmp_path: Path) -> None:

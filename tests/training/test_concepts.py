@@ -9,7 +9,7 @@ from densepath.annotations import label_cache
 from densepath.annotations.cells.find import cells
 from densepath.core.errors import UserError
 from densepath.methods import ConCL
-from densepath.runs.checkpoints import read_checkpoint
+from densepath.runs.checkpoints import read_checkpoint, write_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.sources.packing import pack
 from densepath.training.export import export
@@ -147,6 +147,28 @@ def test_a_run_is_not_resumed_with_other_label_maps(tmp_path, tiles, run):
     Image.fromarray(np.eye(64, k=9, dtype=np.uint8)).save(next(moved.rglob("00.png")))
     with pytest.raises(UserError, match=r"the label maps, masks or saliency model are not those that the run in .*run"):
         run("run", "files", regions=moved, max_steps=1, resume=True)
+
+
+def test_a_run_whose_labels_were_numbered_in_each_map_is_not_resumed(tmp_path, tiles):
+    """Versions whose runs have no digest of label maps numbered Cellback's labels, too."""
+    (tmp_path / "maps").mkdir()
+    for tile in tiles.glob("*.png"):
+        Image.fromarray(np.eye(64, dtype=np.uint8)).save(tmp_path / "maps" / tile.name)
+    method = {"prior": "files", "prototypes": 24, "local_crops": 0, "head_batch_norm": True}
+    options = {"data": tiles, "regions": tmp_path / "maps", "out": tmp_path / "run", "method": "cellback"}
+    options |= {"method_options": method, "backbone": "test_vit", "max_steps": 1, "batch_size": 8, "view_size": 48}
+    options |= {"devices": "cpu", "precision": "32", "workers": 0, "cache_dir": tmp_path / "cache"}
+    folder = pretrain(**options) / "checkpoints"
+    state = read_checkpoint(folder / "last.ckpt")
+    assert state["facts"].pop("regions_numbers") == "kept"
+    write_checkpoint(folder, state)
+    pretrain(**options, resume=True)  # its digest tells
+    del state["facts"]["regions"]
+    write_checkpoint(folder, state)
+    with pytest.raises(
+        UserError, match=r"numbered the labels of each map from 0, .*; start it again in another folder"
+    ):
+        pretrain(**options, resume=True)
 
 
 @pytest.mark.parametrize("neighborhoods", [1, 3])

@@ -45,12 +45,12 @@ class Labeller(Protocol):
     Attributes:
         parallel: whether several processes should share the images; the labeller is then sent to them.
         needs_color: whether it cannot label grey images.
-        classes: whether a label means the same in all images; else labels are numbered from 0 in each map.
+        classes: whether a label means the same in all images; else, and without this attribute, labels are numbered
+            from 0 in each map.
     """
 
     parallel: bool
     needs_color: bool
-    classes: bool
 
     def identity(self) -> dict[str, Any]:
         """Everything that the maps depend on besides the images and the contents of ``files``, as JSON types."""
@@ -130,7 +130,11 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
                 maps = _open(path, len(images))
     if maps is None:
         raise UserError(f"{path} was damaged as soon as it was written; check the disk")
-    return LabelMaps(maps, digest_of([json.dumps(source, sort_keys=True)]))
+    return LabelMaps(maps, digest_of([json.dumps(source, sort_keys=True)]), _has_classes(labeller))
+
+
+def _has_classes(labeller: Labeller) -> bool:
+    return getattr(labeller, "classes", False)
 
 
 def _source(images: PixelSource, labeller: Labeller, cache: Path) -> list[Any]:
@@ -240,6 +244,6 @@ class _Labelled(Dataset[Any]):
         if image is None:
             return np.zeros((SIDE, SIDE), np.int16)
         try:
-            return shrink(self.labeller.label(image, name), self.labeller.classes)
+            return shrink(self.labeller.label(image, name), _has_classes(self.labeller))
         except UserError as error:  # as a value: an exception would arrive with its whole traceback
             return str(error)

@@ -24,14 +24,19 @@ class LabelMaps:
     Args:
         maps: (N, SIDE, SIDE) int16 labels from 0; each map covers its whole image, whatever the image's shape.
         digest: of what they are made from besides the images; "" if it is unknown.
+        classes: whether a label means the same in all maps.
     """
 
-    def __init__(self, maps: npt.NDArray[np.int16], digest: str = "") -> None:
-        self.maps, self.digest = maps, digest
+    def __init__(self, maps: npt.NDArray[np.int16], digest: str = "", classes: bool = False) -> None:
+        self.maps, self.digest, self.classes = maps, digest, classes
         self._mapped = Unchanged(maps.filename) if isinstance(maps, np.memmap) and maps.filename else None
 
     def __len__(self) -> int:
         return len(self.maps)
+
+    def largest(self) -> int:
+        """The largest label of all maps."""
+        return int(self.maps.max())
 
     def gather(self, index: Tensor, pin: bool = False) -> Tensor:
         """The maps (B, SIDE, SIDE) int16 of the images at the positions ``index`` (B,) int64.

@@ -11,10 +11,9 @@ import numpy as np
 from scipy import stats
 
 from densepath.benchmark.results import Results, column_name
+from densepath.benchmark.statistics import ROUNDING
 from densepath.core.errors import counted
 from densepath.core.spacing import varies
-
-_ROUNDING = 1e-9  # of sums of percentages
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def contrast(values: Mapping[str, Mapping[int, float]], plus: Sequence[str], min
     if not seeds:
         return None
     sums = np.array([sum(values[r][s] for r in plus) - sum(values[r][s] for r in minus) for s in seeds])
-    if len(seeds) == 1 or np.ptp(sums) <= _ROUNDING:
+    if len(seeds) == 1 or np.ptp(sums) <= ROUNDING:
         return Estimate(len(seeds), float(sums.mean()), None)
     error = float(sums.std(ddof=1)) / math.sqrt(len(seeds))
     return Estimate(len(seeds), float(sums.mean()), float(stats.t.ppf(0.975, len(seeds) - 1)) * error)

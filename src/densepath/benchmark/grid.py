@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.benchmark.config import TableConfig
-from densepath.benchmark.identity import ImageSet
+from densepath.benchmark.identity import Digests, ImageSet
 from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.benchmark.row_runs import RowRuns
 from densepath.benchmark.table_runs import Grid
@@ -45,8 +45,9 @@ def make_grid(
         grid.skipped.append(f"no {data}: give it with --data {data}=FOLDER")
     rows = [row for row in table.rows if row.runs]
     sets = {task.name: labelled[task.data] for task in tasks} | dict(of_tasks or {})
+    digests = Digests(cache)
     makers = {
-        (row.name, task.name): RowRuns(table, row, task, sets[task.name], tiles, given, cache)
+        (row.name, task.name): RowRuns(table, row, task, sets[task.name], tiles, given, digests)
         for row in rows
         for task in tasks
     }

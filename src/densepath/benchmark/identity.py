@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,24 @@ def digest_of_weights(source: str, cache: Path) -> str:
     if not (weights := weight_files(folder)):
         return digest_of_given(weights_file(source), cache)
     return named_content(folder, sorted({*weights, *folder.glob("*.json")}), cache)
+
+
+class Digests:
+    """The digests of what options and rows name, each computed once: a folder of 20,000 files takes 0.5 s each time.
+
+    Args:
+        cache_dir: the folder in which digests of files are kept.
+
+    Attributes:
+        cache: that folder.
+        given: :func:`digest_of_given` of a value.
+        weights: :func:`digest_of_weights` of a source.
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.cache = cache_dir
+        self.given = cache(partial(digest_of_given, cache=cache_dir))
+        self.weights = cache(partial(digest_of_weights, cache=cache_dir))
 
 
 def hardware_name() -> str:

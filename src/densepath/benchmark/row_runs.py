@@ -13,7 +13,7 @@ import timm
 
 from densepath.benchmark.config import TableConfig
 from densepath.benchmark.entries import Row, Task
-from densepath.benchmark.identity import ImageSet, code_digest, digest_of_given, digest_of_weights, method_digest
+from densepath.benchmark.identity import Digests, ImageSet, code_digest, method_digest
 from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.benchmark.shares import LEFT_IMAGES, digest_for_shares, write_left_images
 from densepath.benchmark.steps import STEPS, Step
@@ -30,6 +30,7 @@ from densepath.training.recipes import all_options
 from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
 
 _NOT_READ = ("exclude", "cache_dir", "probe_data")  # options with paths whose files do not decide a result
+_WEIGHTS = "weights"  # the option of initial weights
 
 
 class RowRuns:
@@ -48,9 +49,9 @@ class RowRuns:
         data: LabelledSet,
         tiles: ImageSet | Mapping[str, ImageSet] | None,
         given: Mapping[str, str],
-        cache: Path,
+        digests: Digests,
     ) -> None:
-        self.table, self.row, self.task, self.data, self.cache = table, row, task, data, cache
+        self.table, self.row, self.task, self.data, self.digests = table, row, task, data, digests
         self.tiles = tiles.get(task.tiles) if isinstance(tiles, Mapping) else tiles
         self.given = {name: given.get(f"{task.tiles}.{name}", given.get(name)) for name in row.needs}
         self.share = task.pretrain.get("fraction", 1.0) if STEPS[task.verb].has(LEFT_IMAGES) else 1.0
@@ -82,7 +83,7 @@ class RowRuns:
         if self.options is not None:
             parent = grid.add(self._pretraining(self.options, before))
         if self.share < 1 and self.tiles is not None:
-            lists[LEFT_IMAGES] = str(write_left_images(self.tiles, self.share, before, self.cache))
+            lists[LEFT_IMAGES] = str(write_left_images(self.tiles, self.share, before, self.digests.cache))
         step = STEPS["sam" if self.row.sam is not None else self.task.verb]
         if step.source == "features":
             options = {**self.task.embed, **self.row.steps.get("embed", {}), "backbone": self.row.backbone}
@@ -117,7 +118,7 @@ class RowRuns:
             images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names) * share)
         shares = options.get("fraction", 1.0) < 1 or options.get("val_share", 0.0) > 0
         data = digest_for_shares(tiles) if shares else tiles.digest
-        identity = _identity(step, resolved, seed, data, self.cache)
+        identity = _identity(step, resolved, seed, data, self.digests)
         return Run(
             verb="pretrain",
             label=f"pretrain-{Path(str(row.recipe)).stem}",
@@ -134,7 +135,9 @@ class RowRuns:
     def _digest_of(self, name: str, place: str) -> str:
         """The digest of a value that the user gave for an option."""
         value = str(self.given[name])
-        return value if _names_weights(place) and value == RANDOM else digest_of_given(value, self.cache)
+        if _names_weights(place) and value == RANDOM:
+            return value
+        return self.digests.weights(value) if place == _WEIGHTS and is_on_disk(value) else self.digests.given(value)
 
     def _transfer(
         self,
@@ -146,10 +149,10 @@ class RowRuns:
     ) -> Run:
         row, data = self.row, self.data
         weights = None if parent else str(row.weights)
-        digest = digest_of_weights if row.sam is None else digest_of_given  # the whole folder of a model counts
-        source = parent.digest if parent else digest(str(weights), self.cache)
+        digest = self.digests.weights if row.sam is None else self.digests.given  # the whole folder of a model counts
+        source = parent.digest if parent else digest(str(weights))
         origin = Path(str(row.recipe or row.weights)).stem
-        digests = {name: digest_of_given(path, self.cache) for name, path in lists.items()}
+        digests = {name: self.digests.given(path) for name, path in lists.items()}
         own = row.rate if step.verb == "sam" else self.task.rate if step.verb == self.task.verb else None
         return Run(
             verb=step.verb,
@@ -159,7 +162,7 @@ class RowRuns:
             options=options,
             weights=_absolute(weights, row.sam is None) if weights else None,
             parent=parent,
-            identity=_identity(step, options, seed, data.digest, self.cache) | {"weights": source} | digests,
+            identity=_identity(step, options, seed, data.digest, self.digests) | {"weights": source} | digests,
             images=step.images({**options, "fraction": 1 - self.share} if lists else options, data),
             rate=own or self.table.rates.get(step.verb),
             inputs={**{name: path for name, path in data.inputs.items() if step.has(name)}, **lists},
@@ -188,33 +191,35 @@ def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
         )
 
 
-def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str, cache: Path) -> dict[str, Any]:
+def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str, digests: Digests) -> dict[str, Any]:
     """What a result depends on. An option that is set to its default does not make a different run.
 
-    Of files that options name by an absolute path, and of folders that path options name, the content counts: a run
-    starts in its own folder, and finds no others.
+    Of files that options name by an absolute path, and of folders that path options name, the content counts, of
+    weights that of a row's weights: a run starts in its own folder, and finds no others.
     """
     changed = {name: value for name, value in plain(options).items() if value != plain(step.default(name))}
     known = {
-        name: value if name in _NOT_READ else _with_digests(value, step.takes_path(name), cache)
+        name: value if name in _NOT_READ else _with_digests(value, step.takes_path(name), digests, name == _WEIGHTS)
         for name, value in changed.items()
     }
     return {"verb": step.verb, "options": known, "seed": seed, "data": data, "code": code_digest(step.code)}
 
 
-def _with_digests(value: Any, folders: bool, cache: Path) -> Any:
+def _with_digests(value: Any, folders: bool, digests: Digests, weights: bool = False) -> Any:
     """A plain value with digests of the content in place of absolute paths: of files, and perhaps of folders.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or a folder of ``weights`` holds none.
     """
     if isinstance(value, dict):
-        return {name: _with_digests(entry, folders, cache) for name, entry in value.items()}
+        return {name: _with_digests(entry, folders, digests) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_with_digests(entry, folders, cache) for entry in value]
+        return [_with_digests(entry, folders, digests) for entry in value]
     if not isinstance(value, str) or not os.path.isabs(value):
         return value
-    return digest_of_given(value, cache) if os.path.isfile(value) or (folders and os.path.isdir(value)) else value
+    if not (os.path.isfile(value) or (folders and os.path.isdir(value))):
+        return value
+    return digests.weights(value) if weights else digests.given(value)
 
 
 def _names_weights(option: str) -> bool:

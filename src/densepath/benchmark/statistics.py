@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 _DIGITS = 9  # after the decimal point, in percent: scores are rounded far below, which would break ties of ranks
+ROUNDING = 1e-9  # of sums and differences of percentages: with a smaller range, values have no spread
 MIN_PAIRS_FOR_RANKS = 6  # with fewer pairs the smallest two-sided p of a signed-rank test, 2 / 2**n, is above 0.05
 
 
@@ -48,7 +48,7 @@ def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Compa
         return None
     differences = np.array([values[seed] - baseline[seed] for seed in seeds], np.float64)
     p = p_ranks = None
-    if len(seeds) > 1 and not math.isclose(np.ptp(differences), 0.0, abs_tol=1e-12):
+    if len(seeds) > 1 and np.ptp(differences) > ROUNDING:
         p = float(stats.ttest_rel([values[seed] for seed in seeds], [baseline[seed] for seed in seeds]).pvalue)
         if len(seeds) >= MIN_PAIRS_FOR_RANKS:
             p_ranks = float(stats.wilcoxon(differences.round(_DIGITS)).pvalue)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from densepath.annotations.cells.cell_points import CellPoints
+from densepath.annotations.label_maps import LabelMaps
 from densepath.concepts.image_labels import FromPath
 from densepath.concepts.map_files import ClassMaps
 from densepath.core.affine import identity, warp_points
@@ -57,18 +58,19 @@ class CellPrior:
         return (*(["cell"] if count == 1 else [f"class_{number}" for number in range(count)]), "back")
 
     def check(self, given: Mapping[str, Any]) -> str | None:
-        """Check that the cells of the images have as many classes as there are regions for them.
+        """Check that there is a region for each class of the cells, or for each label of the label maps.
 
         Args:
             given: what :meth:`needs` asks for.
 
         Returns:
-            A line on the cells.
+            A line on the cells; None for label maps.
 
         Raises:
-            UserError: they have other classes.
+            UserError: there are classes or labels without a region.
         """
         if self.source == "files":
+            self._check_maps(given["regions"])
             return None
         cells: CellPoints = given["cells"]
         classes = cells.class_names
@@ -78,6 +80,15 @@ class CellPrior:
                 f"with the background, not {self.num_regions}; set --method.num_regions to that, or to 2 for all cells"
             )
         return cells.describe() + (", each image with those of another" if self.shuffled else "")
+
+    def _check_maps(self, maps: LabelMaps) -> None:
+        last = self.num_regions - 1
+        if last > 1 and (largest := maps.largest()) > last:
+            raise UserError(
+                f"the label maps have numbers up to {largest}, and --method.num_regions {self.num_regions} takes 0 to "
+                f"{last}, of which 0 is the background; number the labels so, or set --method.num_regions to the "
+                "largest number + 1, or to 2 for one region of all numbers but 0"
+            )
 
     def needs(self) -> Mapping[str, Need]:
         """The annotation of the images, by its name in a batch."""
@@ -119,10 +130,11 @@ class GuidedByCells(Method):
         return self.prior.check(given)
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        what = "cells" if self.prior.source == "cells" else "label maps"
         seldom = [name for name in self.prior.names() if row.get(f"{name}_views", 1.0) < _SELDOM]
         lines = [
             f"fewer than {_SELDOM:.0%} of the global crops have a position of the region {name!r}: it teaches little; "
-            "check the cells, or choose another --method.num_regions"
+            f"check the {what}, or choose another --method.num_regions"
             for name in seldom
         ]
         return [*super().warnings(row, last), *lines]

@@ -142,29 +142,21 @@ def _same_method(runs: Mapping[str, Run]) -> bool:
 def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
     """Groups of runs that differ only by their seed, compared pair by pair over the seeds that they share.
 
-    Runs that have not ended are left out: their last measurements are those of other steps.
+    Runs that have not ended are left out: their last measurements are those of other steps. A note says so, if with
+    them there would be tests.
     """
-    places: dict[tuple[str, int], list[str]] = {}
-    ended = {name: run for name, run in runs.items() if run.scores or run.state == "complete"}
-    for name, run in ended.items():
-        seed = run.config.get("seed")
-        if isinstance(seed, int):
-            places.setdefault((_key(run.config, run.sessions), seed), []).append(name)
-    groups: dict[str, dict[int, str]] = {}
-    for (key, seed), names in places.items():
-        if len(names) == 1:
-            groups.setdefault(key, {})[seed] = names[0]
-    same = [name for names in places.values() if len(names) > 1 for name in names]
-    line = f"Left out of the paired tests, because others have the same options and seed: {first_few(same)}"
-    notes: list[Block] = [Note(line, warning=True)] if same else []
-    if (open_runs := [name for name in runs if name not in ended]) and len(runs) > 2:
-        notes.append(Note(f"Left out of the paired tests, because they have not ended: {first_few(open_runs)}"))
-    if len(groups) < 2 or max(map(len, groups.values())) < 2:
-        return notes
     known = dict.fromkeys(metric for run in runs for metric in scores[run])
     columns = [metric for metric in (*_MAIN, *known) if metric in known and metric != "loss"] or ["loss"]
     columns = list(dict.fromkeys(columns))[:4]
-    if columns == ["loss"] and not _same_method(runs):
+    comparable = columns != ["loss"] or _same_method(runs)
+    ended = {name: run for name, run in runs.items() if run.scores or run.state == "complete"}
+    groups, same = _groups(ended)
+    line = f"Left out of the paired tests, because others have the same options and seed: {first_few(same)}"
+    notes: list[Block] = [Note(line, warning=True)] if same else []
+    open_runs = [name for name in runs if name not in ended]
+    if open_runs and comparable and _have_pairs(_groups(runs)[0]):
+        notes.append(Note(f"Left out of the paired tests, because they have not ended: {first_few(open_runs)}"))
+    if not comparable or not _have_pairs(groups):
         return notes
     labels = _labels({key: runs[next(iter(members.values()))] for key, members in groups.items()})
     values = {
@@ -186,6 +178,25 @@ def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -
         "group, and p of a two-sided paired t-test over the seeds that both have, not corrected for their number"
     )
     return [Table(["runs", "seeds", *heads], rows, caption=caption, marked=frozenset({0})), *notes]
+
+
+def _groups(runs: Mapping[str, Run]) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """Groups of runs that differ only by their seed, as key -> seed -> name; and runs that share a group and a seed."""
+    places: dict[tuple[str, int], list[str]] = {}
+    for name, run in runs.items():
+        seed = run.config.get("seed")
+        if isinstance(seed, int):
+            places.setdefault((_key(run.config, run.sessions), seed), []).append(name)
+    groups: dict[str, dict[int, str]] = {}
+    for (key, seed), names in places.items():
+        if len(names) == 1:
+            groups.setdefault(key, {})[seed] = names[0]
+    return groups, [name for names in places.values() if len(names) > 1 for name in names]
+
+
+def _have_pairs(groups: Mapping[str, Mapping[int, str]]) -> bool:
+    """Whether there are several groups, and one of several seeds."""
+    return len(groups) > 1 and max(map(len, groups.values())) > 1
 
 
 def _mean(values: Sequence[float]) -> str:

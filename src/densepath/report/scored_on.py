@@ -53,7 +53,8 @@ def scored_on(run: Run) -> dict[str, str]:
         found.pop("data", None)
     if config.get("grouping") == "single":
         found["cases"] = "slides"
-    if "table" in config and (column := column_of(config.get("splits"))):
+    # A path of files that are no longer there is not a column.
+    if "table" in config and (column := column_of(config.get("splits"))) and Path(column).name == column:
         found["splits"] = column
     targets = {name: config.get(name, _DEFAULTS.get(name)) for name in _OF_TARGETS}
     targets = {name: None if value in ((), []) else value for name, value in targets.items()}

@@ -72,6 +72,8 @@ def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> 
 def digests_of(method: Method, inputs: Mapping[str, Any]) -> dict[str, str]:
     """Digests of the cells and of --regions among a method's inputs, which must be the same when a run is resumed.
 
+    Label maps whose labels mean the same in all images are marked as such.
+
     Arguments as for :func:`checksums_of`.
     """
     found: dict[str, str] = {}
@@ -80,6 +82,8 @@ def digests_of(method: Method, inputs: Mapping[str, Any]) -> dict[str, str]:
             found |= {name: value.digest(), f"{name}_found": value.digest_of_results()}
         elif isinstance(value, LabelMaps) and isinstance(method.needs()[name].labeller, FromPath):
             found[name] = value.digest
+            if value.classes:
+                found[f"{name}_numbers"] = "kept"
     return {name: digest for name, digest in found.items() if digest}
 
 

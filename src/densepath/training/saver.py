@@ -44,7 +44,10 @@ _DIGESTS = {
     "cells": "the cells are not those that the run in {out} was started with",
     "cells_found": "the cells have been found again since the run in {out} was started, and are others",
     "regions": "the label maps, masks or saliency model are not those that the run in {out} was started with",
+    "regions_numbers": "the run in {out} was started by a version that numbered the labels of each map from 0, so that "
+    "a number did not mean the same in all images",
 }
+_SINCE = {"regions_numbers": "regions"}  # runs without the second digest are of versions that the first one refuses
 _BY_IMAGE = " (--fraction chooses patients where any are known; up to version 0.1 it chose images)"
 
 
@@ -225,7 +228,8 @@ def changed_facts(now: Mapping[str, int | str], then: Mapping[str, int | str]) -
     changed = []
     for name, fact in now.items():
         kinds = {str(value).partition(" ")[0] for value in (then.get(name), fact) if " " in str(value)}
-        unknown = name not in then or len(kinds) > 1  # files cannot be compared with packed images
+        lacking = name not in then and (name not in _SINCE or _SINCE[name] in then)
+        unknown = lacking or len(kinds) > 1  # files cannot be compared with packed images
         if then.get(name) != fact and not (name in _DIGESTS and unknown):
             changed.append(name)
     return changed
@@ -237,6 +241,8 @@ def _check_facts(
     for name in changed_facts(now, then):
         if name in _DIGESTS:
             text = _DIGESTS[name].format(out=out) + (_BY_IMAGE if config.get("fraction", 1) < 1 else "")
+            if name in _SINCE:
+                raise UserError(f"{text}; start it again in another folder")
             raise UserError(f"{text}; restore them, or start another run: {from_weights(out)}")
         longer = train_longer(out, config) if name == "steps" else "name another folder"
         raise UserError(
