@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from densepath.sources.fingerprint import digest_of_names, digests_of_contents, fingerprint
+from densepath.sources.fingerprint import digest_of_names, digests_of_contents, digests_of_packed, fingerprint
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack, write_store
 from densepath.sources.path_table import PathTable
@@ -42,11 +42,11 @@ def test_images_may_move_and_be_named_in_other_ways(folder, tmp_path, monkeypatc
 def test_a_packed_store_has_the_names_of_its_files(folder, tmp_path):
     before, store = of(folder), of(pack(folder, tmp_path / "store.safetensors"))
     assert store["names"] == before["names"]
-    assert {name: store[name].split()[0] for name in ("sizes", "samples")} == {"sizes": "store", "samples": "images"}
+    assert {name: store[name].split()[0] for name in ("sizes", "samples")} == {"sizes": "store", "samples": "store"}
     (folder / "b" / "3.bmp").unlink()
     Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(folder / "b" / "3.bmp")
     again = of(pack(folder, tmp_path / "again.safetensors"))
-    assert [name for name in store if again[name] != store[name]] == ["samples"]
+    assert [name for name in store if again[name] != store[name]] == ["samples", "pixels"]
 
 
 def test_a_small_image_between_large_ones_of_a_store_is_sampled(tmp_path, monkeypatch):
@@ -55,10 +55,32 @@ def test_a_small_image_between_large_ones_of_a_store_is_sampled(tmp_path, monkey
     before = of(write_store(tmp_path / "a.safetensors", images, "abcd", PixelSpec()))
     images[1][4, 4] = 1
     after = of(write_store(tmp_path / "b.safetensors", images, "abcd", PixelSpec()))
-    assert [name for name in before if after[name] != before[name]] == ["samples"]
+    assert [name for name in before if after[name] != before[name]] == ["pixels"]
     part = torch.tensor([0, 2])
     parts = [fingerprint(find_source(tmp_path / f"{name}.safetensors").take(part)) for name in "ab"]
     assert parts[0] == parts[1]  # without it
+
+
+def test_pixels_of_a_store_that_change_away_from_the_middle_are_noticed(tmp_path):
+    """Also in digests of single images, by which test images are known."""
+    images = [np.zeros((224, 224, 3), np.uint8) for _ in range(3)]
+    places = [(slice(56, 84), slice(0, 224)), (slice(0, 100), slice(124, 224))]
+    stores = [find_source(write_store(tmp_path / "s.safetensors", images, "abc", PixelSpec()))]
+    for number, place in enumerate(places):
+        changed = [image.copy() for image in images]
+        changed[1][place] = 255
+        stores.append(find_source(write_store(tmp_path / f"{number}.safetensors", changed, "abc", PixelSpec())))
+    digests = [digests_of_packed(store, range(3)) for store in stores]
+    assert [len({each[k] for each in digests}) for k in range(3)] == [1, 3, 1]
+    assert len({fingerprint(store)["pixels"] for store in stores}) == 3
+
+
+def test_one_of_thousands_of_small_images_of_a_store_is_noticed(tmp_path):
+    images, names = np.random.default_rng(0).integers(0, 256, (3000, 8, 8, 3), np.uint8), [str(k) for k in range(3000)]
+    before = of(write_store(tmp_path / "a.safetensors", images, names, PixelSpec()))
+    images[1002] = 255 - images[1002]  # not one of 1,024 that are sampled
+    after = of(write_store(tmp_path / "b.safetensors", images, names, PixelSpec()))
+    assert [name for name in before if after[name] != before[name]] == ["samples"]
 
 
 @pytest.mark.parametrize(

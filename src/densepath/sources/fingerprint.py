@@ -25,6 +25,8 @@ _BLOCK = 2**14  # names that are processed at a time
 _FILES, _THREADS = 2**8, 16  # files whose sizes a thread asks for; these threads wait more than they work
 _SLASH = ord("/")
 _SAMPLES, _SAMPLE = 1024, 4096  # number of samples of the contents, and their bytes
+_PIECES = 16  # of the sample of an image without compression
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly, and over all columns whatever the width of an image
 _DIGITS = 16  # of the digest of one file
 
 
@@ -34,7 +36,9 @@ def fingerprint(images: PixelSource) -> dict[str, str]:
     Returns:
         "names": of the names below the folder that they have in common, in order, so that the images may move;
         "sizes": of the sizes of the files, or of the images of a packed store;
-        "samples": of the middle of their contents, of at most 1,024 images: files without compression have equal sizes;
+        "samples": of the middle of at most 1,024 files, which may have equal sizes without compression; or of 1,024
+            pieces of a packed store;
+        "pixels": of the images of a packed store, of at most 1,024;
         "parts": of the further files of slides that have several, such as MRXS and DICOM;
         "conversion": of volumes, of their affine maps and of whether each has its own window.
     """
@@ -45,23 +49,35 @@ def fingerprint(images: PixelSource) -> dict[str, str]:
     spread = [k * len(table) // _SAMPLES for k in range(_SAMPLES)] if len(table) > _SAMPLES else range(len(table))
     if isinstance(images, PackedTiles) and images.file is not None:
         sizes = digest_of_tensors({"table": images.table})
-        samples = digest_of_tensors({str(position): _middle(images, position) for position in spread})
-        return {"names": digest_of_names(table)} | _labelled("store", sizes, "images", samples)
-    sizes, samples = digest_of_sizes(table), digest_of_samples(table[position] for position in spread)
-    return {"names": digest_of_names(table)} | _labelled("files", sizes, "files", samples)
+        pixels = digest_of_tensors({str(position): _spread_bytes(images, position) for position in spread})
+        found = _labelled("store", sizes, _digest_of_store(images)) | {"pixels": pixels}
+    else:
+        found = _labelled("files", digest_of_sizes(table), digest_of_samples(table[position] for position in spread))
+    return {"names": digest_of_names(table), **found}
 
 
-def _labelled(what: str, sizes: str, of: str, samples: str) -> dict[str, str]:
-    """Those of files and of a packed store cannot be compared, nor samples of images and, as once, of a whole store."""
-    return {"sizes": f"{what} {sizes}", "samples": f"{of} {samples}"}
+def _labelled(kind: str, sizes: str, samples: str) -> dict[str, str]:
+    """Those of files and of a packed store cannot be compared."""
+    return {"sizes": f"{kind} {sizes}", "samples": f"{kind} {samples}"}
 
 
-def _middle(images: PackedTiles, position: int) -> Tensor:
-    """Some bytes from the middle of an image of a store."""
+def _digest_of_store(images: PackedTiles) -> str:
+    """The digest of pieces of the whole store at equal distances: of all bytes of a small one."""
+    pixels = images.pixels.view(torch.uint8)
+    starts = torch.arange(_SAMPLES) * (max(len(pixels) - _SAMPLE, 0) // _SAMPLES)
+    return digest_of_tensors({str(start): pixels[start : start + _SAMPLE] for start in starts.tolist()})
+
+
+def _spread_bytes(images: PackedTiles, position: int) -> Tensor:
+    """Some bytes from everywhere in an image of a store; all of a small one."""
     length = int(images.table[position].long().prod()) * images.spec.channels
-    count = min(length, _SAMPLE // images.pixels.itemsize)
-    start = int(images.offsets[position]) + (length - count) // 2
-    return images.pixels[start : start + count].view(torch.uint8)
+    start = int(images.offsets[position])
+    content = images.pixels[start : start + length].view(torch.uint8)
+    if len(content) <= _SAMPLE:
+        return content
+    piece = _SAMPLE // _PIECES
+    starts = [int(k * _GOLDEN % 1 * (len(content) - piece)) for k in range(1, _PIECES + 1)]
+    return torch.cat([content[at : at + piece] for at in starts])
 
 
 def digest_of_names(table: PathTable) -> str:
@@ -99,8 +115,8 @@ def digests_of_contents(files: Iterable[str | Path]) -> list[str]:
 
 
 def digests_of_packed(images: PackedTiles, positions: Iterable[int]) -> list[str]:
-    """For each image of a packed store a digest of its size and of some bytes from its middle."""
-    parts = ({"size": images.table[position], "pixels": _middle(images, position)} for position in positions)
+    """For each image of a packed store a digest of its size and of some bytes from everywhere in it."""
+    parts = ({"size": images.table[position], "pixels": _spread_bytes(images, position)} for position in positions)
     return [digest_of_tensors(part)[:_DIGITS] for part in parts]
 
 

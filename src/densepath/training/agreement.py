@@ -25,6 +25,7 @@ _NAMES = {
     "names": "names of images, or another order",
     "sizes": "sizes of image files",
     "samples": "contents of image files",
+    "pixels": "pixels of packed images",
     "parts": "files of slides",
     "conversion": "conversion of volumes",
     "cells_found": "found cells",

@@ -50,7 +50,7 @@ def write_card(
         layout: the layout of the file.
         notes: its metadata: "method", "steps", and "config", the run's options as JSON; or "origin", the file that it
             was converted from.
-        facts: of the run: "images", their number, and the digests "names", "sizes" and "samples".
+        facts: of the run: "images", their number, and the digests "names", "sizes", "samples" and "pixels".
         scores: that were measured on the weights, in percent.
         licence: its name.
 
@@ -141,7 +141,9 @@ def _data(config: Mapping[str, Any], facts: Mapping[str, Any], notes: Mapping[st
         )
     lines = [f"- Folder or file: `{bare(config.get('data', ''))}`"]
     lines += [f"- Images: {facts['images']:,}"] if "images" in facts else []
-    lines += [f"- SHA-256 of their {key}: `{facts[key]}`" for key in ("names", "sizes", "samples") if key in facts]
+    lines += [
+        f"- SHA-256 of their {key}: `{facts[key]}`" for key in ("names", "sizes", "samples", "pixels") if key in facts
+    ]
     return "## Training data\n\n" + "\n".join(lines)
 
 

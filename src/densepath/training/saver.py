@@ -37,6 +37,7 @@ _DIGESTS = {
     "names": "the names of the images, or their order, are not those that the run in {out} was started with",
     "sizes": "files of images have been replaced since the run in {out} was started: their sizes differ",
     "samples": "files of images have been replaced since the run in {out} was started: their contents differ",
+    "pixels": "images of the packed store have been replaced since the run in {out} was started: their pixels differ",
     "parts": "files of slides of several files have been replaced since the run in {out} was started",
     "conversion": "the volumes were converted again since the run in {out} was started: with other affine maps, or "
     "with the window of each volume instead of a common one, or the reverse",

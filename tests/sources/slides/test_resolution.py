@@ -106,6 +106,14 @@ def test_names_in_a_table_may_have_folders_and_need_not_be_of_one_slide(tmp_path
     assert "not in the data" not in table.unknown(slides)
 
 
+def test_a_backslash_in_a_name_does_not_separate_folders_where_both_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("wsi,mpp\na/b.svs,0.25\na\\b.svs,0.5\n")
+    table = MppTable(tmp_path / "t.csv")
+    slides = ["/d/a/b.svs", "/d/a\\b.svs"]
+    assert [table.given(slide) for slide in slides] == [0.25, 0.5]
+    assert table.unknown(slides) == ""
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import h5py
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from densepath.cli import main
+from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.core.geojson import read_features
 from densepath.core.polygons import fill
@@ -29,6 +31,7 @@ from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import NO_MPP
 from densepath.sources.tiles import one_slide, per_slide
 from densepath.sources.tiles.coords import given_size
+from densepath.sources.tiles.identity import identity_of
 from densepath.sources.tiles.one_slide import Job
 from densepath.sources.tiles.slide_tiles import read_tiles
 from densepath.sources.tiles.tile import tile
@@ -347,13 +350,107 @@ def test_outlines_that_were_corrected_by_hand_are_kept_when_a_slide_is_tiled_aga
         capsys.readouterr()
         tile(data=folder, out=out, **_ASKED)
         assert outline.read_text() == expected
-        assert ("was changed by hand and is kept" in capsys.readouterr().err) == (found == "corrected")
+        assert ("it may have been corrected by hand" in capsys.readouterr().err) == (found == "corrected")
     outline.write_text("corrected")
     whole = (folder / "a.tiff").read_bytes()
     for now in (b"II*\0", whole):
         (folder / "a.tiff").write_bytes(now)
         tile(data=folder, out=out, **_ASKED)
     assert outline.read_text() == "corrected"
+    outline.unlink()
+    tile(data=folder, out=out, **_ASKED)  # as the message says
+    assert outline.read_text() == written
+
+
+def _fail_once(out: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure that may pass, after the slide has changed, and back."""
+    whole = (folder / "a.tiff").read_bytes()
+    (folder / "a.tiff").write_bytes(whole + b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(one_slide, "open_slide", MagicMock(side_effect=MemoryError))
+        tile(data=folder, out=out, **_ASKED)
+    assert json.loads((out / "records/a.json").read_text())["again"]
+    (folder / "a.tiff").write_bytes(whole)
+
+
+def _take_out(out: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (folder / "a.tiff").read_bytes()
+    (folder / "a.tiff").unlink()
+    tile(data=folder, out=out, **_ASKED)
+    assert not (out / "records/a.json").exists()
+    (folder / "a.tiff").write_bytes(whole)
+
+
+def _cut_record(out: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (out / "records/a.json").write_text("{")
+
+
+def _former_version(out: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = out / "records/a.json"
+    record = json.loads(path.read_text())
+    del record["outlines"]
+    path.write_text(json.dumps(record))
+    next(out.rglob("a_patches.h5")).unlink()
+
+
+@pytest.mark.parametrize("change", [_fail_once, _take_out, _cut_record, _former_version])
+def test_outlines_of_which_nothing_is_recorded_are_kept_if_they_differ(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[Path, Path, pytest.MonkeyPatch], None],
+) -> None:
+    out, outline = tmp_path / "t", tmp_path / "t/tissue/a.geojson"
+    tile(data=folder, out=out, **_ASKED)
+    written = outline.read_text()
+    for found in ("corrected", written):
+        outline.write_text(found)
+        change(out, folder, monkeypatch)
+        capsys.readouterr()
+        assert tile(data=folder, out=out, **_ASKED)["problems"] == 0
+        assert outline.read_text() == (written if found == written else found)
+        assert ("it may have been corrected by hand" in capsys.readouterr().err) == (found == "corrected")
+    assert json.loads((out / "records/a.json").read_text())["outlines"] == digest_of_file(outline)
+
+
+def test_a_stop_before_the_record_does_not_make_outlines_foreign(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, outline = tmp_path / "t", tmp_path / "t/tissue/a.geojson"
+    tile(data=folder, out=out, **_ASKED)
+    shutil.copy(folder / "sub/b.svs", folder / "a.tiff")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(one_slide, "write_tiling", MagicMock(side_effect=KeyboardInterrupt))
+        tile(data=folder, out=out, **_ASKED)
+    capsys.readouterr()
+    tile(data=folder, out=out, **_ASKED)
+    assert "by hand" not in capsys.readouterr().err
+    assert json.loads((out / "records/a.json").read_text())["outlines"] == digest_of_file(outline)
+
+
+def test_whether_a_slide_is_done_is_known_without_reading_its_outlines(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile(data=folder, out=tmp_path / "t", **_ASKED)
+    monkeypatch.setattr(one_slide, "digest_of_file", None)
+    assert tile(data=folder, out=tmp_path / "t", **_ASKED)["problems"] == 0
+
+
+def test_a_change_within_large_outlines_is_noticed(folder: Path, tmp_path: Path) -> None:
+    """Of small ones, what is recorded of them stays the same."""
+    counts, space = [], " " * 2**17
+    (tmp_path / "given").mkdir()
+    for end in (256, 512):
+        features = json.dumps(_square(128, end))
+        (tmp_path / "given/a.geojson").write_text(f"[{space}{features}{space}]")
+        counts.append(
+            tile(data=folder / "a.tiff", out=tmp_path / "t", tissue=str(tmp_path / "given"), **_ASKED)["tiles"]
+        )
+    assert counts == [4, 36]
+    for size in (0, 10, 2**16, 2**17):
+        (tmp_path / "small").write_bytes(b"x" * size)
+        assert identity_of(tmp_path / "small", whole=True) == identity_of(tmp_path / "small")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

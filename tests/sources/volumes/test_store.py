@@ -176,6 +176,28 @@ def test_a_shared_window_is_of_more_than_a_few_volumes(tmp_path: Path) -> None:
     assert images.spec.window == pytest.approx(np.percentile(volumes, (0.5, 99.5)), abs=2)
 
 
+def test_a_shared_window_is_computed_once_and_its_change_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "in", [np.arange(-1000, k * 1000, dtype=np.int16).reshape(10, 10, -1) for k in (1, 2)])
+    how = FolderConversion(source, tmp_path / "S")
+    window = open_volumes(convert_folder(how)).spec.window
+    with monkeypatch.context() as patch:
+        patch.setattr("densepath.datasets.volumes.convert.shared_window", None)
+        assert open_volumes(convert_folder(how)).spec.window == window
+    path = tmp_path / "S" / "volumes.json"
+    index = json.loads(path.read_text())
+    assert index.pop("window_sample") == 64  # which an earlier version, of eight volumes, did not note
+    path.write_text(json.dumps(index | {"window": [-500, 100]}))
+    capsys.readouterr()
+    assert open_volumes(convert_folder(how)).spec.window == window
+    assert "the window was -500 to 100 before; to keep it, start again with --window" in capsys.readouterr().err
+    convert_folder(how)
+    assert "before" not in capsys.readouterr().err
+    convert_folder(FolderConversion(source, tmp_path / "S", window=(0, 1)))
+    assert open_volumes(convert_folder(how)).spec.window == window  # the given one was not of the volumes
+
+
 def test_windows_of_an_earlier_version_are_computed_again_without_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

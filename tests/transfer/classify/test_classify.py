@@ -33,6 +33,7 @@ from densepath.training.resolve import resolve
 from densepath.transfer.classify import training
 from densepath.transfer.classify.cohort import Pool, read_pool
 from densepath.transfer.classify.config import ClassifyConfig
+from densepath.transfer.classify.splits import Study, only_listed
 from densepath.transfer.classify.trained import load_classifier
 from densepath.transfer.classify.training import answers_of, keep_answers, kept_answers
 from densepath.verbs import VERBS
@@ -138,6 +139,18 @@ def test_only_listed_images_are_trained_on(
         classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "left.txt")
     with pytest.raises(UserError, match="cannot be read"):
         classify(data=data / "images", out=tmp_path / "no", train_images=tmp_path / "absent.txt", **given)
+
+
+def test_a_listed_name_with_a_backslash_is_not_that_of_another_folder(data: Path, tmp_path: Path) -> None:
+    shutil.copy(data / "images/a/P00_0.png", data / "images/a\\P00_0.png")
+    labels = data / "labels.csv"
+    labels.write_text(labels.read_text() + "a\\P00_0.png,b,P10\n")
+    images = data / "images"
+    pool = read_pool(ClassifyConfig(data=images, labels=labels, out=""), find_source(images), images, labels)
+    study = Study(pool, pool, np.arange(len(pool)), np.array([], np.int64), np.arange(1))
+    for line, expected in (("a\\P00_0.png", "a\\P00_0.png"), ("a\\P00_1.png", "a/P00_1.png")):
+        (tmp_path / "list.txt").write_text(line)
+        assert [pool.names[p] for p in only_listed(study, tmp_path / "list.txt").fit] == [expected]
 
 
 def test_test_images_of_one_class_are_said_before_the_training(

@@ -30,8 +30,8 @@ class Conversion:
         spacing: mm between voxels along x, y and z, to which volumes are resampled (labels: the nearest voxel);
             "native" keeps their own. Files that name no spacing are taken to have this one.
         window: the lowest and the highest value that a network distinguishes, e.g. -1000 1000 for CT; or "volume": each
-            volume's own 0.5th and 99.5th percentile, as for MR; or "shared": the percentiles of a sample of all. By
-            default shared for CT, volume for others. Stored values are not clipped.
+            volume's own 0.5th and 99.5th percentile, as for MR; or "shared": the percentiles of up to 64 of
+            them. By default shared for CT, volume for others. Stored values are not clipped.
         patient_regex: a regular expression that finds the patient in a volume's name; its first group, if it has one.
         exclude: patterns of volumes to leave out: ``*`` and ``?`` in their names.
         test_share: share of the patients, from 0 to 1, whose labelled volumes become the split "test", all others

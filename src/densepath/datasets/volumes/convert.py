@@ -25,7 +25,7 @@ from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, check_names, with_test
 from densepath.datasets.volumes.suspects import AIR, warnings_of
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.volumes.open_store import FORMAT, INDEX, VERSION, shared_window
+from densepath.sources.volumes.open_store import FORMAT, INDEX, VERSION, WINDOW_SAMPLE, shared_window
 from densepath.sources.volumes.prepare import prepare
 from densepath.sources.volumes.read import files_of
 from densepath.sources.volumes.remeasure import is_measured, remeasure
@@ -70,6 +70,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
     _check_source(dest, {case.name for case in cases}, how)
     record = {"command": f"data {contents.layout}", **others}
     with work_folder(dest, record, log="convert.log", free=("patient_regex", "window", "test_share")):
+        before = _index_before(dest)
         (dest / VOLUMES).mkdir(exist_ok=True)
         remove_remains(dest / VOLUMES, shared=True)
         headers: dict[str, Header] = {}
@@ -87,7 +88,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
             say(f"densepath: the windows of {counted(len(again), 'volume')} of an earlier version were computed again")
         if not headers:
             raise UserError(f"none of the {counted(len(kept), 'volume')} can be read: {first_few([*damaged.values()])}")
-        index = _index([case for case in kept if case.name in headers], headers, contents, how)
+        index = _index([case for case in kept if case.name in headers], headers, contents, how, before)
         with atomic_write(dest / INDEX) as part:
             part.write_text(json.dumps(index))
         _report(index, [*damaged])
@@ -181,8 +182,18 @@ def _check_channels(counts: Mapping[str, int]) -> None:
         raise UserError(f"volumes differ in their channels: {shown}; leave some out with --exclude, e.g. {few}")
 
 
-def _index(cases: Sequence[Case], headers: Mapping[str, Header], contents: Contents, how: Conversion) -> Header:
-    """What ``volumes.json`` holds."""
+def _index_before(dest: Path) -> Header:
+    """What ``volumes.json`` holds of an earlier command; empty without it."""
+    try:
+        return dict(json.loads((dest / INDEX).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _index(
+    cases: Sequence[Case], headers: Mapping[str, Header], contents: Contents, how: Conversion, before: Header
+) -> Header:
+    """What ``volumes.json`` holds; ``before`` is what it held."""
     rows = []
     for case in cases:
         header = headers[case.name]
@@ -212,9 +223,24 @@ def _index(cases: Sequence[Case], headers: Mapping[str, Header], contents: Conte
         is_ct = contents.modality == "CT" or (not contents.modality and np.median(lows) < AIR)
         window = "shared" if is_ct else "volume"
     if window == "shared":
-        window = shared_window(Path(how.dest), index)
+        index["window_sample"] = WINDOW_SAMPLE
+        window = _shared_window(Path(how.dest), index, before)
     index["window"] = window if isinstance(window, str) else list(map(float, window))
     return index
+
+
+def _shared_window(dest: Path, index: Header, before: Header) -> Sequence[float]:
+    """The window of all volumes: that of an earlier command if it is of the same ones; it is reported if it changes."""
+    former, now = before.get("window"), json.loads(json.dumps(index))
+    if isinstance(former, list) and all(before.get(key) == now[key] for key in ("volumes", "window_sample")):
+        return former
+    window = shared_window(dest, index)
+    if isinstance(former, list) and former != list(window):
+        say(
+            f"densepath: the window was {former[0]:g} to {former[1]:g} before; to keep it, start again with "
+            f"--window {former[0]:g} {former[1]:g}"
+        )
+    return window
 
 
 def _report(index: Header, damaged: Sequence[str]) -> None:

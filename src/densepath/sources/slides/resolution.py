@@ -6,7 +6,7 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Real
 from pathlib import Path, PurePath
 from typing import Any
@@ -163,15 +163,14 @@ class MppTable:
         Raises:
             UserError: it gives two, with and without the suffix.
         """
-        known = [name for name in _spellings(slide) if name in self._given]
-        same = [name for name in known if _depth(name) == _depth(known[0])]
-        if len({self._given[name] for name in same}) > 1:
-            raise UserError(f"{self.path} gives {slide} two values, as {' and as '.join(same)}; keep one")
+        known = next(self._known(slide), [])
+        if len({self._given[name] for name in known}) > 1:
+            raise UserError(f"{self.path} gives {slide} two values, as {' and as '.join(known)}; keep one")
         return self._given[known[0]] if known else None
 
     def unknown(self, slides: Iterable[str | Path]) -> str:
         """A line about the rows that belong to none of the slides, or to several; empty if there are none."""
-        owners = Counter(name for slide in slides for name in _spellings(slide) if name in self._given)
+        owners = Counter(name for slide in slides for known in self._known(slide) for name in known)
         others = [name for name in self._given if name not in owners]
         lines = []
         if others:
@@ -180,16 +179,20 @@ class MppTable:
             lines.append(f"{self.path} has names of several slides, which all get its value: {first_few(several)}")
         return f"{'; '.join(lines)}; correct it" if lines else ""
 
+    def _known(self, slide: str | Path) -> Iterator[list[str]]:
+        """The table's names of a slide, by their folders; with backslashes where it has none with slashes."""
+        for names in _spellings(slide):
+            for forms in (names, [name.replace("/", "\\") for name in names]):
+                if known := [form for form in forms if form in self._given]:
+                    yield known
+                    break
 
-def _depth(name: str) -> int:
-    """The number of folders in a name."""
-    return name.replace("\\", "/").count("/")
 
+def _spellings(slide: str | Path) -> list[list[str]]:
+    """The names by which a table may call a slide: with and without its suffix, for each number of folders above it.
 
-def _spellings(slide: str | Path) -> list[str]:
-    """The names by which a table may call a slide: with any of the folders above it, or without its suffix; with
-    slashes or backslashes."""
+    Those with the most folders come first.
+    """
     path = PurePath(composed(str(slide)))
     below = [PurePath(*path.parts[start:]) for start in range(len(path.parts))]
-    names = [str(each) for name in below for each in (name, name.with_suffix(""))]
-    return list(dict.fromkeys(each for name in names for each in (name, name.replace("/", "\\"))))
+    return [list(dict.fromkeys((str(name), str(name.with_suffix(""))))) for name in below]

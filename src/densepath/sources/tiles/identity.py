@@ -14,8 +14,13 @@ from densepath.sources.slides.all_files import files_of
 _SAMPLE = 2**16  # bytes at both ends of a file, by which a changed one is noticed
 
 
-def identity_of(*paths: str | Path | None) -> list[int]:
-    """Numbers that change if files do, but not if they are moved or copied: their sizes, and digests of their ends."""
+def identity_of(*paths: str | Path | None, whole: bool = False) -> list[int]:
+    """Numbers that change if files do, but not if they are moved or copied: their sizes, and digests of their ends.
+
+    Args:
+        paths: the files; None is left out.
+        whole: digest all of their bytes; those of small files are the same.
+    """
     found = []
     for path in paths:
         if path is None:
@@ -24,6 +29,8 @@ def identity_of(*paths: str | Path | None) -> list[int]:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 digest = zlib.crc32(file.read(_SAMPLE))
+                if whole:
+                    digest = zlib.crc32(file.read(max(0, size - 2 * _SAMPLE)), digest)
                 file.seek(max(0, size - _SAMPLE))
                 found += [size, zlib.crc32(file.read(_SAMPLE), digest)]
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.digests import digest_of_file
+from densepath.core.errors import UserError, one_line
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.open import open_slide
@@ -21,7 +23,7 @@ from densepath.sources.tiles.coords import read_coords
 from densepath.sources.tiles.grid import grid_of, tiles_with_tissue
 from densepath.sources.tiles.identity import identity_of, read_record
 from densepath.sources.tiles.named_files import NamedFiles
-from densepath.sources.tiles.outlines import read_tissue, write_outlines
+from densepath.sources.tiles.outlines import outlines_of, read_tissue, write_outlines
 from densepath.sources.tiles.overview import read_overview
 from densepath.sources.tiles.per_slide import PerSlide
 from densepath.sources.tiles.pictures import draw_tissue
@@ -71,18 +73,19 @@ class Job(PerSlide[_Tiled]):
         return self.out / "tissue" / f"{name}.geojson"
 
     def files(self, name: str) -> tuple[Path, ...]:
-        """The files of a slide, first its tiles; without outlines that have been corrected by hand."""
-        return self.made(name) if self._corrected(name) else (*self.made(name), self.outline(name))
+        """The files of a slide, first its tiles; its outlines only if they are known to be as they were written."""
+        return (*self.made(name), self.outline(name)) if self._as_written(name) else self.made(name)
 
     def made(self, name: str) -> tuple[Path, ...]:
         """The files of a slide without its outlines, which may have been corrected by hand."""
         return self.tiles(name), self.mask(name)
 
-    def _corrected(self, name: str) -> list[int] | None:
-        """What outlines were when they were written, if they have changed since."""
+    def _as_written(self, name: str) -> bool:
+        """Whether a slide has the outlines that were written; False if that is unknown."""
         written = (read_record(self.out, name) or {}).get("outlines")  # earlier versions did not note it
-        outline = self.outline(name)
-        return written if written and outline.exists() and identity_of(outline) != written else None
+        with suppress(OSError):
+            return written is not None and digest_of_file(self.outline(name)) == written
+        return False
 
     def given(self, name: str) -> list[Any]:
         """What changes if the µm per pixel, the tissue or the tiles that were given for a slide are others."""
@@ -90,14 +93,14 @@ class Job(PerSlide[_Tiled]):
         for each in (self.outlines, self.coords):
             with suppress(UserError):  # reported when the slide is tiled
                 files += [path] if each and (path := each.of(name)) else []
-        return [self.given_mpp.given(self.paths[name]), *identity_of(*files)]
+        return [self.given_mpp.given(self.paths[name]), *identity_of(*files, whole=True)]
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """The row of a slide that is done, also with these ``default_mpp``."""
+        """The row of a slide that is done, also with these ``default_mpp``, and that has its outlines."""
         record = super().record(name)
         if record and record.get("default_mpp", self.given_mpp.default) != self.given_mpp.default:
             return None
-        return record
+        return None if record and "outlines" in record and not self.outline(name).exists() else record
 
     def find(self, name: str, row: dict[str, Any]) -> _Tiled:
         """The tissue and the tiles of a slide; what is missing is noted. Raises CorruptImage and UserError."""
@@ -108,19 +111,23 @@ class Job(PerSlide[_Tiled]):
         """Write the tissue and the tiles of a slide. Raises UserError if the disk is full."""
         slide, tissue, tiling, shares = found
         draw_tissue(self.mask(name), tissue, tiling)
-        if "outlines" in row:
-            say(f"densepath: {name}: {self.outline(name)} was changed by hand and is kept; remove it for new ones")
-        elif self.coords is None:
-            write_outlines(self.outline(name), tissue, slide)
-            row["outlines"] = identity_of(self.outline(name))
+        if self.coords is None:
+            row["outlines"] = self._write_outlines(name, outlines_of(tissue, slide))
         if tiling is not None:
             write_tiling(self.tiles(name), tiling, self.overlap, shares)
             row["tiles"] = len(tiling)
 
-    def _row(self, name: str) -> dict[str, Any]:
-        """The row of a slide, with what its outlines were if they have been corrected, also if the slide fails now."""
-        written = self._corrected(name)
-        return super()._row(name) | ({"outlines": written} if written else {})
+    def _write_outlines(self, name: str, outlines: bytes) -> str:
+        """Write outlines, unless others are there, perhaps corrected by hand. Returns the digest of the new ones."""
+        path = self.outline(name)
+        if path.exists() and path.read_bytes() != outlines:
+            say(
+                f"densepath: {one_line(name)}: {path} is kept, as it may have been corrected by hand, but tiles do not "
+                "follow it; give its folder to --tissue with another --out, or remove it for new outlines"
+            )
+        else:
+            write_outlines(path, outlines)
+        return hashlib.sha256(outlines).hexdigest()
 
     def _open(self, name: str, row: dict[str, Any]) -> Slide:
         """Open a slide, and note what is known of it. Raises CorruptImage and UserError."""

@@ -26,12 +26,8 @@ _BEYOND = 0.02  # share of a slide's side by which outlines may exceed it
 _SAMPLES = 64  # rows and columns at which the outlines in a tile are sampled
 
 
-def write_outlines(path: Path, tissue: Tissue, slide: Slide) -> None:
-    """Write the outlines of tissue for QuPath, an annotation for each connected part.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+def outlines_of(tissue: Tissue, slide: Slide) -> bytes:
+    """The outlines of tissue as GeoJSON for QuPath, an annotation for each connected part."""
     scale = 1 / np.array(slide.mpp[::-1])
     features = []
     for number, rings in enumerate(tissue.outlines(), 1):
@@ -39,8 +35,13 @@ def write_outlines(path: Path, tissue: Tissue, slide: Slide) -> None:
         properties = {"objectType": "annotation", "name": f"tissue {number}", "classification": _CLASS}
         geometry = {"type": "Polygon", "coordinates": coordinates}
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    return json.dumps({"type": "FeatureCollection", "features": features}).encode()
+
+
+def write_outlines(path: Path, outlines: bytes) -> None:
+    """Write what :func:`outlines_of` made. Raises UserError if the file cannot be written."""
     with atomic_write(path) as part:
-        part.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        part.write_bytes(outlines)
 
 
 def read_tissue(path: Path, slide: Slide) -> Tissue:

@@ -60,10 +60,13 @@ class PerSlide(ABC, Generic[Found]):
 
     @abstractmethod
     def files(self, name: str) -> Sequence[Path]:
-        """The files of a slide. The first is its result: without it, or if it has changed, the slide is not done."""
+        """The files of a slide, which are removed before they are made again."""
 
     def made(self, name: str) -> Sequence[Path]:
-        """The files of a slide that go if the slide does: those that nobody corrects by hand."""
+        """The files of a slide that nobody corrects by hand, which are removed if the slide is.
+
+        The first is its result: without it, or if it has changed, the slide is not done.
+        """
         return self.files(name)
 
     def given(self, name: str) -> list[Any]:
@@ -81,7 +84,7 @@ class PerSlide(ABC, Generic[Found]):
         record = read_record(self.out, name)
         if record is None or not is_identity(record["identity"], self.identity(name), self.paths[name]):
             return None
-        if record.get("result") not in (None, identity_of(self.files(name)[0])):
+        if record.get("result") not in (None, identity_of(self.made(name)[0])):
             return None
         return record | {"path": os.path.abspath(self.paths[name])}
 
@@ -250,6 +253,6 @@ class PerSlide(ABC, Generic[Found]):
         row["problem"] = one_line(row["problem"])
         if row["problem"]:
             report_problem(name, row["problem"])
-        result = self.files(name)[0]
+        result = self.made(name)[0]
         row["result"] = identity_of(result) if os.path.exists(result) else None
         write_record(self.out, row, self.identity(name))

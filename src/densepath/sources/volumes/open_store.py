@@ -17,7 +17,7 @@ from densepath.sources.windows import percentile_window
 INDEX = "volumes.json"
 FORMAT, VERSION = "densepath-volumes", 1
 
-_WINDOW_SAMPLE = 64  # volumes; eight leave out whole organs where scans show different parts of the body
+WINDOW_SAMPLE = 64  # volumes; eight leave out whole organs where scans show different parts of the body
 
 log = logging.getLogger(__name__)
 
@@ -72,4 +72,4 @@ def _excluded(row: Mapping[str, Any], patterns: Sequence[str]) -> bool:
 
 def shared_window(folder: Path, index: Mapping[str, Any]) -> tuple[float, float]:
     """The window of all volumes together: the percentiles of a sample of them."""
-    return percentile_window(VolumeStore(folder, {**index, "window": None}, index["volumes"]), _WINDOW_SAMPLE)
+    return percentile_window(VolumeStore(folder, {**index, "window": None}, index["volumes"]), WINDOW_SAMPLE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -173,9 +173,21 @@ def file_of(path: str) -> Hashable:
     return found.st_dev, found.st_ino
 
 
-def meanings(line: str) -> set[Hashable]:
-    """What a line of a list may name: an image, a patient or a file, with slashes or backslashes between folders."""
-    return {form for name in (line, line.replace("\\", "/")) for form in (name, file_of(name))}
+def known_as(pool: Pool, positions: Iterable[int]) -> set[Hashable]:
+    """What a line of a list may name images by: their names, patients and files."""
+    return {own for p in positions for own in (pool.names[p], pool.owners[p], pool.files[p])}
+
+
+def meanings(lines: Iterable[str], pool: Pool) -> dict[str, set[Hashable]]:
+    """What each line of a list names of a pool: an image, a patient or a file.
+
+    Its backslashes separate folders if it names nothing as it is.
+    """
+    known, found = known_as(pool, range(len(pool))), {}
+    for line in lines:
+        as_given, slashes = {line, file_of(line)}, line.replace("\\", "/")
+        found[line] = {slashes, file_of(slashes)} if known.isdisjoint(as_given) else as_given
+    return found
 
 
 def _absolute(path: str, data: str | Path) -> str:

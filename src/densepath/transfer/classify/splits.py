@@ -15,7 +15,7 @@ from densepath.annotations.patients import NUMBERED, check_spelling
 from densepath.core.csv_files import open_text
 from densepath.core.errors import UserError, counted, first_few, one_line, refuse
 from densepath.core.streams import say
-from densepath.transfer.classify.cohort import Pool, meanings
+from densepath.transfer.classify.cohort import Pool, known_as, meanings
 from densepath.transfer.classify.targets import Targets
 from densepath.transfer.probe.folds import PART_NUMBERS, hold_out, make_folds, parts_of, refuse_few, refuse_untrained
 from densepath.transfer.probe.metrics import Integers
@@ -110,17 +110,17 @@ def only_listed(study: Study, path: str | Path) -> Study:
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"--train_images {path} cannot be read ({why}); check the path") from error
-    pool, listed = study.train, {form for line in lines for form in meanings(line)}
+    pool, named = study.train, meanings(lines, study.train)
+    listed = set().union(*named.values())
 
     def kept(positions: Integers) -> Integers:
-        named = [not listed.isdisjoint((pool.names[p], pool.owners[p], pool.files[p])) for p in positions]
-        return positions[np.array(named, bool)]
+        return positions[np.array([not listed.isdisjoint(known_as(pool, [p])) for p in positions], bool)]
 
     found = replace(study, fit=kept(study.fit), held=kept(study.held))
     if not len(found.fit):
         raise UserError(f"none of the training images is in {path}; list their paths, or their patients")
-    known = {own for p in (*found.fit, *found.held) for own in (pool.names[p], pool.owners[p], pool.files[p])}
-    if unused := [line for line in lines if known.isdisjoint(meanings(line))]:
+    known = known_as(pool, (*found.fit, *found.held))
+    if unused := [line for line in lines if known.isdisjoint(named[line])]:
         shown = f"{counted(len(unused), 'line')} of {len(lines)} in {path}"
         say(f"densepath: no training image for {shown}: {one_line(first_few(unused))}")
     return found
