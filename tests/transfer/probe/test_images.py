@@ -305,11 +305,23 @@ def test_a_list_from_a_pipe_is_read_once(tmp_path: Path) -> None:
     assert len(found.images) == 8
 
 
-@pytest.mark.parametrize("values", [("0", "1", "-1"), ("0.0", "1.0", "-1.0"), ("0", "1", "2"), ("0", "1", "1")])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("0", "1", "-1"),
+        ("0.0", "1.0", "-1.0"),
+        ("0,0", "1,0", "-1,0"),
+        ("0", "1", "2"),
+        ("-1", "1", "1"),
+        ("0", "1", "1"),
+    ],
+)
 def test_uncertain_labels_are_said_to_be_a_class(values: tuple[str, ...], tmp_path: Path, capfd: Any) -> None:
-    rows = [(f"{n}.png", values[n % 3], f"p{n}") for n in range(30)]
-    how = replace(table(tmp_path / "t.csv", rows, "file,Edema,patient"), target="Edema")
-    probe_images(features(np.ones((30, 2)), [row[0] for row in rows]), how, folds=2, neighbors=3)
+    (tmp_path / "t.csv").write_text(
+        "file;Edema;patient\n" + "".join(f"{n}.png;{values[n % 3]};p{n}\n" for n in range(30))
+    )
+    how = Labels(str(tmp_path / "t.csv"), target="Edema")
+    probe_images(features(np.ones((30, 2)), [f"{n}.png" for n in range(30)]), how, folds=2, neighbors=3)
     said = f"the classes are {', '.join(sorted({*values}))}; if -1 means that a label is uncertain"
     assert (said in capfd.readouterr().err) == values[2].startswith("-1")
 
@@ -334,7 +346,7 @@ def test_a_file_of_features_is_probed_and_options_of_the_other_task_are_refused(
         ({"features": path}, "--features needs --labels"),
         ({}, "--data must be given"),
         ({"labels": "folders"}, "--data must be given, or --features"),
-        ({"data": path, "labels": "folders"}, "is a file of features; give it with --features"),
+        ({"data": tmp_path / "f.h5", "labels": "folders"}, "is a file of features; give it with --features"),
         ({"features": path, "labels": "folders", "l2": 1.0}, "--l2 has no effect"),
         ({"features": path, "labels": "folders", "weights": "run"}, "--weights has no effect with --features"),
         ({"features": path, "labels": "folders", "test_data": path}, "--test_data has no effect with --features"),
