@@ -718,39 +718,40 @@ class Mean(Method):
 
 
 def test_a_method_in_a_file_of_its_own_trains_resumes_and_exports(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "mymodule.py").write_text(MEAN)
 
-    def run(line: str) -> subprocess.CompletedProcess[str]:
-        """As a process of its own, which has not imported the file."""
+    def run(line: str) -> tuple[int, str, str]:
+        """The exit code, stdout and stderr of a command that has not imported the file."""
         capsys.readouterr()
-        sys.modules.pop("mymodule", None)
-        return subprocess.CompletedProcess(line, main(line.split()), *capsys.readouterr())
+        monkeypatch.delitem(sys.modules, "mymodule", raising=False)
+        return main(line.split()), *capsys.readouterr()
 
     small = "--backbone test_resnet --batch_size 4 --view_size 64 --devices cpu --max_steps 4 --workers 0"
     pretrain = f"pretrain --method mymodule:Mean --method.target 2 --data tissue/tiles {small}"
-    done = run(f"{pretrain} --out whole --save_every_steps 2")
-    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
+    code, out, err = run(f"{pretrain} --out whole --save_every_steps 2")
+    assert (code, out) == (0, "whole\n"), err
     config = yaml.safe_load(Path("whole/config.yaml").read_text())
     assert (config["method"], config["method_options"]) == ("mymodule:Mean", {"target": 2.0})
     shutil.copytree("whole", "cut")
     shutil.move("cut/checkpoints/previous.ckpt", "cut/checkpoints/last.ckpt")
     shutil.rmtree("cut/exported")
-    done = run(f"{pretrain} --out cut --save_every_steps 2 --resume")
+    resume = f"{pretrain} --out cut --save_every_steps 2 --resume".split()
+    done = subprocess.run([sys.executable, "-m", "densepath", *resume], capture_output=True, text=True)
     assert done.returncode == 0 and "step 2 of 4" in done.stderr, done.stderr
     whole, cut = (Path(name, "exported", "backbone.safetensors") for name in ("whole", "cut"))
     assert whole.read_bytes().split(b"}", 1)[1][-4096:] == cut.read_bytes().split(b"}", 1)[1][-4096:]
-    assert run("export whole --layout timm --out weights.safetensors").returncode == 0
-    help_of_it = run("pretrain --method mymodule:Mean --help all").stdout
+    assert run("export whole --layout timm --out weights.safetensors")[0] == 0
+    _, help_of_it, _ = run("pretrain --method mymodule:Mean --help all")
     assert "the mean that features should have" in " ".join(help_of_it.split())
     for wrong, expected in (
         ("mymodule:Meen", "did you mean Mean?"),
         ("mymodul:Mean", "there is no mymodul.py in"),
         ("mymodule:RandomView", "mymodule has no method 'RandomView'"),
     ):
-        done = run(f"pretrain --method {wrong} --data tissue/tiles --out other")
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr, done.stderr
+        code, _, err = run(f"pretrain --method {wrong} --data tissue/tiles --out other")
+        assert code == 2 and err.count("\n") == 1 and expected in err, err
 
 
 def log(run: object) -> str:

@@ -10,6 +10,7 @@ from itertools import chain
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from densepath.core import locks, waiting
 from densepath.core import work_folder as work_folder_module
@@ -212,3 +213,18 @@ def test_work_whose_changed_network_was_recorded_without_a_mark_continues(tmp_pa
     other = work_folder(tmp_path / "out", {"backbone": "resnet50*"}, log="work.log")
     with pytest.raises(UserError, match="other values of backbone"), other:
         pass
+
+
+def test_options_that_the_record_lacks_may_be_given_later_and_are_recorded(tmp_path):
+    def work(data="a", **options):
+        with work_folder(tmp_path / "out", {"data": data, **options}, log="work.log", later=("mpp", "size")):
+            return yaml.safe_load((tmp_path / "out/config.yaml").read_text())
+
+    assert work(mpp=None) == {"data": "a", "mpp": None}
+    assert work(mpp=0.5) == {"data": "a", "mpp": 0.5} == work(mpp=0.5)
+    for other in (0.25, None):
+        with pytest.raises(UserError, match="was made with other values of mpp "):
+            work(mpp=other)
+    assert work(mpp=0.5, size=2) == {"data": "a", "mpp": 0.5, "size": 2}
+    with pytest.raises(UserError, match="other values of data"):
+        work(mpp=0.5, size=2, data="b")

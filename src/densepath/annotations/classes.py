@@ -23,6 +23,7 @@ from densepath.sources.suffixes import stems_of
 FOLDERS = "folders"
 _TRIED = 100  # images without a row whose names are tried without zeros
 _ZEROS = re.compile(r"^0+(?=\d)")
+_DECIMAL = re.compile(r"(-?[01])([.,])0")
 _SHOWN = 12  # classes in a line
 
 
@@ -100,12 +101,18 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None, col
 
 
 def warn_of_uncertain(names: Sequence[str]) -> None:
-    """Say that -1 beside 0 and 1, which labels of radiographs have where a report is uncertain, is a class."""
-    if {"-1"} < {name.removesuffix(".0") for name in names} <= {"-1", "0", "1"}:
+    """Say that -1 beside 0 (and 1), which labels of radiographs have where a report is uncertain, is a class."""
+    if {"-1", "0"} <= {without_decimal(name) for name in names} <= {"-1", "0", "1"}:
         say(
             f"densepath: warning: the classes are {', '.join(names)}; if -1 means that a label is uncertain, take "
             "these images out, or name the column with --targets of densepath classify, which reads it so"
         )
+
+
+def without_decimal(text: str, comma: bool = True) -> str:
+    """0, 1 and -1 without the decimal of 1.0, and with ``comma`` that of 1,0; other texts as they are."""
+    found = _DECIMAL.fullmatch(text)
+    return found[1] if found and (comma or found[2] == ".") else text
 
 
 def _label_column(path: str, column: str | None) -> str:
@@ -144,11 +151,13 @@ class Matched:
         values: (N,) the texts of the columns for each image; None for an image that the table lacks.
         lines: the numbers of the lines of other files.
         hint: why images may have no line; "" if unknown.
+        delimiter: what separates the fields.
     """
 
     values: list[tuple[str, ...] | None]
     lines: list[int]
-    hint: str = ""
+    hint: str
+    delimiter: str
 
 
 def match_columns(images: Named, path: str, columns: Sequence[str]) -> Matched:
@@ -162,7 +171,7 @@ def match_columns(images: Named, path: str, columns: Sequence[str]) -> Matched:
     table, row = _matched(images, path, known_columns(path, columns), empty=True)
     unused = np.setdiff1d(np.arange(len(table.keys)), row)
     values = [None if number < 0 else table.names[table.labels[number]] for number in row]
-    return Matched(values, sorted(table.lines[unused].tolist()), _hint(images, table, row))
+    return Matched(values, sorted(table.lines[unused].tolist()), _hint(images, table, row), table.delimiter)
 
 
 def _by_table(images: Named, path: str, column: str = LABEL) -> tuple[list[str], npt.NDArray[np.int32]]:

@@ -33,6 +33,7 @@ class Table:
         labels: (L,) int32, indices into ``names``.
         lines: (L,) int64, line numbers in the file.
         depths: the numbers of parts of the paths, the largest first.
+        delimiter: what separates the fields.
         backslashes: whether a path has one.
     """
 
@@ -41,7 +42,8 @@ class Table:
     labels: npt.NDArray[np.int32]
     lines: npt.NDArray[np.int64]
     depths: list[int]
-    backslashes: bool = False
+    delimiter: str
+    backslashes: bool
 
 
 def known_columns(path: str, columns: Sequence[str]) -> list[str]:
@@ -116,6 +118,7 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: 
     backslashes = False
     try:
         with open_lines(path) as reader:
+            delimiter = reader.delimiter
             for line, name, label in _rows(reader, path, columns, empty):
                 backslashes = backslashes or "\\" in name
                 parts = parts_of(os.path.normpath(name.replace("\\", "/") if windows else name))
@@ -138,7 +141,8 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: 
         one, other = line_of[int(contrary.argmax()) :][:2]
         raise UserError(f"lines {one} and {other} of {path} give one file two {columns[0]}s; keep one of them")
     kept = np.append(True, ~again)
-    return Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True), backslashes)
+    found = key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True)
+    return Table(list(numbers), *found, delimiter, backslashes)
 
 
 def _rows(reader: Lines, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:

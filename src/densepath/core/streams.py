@@ -18,6 +18,7 @@ from densepath.core.errors import UserError, counted, first_few
 from densepath.core.files import CANNOT_HOLD
 from densepath.core.log import log
 
+_ESCAPE = "densepath_escape"  # an error handler of codecs
 _PATIENCE = 0.5  # seconds that a line waits for a full pipe
 
 
@@ -152,13 +153,26 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
     if isinstance(sys.stdout, io.TextIOWrapper) and _lacks_characters(sys.stdout):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors=_ESCAPE if sys.stdout.errors == "surrogateescape" else "backslashreplace")
 
 
 def _lacks_characters(stream: io.TextIOWrapper) -> bool:
     """Whether writing a character can fail. ``surrogateescape``, Python's default in the locale C, only helps bytes."""
     narrow = codecs.lookup(stream.encoding).name != "utf-8"
     return stream.errors == "strict" or (stream.errors == "surrogateescape" and narrow)
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A character that an encoding lacks: the byte that it stands for (of a file name that is not text), or escaped."""
+    assert isinstance(error, UnicodeEncodeError)
+    error.end = error.start + 1
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error(_ESCAPE, _escape)
 
 
 def silence(stream: TextIO | None) -> None:

@@ -17,7 +17,9 @@ from densepath.core.shared_work import LOCKS
 
 
 @contextmanager
-def work_folder(out: Path, options: Mapping[str, Any], *, log: str, free: Collection[str] = ()) -> Iterator[None]:
+def work_folder(
+    out: Path, options: Mapping[str, Any], *, log: str, free: Collection[str] = (), later: Collection[str] = ()
+) -> Iterator[None]:
     """Create the folder of some work, or continue in it; other processes may do so at the same time.
 
     What is printed in this block is also appended to its log.
@@ -27,6 +29,7 @@ def work_folder(out: Path, options: Mapping[str, Any], *, log: str, free: Collec
         options: of the work, for the record ``config.yaml``.
         log: the name of the log.
         free: names of options that may differ from the record, or be absent from it.
+        later: names of options that may be given later, if the record has None for them: it then gets their values.
 
     Raises:
         UserError: the folder holds something else, or work with other options.
@@ -40,7 +43,7 @@ def work_folder(out: Path, options: Mapping[str, Any], *, log: str, free: Collec
     with writing(out):
         (out / LOCKS).mkdir(parents=True, exist_ok=True)
     with shared_work(out / LOCKS / "start", "start"):
-        _check(out / CONFIG, plain(options), free)
+        _check(out / CONFIG, plain(options), free, later)
     with logged(out / log):
         yield
 
@@ -49,13 +52,14 @@ def _is_begun(out: Path) -> bool:
     return (out / CONFIG).exists() or (out / LOCKS).exists()
 
 
-def _check(path: Path, options: dict[str, Any], free: Collection[str]) -> None:
-    """Write the record, or compare the options with it."""
+def _check(path: Path, options: dict[str, Any], free: Collection[str], later: Collection[str]) -> None:
+    """Write the record, or compare the options with it and add those that it lacks."""
     if not path.exists():
-        with atomic_write(path) as part:
-            part.write_text(record_text(options))
+        _write(path, options)
         return
     old = recorded(path.parent)
+    added = {name: options[name] for name in later if old.get(name) is None and options.get(name) is not None}
+    old |= added
     changed = [name for name in options if name not in free and not same_value(name, old.get(name), options[name])]
     if (old.keys() ^ options.keys()).difference(free):
         raise UserError(f"{path.parent} holds other work of densepath (see {path}); use another folder")
@@ -64,3 +68,10 @@ def _check(path: Path, options: dict[str, Any], free: Collection[str]) -> None:
         raise UserError(
             f"{path.parent} was made with other values of {names} (see {path}); use those, or another folder"
         )
+    if added:
+        _write(path, old)
+
+
+def _write(path: Path, options: Mapping[str, Any]) -> None:
+    with atomic_write(path) as part:
+        part.write_text(record_text(options))

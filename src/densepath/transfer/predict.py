@@ -47,12 +47,11 @@ from densepath.transfer.segment.predict_masks import predict_masks
 from densepath.transfer.segment.segmenter import is_segmenter
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.predict_slides import SLIDES, predict_slides, search_of
-from densepath.transfer.slides.slide_list import list_of_slides, refuse_options
+from densepath.transfer.slides.slide_list import GIVEN_LATER, list_of_slides, refuse_options
 
 LOG = "predict.log"
 _SCORE, _PICTURES = 0.5, 8
 _FREE = ("data", "run", "pictures", "devices")
-_FREE_OF_SLIDES = ("precision", "mpp_table", "default_mpp")  # slides with other µm per pixel are searched again
 _LATER = {"orientation": None, "mpp": None, "mpp_table": None, "default_mpp": None}  # of later versions
 
 
@@ -213,7 +212,8 @@ def predict(
         search = search_of(detector, mpp, window, overlap, score, chosen)
         table = MppTable(mpp_table, default_mpp)
         listed = list_of_slides(data, exclude, table, passed)
-        with work_folder(out, {**record, "precision": chosen}, log=LOG, free=(*_FREE, *_FREE_OF_SLIDES)):
+        record["precision"] = chosen
+        with work_folder(out, record, log=LOG, free=(*_FREE, "precision"), later=GIVEN_LATER):
             search = replace(search, precision=begun_precision(out, precision, chosen))
             _say_begin(detector.notes.detector, run, passed)
             if unknown := table.unknown([slide.path for slide in listed]):

@@ -358,10 +358,12 @@ def test_um_per_pixel_that_points_need_are_given_in_the_same_folder(images: Path
     given: dict[str, Any] = {"data": images, "out": tmp_path / "C", "source": "csv", "points": points, "workers": 0}
     with pytest.raises(UserError, match="its points are in µm, and its µm per pixel are unknown; give --default_mpp"):
         densepath.cells(**given)
-    for mpp in (0.5, 0.25):
-        densepath.cells(**given, default_mpp=mpp)
-        assert read_cells(cell_path(tmp_path / "C", "s/a")).points.tolist() == [[5 / mpp, 10 / mpp]]
-        assert {row["mpp"] for row in read_cell_rows(tmp_path / "C")} == {str(mpp)}
+    densepath.cells(**given, default_mpp=0.5)
+    for other in (0.25, None):
+        with pytest.raises(UserError, match="was made with other values of default_mpp"):
+            densepath.cells(**given, default_mpp=other)
+    assert read_cells(cell_path(tmp_path / "C", "s/a")).points.tolist() == [[10, 20]]
+    assert {row["mpp"] for row in read_cell_rows(tmp_path / "C")} == {"0.5"}
     densepath.cells(data=images, out=tmp_path / "found", default_mpp=0.5, workers=0)
     with pytest.raises(UserError, match="was made with other values of default_mpp"):
         densepath.cells(data=images, out=tmp_path / "found", default_mpp=0.25, workers=0)

@@ -114,6 +114,10 @@ def test_labels_may_be_numbers_with_a_point_or_a_comma(folder: Path, tmp_path: P
     (tmp_path / "t.csv").write_text(text)
     values = read(folder, tmp_path / "t.csv", targets=("Mass", "Edema")).targets.values
     np.testing.assert_array_equal(values, [[1, np.nan], [0, 1], [np.nan, 0], [1, 1]])
+    for wrong in ("1,0", "yes,0"):  # between commas, or not a number
+        rows = [[f"{file}.png", wrong if file == "a/1" else "0"] for file in ("a/1", "a/2", "b/3", "b/4")]
+        with pytest.raises(UserError, match=rf"not 0, 1, -1 or empty: a/1\.png \(Mass '{wrong}'\)"):
+            read(folder, write_table(tmp_path / "t.csv", ["file", "Mass"], rows), targets=("Mass",))
 
 
 def test_an_image_that_the_manifest_lacks_has_no_patient(folder: Path) -> None:

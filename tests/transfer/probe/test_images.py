@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -278,11 +280,48 @@ def test_labels_are_checked_before_features_are_computed(tmp_path: Path, monkeyp
         probe(labels=how.labels, target="l", **given)
 
 
-@pytest.mark.parametrize("values", [("0", "1", "-1"), ("0.0", "1.0", "-1.0"), ("0", "1", "2"), ("0", "1", "1")])
+def test_damaged_images_need_no_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiles(tmp_path / "d", "ab", 4, 0)
+    names = [f"{c}/P{n}_0.png" for c in "ab" for n in range(4)]
+    how = table(tmp_path / "t.csv", [(name, name[0], name[2:4]) for name in names], "file,label,patient")
+    (tmp_path / "d/a/damaged.png").write_bytes(b"x")
+    given: dict[str, Any] = {"data": tmp_path / "d", "labels": how.labels, "backbone": "test_resnet", "devices": "cpu"}
+    probe(**given, patient="patient", folds=2, neighbors=1)
+    assert "1 damaged image passed over" in capsys.readouterr().err
+    write_tiles(tmp_path / "d", "c", 1, 0)
+    with pytest.raises(UserError, match="2 of 10 images have no label"):
+        probe(**given)
+
+
+def test_a_list_from_a_pipe_is_read_once(tmp_path: Path) -> None:
+    write_tiles(tmp_path / "d", "ab", 4, 0)
+    os.mkfifo(tmp_path / "list.txt")
+    lines = "".join(f"{path}\n" for path in sorted((tmp_path / "d").rglob("*.png")))
+    writer = Thread(target=(tmp_path / "list.txt").write_text, args=(lines,), daemon=True)
+    writer.start()
+    found = probe(
+        data=tmp_path / "list.txt", labels="folders", folds=2, neighbors=1, backbone="test_resnet", devices="cpu"
+    )
+    assert len(found.images) == 8
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("0", "1", "-1"),
+        ("0.0", "1.0", "-1.0"),
+        ("0,0", "1,0", "-1,0"),
+        ("0", "1", "2"),
+        ("-1", "1", "1"),
+        ("0", "1", "1"),
+    ],
+)
 def test_uncertain_labels_are_said_to_be_a_class(values: tuple[str, ...], tmp_path: Path, capfd: Any) -> None:
-    rows = [(f"{n}.png", values[n % 3], f"p{n}") for n in range(30)]
-    how = replace(table(tmp_path / "t.csv", rows, "file,Edema,patient"), target="Edema")
-    probe_images(features(np.ones((30, 2)), [row[0] for row in rows]), how, folds=2, neighbors=3)
+    (tmp_path / "t.csv").write_text(
+        "file;Edema;patient\n" + "".join(f"{n}.png;{values[n % 3]};p{n}\n" for n in range(30))
+    )
+    how = Labels(str(tmp_path / "t.csv"), target="Edema")
+    probe_images(features(np.ones((30, 2)), [f"{n}.png" for n in range(30)]), how, folds=2, neighbors=3)
     said = f"the classes are {', '.join(sorted({*values}))}; if -1 means that a label is uncertain"
     assert (said in capfd.readouterr().err) == values[2].startswith("-1")
 
@@ -307,6 +346,7 @@ def test_a_file_of_features_is_probed_and_options_of_the_other_task_are_refused(
         ({"features": path}, "--features needs --labels"),
         ({}, "--data must be given"),
         ({"labels": "folders"}, "--data must be given, or --features"),
+        ({"data": tmp_path / "f.h5", "labels": "folders"}, "is a file of features; give it with --features"),
         ({"features": path, "labels": "folders", "l2": 1.0}, "--l2 has no effect"),
         ({"features": path, "labels": "folders", "weights": "run"}, "--weights has no effect with --features"),
         ({"features": path, "labels": "folders", "test_data": path}, "--test_data has no effect with --features"),

@@ -71,6 +71,10 @@ def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None
     densepath.predict(run, data=tmp_path / "slides", out=tmp_path / "new", mpp=0.7, **CPU)
     results = [path for kind in ("tiles", "heat_maps", "records") for path in (tmp_path / "new" / kind).iterdir()]
     assert len(results) == 8 and all(path.name.startswith("two") for path in results)
+    given = {"data": tmp_path / "slides", "out": tmp_path / "new", "mpp": 0.7, **CPU}
+    densepath.predict(run, **given, default_mpp=0.5)
+    with pytest.raises(UserError, match="was made with other values of default_mpp"):
+        densepath.predict(run, **given)
     with pytest.raises(UserError, match="none of 1 slide can be read"):
         densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
     assert list((tmp_path / "out").glob("*/one*")) == [tmp_path / "out/records/one.json"]

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from disks import Disk, paint, write_levels
 
@@ -88,13 +89,17 @@ def test_only_what_is_missing_or_changed_is_made_again(tiles: Path, made: Path) 
     before = {path: path.read_bytes() for path in made.rglob("*.h5")}
     times = {path: path.stat().st_mtime_ns for path in before}
     (made / FOLDER / "1.h5").unlink()
+    lost = made / "heat_maps" / "1.tif"
+    lost.unlink()
     again = embed(data=tiles, out=made, batch_size=16, **NETWORK)
     numbers = {"tiles": again["tiles"], "dim": again["dim"]}
     assert dict(again) == {"slides": 2, "damaged": 0, "failed": 0, "left": 0, **numbers}
     for path in before:
         assert (path.stat().st_mtime_ns == times[path]) == (path.stem == "0")
     assert read_slide_features(made / FOLDER / "1.h5").features.tobytes() in before[made / FOLDER / "1.h5"]
+    lost.unlink()
     assert embed(data=tiles, out=made, batch_size=8, **NETWORK)["slides"] == 2  # on a GPU with less memory
+    assert lost.is_file()
     with pytest.raises(UserError, match="other values of dtype"):
         embed(data=tiles, out=made, dtype="float16", **NETWORK)
     with pytest.raises(UserError, match="begun with --precision 32"):
@@ -162,6 +167,23 @@ def test_slides_are_tiled_on_the_fly_and_shared_by_processes(slides: Path, made:
         np.testing.assert_array_equal(one.corners, two.corners)
         np.testing.assert_allclose(one.features, two.features, atol=1e-5)
     assert not list(out.rglob("*.part"))
+
+
+def test_um_per_pixel_that_were_missing_are_given_in_the_same_folder(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "S").mkdir()
+    shutil.copy(slides / "0.tiff", tmp_path / "S")
+    pixels = paint((520, 600), 0.5, DISKS, TISSUE)
+    tifffile.imwrite(tmp_path / "S/no_um.tiff", pixels, tile=(64, 64), photometric="rgb")
+    given: dict[str, Any] = {"data": tmp_path / "S", "out": tmp_path / "F", "mpp": 1.0, "tile_size": 64, **NETWORK}
+    with pytest.raises(UserError, match="cannot be read"):
+        embed(**given, mpp_table=tmp_path / "missing.csv")
+    assert embed(**given)["slides"] == 1
+    assert embed(**given, default_mpp=0.5)["slides"] == 2
+    made = {path: path.read_bytes() for path in (tmp_path / "F" / FOLDER).glob("*.h5")}
+    with pytest.raises(UserError, match="other values of default_mpp"):
+        embed(**given)
+    assert len(made) == 2 and all(path.read_bytes() == data for path, data in made.items())
+    assert "default_mpp: 0.5\n" in (tmp_path / "F/config.yaml").read_text()
 
 
 def test_four_commands_of_which_two_are_killed_do_each_slide_once(

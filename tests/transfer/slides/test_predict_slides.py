@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import yaml
 from disks import Disk, disk_detector, paint, write_levels
 from PIL import Image
 
@@ -166,13 +167,33 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
 
 
 def test_um_per_pixel_that_were_missing_are_given_in_the_same_folder(search: Any, tmp_path: Path) -> None:
-    slide, out = tmp_path / "no_um.tiff", tmp_path / "out"
-    tifffile.imwrite(slide, paint((256, 256), 0.5, [], TISSUE), tile=(64, 64), photometric="rgb")
-    with pytest.raises(UserError, match=r"no µm per pixel; give them by --mpp_table .* or --default_mpp"):
-        search(slide, out, mpp=0.5)
-    for mpp in ("0.5", "1.0"):
-        search(slide, out, mpp=0.5, default_mpp=float(mpp))
-        assert [row["mpp"] for row in csv.DictReader((out / "slides.csv").open())] == [mpp.removesuffix(".0")]
+    slides, out, table = tmp_path / "slides", tmp_path / "out", tmp_path / "mpp.csv"
+    write_slide(slides / "known.tiff", 0.5)
+    for name in "ab":
+        tifffile.imwrite(slides / f"{name}.tiff", paint((256, 256), 0.5, [], TISSUE), tile=(64, 64), photometric="rgb")
+    assert search(slides, out, mpp=1.0)["damaged"] == 2
+    made = (out / "geojson/known.geojson").stat().st_mtime_ns
+
+    def spacings() -> list[str]:
+        return [row["mpp"] for row in csv.DictReader((out / "slides.csv").open())]
+
+    table.write_text("wsi,mpp\na,0.25\n")
+    search(slides, out, mpp=1.0, mpp_table=table)
+    assert spacings() == ["0.25", "", "0.5"]
+    given = {"mpp": 1.0, "mpp_table": table, "default_mpp": 0.4}
+    part = search(slides, out, **given, shard="1/3")
+    assert part["left"] == 1 and spacings() == ["0.25", "", "0.5"]
+    search(slides, out, **given)
+    assert spacings() == ["0.25", "0.4", "0.5"]
+    for changed in ({"default_mpp": 0.5}, {"default_mpp": None}, {"mpp_table": None}):
+        with pytest.raises(UserError, match=f"was made with other values of {next(iter(changed))}"):
+            search(slides, out, **{**given, **changed})
+    table.write_text("wsi,mpp\na,0.25\nb,0.3\n")
+    search(slides, out, **given)
+    assert spacings() == ["0.25", "0.3", "0.5"]
+    assert (out / "geojson/known.geojson").stat().st_mtime_ns == made
+    record = yaml.safe_load((out / "config.yaml").read_text())
+    assert (record["default_mpp"], record["mpp_table"]) == (0.4, str(table))
 
 
 def test_a_share_says_what_it_leaves(search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +211,9 @@ def test_a_share_says_what_it_leaves(search: Any, tmp_path: Path, capsys: pytest
         search(tmp_path / "slides", tmp_path / "out", mpp=1.0, precision=other)
     second = search(tmp_path / "slides", tmp_path / "out", mpp=1.0, shard="2/2")
     assert (second["left"], second["objects"]) == (0, 2 * len(DISKS)) and "done in" in capsys.readouterr().err
+    (second / "records" / "a.csv").unlink()
+    again = search(tmp_path / "slides", tmp_path / "out", mpp=1.0, shard="2/2")
+    assert (again["left"], again["objects"]) == (1, len(DISKS))
 
 
 def test_damage_that_is_found_while_drawing_costs_one_slide(

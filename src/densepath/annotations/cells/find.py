@@ -31,7 +31,7 @@ from densepath.sources.tiles.tile_files import is_tile_folder, read_tile_folder
 
 LOG = "cells.log"
 _FREE = ("data", "points", "weights", "exclude")  # may change when the same command continues
-_FREE_OF_IMPORTS = ("default_mpp",)  # images whose cells depend on it are imported again
+_LATER = ("default_mpp",)  # may be given where it was missing: cells that need it are imported again
 _MOST_WORKERS = 16
 _OBJECTS = 14  # bytes of Python's numbers and lists that become of a byte of text
 Source = Literal["blobs", "geojson", "csv", "hovernet", "cellpose", "stardist", "histomicstk"]
@@ -115,8 +115,7 @@ def cells(
         "default_mpp": default_mpp,
         "exclude": list(exclude),
     }
-    free = _FREE if points is None else (*_FREE, *_FREE_OF_IMPORTS)
-    with work_folder(out, options, log=LOG, free=free), job.together():
+    with work_folder(out, options, log=LOG, free=_FREE, later=_LATER), job.together():
         network = given is None and source in MODELS
         job.work(
             data,

@@ -24,6 +24,7 @@ from densepath.sources.open import find_source
 from densepath.sources.other_bits import prediction_spec
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
+from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.training.hardware import Hardware, Precision, choose_hardware
 from densepath.transfer.classify.classifier import (
@@ -39,13 +40,12 @@ from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
 from densepath.transfer.predict_records import other_images
 from densepath.transfer.slides.precision import begun_precision
-from densepath.transfer.slides.slide_list import refuse_options
+from densepath.transfer.slides.slide_list import GIVEN_LATER, refuse_options
 
 PREDICTIONS = "predictions.csv"
 LOG = "predict.log"
 SEVERAL = "several_labels"  # in the record: whether an image may have several of the labels
-# May change when the same command continues; slides with other µm per pixel are done again.
-_FREE = ("data", "run", "devices", "precision", SEVERAL, "mpp_table", "default_mpp")
+_FREE = ("data", "run", "devices", "precision", SEVERAL)  # may change when the same command continues
 
 
 def predict_classes(
@@ -90,10 +90,11 @@ def predict_classes(
     readout = Readout(model, notes).to(hardware.device)
     say(f"densepath: {notes.backbone} of {run}: {first_few(notes.labels, 12)}")
     if is_tile_folder(data) or slides.mpp is not None or holds_slides(data, exclude):
-        tile_mpp(notes, data, slides)  # now, before the folder exists
+        tile_mpp(notes, data, slides)  # now, before the folder exists, as the table
+        MppTable(slides.mpp_table, slides.default_mpp)
         options = {name: None if value is None else str(value) for name, value in vars(slides).items()}
         options.pop("shard")
-        with work_folder(out, record | options, log=LOG, free=_FREE):
+        with work_folder(out, record | options, log=LOG, free=_FREE, later=GIVEN_LATER):
             hardware = replace(hardware, precision=begun_precision(out, precision, hardware.precision))
             return predict_tiles(readout, notes, data, out, slides, exclude, Shard.of(slides.shard), hardware, watch)
     refuse_options("slides, not images", {n: getattr(slides, n) for n in ("mpp_table", "default_mpp", "shard")})

@@ -217,9 +217,9 @@ def _say_unpaired(table: str, labels: Sequence[str], scored: Sequence[str]) -> N
     if lacking := [name for name in labels if name not in scored]:
         say(f"densepath: left out of the scores, as {table} has no column of this name: {first_few(lacking)}")
     with open_lines(table) as reader:
-        columns = list(zip_longest(*reader, fillvalue=""))
+        columns, mark = list(zip_longest(*reader, fillvalue="")), reader.delimiter
     known = {SPLIT, *PATIENT_COLUMNS, *map(plain_head, labels)}
     filled = [(head, {text for text in texts if text.strip()}) for head, *texts in columns]
-    binary = [head for head, texts in filled if texts and all(number_of(text) is not None for text in texts)]
+    binary = [head for head, texts in filled if texts and all(number_of(text, mark) is not None for text in texts)]
     if others := [head for head in binary if plain_head(head) not in known]:
         say(f"densepath: columns of 0 and 1 in {table} that are not labels of the classifier: {first_few(others)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from densepath.annotations.classes import match_columns, warn_of_uncertain
+from densepath.annotations.classes import match_columns, warn_of_uncertain, without_decimal
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import is_missing, several_spellings
 from densepath.core.streams import say
@@ -117,7 +117,7 @@ def read_targets(
             "folder"
         )
     if config.targets:
-        return _columns(config, rows, kept if whole else None, names, table), kept
+        return _columns(config, rows, kept if whole else None, names, table, matched.delimiter), kept
     texts = [row[0] for row in rows]
     lists = [{text} if config.separator is None else _parts(text, config.separator) for text in texts]
     absent = [n for n, own, k in zip(names, lists, kept, strict=True) if k and any(map(is_missing, own))]
@@ -128,9 +128,9 @@ def read_targets(
     return _classes(texts, table, kept, whole), kept
 
 
-def number_of(text: str) -> float | None:
-    """0, 1 or -1 as tables write them (also 1.0, 1,0, yes and True); None for other texts."""
-    return _NUMBERS.get(text.strip().lower().replace(",", ".").removesuffix(".0"))
+def number_of(text: str, delimiter: str) -> float | None:
+    """0, 1 or -1 as tables write them (also 1.0, yes and True, and 1,0 between semicolons); None for other texts."""
+    return _NUMBERS.get(without_decimal(text.strip().lower(), comma=delimiter == ";"))
 
 
 def refuse_or_say(cases: Sequence[str], what: tuple[str, str], skip: bool) -> None:
@@ -174,6 +174,7 @@ def _columns(
     kept: npt.NDArray[np.bool_] | None,
     names: Sequence[str],
     table: str,
+    delimiter: str,
 ) -> Targets:
     """Labels from columns of 0 and 1."""
     if len(set(config.targets)) < len(config.targets):
@@ -185,7 +186,7 @@ def _columns(
         for column, text in enumerate(row):
             if is_missing(text):
                 continue
-            value = number_of(text)
+            value = number_of(text, delimiter)
             if value is None:
                 wrong.append(f"{names[place]} ({config.targets[column]} {text!r})")
             else:

@@ -47,14 +47,13 @@ from densepath.transfer.embed.slide_features import FeatureWriter, open_features
 from densepath.transfer.slides.heat_map import files_of_map, write_heat_map
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.principal import principal_colors
-from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
+from densepath.transfer.slides.slide_list import GIVEN_LATER, ListedSlide, list_of_slides, refuse_options
 from densepath.transfer.slides.slide_work import SlideWork, as_corrupt, without_tiles
 from densepath.version import __version__
 
 _TILE = 256  # pixels
 _ALL = "1/1"  # every process waits until all slides are tiled
-# May change when the same command continues; slides with other µm per pixel are done again.
-_FREE = ("data", "batch_size", "precision", "densepath_version", "mpp_table", "default_mpp")
+_FREE = ("data", "batch_size", "precision", "densepath_version")  # may change when the same command continues
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +140,9 @@ def embed_slides(
         "default_mpp": default_mpp,
     }
     record["mpp_table"] = None if mpp_table is None else str(mpp_table)
-    share = Shard.of(shard)
+    share, table = Shard.of(shard), MppTable(mpp_table, default_mpp)
     with ExitStack() as stack:
-        stack.enter_context(work_folder(out, {**record, **notes}, log="embed.log", free=_FREE))
+        stack.enter_context(work_folder(out, {**record, **notes}, log="embed.log", free=_FREE, later=GIVEN_LATER))
         hardware = replace(hardware, precision=begun_precision(out, options.precision, hardware.precision))
         notes |= {"precision": hardware.precision}
         if str(options.weights) == "random":
@@ -152,7 +151,7 @@ def embed_slides(
             notes["pretraining_slides"] = list(seen)
         say(f"densepath: {line}")
         children = stack.enter_context(other_processes(hardware)) if hardware.rank == 0 else ()
-        tiles, table = Path(data), MppTable(mpp_table, default_mpp)
+        tiles = Path(data)
         if not tiled:
             tiles = out / "tiles"
             side = tile_size or encoder.input_size or _TILE
@@ -223,7 +222,7 @@ def _embed_all(
 
     def is_done(name: str) -> bool:
         same = shared.is_same(name, notes_of(features_path(out, features, name)).get("slide"))
-        return same and shared.succeeded(name) and (out / "heat_maps" / f"{name}.png").exists()
+        return same and shared.succeeded(name) and all(path.exists() for path in files_of_map(out / "heat_maps" / name))
 
     def embed(name: str) -> dict[str, Any]:
         return _embed(work, by_name[name], features_path(out, features, name), out / "heat_maps" / name)

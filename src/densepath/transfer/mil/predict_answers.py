@@ -24,6 +24,7 @@ from densepath.runs.folder import read_config
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.failures import report_problem
+from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.identity import identity_of
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
@@ -37,12 +38,12 @@ from densepath.transfer.mil.results import PREDICTIONS
 from densepath.transfer.mil.score_answers import SLIDES, AnswerKind
 from densepath.transfer.predict_records import check_images, record_of, source_of
 from densepath.transfer.slides.precision import begun_precision
-from densepath.transfer.slides.slide_list import names_of_slides, refuse_options
+from densepath.transfer.slides.slide_list import GIVEN_LATER, names_of_slides, refuse_options
 from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork
 
 LOG = "predict.log"
 # They may change: what they decide is checked in the folders of the tiles and of the features.
-_FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window", "precision", "mpp_table", "default_mpp")
+_FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window", "precision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,8 @@ def predict_answers(
         "pictures": pictures,
         "precision": options.hardware.precision,
     }
-    with work_folder(out, record, log=LOG, free=_FREE):
+    MppTable(options.mpp_table, options.default_mpp)  # an invalid one is refused before it is recorded
+    with work_folder(out, record, log=LOG, free=_FREE, later=GIVEN_LATER):
         begun = begun_precision(out, options.precision, options.hardware.precision)
         models.hardware = replace(options.hardware, precision=begun)
         AnswerKind(models.notes.task, models.notes.target, models.notes.classes).write(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,21 +15,21 @@ import numpy.typing as npt
 from PIL import Image
 from torch import nn
 
-from densepath.annotations.classes import FOLDERS, warn_of_uncertain
+from densepath.annotations.classes import warn_of_uncertain
 from densepath.annotations.fraction import check_fraction, choose_fraction
-from densepath.annotations.patients import check_spelling
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.sources.image_files import passed_over
+from densepath.sources.pixel_source import PixelSource
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.transfer.embed.encode import Encodes, batches_of, collect, encode
 from densepath.transfer.embed.encoder import Encoder, Pool, input_size, load_encoder
-from densepath.transfer.embed.feature_file import VOLUMES, Features, read_features
-from densepath.transfer.embed.inputs import Inputs, open_source
+from densepath.transfer.embed.feature_file import VOLUMES, Features
+from densepath.transfer.embed.inputs import Inputs
 from densepath.transfer.probe.classifiers import Fitted, logistic_regression, nearest_neighbors
 from densepath.transfer.probe.folds import Fold, make_folds, one_fold
-from densepath.transfer.probe.labelled import Labelled, Labels, classes_and_splits, join, label, listed_as, owners_of
+from densepath.transfer.probe.labelled import Labelled, Labels, join, label
 from densepath.transfer.probe.metrics import Floats, Integers, Score, evaluate
 
 CLASSIFIERS = ("knn", "logistic")
@@ -236,17 +235,19 @@ def encode_all(
     return positions, values
 
 
-def features_of(data: str | Path, encoding: Encoding) -> Features:
+def features_of(source: PixelSource, data: str | Path, encoding: Encoding) -> Features:
     """The features of all readable images of a source, in memory; in float32, for scores that do not depend on the
     hardware.
+
+    Args:
+        source: the images.
+        data: where they are.
+        encoding: the network.
 
     Raises:
         UserError: as for :func:`densepath.embed`.
     """
-    if str(data).lower().endswith((".h5", ".hdf5", ".parquet")):
-        raise UserError(f"{data} is a file of features; give it with --features")
     hardware = choose_hardware(encoding.devices, "32")
-    source = open_source(data)
     encoder, line = load_encoder(
         encoding.weights, encoding.backbone, source, stage=encoding.stage, pool=encoding.pool, seed=encoding.seed
     )
@@ -256,35 +257,3 @@ def features_of(data: str | Path, encoding: Encoding) -> Features:
     positions, values = encode_all(encoder, encoder, inputs, hardware)
     notes = {"weights": str(encoding.weights), "data": str(data), **encoder.notes(), "size": inputs.size}
     return Features([inputs.names[position] for position in positions], values, notes)
-
-
-def check_labels(data: str | Path, how: Labels) -> None:
-    """Find the classes, splits and named patients of all images of a source, before their features are computed.
-
-    A table that is a pipe is not looked at: it can be read only once.
-
-    Raises:
-        UserError: an image has none, see :func:`densepath.transfer.probe.labelled.label`.
-    """
-    table = None if how.labels == FOLDERS else how.labels
-    if table is not None and os.path.exists(table) and not os.path.isfile(table):
-        return
-    source = open_source(data)
-    names = Inputs(source, data, source.spec, None).names
-    listed = listed_as(names, table, str(data))
-    classes_and_splits(names, listed, table, how.target)
-    if how.patient is not None or how.patient_regex is not None:  # others are said, not refused
-        check_spelling(owners_of(names, listed, how, table, data)[0], names)
-
-
-def load_or_compute(data: str | Path | None, features: str | Path | None, encoding: Encoding) -> Features:
-    """The features of a file, or else those of images.
-
-    Raises:
-        UserError: neither is given, or they cannot be read.
-    """
-    if features is not None:
-        return read_features(features)
-    if data is None:
-        raise UserError("--data must be given, or --features, a file of densepath embed; see densepath probe --help")
-    return features_of(data, encoding)

@@ -18,14 +18,14 @@ from densepath.core.streams import write_result
 from densepath.core.system import first_on_node
 from densepath.training.caller_state import state_of_the_caller
 from densepath.transfer.embed.encoder import Pool
+from densepath.transfer.embed.feature_file import read_features
 from densepath.transfer.probe.images import (
     Encoding,
     ImageProbe,
-    check_labels,
     features_of,
-    load_or_compute,
     probe_images,
 )
+from densepath.transfer.probe.label_check import open_labelled
 from densepath.transfer.probe.labelled import Labels
 from densepath.transfer.probe.pixels import L2, SIZE, probe_pixels
 from densepath.transfer.probe.record import check_out, table_of, write_record
@@ -173,15 +173,18 @@ def probe(
     if target is not None and str(labels) == FOLDERS:
         raise UserError("--target names a column of a table; give the table with --labels, or leave it out")
     how = Labels(str(labels), patient, patient_regex, target)
-    for source in (data, test_data):
-        if features is None and source is not None:
-            check_labels(source, how)
-    found = load_or_compute(data, features, encoding)
+    if features is not None:
+        found, *tested = [read_features(features)]
+    elif data is None:
+        raise UserError("--data must be given, or --features, a file of densepath embed; see densepath probe --help")
+    else:
+        opened = [(open_labelled(each, how), each) for each in (data, test_data) if each is not None]
+        found, *tested = [features_of(*each, encoding) for each in opened]
     result = probe_images(
         found,
         how,
         data=data,
-        test_features=None if test_data is None else features_of(test_data, encoding),
+        test_features=tested[0] if tested else None,
         test_data=test_data,
         folds=folds,
         neighbors=neighbors,

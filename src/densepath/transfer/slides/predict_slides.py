@@ -111,7 +111,8 @@ def predict_slides(
     drawn = {slides[position].name for position in chosen}
 
     identities, paths = {slide.name: slide.identity() for slide in slides}, {slide.name: slide.path for slide in slides}
-    shared = SlideWork(out, identities, lambda name: _files(out, name), paths=paths)
+    default_mpp = slides[0].mpp.default  # one for all
+    shared = SlideWork(out, identities, lambda name: _files(out, name), paths=paths, default_mpp=default_mpp)
 
     def is_done(name: str) -> bool:
         others = (path for path in _files(out, name) if name in drawn or path != _picture(out, name))
@@ -122,7 +123,8 @@ def predict_slides(
 
     shared.do(is_done, work, shard, f"; windows of {search.window} px at {search.mpp:g} µm/px")
     with shared_work(out / LOCKS / "tables", "tables"):
-        found = shared.found()
+        known = shared.found()  # of another share, the objects of a slide may have been removed
+        found = {name: facts for name, facts in known.items() if "problem" in facts or _table(out, name).exists()}
         objects = _write_tables(out, slides, found)
     counts, line = shared.summary(found)
     report_borders({name: facts.get("scan_corner", (0, 0)) for name, facts in found.items()})

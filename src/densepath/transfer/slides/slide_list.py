@@ -23,6 +23,8 @@ from densepath.sources.tiles.identity import identity_of_slide
 from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_slide_rows, read_tile_folder
 from densepath.sources.tiles.tiled_slide import open_tiled
 
+GIVEN_LATER = ("mpp_table", "default_mpp")  # options; slides whose µm per pixel were missing are then done again
+
 Share = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 

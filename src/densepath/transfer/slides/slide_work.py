@@ -37,6 +37,8 @@ class SlideWork:
         one: what a slide is called.
         is_whole: the folder has a table of all slides, which the results of others must not replace.
         paths: of slides by name, whose identities begin as those of :class:`ListedSlide`.
+        default_mpp: µm per pixel for slides that have none, with which the identities end: one that was done before
+            they were given did not need them.
         is_former: whether the record of a name that is not among these, and its files, are removed.
         parts: the names of the slides of an identity, where a record is of several.
     """
@@ -47,12 +49,15 @@ class SlideWork:
     one: str = "slide"
     is_whole: bool = True
     paths: Mapping[str, str] = field(default_factory=dict)
+    default_mpp: float | None = None
     is_former: Callable[[str], bool] = lambda name: False
     parts: Parts | None = None
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """The record of a slide; None if it is not done."""
         source, facts = read_record(record_of(self.out, name))
+        if facts is not None and "problem" not in facts and isinstance(source, list) and source[-1:] == [None]:
+            source = [*source[:-1], self.default_mpp]
         return facts if self.is_same(name, source) else None
 
     def is_same(self, name: str, recorded: Any) -> bool:
