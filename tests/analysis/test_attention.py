@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from densepath.analysis import show_attention as module
+from densepath.analysis import attention_shares as module
 from densepath.analysis.attention import AttentionShares, LastAttention, aggregated, among_patches
 from densepath.analysis.show_attention import show_attention
 from densepath.cli import main
@@ -111,7 +111,7 @@ def test_no_token_lies_outside_of_the_picture(tmp_path: Path, monkeypatch: Any) 
     one, shares = torch.zeros(40, 40), AttentionShares(1)
     one[:, 2] = 1  # of 40 tokens one gets all
     shares.add(one[None, None], torch.tensor([[0.5]]))
-    module._plot({"w": shares}, tmp_path / "d.png")
+    module.plot_shares({"w": shares}, tmp_path / "d.png")
     assert figures[0].axes[0].get_xlim()[1] >= 40
 
 
