@@ -216,11 +216,15 @@ def test_work_whose_changed_network_was_recorded_without_a_mark_continues(tmp_pa
 
 
 def test_options_that_the_record_lacks_may_be_given_later_and_are_recorded(tmp_path):
-    def work(data="a", **options):
-        with work_folder(tmp_path / "out", {"data": data, **options}, log="work.log", later=("mpp", "size")):
+    def work(data="a", refused=False, **options):
+        folder = work_folder(tmp_path / "out", {"data": data, **options}, log="work.log", later=("mpp", "size"))
+        with folder as write_added:
+            if not refused:
+                write_added()
             return yaml.safe_load((tmp_path / "out/config.yaml").read_text())
 
     assert work(mpp=None) == {"data": "a", "mpp": None}
+    assert work(mpp=0.5, refused=True) == {"data": "a", "mpp": None} == work(mpp=None)
     assert work(mpp=0.5) == {"data": "a", "mpp": 0.5} == work(mpp=0.5)
     for other in (0.25, None):
         with pytest.raises(UserError, match="was made with other values of mpp "):

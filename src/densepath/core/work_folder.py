@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from densepath.core.shared_work import LOCKS
 @contextmanager
 def work_folder(
     out: Path, options: Mapping[str, Any], *, log: str, free: Collection[str] = (), later: Collection[str] = ()
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Create the folder of some work, or continue in it; other processes may do so at the same time.
 
     What is printed in this block is also appended to its log.
@@ -29,7 +30,10 @@ def work_folder(
         options: of the work, for the record ``config.yaml``.
         log: the name of the log.
         free: names of options that may differ from the record, or be absent from it.
-        later: names of options that may be given later, if the record has None for them: it then gets their values.
+        later: names of options that may be given later, if the record has None for them.
+
+    Yields:
+        Writes the values of ``later`` that the record lacks; to be called when nothing refuses the work any more.
 
     Raises:
         UserError: the folder holds something else, or work with other options.
@@ -42,18 +46,24 @@ def work_folder(
                 raise
     with writing(out):
         (out / LOCKS).mkdir(parents=True, exist_ok=True)
-    with shared_work(out / LOCKS / "start", "start"):
-        _check(out / CONFIG, plain(options), free, later)
+
+    def check(write_added: bool = False) -> None:
+        with shared_work(out / LOCKS / "start", "start"):
+            _check(out / CONFIG, plain(options), free, later, write_added)
+
+    check()
     with logged(out / log):
-        yield
+        yield partial(check, write_added=True)
 
 
 def _is_begun(out: Path) -> bool:
     return (out / CONFIG).exists() or (out / LOCKS).exists()
 
 
-def _check(path: Path, options: dict[str, Any], free: Collection[str], later: Collection[str]) -> None:
-    """Write the record, or compare the options with it and add those that it lacks."""
+def _check(
+    path: Path, options: dict[str, Any], free: Collection[str], later: Collection[str], write_added: bool
+) -> None:
+    """Write the record, or compare the options with it, and if asked add those that it lacks."""
     if not path.exists():
         _write(path, options)
         return
@@ -68,7 +78,7 @@ def _check(path: Path, options: dict[str, Any], free: Collection[str], later: Co
         raise UserError(
             f"{path.parent} was made with other values of {names} (see {path}); use those, or another folder"
         )
-    if added:
+    if added and write_added:
         _write(path, old)
 
 

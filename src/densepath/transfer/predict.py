@@ -213,12 +213,12 @@ def predict(
         table = MppTable(mpp_table, default_mpp)
         listed = list_of_slides(data, exclude, table, passed)
         record["precision"] = chosen
-        with work_folder(out, record, log=LOG, free=(*_FREE, "precision"), later=GIVEN_LATER):
+        with work_folder(out, record, log=LOG, free=(*_FREE, "precision"), later=GIVEN_LATER) as write_added:
             search = replace(search, precision=begun_precision(out, precision, chosen))
             _say_begin(detector.notes.detector, run, passed)
             if unknown := table.unknown([slide.path for slide in listed]):
                 say(f"densepath: {unknown}")
-            counts = predict_slides(detector.to(device), listed, out, search, pictures, Shard.of(shard))
+            counts = predict_slides(detector.to(device), listed, out, search, pictures, Shard.of(shard), write_added)
             if not counts["left"]:
                 say_end(watch, "", {**made, "slides": out / SLIDES, "heat maps": out / "heat_maps"})
         return Result(out, counts, {**files, "slides": out / SLIDES})

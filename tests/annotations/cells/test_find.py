@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -367,6 +368,28 @@ def test_um_per_pixel_that_points_need_are_given_in_the_same_folder(images: Path
     densepath.cells(data=images, out=tmp_path / "found", default_mpp=0.5, workers=0)
     with pytest.raises(UserError, match="was made with other values of default_mpp"):
         densepath.cells(data=images, out=tmp_path / "found", default_mpp=0.25, workers=0)
+
+
+def test_um_per_pixel_that_are_given_later_change_the_record_only_if_the_command_is_not_refused(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points, out = tmp_path / "all.csv", tmp_path / "C"
+    points.write_text("slide,x,y\ns/a,5,10\nb.png,1,2\nother,1,2\n")
+    painted(tmp_path / "others/other.png", 64, 0.5, np.array([[10.0, 12.0]]))
+    given: dict[str, Any] = {"out": out, "source": "csv", "points": points, "workers": 0}
+    densepath.cells(**given, data=images)
+    begun = (out / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match="holds results of other slides"):
+        densepath.cells(**given, data=tmp_path / "others", default_mpp=0.5)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="another process"):
+        patch.setattr(per_slide, "same_input", MagicMock(side_effect=UserError("another process")))
+        densepath.cells(**given, data=images, default_mpp=0.5)
+    assert (out / "config.yaml").read_bytes() == begun
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")}
+    densepath.cells(**given, data=images, default_mpp=0.5)
+    assert "default_mpp: 0.5\n" in (out / "config.yaml").read_text()
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps  # points in pixels are not imported again
+    assert {row["mpp"] for row in read_cell_rows(out)} == {"0.5"}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -429,6 +429,22 @@ def test_a_stop_before_the_record_does_not_make_outlines_foreign(
     assert json.loads((out / "records/a.json").read_text())["outlines"] == digest_of_file(outline)
 
 
+def test_a_stop_before_the_first_record_leaves_no_outlines(
+    tmp_path: Path, slide_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.full((200, 260, 3), (244, 242, 245), np.uint8)
+    pixels[10:195, 10:250] = (190, 90, 160)
+    asked = {"data": slide_of("slides/a.tiff", pixels, mpp=None), "out": tmp_path / "t", **_ASKED}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(one_slide, "write_tiling", MagicMock(side_effect=KeyboardInterrupt))
+        tile(**asked, default_mpp=1.0)
+    tile(**asked, default_mpp=2.0)
+    assert "by hand" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "t/records/a.json").read_text())["outlines"] == digest_of_file(
+        tmp_path / "t/tissue/a.geojson"
+    )
+
+
 def test_whether_a_slide_is_done_is_known_without_reading_its_outlines(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,6 +464,15 @@ def test_a_change_within_large_outlines_is_noticed(folder: Path, tmp_path: Path)
             tile(data=folder / "a.tiff", out=tmp_path / "t", tissue=str(tmp_path / "given"), **_ASKED)["tiles"]
         )
     assert counts == [4, 36]
+    # Earlier versions recorded only the ends of large files: what they have done stays.
+    path = tmp_path / "t/records/a.json"
+    record = json.loads(path.read_text())
+    former = [*record["identity"][:3], *identity_of(tmp_path / "given/a.geojson")]
+    assert former != record["identity"]
+    path.write_text(json.dumps(record | {"identity": former}))
+    written = path.stat().st_mtime_ns
+    tile(data=folder / "a.tiff", out=tmp_path / "t", tissue=str(tmp_path / "given"), **_ASKED)
+    assert path.stat().st_mtime_ns == written
     for size in (0, 10, 2**16, 2**17):
         (tmp_path / "small").write_bytes(b"x" * size)
         assert identity_of(tmp_path / "small", whole=True) == identity_of(tmp_path / "small")

@@ -31,7 +31,7 @@ from densepath.sources.tiles.tile_files import is_tile_folder, read_tile_folder
 
 LOG = "cells.log"
 _FREE = ("data", "points", "weights", "exclude")  # may change when the same command continues
-_LATER = ("default_mpp",)  # may be given where it was missing: cells that need it are imported again
+_LATER = ("default_mpp",)  # may be given where it was missing: files that failed are then read again
 _MOST_WORKERS = 16
 _OBJECTS = 14  # bytes of Python's numbers and lists that become of a byte of text
 Source = Literal["blobs", "geojson", "csv", "hovernet", "cellpose", "stardist", "histomicstk"]
@@ -115,7 +115,7 @@ def cells(
         "default_mpp": default_mpp,
         "exclude": list(exclude),
     }
-    with work_folder(out, options, log=LOG, free=_FREE, later=_LATER), job.together():
+    with work_folder(out, options, log=LOG, free=_FREE, later=_LATER) as write_added, job.together(default_mpp):
         network = given is None and source in MODELS
         job.work(
             data,
@@ -126,6 +126,7 @@ def cells(
             shard=part,
             also=also,
             lines=(job.describe_unmatched(),),
+            on_begin=write_added,
         )
         return _gather(job, data, what, part, watch)
 
@@ -226,8 +227,9 @@ def _is_written(out: Path, rows: Sequence[dict[str, Any]]) -> bool:
         old = read_cell_rows(out)
     except UserError:
         return False
-    shown = [(row["slide"], row["path"], str(row["cells"] if row["cells"] is not None else "")) for row in rows]
-    return [(row["slide"], row["path"], row["cells"]) for row in old] == shown
+    columns = ("slide", "path", "mpp", "cells")
+    shown = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
+    return [[row.get(name) for name in columns] for row in old] == shown
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:

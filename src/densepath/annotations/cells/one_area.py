@@ -63,12 +63,10 @@ class Job(PerSlide[Cells]):
         return (cell_path(self.out, name),)
 
     def given(self, name: str) -> list[Any]:
-        """What changes if the tiles of a slide, the µm per pixel of an image, or cells that were given are others."""
+        """What changes if the tiles of a slide, or its cells that were given, are others."""
         known: list[Any] = []
         if name in self.tilings:
             known.append(digest_of([np.ascontiguousarray(self.tilings[name].corners).tobytes()])[:16])
-        elif self.points is not None and self.mpp is not None:
-            known.append(self.mpp)
         with suppress(UserError):  # reported when its turn comes
             given = self._given(name)
             if isinstance(given, PointsFile):
@@ -76,6 +74,13 @@ class Job(PerSlide[Cells]):
             elif given is not None:
                 known += [*identity_of(given), READER]
         return known
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The row of a slide or image that is done; one that failed is not if its µm per pixel were unknown then."""
+        record = super().record(name)
+        if record is None or self.mpp is None or record.get("mpp") != "":
+            return record
+        return None if record["cells"] is None else record | {"mpp": self.mpp}
 
     def do(self, name: str) -> None:
         """Find the cells of a slide or image, and write them; the record comes last.

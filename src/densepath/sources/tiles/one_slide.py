@@ -21,7 +21,7 @@ from densepath.sources.slides.resolution import MppTable, spacing_text
 from densepath.sources.slides.slide import NO_MPP, Slide
 from densepath.sources.tiles.coords import read_coords
 from densepath.sources.tiles.grid import grid_of, tiles_with_tissue
-from densepath.sources.tiles.identity import identity_of, read_record
+from densepath.sources.tiles.identity import identity_of, is_identity, read_record
 from densepath.sources.tiles.named_files import NamedFiles
 from densepath.sources.tiles.outlines import outlines_of, read_tissue, write_outlines
 from densepath.sources.tiles.overview import read_overview
@@ -89,11 +89,21 @@ class Job(PerSlide[_Tiled]):
 
     def given(self, name: str) -> list[Any]:
         """What changes if the µm per pixel, the tissue or the tiles that were given for a slide are others."""
+        return self._given(name, whole=True)
+
+    def _given(self, name: str, whole: bool) -> list[Any]:
         files = []
         for each in (self.outlines, self.coords):
             with suppress(UserError):  # reported when the slide is tiled
                 files += [path] if each and (path := each.of(name)) else []
-        return [self.given_mpp.given(self.paths[name]), *identity_of(*files, whole=True)]
+        return [self.given_mpp.given(self.paths[name]), *identity_of(*files, whole=whole)]
+
+    def is_same(self, name: str, recorded: Any) -> bool:
+        """Whether what was recorded of a slide is its identity; earlier versions digested only the ends of files."""
+        if super().is_same(name, recorded):
+            return True
+        former = [*self.identity(name)[:2], *self._given(name, whole=False)]
+        return is_identity(recorded, former, self.paths[name])
 
     def record(self, name: str) -> dict[str, Any] | None:
         """The row of a slide that is done, also with these ``default_mpp``, and that has its outlines."""
@@ -111,11 +121,11 @@ class Job(PerSlide[_Tiled]):
         """Write the tissue and the tiles of a slide. Raises UserError if the disk is full."""
         slide, tissue, tiling, shares = found
         draw_tissue(self.mask(name), tissue, tiling)
-        if self.coords is None:
-            row["outlines"] = self._write_outlines(name, outlines_of(tissue, slide))
         if tiling is not None:
             write_tiling(self.tiles(name), tiling, self.overlap, shares)
             row["tiles"] = len(tiling)
+        if self.coords is None:  # last: without a record, outlines count as corrected by hand
+            row["outlines"] = self._write_outlines(name, outlines_of(tissue, slide))
 
     def _write_outlines(self, name: str, outlines: bytes) -> str:
         """Write outlines, unless others are there, perhaps corrected by hand. Returns the digest of the new ones."""

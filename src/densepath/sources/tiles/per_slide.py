@@ -82,11 +82,15 @@ class PerSlide(ABC, Generic[Found]):
     def record(self, name: str) -> dict[str, Any] | None:
         """The row of a slide that is done, with its current path; None if it is not done."""
         record = read_record(self.out, name)
-        if record is None or not is_identity(record["identity"], self.identity(name), self.paths[name]):
+        if record is None or not self.is_same(name, record["identity"]):
             return None
         if record.get("result") not in (None, identity_of(self.made(name)[0])):
             return None
         return record | {"path": os.path.abspath(self.paths[name])}
+
+    def is_same(self, name: str, recorded: Any) -> bool:
+        """Whether what was recorded of a slide is its identity."""
+        return is_identity(recorded, self.identity(name), self.paths[name])
 
     def is_done(self, name: str) -> bool:
         """Whether a slide is done, with a result or with a problem."""
@@ -189,6 +193,7 @@ class PerSlide(ABC, Generic[Found]):
         shard: Shard | None,
         also: str = "",
         lines: Iterable[str] = (),
+        on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         """Do all slides that are not done, together with other commands that fill the folder.
 
@@ -201,11 +206,13 @@ class PerSlide(ABC, Generic[Found]):
             shard: the share of this process.
             also: the end of the first line.
             lines: more lines that are printed before the work; empty ones are left out.
+            on_begin: called when nothing refuses the work any more.
 
         Raises:
             UserError: the folder holds results of other slides, or a file cannot be written.
         """
         self.check_slides(data)
+        on_begin()
         self._remove_lost(data)
         self.forget_failures()
         names = list(self.paths)

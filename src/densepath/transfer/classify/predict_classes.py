@@ -94,9 +94,10 @@ def predict_classes(
         MppTable(slides.mpp_table, slides.default_mpp)
         options = {name: None if value is None else str(value) for name, value in vars(slides).items()}
         options.pop("shard")
-        with work_folder(out, record | options, log=LOG, free=_FREE, later=GIVEN_LATER):
+        with work_folder(out, record | options, log=LOG, free=_FREE, later=GIVEN_LATER) as write_added:
             hardware = replace(hardware, precision=begun_precision(out, precision, hardware.precision))
-            return predict_tiles(readout, notes, data, out, slides, exclude, Shard.of(slides.shard), hardware, watch)
+            part = Shard.of(slides.shard)
+            return predict_tiles(readout, notes, data, out, slides, exclude, part, hardware, watch, write_added)
     refuse_options("slides, not images", {n: getattr(slides, n) for n in ("mpp_table", "default_mpp", "shard")})
     with work_folder(out, record, log=LOG, free=_FREE):
         hardware = replace(hardware, precision=begun_precision(out, precision, hardware.precision))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -93,11 +93,12 @@ def predict_tiles(
     shard: Shard | None,
     hardware: Hardware,
     watch: Stopwatch,
+    on_begin: Callable[[], None],
 ) -> Result:
     """Write the probabilities of the tiles of slides, which are tiled first if they are not.
 
     ``tiles/NAME.csv`` has a line for each tile, ``heat_maps/NAME_LABEL`` the probabilities of a label on the slide, and
-    ``slides.csv`` the means of each slide.
+    ``slides.csv`` the means of each slide. ``on_begin`` is called when nothing refuses the work any more.
 
     Raises:
         UserError: as for :func:`tile_mpp`, or no slide can be read.
@@ -133,7 +134,10 @@ def predict_tiles(
         made = [_table(out, name), *chain.from_iterable(files_of_map(maps[name, label]) for label in drawn)]
         return shared.succeeded(name) and all(path.exists() for path in made)
 
-    shared.do(is_done, lambda name: _predict_slide(readout, notes, slides[name], out, hardware, maps), shard)
+    def work(name: str) -> dict[str, Any]:
+        return _predict_slide(readout, notes, slides[name], out, hardware, maps)
+
+    shared.do(is_done, work, shard, on_begin=on_begin)
     with shared_work(out / LOCKS / "tables", "tables"):
         found = shared.found()
         columns = ["slide", "path", "tiles", "damaged", *(f"mean p {name}" for name in notes.labels), "problem"]

@@ -142,7 +142,8 @@ def embed_slides(
     record["mpp_table"] = None if mpp_table is None else str(mpp_table)
     share, table = Shard.of(shard), MppTable(mpp_table, default_mpp)
     with ExitStack() as stack:
-        stack.enter_context(work_folder(out, {**record, **notes}, log="embed.log", free=_FREE, later=GIVEN_LATER))
+        folder = work_folder(out, {**record, **notes}, log="embed.log", free=_FREE, later=GIVEN_LATER)
+        write_added = stack.enter_context(folder)
         hardware = replace(hardware, precision=begun_precision(out, options.precision, hardware.precision))
         notes |= {"precision": hardware.precision}
         if str(options.weights) == "random":
@@ -165,7 +166,7 @@ def embed_slides(
         work = _Work(replace(options, hardware=hardware), encoder.to(hardware.device), size, overlap_of(tiles), notes)
         if children or PARENT in os.environ:
             share = None  # locks divide the work among processes that this command has started
-        counts = _embed_all(work, slides, out, name, share, without_tiles(tiles, out))
+        counts = _embed_all(work, slides, out, name, share, without_tiles(tiles, out), write_added)
         for child in children:
             wait_for(partial(_ended, child), "another process", "it hangs; end it, then start again")
     if hardware.rank == 0 and counts["slides"] and not counts["left"]:
@@ -209,6 +210,7 @@ def _embed_all(
     features: str,
     shard: Shard | None,
     is_former: Callable[[str], bool],
+    on_begin: Callable[[], None],
 ) -> dict[str, int]:
     """Write the features of the slides that are not done, and a heat map of each.
 
@@ -227,7 +229,7 @@ def _embed_all(
     def embed(name: str) -> dict[str, Any]:
         return _embed(work, by_name[name], features_path(out, features, name), out / "heat_maps" / name)
 
-    shared.do(is_done, embed, shard, f", {counted(work.encoder.dim, 'number')} for each tile")
+    shared.do(is_done, embed, shard, f", {counted(work.encoder.dim, 'number')} for each tile", on_begin=on_begin)
     found = shared.found()
     counts, line = shared.summary(found)
     done = [facts for facts in found.values() if "problem" not in facts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,7 @@ def predict_answers(
         "precision": options.hardware.precision,
     }
     MppTable(options.mpp_table, options.default_mpp)  # an invalid one is refused before it is recorded
-    with work_folder(out, record, log=LOG, free=_FREE, later=GIVEN_LATER):
+    with work_folder(out, record, log=LOG, free=_FREE, later=GIVEN_LATER) as write_added:
         begun = begun_precision(out, options.precision, options.hardware.precision)
         models.hardware = replace(options.hardware, precision=begun)
         AnswerKind(models.notes.task, models.notes.target, models.notes.classes).write(out)
@@ -137,13 +137,13 @@ def predict_answers(
             )
         # Features that this command made are checked before; of weights that the user names nothing is known.
         expected = "" if options.weights else models.notes.extractor
-        counts = _answer_all(_Work(models, grouping, expected, trained, files, drawn, out), found)
+        counts = _answer_all(_Work(models, grouping, expected, trained, files, drawn, out), found, write_added)
         made = {"answers": out / PREDICTIONS, "slides": out / SLIDES, "attention": out / ATTENTION}
         say_end(watch, "", made)
     return Result(out, counts, {"table": out / PREDICTIONS, "slides": out / SLIDES})
 
 
-def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
+def _answer_all(work: _Work, slides: Sequence[NewSlide], on_begin: Callable[[], None]) -> dict[str, Any]:
     """Answer for all cases that are not done, and write the tables of all."""
     cases: dict[str, list[NewSlide]] = {}
     for slide in slides:
@@ -170,7 +170,7 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
         facts = _answered(shared.facts(name), cases[name])
         return not facts["problems"] and _shown(work, facts)
 
-    shared.do(is_done, lambda name: _answer_case(work, cases[name]))
+    shared.do(is_done, lambda name: _answer_case(work, cases[name]), on_begin=on_begin)
     with shared_work(work.out / LOCKS / "tables", "tables"):
         facts = {name: _answered(shared.facts(name), own) for name, own in cases.items()}
         return write_answer_tables(work.out, work.models, work.grouping == "single", cases, facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +88,7 @@ def predict_slides(
     search: Search,
     pictures: int | Literal["all"],
     shard: Shard | None,
+    on_begin: Callable[[], None],
 ) -> dict[str, Any]:
     """Find the objects of slides, and write the files of each and those of all.
 
@@ -98,6 +99,7 @@ def predict_slides(
         search: how to search.
         pictures: number of slides to draw, or "all".
         shard: the share of this process; None for all slides.
+        on_begin: called when nothing refuses the work any more.
 
     Returns:
         The numbers of "slides", "damaged" ones, those "left" to other processes, and "objects" so far, of all
@@ -121,7 +123,7 @@ def predict_slides(
     def work(name: str) -> dict[str, Any]:
         return _predict_slide(detector, by_name[name], out, search, name in drawn)
 
-    shared.do(is_done, work, shard, f"; windows of {search.window} px at {search.mpp:g} µm/px")
+    shared.do(is_done, work, shard, f"; windows of {search.window} px at {search.mpp:g} µm/px", on_begin=on_begin)
     with shared_work(out / LOCKS / "tables", "tables"):
         known = shared.found()  # of another share, the objects of a slide may have been removed
         found = {name: facts for name, facts in known.items() if "problem" in facts or _table(out, name).exists()}

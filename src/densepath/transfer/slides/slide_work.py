@@ -77,6 +77,7 @@ class SlideWork:
         shard: Shard | None = None,
         also: str = "",
         watched: Callable[[Iterator[str], int, str], Iterator[str]] = with_lines,
+        on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         """Do the slides that are not done, each in one of the processes that share the folder.
 
@@ -85,6 +86,7 @@ class SlideWork:
             work: does a slide, and returns what is known of it.
             also: the end of the first line.
             watched: yields the slides, and shows how many of them are done.
+            on_begin: called when nothing refuses the work any more.
 
         Raises:
             UserError: as for :func:`attempt`, or another process does other slides, or the folder has results of other
@@ -99,6 +101,7 @@ class SlideWork:
         mine_left = len(left if shard is None else set(left).intersection(names[shard.number :: shard.count]))
         say(f"densepath: {counted(len(names), self.one)}, {len(names) - len(left)} done before{also}")
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
+            on_begin()
             self._remove_former()
             for name in watched(mine, mine_left, f"{self.one}s"):
                 if not self.succeeded(name):
