@@ -123,9 +123,9 @@ class Job(PerSlide[_Tiled]):
         draw_tissue(self.mask(name), tissue, tiling)
         if tiling is not None:
             write_tiling(self.tiles(name), tiling, self.overlap, shares)
-            row["tiles"] = len(tiling)
         if self.coords is None:  # last: without a record, outlines count as corrected by hand
             row["outlines"] = self._write_outlines(name, outlines_of(tissue, slide))
+        row["tiles"] = 0 if tiling is None else len(tiling)
 
     def _write_outlines(self, name: str, outlines: bytes) -> str:
         """Write outlines, unless others are there, perhaps corrected by hand. Returns the digest of the new ones."""
