@@ -270,7 +270,7 @@ def test_a_row_is_left_out_until_its_needs_are_given(lay_out, tmp_path):
 
 
 def test_the_files_of_a_given_pattern_count(lay_out, tmp_path):
-    need, given = ("curve: MoCo,", "curve: MoCo, needs: {start: weights},"), {"start": str(tmp_path / "*.pth")}
+    need, given = ("curve: MoCo,", "curve: MoCo, needs: {start: regions},"), {"start": str(tmp_path / "*.pth")}
     (tmp_path / "start.pth").write_bytes(b"one")
     first = pretraining(lay_out(need, given=given))
     (tmp_path / "start.pth").write_bytes(b"two, longer")
