@@ -270,7 +270,7 @@ def test_a_row_is_left_out_until_its_needs_are_given(lay_out, tmp_path):
 
 
 def test_the_files_of_a_given_pattern_count(lay_out, tmp_path):
-    need, given = ("curve: MoCo,", "curve: MoCo, needs: {start: weights},"), {"start": str(tmp_path / "*.pth")}
+    need, given = ("curve: MoCo,", "curve: MoCo, needs: {start: regions},"), {"start": str(tmp_path / "*.pth")}
     (tmp_path / "start.pth").write_bytes(b"one")
     first = pretraining(lay_out(need, given=given))
     (tmp_path / "start.pth").write_bytes(b"two, longer")
@@ -359,6 +359,20 @@ def test_weights_that_do_not_exist_are_reported_before_any_run(lay_out, tmp_path
         dry = lay_out(row, dry_run=True)  # which has the runs of the other rows
         assert dry.runs and {name for name, _, _ in dry.places} == {"MoCo"}
         assert len(dry.skipped) == 1 and why in dry.skipped[0]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_missing_initial_weights_of_a_recipe_are_reported_before_any_run(lay_out, tmp_path, given):
+    recipe, begun = tmp_path / "mine.yaml", tmp_path / "begun"
+    begun.mkdir()  # a run without weights yet
+    recipe.write_text("method: moco_v2\n" if given else f"method: moco_v2\nweights: {begun}\n")
+    change = ("recipe: moco_v2_small", f"recipe: {recipe}" + ", needs: {start: weights}" * given)
+    starts = {"start": str(begun)} if given else None
+    with pytest.raises(UserError, match=r"the row 'MoCo': .*begun holds neither weights"):
+        lay_out(change, given=starts)
+    dry = lay_out(change, given=starts, dry_run=True)
+    assert dry.runs and {name for name, _, _ in dry.places} == {"random"}
+    assert len(dry.skipped) == 1 and dry.skipped[0].startswith("the row 'MoCo': ")
 
 
 def test_a_row_of_random_weights_takes_no_folder_of_that_name(lay_out, tmp_path, monkeypatch):

@@ -316,6 +316,17 @@ def test_runs_that_have_not_ended_have_no_paired_tests(tmp_path: Path) -> None:
     assert any(isinstance(each, Note) and "have not ended: moco2" in each.text for each in blocks)
 
 
+def test_a_run_that_is_begun_again_is_left_out_of_paired_tests(tmp_path: Path) -> None:
+    """Its group has one run that has ended, of the same seed."""
+    runs = {}
+    for method, seed, state in (("concl", 0, ""), ("concl", 1, ""), ("moco", 0, ""), ("moco", 0, "in progress")):
+        config = {"data": "D", "method": method, "seed": seed}
+        runs[f"{method}{seed}{state}"] = Run(tmp_path, config, [{"probe_mean_iou": 1.0}], state=state or "complete")
+    blocks = compare_runs(runs)[0].blocks
+    assert [each for each in blocks if isinstance(each, Table) and each.columns[0] == "runs"]
+    assert any(isinstance(each, Note) and "have not ended: moco0in progress" in each.text for each in blocks)
+
+
 def test_without_paired_tests_no_run_is_left_out_of_them(tmp_path: Path) -> None:
     for several, losses in ((False, False), (True, True)):  # one seed each; losses of different methods
         runs = {}

@@ -165,6 +165,9 @@ def test_a_run_whose_labels_were_numbered_in_each_map_is_not_resumed(tmp_path, t
     pretrain(**options, resume=True)  # its digest tells
     del state["facts"]["regions"]
     write_checkpoint(folder, state)
+    pretrain(**options, resume=True)  # it is complete
+    state["step"] = 0
+    write_checkpoint(folder, state)
     with pytest.raises(
         UserError, match=r"numbered the labels of each map from 0, .*; start it again in another folder"
     ):

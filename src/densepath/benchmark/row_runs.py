@@ -56,12 +56,12 @@ class RowRuns:
         self.given = {name: given.get(f"{task.tiles}.{name}", given.get(name)) for name in row.needs}
         self.share = task.pretrain.get("fraction", 1.0) if STEPS[task.verb].has(LEFT_IMAGES) else 1.0
         self.lacking = self._lacking(isinstance(tiles, Mapping))
-        trained = row.recipe is not None or row.sam is not None
-        self.no_weights = "" if trained or self.lacking else _missing_weights(row)
         self.options: dict[str, Any] | None = None
         if row.recipe is not None and not self.lacking:
             places = {place: _absolute(self.given[name], _names_weights(place)) for name, place in row.needs.items()}
             self.options = row.pretraining(places, task)
+        weights = row.weights if self.options is None else self.options.get(_WEIGHTS, RANDOM)
+        self.no_weights = "" if row.sam is not None or self.lacking else _missing_weights(row.name, str(weights))
 
     def _lacking(self, several: bool) -> str:
         missing = [name for name, value in self.given.items() if value is None]
@@ -169,15 +169,14 @@ class RowRuns:
         )
 
 
-def _missing_weights(row: Row) -> str:
-    """Why the weights of a row cannot be found, as is said before hours of other runs; "" if they can."""
-    weights = str(row.weights)
+def _missing_weights(row: str, weights: str) -> str:
+    """Why the initial weights of a row cannot be found, as is said before hours of other runs; "" if they can."""
     try:
         require_weights(weights)
         if is_on_disk(weights) and not is_published(weights):
             weights_file(weights)
     except UserError as error:
-        return f"the row {row.name!r}: {error}"
+        return f"the row {row!r}: {error}"
     return ""
 
 

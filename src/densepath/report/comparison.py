@@ -142,8 +142,8 @@ def _same_method(runs: Mapping[str, Run]) -> bool:
 def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
     """Groups of runs that differ only by their seed, compared pair by pair over the seeds that they share.
 
-    Runs that have not ended are left out: their last measurements are those of other steps. A note says so, if with
-    them there would be tests.
+    Runs that have not ended are left out: their last measurements are those of other steps. A note says so, if there
+    are tests, or would be with them.
     """
     known = dict.fromkeys(metric for run in runs for metric in scores[run])
     columns = [metric for metric in (*_MAIN, *known) if metric in known and metric != "loss"] or ["loss"]
@@ -154,7 +154,7 @@ def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -
     line = f"Left out of the paired tests, because others have the same options and seed: {first_few(same)}"
     notes: list[Block] = [Note(line, warning=True)] if same else []
     open_runs = [name for name in runs if name not in ended]
-    if open_runs and comparable and _have_pairs(_groups(runs)[0]):
+    if open_runs and comparable and (_have_pairs(groups) or _have_pairs(_groups(runs)[0])):
         notes.append(Note(f"Left out of the paired tests, because they have not ended: {first_few(open_runs)}"))
     if not comparable or not _have_pairs(groups):
         return notes

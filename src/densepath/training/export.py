@@ -26,6 +26,7 @@ from densepath.runs.folder import AT_STEP, EXPORTED, read_config
 from densepath.training.export_file import export_file
 from densepath.training.load_run import load_run, pixels_of
 from densepath.training.model_card import bare, recorded_scores, write_card
+from densepath.training.saver import is_complete
 
 Layout = Literal["timm", "torchvision", "detectron2", "models_genesis", "monai", "nnunet", "tensors"]
 
@@ -67,7 +68,7 @@ def export(
     suffix = "" if layout == "timm" else f"_{layout}"
     kind = ".pth" if layout in ("detectron2", *VOLUME_LAYOUTS) else ".safetensors"
     state = newest_checkpoint(folder / CHECKPOINTS) or {}
-    complete = _is_complete(state, config)
+    complete = is_complete(state, config)
     name = f"{EXPORTED.stem if complete else f'{AT_STEP}{steps}'}{suffix}{kind}"
     path = Path(out) if out is not None else folder / EXPORTED.parent / name
     if not complete and path.resolve() == (folder / EXPORTED).resolve():
@@ -76,12 +77,6 @@ def export(
     decoder = method.exported_parts().get("decoder", {})
     export_backbone(path, method.exported_backbone(), layout, config, steps, card, slides_of_run(folder), decoder)
     return path
-
-
-def _is_complete(state: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is the last one of its run."""
-    since, patience = state.get("state_dict", {}).get("patience.since", 0), config.get("patience") or 0
-    return state.get("step", 0) >= state.get("facts", {}).get("steps", 0) or 0 < patience <= int(since)
 
 
 def export_backbone(

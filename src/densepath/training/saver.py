@@ -46,9 +46,9 @@ _DIGESTS = {
     "cells_found": "the cells have been found again since the run in {out} was started, and are others",
     "regions": "the label maps, masks or saliency model are not those that the run in {out} was started with",
     "regions_numbers": "the run in {out} was started by a version that numbered the labels of each map from 0, so that "
-    "a number did not mean the same in all images",
+    "a number may not have meant the same in all images",
 }
-_SINCE = {"regions_numbers": "regions"}  # runs without the second digest are of versions that the first one refuses
+_SINCE = {"regions_numbers": "regions"}  # a run that lacks the first digest is refused, unless it has the second one
 _BY_IMAGE = " (--fraction chooses patients where any are known; up to version 0.1 it chose images)"
 
 
@@ -97,7 +97,7 @@ class Saver:
             _start_again(out)
         if self._state:
             _check_config(config, self._state.get("config"), free, out)
-            _check_facts(facts, self._state["facts"], out, config)
+            _check_facts(facts, self._state, out, config)
             load_task(task, self._state, out)
             keep_threads(self._state.get("threads"))
             self.start = self.saved = self._state["step"]
@@ -236,10 +236,17 @@ def changed_facts(now: Mapping[str, int | str], then: Mapping[str, int | str]) -
     return changed
 
 
-def _check_facts(
-    now: Mapping[str, int | str], then: Mapping[str, int | str], out: Path, config: Mapping[str, Any]
-) -> None:
+def is_complete(state: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is the last one of its run."""
+    since, patience = state.get("state_dict", {}).get("patience.since", 0), config.get("patience") or 0
+    return state.get("step", 0) >= state.get("facts", {}).get("steps", 0) or 0 < patience <= int(since)
+
+
+def _check_facts(now: Mapping[str, int | str], state: Mapping[str, Any], out: Path, config: Mapping[str, Any]) -> None:
+    then = state["facts"]
     for name in changed_facts(now, then):
+        if name in _SINCE and is_complete(state, config):  # it is not trained further
+            continue
         if name in _DIGESTS:
             text = _DIGESTS[name].format(out=out) + (_BY_IMAGE if config.get("fraction", 1) < 1 else "")
             if name in _SINCE:

@@ -188,10 +188,13 @@ def test_a_shared_window_is_computed_once_and_its_change_is_reported(
     path = tmp_path / "S" / "volumes.json"
     index = json.loads(path.read_text())
     assert index.pop("window_sample") == 64  # which an earlier version, of eight volumes, did not note
-    path.write_text(json.dumps(index | {"window": [-500, 100]}))
+    path.write_text(json.dumps(index | {"window": [-1000.1234567, 1234567.0]}))
     capsys.readouterr()
     assert open_volumes(convert_folder(how)).spec.window == window
-    assert "the window was -500 to 100 before; to keep it, start again with --window" in capsys.readouterr().err
+    said = (
+        "the window was -1000.12 to 1.23457e+06 before; to keep it, start again with --window -1000.1234567 1234567.0"
+    )
+    assert said in capsys.readouterr().err
     convert_folder(how)
     assert "before" not in capsys.readouterr().err
     convert_folder(FolderConversion(source, tmp_path / "S", window=(0, 1)))

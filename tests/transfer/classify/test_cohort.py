@@ -109,9 +109,10 @@ def test_a_list_of_labels_has_no_unknown_or_misspelt_one(cell: str, says: str, f
     assert targets.values.tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
 
 
-def test_labels_may_be_numbers_with_a_point_or_a_comma(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_labels_may_be_numbers_with_a_point_or_a_comma(delimiter: str, folder: Path, tmp_path: Path) -> None:
     text = "file;Mass;Edema\na\\1.png;1,0;-1,0\na\\2.png;0,0;1.0\nb\\3.png;;0\nb\\4.png;1;yes\n"
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_text(text.replace(";", delimiter))
     values = read(folder, tmp_path / "t.csv", targets=("Mass", "Edema")).targets.values
     np.testing.assert_array_equal(values, [[1, np.nan], [0, 1], [np.nan, 0], [1, 1]])
     for wrong in ("1,0", "yes,0"):  # between commas, or not a number

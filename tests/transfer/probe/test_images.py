@@ -289,19 +289,32 @@ def test_damaged_images_need_no_label(tmp_path: Path, capsys: pytest.CaptureFixt
     probe(**given, patient="patient", folds=2, neighbors=1)
     assert "1 damaged image passed over" in capsys.readouterr().err
     write_tiles(tmp_path / "d", "c", 1, 0)
-    with pytest.raises(UserError, match="2 of 10 images have no label"):
+    with pytest.raises(UserError, match=r"1 of 9 images have no label in .*, the first is .*c/P0_0"):
         probe(**given)
+
+
+def test_of_images_without_labels_one_that_can_be_read_is_named(tmp_path: Path) -> None:
+    write_tiles(tmp_path / "d", "ab", 4, 0)
+    names = [f"{c}/P{n}_0.png" for c in "ab" for n in range(4)]
+    rows = [(name, name[0], "" if name == names[0] else name[2:4]) for name in names]
+    how = table(tmp_path / "t.csv", rows, "file,label,patient")
+    (tmp_path / "d/a/damaged.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"images without a patient in .*: a/P0_0\.png"):
+        probe(data=tmp_path / "d", labels=how.labels, patient="patient", backbone="test_resnet", devices="cpu")
 
 
 def test_a_list_from_a_pipe_is_read_once(tmp_path: Path) -> None:
     write_tiles(tmp_path / "d", "ab", 4, 0)
-    os.mkfifo(tmp_path / "list.txt")
+    pipe = tmp_path / "list.txt"
+    os.mkfifo(pipe)
     lines = "".join(f"{path}\n" for path in sorted((tmp_path / "d").rglob("*.png")))
-    writer = Thread(target=(tmp_path / "list.txt").write_text, args=(lines,), daemon=True)
-    writer.start()
-    found = probe(
-        data=tmp_path / "list.txt", labels="folders", folds=2, neighbors=1, backbone="test_resnet", devices="cpu"
-    )
+
+    def write() -> None:
+        pipe.write_text(lines)
+        pipe.unlink()  # to open it again is an error
+
+    Thread(target=write, daemon=True).start()
+    found = probe(data=pipe, labels="folders", folds=2, neighbors=1, backbone="test_resnet", devices="cpu")
     assert len(found.images) == 8
 
 

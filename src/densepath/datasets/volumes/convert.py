@@ -238,7 +238,7 @@ def _shared_window(dest: Path, index: Header, before: Header) -> Sequence[float]
     if isinstance(former, list) and former != list(window):
         say(
             f"densepath: the window was {former[0]:g} to {former[1]:g} before; to keep it, start again with "
-            f"--window {former[0]:g} {former[1]:g}"
+            f"--window {former[0]} {former[1]}"
         )
     return window
 

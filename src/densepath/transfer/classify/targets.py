@@ -129,8 +129,8 @@ def read_targets(
 
 
 def number_of(text: str, delimiter: str) -> float | None:
-    """0, 1 or -1 as tables write them (also 1.0, yes and True, and 1,0 between semicolons); None for other texts."""
-    return _NUMBERS.get(without_decimal(text.strip().lower(), comma=delimiter == ";"))
+    """0, 1 or -1 as tables write them (also 1.0, yes and True, and 1,0 except between commas); None for other texts."""
+    return _NUMBERS.get(without_decimal(text.strip().lower(), comma=delimiter != ","))
 
 
 def refuse_or_say(cases: Sequence[str], what: tuple[str, str], skip: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from densepath.annotations.classes import FOLDERS, match_columns
@@ -21,6 +23,7 @@ from densepath.transfer.probe.labelled import Labels, classes_and_splits, listed
 def open_labelled(data: str | Path, how: Labels) -> PixelSource:
     """The images of a source, if the classes, splits and named patients of all that can be read are found.
 
+    Of the images without one, only those up to the first that can be read are read, as a table may lack most.
     A table that is a pipe is not looked at: it can be read only once.
 
     Raises:
@@ -37,9 +40,14 @@ def open_labelled(data: str | Path, how: Labels) -> PixelSource:
         _check(inputs.names, how, table, data)
     except UserError:
         lacking = [] if table is None else _lacking(inputs.names, how, table, data)
-        if not lacking or not all(isinstance(inputs.read(position), CorruptImage) for position in lacking):
+
+        def is_damaged(position: int) -> bool:
+            return isinstance(inputs.read(position), CorruptImage)
+
+        damaged = {position for positions in lacking for position in takewhile(is_damaged, positions)}
+        if not damaged:
             raise
-        others = set(range(len(inputs))).difference(lacking)
+        others = set(range(len(inputs))).difference(damaged)
         _check([inputs.names[position] for position in sorted(others)], how, table, data)
     return source
 
@@ -51,8 +59,13 @@ def _check(names: list[str], how: Labels, table: str | None, data: str | Path) -
         check_spelling(owners_of(names, listed, how, table, data)[0], names)
 
 
-def _lacking(names: list[str], how: Labels, table: str, data: str | Path) -> Sequence[int]:
-    """The positions of the images of which a table lacks the class, the split or the named patient."""
+def _lacking(names: list[str], how: Labels, table: str, data: str | Path) -> Collection[Sequence[int]]:
+    """The positions of images of which a table lacks the class, the split or the named patient, by what it lacks."""
     columns = [how.target or LABEL, *filter(None, [how.patient]), *{SPLIT}.intersection(table_columns(table))]
     found = match_columns(listed_as(names, table, str(data)), table, columns).values
-    return [position for position, texts in enumerate(found) if texts is None or any(map(is_missing, texts))]
+    lacking: dict[tuple[bool, ...], list[int]] = defaultdict(list)
+    for position, texts in enumerate(found):
+        missing = () if texts is None else tuple(map(is_missing, texts))
+        if texts is None or any(missing):
+            lacking[missing].append(position)
+    return lacking.values()
