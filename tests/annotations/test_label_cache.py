@@ -275,12 +275,14 @@ def test_all_cores_give_the_same_maps_in_the_same_order(tmp_path, tiles, labelle
     assert sorted(labeller.asked()) == list("012345")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_labeller_refuses_arrives_in_one_line(tmp_path, tiles, labeller, monkeypatch, workers):
-    def refuse(self, image, name):
+class Refusing(Brightness):
+    def label(self, image, name):
         raise UserError(f"no map for {Path(name).name}; draw one")
 
-    monkeypatch.setattr(Brightness, "label", refuse)
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_labeller_refuses_arrives_in_one_line(tmp_path, tiles, monkeypatch, workers):
+    labeller = Refusing(tmp_path / "log")
     monkeypatch.setattr(label_cache, "cores", lambda: workers)
     labeller.parallel = True
     with pytest.raises(UserError, match=r"^no map for 0\.png; draw one$"):
