@@ -33,7 +33,7 @@ def test_an_interaction_is_paired_by_seed_and_has_the_interval_of_a_t_test():
     assert contrast(CELLS, ["d"], ["c", "missing"]) is None
     one = contrast({"a": {0: 2.0}, "b": {0: 0.5, 1: 3.0}}, ["a"], ["b"])
     assert one is not None and (one.n, one.mean, one.half_width) == (1, 1.5, None)
-    # One run may serve all seeds: 95% of nothing is no interval.
+    # One run may serve all seeds: values without spread have no interval.
     same = contrast({"a": dict.fromkeys(range(3), 0.3), "b": dict.fromkeys(range(3), 0.1)}, ["a", "a"], ["b"])
     assert same is not None and (same.n, same.half_width) == (3, None)
 

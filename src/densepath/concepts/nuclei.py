@@ -33,7 +33,7 @@ class Nuclei:
     Source: Ruifrok and Johnston, 2001 (color deconvolution); not in ConCL's paper.
     """
 
-    parallel, needs_color, classes = True, True, False
+    parallel, needs_color = True, True
 
     def __init__(self, radius: float = 8.0) -> None:
         if not 1 <= radius < math.inf:

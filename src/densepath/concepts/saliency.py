@@ -38,7 +38,7 @@ class Saliency:
     """
 
     num_concepts = 2
-    needs_color = classes = False
+    needs_color = False
 
     def __init__(self, source: str | Path) -> None:
         self.source = Path(source)

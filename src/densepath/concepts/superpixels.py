@@ -27,7 +27,7 @@ class Superpixels:
     Source: ConCL (ECCV 2022), section 4.2: scale = min_size = 50 or 500; Felzenszwalb and Huttenlocher, IJCV 2004.
     """
 
-    parallel, needs_color, classes = True, False, False
+    parallel, needs_color = True, False
 
     def __init__(self, scale: int = 50) -> None:
         if scale < 1:
