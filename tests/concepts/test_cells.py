@@ -45,3 +45,10 @@ def test_images_without_cells_are_background_and_few_cells_are_few_concepts():
     assert (labels[0] == 4).all() and (labels[1] != 4).sum() == 1
     assert labels[2, 0, 0] != labels[2, 5, 5] and (labels[2] != 4).sum() == 2
     assert torch.equal(neighborhoods(marked[1:], 4), labels[1:])  # independent of the rest of the batch
+
+
+def test_neighborhoods_are_the_same_under_autocast():
+    marked = torch.ones(1, POSITIONS, POSITIONS, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = neighborhoods(marked, 8)
+    assert torch.equal(mixed, neighborhoods(marked, 8))

@@ -44,6 +44,15 @@ def test_crops_equal_those_of_one_table_for_the_batch(mode, seed):
         torch.testing.assert_close(ours, theirs * inside, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["upright", "in the plane", "oblique"])
+def test_samples_are_as_exact_under_autocast(kind):
+    turns = {"in the plane": rotation(2, 10.0), "oblique": rotation(0, 10.0)}
+    x, maps = torch.rand(1, 2, 16, 21, 24), 0.9 * turns[kind] if kind in turns else aligned_maps(0)[:1]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = sample(x, maps, (5, 8, 7))
+    torch.testing.assert_close(mixed, sample(x, maps, (5, 8, 7)))
+
+
 @pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
 @pytest.mark.parametrize("axis", range(3))
 def test_rotated_volumes_are_the_same_on_other_devices(mode, axis):

@@ -84,6 +84,8 @@ def neighborhoods(cellular: Tensor, count: int) -> Tensor:
             break
         chosen = torch.nn.functional.one_hot(nearest, count).float() * marked.unsqueeze(2)
         size = chosen.sum(1).unsqueeze(2)  # (B, K, 1)
-        means = torch.einsum("bpk,pd->bkd", chosen, places) / size.clamp(min=1)
+        with torch.autocast(places.device.type, enabled=False):  # in half precision sums of places are not exact
+            sums = torch.einsum("bpk,pd->bkd", chosen, places)
+        means = sums / size.clamp(min=1)
         centers = torch.where(size > 0, means, centers)
     return torch.where(marked, nearest, count).view(batch, height, width)

@@ -200,7 +200,8 @@ def _sums(x: Tensor, taps: Tensor, weights: Tensor, axis: int) -> Tensor:
     (n_out, _), n_in, weights = taps.shape, x.shape[1 + axis], weights.to(x.dtype)
     if axis == 2:
         matrix = x.new_zeros(n_in, n_out).index_put_((taps, torch.arange(n_out).unsqueeze(1)), weights, accumulate=True)
-        return _banded(x, matrix, taps)
+        with torch.autocast("cpu", enabled=False):  # the other axes have the precision of x as well
+            return _banded(x, matrix, taps)
     shape = x.shape
     before, after = shape[: 1 + axis].numel(), shape[2 + axis :].numel()
     first = torch.arange(before).view(-1, 1, 1) * n_in
