@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as oracle
 
 from densepath.annotations import outlines
-from densepath.annotations.outlines import LONGEST, draw, union
+from densepath.annotations.outlines import LONGEST, draw, part_of, union
 
 # pycocotools' way to make arrays is older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -86,3 +86,20 @@ def test_the_union_of_thousands_takes_a_moment() -> None:
     assert time.perf_counter() - start < 5
     expected_share = 1 - (1 - 25 / 990**2) ** 20_000
     assert covered[5:985, 5:985].mean() == pytest.approx(expected_share, rel=0.03)
+
+
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=12),
+    st.tuples(*[st.integers(0, 11)] * 2, *[st.integers(1, 12)] * 2),
+)
+def test_a_part_of_a_mask_is_that_of_the_whole_one(edges: list[int], place: tuple[int, int, int, int]) -> None:
+    mask = np.zeros(144, np.uint8)
+    for edge in edges:
+        mask[edge : 2 * edge + 7] ^= 1
+    mask = np.asfortranarray(mask.reshape(12, 12).T)
+    top, left, rows, columns = place
+    rows, columns = min(rows, 12 - top), min(columns, 12 - left)
+    outline = {"size": [12, 12], "counts": oracle.encode(mask)["counts"].decode()}
+    np.testing.assert_array_equal(
+        part_of(outline, top, left, (rows, columns)), mask[top : top + rows, left : left + columns].astype(bool)
+    )

@@ -18,10 +18,11 @@ from pycocotools import mask as oracle
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.patients import patients_of
 from densepath.core.errors import UserError
+from densepath.datasets import find_files
 from densepath.datasets.categories import odd_categories
 from densepath.datasets.check import check_data
 from densepath.datasets.coco import convert_coco
-from densepath.datasets.find_files import split_named
+from densepath.datasets.find_files import FileIndex, split_named
 
 SIZE = (40, 64)
 BOXES = ((4, 5, 20, 12), (30, 20, 16, 14))  # x y width height
@@ -493,3 +494,13 @@ def test_a_data_set_within_its_source_is_refused(tmp_path: Path) -> None:
             convert_coco(**{"source": source, "dest": dest, "test_share": 0.5, **given})  # type: ignore[arg-type]
         assert not dest.exists()
     convert_coco(source, tmp_path / "out", test_share=0.5)
+
+
+def test_files_of_one_name_in_many_folders_are_not_compared_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"slide_{number}/tile.png" for number in range(30)]
+    index = FileIndex([Path("/data") / name for name in names])
+    agree, compared = find_files._agreeing, []
+    monkeypatch.setattr(find_files, "_agreeing", lambda *parts: compared.append(parts) or agree(*parts))
+    assert [index.find(f"other/{name}") for name in names] == [[Path("/data") / name] for name in names]
+    assert len(compared) == len(names)
+    assert len(index.find("slide/tile.png")) == len(names)

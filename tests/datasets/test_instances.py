@@ -7,7 +7,7 @@ import struct
 import unicodedata
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -624,3 +624,19 @@ def test_data_sets_within_the_source_or_without_an_object_are_refused(tmp_path: 
     with pytest.raises(UserError, match=r"none of 4 images has an object, and .*out was not written"):
         convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_beside_many_label_maps_are_told_from_them_by_one_look_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For 10,000 images in one folder with their label maps that took a minute."""
+    (data := tmp_path / "data").mkdir()
+    for number in range(40):
+        for ending in ("", "_mask"):
+            (data / f"{number}{ending}.png").write_bytes(b"")
+    hashed: list[Path] = []
+    known = PurePath.__hash__
+    monkeypatch.setattr(PurePath, "__hash__", lambda path: hashed.append(path) or known(path))
+    with pytest.raises(UserError, match=r"0\.png: .*; replace the file"):
+        convert_instances(data, tmp_path / "out", images=".", labels=".", label_suffix="_mask", test_share=0.5)
+    assert len(hashed) < 20 * 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import os
 import pickle
 import tempfile
@@ -16,6 +17,7 @@ import pytest
 
 from densepath.core.errors import UserError
 from densepath.core.waiting import Stuck
+from densepath.sources import listing
 from densepath.sources import path_table as names
 from densepath.sources.listing import Passed, find_images, list_images, walk
 from densepath.sources.path_table import PathTable
@@ -319,3 +321,14 @@ def test_an_excluded_folder_may_be_unreadable(tmp_path: Path, monkeypatch: pytes
     passed = Passed()
     assert list(list_images(tmp_path, ["closed"], passed)) == [f"{tmp_path}/a.png", f"{tmp_path}/open/c.png"]
     assert not passed.unused
+
+
+def test_the_folders_above_an_image_are_compared_with_patterns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(
+        listing, "fnmatchcase", lambda name, pattern: compared.append(name) or fnmatch.fnmatchcase(name, pattern)
+    )
+    names = [f"study/site/patient/{number}.png" for number in range(50)]
+    assert [name for name in names if listing.matches_any(name, ["site/*", "*7.png"])] == names[7::10]
+    assert listing.matches_any("study/site/patient", ["/", "./"]) is False
+    assert len(compared) < 5 * len(names)

@@ -132,9 +132,31 @@ def paint(
         key = (-area, outline["counts"], number) if scores is None else painting_key(area, scores[number - 1], number)
         drawn.append((key, number, runs))
     for _, number, runs in sorted(drawn, key=lambda each: each[0]):
-        ends, lengths = runs.cumsum()[1::2], runs[1::2]
-        columns[np.arange(lengths.sum()) + np.repeat(ends - lengths.cumsum(), lengths)] = number
+        ends = runs.cumsum()[1::2]
+        columns[_positions(ends - runs[1::2], ends)] = number
     return np.ascontiguousarray(columns.reshape(width, height).T)
+
+
+def part_of(outline: Outline, top: int, left: int, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """The mask (h, w) of a rectangle of the image, in time and memory for its columns, not for the whole image.
+
+    Args:
+        outline: the object.
+        top, left, size: the rectangle, which lies inside of the image.
+    """
+    height, (rows, columns) = outline["size"][0], size
+    runs, _ = decode_runs([outline["counts"].encode()])
+    ends = runs.cumsum()[1::2]
+    starts, ends = ((edge - left * height).clip(0, columns * height) for edge in (ends - runs[1::2], ends))
+    mask = np.zeros(columns * height, bool)
+    mask[_positions(starts, ends)] = True
+    return np.ascontiguousarray(mask.reshape(columns, height)[:, top : top + rows].T)
+
+
+def _positions(starts: Integers, ends: Integers) -> Integers:
+    """The numbers from each start to each end."""
+    lengths = ends - starts
+    return np.arange(lengths.sum()) + np.repeat(ends - lengths.cumsum(), lengths)
 
 
 def mostly_hidden(labels: npt.NDArray[np.int32], outlines: Sequence[Outline]) -> npt.NDArray[np.bool_]:

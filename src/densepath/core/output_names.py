@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Sequence
+from itertools import chain
 from pathlib import Path, PurePath
 
 from densepath.core.errors import refuse
@@ -76,17 +77,18 @@ def names_below(names: Iterable[str], data: str | Path = "") -> list[str]:
 
 def alike_names(names: Sequence[str], others: Sequence[str]) -> list[list[int]]:
     """For each name the positions of ``others`` that are the same, or else the same without leading folders."""
-    known: dict[str, list[int]] = defaultdict(list)
+    paths = [PurePath(name).parts for name in names]
+    lengths = {len(parts) for parts in paths}
+    whole, ends = defaultdict[tuple[str, ...], list[int]](list), defaultdict[tuple[str, ...], list[int]](list)
     for position, other in enumerate(others):
-        known[PurePath(other).name].append(position)
+        parts = PurePath(other).parts
+        whole[parts].append(position)
+        for length in lengths:
+            if 0 < length < len(parts):
+                ends[parts[-length:]].append(position)
     places = []
-    for name in names:
-        near = [k for k in known[PurePath(name).name] if _are_alike(name, others[k])]
+    for name, parts in zip(names, paths, strict=True):
+        shorter = (whole.get(parts[start:], ()) for start in range(len(parts)))
+        near = sorted(chain(ends.get(parts, ()), *shorter))
         places.append([k for k in near if others[k] == name] or near)
     return places
-
-
-def _are_alike(name: str, other: str) -> bool:
-    parts, others = PurePath(name).parts, PurePath(other).parts
-    count = min(len(parts), len(others))
-    return parts[-count:] == others[-count:]

@@ -75,13 +75,13 @@ def _find(source: Path) -> tuple[list[Path], list[Path], str]:
     if images.is_dir() and masks:
         return find_images(images), masks, "_inst"
     masks = _ending(files, "_anno")
-    folders = {mask.parent for mask in masks}
+    folders, labels = {mask.parent for mask in masks}, set(masks)
     if not masks:
         raise UserError(
             f"{source} holds neither train_1.bmp with train_1_anno.bmp and so on, as GlaS is published, nor a folder "
             "images with label maps *_inst.png; give the folder that does"
         )
-    return [path for path in files if path.parent in folders and path not in set(masks)], masks, "_anno"
+    return [path for path in files if path.parent in folders and path not in labels], masks, "_anno"
 
 
 def _ending(files: list[Path], suffix: str) -> list[Path]:

@@ -86,7 +86,8 @@ def convert_instances(
             classed.update((path, unread_classes(path)) for path in maps[:1])
         found = _files(image_folder, SUFFIXES, label_folder)
         if image_folder == label_folder:
-            found = [path for path in found if path not in set(maps)]
+            labelled = set(maps)
+            found = [path for path in found if path not in labelled]
         folders = (image_folder, label_folder)
         return pair_up(found, maps, label_suffix, labelled_only, folders, excluded, orientation, split)
 

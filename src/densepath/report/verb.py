@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import webbrowser
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -147,6 +148,7 @@ def _read_each(paths: Sequence[Path], problems: list[str]) -> tuple[list[tuple[s
     many = len(paths) > max(_PICTURES)
     runs: list[tuple[str, Kind, Run]] = []
     tables = [path for path in paths if is_table(path)]
+    with_curves = Counter[str]()
     for title, path in zip(titles, paths, strict=True):
         if path in tables:
             continue
@@ -155,10 +157,11 @@ def _read_each(paths: Sequence[Path], problems: list[str]) -> tuple[list[tuple[s
             kind = next((kind for kind in _KINDS if kind.fits(run)), None)
             if kind is None:
                 raise UserError(f"{path} is not a result of densepath")
-            drawn = sum(bool(other.curves) for _, same, other in runs if same is kind) < MOST_CURVES
-            if not drawn and len(runs) >= _MOST_SHOWN:  # the measurements of thousands of runs do not fit into memory
+            # The measurements of thousands of runs do not fit into memory.
+            if with_curves[kind.name] >= MOST_CURVES and len(runs) >= _MOST_SHOWN:
                 run = replace(run, rows=[run.last] * bool(run.rows), trainings={})
             runs.append((title, kind, run))
+            with_curves[kind.name] += bool(run.curves)
     return runs, tables
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".dcm", "
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 _KINDS = "PNG, JPEG, TIFF, WebP, BMP or DICOM image"
 _SHOWN = 4  # kinds of files
+_FOLDERS = 256  # whose answers are remembered
 _RUNS = "folders of results"
 _AGAIN = "links to folders that are read already"
 _BROKEN, _SPECIAL = "broken links", "special files"
@@ -275,7 +277,17 @@ def _without(names: Iterable[str], exclude: Sequence[str], root: str, passed: Pa
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern matches a path, a folder above it, or the name of one of these."""
-    path = PurePath(composed(name))
-    parts = [str(path), *map(str, path.parents), *path.parts]
-    asked = [composed(pattern).rstrip("/") for pattern in patterns]
-    return any(fnmatchcase(part, pattern) for pattern in asked for part in parts if part != ".")
+    return _matches(str(PurePath(composed(name))), tuple(composed(pattern).rstrip("/") for pattern in patterns))
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    if path in ("", "."):
+        return False
+    folder, name = os.path.split(path)
+    own = (path, name) if name else (path,)
+    if any(fnmatchcase(part, pattern) for pattern in patterns for part in own):
+        return True
+    return folder != path and _folder_matches(folder, patterns)
+
+
+_folder_matches = lru_cache(_FOLDERS)(_matches)  # of many images in a row

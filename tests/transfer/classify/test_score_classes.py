@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import pytest
 
+from densepath.core import output_names
 from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError
 from densepath.core.result import Result
@@ -157,3 +158,14 @@ def test_what_cannot_be_scored_is_refused(data: Path, tmp_path: Path) -> None:
     refused("has several labels of an image .*; name the table's columns of them with --targets", predictions=several)
     wrong = write_predictions(tmp_path / "W", names[:1], {"a": ["x"], "b": [0.9]})
     refused("has probabilities that are not numbers from 0 to 1", predictions=wrong)
+
+
+def test_names_that_each_folder_has_are_not_compared_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile of a hundred slides may have the same name; comparing all pairs took minutes for 20,000 images."""
+    names = [f"slide_{slide}/tile_{tile}.png" for slide in range(20) for tile in range(3)]
+    others = [*(f"predicted/{name}" for name in names), "tile_1.png", names[4]]
+    made: list[str] = []
+    monkeypatch.setattr(output_names, "PurePath", lambda name: made.append(name) or PurePath(name))
+    places = output_names.alike_names(names, others)
+    assert places[:5] == [[0], [1, 60], [2], [3], [61]] and places[-1] == [59]
+    assert len(made) <= len(names) + len(others)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import directed_hausdorff
 
 from densepath.transfer.detection import object_distance, object_overlap
@@ -231,3 +233,24 @@ def test_large_maps_are_compared_in_bands(monkeypatch: pytest.MonkeyPatch) -> No
 def test_maps_of_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="label maps"):
         compare(np.zeros((4, 5), int), np.zeros((5, 4), int))
+
+
+def test_the_nearest_boxes_come_first_and_the_others_are_not_looked_at() -> None:
+    """Sorting all objects for each one without a counterpart took ten minutes for 60,000 cells of a slide."""
+    boxes = np.random.default_rng(0).integers(0, 50, (300, 4))
+    tree, asked = cKDTree(boxes), []
+
+    class Watched:
+        n = len(boxes)
+
+        def query(self, box: np.ndarray, k: Sequence[int], p: float) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(max(k))
+            return tree.query(box, k, p=p)
+
+    bounds = np.abs(boxes - boxes[7]).max(axis=1)
+    found = object_distance._nearest(Watched(), boxes[7])
+    assert next(found) == (7, 0.0) and asked == [8]
+    others, distances = zip(*found, strict=True)
+    assert sorted(others) == [k for k in range(300) if k != 7]
+    assert list(distances) == sorted(bounds)[1:] and [bounds[k] for k in others] == list(distances)
+    assert list(object_distance._nearest(cKDTree(np.zeros((0, 4))), boxes[7])) == []

@@ -29,15 +29,16 @@ def matching(rows: Sequence[Row], wanted: Sequence[tuple[str, str]], fits: Calla
         UserError: one row is that of several images.
     """
     by_path = {_parts(row["path"]): row for row in rows}
-    by_file: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    by_end: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)  # by the file, and by it and its folder
     for parts in by_path:
-        by_file[parts[-1]].append(parts)
+        for count in {1, min(2, len(parts))}:
+            by_end[parts[-count:]].append(parts)
     found: list[Row] = [by_path.get(_parts(os.path.abspath(path)), {}) for _, path in wanted]
     moved = [
         (position, row)
         for position, (name, path) in enumerate(wanted)
         if not found[position]
-        for row in _candidates(name, path, by_path, by_file)
+        for row in _candidates(name, path, by_path, by_end)
     ]
     agree = in_threads(lambda pair: fits(*pair), moved, _THREADS, "the files of images")
     close: dict[int, list[Row]] = defaultdict(list)
@@ -55,13 +56,17 @@ def matching(rows: Sequence[Row], wanted: Sequence[tuple[str, str]], fits: Calla
 
 
 def _candidates(
-    name: str, path: str, by_path: dict[tuple[str, ...], Row], by_file: dict[str, list[tuple[str, ...]]]
+    name: str,
+    path: str,
+    by_path: dict[tuple[str, ...], Row],
+    by_end: dict[tuple[str, ...], list[tuple[str, ...]]],
 ) -> list[Row]:
     """The row of the same name, or else those that share most last parts of the path."""
     absolute = _parts(os.path.abspath(path))
-    close = by_file.get(absolute[-1], [])
+    close = by_end.get(absolute[-1:], [])
     if name and (named := [by_path[other] for other in close if by_path[other]["slide"] == name]):
         return named
+    close = by_end.get(absolute[-2:], close)
     shared = [_shared(absolute, other) for other in close]
     most = max(shared, default=0)
     return [by_path[other] for other, count in zip(close, shared, strict=True) if count == most]

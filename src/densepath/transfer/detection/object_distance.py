@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache, lru_cache
 
 import numpy as np
@@ -12,6 +13,7 @@ from densepath.transfer.detection.object_overlap import Objects, Overlap
 
 _STEP = 4  # squares of 16 x 16 pixels are measured first, then those of 4 x 4 in the farthest ones, then pixels
 _FEW = 256  # pixels that are measured without that
+_BOXES, _MORE = 8, 4  # boxes that are looked for at first, and times as many as before
 _SHIFTS = np.stack(np.divmod(np.arange(_STEP**2), _STEP), axis=1)  # of the parts of a square
 
 
@@ -23,6 +25,8 @@ def hausdorff_distances(overlap: Overlap) -> tuple[npt.NDArray[np.float64], npt.
     """
     sides = overlap.truth, overlap.found
     shapes = _Shapes(overlap.truth), _Shapes(overlap.found)
+    # Edges of bounding boxes bound the distance from below: most objects need no closer look.
+    trees = [cKDTree(side.boxes) for side in sides]
 
     @cache
     def between(true: int, found: int) -> float:
@@ -35,14 +39,25 @@ def hausdorff_distances(overlap: Overlap) -> tuple[npt.NDArray[np.float64], npt.
             if pair >= 0:
                 out[number] = between(*overlap.pairs[pair].tolist())
                 continue
-            # Edges of bounding boxes bound the distance from below: most objects need no closer look.
-            bounds = np.abs(sides[1 - side].boxes - sides[side].boxes[number]).max(axis=1, initial=0)
-            for other in np.argsort(bounds, kind="stable").tolist():
-                if bounds[other] >= out[number]:
+            for other, least in _nearest(trees[1 - side], sides[side].boxes[number]):
+                if least >= out[number]:
                     break
                 out[number] = min(out[number], between(*((number, other) if side == 0 else (other, number))))
         distances.append(out)
     return distances[0], distances[1]
+
+
+def _nearest(boxes: cKDTree, box: npt.NDArray[np.int64]) -> Iterator[tuple[int, float]]:
+    """The boxes with the nearest edges to those of a box, and the largest difference of an edge, nearest first."""
+    seen: set[int] = set()  # of equally near ones, another search may find others
+    count = _BOXES
+    while len(seen) < boxes.n:
+        bounds, others = boxes.query(box, range(1, min(count, boxes.n) + 1), p=np.inf)
+        for other, bound in zip(others.tolist(), bounds.tolist(), strict=True):
+            if other not in seen:
+                seen.add(other)
+                yield other, bound
+        count *= _MORE
 
 
 class _Shapes:

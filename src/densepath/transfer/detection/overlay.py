@@ -58,7 +58,8 @@ def overlay(
     wrong = set(near) - set(wishes)
     reds = color_numbers({p: near[p] & wrong for p in wrong}, dict.fromkeys(wrong, 0))
     found_colors = [color_of(correct[p]) if p in correct else _WRONG[reds[p] % len(_WRONG)] for p in range(len(found))]
-    lost = [shape for position, shape in enumerate(true_shapes) if position not in set(match)]
+    matched = set(match)
+    lost = [shape for position, shape in enumerate(true_shapes) if position not in matched]
     left = outlined(canvas, true_shapes, [color_of(true_numbers[position]) for position in range(len(truth))])
     right = outlined(dashed(canvas, lost), found_shapes, found_colors)
     _write_scores(right, found, scores, found_colors, zoom)

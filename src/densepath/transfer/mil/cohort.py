@@ -155,7 +155,10 @@ def read_cohort(
     patients, owners = np.unique([row.patient for row in own], return_inverse=True)
     groups = np.unique([row.site for row in own], return_inverse=True)[1] if columns.site else owners
     if columns.site:
-        _check_one_value({row.patient: [(r, "") for r in own if r.patient == row.patient] for row in own}, "site", "")
+        by_patient: dict[str, list[tuple[Row, str]]] = {}
+        for row in own:
+            by_patient.setdefault(row.patient, []).append((row, ""))
+        _check_one_value(by_patient, "site", "")
     return Cohort(
         list(cases),
         owners.astype(np.int64),

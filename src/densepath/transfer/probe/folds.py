@@ -185,23 +185,28 @@ def hold_out(counts: Floats, share: float, seed: int, kept: Floats | None = None
     """
     total = counts.sum(0)
     every = counts if kept is None else np.concatenate((counts, kept[:, kept.any(0)]), axis=1)
+    every_total = every.sum(0)
     wanted = np.clip(np.round(share * total), 1, np.maximum(total - 1, 1))
     order = np.random.default_rng(seed).permutation(len(counts))
-    held = np.zeros(len(counts), bool)
+    held, held_total = np.zeros(len(counts), bool), np.zeros(every.shape[1])
+    now = held_total[: len(total)]  # a view
 
     def distance(now: Floats) -> float:  # rare classes count as much as frequent ones
         return float((((now - wanted) ** 2) / wanted).sum())
 
     def can_be_held(group: int) -> bool:
-        return bool((every[held].sum(0) + every[group] < every.sum(0)).all())
+        return bool((held_total + every[group] < every_total).all())
+
+    def hold(group: int) -> None:
+        held[group] = True
+        np.add(held_total, every[group], out=held_total)
 
     for group in order:
-        now = counts[held].sum(0)
         if can_be_held(group) and distance(now + counts[group]) < distance(now):
-            held[group] = True
+            hold(group)
     for stratum in range(len(total)):  # whose groups were all too large
-        if not counts[held, stratum].any():
+        if not now[stratum]:
             own = [g for g in order if counts[g, stratum] and can_be_held(g)]
             if own:
-                held[min(own, key=lambda g: counts[g].sum())] = True
+                hold(min(own, key=lambda g: counts[g].sum()))
     return held

@@ -184,7 +184,7 @@ def _volumes(store: VolumeStore) -> tuple[PixelSource, LabelMaps, list[str], dic
     if not labelled:
         raise UserError(f"no volume of {store.folder} has labels; convert the labels with the volumes")
     if len(labelled) < len(store):
-        lacking = [store.names(k) for k in range(len(store)) if k not in set(labelled)]
+        lacking = [store.names(k) for k, row in enumerate(store.rows) if row["labels"] is None]
         say_left_out(lacking, "volume", "without labels")
         store = store.take(torch.tensor(labelled))
     named = {int(code): name for code, name in store.index["label_names"].items()}
