@@ -7,6 +7,7 @@ import time
 import pytest
 
 from densepath.cli import main
+from densepath.runs.signals import StopSignals
 from densepath.synthetic import tissue
 
 TISSUE = "--train 400 --test 3 --size 64"
@@ -52,6 +53,30 @@ def test_the_command_line_leaves_signals_as_they_were(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     assert main(["--version"]) == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_a_program_around_python_handles_is_left_alone(monkeypatch):
+    real = signal.getsignal
+    before = real(signal.SIGTERM), real(signal.SIGINT)
+    monkeypatch.setattr(signal, "getsignal", lambda signum: None if signum == signal.SIGTERM else real(signum))
+    with StopSignals():
+        assert real(signal.SIGTERM) is before[0] and real(signal.SIGINT) is not before[1]
+    assert (real(signal.SIGTERM), real(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_signals_as_they_were(first):
+    """A notebook that continues is ended by its terminal, and so is the next run."""
+    before = {signum: signal.getsignal(signum) for signum in StopSignals.SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests run under
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(first)
+            assert stop.received == first and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def full():

@@ -178,7 +178,7 @@ class Parser(ArgumentParser):
         return f"unknown option {name}; {close_match(name, known) or self.see_help}"
 
     def _explain(self, message: str, given: Mapping[str, Any], written: Mapping[str, str]) -> str:
-        match = re.match(r'Parser key "([^"]+)"', message)
+        match = re.match(r'(?:Parser key "|argument --)([\w.]+)', message)
         if match is None or match[1] not in self.options:
             return f"{message}; {self.see_help}"
         return self._wrong(match[1], given, written)

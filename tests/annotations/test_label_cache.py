@@ -290,6 +290,43 @@ def test_what_a_labeller_refuses_arrives_in_one_line(tmp_path, tiles, monkeypatc
     assert files(tmp_path / "cache") == []
 
 
+class Returning(Brightness):
+    """Returns a label map as it is given."""
+
+    labels: object = None
+
+    def label(self, image, name):
+        return self.labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            np.zeros((4, 4, 1), np.uint8),
+            r"by Returning of .*0\.png is uint8 \[4, 4, 1\]; give whole numbers",
+        ),
+        (np.full((4, 4), np.nan), r"is float64 \[4, 4\]"),
+        (np.zeros((0, 4), int), r"is int64 \[0, 4\]"),
+        (None, r"is object \[\]"),
+        (np.full((4, 4), -1), r"has the label -1; number the labels from 0"),
+    ],
+)
+def test_what_is_not_a_label_map_is_refused(tmp_path, tiles, labels, message):
+    labeller = Returning(tmp_path / "log")
+    labeller.labels, labeller.classes = labels, True
+    with pytest.raises(UserError, match=message):
+        label_images(open_images(tiles), labeller, tmp_path / "cache")
+
+
+def test_maps_whose_numbers_are_kept_are_not_those_whose_numbers_are_not(tmp_path, tiles):
+    labeller = Returning(tmp_path / "log")
+    labeller.labels = np.full((4, 4), -7)
+    assert label_images(open_images(tiles), labeller, tmp_path / "cache").largest() == 0
+    labeller.labels, labeller.classes = np.full((4, 4), 7), True
+    assert label_images(open_images(tiles), labeller, tmp_path / "cache").largest() == 7
+
+
 def test_a_damaged_image_does_not_end_the_work(tmp_path, tiles, labeller):
     for i in range(6, 120):
         Image.new("RGB", (20, 20)).save(tiles / f"{i}.png")

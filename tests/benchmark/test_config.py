@@ -12,6 +12,7 @@ from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import ImageSet
 from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.benchmark.steps.pretraining import pretraining_options
+from densepath.benchmark.verb import benchmark_table
 from densepath.core.errors import UserError
 from densepath.training.nested_options import merged
 
@@ -41,6 +42,11 @@ def test_every_table_has_a_grid(name):
     assert len(grid.places) == rows * sum(len(task.seeds or table.seeds) for task in table.tasks)
     assert all(run.rate for run in grid.runs.values())
     assert sum(cost.hours for cost in estimate(list(grid.runs.values()), Path("nowhere"))) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if name.endswith("_small")])
+def test_the_help_names_the_small_tables(name):
+    assert f'"{name}"' in str(benchmark_table.__doc__)
 
 
 def test_the_table_in_the_docs_has_a_grid(tmp_path):

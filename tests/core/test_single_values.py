@@ -82,6 +82,10 @@ def test_a_single_value_of_another_type_is_refused(name: str, value: Any, says: 
         ("number", "4", "'4'; give a whole number"),
         ("share", "0.5", "'0.5'; give a number"),
         ("share", (0.5,), r"\(0.5,\); give a number"),
+        ("share", True, "True; give a number"),
+        ("number", True, "True; give a whole number"),
+        ("switch", None, "None; give a value, or leave it out"),
+        ("texts", None, "None; give a value, or leave it out"),
         ("choice", "c", "'c'; give a or b"),
     ],
 )

@@ -47,6 +47,26 @@ def test_stdout_of_the_locale_c_escapes_characters_and_keeps_bytes(monkeypatch):
         assert raw.getvalue() == written + b"\xfd" + written.removesuffix(b"m") + b"\xfd"
 
 
+def test_a_stream_needs_no_more_than_write_and_flush():
+    """As those that copy what is printed into a file."""
+
+    class Copy:
+        def __init__(self):
+            self.text = ""
+
+        def write(self, text):
+            self.text += text
+            return len(text)
+
+        def flush(self):
+            pass
+
+    copy = Copy()
+    assert write_line("a line", copy) and copy.text == "a line\n"
+    open_console(copy).print("shown")
+    assert copy.text.endswith("shown\n")
+
+
 def test_a_full_stream_gets_nothing_more():
     with open("/dev/full", "w") as stream:
         assert not write_line("one", stream)

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -198,6 +199,12 @@ def test_batches_do_not_depend_on_the_default_device(tiles: Path) -> None:
     with torch.device("meta"):
         others = made()
     assert all(same(*each) for each in zip(others, expected, strict=True))
+
+
+def test_an_unknown_order_is_refused(tiles: Path) -> None:
+    mistyped: Any = "blocks"
+    with pytest.raises(UserError, match="shuffle is 'blocks'; give full or block"):
+        ImageBatches(open_images(tiles), batch_size=2, seed=0, max_steps=1, shuffle=mistyped)
 
 
 def test_batch_larger_than_the_source_is_refused(tiles: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from densepath.core.errors import UserError
-from densepath.methods import Method
+from densepath.methods import Method, SimCLR
 from densepath.nets.backbones import build_backbone
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.config import PretrainConfig
@@ -431,6 +431,18 @@ def test_what_overrides_an_invalid_value_of_a_recipe_counts(tmp_path):
 def test_none_is_not_the_name_of_anything(recipe, options, message):
     with pytest.raises(UserError, match=message):
         resolve(PretrainConfig, recipe, RUN | options)
+
+
+def test_an_object_of_a_method_is_refused_in_a_line():
+    method = SimCLR(build_backbone("resnet18"))
+    with pytest.raises(UserError, match=r"^method is an object of SimCLR; give its class, and method_options$"):
+        resolve(PretrainConfig, None, RUN | {"method": method})
+
+
+@pytest.mark.parametrize("value", [1, "yes"])
+def test_what_is_not_true_or_false_is_named(value):
+    with pytest.raises(UserError, match=f"^--resume takes true or false, not {value!r}$"):
+        resolve(PretrainConfig, None, RUN | {"resume": value})
 
 
 MINE = """

@@ -476,6 +476,9 @@ def test_a_detector_reads_images_as_those_of_its_training(detector: Path, tmp_pa
         assert each.size == (64, 50)
         np.testing.assert_array_equal(each.masks, found[2].masks)
     assert viewer.predict(path, orientation="stored").size == loaded.predict(path).size == (50, 64)
+    mistyped: Any = "view"
+    with pytest.raises(UserError, match="orientation is 'view'; give stored or viewed"):
+        loaded.predict(path, orientation=mistyped)
     for options, size in (({}, (50, 64)), ({"orientation": "stored"}, (64, 50))):
         out = predict(tmp_path / "run", data=tmp_path / "in", out=tmp_path / f"out{size}", **options, **ALL)
         with Image.open(out / "labels" / "a.png") as labels, Image.open(out / "pictures" / "a.png") as drawn:

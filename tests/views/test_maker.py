@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode
@@ -153,6 +154,11 @@ def test_by_default_pixels_mean_what_their_source_says():
             torch.testing.assert_close(made[name].pixels, expected[name].pixels, rtol=0, atol=1e-4)
     given = ViewMaker({"view": PLAIN}, 16, seed=0, spec=PixelSpec())  # as for weights that have seen others
     assert torch.equal(given(replace(batch, spec=spec))["view"].pixels, given(batch)["view"].pixels)
+
+
+def test_a_size_may_be_a_number_of_numpy():
+    maker = ViewMaker({"center": Center()}, np.int64(32), seed=0)
+    assert maker.sizes() == {"center": (32, 32)}
 
 
 def test_views_of_grey_volumes_need_no_specification_of_their_own():

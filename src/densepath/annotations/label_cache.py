@@ -111,7 +111,7 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
     labeller.begin(AllNames(images))
     root = Path(folder or cache_folder()).expanduser()
     source = _source(images, labeller, root)
-    subfolder = root / _key(images, source, root)
+    subfolder = root / _key(images, source, _has_classes(labeller), root)
     path = subfolder / "labels.npy"
     maps = _open(path, len(images))
     if maps is None:
@@ -145,9 +145,11 @@ def _source(images: PixelSource, labeller: Labeller, cache: Path) -> list[Any]:
     return [labeller.identity(), *contents]
 
 
-def _key(images: PixelSource, source: list[Any], cache: Path) -> str:
+def _key(images: PixelSource, source: list[Any], classes: bool, cache: Path) -> str:
     identity, *contents = source
     facts = [_VERSION, SIDE, identity, images.digest(cache)]
+    if classes:
+        facts.append("classes")  # their numbers are kept
     if images.spec.window != (0.0, 255.0):
         facts.append(list(images.spec.window))  # the labeller sees the images in it
     facts += contents
@@ -244,6 +246,16 @@ class _Labelled(Dataset[Any]):
         if image is None:
             return np.zeros((SIDE, SIDE), np.int16)
         try:
-            return shrink(self.labeller.label(image, name), _has_classes(self.labeller))
+            labels, classes = np.asarray(self.labeller.label(image, name)), _has_classes(self.labeller)
+            _check(labels, classes, f"{type(self.labeller).__name__} of {name}")
+            return shrink(labels, classes)
         except UserError as error:  # as a value: an exception would arrive with its whole traceback
             return str(error)
+
+
+def _check(labels: npt.NDArray[Any], classes: bool, what: str) -> None:
+    """Raise UserError if a labeller, perhaps of the user, has not returned a label map; ``what`` names it."""
+    if labels.ndim != 2 or not labels.size or labels.dtype.kind not in "bui":
+        raise UserError(f"the label map by {what} is {labels.dtype} {list(labels.shape)}; give whole numbers (h, w)")
+    if classes and labels.min() < 0:
+        raise UserError(f"the label map by {what} has the label {labels.min()}; number the labels from 0")

@@ -75,7 +75,8 @@ def benchmark_table(
             "figure1" of ConCL; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and "conv_mim_figure5" of
             Conv-MIM; "dirl_table1" to "dirl_table10" and "dirl_figure6" of DiRL; "pcrl_table1" to "pcrl_table3",
             "pcrl_figure4a" and "pcrl_figure4b" of PCRL; the small "glas_small" (a GPU), "glas_probe", "why_concl",
-            "budgets", "few_labels", "dirl_small", "dirl_tokens_small" and "volumes_small" (a CPU); or a YAML file.
+            "budgets", "few_labels", "dirl_small", "dirl_tokens_small", "pcrl_small" and "volumes_small" (a CPU); or a
+            YAML file.
         out: the folder of the table; one folder per table. An edited YAML file of the same name can reuse it.
         data: the labelled sets as NAME=FOLDER, with the table's names; only FOLDER if the table has one set. Tasks on
             sets that are not given are left out. A folder is that of ``densepath data`` for outlined objects, holds

@@ -32,8 +32,8 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
     numbers of NumPy.
 
     Raises:
-        UserError: a single value has another type than the sequence, or a choice, a switch, a number or a path is not
-            valid.
+        UserError: a single value has another type than the sequence, a choice, a switch, a number or a path is not
+            valid, or None is given where the type has no None.
     """
     signature, hints = inspect.signature(function), functools.cache(lambda: get_type_hints(function))
 
@@ -47,6 +47,8 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
             hint = hints().get(name)
             bound.arguments[name] = taken = _checked(name, hint, _listed(name, hint, value))
             check_path(name, hint, taken)
+            if taken is None and not {NoneType, Any, None}.intersection(alternatives(hint)):
+                raise UserError(f"{name} is None; give a value, or leave it out if it has a default")
         return function(*bound.args, **bound.kwargs)
 
     return with_lists
@@ -109,11 +111,11 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
             raise UserError(f"{name} is {value!r}; give True or False")
         return bool(value)
     elif kind is float:
-        if not isinstance(value, SupportsFloat):
+        if not isinstance(value, SupportsFloat) or isinstance(value, bool):
             raise UserError(f"{name} is {value!r}; give a number")
     elif kind is int:
         number: Any = value
-        if not isinstance(value, Real) or number % 1:
+        if not isinstance(value, Real) or isinstance(value, bool) or number % 1:
             raise UserError(f"{name} is {value!r}; give a whole number")
         return int(number)
     return value

@@ -72,7 +72,7 @@ def _takes_a_line(stream: TextIO) -> bool:
     """Whether a line can be written without blocking, after a short wait."""
     try:
         return bool(select.select([], [stream.fileno()], [], _PATIENCE)[1])
-    except (OSError, ValueError):  # not a descriptor that can be asked: writing will show
+    except (OSError, ValueError, AttributeError):  # not a descriptor that can be asked: writing will show
         return True
 
 

@@ -52,7 +52,8 @@ class StopSignals:
     """Records Ctrl-C, SIGTERM, and SIGHUP of a lost terminal, so that the step in progress can finish and be saved.
 
     The second Ctrl-C or SIGTERM has its usual effect; SIGHUP stays ignored under ``nohup``. Outside the main thread,
-    where Python allows no handlers, signals keep their usual effect.
+    where Python allows no handlers, signals keep their usual effect, and so does one that a program around Python (R)
+    handles: Python could not restore it.
 
     Python calls handlers only between two of its own instructions, and so not while the main thread waits for other
     processes: :meth:`heard` lets another thread see a signal during that time.
@@ -71,7 +72,8 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             former = {signum: signal.getsignal(signum) for signum in self.SIGNALS}
             nohup = former[signal.SIGHUP] == signal.SIG_IGN
-            self._former = {signum: each for signum, each in former.items() if signum != signal.SIGHUP or not nohup}
+            kept = {signum for signum, each in former.items() if each is None or (signum == signal.SIGHUP and nohup)}
+            self._former = {signum: each for signum, each in former.items() if signum not in kept}
             for signum in self._former:
                 signal.signal(signum, self._note)
         return self
@@ -99,7 +101,7 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        self._restore(ended=True)
         self._former = {}
         if self._ear is not None:
             signal.set_wakeup_fd(self._former_ear)
@@ -112,8 +114,11 @@ class StopSignals:
         if signum != signal.SIGHUP:  # a terminal that closes sends it several times, and SIGTERM may follow
             self._restore()
 
-    def _restore(self) -> None:
+    def _restore(self, ended: bool = False) -> None:
+        """Give back the handlers. SIGHUP is ignored until the state is saved, and after that if the terminal is lost:
+        a notebook, or a script that catches Ctrl-C, continues as it was."""
+        ignored = self.received == signal.SIGHUP if ended else self.received
         for signum, handler in self._former.items():
             # A process that waits for others runs no handler: the next signal must end it nevertheless.
             usual = after_the_first(signum, self.received) if handler is unwind and self.received else handler
-            signal.signal(signum, signal.SIG_IGN if signum == signal.SIGHUP and self.received else usual)
+            signal.signal(signum, signal.SIG_IGN if signum == signal.SIGHUP and ignored else usual)

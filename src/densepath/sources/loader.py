@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from densepath.core.errors import UserError, counted
 from densepath.core.random import permute, permute_blocks
+from densepath.core.single_values import check_choice
 from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.per_image import PerBox, PerImage
@@ -101,8 +102,8 @@ class ImageBatches:
             those of 64 such blocks; for slides and files on a disk or a network drive.
 
     Raises:
-        UserError: the batches of all processes together need more images than the source has; while iterating: more
-            than 1% of the images are corrupt, or a worker process died.
+        UserError: ``shuffle`` is neither, or the batches of all processes together need more images than the source
+            has; while iterating: more than 1% of the images are corrupt, or a worker process died.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class ImageBatches:
             raise ValueError(f"batch_size {batch_size}, rank {rank}, world_size {world_size}")
         if max_steps is None and epochs is None:
             raise ValueError("give max_steps or epochs")
+        check_choice("shuffle", shuffle, Shuffle)
         self.images = images
         self.draw = draw
         self.shuffle = shuffle

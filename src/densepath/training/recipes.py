@@ -113,6 +113,8 @@ def find_method(method: Any) -> type[Method]:
         return method
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]
+    if isinstance(method, Method):
+        raise UserError(f"method is an object of {type(method).__name__}; give its class, and method_options")
     if not isinstance(method, str) or ":" not in method:
         raise UserError(f"no method is called {method!r}; {suggest(str(method), METHODS)}, or give module:Class")
     place, _, name = method.partition(":")

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from densepath.core.errors import UserError, counted
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.appearance import Appearance
@@ -138,7 +140,7 @@ def view_sizes(views: Mapping[str, Declaration], size: int | Sequence[int], ndim
     Raises:
         UserError: the size has another number of axes, or a view would have no pixels.
     """
-    along = (size,) * ndim if isinstance(size, int) else tuple(size)
+    along = (size,) * ndim if isinstance(size, int | np.integer) else tuple(size)
     if len(along) != ndim:
         raise UserError(
             f"view_size {list(along)} has {counted(len(along), 'side')}, and the images have {ndim} dimensions"

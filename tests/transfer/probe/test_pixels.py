@@ -139,6 +139,8 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         probe(data=data, devices="tpu")
     with pytest.raises(UserError, match="32 pixels or more"):
         probe(data=data, size=0)
+    with pytest.raises(UserError, match=r"l2 nan; give .* a penalty that is not negative"):
+        probe(data=data, l2=float("nan"))
     with pytest.raises(UserError, match="nowhere"):
         probe(data=tmp_path / "nowhere")
 

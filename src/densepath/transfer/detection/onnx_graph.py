@@ -86,13 +86,14 @@ def _paint(masks: Tensor, down: Tensor, across: Tensor, labels: Tensor) -> tuple
     """The label map (H, W): k for the k-th object, the smallest one on top; of equally large ones, the best.
     And the pixels of each object (N,)."""
     count = masks.shape[0]
-    areas = torch.zeros([0], dtype=torch.int32)
+    areas = torch.zeros([count], dtype=torch.int32)
     smallest = torch.full_like(labels, 2**31 - 1)  # the pixels of the object on top
     for step in range(count):  # one by one, since the masks of all objects would fill the memory
         k = count - 1 - step
         shown = torch.mm(torch.mm(down[k], masks[k]), across[k].t()) >= 0.5
         area = torch.sum(shown).to(torch.int32)
-        areas = torch.cat((area.reshape(1), areas))
+        # Of one shape in all steps: onnxruntime warns of each step of a loop that changes that of its first
+        areas = torch.where(torch.arange(count) == k, area, areas)
         on_top = shown & (area <= smallest)
         smallest = torch.where(on_top, area, smallest)
         labels = torch.where(on_top, torch.full_like(labels, k + 1), labels)

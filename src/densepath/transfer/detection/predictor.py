@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, counted
 from densepath.core.paths import AnyPath, as_path
-from densepath.core.single_values import take_single_values
+from densepath.core.single_values import check_choice, take_single_values
 from densepath.core.streams import say
 from densepath.core.threads import in_threads
 from densepath.core.torch_defaults import torch_defaults
@@ -112,6 +112,8 @@ class TrainedDetector(nn.Module):
         check_search(score, window, overlap, spacing)
         if precision not in _PRECISIONS:
             raise UserError(f"precision is {precision!r}; use one of {', '.join(_PRECISIONS)}")
+        if orientation is not None:
+            check_choice("orientation", orientation, Orientation)
         if not isinstance(images, str | Path | np.ndarray | Tensor | Image.Image):
             if not isinstance(images, Iterable):
                 raise UserError(f"an image is {type(images).__name__}; give an array, an image of Pillow, or a file")

@@ -11,6 +11,7 @@ tried on GlaS: it lowers the scores of random and of pre-trained weights.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
@@ -142,7 +143,7 @@ def probe_backbone(
         "mean_iou" over object and rest, "iou_object", "iou_rest", "dice" of the objects and "accuracy", in percent,
         pooled over all pixels of the test images at their full size; with ``each_stage``, "mean_iou_f1" and so on.
     """
-    if size < _MULTIPLE or l2 < 0:
+    if size < _MULTIPLE or not 0 <= l2 < math.inf:
         raise UserError(
             f"size is {size} and l2 {l2}; give {_MULTIPLE} pixels or more, and a penalty that is not negative"
         )
