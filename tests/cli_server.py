@@ -5,6 +5,7 @@ Each call is a process with its own exit code, output, signals, working folder a
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+
+from densepath.runs.watchdog import PARENT
 
 _CLIENT = """#!{python} -S
 import json, os, signal, socket, sys
@@ -68,7 +71,7 @@ def keep(link, main, client):
     job = os.fork()
     if job == 0:
         link.detach()
-        play(lambda: main(words), descriptors, where, environment, client)
+        play(main, words, descriptors, where, environment, client)
     lines.write(f"{job}\n")
     lines.flush()
     # The caller never writes again, so the end of its stream means that it was killed by a signal it cannot forward.
@@ -83,7 +86,7 @@ def end(job):
         os.kill(job, signal.SIGKILL)
 
 
-def play(main, descriptors, where, environment, client):
+def play(main, words, descriptors, where, environment, client):
     code = 1
     try:
         os.setsid()
@@ -92,8 +95,11 @@ def play(main, descriptors, where, environment, client):
         os.chdir(where)
         os.environ.clear()
         os.environ.update(environment)
-        sys.executable = client
-        code = main()
+        os.environ.pop(PARENT, None)  # the parent of a second process of a run is keep(), not the first
+        # A run of several processes starts the others by its own command line.
+        sys.executable, sys.argv = client, ["densepath", *words]
+        sys.modules["__main__"].__spec__ = importlib.util.find_spec("densepath.__main__")
+        code = main(words)
     except SystemExit as end:
         code = end.code
     except BaseException:
