@@ -1,6 +1,7 @@
-"""``python -m densepath`` without the seconds of its imports: each call is forked from a process that has made them.
+"""``python -m densepath`` and programs without the seconds of imports: each is forked from a process that made them.
 
-Usage: python cli_server.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS``.
+Usage: python cli_server.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS`` or
+``PROGRAM WORDS``.
 Each call is a process with its own exit code, output, signals, working folder and environment.
 """
 
@@ -8,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -19,11 +21,10 @@ from densepath.runs.watchdog import PARENT
 
 _CLIENT = """#!{python} -S
 import json, os, signal, socket, sys
-assert sys.argv[1:3] == ["-m", "densepath"], sys.argv
 link = socket.socket(socket.AF_UNIX)
 link.connect({address!r})
 socket.send_fds(link, [b"."], [1, 2])
-link.sendall(json.dumps([sys.argv[3:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+link.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
 lines = link.makefile()
 pid = int(lines.readline())
 for signum in (signal.SIGINT, signal.SIGTERM):
@@ -96,10 +97,15 @@ def play(main, words, descriptors, where, environment, client):
         os.environ.clear()
         os.environ.update(environment)
         os.environ.pop(PARENT, None)  # the parent of a second process of a run is keep(), not the first
-        # A run of several processes starts the others by its own command line.
-        sys.executable, sys.argv = client, ["densepath", *words]
-        sys.modules["__main__"].__spec__ = importlib.util.find_spec("densepath.__main__")
-        code = main(words)
+        sys.executable, sys.argv = client, words
+        if words[:2] == ["-m", "densepath"]:
+            # A run of several processes starts the others by its own command line.
+            sys.argv = words[1:]
+            sys.modules["__main__"].__spec__ = importlib.util.find_spec("densepath.__main__")
+            code = main(words[2:])
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+            code = 0
     except SystemExit as end:
         code = end.code
     except BaseException:

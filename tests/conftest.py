@@ -155,7 +155,7 @@ def in_child() -> Callable[[Callable[[], object]], int]:
 
 @pytest.fixture(scope="session")
 def forked_python() -> Iterator[str]:
-    """An executable for ``-m densepath ...`` without the seconds of imports, see ``cli_server.py``."""
+    """A Python for ``-m densepath`` and programs of tests, without the seconds of imports: see ``cli_server.py``."""
     with tempfile.TemporaryDirectory() as folder:  # the path of pytest's own may be too long for a socket
         program = [sys.executable, Path(__file__).parent / "cli_server.py", folder]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
