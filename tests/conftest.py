@@ -7,9 +7,11 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,33 @@ def in_child() -> Callable[[Callable[[], object]], int]:
         return child
 
     return forked
+
+
+@pytest.fixture(scope="session")
+def forked_python() -> Iterator[str]:
+    """A Python for ``-m densepath`` and programs of tests, without the seconds of imports: see ``cli_server.py``."""
+    with tempfile.TemporaryDirectory() as folder:  # the path of pytest's own may be too long for a socket
+        program = [sys.executable, Path(__file__).parent / "cli_server.py", folder]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with subprocess.Popen(program, stdout=subprocess.PIPE, env=environment) as server:
+            try:
+                assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+                yield f"{folder}/python"
+            finally:
+                server.kill()
+
+
+@pytest.fixture(scope="session")
+def command_line(forked_python: str) -> Callable[..., subprocess.Popen[str]]:
+    """A function that starts a command in a folder, as on a machine without GPU, and returns its process."""
+
+    def start(line: str, where: Path, launcher: Sequence[str | Path] = ()) -> subprocess.Popen[str]:
+        words = [*launcher, forked_python, "-m", "densepath", *line.split()]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(words, cwd=where, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    return start
 
 
 Hook = tuple[Any, str, Callable[..., str]]

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,7 @@ from densepath.verbs import SHARED, VERBS
 from densepath.views.augment import Augment
 
 SIZE = 64
+CommandLine = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
@@ -718,7 +720,10 @@ class Mean(Method):
 
 
 def test_a_method_in_a_file_of_its_own_trains_resumes_and_exports(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command_line: CommandLine,
 ) -> None:
     (folder / "mymodule.py").write_text(MEAN)
 
@@ -737,9 +742,9 @@ def test_a_method_in_a_file_of_its_own_trains_resumes_and_exports(
     shutil.copytree("whole", "cut")
     shutil.move("cut/checkpoints/previous.ckpt", "cut/checkpoints/last.ckpt")
     shutil.rmtree("cut/exported")
-    resume = f"{pretrain} --out cut --save_every_steps 2 --resume".split()
-    done = subprocess.run([sys.executable, "-m", "densepath", *resume], capture_output=True, text=True)
-    assert done.returncode == 0 and "step 2 of 4" in done.stderr, done.stderr
+    resumed = command_line(f"{pretrain} --out cut --save_every_steps 2 --resume", Path.cwd())
+    _, err = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0 and "step 2 of 4" in err, err
     whole, cut = (Path(name, "exported", "backbone.safetensors") for name in ("whole", "cut"))
     assert whole.read_bytes().split(b"}", 1)[1][-4096:] == cut.read_bytes().split(b"}", 1)[1][-4096:]
     assert run("export whole --layout timm --out weights.safetensors")[0] == 0

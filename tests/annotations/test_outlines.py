@@ -81,9 +81,9 @@ def test_the_union_of_thousands_takes_a_moment() -> None:
     """As masks they would take 20 GB."""
     places = np.random.default_rng(0).uniform(0, 990, (20_000, 2))
     squares = [draw([[x, y, x + 5, y, x + 5, y + 5, x, y + 5]], 1000, 1000)[0] for x, y in places.round(1).tolist()]
-    start = time.perf_counter()
+    start = time.process_time()  # of this process, whatever else the machine does
     covered = union(squares, 1000, 1000)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     expected_share = 1 - (1 - 25 / 990**2) ** 20_000
     assert covered[5:985, 5:985].mean() == pytest.approx(expected_share, rel=0.03)
 

@@ -1,10 +1,4 @@
-"""A small labelled set with tiles, a small table, and a command line that starts without the time of imports."""
-
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+"""A small labelled set with tiles, and a small table."""
 
 import pytest
 
@@ -46,26 +40,3 @@ def table(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(TABLE)
     return path
-
-
-@pytest.fixture(scope="module")
-def densepath():
-    """A function that starts a command in a folder and returns its process."""
-    with tempfile.TemporaryDirectory() as folder:  # the path of pytest's own may be too long for a socket
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        server = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "cli_server.py", folder], stdout=subprocess.PIPE, env=environment
-        )
-        try:
-            assert server.stdout.readline() == b"ready\n"
-
-            def start(line, where):
-                words = [f"{folder}/python", "-m", "densepath", *line.split()]
-                pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-                return subprocess.Popen(words, cwd=where, env=environment, **pipes)
-
-            yield start
-        finally:
-            server.kill()
-            server.wait()
-            server.stdout.close()

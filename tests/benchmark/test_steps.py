@@ -145,9 +145,9 @@ def test_a_mistake_in_a_step_is_named(table, change, message):
         lay(table, change)
 
 
-def test_a_table_of_slides_and_of_images_is_computed(tmp_path, tissue, densepath):
+def test_a_table_of_slides_and_of_images_is_computed(tmp_path, tissue, command_line):
     def done(words):
-        process = densepath(words, tmp_path)
+        process = command_line(words, tmp_path)
         err = process.communicate(timeout=300)[1]
         assert process.returncode == 0, err
         return err

@@ -24,14 +24,14 @@ def notes(out):
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(Path(out).glob("runs/*/run.json"))}
 
 
-def test_a_table_is_stopped_and_resumed_and_has_the_scores_of_its_runs(tissue, table, tmp_path, densepath):
+def test_a_table_is_stopped_and_resumed_and_has_the_scores_of_its_runs(tissue, table, tmp_path, command_line):
     line = f"benchmark --config {table} --data {tissue} --tiles {tissue}/tiles --out T --devices cpu"
 
-    out, err = ended(densepath(f"{line} --dry_run", tmp_path))
+    out, err = ended(command_line(f"{line} --dry_run", tmp_path))
     assert err.count("to do  ") == 9
     assert {path.name for path in (tmp_path / "T").iterdir()} == {"contents"}
 
-    process = densepath(line, tmp_path)
+    process = command_line(line, tmp_path)
     while not list(tmp_path.glob("T/runs/pretrain-*/run/metrics.csv")):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
@@ -40,7 +40,7 @@ def test_a_table_is_stopped_and_resumed_and_has_the_scores_of_its_runs(tissue, t
     assert "result" not in notes(tmp_path / "T")[started]
     assert (tmp_path / "T" / "runs" / started / "run" / "checkpoints" / "last.ckpt").is_file()
 
-    out, err = ended(densepath(line, tmp_path))
+    out, err = ended(command_line(line, tmp_path))
     assert out == "T/table.md\n"
     assert "resuming run at step" in (tmp_path / "T" / "runs" / started / "log.txt").read_text()
     runs = notes(tmp_path / "T")
@@ -65,18 +65,18 @@ def test_a_table_is_stopped_and_resumed_and_has_the_scores_of_its_runs(tissue, t
     # The folder refuses another table. The same one may be edited; a plot that it no longer has is removed.
     written = (tmp_path / "T" / "table.md").read_text()
     other = table.rename(tmp_path / "other.yaml")
-    _, err = ended(densepath(line.replace("small.yaml", "other.yaml"), tmp_path), 2)
+    _, err = ended(command_line(line.replace("small.yaml", "other.yaml"), tmp_path), 2)
     assert err.splitlines()[-1].startswith("densepath: error: T holds the table small; use another folder for other")
     assert (tmp_path / "T" / "table.md").read_text() == written
     table.write_text(re.sub(r", curve: \w+", "", other.read_text()).replace("title: A table", "title: Mine"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/runs/*/*")}
-    ended(densepath(line, tmp_path))
+    ended(command_line(line, tmp_path))
     assert (tmp_path / "T" / "table.md").read_text().startswith("# Mine\n")
     assert not (tmp_path / "T" / "curves.png").exists()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/runs/*/*")} == before  # no run was repeated
 
 
-def test_a_run_that_fails_is_reported_and_the_others_continue(tissue, table, tmp_path, densepath):
+def test_a_run_that_fails_is_reported_and_the_others_continue(tissue, table, tmp_path, command_line):
     text = table.read_text()
     table.write_text(
         text[: text.index("  - name: detect")] + "rows:\n"
@@ -85,7 +85,7 @@ def test_a_run_that_fails_is_reported_and_the_others_continue(tissue, table, tmp
     )
     (tmp_path / "broken.safetensors").write_text("no weights")
     line = f"benchmark --config {table} --data {tissue} --out T --devices cpu:2 --seeds 3"
-    _, err = ended(densepath(line, tmp_path), 2)
+    _, err = ended(command_line(line, tmp_path), 2)
     last = err.splitlines()[-1]
     assert last.startswith("densepath: error: 1 of 2 runs failed, first probe-tissue-broken-seed3-")
     assert "broken.safetensors" in last and "log.txt" in last
@@ -96,7 +96,7 @@ def test_a_run_that_fails_is_reported_and_the_others_continue(tissue, table, tmp
     assert "- 1 of 2 runs are done." in written
 
 
-def test_segment_anything_is_scored_with_each_kind_of_prompt(tissue, table, tmp_path, densepath, tiny_sam):
+def test_segment_anything_is_scored_with_each_kind_of_prompt(tissue, table, tmp_path, command_line, tiny_sam):
     generator = "points_per_side: 3, predicted_iou: 0.0, stability: 0.0, "
     rows = [
         f"  - {{name: {prompt}, weights: {tiny_sam}, sam: {{prompt: {prompt}, {generator}pictures: 0}}}}\n"
@@ -106,7 +106,7 @@ def test_segment_anything_is_scored_with_each_kind_of_prompt(tissue, table, tmp_
     probe, detect = text.index("  - {name: probe"), text.index("  - name: detect")
     text = text[:probe] + text[detect : text.index("rows:")] + "rows:\n" + "".join(rows)
     table.write_text(text.replace("baseline: random", "baseline: box").replace("[box_ap50]", "[box_ap50, mask_ap50]"))
-    ended(densepath(f"benchmark --config {table} --data {tissue} --out T --devices cpu", tmp_path))
+    ended(command_line(f"benchmark --config {table} --data {tissue} --out T --devices cpu", tmp_path))
     assert len(notes(tmp_path / "T")) == 3  # one for both seeds
     with (tmp_path / "T" / "table.csv").open(newline="") as lines:
         scored = {(row["row"], row["metric"]) for row in csv.DictReader(lines) if row["mean"]}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from densepath.core.csv_files import open_lines, open_table, read_rows, write_rows
+from densepath.core.csv_files import open_lines, open_table, read_rows, table_writer, write_rows
 from densepath.core.errors import UserError
 
 
@@ -53,3 +53,6 @@ def test_what_is_written_is_read_again_and_lines_end_with_a_line_feed(tmp_path):
     assert read_rows(tmp_path / "table", "") == [*rows, {"slide": "last", "label": ""}]
     content = (tmp_path / "table").read_bytes()
     assert content.startswith(b"slide,label\n") and content.endswith(b",a\nlast,\n")
+    with table_writer(tmp_path / "same") as writer:
+        writer.writerows([["slide", "label"], *(row.values() for row in rows), ["last", ""]])
+    assert (tmp_path / "same").read_bytes() == content

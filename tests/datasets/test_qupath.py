@@ -335,7 +335,9 @@ def test_predictions_come_back_pixel_by_pixel(tmp_path: Path) -> None:
     for name in "ab":
         write_geojson(Prediction(found, SIZE, ("gland", "lumen")), source / f"{name}.geojson")
     dest = convert_qupath(tmp_path / "predictions", tmp_path / "out", images=tmp_path / "images", test_share=0.5)
-    for drawn, names in masks(dest).values():
+    found_again = masks(dest)
+    assert set(found_again) == {"a", "b"}
+    for drawn, names in found_again.values():
         np.testing.assert_array_equal(drawn, noise)
         assert names == ["gland", "lumen"] * 2
 

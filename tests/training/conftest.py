@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +26,12 @@ def draw_tiles(folder):
 
 
 @pytest.fixture
-def run_scenario(tmp_path):
+def run_scenario(tmp_path, forked_python):
     """Play a scenario of ``process_scenarios.py`` in ``tmp_path``; gives its result and what it wrote to stderr."""
 
     def play(scenario):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, Path(__file__).parent / "process_scenarios.py", scenario, tmp_path]
+        command = [forked_python, Path(__file__).parent / "process_scenarios.py", scenario, tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1]), done.stderr

@@ -1,9 +1,7 @@
 """Several processes make one run."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -19,6 +17,8 @@ from .conftest import draw_tiles
 
 OPTIONS = {"method": "moco_v2", "backbone": "test_resnet", "batch_size": 8, "view_size": 48, "max_steps": 2}
 OPTIONS |= {"accumulate": 2, "precision": "32"}
+TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node 2 --no-python"
+LAUNCHERS = {"torchrun": [sys.executable, *TORCHRUN.split()], "none": []}
 
 
 def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
@@ -134,22 +134,17 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("launcher", "devices"),
-    [("-m torch.distributed.run --standalone --nproc_per_node 2", "cpu"), ("", "cpu:2")],
-    ids=["torchrun", "none"],
-)
-def test_the_command_line_makes_the_run_of_one_process(launcher, devices, alone, tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_command_line_makes_the_run_of_one_process(launcher, alone, tmp_path, command_line):
     """The second process is started by torchrun, or by the run itself."""
+    devices = "cpu:2" if launcher == "none" else "cpu"
     options = dict(OPTIONS, data=alone / "tiles", out=tmp_path / "two", devices=devices)
     words = " ".join(f"--{name} {value}" for name, value in options.items())
-    command = f"{launcher} -m densepath pretrain {words} --method.queue_size 32 --batch_norm synchronized"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *command.split()], capture_output=True, text=True, env=environment, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(tmp_path / "two")]  # one of them speaks
+    line = f"pretrain {words} --method.queue_size 32 --batch_norm synchronized"
+    process = command_line(line, tmp_path, LAUNCHERS[launcher])
+    said, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert said.splitlines() == [str(tmp_path / "two")]  # one of them speaks
     one, two = (read_checkpoint(out / "checkpoints" / "last.ckpt") for out in (alone / "run", tmp_path / "two"))
     assert (len(one["random"]), len(two["random"])) == (1, 2)
     torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=1e-3, atol=1e-4)

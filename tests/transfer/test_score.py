@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import annotation_of, write_coco
 from densepath.cli import main
+from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError
 from densepath.transfer.detection.evaluation import evaluate
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS, compare, over_images
@@ -36,7 +39,7 @@ FOUND = [np.roll(labels, 3, axis=1) * (labels > 0) for labels in TRUTH]
 EXPECTED = over_images([compare(*each) for each in zip(TRUTH, FOUND, strict=True)])
 
 
-def write_maps(folder: Path, maps: list[np.ndarray], names: str = "abc") -> Path:
+def write_maps(folder: Path, maps: list[np.ndarray], names: Sequence[str] = "abc") -> Path:
     """One of 8, one of 16 and one of 32 bits."""
     folder.mkdir(parents=True)
     for name, labels, dtype in zip(names, maps, (np.uint8, np.uint16, np.uint32), strict=True):
@@ -77,6 +80,13 @@ def test_label_maps_are_compared_by_name(coco: Path, tmp_path: Path) -> None:
         assert (row["true"], row["found"]) == ("3", str(len(np.unique(pair[1])) - 1))
     assert score(data=coco, predictions=found) == EXPECTED
     assert score(data=tmp_path / "truth", predictions=found) == EXPECTED  # leading folders do not matter
+
+
+def test_names_that_are_not_text_are_written_as_they_are(tmp_path: Path) -> None:
+    names = [f"{os.fsdecode(bytes([228]))}{number}" for number in range(3)]
+    truth, found = (write_maps(tmp_path / which, maps, names) for which, maps in (("truth", TRUTH), ("found", FOUND)))
+    assert score(data=truth, predictions=found, out=tmp_path / "scores.json") == EXPECTED
+    assert [row["image"] for row in read_rows(tmp_path / "scores.csv", "")] == names
 
 
 def test_coco_results_have_ap_too(coco: Path, tmp_path: Path) -> None:

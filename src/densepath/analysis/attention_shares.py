@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,14 +11,12 @@ import numpy.typing as npt
 from densepath.analysis.attention import BINS, AttentionShares
 from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import FAINT, INK, LINES, new_figure, save
-from densepath.core.csv_files import LineFeeds
-from densepath.core.files import atomic_write
+from densepath.core.csv_files import table_writer
 
 
 def write_shares(shares: Mapping[str, AttentionShares], path: Path) -> Path:
     """A row for each head, and for the mean of the heads."""
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(LineFeeds(file))
+    with table_writer(path) as writer:
         names = [bin.replace(" ", "_") for bin in BINS]
         writer.writerow(["weights", "head", "images", "tokens", *names, "on_class_and_registers"])
         for name, own in shares.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from densepath.analysis.panels import FAINT, INK, LINES, new_figure, save
 from densepath.annotations.cells.areas import inside_any
 from densepath.annotations.cells.cell_files import cell_path, read_cell_rows, read_cells
 from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
-from densepath.core.csv_files import LineFeeds
+from densepath.core.csv_files import table_writer
 from densepath.core.errors import UserError, counted
-from densepath.core.files import atomic_write
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.resolution import spacing_of_text
 
@@ -140,8 +138,7 @@ def _means(values: npt.NDArray[np.bool_], across: int) -> npt.NDArray[np.float64
 def write_shares(table: ShareTable, path: Path) -> None:
     """Write the table as CSV: a row for each resolution, with its histogram."""
     edges = [f"{low / _BINS:.2f}-{(low + 1) / _BINS:.2f}" for low in range(_BINS)]
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(LineFeeds(file))
+    with table_writer(path) as writer:
         writer.writerow([*SHARE_COLUMNS, *edges])
         for each in table:
             mean = each.shares.mean() if len(each.shares) else float("nan")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,9 @@ from densepath.analysis.source import check_finite, planar, report_source
 from densepath.annotations.cells.blobs import find_cells
 from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
-from densepath.core.csv_files import LineFeeds
+from densepath.core.csv_files import table_writer
 from densepath.core.errors import UserError, counted
 from densepath.core.file_beside import file_beside
-from densepath.core.files import atomic_write
 from densepath.core.fonts import drawable
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
@@ -225,8 +223,7 @@ def _sample(
 
 
 def _write(found: Mapping[str, Separation], path: Path) -> None:
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(LineFeeds(file))
+    with table_writer(path) as writer:
         writer.writerow(_COLUMNS)
         for name, own in found.items():
             writer.writerow([name, len(own.points[0]), f"{own.divergence:.6g}", f"{own.distance:.6g}"])

@@ -6,6 +6,7 @@ import csv
 import os
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -86,9 +87,16 @@ def table_columns(path: str) -> list[str]:
 
 
 def _first_line(path: str) -> list[str]:
+    with _opened(path) as reader:
+        return _heads(next(reader, []))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Lines]:
+    """The lines of a table of labels; errors of reading them are those of the user."""
     try:
         with open_lines(path) as reader:
-            return _heads(next(reader, []))
+            yield reader
     except (OSError, ValueError) as error:  # the latter for a path with a null byte
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
@@ -116,21 +124,15 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: 
     keys, labels, lines = array("q"), array("i"), array("q")
     depths: set[int] = set()
     backslashes = False
-    try:
-        with open_lines(path) as reader:
-            delimiter = reader.delimiter
-            for line, name, label in _rows(reader, path, columns, empty):
-                backslashes = backslashes or "\\" in name
-                parts = parts_of(os.path.normpath(name.replace("\\", "/") if windows else name))
-                depths.add(len(parts))
-                keys.append(key_of(parts))
-                labels.append(numbers.setdefault(label, len(numbers)))
-                lines.append(line)
-    except (OSError, ValueError) as error:  # the latter for a path with a null byte
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
-    except csv.Error as error:
-        raise UserError(f"{path} is not a table of labels ({error}); give lines of file,label") from error
+    with _opened(path) as reader:
+        delimiter = reader.delimiter
+        for line, name, label in _rows(reader, path, columns, empty):
+            backslashes = backslashes or "\\" in name
+            parts = parts_of(os.path.normpath(name.replace("\\", "/") if windows else name))
+            depths.add(len(parts))
+            keys.append(key_of(parts))
+            labels.append(numbers.setdefault(label, len(numbers)))
+            lines.append(line)
     if not keys:
         raise UserError(f"the table of labels {path} is empty; give lines of file,label")
     order = np.frombuffer(keys, np.int64).argsort(kind="stable")

@@ -220,6 +220,17 @@ class LineFeeds:
         return self._file.write(f"{line[:-2]}\n")
 
 
+@contextmanager
+def table_writer(path: Path) -> Iterator[Any]:
+    """A writer of ``csv`` for the rows of a table, which appears as a whole.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        yield csv.writer(LineFeeds(file))
+
+
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a table: a value that a row lacks is empty, and values of other columns are left out.
 

@@ -25,7 +25,6 @@ def in_threads(
     items: Iterable[A],
     threads: int,
     what: str,
-    remedy: str = HANGING_READER,
     sign: Callable[[], Any] = lambda: None,
     ahead: Callable[[], int] = lambda: 0,
 ) -> Iterator[T]:
@@ -37,7 +36,7 @@ def in_threads(
         function: called in one of the threads; its exception is raised here, at its position.
         items: consumed a few ahead.
         threads: number of threads.
-        what, remedy, sign: as for :func:`~densepath.core.waiting.wait_for`.
+        what, sign: as for :func:`~densepath.core.waiting.wait_for`.
         ahead: how many results may wait for the caller now; at least a few for each thread do.
 
     Raises:
@@ -57,7 +56,7 @@ def in_threads(
                 work.put((pending[-1], item))
             if not pending:
                 return
-            wait_for(_done(pending[0]), what, remedy, sign)
+            wait_for(_done(pending[0]), what, HANGING_READER, sign)
             patience = _PATIENCE
             yield pending.popleft().result()
             patience = 0.0

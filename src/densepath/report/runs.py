@@ -32,6 +32,7 @@ _OF_FEATURES = ("weights", "backbone", "stage", "pool", "size")  # options of th
 _FINAL = ("backbone", "detector", "classifier", "segmenter")  # files in exported, written at the end of a run
 RECORD = "table.json"  # of densepath.benchmark.tables.to_record
 _DEPTH = 3  # folders below the one that is given
+_MOST_OF_LOG = 2**18  # bytes
 MOST = 2000  # runs
 ROWS = 20_000  # measurements of a run; more are averaged
 
@@ -274,11 +275,11 @@ def next_commands(run: Run) -> list[str]:
     return [line.split(": ", 2)[2] for line in lines[last:] if line.startswith(marks)]
 
 
-def log_lines(run: Run, most: int = 2**18) -> list[str]:
-    """The last lines of its log, from at most ``most`` bytes."""
+def log_lines(run: Run) -> list[str]:
+    """The last lines of its log, from at most 256 KiB."""
     try:
         with (run.path / TRAIN_LOG).open("rb") as file:
-            file.seek(max(0, (run.path / TRAIN_LOG).stat().st_size - most))
+            file.seek(max(0, (run.path / TRAIN_LOG).stat().st_size - _MOST_OF_LOG))
             return file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []

@@ -172,9 +172,8 @@ class PixelSpec:
             )
         if image.dtype != np.uint8 or self.window != (0.0, 255.0):
             low, high = self.window
-            image = np.rint((image.astype(np.float64) - low).clip(0, high - low) * (255 / (high - low))).astype(
-                np.uint8
-            )
+            steps = (image.astype(np.float64) - low).clip(0, high - low) * (255 / (high - low))
+            image = np.rint(steps).astype(np.uint8)
         return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
     def _statistics(self, pixels: Tensor) -> Tensor:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +39,7 @@ from densepath.verbs import VERBS
 from .conftest import write_images, write_table
 
 Classify = Callable[..., Result]
+CommandLine = Callable[..., subprocess.Popen[str]]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -310,26 +309,15 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     shutil.rmtree(tmp_path / "run")
 
 
-def test_two_processes_are_one(data: Path, classify: Classify, tmp_path: Path) -> None:
+def test_two_processes_are_one(data: Path, classify: Classify, tmp_path: Path, command_line: CommandLine) -> None:
     test, out = write_images(tmp_path / "test", patients=2, each=2, seed=1, letter="Q"), tmp_path / "two"
     given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"([PQ]\d+)_"}
     classify(**given, optimizer={"lr": 1e-3})
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    words = " ".join(f"--{name} {value}" for name, value in given.items())
     small = f"--out {out} --devices cpu:2 --workers 0 --epochs 2 --backbone test_resnet --view_size 32 --batch_size 8"
-    command = [
-        sys.executable,
-        "-m",
-        "densepath",
-        "classify",
-        *words,
-        *small.split(),
-        "--lr",
-        "1e-3",
-        "--precision",
-        "32",
-    ]
-    single = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env=single)
+    process = command_line(f"classify {words} {small} --lr 1e-3 --precision 32", tmp_path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     one, two = ([float(row["p b"]) for row in rows(run / "predictions.csv")] for run in (tmp_path / "run", out))
     np.testing.assert_allclose(two, one, atol=2e-3)
 

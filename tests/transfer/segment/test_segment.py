@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +42,7 @@ from densepath.verbs import VERBS
 from .conftest import write_images, write_store
 
 Segment = Callable[..., Result]
+CommandLine = Callable[..., subprocess.Popen[str]]
 CLASSES = ("0:background", "10:red", "20:blue")
 
 
@@ -204,16 +203,15 @@ def test_an_earlier_run_in_which_ignore_was_a_class_is_not_continued(
         segment(**given, epochs=1, resume=True)
 
 
-def test_two_processes_are_one(data: Path, segment: Segment, tmp_path: Path) -> None:
+def test_two_processes_are_one(data: Path, segment: Segment, tmp_path: Path, command_line: CommandLine) -> None:
     test, out = write_images(tmp_path / "test", 2, 1, seed=1, letter="Q"), tmp_path / "two"
     given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"^([PQ]\d+)"}
     segment(**given, optimizer={"lr": 1e-3}, validation=0.4, epochs=1)
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    words = " ".join(f"--{name} {value}" for name, value in given.items())
     small = f"--out {out} --devices cpu:2 --workers 0 --epochs 1 --backbone test_resnet --view_size 32 --batch_size 4"
-    command = [sys.executable, "-m", "densepath", "segment", *words, *small.split(), "--validation", "0.4"]
-    single = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command += ["--lr", "1e-3", "--precision", "32"]
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env=single)
+    process = command_line(f"segment {words} {small} --validation 0.4 --lr 1e-3 --precision 32", tmp_path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     one, two = (load_file(run / "exported/segmenter.safetensors") for run in (tmp_path / "run", out))
     assert max(float((one[name].float() - two[name].float()).abs().max()) for name in one) < 5e-3
     notes = [read_segmenter(run / "exported/segmenter.safetensors")[1] for run in (tmp_path / "run", out)]

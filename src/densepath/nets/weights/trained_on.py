@@ -9,9 +9,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from densepath.core.csv_files import LineFeeds
+from densepath.core.csv_files import table_writer
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write
 from densepath.core.keywords import is_on_disk
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
 from densepath.nets.weights.of_run import run_of
@@ -64,11 +63,7 @@ def slides_of_run(run: Path) -> tuple[str, ...] | None:
 
 def write_slides(run: Path, rows: Iterable[tuple[str, str, int]]) -> None:
     """Record the slides of a run: name, path and number of tiles of each."""
-    with (
-        atomic_write(run / SLIDES) as part,
-        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(LineFeeds(file))
+    with table_writer(run / SLIDES) as writer:
         writer.writerow(_COLUMNS)
         writer.writerows(rows)
 

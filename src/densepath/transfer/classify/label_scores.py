@@ -18,6 +18,7 @@ from densepath.transfer.probe.metrics import (
     intervals,
     mean_of_known,
     measure,
+    named,
     ranked,
 )
 
@@ -43,14 +44,14 @@ def score_targets(targets: Targets, chances: Floats, runs: Integers, patients: I
     """
     check_finite(chances)
     found = intervals(lambda weights: _measure(weights, targets, chances, runs), patients, seed)
-    return {name_of(name, targets.names): score for name, score in found.items()}
+    return {named(name, targets.names): score for name, score in found.items()}
 
 
 def scores_of_run(targets: Targets, chances: Floats) -> dict[str, float]:
     """The scores of one training, in percent; NaN where one is undefined."""
     one = np.ones((1, len(targets)))
     found = _measure(one, targets, chances, np.zeros(len(targets), np.int64))
-    return {name_of(name, targets.names): 100 * float(value[0]) for name, value in found.items()}
+    return {named(name, targets.names): 100 * float(value[0]) for name, value in found.items()}
 
 
 def macro_auc(targets: Targets, chances: Floats) -> float:
@@ -63,12 +64,6 @@ def macro_auc(targets: Targets, chances: Floats) -> float:
     ]
     area = float(mean_of_known(np.array(areas).reshape(1, -1))[0])
     return 100 * area if np.isfinite(area) else 0.0
-
-
-def name_of(name: str, labels: Sequence[str]) -> str:
-    """auc_1 with the name of its label."""
-    what, _, number = name.rpartition("_")
-    return f"{what}_{labels[int(number)]}" if number.isdigit() else name
 
 
 def predicted(targets: Targets, chances: Floats) -> Integers:

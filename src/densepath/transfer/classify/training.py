@@ -127,16 +127,25 @@ def answer(out: Path, test: Pool, hardware: Hardware) -> Answers:
         hardware.lay_out(model)
         positions, chances, damaged = answers_of(Readout(model, notes).to(hardware.device), test.images, hardware, left)
         answers |= dict(zip(positions, chances.tolist(), strict=True))
+    say_left_out_of_test(damaged, len(test), len(answers))
+    positions = sorted(answers)
+    keep_answers(path, test, answers)
+    return Answers(np.array(positions, np.int64), np.array([answers[p] for p in positions], np.float64), notes)
+
+
+def say_left_out_of_test(damaged: Sequence[str], images: int, answered: int) -> None:
+    """Say which of some test images are damaged, each with the reason.
+
+    Raises:
+        UserError: no image is answered for.
+    """
     if damaged:
         say(
             f"densepath: {counted(len(damaged), 'damaged test image is', 'damaged test images are')} "
             f"left out: {first_few(damaged)}"
         )
-    if not answers:
-        raise UserError(f"none of {counted(len(test), 'test image')} can be read; check the files ({damaged[0]})")
-    positions = sorted(answers)
-    keep_answers(path, test, answers)
-    return Answers(np.array(positions, np.int64), np.array([answers[p] for p in positions], np.float64), notes)
+    if not answered:
+        raise UserError(f"none of {counted(images, 'test image')} can be read; check the files ({damaged[0]})")
 
 
 def kept_answers(path: Path, test: Pool) -> tuple[dict[int, Any], list[int]]:

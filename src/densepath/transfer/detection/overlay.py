@@ -17,7 +17,7 @@ Shape = tuple[int, int, np.ndarray]  # the top and left of an object, and its ma
 
 _WRONG = ((255, 0, 0), (160, 0, 0), (255, 120, 120), (200, 0, 70), (255, 70, 30))  # others for those that touch
 _DASH = 6  # pixels
-_MATCH_IOU = 0.5
+_MATCH_IOU, _LEAST_SCORE = 0.5, 0.5
 _MIN_SIDE = 384  # pixels: a smaller image is enlarged, otherwise outlines would cover it
 _GAP = 8
 _HEADER = 26
@@ -26,11 +26,7 @@ _ROOM = 1.5  # a score is written if its object is larger than its text by this 
 
 
 def overlay(
-    image: np.ndarray,
-    truth: Sequence[np.ndarray],
-    found: Sequence[np.ndarray],
-    scores: Sequence[float],
-    least_score: float = 0.5,
+    image: np.ndarray, truth: Sequence[np.ndarray], found: Sequence[np.ndarray], scores: Sequence[float]
 ) -> Image.Image:
     """Draw true outlines on the left, and detected ones with their scores, where there is space, on the right.
 
@@ -42,11 +38,10 @@ def overlay(
         image: (H, W, 3) uint8.
         truth: masks (H, W) bool.
         found: detected masks (H, W) bool, best first.
-        scores: scores of the detections, from 0 to 1.
-        least_score: detections with a lower score are left out.
+        scores: scores of the detections, from 0 to 1; those below 0.5 are left out.
     """
-    found = [mask for mask, score in zip(found, scores, strict=True) if score >= least_score]
-    scores = [score for score in scores if score >= least_score]
+    found = [mask for mask, score in zip(found, scores, strict=True) if score >= _LEAST_SCORE]
+    scores = [score for score in scores if score >= _LEAST_SCORE]
     zoom = max(1, round(_MIN_SIDE / min(image.shape[:2])))
     canvas = np.asarray(Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom)))
     true_shapes, found_shapes = ([_placed(mask, zoom) for mask in masks] for masks in (truth, found))
@@ -70,7 +65,7 @@ def overlay(
     draw = ImageDraw.Draw(picture)
     _write_line(draw, 4, f"truth: {len(truth)}", width)
     counts = f"{len(correct)} correct, {len(lost)} missed (dashed), {len(wrong)} false (red)"
-    _write_line(draw, width + _GAP + 4, f"score >= {least_score:.0%}: {counts}", width)
+    _write_line(draw, width + _GAP + 4, f"score >= {_LEAST_SCORE:.0%}: {counts}", width)
     return picture
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from densepath.annotations.class_masks import ClassMasks
 from densepath.annotations.coco_writing import annotation_of
-from densepath.core.csv_files import LineFeeds
+from densepath.core.csv_files import write_rows
 from densepath.core.errors import first_few, refuse
 from densepath.core.files import atomic_write
 from densepath.core.output_names import alike_names
@@ -71,7 +70,7 @@ def score_objects(
     files = {"scores": out}
     if images:
         files["images"] = out.with_suffix(".csv")
-        _write_rows(files["images"], truth.names, images)
+        write_rows(files["images"], OBJECT_COLUMNS, _rows(truth.names, images))
     return metrics, files
 
 
@@ -181,10 +180,6 @@ def _as_coco(truth: LabelledImages) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
 
 
-def _write_rows(path: Path, names: Sequence[str], images: Sequence[ImageScores]) -> None:
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(LineFeeds(file), OBJECT_COLUMNS)
-        writer.writeheader()
-        for name, image in zip(names, images, strict=True):
-            counts: Mapping[str, Any] = {"image": name, "true": len(image.areas[0]), "found": len(image.areas[1])}
-            writer.writerow({**counts, **image.metrics})
+def _rows(names: Sequence[str], images: Sequence[ImageScores]) -> Iterator[dict[str, Any]]:
+    for name, image in zip(names, images, strict=True):
+        yield {"image": name, "true": len(image.areas[0]), "found": len(image.areas[1]), **image.metrics}

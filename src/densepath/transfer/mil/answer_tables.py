@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from densepath.core.csv_files import LineFeeds
+from densepath.core.csv_files import table_writer
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.transfer.mil.ensemble import Ensemble
 from densepath.transfer.mil.new_slides import NewSlide
@@ -69,5 +67,5 @@ def write_answer_tables(
 
 
 def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(LineFeeds(file)).writerows(rows)
+    with table_writer(path) as writer:
+        writer.writerows(rows)

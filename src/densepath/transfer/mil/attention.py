@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from densepath.core.csv_files import LineFeeds
+from densepath.core.csv_files import table_writer
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.output_names import unused_name
@@ -186,8 +185,7 @@ def write_table(path: Path, tiles: SlideFeatures, attention: Floats, classes: Se
         classes: names of the classes.
     """
     unit = "" if tiles.unit == "px" else "_um"
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(LineFeeds(file))
+    with table_writer(path) as writer:
         places = [f"x{unit}", f"y{unit}"] if tiles.corners is not None else []
         writer.writerow(["tile", *places, *_names(len(attention), classes)])
         for tile, values in enumerate(attention.T):

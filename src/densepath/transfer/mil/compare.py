@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb
@@ -10,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from densepath.core.csv_files import LineFeeds
-from densepath.core.files import atomic_write
+from densepath.core.csv_files import table_writer
 from densepath.transfer.mil.results import Outcome
 from densepath.transfer.probe.metrics import Floats, measure, resampled, score_of
 
@@ -79,8 +77,7 @@ def write_comparison(models: Mapping[str, Outcome], out: Path, seed: int) -> Pat
     exact = [mcnemar(right[one], right[other]) for one, other in pairs]
     corrected = holm([area[-1] for area in areas]), holm(exact)
     path = out / COMPARISON
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(LineFeeds(file))
+    with table_writer(path) as writer:
         head = ["model", "other", "macro_auc_difference", "low", "high", "p_auc", "p_accuracy_mcnemar"]
         writer.writerow([*head, "p_auc_holm", "p_accuracy_mcnemar_holm"])
         for pair, *numbers in zip(pairs, areas, exact, *corrected, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.csv_files import LineFeeds
+from densepath.core.csv_files import table_writer
 from densepath.core.files import atomic_write
 from densepath.core.scores import SCALE, answer_text, without_nan
 from densepath.transfer.mil.cohort import Cohort
@@ -27,6 +26,7 @@ from densepath.transfer.probe.metrics import (
     evaluate,
     intervals,
     measure,
+    named,
 )
 
 PREDICTIONS, SCORES = "patient-preds.csv", "scores.json"
@@ -100,7 +100,7 @@ def scores_of(tested: Outcome, task: str, seed: int) -> dict[str, Score]:
             predicted=tested.predicted,
             metrics=(*ALL_METRICS, *single),
         )
-        return {_named(name, classes): score for name, score in found.items()}
+        return {named(name, classes): score for name, score in found.items()}
     targets, values = tested.cohort.targets[tested.cases], tested.values[:, 0]
     check_finite(tested.values)
     return intervals(lambda w: _numbers(w, targets, values, tested.folds, task), tested.owners, seed)
@@ -120,7 +120,7 @@ def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:
         one = np.ones((1, int(own.sum())))
         if tested.cohort.classes:
             found = measure(one, tested.truth[own], tested.values[own], tested.folds[own], tested.predicted[own])
-            rows.append({_named(name, tested.cohort.classes): 100 * float(value[0]) for name, value in found.items()})
+            rows.append({named(name, tested.cohort.classes): 100 * float(value[0]) for name, value in found.items()})
         else:
             targets = tested.cohort.targets[tested.cases[own]]
             found = _numbers(one, targets, tested.values[own, 0], tested.folds[own], task)
@@ -136,9 +136,7 @@ def answer_columns(target: str, classes: Sequence[str], task: str) -> list[str]:
 def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, Any], out: Path, task: str) -> None:
     """Write the predictions (a row for each case, as STAMP has them) and the scores."""
     cohort = tested.cohort
-    how: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names of any encoding
-    with atomic_write(out / PREDICTIONS) as part, part.open("w", **how) as file:
-        writer = csv.writer(LineFeeds(file))
+    with table_writer(out / PREDICTIONS) as writer:
         slides = ["SLIDE"] if cohort.cases != cohort.patients and set(cohort.cases) != set(cohort.patients) else []
         columns = answer_columns(cohort.target, cohort.classes, task)
         predicted = ["pred"] if cohort.classes else []
@@ -164,12 +162,6 @@ def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, An
     }
     with atomic_write(out / SCORES) as part:
         part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-
-
-def _named(name: str, classes: Sequence[str]) -> str:
-    """auc_1 as the name of its class."""
-    what, _, number = name.rpartition("_")
-    return f"{what}_{classes[int(number)]}" if number.isdigit() else name
 
 
 def _numbers(weights: Floats, targets: Floats, values: Floats, folds: Integers, task: str) -> dict[str, Floats]:

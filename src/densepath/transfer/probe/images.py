@@ -32,7 +32,6 @@ from densepath.transfer.probe.folds import Fold, make_folds, one_fold
 from densepath.transfer.probe.labelled import Labelled, Labels, join, label
 from densepath.transfer.probe.metrics import Floats, Integers, Score, evaluate
 
-CLASSIFIERS = ("knn", "logistic")
 _BATCH = 64  # images
 
 

@@ -103,6 +103,12 @@ def intervals(
     return {name: score_of(value[0], np.concatenate([part[name] for part in drawn])) for name, value in whole.items()}
 
 
+def named(metric: str, names: Sequence[str]) -> str:
+    """The name of a metric with the name of a class instead of its number, e.g. auc_tumor for auc_1."""
+    what, _, number = metric.rpartition("_")
+    return f"{what}_{names[int(number)]}" if number.isdigit() else metric
+
+
 def score_of(value: float, sample: Floats) -> Score:
     """A score with the percentiles of its bootstrap, from shares of 1."""
     tail = (100 - _LEVEL) / 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from densepath.core.csv_files import LineFeeds
+from densepath.core.csv_files import table_writer
 from densepath.core.errors import UserError, counted
 from densepath.core.file_beside import file_beside
 from densepath.core.files import atomic_write, check_writable, refuse_replacing
@@ -99,11 +98,8 @@ def write_record(probe: ImageProbe, out: Path, asked: Mapping[str, Any]) -> None
     record, predictions, picture = _files(out)
     with atomic_write(record) as part:
         part.write_text(json.dumps(without_nan(record_of(probe, asked)), indent=2, allow_nan=False) + "\n")
-    with (
-        atomic_write(predictions) as part,
-        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        _write_predictions(probe, csv.writer(LineFeeds(file)))
+    with table_writer(predictions) as writer:
+        _write_predictions(probe, writer)
     with atomic_write(picture) as part:
         draw_confusion(probe, part)
 

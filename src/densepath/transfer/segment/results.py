@@ -11,7 +11,7 @@ import numpy as np
 
 from densepath.core.csv_files import write_rows
 from densepath.transfer.classify.results import Scores, write_scores
-from densepath.transfer.probe.metrics import Floats, Integers, intervals, mean_of_known
+from densepath.transfer.probe.metrics import Floats, Integers, intervals, mean_of_known, named
 from densepath.transfer.segment.case_scores import dice, iou
 
 CASES = "cases.csv"
@@ -56,8 +56,8 @@ def score(tested: Outcome, seed: int) -> Scores:
     for run in range(len(tested.run_names)):
         own = tested.columns[tested.runs == run]
         found = _measure(np.ones((1, len(own))), own)
-        runs.append({_named(name, tested.regions): _HUNDRED * float(value[0]) for name, value in found.items()})
-    return Scores({_named(name, tested.regions): each for name, each in together.items()}, runs)
+        runs.append({named(name, tested.regions): _HUNDRED * float(value[0]) for name, value in found.items()})
+    return Scores({named(name, tested.regions): each for name, each in together.items()}, runs)
 
 
 def failures(columns: Floats, regions: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -139,12 +139,6 @@ def _weighted_means(weights: Floats, table: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         means: Floats = (weights @ np.where(known, table, 0)) / (weights @ known.astype(np.float64))
     return means
-
-
-def _named(name: str, regions: Sequence[str]) -> str:
-    """dice_1 with the name of its region."""
-    what, _, number = name.rpartition("_")
-    return f"{what}_{regions[int(number)]}" if number.isdigit() else name
 
 
 def _text(value: float) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from densepath.core.digests import digest_of
 from densepath.core.distributed import rank, total, world_size
-from densepath.core.errors import UserError, counted, first_few
+from densepath.core.errors import UserError, counted
 from densepath.core.output_names import output_names
 from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import say
@@ -26,7 +26,7 @@ from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import draw_safely
 from densepath.sources.corrupt import CorruptImage
 from densepath.training.hardware import Hardware
-from densepath.transfer.classify.training import Stored, keep_answers, kept_answers
+from densepath.transfer.classify.training import Stored, keep_answers, kept_answers, say_left_out_of_test
 from densepath.transfer.one_training import batches_of_training, train_best
 from densepath.transfer.probe.metrics import Integers
 from densepath.transfer.segment.case_scores import dice, score_case
@@ -153,13 +153,7 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
         if k in chosen:
             drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(row), spacing
             draw_safely(partial(draw_case, out / PICTURES, *drawn))
-    if damaged:
-        say(
-            f"densepath: {counted(len(damaged), 'damaged test image is', 'damaged test images are')} "
-            f"left out: {first_few(damaged)}"
-        )
-    if not scores:
-        raise UserError(f"none of {counted(len(test), 'test image')} can be read; check the files ({damaged[0]})")
+    say_left_out_of_test(damaged, len(test), len(scores))
     keep_answers(path, test.pool, scores)
     positions = sorted(scores)
     columns = np.array([scores[k] for k in positions], np.float64).reshape(len(positions), len(notes.legend.regions), 4)

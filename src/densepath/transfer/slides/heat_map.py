@@ -108,8 +108,6 @@ def write_density(
     slide: Slide,
     points: npt.ArrayLike,
     share: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None = None,
-    *,
-    label: str = "objects per mm²",
 ) -> tuple[Path, Path]:
     """Write a heat map of the number of points per mm², counted in rectangles of about 250 µm that divide the slide
     evenly. The files and errors are those of :func:`write_heat_map`.
@@ -120,7 +118,6 @@ def write_density(
         points: (N, 2) y, x in µm.
         share: the share of tissue (B,) in rectangles (B, 4) in µm: those with less than 5% and without points have no
             value. By default all have one.
-        label: what is counted.
     """
     extent = [length * mpp for length, mpp in zip(slide.size, slide.mpp, strict=True)]
     shape = [max(1, round(length / _SQUARE)) for length in extent]
@@ -134,7 +131,7 @@ def write_density(
     if share is not None:
         density[(counts == 0) & (share(boxes) < _LEAST_TISSUE)] = np.nan
     highest = float(np.nanmax(density, initial=0.0))
-    return write_heat_map(path, slide, boxes, density, label=label, limits=(0.0, highest or 1.0))
+    return write_heat_map(path, slide, boxes, density, label="objects per mm²", limits=(0.0, highest or 1.0))
 
 
 def heat_map(slide: Slide, boxes: npt.ArrayLike, values: npt.ArrayLike) -> HeatMap:

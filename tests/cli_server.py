@@ -1,12 +1,15 @@
-"""``python -m densepath`` without the seconds of its imports: each call is forked from a process that has made them.
+"""``python -m densepath`` and programs without the seconds of imports: each is forked from a process that made them.
 
-Usage: python cli_server.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS``.
+Usage: python cli_server.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS`` or
+``PROGRAM WORDS``.
 Each call is a process with its own exit code, output, signals, working folder and environment.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -14,13 +17,14 @@ import threading
 import traceback
 from pathlib import Path
 
+from densepath.runs.watchdog import PARENT
+
 _CLIENT = """#!{python} -S
 import json, os, signal, socket, sys
-assert sys.argv[1:3] == ["-m", "densepath"], sys.argv
 link = socket.socket(socket.AF_UNIX)
 link.connect({address!r})
 socket.send_fds(link, [b"."], [1, 2])
-link.sendall(json.dumps([sys.argv[3:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+link.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
 lines = link.makefile()
 pid = int(lines.readline())
 for signum in (signal.SIGINT, signal.SIGTERM):
@@ -68,7 +72,7 @@ def keep(link, main, client):
     job = os.fork()
     if job == 0:
         link.detach()
-        play(lambda: main(words), descriptors, where, environment, client)
+        play(main, words, descriptors, where, environment, client)
     lines.write(f"{job}\n")
     lines.flush()
     # The caller never writes again, so the end of its stream means that it was killed by a signal it cannot forward.
@@ -83,7 +87,7 @@ def end(job):
         os.kill(job, signal.SIGKILL)
 
 
-def play(main, descriptors, where, environment, client):
+def play(main, words, descriptors, where, environment, client):
     code = 1
     try:
         os.setsid()
@@ -92,8 +96,16 @@ def play(main, descriptors, where, environment, client):
         os.chdir(where)
         os.environ.clear()
         os.environ.update(environment)
-        sys.executable = client
-        code = main()
+        os.environ.pop(PARENT, None)  # the parent of a second process of a run is keep(), not the first
+        sys.executable, sys.argv = client, words
+        if words[:2] == ["-m", "densepath"]:
+            # A run of several processes starts the others by its own command line.
+            sys.argv = words[1:]
+            sys.modules["__main__"].__spec__ = importlib.util.find_spec("densepath.__main__")
+            code = main(words[2:])
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+            code = 0
     except SystemExit as end:
         code = end.code
     except BaseException:
