@@ -231,6 +231,16 @@ def test_of_two_encoders_alike_the_first_is_taken() -> None:
     assert match_names(checkpoint, names).prefix == "unknown."
 
 
+def test_a_longer_prefix_of_the_network_is_not_another_network() -> None:
+    """timm's wrapper of a vision transformer has "model." before each name."""
+    names = build_backbone("test_vit").net.state_dict()
+    student = {f"student.{key}": value for key, value in names.items()}
+    assert match_names(student, names)[-1] == []
+    teacher = {f"teacher.{key}": value for key, value in names.items()}
+    match = match_names(student | teacher, names)
+    assert (match.prefix, match.rivals) == ("student.", ["teacher."])
+
+
 def test_names_of_thousands_of_parts_take_no_time() -> None:
     match = match_names({f"{'a.' * 10**6}conv1.weight": torch.zeros(1)}, timm_state("resnet18"))
     assert match.found == {}

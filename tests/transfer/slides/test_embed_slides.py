@@ -311,6 +311,14 @@ def test_files_of_other_software_are_read(tmp_path: Path) -> None:
             read_slide_features(path)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_torch_files_may_have_types_that_numpy_lacks(nested: bool, tmp_path: Path) -> None:
+    values = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
+    torch.save({"features": values} if nested else values, tmp_path / "bag.pt")
+    found = read_slide_features(tmp_path / "bag.pt").features
+    assert found.dtype == np.float32 and (found == values.detach().float().numpy()).all()
+
+
 def test_bad_options(tiles: Path, slides: Path, tmp_path: Path) -> None:
     for data, options, why in (
         (tiles, {"out": tmp_path / "f.h5"}, "a folder"),

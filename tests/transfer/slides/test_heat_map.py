@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from disks import paint, write_levels
@@ -68,6 +69,10 @@ def test_values_lie_at_their_rectangles(slide: Slide, tmp_path: Path) -> None:
     with tifffile.TiffFile(tiff) as file:
         assert 'PhysicalSizeXUnit="µm"' in file.ome_metadata
         assert "attention: viridis from 0 to 10" in file.ome_metadata
+        reduced = file.series[0].levels[1].pages[0].get_resolution("micrometer")
+        np.testing.assert_allclose(np.multiply(reduced, found.mpp[::-1]), 0.5, rtol=1e-6)
+    with openslide.OpenSlide(tiff) as other:
+        assert [float(other.properties[f"openslide.mpp-{axis}"]) for axis in "yx"] == pytest.approx(found.mpp, rel=1e-6)
     with Image.open(png) as picture:
         scale = 801 / (picture.height - 48)  # pixels of the slide; below the slide is a scale bar
         place = (int(140 / 0.23 / scale), int(50 / 0.23 / scale))

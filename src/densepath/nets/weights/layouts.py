@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -130,8 +130,6 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
     if not counts:
         return Match({}, "", list(state), list(state), [])
     prefix, spelling = max(counts, key=lambda match: (counts[match], not trained_first(match[0])))
-    least = _RIVAL * counts[prefix, spelling]
-    rivals = {other for (other, _), count in counts.items() if other != prefix and count >= least}
     found: dict[str, Tensor] = {}
     others, inside, outside = [], [], []
     for key, value in state.items():
@@ -144,9 +142,22 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
             inside.append(key)
         else:
             outside.append(key)
+    unused, least = inside + outside, _RIVAL * counts[prefix, spelling]
+    many = (match for match, count in counts.items() if match[0] != prefix and count >= least)
+    rivals = _rivals(many, unused, names)
     if spelling is _from_detectron2:
         found = _complete_norms(found)
-    return Match(found, prefix, others, inside + outside, sorted(rivals))
+    return Match(found, prefix, others, unused, rivals)
+
+
+def _rivals(matches: Iterable[tuple[str, Spelling]], unused: Sequence[str], names: Container[str]) -> list[str]:
+    """The prefixes under which unused tensors are those of a network; the shortest one of several for the same."""
+    left, rivals = set(unused), set()
+    for prefix, spelling in sorted(matches, key=lambda match: len(match[0])):
+        own = {key for key in left if key.startswith(prefix) and spelling(key.removeprefix(prefix), names) in names}
+        left -= own
+        rivals |= {prefix} if own else set()
+    return sorted(rivals)
 
 
 def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -195,13 +195,19 @@ def _read_hdf5(path: Path, read: bool) -> SlideFeatures:
 def _read_torch(path: Path) -> SlideFeatures:
     content = load_torch(path)
     if not isinstance(content, Mapping):
-        return SlideFeatures(path.stem, _as_rows(torch.as_tensor(content).numpy()))
+        return SlideFeatures(path.stem, _as_rows(_array(content)))
     name = next((name for name in _FEATURES if name in content), None)
     if name is None:
         raise ValueError("a dictionary without features or feats")
     corners = content.get(_CORNERS)
-    features = _as_rows(torch.as_tensor(content[name]).numpy())
+    features = _as_rows(_array(content[name]))
     return _located(path, features, None if corners is None else np.asarray(corners), {})
+
+
+def _array(values: Any) -> npt.NDArray[Any]:
+    """The numbers of a torch file; bfloat16, which NumPy lacks, as float32."""
+    tensor = torch.as_tensor(values).detach()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _located(

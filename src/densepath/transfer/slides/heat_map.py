@@ -58,7 +58,7 @@ def write_heat_map(
 ) -> tuple[Path, Path]:
     """Write the values of rectangles on a slide: tiles with scores or attention, squares with densities.
 
-    The TIFF is an OME-TIFF pyramid of colors that QuPath, OpenSlide's users and :func:`densepath.open_slide` read with
+    The TIFF is an OME-TIFF pyramid of colors that QuPath, OpenSlide and :func:`densepath.open_slide` read with
     its µm per pixel; it covers the slide from its upper left corner, and is white where there is no value. The PNG is
     the slide with the colors on it, a scale bar and a color bar.
 
@@ -235,9 +235,11 @@ def _write_pyramid(
     notes |= {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm", "UUID": str(uuid.UUID(identity))}
     stored: dict[str, Any] = {"tile": (_TILE, _TILE), "photometric": "rgb", "compression": "zlib"}
     with tifffile.TiffWriter(path, ome=True) as tiff:
-        tiff.write(levels[0], subifds=len(levels) - 1, metadata=notes, **stored)
-        for level in levels[1:]:
-            tiff.write(level, subfiletype=1, **stored)
+        for number, level in enumerate(levels):
+            # In pixels per cm: for OpenSlide and others that do not read OME's notes.
+            fine = tuple(1e4 / (um * 2**number) for um in spacing[::-1])
+            part = {"subfiletype": 1} if number else {"subifds": len(levels) - 1, "metadata": notes}
+            tiff.write(level, resolution=fine, resolutionunit="centimeter", **part, **stored)
 
 
 def _over_slide(
