@@ -102,6 +102,22 @@ def test_files_of_another_slide_are_removed(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+def test_tables_of_all_slides_are_removed_before_a_slide_is_done_again(tmp_path: Path) -> None:
+    """Otherwise those of a command that is killed would be of the former slides."""
+    table = tmp_path / "slides.csv"
+
+    def do(identity: int) -> list[bool]:
+        seen: list[bool] = []
+        shared = SlideWork(tmp_path, {"a": identity}, tables=[table])
+        shared.do(shared.succeeded, lambda name: {"seen": seen.append(table.exists())})
+        return seen
+
+    do(1)
+    table.touch()
+    assert do(1) == [] and table.exists()
+    assert do(2) == [False]
+
+
 def test_files_of_slides_that_have_no_tiles_any_more_are_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
