@@ -209,9 +209,12 @@ class Unchanged:
 def require_new_file(path: str | Path) -> None:
     """Check that ``path`` names no file yet: for results that took long to compute, or that other files depend on.
 
+    What a killed writer has left is removed.
+
     Raises:
         UserError: it exists.
     """
+    remove_abandoned(path)
     if os.path.exists(path):
         raise UserError(f"{path} already exists; name another file or remove it first")
 
