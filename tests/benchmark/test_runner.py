@@ -121,6 +121,25 @@ def test_a_damaged_run_and_a_table_that_is_not_written_do_not_affect_others(play
     assert capsys.readouterr().err.count("the table was not written: ") == runner.changes == 4
 
 
+@pytest.mark.parametrize("step", ["lock", "begin"])
+def test_a_run_whose_folder_cannot_be_written_does_not_affect_others(play, tmp_path, monkeypatch, step):
+    os.mkfifo(tmp_path / "fifo")
+    # "long" is at work when "full" fails, and ends when "after" has started.
+    scripts = {"long": f"open('{tmp_path}/fifo').read()", "after": f"open('{tmp_path}/fifo', 'w').close()"}
+    real = getattr(RunFolder, step)
+
+    def fail(folder, *given):
+        if folder.run.label == "full":
+            raise OSError(errno.EIO, "Input/output error", str(folder.path))
+        return real(folder, *given)
+
+    monkeypatch.setattr(RunFolder, step, fail)
+    long, full, after = map(probe, ("long", "full", "after"))
+    runner = play(scripts, [long, full, after], devices=2)
+    assert runner.failed == {full.name: f"{tmp_path / full.name}: Input/output error"}
+    assert [RunFolder(tmp_path, run).result() for run in (long, after)] == [{"mean_iou": 50.0}] * 2
+
+
 def test_ctrl_c_lets_the_runs_save_themselves(play, tmp_path):
     scripts = {
         "a": "import os, signal, sys\n"

@@ -11,8 +11,8 @@ import pytest
 
 from densepath.core.errors import UserError
 from densepath.core.file_beside import file_beside
-from densepath.core.files import Unchanged, atomic_write, check_writable, require_new_folder
-from densepath.core.remains import _machine, remove_abandoned, remove_remains
+from densepath.core.files import Unchanged, atomic_write, check_writable, require_new_file, require_new_folder
+from densepath.core.remains import _machine, final_name, remove_abandoned, remove_remains
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")
 
@@ -204,6 +204,27 @@ def test_what_killed_writers_have_left_is_removed_by_the_next(tmp_path, dead, in
     assert content(target) == ["deep", "deep/file", "file"]
     if not inside:
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept[1:], "data", kept[0]])
+
+
+def test_what_a_killed_writer_of_a_folder_inside_a_folder_has_left_is_removed(tmp_path):
+    with atomic_write(tmp_path / "data") as outer, atomic_write(outer) as inner:
+        inner.mkdir()
+        left = tmp_path / inner.name.replace(f".{os.getpid()}@", ".4194305@")  # above the largest process number
+        inner.rename(left)
+        inner.mkdir()
+    shutil.rmtree(tmp_path / "data")
+    assert final_name(left.name) == "data"
+    require_new_folder(tmp_path / "data", "the data")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("check", [require_new_file, check_writable])
+def test_what_a_killed_writer_of_a_file_has_left_is_removed(tmp_path, dead, check):
+    left, other = tmp_path / f".store.{dead}@{_machine()}.part", tmp_path / f".stores.{dead}@{_machine()}.part"
+    left.touch()
+    other.touch()
+    check(tmp_path / "store")
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_what_another_machine_writes_now_stays(tmp_path):

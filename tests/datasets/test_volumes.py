@@ -467,6 +467,32 @@ def test_what_changed_in_the_source_is_converted_again(tmp_path: Path) -> None:
     assert stamps(convert_folder(how)) == after
 
 
+def test_a_store_is_unfinished_from_the_first_volume_that_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its table would have the scale and the window of the former volume."""
+    source = fill(tmp_path / "in", {"a.nii": nifti(CT), "b.nii": nifti(CT)})
+    how = FolderConversion(source, tmp_path / "S")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def convert_until_the_table() -> None:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("densepath.datasets.volumes.convert._index", stop)
+            convert_folder(how)
+
+    convert_folder(how)
+    fill(source, {"c.nii": nifti(CT)})
+    convert_until_the_table()
+    assert len(open_volumes(tmp_path / "S")) == 2  # an addition changes nothing that the table describes
+    fill(source, {"b.nii": nifti(MR)})
+    convert_until_the_table()
+    with pytest.raises(UserError, match="unfinished; continue with the same"):
+        open_volumes(tmp_path / "S")
+    assert len(open_volumes(convert_folder(how))) == 3
+
+
 def test_volumes_are_excluded_from_a_store_without_converting_the_others_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

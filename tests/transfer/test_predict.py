@@ -222,6 +222,24 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
         predict(detector, data=tmp_path / "data", out=out, **{**ALL, "score": 0.3})
 
 
+def test_a_stop_leaves_no_tables_of_former_images(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images(tmp_path / "data")
+    out = predict(detector, data=tmp_path / "data", out=tmp_path / "out", **ALL)
+    tables = [out / name for name in ("predictions.json", "images.json", "objects.csv")]
+    assert all(path.exists() for path in tables)
+    Image.new("RGB", (80, 64)).save(tmp_path / "data" / "0.png")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("densepath.transfer.detection.predictor.TrainedDetector.predict_reader", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict(detector, data=tmp_path / "data", out=out, **ALL)
+    assert not any(path.exists() for path in tables)
+
+
 def test_measurements_are_in_microns_where_they_are_known(detector: Path, tmp_path: Path) -> None:
     pixels = images(tmp_path / "data", 2)
     spacing = np.full((2, 2), (0.5, 0.25), np.float32)  # along y and x

@@ -120,21 +120,23 @@ class Runner:
         return not running and time.monotonic() - looked >= _POLL_ELSEWHERE
 
     def _try(self, run: Run) -> None:
-        folder = RunFolder(self._root, run)
-        lock = folder.lock()
-        if lock is None:
-            self._wait(folder)
-            return
-        self._elsewhere.pop(run.name, None)
-        self._waiting.remove(run)
+        folder, lock = RunFolder(self._root, run), None
         try:
+            lock = folder.lock()
+            if lock is None:
+                self._wait(folder)
+                return
+            self._elsewhere.pop(run.name, None)
             done = folder.result() is not None  # another process has finished it
             if not done:
                 self._begin(folder, lock)
-        except UserError as error:
-            os.close(lock)
-            self._fail(run, str(error))
+        except (UserError, OSError) as error:
+            if lock is not None:
+                os.close(lock)
+            self._waiting.remove(run)
+            self._fail(run, f"{folder.path}: {error.strerror}" if isinstance(error, OSError) else str(error))
             return
+        self._waiting.remove(run)
         if done:
             os.close(lock)
             self._total -= 1

@@ -135,7 +135,7 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
 
 
 def check_writable(out: str | Path) -> None:
-    """Check that a file can be written, before the work for it begins.
+    """Check that a file can be written, before the work for it begins; remove what a killed writer has left.
 
     Raises:
         UserError: it is a folder, a disk or a socket; or the folder that it would be created in is read-only, or no
@@ -155,6 +155,7 @@ def check_writable(out: str | Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
         raise UserError(f"{out} cannot be written ({os.strerror(code)}); use another path")
+    remove_abandoned(out)
 
 
 def refuse_replacing(out: str | Path, *inputs: str | Path | None) -> None:
@@ -209,9 +210,12 @@ class Unchanged:
 def require_new_file(path: str | Path) -> None:
     """Check that ``path`` names no file yet: for results that took long to compute, or that other files depend on.
 
+    What a killed writer of it has left is removed.
+
     Raises:
         UserError: it exists.
     """
+    remove_abandoned(path)
     if os.path.exists(path):
         raise UserError(f"{path} already exists; name another file or remove it first")
 

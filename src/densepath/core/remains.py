@@ -30,8 +30,13 @@ def temporary_name(name: str) -> str:
 
 
 def final_name(name: str) -> str:
-    """The name that a file with a temporary name will have; other names as they are."""
-    return _REMAINS.sub(r"\1", name)
+    """The name that a file with a temporary name will have; other names as they are.
+
+    What is written under a temporary name may itself be the temporary name of something larger.
+    """
+    while match := _REMAINS.fullmatch(name):
+        name = match[1]
+    return name
 
 
 def shortened(name: str, most: int) -> str:
@@ -63,7 +68,7 @@ def remove_abandoned(path: str | Path) -> None:
         with suppress(OSError):
             for part in folder.glob(".*.part"):
                 match = _REMAINS.fullmatch(part.name)
-                if match and match[1] == name and _is_abandoned(part, int(match[2]), match[3]):
+                if match and final_name(match[1]) == name and _is_abandoned(part, int(match[2]), match[3]):
                     remove(part)
 
 

@@ -34,9 +34,9 @@ from densepath.transfer.detection.prediction_files import (
     write_label_map,
 )
 from densepath.transfer.detection.predictor import TrainedDetector
-from densepath.transfer.detection.score_inputs import LABELS
+from densepath.transfer.detection.score_inputs import IMAGES, LABELS, PREDICTIONS
 from densepath.transfer.detection.windows import scale_of, window_sides
-from densepath.transfer.predict_records import gather, identity_of_file, is_done, record_of, refuse_others
+from densepath.transfer.predict_records import TABLE, gather, identity_of_file, is_done, record_of, refuse_others
 
 _AHEAD = 2  # images
 _PAINTED = "smallest on top"  # objects of label maps; earlier versions had the better ones on top
@@ -87,6 +87,9 @@ def predict_images(
     say(f"densepath: {counted(len(readers), 'image')}, {len(readers) - len(left)} done before")
     damaged: list[str] = []
     said = False
+    if left:
+        for path in (PREDICTIONS, IMAGES, TABLE):  # they are written last
+            (out / path).unlink(missing_ok=True)
 
     def finish(position: int, reader: ImageReader, found: Prediction) -> None:
         """Write the files of an image; its record comes last, and marks it as done."""

@@ -167,6 +167,21 @@ def test_cells_of_a_slide_go_when_tile_has_removed_it(
         record.unlink(missing_ok=True)
 
 
+def test_cells_of_slides_on_a_disk_that_is_not_mounted_stay(
+    slides: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    folder, _ = slides
+
+    def found() -> tuple[dict[str, int], list[bytes]]:
+        counts = dict(densepath.cells(data=folder, out=tmp_path / "C", workers=0))
+        return counts, [path.read_bytes() for path in sorted((tmp_path / "C" / "cells").iterdir())]
+
+    before = found()
+    for name in "ab":
+        (tmp_path / f"{name}.tif").rename(tmp_path / f"{name}.elsewhere")
+    assert found() == before and len(before[1]) == 2
+
+
 def test_what_may_pass_is_tried_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

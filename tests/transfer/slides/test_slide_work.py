@@ -102,6 +102,52 @@ def test_files_of_another_slide_are_removed(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+def test_tables_of_all_slides_are_removed_before_a_slide_is_done_again(tmp_path: Path) -> None:
+    """Otherwise those of a command that is killed would be of the former slides."""
+    table = tmp_path / "slides.csv"
+
+    def do(identity: int) -> list[bool]:
+        seen: list[bool] = []
+        shared = SlideWork(tmp_path, {"a": identity}, tables=[table])
+        shared.do(shared.succeeded, lambda name: {"seen": seen.append(table.exists())})
+        return seen
+
+    do(1)
+    table.touch()
+    assert do(1) == [] and table.exists()
+    assert do(2) == [False]
+
+
+def test_results_of_slides_on_a_disk_that_is_not_mounted_stay(tmp_path: Path) -> None:
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    paths = {name: str(disk / name) for name in "ab"}
+    for path in paths.values():
+        Path(path).write_text(path)
+
+    def do() -> list[str]:
+        done: list[str] = []
+
+        def work(name: str) -> dict[str, int]:
+            done.append(name)
+            if not os.path.exists(paths[name]):
+                raise CorruptImage(name, "the file is missing")
+            (out / name).touch()
+            return {}
+
+        identities = {name: [name, *identity_of_slide(path), None] for name, path in paths.items()}
+        shared = SlideWork(out, identities, lambda name: [out / name], paths=paths)
+        shared.do(shared.succeeded, work)
+        return done
+
+    assert do() == ["a", "b"]
+    disk.rename(tmp_path / "elsewhere")
+    assert do() == []
+    (tmp_path / "elsewhere").rename(disk)
+    (disk / "b").write_text("another slide")
+    assert do() == ["b"]
+
+
 def test_files_of_slides_that_have_no_tiles_any_more_are_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,7 +72,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
     with work_folder(dest, record, log="convert.log", free=("patient_regex", "window", "test_share")):
         before = _index_before(dest)
         (dest / VOLUMES).mkdir(exist_ok=True)
-        remove_remains(dest / VOLUMES, shared=True)
+        remove_remains(dest, shared=True)
         headers: dict[str, Header] = {}
         damaged: dict[str, str] = {}
         again: list[str] = []
@@ -98,8 +98,8 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
 def _convert_one(case: Case, dest: Path, how: Conversion, again: list[str]) -> Header | str:
     """The header of a case's file, which is written if it is not there; or what is wrong with the case.
 
-    Volumes whose windows an earlier version computed otherwise are added to ``again``. Until all are done, a store of
-    these is unfinished, so that nobody reads windows of two kinds.
+    Volumes whose windows an earlier version computed otherwise are added to ``again``. If a file that is there changes,
+    the store is unfinished until all are done: ``volumes.json`` does not describe the new one.
 
     Raises:
         UserError: there is not enough memory for it.
@@ -132,6 +132,8 @@ def _convert_one(case: Case, dest: Path, how: Conversion, again: list[str]) -> H
             f"this machine has not enough memory to convert {case.name}; free some, raise its limit (see ulimit -a), "
             "or leave the volume out with --exclude; then start again to continue"
         ) from error
+    if path.exists():
+        (dest / INDEX).unlink(missing_ok=True)
     return write_volume(path, {**ready.facts, "inputs": inputs}, ready.channels, ready.labels)
 
 

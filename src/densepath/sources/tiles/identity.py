@@ -12,6 +12,7 @@ from typing import Any
 from densepath.sources.slides.all_files import files_of
 
 _SAMPLE = 2**16  # bytes at both ends of a file, by which a changed one is noticed
+_UNREADABLE = [-1, 0]  # the numbers of a file that cannot be opened
 
 
 def identity_of(*paths: str | Path | None, whole: bool = False) -> list[int]:
@@ -34,7 +35,7 @@ def identity_of(*paths: str | Path | None, whole: bool = False) -> list[int]:
                 file.seek(max(0, size - _SAMPLE))
                 found += [size, zlib.crc32(file.read(_SAMPLE), digest)]
         except OSError:
-            found += [-1, 0]
+            found += _UNREADABLE
     return found
 
 
@@ -47,6 +48,9 @@ def identity_of_slide(path: str | Path) -> list[int]:
 def is_identity(recorded: Any, identity: Sequence[Any], path: str | Path, first: int = 0) -> bool:
     """Whether a recorded identity is that of a slide: earlier versions knew one of several files by the named one only.
 
+    A slide whose file cannot be opened now, such as one on a disk that is not mounted, is taken for the recorded one:
+    what was made of it must not be removed.
+
     Args:
         recorded: as a record has it.
         identity: that of the slide now, with the two numbers of :func:`identity_of_slide`.
@@ -55,8 +59,11 @@ def is_identity(recorded: Any, identity: Sequence[Any], path: str | Path, first:
     """
     if recorded == identity:
         return True
-    given = isinstance(recorded, list) and [*recorded[:first], *identity[first : first + 2], *recorded[first + 2 :]]
-    return given == identity and recorded[first : first + 2] == identity_of(path)
+    if not isinstance(recorded, list) or len(recorded) != len(identity):
+        return False
+    if [*recorded[:first], *identity[first : first + 2], *recorded[first + 2 :]] != identity:
+        return False
+    return list(identity[first : first + 2]) == _UNREADABLE or recorded[first : first + 2] == identity_of(path)
 
 
 def record_path(out: Path, name: str) -> Path:

@@ -114,7 +114,14 @@ def predict_slides(
 
     identities, paths = {slide.name: slide.identity() for slide in slides}, {slide.name: slide.path for slide in slides}
     default_mpp = slides[0].mpp.default  # one for all
-    shared = SlideWork(out, identities, lambda name: _files(out, name), paths=paths, default_mpp=default_mpp)
+    shared = SlideWork(
+        out,
+        identities,
+        lambda name: _files(out, name),
+        (out / TABLE, out / SLIDES),
+        paths=paths,
+        default_mpp=default_mpp,
+    )
 
     def is_done(name: str) -> bool:
         others = (path for path in _files(out, name) if name in drawn or path != _picture(out, name))

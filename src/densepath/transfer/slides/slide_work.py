@@ -34,6 +34,7 @@ class SlideWork:
         out: the folder of the results, which other processes may share.
         identities: by name, what changes if a slide is another one.
         files: those of a slide, by its name: what is left there of another slide, or of a failure, is removed.
+        tables: the files of all slides, which are removed if a slide is left: they are written last.
         one: what a slide is called.
         is_whole: the folder has a table of all slides, which the results of others must not replace.
         paths: of slides by name, whose identities begin as those of :class:`ListedSlide`.
@@ -46,6 +47,7 @@ class SlideWork:
     out: Path
     identities: Mapping[str, Any]
     files: Callable[[str], Iterable[Path]] = lambda name: ()
+    tables: Iterable[Path] = ()
     one: str = "slide"
     is_whole: bool = True
     paths: Mapping[str, str] = field(default_factory=dict)
@@ -103,6 +105,8 @@ class SlideWork:
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
             on_begin()
             self._remove_former()
+            if left:
+                _remove(*self.tables)
             for name in watched(mine, mine_left, f"{self.one}s"):
                 if not self.succeeded(name):
                     _remove(record_of(self.out, name), *self.files(name))
