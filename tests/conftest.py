@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,25 +159,36 @@ def forked_python() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:  # the path of pytest's own may be too long for a socket
         program = [sys.executable, Path(__file__).parent / "cli_server.py", folder]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        with subprocess.Popen(program, stdout=subprocess.PIPE, env=environment) as server:
-            try:
-                assert server.stdout is not None and server.stdout.readline() == b"ready\n"
-                yield f"{folder}/python"
-            finally:
-                server.kill()
+        pipe = subprocess.PIPE
+        with subprocess.Popen(program, stdin=pipe, stdout=pipe, env=environment) as server:  # ends with its stdin
+            assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+            yield f"{folder}/python"
 
 
-@pytest.fixture(scope="session")
-def command_line(forked_python: str) -> Callable[..., subprocess.Popen[str]]:
-    """A function that starts a command in a folder, as on a machine without GPU, and returns its process."""
+@pytest.fixture
+def command_line(forked_python: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """A function that starts a command in a folder, as on a machine without GPU, and returns its process.
+
+    Processes that are alive at the end of the test are killed.
+    """
+    with started_commands(forked_python) as start:
+        yield start
+
+
+@contextmanager
+def started_commands(python: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    processes = ExitStack()
 
     def start(line: str, where: Path, launcher: Sequence[str | Path] = ()) -> subprocess.Popen[str]:
-        words = [*launcher, forked_python, "-m", "densepath", *line.split()]
+        words = [*launcher, python, "-m", "densepath", *line.split()]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         pipe = subprocess.PIPE
-        return subprocess.Popen(words, cwd=where, env=environment, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(words, cwd=where, env=environment, stdout=pipe, stderr=pipe, text=True)
+        processes.callback(processes.enter_context(process).kill)
+        return process
 
-    return start
+    with processes:
+        yield start
 
 
 Hook = tuple[Any, str, Callable[..., str]]

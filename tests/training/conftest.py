@@ -27,12 +27,12 @@ def draw_tiles(folder):
 
 @pytest.fixture
 def run_scenario(tmp_path, forked_python):
-    """Play a scenario of ``process_scenarios.py`` in ``tmp_path``; gives its result and what it wrote to stderr."""
+    """Play a scenario of a program here in ``tmp_path``; gives its result and what it wrote to stderr."""
 
-    def play(scenario):
+    def play(scenario, program="process_scenarios.py", python=(forked_python,)):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [forked_python, Path(__file__).parent / "process_scenarios.py", scenario, tmp_path]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        command = [*python, Path(__file__).parent / program, scenario, tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1]), done.stderr
 

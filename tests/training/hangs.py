@@ -1,7 +1,7 @@
 """Surroundings that do not answer, with real processes, forked from one that has imported everything.
 
-Usage: python hangs.py FOLDER SCENARIO ... FOLDER holds tiles/, and gets a folder for each scenario. Prints what
-happened, as JSON: for each process its exit code, the lines that it said, and how many seconds it took.
+Usage: python hangs.py SCENARIO FOLDER. FOLDER holds tiles/, and gets a folder for the scenario. Prints what happened,
+as JSON: for each process its exit code, the lines that it said, and how many seconds it took.
 """
 
 import json
@@ -22,8 +22,7 @@ from toy import Toy, fit_toy
 from densepath.cli import main
 from densepath.training.intervals import Intervals
 
-FOLDER = Path(sys.argv[1])
-TILES = FOLDER / "tiles"
+TILES = Path(sys.argv[2]) / "tiles"
 RUN = (
     f"pretrain --data {TILES} --backbone test_resnet --method moco_v2 --method.queue_size 40 --batch_size 8 "
     "--view_size 48 --precision 32 --log_every 1 --devices cpu --cache none --max_steps 12"
@@ -195,8 +194,6 @@ def shared_memory(folder):
 
 
 if __name__ == "__main__":
-    story = {}
-    for name in sys.argv[2:]:
-        (FOLDER / name).mkdir()
-        story[name] = globals()[name](FOLDER / name)
-    print(json.dumps(story))
+    name, folder = sys.argv[1], Path(sys.argv[2], sys.argv[1])
+    folder.mkdir()
+    print(json.dumps(globals()[name](folder)))

@@ -1,39 +1,25 @@
 """A run never waits for ever, and says what it waits for; dead streams do not stop it."""
 
-import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from densepath.runs.checkpoints import read_checkpoint
 
-from .conftest import draw_tiles
 from .test_crash import NAMESPACE, assert_same_run, can_mount
 
 TERMINATED = 143
-ANYWHERE = ["reader", "peers", "slurm", "streams"]  # scenarios that need no namespace of their own
 
 
-@pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    """What happened in a scenario of ``hangs.py``, and the folder that it played in."""
-    folder = tmp_path_factory.mktemp("hangs")
-    draw_tiles(folder / "tiles")
-    within, names = (NAMESPACE, [*ANYWHERE, "shared_memory"]) if can_mount() else ((), ANYWHERE)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*within, sys.executable, Path(__file__).parent / "hangs.py", folder, *names]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, check=False)
-    assert done.returncode == 0, done.stderr
-    stories = json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture
+def played(tmp_path, tiles, run_scenario):
+    """Play a scenario of ``hangs.py``: what happened, and the folder that it played in."""
 
-    def play(name):
-        if name not in stories:
-            pytest.skip("no file system can be mounted here")
-        return stories[name], folder / name
+    def play(scenario, **options):
+        return run_scenario(scenario, "hangs.py", **options)[0], tmp_path / scenario
 
     return play
 
@@ -102,20 +88,31 @@ def test_streams_that_nobody_reads_or_that_are_full_or_closed_change_nothing(pla
     assert saved(folder / "stopped") == 3
 
 
-def test_a_new_program_ends_well_with_a_stream_that_is_closed_and_one_that_is_full(tmp_path):
-    """As a shell leads them: before Python starts, and after it has ended."""
-    draw_tiles(tmp_path / "tiles")
+def pretrain_in_shell(tmp_path, python, streams):
     words = f"-m densepath pretrain --data {tmp_path}/tiles --out {tmp_path}/run --method moco_v2 --log_every 1"
     words += " --method.queue_size 16 --backbone test_resnet --view_size 48 --batch_size 8 --max_steps 3 --devices cpu"
-    script = f"{sys.executable} {words} --workers 0 >&- 2>/dev/full"
+    script = f"set -o pipefail; {python} {words} --workers 0 {streams}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, timeout=300, check=False)
     assert done.returncode == 0, done
     assert saved(tmp_path / "run") == 3
+    return done.stdout
+
+
+def test_a_new_program_ends_well_with_a_stream_that_is_closed_and_one_that_is_full(tmp_path, tiles):
+    """Closed by the shell before Python starts, and full when it flushes at its end."""
+    pretrain_in_shell(tmp_path, sys.executable, ">&- 2>/dev/full")
+
+
+def test_a_pipe_that_its_reader_closes_changes_nothing(tmp_path, tiles, forked_python):
+    printed = pretrain_in_shell(tmp_path, forked_python, "2>&1 | head -2")
+    assert printed.count(b"\n") == 2
 
 
 def test_with_little_shared_memory_a_run_is_the_same(played):
-    story, folder = played("shared_memory")
+    if not can_mount():
+        pytest.skip("no file system can be mounted here")
+    story, folder = played("shared_memory", python=(*NAMESPACE, sys.executable))
     code, lines, _ = story["none"]
     assert code == 2
     assert lines[-1].startswith("densepath: error: /dev/shm is too small for the images from worker processes")
