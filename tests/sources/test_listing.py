@@ -332,3 +332,8 @@ def test_the_folders_above_an_image_are_compared_with_patterns_once(monkeypatch:
     assert [name for name in names if listing.matches_any(name, ["site/*", "*7.png"])] == names[7::10]
     assert listing.matches_any("study/site/patient", ["/", "./"]) is False
     assert len(compared) < 5 * len(names)
+
+
+def test_a_path_may_have_many_folders() -> None:
+    deep = f"{'folder/' * 1500}a.png"
+    assert listing.matches_any(deep, ["b", "folder"]) and not listing.matches_any(f"/{deep}", ["b", "/", "."])

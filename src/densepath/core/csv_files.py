@@ -237,7 +237,6 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
     Raises:
         UserError: the disk is full.
     """
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(LineFeeds(file), columns, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    with table_writer(path) as writer:
+        writer.writerow(columns)
+        writer.writerows([row.get(column, "") for column in columns] for row in rows)

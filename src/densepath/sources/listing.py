@@ -277,17 +277,17 @@ def _without(names: Iterable[str], exclude: Sequence[str], root: str, passed: Pa
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern matches a path, a folder above it, or the name of one of these."""
-    return _matches(str(PurePath(composed(name))), tuple(composed(pattern).rstrip("/") for pattern in patterns))
+    path, asked = str(PurePath(composed(name))), tuple(composed(pattern).rstrip("/") for pattern in patterns)
+    found = _matches(path, asked)
+    while not found and (folder := os.path.dirname(path)) != path:
+        path, found = folder, _folder_matches(folder, asked)
+    return found
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:
-    if path in ("", "."):
-        return False
-    folder, name = os.path.split(path)
+    name = os.path.basename(path)
     own = (path, name) if name else (path,)
-    if any(fnmatchcase(part, pattern) for pattern in patterns for part in own):
-        return True
-    return folder != path and _folder_matches(folder, patterns)
+    return path not in ("", ".") and any(fnmatchcase(part, pattern) for pattern in patterns for part in own)
 
 
-_folder_matches = lru_cache(_FOLDERS)(_matches)  # of many images in a row
+_folder_matches = lru_cache(_FOLDERS)(_matches)  # images of one folder come one after another

@@ -66,6 +66,18 @@ def test_another_file_of_a_slide_is_another_slide(
 _TILED: dict[str, Any] = {"mpp": 0.5, "size": 64, "min_tissue": 0.0, "workers": 0}
 
 
+@pytest.mark.parametrize("lost", ["a.mrxs", "a/Data0001.dat"])
+def test_a_slide_of_which_a_file_cannot_be_opened_has_not_been_replaced(lost: str, tmp_path: Path) -> None:
+    slide, _ = _mrxs(tmp_path)
+    recorded = identity_of_slide(slide)
+    (tmp_path / lost).unlink()
+    (tmp_path / lost).symlink_to("gone")
+    assert is_identity(recorded, identity_of_slide(slide), slide)
+    (tmp_path / lost).unlink()
+    (tmp_path / lost).write_text("of another slide")
+    assert not is_identity(recorded, identity_of_slide(slide), slide)
+
+
 @pytest.mark.parametrize("make", [_mrxs, _vms, _dicom])
 def test_a_slide_of_several_files_is_known_as_earlier_versions_recorded_it(
     make: Callable[[Path], tuple[Path, Path]], tmp_path: Path

@@ -201,6 +201,32 @@ def test_a_shared_window_is_computed_once_and_its_change_is_reported(
     assert open_volumes(convert_folder(how)).spec.window == window  # the given one was not of the volumes
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_changed_window_is_reported_after_stops(
+    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether a volume is replaced, or its windows are computed again."""
+    numbers = np.arange(-1000, 1000, dtype=np.int16).reshape(10, 10, -1)
+    how = FolderConversion(write(tmp_path / "in", [numbers, numbers]), tmp_path / "S")
+    path = convert_folder(how) / "volumes.json"
+    index = json.loads(path.read_text()) | {"window": [-900.0, 900.0], "window_sample": 8}  # of an earlier version
+    path.write_text(json.dumps(index))
+    if replaced:
+        nibabel.save(nibabel.Nifti1Image(numbers + 1, LPS), next((tmp_path / "in").rglob("*_0.nii*")))
+    else:
+        monkeypatch.setattr("densepath.datasets.volumes.convert.is_measured", lambda header: False)
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("densepath.datasets.volumes.convert.shared_window", MagicMock(side_effect=KeyboardInterrupt))
+            convert_folder(how)
+        with pytest.raises(UserError, match="unfinished; continue with the same"):
+            open_volumes(tmp_path / "S")
+    capsys.readouterr()
+    window = open_volumes(convert_folder(how)).spec.window
+    assert window != (-900, 900) and "the window was -900 to 900 before" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "S").glob("volumes*")) == ["volumes", "volumes.json"]
+
+
 def test_windows_of_an_earlier_version_are_computed_again_without_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

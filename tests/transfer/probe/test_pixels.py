@@ -139,8 +139,9 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         probe(data=data, devices="tpu")
     with pytest.raises(UserError, match="32 pixels or more"):
         probe(data=data, size=0)
-    with pytest.raises(UserError, match=r"l2 nan; give .* a penalty that is not negative"):
-        probe(data=data, l2=float("nan"))
+    for l2 in ("nan", "inf", "-1.0"):
+        with pytest.raises(UserError, match=rf"l2 {l2}; give .* a finite penalty of 0 or more"):
+            probe(data=data, l2=float(l2))
     with pytest.raises(UserError, match="nowhere"):
         probe(data=tmp_path / "nowhere")
 

@@ -311,12 +311,17 @@ def test_files_of_other_software_are_read(tmp_path: Path) -> None:
             read_slide_features(path)
 
 
+@pytest.mark.parametrize(("kind", "grad"), [(torch.bfloat16, True), (torch.float8_e4m3fn, False)])
 @pytest.mark.parametrize("nested", [False, True])
-def test_torch_files_may_have_types_that_numpy_lacks(nested: bool, tmp_path: Path) -> None:
-    values = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
-    torch.save({"features": values} if nested else values, tmp_path / "bag.pt")
-    found = read_slide_features(tmp_path / "bag.pt").features
-    assert found.dtype == np.float32 and (found == values.detach().float().numpy()).all()
+def test_torch_files_may_have_types_that_numpy_lacks(
+    nested: bool, kind: torch.dtype, grad: bool, tmp_path: Path
+) -> None:
+    values = torch.randn(3, 4).to(kind).requires_grad_(grad)
+    corners = torch.tensor([[0, 0], [64, 0], [128, 64]]).to(kind).requires_grad_(grad)
+    torch.save({"features": values, "coords": corners} if nested else values, tmp_path / "bag.pt")
+    found = read_slide_features(tmp_path / "bag.pt")
+    assert found.features.dtype == np.float32 and (found.features == values.detach().float().numpy()).all()
+    assert not nested or (found.corners == [[0, 0], [64, 0], [128, 64]]).all()
 
 
 def test_bad_options(tiles: Path, slides: Path, tmp_path: Path) -> None:

@@ -118,14 +118,17 @@ def test_tables_of_all_slides_are_removed_before_a_slide_is_done_again(tmp_path:
     assert do(2) == [False]
 
 
-def test_results_of_slides_on_a_disk_that_is_not_mounted_stay(tmp_path: Path) -> None:
+def test_results_of_slides_on_a_disk_that_is_not_mounted_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of a slide of which something is missing, such as a picture."""
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir()
     paths = {name: str(disk / name) for name in "ab"}
     for path in paths.values():
         Path(path).write_text(path)
 
-    def do() -> list[str]:
+    def do() -> tuple[list[str], dict[str, Any]]:
         done: list[str] = []
 
         def work(name: str) -> dict[str, int]:
@@ -133,19 +136,26 @@ def test_results_of_slides_on_a_disk_that_is_not_mounted_stay(tmp_path: Path) ->
             if not os.path.exists(paths[name]):
                 raise CorruptImage(name, "the file is missing")
             (out / name).touch()
-            return {}
+            (out / f"{name}.png").touch()
+            return {"objects": len(name)}
 
         identities = {name: [name, *identity_of_slide(path), None] for name, path in paths.items()}
-        shared = SlideWork(out, identities, lambda name: [out / name], paths=paths)
-        shared.do(shared.succeeded, work)
-        return done
+        shared = SlideWork(out, identities, lambda name: [out / name, out / f"{name}.png"], paths=paths)
+        shared.do(lambda name: shared.succeeded(name) and (out / f"{name}.png").exists(), work)
+        return done, shared.found()
 
-    assert do() == ["a", "b"]
+    whole = {name: {"objects": 1} for name in paths}
+    assert do() == (["a", "b"], whole)
     disk.rename(tmp_path / "elsewhere")
-    assert do() == []
+    assert do() == ([], whole)
+    (out / "a.png").unlink()
+    capsys.readouterr()
+    assert do() == (["a"], whole)
+    assert "densepath: a: the file is missing" in capsys.readouterr().err and (out / "a").exists()
     (tmp_path / "elsewhere").rename(disk)
+    assert do() == (["a"], whole) and (out / "a.png").exists()
     (disk / "b").write_text("another slide")
-    assert do() == ["b"]
+    assert do() == (["b"], whole)
 
 
 def test_files_of_slides_that_have_no_tiles_any_more_are_removed(

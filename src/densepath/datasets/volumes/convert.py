@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from densepath.sources.volumes.volume_file import SUFFIX, read_header, write_vol
 _THREADS = 4  # volumes in memory at a time
 _WIDER = 16  # bytes in memory for a byte of a file, which may be compressed
 _SHOWN = 20
+_FORMER = "volumes.former.json"  # what volumes.json held before a volume changed, until all are done
 
 Header = dict[str, Any]
 
@@ -91,6 +94,7 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
         index = _index([case for case in kept if case.name in headers], headers, contents, how, before)
         with atomic_write(dest / INDEX) as part:
             part.write_text(json.dumps(index))
+        (dest / _FORMER).unlink(missing_ok=True)
         _report(index, [*damaged])
     return dest
 
@@ -111,7 +115,7 @@ def _convert_one(case: Case, dest: Path, how: Conversion, again: list[str]) -> H
         if header.get("inputs") == inputs:
             if is_measured(header):
                 return header
-            (dest / INDEX).unlink(missing_ok=True)
+            _set_aside(dest)
             header = remeasure(dest, header)
             again.append(case.name)
             return header
@@ -133,7 +137,7 @@ def _convert_one(case: Case, dest: Path, how: Conversion, again: list[str]) -> H
             "or leave the volume out with --exclude; then start again to continue"
         ) from error
     if path.exists():
-        (dest / INDEX).unlink(missing_ok=True)
+        _set_aside(dest)
     return write_volume(path, {**ready.facts, "inputs": inputs}, ready.channels, ready.labels)
 
 
@@ -184,12 +188,18 @@ def _check_channels(counts: Mapping[str, int]) -> None:
         raise UserError(f"volumes differ in their channels: {shown}; leave some out with --exclude, e.g. {few}")
 
 
+def _set_aside(dest: Path) -> None:
+    """Rename ``volumes.json``, so that the next command knows the former window even if this one is stopped."""
+    with suppress(FileNotFoundError):  # done before
+        os.replace(dest / INDEX, dest / _FORMER)
+
+
 def _index_before(dest: Path) -> Header:
-    """What ``volumes.json`` holds of an earlier command; empty without it."""
-    try:
-        return dict(json.loads((dest / INDEX).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
+    """What ``volumes.json`` held after the last command that was not stopped; empty without it."""
+    for name in (INDEX, _FORMER):
+        with suppress(OSError, ValueError, TypeError):
+            return dict(json.loads((dest / name).read_text()))
+    return {}
 
 
 def _index(

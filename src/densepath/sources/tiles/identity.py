@@ -40,16 +40,18 @@ def identity_of(*paths: str | Path | None, whole: bool = False) -> list[int]:
 
 
 def identity_of_slide(path: str | Path) -> list[int]:
-    """Two numbers that change if any file of a slide does, see :func:`identity_of`."""
+    """Two numbers that change if any file of a slide does, see :func:`identity_of`; [-1, 0] if one cannot be read."""
     found = identity_of(*files_of(path))
+    if _UNREADABLE[0] in found[::2]:
+        return [*_UNREADABLE]
     return found if len(found) == 2 else [sum(found[::2]), zlib.crc32(repr(found).encode())]
 
 
 def is_identity(recorded: Any, identity: Sequence[Any], path: str | Path, first: int = 0) -> bool:
     """Whether a recorded identity is that of a slide: earlier versions knew one of several files by the named one only.
 
-    A slide whose file cannot be opened now, such as one on a disk that is not mounted, is taken for the recorded one:
-    what was made of it must not be removed.
+    A slide of which a file cannot be opened now, such as one on a disk that is not mounted, is taken for the recorded
+    one: what was made of it must not be removed.
 
     Args:
         recorded: as a record has it.

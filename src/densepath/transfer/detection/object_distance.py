@@ -13,7 +13,7 @@ from densepath.transfer.detection.object_overlap import Objects, Overlap
 
 _STEP = 4  # squares of 16 x 16 pixels are measured first, then those of 4 x 4 in the farthest ones, then pixels
 _FEW = 256  # pixels that are measured without that
-_BOXES, _MORE = 8, 4  # boxes that are looked for at first, and times as many as before
+_BOXES, _MORE = 8, 4  # number of boxes in the first search, and the factor for each further one
 _SHIFTS = np.stack(np.divmod(np.arange(_STEP**2), _STEP), axis=1)  # of the parts of a square
 
 

@@ -27,6 +27,7 @@ from densepath.transfer.embed.chunked_rows import read_rows
 
 NOTES = "densepath"  # the attribute of the file with the notes, JSON
 _FEATURES, _CORNERS = ("features", "feats"), "coords"
+_OF_NUMPY = (torch.float16, torch.float32, torch.float64)
 _ROWS = 4096  # that are copied at a time
 _LARGEST = {"float16": "65504, the largest number of float16; use --dtype float32"}
 
@@ -201,13 +202,13 @@ def _read_torch(path: Path) -> SlideFeatures:
         raise ValueError("a dictionary without features or feats")
     corners = content.get(_CORNERS)
     features = _as_rows(_array(content[name]))
-    return _located(path, features, None if corners is None else np.asarray(corners), {})
+    return _located(path, features, None if corners is None else _array(corners), {})
 
 
 def _array(values: Any) -> npt.NDArray[Any]:
-    """The numbers of a torch file; bfloat16, which NumPy lacks, as float32."""
+    """The numbers of a torch file; those of types that NumPy lacks, such as bfloat16, as float32."""
     tensor = torch.as_tensor(values).detach()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return (tensor.float() if tensor.is_floating_point() and tensor.dtype not in _OF_NUMPY else tensor).numpy()
 
 
 def _located(

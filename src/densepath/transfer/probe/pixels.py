@@ -145,7 +145,7 @@ def probe_backbone(
     """
     if size < _MULTIPLE or not 0 <= l2 < math.inf:
         raise UserError(
-            f"size is {size} and l2 {l2}; give {_MULTIPLE} pixels or more, and a penalty that is not negative"
+            f"size is {size} and l2 {l2}; give {_MULTIPLE} pixels or more, and a finite penalty of 0 or more"
         )
     stages = sorted(set(stages or backbone.stages))
     for stage in stages:

@@ -111,6 +111,8 @@ class SlideWork:
                 if not self.succeeded(name):
                     _remove(record_of(self.out, name), *self.files(name))
                 facts = attempt(name, self.out, work)
+                if "problem" in facts and self.succeeded(name):
+                    continue  # what was made before stays, and the rest is tried again by the next start
                 with atomic_write(record_of(self.out, name)) as part:
                     part.write_text(f"{json.dumps(self.identities[name])}\n{json.dumps(facts)}\n")
 
