@@ -310,13 +310,12 @@ def test_crowds_and_boxes_stay_what_they_are(tmp_path: Path, capsys: pytest.Capt
 def test_turned_boxes_of_cvat_become_the_boxes_that_bound_them(degrees: float, tmp_path: Path) -> None:
     source = one_set(tmp_path, segmentation=[], attributes={"occluded": False, "rotation": degrees})
     images = open_split(convert_coco(source, tmp_path / "out", test_share=0.5), "train", outlines=False)
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     expected = []
     for x, y, wide, high in BOXES:
         corners = np.array([[-wide, -high], [wide, -high], [wide, high], [-wide, high]]) / 2
-        angle = np.radians(degrees)
-        turned = corners @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        low, high_end = turned.min(0) + (x + wide / 2, y + high / 2), turned.max(0) + (x + wide / 2, y + high / 2)
-        expected.append(np.concatenate([low, high_end]).clip(0, SIZE[::-1] * 2))
+        turned = corners @ np.array([[cosine, sine], [-sine, cosine]]) + np.array([x + wide / 2, y + high / 2])
+        expected.append(np.concatenate([turned.min(0), turned.max(0)]).clip(0, SIZE[::-1] * 2))
     np.testing.assert_allclose(images[0]["boxes"], expected, atol=1e-3)
 
 

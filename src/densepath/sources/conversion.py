@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 TO_16_BITS = 257  # 255 becomes 65535
 MOST = 2**16 - 1  # the largest value of 16 bits
@@ -74,7 +74,7 @@ def straight(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.concatenate([divided, alpha], axis=-1).astype(pixels.dtype)
 
 
-def stored_numbers(image: Image.Image) -> npt.NDArray[Any]:
+def stored_numbers(image: ImageFile.ImageFile) -> npt.NDArray[Any]:
     """The numbers of a grey image as its file has them, (H, W); the image is opened, but not yet loaded.
 
     Pillow stretches 2 and 4 bits to 8, and inverts TIFFs in which 0 is white. Others are as Pillow reads them.
