@@ -306,6 +306,19 @@ def test_crowds_and_boxes_stay_what_they_are(tmp_path: Path, capsys: pytest.Capt
         open_split(boxes, "train")
 
 
+@pytest.mark.parametrize("degrees", [0, 30.0, 90, -135.5, 330])
+def test_turned_boxes_of_cvat_become_the_boxes_that_bound_them(degrees: float, tmp_path: Path) -> None:
+    source = one_set(tmp_path, segmentation=[], attributes={"occluded": False, "rotation": degrees})
+    images = open_split(convert_coco(source, tmp_path / "out", test_share=0.5), "train", outlines=False)
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    expected = []
+    for x, y, wide, high in BOXES:
+        corners = np.array([[-wide, -high], [wide, -high], [wide, high], [-wide, high]]) / 2
+        turned = corners @ np.array([[cosine, sine], [-sine, cosine]]) + np.array([x + wide / 2, y + high / 2])
+        expected.append(np.concatenate([turned.min(0), turned.max(0)]).clip(0, SIZE[::-1] * 2))
+    np.testing.assert_allclose(images[0]["boxes"], expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("outline", [polygon, packed_runs, lambda box: []], ids=["polygon", "runs", "box"])
 def test_repeated_objects_count_once(outline: Callable[[Any], Any], tmp_path: Path, capsys: Any) -> None:
     content = truth(["a.png", "b.png"], outline)

@@ -200,6 +200,27 @@ def test_stored_numbers_of_an_lzw_tiff_count(tag: int, inverted: bool, tmp_path:
     np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels(0))
 
 
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_stored_numbers_of_few_bits_count(bits: int, inverted: bool, tmp_path: Path) -> None:
+    """As tools write that make files small: Pillow stretches them to 8 bits."""
+    stored = np.arange(16, dtype=np.uint8).reshape(2, 8) % 2**bits
+    digits = np.unpackbits(stored[..., None], axis=2)[..., 8 - bits :].reshape(2, -1)
+    packed = np.packbits(digits, axis=1)
+    Image.fromarray(packed).save(tmp_path / "a.tif", compression="tiff_lzw")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        for tag, value in ((256, 8), (258, bits), (262, 0 if inverted else 1)):
+            tiff.pages.first.tags[tag].overwrite(value)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), stored)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    png = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        png += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    (tmp_path / "a.png").write_bytes(png)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), stored)
+
+
 def test_signed_numbers_keep_their_sign(tmp_path: Path) -> None:
     stored = np.array([[0, 3], [-1, -128]], np.int8)
     Image.fromarray(stored.view(np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={339: 2})

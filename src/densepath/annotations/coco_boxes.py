@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +18,16 @@ Flags = npt.NDArray[np.bool_]
 def corners_of(boxes: Floats) -> Floats:
     """x y width height (N, 4) as x1 y1 x2 y2."""
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def upright(box: Sequence[float], degrees: float, height: int, width: int) -> list[float]:
+    """The box x y width height, within its image, that bounds a box which is turned around its center."""
+    x, y, wide, high = box
+    cosine, sine = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    half = (wide * cosine + high * sine) / 2, (wide * sine + high * cosine) / 2
+    spans = ((x + wide / 2, half[0], width), (y + high / 2, half[1], height))
+    (x1, x2), (y1, y2) = ((max(0.0, mid - side), min(float(most), mid + side)) for mid, side, most in spans)
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def disagree(written: Floats, bounds: Floats, limits: Floats) -> Flags:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from densepath.annotations.coco_boxes import are_corners, are_shares, corners_of, disagree, leave_images
+from densepath.annotations.coco_boxes import are_corners, are_shares, corners_of, disagree, leave_images, upright
 from densepath.annotations.coco_file import read_coco
 from densepath.annotations.left_out import LeftOut
 from densepath.annotations.outlines import are_numbers, draw, has_outline, is_empty, slivers
@@ -60,7 +60,8 @@ def check_instances(
     """Compare the content of a COCO JSON with its images' headers, and draw each outline.
 
     Objects that cannot be used are left out, with a line that names the first, if they are at most 1% of all: COCO's
-    own train2017 has some. A box that is missing becomes that of the outline.
+    own train2017 has some. A box that is missing becomes that of the outline. A turned box of CVAT (``rotation`` in its
+    ``attributes``) without an outline becomes the upright box that bounds it.
 
     Args:
         truth: the content, as :func:`~densepath.annotations.coco_file.read_coco` returns it; it is changed.
@@ -187,6 +188,8 @@ def _draw(annotation: dict[str, Any], height: int, width: int, outlines: bool) -
     outlined = has_outline(segmentation)
     if box is None and not outlined:
         raise ValueError("annotations with neither a box nor an outline")
+    if not outlined and (degrees := _rotation(annotation)):
+        annotation["bbox"] = box = upright(annotation["bbox"], degrees, height, width)
     if not outlined and (not outlines or annotation["iscrowd"]):
         return _draw_box(annotation, height, width), False
     try:
@@ -201,6 +204,13 @@ def _draw(annotation: dict[str, Any], height: int, width: int, outlines: bool) -
         x1, y1, x2, y2 = np.clip(bounds, 0, [width, height] * 2).tolist()
         annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
     return bounds, True
+
+
+def _rotation(annotation: dict[str, Any]) -> float:
+    """Takes out of a box's attributes the degrees by which it is turned, as CVAT writes them; 0 for none."""
+    attributes = annotation.get("attributes")
+    degrees = attributes.pop("rotation", 0) if isinstance(attributes, dict) else 0
+    return float(degrees) if are_numbers([degrees], _MOST) else 0.0
 
 
 def _draw_box(annotation: dict[str, Any], height: int, width: int) -> list[float]:

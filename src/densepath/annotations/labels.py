@@ -15,6 +15,7 @@ import scipy  # its parts are imported when they are used
 from PIL import Image
 
 from densepath.core.errors import UserError, counted
+from densepath.sources.conversion import stored_numbers
 from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.decode import read_header, read_size, without_notes
 from densepath.sources.tiff import TIFF_STARTS, read_stored, refuse_bomb, stored_orientation, stored_shape
@@ -141,7 +142,7 @@ def _decode(path: Path) -> npt.NDArray[Any]:
         except ValueError:  # notes of a PNG that are too long
             image = Image.open(without_notes(path))
         with image:
-            return np.asarray(image)
+            return stored_numbers(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
 

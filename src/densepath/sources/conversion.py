@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 TO_16_BITS = 257  # 255 becomes 65535
 MOST = 2**16 - 1  # the largest value of 16 bits
 _FEWEST_BITS = 9  # of 16-bit files: up to 255 the window would be that of 8 bits
+_RAW_GREY = re.compile(r"\b[1L];([24]?)(I?)")  # how Pillow names stored grey: L;4I has 4 bits, and 0 is white
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts color to grey
 
 
@@ -70,3 +72,16 @@ def straight(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     color, alpha = np.split(pixels.astype(np.uint32), [-1], axis=-1)
     divided = (np.minimum(color, alpha) * most + alpha // 2) // np.maximum(alpha, 1)
     return np.concatenate([divided, alpha], axis=-1).astype(pixels.dtype)
+
+
+def stored_numbers(image: ImageFile.ImageFile) -> npt.NDArray[Any]:
+    """The numbers of a grey image as its file has them, (H, W); the image is opened, but not yet loaded.
+
+    Pillow stretches 2 and 4 bits to 8, and inverts TIFFs in which 0 is white. Others are as Pillow reads them.
+    """
+    grey = _RAW_GREY.search(str(image.tile[0].args)) if image.tile else None
+    bits, inverted = grey.groups() if grey else ("", "")
+    pixels = np.asarray(image)
+    if inverted:
+        pixels = np.invert(pixels)
+    return pixels // (255 // (2 ** int(bits) - 1)) if bits else pixels

@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 
 from densepath.core.errors import UserError, counted
-from densepath.sources.conversion import straight
+from densepath.sources.conversion import stored_numbers, straight
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.tiff_colors import SEPARATE, is_premultiplied, refuse_channels, refuse_colors
 
@@ -151,11 +151,9 @@ def read_stored(path: str | Path) -> npt.NDArray[Any]:
                 raise
         orientation = orientation_of(page)
     with Image.open(path, formats=("TIFF",)) as image:  # LZW, which Pillow reads; it turns and inverts pixels
-        inverted = str(image.tile[0].args).find(";I") >= 0
-        stored = np.asarray(image)
+        stored = stored_numbers(image)
         stored = stored.view(np.int8) if page.dtype == np.int8 else stored
-        pixels = turn(stored, {6: 8, 8: 6}.get(orientation, orientation))
-        return np.invert(pixels) if inverted else pixels
+        return turn(stored, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def stored_shape(path: str | Path) -> tuple[int, ...]:
