@@ -307,6 +307,9 @@ class Returning(Brightness):
             r"by Returning of .*0\.png is uint8 \[4, 4, 1\]; give whole numbers",
         ),
         (np.full((4, 4), np.nan), r"is float64 \[4, 4\]"),
+        (np.full((4, 4), np.inf), r"is float64 \[4, 4\]; give whole numbers"),
+        (np.full((4, 4), 0.5), r"is float64 \[4, 4\]; give whole numbers"),
+        (np.full((4, 4), -1.0), r"has the label -1\.0; number the labels from 0"),
         (np.zeros((0, 4), int), r"is int64 \[0, 4\]"),
         (None, r"is object \[\]"),
         (np.full((4, 4), -1), r"has the label -1; number the labels from 0"),
@@ -325,6 +328,16 @@ def test_maps_whose_numbers_are_kept_are_not_those_whose_numbers_are_not(tmp_pat
     assert label_images(open_images(tiles), labeller, tmp_path / "cache").largest() == 0
     labeller.labels, labeller.classes = np.full((4, 4), 7), True
     assert label_images(open_images(tiles), labeller, tmp_path / "cache").largest() == 7
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_whole_numbers_as_floats_are_labels(tmp_path, tiles, classes):
+    maps = []
+    for number, dtype in enumerate((np.int64, np.float32)):
+        labeller = Returning(tmp_path / "log")
+        labeller.labels, labeller.classes = np.array([[0, 3], [7, 40_000]], dtype), classes
+        maps.append(label_images(open_images(tiles), labeller, tmp_path / f"cache{number}").maps[0])
+    assert np.array_equal(*maps) and len(np.unique(maps[0])) == 4
 
 
 def test_a_damaged_image_does_not_end_the_work(tmp_path, tiles, labeller):

@@ -121,11 +121,12 @@ def test_a_damaged_run_and_a_table_that_is_not_written_do_not_affect_others(play
     assert capsys.readouterr().err.count("the table was not written: ") == runner.changes == 4
 
 
-@pytest.mark.parametrize("step", ["lock", "begin"])
+@pytest.mark.parametrize("step", ["lock", "begin", "finish", "pause"])
 def test_a_run_whose_folder_cannot_be_written_does_not_affect_others(play, tmp_path, monkeypatch, step):
     os.mkfifo(tmp_path / "fifo")
     # "long" is at work when "full" fails, and ends when "after" has started.
     scripts = {"long": f"open('{tmp_path}/fifo').read()", "after": f"open('{tmp_path}/fifo', 'w').close()"}
+    scripts["full"] = "import sys; sys.exit(3)" if step == "pause" else ""
     real = getattr(RunFolder, step)
 
     def fail(folder, *given):
@@ -138,6 +139,23 @@ def test_a_run_whose_folder_cannot_be_written_does_not_affect_others(play, tmp_p
     runner = play(scripts, [long, full, after], devices=2)
     assert runner.failed == {full.name: f"{tmp_path / full.name}: Input/output error"}
     assert [RunFolder(tmp_path, run).result() for run in (long, after)] == [{"mean_iou": 50.0}] * 2
+
+
+def test_a_missing_program_is_named_and_the_folder_where_the_system_names_no_file(play, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "link"))
+    program = play({}, [probe("a")]).failed[probe("a").name]
+    assert program == f"{tmp_path / 'link'}: No such file or directory"
+    monkeypatch.setattr(RunFolder, "begin", lambda *_: os.fsync(10**6))
+    assert play({}, [probe("a")]).failed == {probe("a").name: f"{tmp_path / probe('a').name}: Bad file descriptor"}
+
+
+def test_a_table_on_a_broken_disk_does_not_end_the_runs(play, tmp_path, capsys):
+    def changed():
+        raise OSError(errno.EIO, "Input/output error")
+
+    assert play({}, [probe("a"), probe("b")], changed=changed).failed == {}
+    assert capsys.readouterr().err.count(f"the table was not written: {tmp_path}: Input/output error") == 2
 
 
 def test_ctrl_c_lets_the_runs_save_themselves(play, tmp_path):

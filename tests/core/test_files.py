@@ -193,13 +193,14 @@ def test_what_killed_writers_have_left_is_removed_by_the_next(tmp_path, dead, in
     target, here = tmp_path / "data", _machine()
     target.mkdir()
     folder = target if inside else tmp_path
-    gone = [f".data.{dead}.part", f".data.{dead}@{here}.part", ".data.1@another-machine.part"]
+    gone = [f".data.{dead}@{here}.part", f".data.{dead}.part", ".data.1@another-machine.part"]
     kept = [f".data.{os.getpid()}@{here}.part", ".other.1.part", ".mine.part"]
     for name in (*gone, *kept) if not inside else gone:
         (folder / name).mkdir()
         (folder / name / "half").write_text("half")
     long_ago = time.time() - 2 * 24 * 3600
-    os.utime(folder / gone[-1], (long_ago, long_ago))
+    for name in gone[1:]:
+        os.utime(folder / name, (long_ago, long_ago))
     write_folder(target)
     assert content(target) == ["deep", "deep/file", "file"]
     if not inside:
@@ -227,10 +228,11 @@ def test_what_a_killed_writer_of_a_file_has_left_is_removed(tmp_path, dead, chec
     assert list(tmp_path.iterdir()) == [other]
 
 
-def test_what_another_machine_writes_now_stays(tmp_path):
-    (tmp_path / ".data.1@another-machine.part").mkdir()
+@pytest.mark.parametrize("name", [".data.4194305@another-machine.part", ".data.4194305.part"])
+def test_what_another_or_an_unnamed_machine_writes_now_stays(tmp_path, name):
+    (tmp_path / name).mkdir()
     write_folder(tmp_path / "data")
-    assert (tmp_path / ".data.1@another-machine.part").exists()
+    assert (tmp_path / name).exists()
 
 
 def test_a_mapped_file_that_changes_is_named(tmp_path):

@@ -34,6 +34,10 @@ def _given(
     path: AnyPath = ".",
     runs: Sequence[AnyPath] = (),
     sources: AnyPath | Sequence[AnyPath] | None = None,
+    devices: int | str = "",
+    pictures: int | Literal["all"] = 1,
+    flags: Sequence[int | bool] = (),
+    points: Sequence[tuple[int, float]] = (),
 ) -> dict[str, Any]:
     return {name: value for name, value in locals().items() if value not in ((), None, "", 1, False, ".")}
 
@@ -59,6 +63,11 @@ def _given(
         ("path", Path("a"), Path("a")),
         ("runs", (each for each in ("a", Path("b"))), ("a", "b")),
         ("sources", ["a"], ["a"]),
+        ("devices", np.int64(4), 4),
+        ("devices", "0,1", "0,1"),
+        ("pictures", "all", "all"),
+        ("flags", [False, 2], [False, 2]),
+        ("points", [(1, 0.5)], [(1, 0.5)]),
     ],
 )
 def test_a_single_value_is_a_list_of_one(name: str, value: Any, taken: Any) -> None:
@@ -82,8 +91,16 @@ def test_a_single_value_of_another_type_is_refused(name: str, value: Any, says: 
         ("number", "4", "'4'; give a whole number"),
         ("share", "0.5", "'0.5'; give a number"),
         ("share", (0.5,), r"\(0.5,\); give a number"),
-        ("share", True, "True; give a number"),
-        ("number", True, "True; give a whole number"),
+        ("share", True, "True; give a number instead of True or False"),
+        ("number", True, "True; give a number"),
+        ("devices", True, "True; give a number"),
+        ("devices", np.True_, "True; give a number"),
+        ("pictures", False, "False; give a number"),
+        ("size", (True, 2), r"\(True, 2\); give a number"),
+        ("numbers", [1, True], r"\[1, True\]; give a number"),
+        ("numbers", True, r"\(True,\); give a number"),
+        ("pair", [np.False_, 1.0], r"\[False, 1.0\]; give a number"),
+        ("points", [(1, True)], r"\[\(1, True\)\]; give a number"),
         ("switch", None, "None; give a value, or leave it out"),
         ("texts", None, "None; give a value, or leave it out"),
         ("choice", "c", "'c'; give a or b"),

@@ -67,6 +67,29 @@ def test_a_stream_needs_no_more_than_write_and_flush():
     assert copy.text.endswith("shown\n")
 
 
+def test_a_stream_without_an_encoding_or_a_descriptor_gets_escaped_characters(monkeypatch):
+    class Ascii:
+        text = ""
+
+        def write(self, text):
+            text.encode("ascii")
+            self.text += text
+            return len(text)
+
+        def flush(self):
+            pass
+
+        def fileno(self):
+            return None
+
+    stream = Ascii()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert write_line("a µ", stream)
+    write_result("b µ")
+    open_console(stream).print("c µ")
+    assert stream.text == "a \\xb5\nb \\xb5\nc \\xb5\n"
+
+
 def test_a_full_stream_gets_nothing_more():
     with open("/dev/full", "w") as stream:
         assert not write_line("one", stream)

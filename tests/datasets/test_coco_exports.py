@@ -509,11 +509,15 @@ def test_a_data_set_within_its_source_is_refused(tmp_path: Path) -> None:
     convert_coco(source, tmp_path / "out", test_share=0.5)
 
 
-def test_files_of_one_name_in_many_folders_are_not_compared_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"slide_{number}/tile.png" for number in range(30)]
+@pytest.mark.parametrize("above", ["", "img/", "img/20x/"])
+def test_files_of_one_name_in_many_folders_are_not_compared_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, above: str
+) -> None:
+    names = [f"slide_{number}/{above}tile.png" for number in range(30)]
     index = FileIndex([Path("/data") / name for name in names])
     agree, compared = find_files._agreeing, []
     monkeypatch.setattr(find_files, "_agreeing", lambda *parts: compared.append(parts) or agree(*parts))
     assert [index.find(f"other/{name}") for name in names] == [[Path("/data") / name] for name in names]
     assert len(compared) == len(names)
-    assert len(index.find("slide/tile.png")) == len(names)
+    assert len(index.find(f"slide/{above}tile.png")) == len(names)
+    assert index.find(f"slide/{above}TILE.png") == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from PIL import Image
 
 from densepath.cli import main
 from densepath.core.errors import UserError
+from densepath.core.remains import temporary_name
 from densepath.datasets.check import check_data
 from densepath.datasets.volumes import convert as convert_
 from densepath.datasets.volumes import luna
@@ -491,6 +493,17 @@ def test_a_store_is_unfinished_from_the_first_volume_that_is_replaced(
     with pytest.raises(UserError, match="unfinished; continue with the same"):
         open_volumes(tmp_path / "S")
     assert len(open_volumes(convert_folder(how))) == 3
+
+
+def test_what_a_killed_conversion_has_left_is_removed_also_where_the_volumes_are_a_link(tmp_path: Path) -> None:
+    how = FolderConversion(fill(tmp_path / "in", {"a.nii": nifti(CT)}), tmp_path / "S")
+    volumes = convert_folder(how) / "volumes"
+    volumes.rename(tmp_path / "disk")
+    volumes.symlink_to(tmp_path / "disk")
+    left = volumes / temporary_name("a.dpv").replace(f".{os.getpid()}@", ".4194305@")  # above the largest number
+    left.touch()
+    convert_folder(how)
+    assert volumes.is_symlink() and not left.exists()
 
 
 def test_volumes_are_excluded_from_a_store_without_converting_the_others_again(

@@ -66,7 +66,7 @@ class Labeller(Protocol):
         """
 
     def label(self, image: Image, name: str) -> npt.NDArray[Any]:
-        """The label map (h, w) of an image (H, W, 3), of any resolution, in integers from 0.
+        """The label map (h, w) of an image (H, W, 3), of any resolution, in whole numbers from 0.
 
         Grey images come as three equal channels, in 8 bits of their window.
 
@@ -255,7 +255,10 @@ class _Labelled(Dataset[Any]):
 
 def _check(labels: npt.NDArray[Any], classes: bool, what: str) -> None:
     """Raise UserError if a labeller, perhaps of the user, has not returned a label map; ``what`` names it."""
-    if labels.ndim != 2 or not labels.size or labels.dtype.kind not in "bui":
+    whole = labels.dtype.kind in "bui" or (
+        labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.rint(labels)).all()
+    )
+    if labels.ndim != 2 or not labels.size or not whole:
         raise UserError(f"the label map by {what} is {labels.dtype} {list(labels.shape)}; give whole numbers (h, w)")
     if classes and labels.min() < 0:
         raise UserError(f"the label map by {what} has the label {labels.min()}; number the labels from 0")

@@ -60,7 +60,7 @@ class Runner:
         root: the folder that holds all runs.
         runs: the runs, each after those that it depends on.
         devices: the devices to use.
-        changed: called when a run is done; its UserError is printed, and the runs continue.
+        changed: called when a run is done; its UserError or OSError is printed, and the runs continue.
         submit: submits the command of a run as a job, given its folder, its log and its environment; None starts it as
             a process of this machine.
     """
@@ -134,7 +134,7 @@ class Runner:
             if lock is not None:
                 os.close(lock)
             self._waiting.remove(run)
-            self._fail(run, f"{folder.path}: {error.strerror}" if isinstance(error, OSError) else str(error))
+            self._fail(run, _reason(error, folder.path))
             return
         self._waiting.remove(run)
         if done:
@@ -202,8 +202,8 @@ class Runner:
                     why = f"killed by signal {-code}" if code < 0 else job.folder.last_message() or f"exit code {code}"
                     job.folder.pause(seconds, why)
                     self._fail(job.folder.run, f"{why} (log: {job.folder.path / LOG})")
-            except UserError as error:
-                self._fail(job.folder.run, str(error))
+            except (UserError, OSError) as error:
+                self._fail(job.folder.run, _reason(error, job.folder.path))
             finally:
                 os.close(job.lock)
 
@@ -211,8 +211,8 @@ class Runner:
         """Call ``changed``. If it fails, the runs continue: none of them has to be the cause."""
         try:
             self._changed()
-        except UserError as error:
-            say(f"densepath: the table was not written: {error}")
+        except (UserError, OSError) as error:
+            say(f"densepath: the table was not written: {_reason(error, self._root)}")
 
     def _fail(self, run: Run, why: str) -> None:
         self.failed[run.name] = why
@@ -232,6 +232,11 @@ class Runner:
             time.sleep(_POLL)
         say("densepath: stopped; give the same command to resume")
         raise Interrupted(signum)
+
+
+def _reason(error: UserError | OSError, folder: Path) -> str:
+    """What an error says, with the file of a system's error; with the folder if it names no file."""
+    return str(error) if isinstance(error, UserError) else f"{error.filename or folder}: {error.strerror or error}"
 
 
 def _import_path() -> dict[str, str]:

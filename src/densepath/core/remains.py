@@ -32,7 +32,8 @@ def temporary_name(name: str) -> str:
 def final_name(name: str) -> str:
     """The name that a file with a temporary name will have; other names as they are.
 
-    What is written under a temporary name may itself be the temporary name of something larger.
+    What is written under a temporary name may itself be the temporary name of something larger. Of such a name that was
+    too long and therefore shortened, only the outer part is known.
     """
     while match := _REMAINS.fullmatch(name):
         name = match[1]
@@ -81,7 +82,8 @@ def _machine() -> str:
 
 
 def _is_abandoned(part: Path, process: int, machine: str | None) -> bool:
-    if machine not in (None, _machine()):
+    """Whether no process writes a file or folder any more; names of former versions do not say on which machine."""
+    if machine != _machine():
         folders = [part, *(Path(place) for place, _, _ in os.walk(part))]
         with suppress(OSError):  # its writer has just finished it
             return time.time() - max(folder.stat().st_mtime for folder in folders) > _ABANDONED

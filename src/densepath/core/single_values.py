@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from numbers import Real
 from pathlib import Path
@@ -99,8 +99,10 @@ def check_choice(name: str, value: Any, kind: Any) -> None:
 
 
 def _checked(name: str, annotation: Any, value: Any) -> Any:
-    """A value for a choice, a switch or a number; those for other types are not checked."""
+    """A value for a choice, a switch or a number; of those for other types only numbers are checked not to be bool."""
     kinds = [kind for kind in alternatives(annotation) if kind is not NoneType]
+    if _has_bool_as_number(kinds, value):
+        raise UserError(f"{name} is {value!r}; give a number instead of True or False")
     if value is None or len(kinds) != 1:
         return value
     (kind,) = kinds
@@ -111,14 +113,25 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
             raise UserError(f"{name} is {value!r}; give True or False")
         return bool(value)
     elif kind is float:
-        if not isinstance(value, SupportsFloat) or isinstance(value, bool):
+        if not isinstance(value, SupportsFloat):
             raise UserError(f"{name} is {value!r}; give a number")
     elif kind is int:
         number: Any = value
-        if not isinstance(value, Real) or isinstance(value, bool) or number % 1:
+        if not isinstance(value, Real) or number % 1:
             raise UserError(f"{name} is {value!r}; give a whole number")
         return int(number)
     return value
+
+
+def _has_bool_as_number(kinds: Iterable[Any], value: Any) -> bool:
+    """Whether a value, or one in a list, is True or False where the types have numbers: Python takes them for 1 and 0.
+
+    Types that have ``bool``, too, mean them.
+    """
+    if isinstance(value, list | tuple):
+        items = [kind for each in kinds for item in get_args(each) for kind in alternatives(item)]
+        return any(_has_bool_as_number(items, each) for each in value)
+    return isinstance(value, bool) and bool not in kinds and any(kind in _NUMBERS for kind in kinds)
 
 
 def _without_numpy(value: Any) -> Any:

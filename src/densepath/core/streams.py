@@ -64,7 +64,7 @@ def _put(text: str, stream: TextIO) -> int:
     try:
         return stream.write(text)
     except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
+        encoding = getattr(stream, "encoding", None) or "ascii"
         return stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
@@ -72,7 +72,7 @@ def _takes_a_line(stream: TextIO) -> bool:
     """Whether a line can be written without blocking, after a short wait."""
     try:
         return bool(select.select([], [stream.fileno()], [], _PATIENCE)[1])
-    except (OSError, ValueError, AttributeError):  # not a descriptor that can be asked: writing will show
+    except (OSError, ValueError, TypeError, AttributeError):  # no descriptor that can be asked: writing will show
         return True
 
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from densepath.core.columns import SPLIT_OF
 from densepath.core.errors import UserError, counted, first_few
+from densepath.core.path_ends import PathEnds
 from densepath.core.paths import AnyPath
 from densepath.core.spelling import composed
 from densepath.core.streams import say
@@ -65,15 +66,16 @@ class FileIndex:
     def __init__(self, files: Iterable[Path], stems: bool = False) -> None:
         self._stems, self._folded = stems, defaultdict[str, set[str]](set)
         self._other_case: dict[str, Path] = {}
-        self._files: dict[tuple[str, ...], list[tuple[Path, list[str], int]]] = defaultdict(list)
-        self.count = 0
+        self._files: dict[str, list[Path]] = defaultdict(list)
+        self.count, ends = 0, []
         for path in files:
             self.count += 1
             for order, parts in enumerate(_readings(str(path))):
                 for key in {self._key(parts[-1]), parts[-1]}:
-                    for above in ([], parts[-2:-1])[: len(parts)]:
-                        self._files[(*above, key)].append((path, parts, order))
+                    ends.append(((*parts[:-1], key), (path, parts, order)))
+                    self._files[key].append(path)
                     self._folded[key.casefold()].add(key)
+        self._ends = PathEnds(ends)
 
     def find(self, name: str, near: Path | None = None, split: str | None = None) -> list[Path]:
         """The files that a name means: none, one, or several that fit equally well.
@@ -87,12 +89,9 @@ class FileIndex:
             split: the split that the name belongs to.
         """
         ranked = []
-        readings = _readings(name)
-        # A file in a folder of the same name fits better than all others, and each folder may have a file of this name.
-        found = [self._named(*parts[-2:]) if len(parts) > 1 else [] for parts in readings]
-        found = found if any(found) else [self._named(parts[-1]) for parts in readings]
-        for place, (parts, files) in enumerate(zip(readings, found, strict=True)):
-            for path, other, order in files:
+        for place, parts in enumerate(_readings(name)):
+            key = parts[-1] if parts[-1] in self._files else self._key(parts[-1])
+            for path, other, order in self._ends.closest((*parts[:-1], key)):
                 fits = split is not None and any(split_named(part) == split for part in other[:-1])
                 shared = len(os.path.commonpath([os.path.abspath(near), os.path.abspath(path)])) if near else 0
                 ranked.append(((_agreeing(parts, other), -place - order, fits, shared), path))
@@ -107,21 +106,16 @@ class FileIndex:
             shown = first_few([f"{name} is {path.name}" for name, path in self._other_case.items()])
             say(f"densepath: {counted(len(self._other_case), 'name')} in other capitals than the file: {shown}")
 
-    def _named(self, *end: str) -> list[tuple[Path, list[str], int]]:
-        """The files with this name, or in such a folder with this name."""
-        *above, name = end
-        key = (name,) if (name,) in self._files else (self._key(name),)
-        return self._files.get((*above, *key), [])
-
     def _in_other_case(self, name: str) -> list[Path]:
         """The one file whose name differs in capitals only, as on Windows; none if there are several."""
         asked = {key.casefold() for parts in _readings(name) for key in (parts[-1], self._key(parts[-1]))}
         keys = {key for one in asked for key in self._folded.get(one, ())}
-        found = list({path for key in keys for path, *_ in self._files[(key,)]})
-        if len(found) != 1:
+        found = (path for key in keys for path in self._files[key])
+        first = next(found, None)
+        if first is None or any(path != first for path in found):
             return []
-        self._other_case[name] = found[0]
-        return found
+        self._other_case[name] = first
+        return [first]
 
     def _key(self, name: str) -> str:
         stem, suffix = os.path.splitext(name)

@@ -13,7 +13,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from densepath.annotations.cells import cell_points, matching
+from densepath.annotations.cells import cell_points
 from densepath.annotations.cells.cell_files import (
     Cells,
     cell_path,
@@ -281,12 +281,3 @@ def test_points_of_several_classes_are_as_many_regions() -> None:
         [False, True, True, False],
     ]
     assert torch.equal(regions.masks.sum(1), torch.ones(1, 4))
-
-
-def test_rows_of_one_file_name_in_many_folders_are_not_compared_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"slide_{number}/tile.png" for number in range(30)]
-    rows = [{"slide": name, "path": f"/before/{name}"} for name in names]
-    share, compared = matching._shared, []
-    monkeypatch.setattr(matching, "_shared", lambda *paths: compared.append(paths) or share(*paths))
-    assert matching.matching(rows, [("", f"/now/{name}") for name in names], lambda *_: True) == rows
-    assert len(compared) == len(names)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from densepath.core.errors import UserError, first_few
+from densepath.core.path_ends import Parts, PathEnds
 from densepath.core.spelling import composed
 from densepath.core.threads import in_threads
 
@@ -29,16 +30,16 @@ def matching(rows: Sequence[Row], wanted: Sequence[tuple[str, str]], fits: Calla
         UserError: one row is that of several images.
     """
     by_path = {_parts(row["path"]): row for row in rows}
-    by_end: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)  # by the file, and by it and its folder
-    for parts in by_path:
-        for count in {1, min(2, len(parts))}:
-            by_end[parts[-count:]].append(parts)
+    by_slide: dict[tuple[str, Parts], list[Row]] = defaultdict(list)  # by the slide's name, and the file
+    for parts, row in by_path.items():
+        by_slide[row["slide"], parts[-1:]].append(row)
+    by_end = PathEnds(by_path.items())
     found: list[Row] = [by_path.get(_parts(os.path.abspath(path)), {}) for _, path in wanted]
     moved = [
         (position, row)
         for position, (name, path) in enumerate(wanted)
         if not found[position]
-        for row in _candidates(name, path, by_path, by_end)
+        for row in _candidates(name, _parts(os.path.abspath(path)), by_slide, by_end)
     ]
     agree = in_threads(lambda pair: fits(*pair), moved, _THREADS, "the files of images")
     close: dict[int, list[Row]] = defaultdict(list)
@@ -56,31 +57,12 @@ def matching(rows: Sequence[Row], wanted: Sequence[tuple[str, str]], fits: Calla
 
 
 def _candidates(
-    name: str,
-    path: str,
-    by_path: dict[tuple[str, ...], Row],
-    by_end: dict[tuple[str, ...], list[tuple[str, ...]]],
+    name: str, parts: Parts, by_slide: Mapping[tuple[str, Parts], list[Row]], by_end: PathEnds[Row]
 ) -> list[Row]:
     """The row of the same name, or else those that share most last parts of the path."""
-    absolute = _parts(os.path.abspath(path))
-    close = by_end.get(absolute[-1:], [])
-    if name and (named := [by_path[other] for other in close if by_path[other]["slide"] == name]):
-        return named
-    close = by_end.get(absolute[-2:], close)
-    shared = [_shared(absolute, other) for other in close]
-    most = max(shared, default=0)
-    return [by_path[other] for other, count in zip(close, shared, strict=True) if count == most]
+    named = by_slide.get((name, parts[-1:])) if name else None
+    return named or by_end.closest(parts)
 
 
-def _parts(path: str) -> tuple[str, ...]:
+def _parts(path: str) -> Parts:
     return tuple(part for part in composed(path).split("/") if part not in ("", "."))
-
-
-def _shared(path: tuple[str, ...], other: tuple[str, ...]) -> int:
-    """How many last parts two paths share."""
-    count = 0
-    for one, two in zip(reversed(path), reversed(other), strict=False):
-        if one != two:
-            break
-        count += 1
-    return count
