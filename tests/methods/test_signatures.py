@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from densepath.core.errors import UserError
-from densepath.methods import PCLV2, Cellback, ConCL, DenseCL, Method, MoCoV1, MoCoV2, SemanticGenesis
+from densepath.methods import (
+    DINO,
+    PCLV2,
+    Cellback,
+    ConCL,
+    DenseCL,
+    Method,
+    MoCoV1,
+    MoCoV2,
+    SemanticGenesis,
+    SwAV,
+)
 from densepath.methods.moco_v2 import MoCoOptions
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.options import options_of
@@ -108,6 +119,8 @@ class Options(TypedDict):
         (ConCL, {"concept_weight": math.nan}, "concept_weight is nan; give a finite number"),
         (MoCoV2, {"temperature": np.float32("inf")}, "temperature is inf; give a finite number"),
         (Cellback, {"region_weight": -0.5}, "region_weight is -0.5; give 0 or more"),
+        (SwAV, {"prototypes": -1}, "two prototypes or more, not -1"),
+        (DINO, {"prototypes": 1}, "two prototypes or more, not 1"),
         (SemanticGenesis, {"classification_weight": -1}, "classification_weight is -1; give 0 or more"),
     ],
 )
