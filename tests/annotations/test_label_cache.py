@@ -14,6 +14,8 @@ from densepath.annotations import label_cache
 from densepath.annotations.label_cache import cache_folder, label_images
 from densepath.core import digests as contents
 from densepath.core.errors import UserError
+from densepath.sources import corrupt
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.open import open_images
 from densepath.sources.packing import pack
 
@@ -347,6 +349,38 @@ def test_a_damaged_image_does_not_end_the_work(tmp_path, tiles, labeller):
     maps = label_images(open_images(tiles, cache="none"), labeller, tmp_path / "cache").maps
     assert len(maps) == 120 and not maps[sorted(map(str, range(120))).index("3")].any()
     assert len(labeller.asked()) == 119
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_image_that_can_be_read_again_gets_its_map(tmp_path, tiles, labeller, monkeypatch, stopped):
+    monkeypatch.setattr(label_cache, "_SHARD", 2)
+    monkeypatch.setattr(corrupt, "LARGEST_SHARE", {2: 0.5})
+    images = open_images(tiles, cache="none")
+    whole = label_images(images, labeller, tmp_path / "whole").maps.copy()
+    labeller.asked()
+    read, broken = images.read, {1, 4}
+
+    def failing(position):
+        if position in broken:
+            raise CorruptImage(images.names(position), "the disk has failed")
+        return read(position)
+
+    monkeypatch.setattr(images, "read", failing)
+    if stopped:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(label_cache, "note_unread", interrupt)
+            label_images(images, labeller, tmp_path / "cache")
+    for readable in ([], [1], [4]):
+        broken.difference_update(readable)
+        maps = label_images(images, labeller, tmp_path / "cache").maps
+        assert labeller.asked() == [str(k) for k in readable] or not readable
+        assert not any(maps[k].any() for k in broken)
+        assert all(np.array_equal(maps[k], whole[k]) for k in range(6) if k not in broken)
+    assert files(tmp_path / "cache") == ["labels.npy"]
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
 
 
 def test_a_full_disk_is_named_and_nothing_stays(tmp_path, tiles, labeller):

@@ -1,5 +1,6 @@
 """Test images among those for pre-training are found in any file format and orientation."""
 
+import errno
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from densepath.annotations.patients import patients_of
+from densepath.benchmark import identity
 from densepath.benchmark.identity import pixel_digest, read_tiles
 from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.benchmark.labelled_sets import read_outlined as read_labelled
@@ -16,6 +18,8 @@ from densepath.benchmark.overlap import check_overlap, shared_patients
 from densepath.core.errors import UserError
 from densepath.datasets.volumes.conversion import FolderConversion
 from densepath.datasets.volumes.folder import convert_folder
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import pack
 
 
@@ -50,6 +54,21 @@ def test_a_test_image_is_found_among_the_tiles(data, tmp_path, change):
         check(tmp_path, tiles)
     (note,) = check(tmp_path, tiles, allow=True)
     assert note.startswith("OVERLAP, which was allowed. tissue: 1 of 2 test images")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tile_that_could_not_be_read_for_a_while_is_found_later(data, tmp_path, monkeypatch, packed):
+    shutil.copy(sorted((data / "test").iterdir())[0], tmp_path / "tiles" / "x.png")
+    tiles = pack(tmp_path / "tiles", tmp_path / "tiles.safetensors").name if packed else "tiles"
+
+    def fail(*arguments):
+        raise CorruptImage("x.png", "the disk fails") from OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*(PackedTiles, "read") if packed else (identity, "read_image"), fail)
+        read_tiles(tmp_path / tiles, tmp_path)
+    with pytest.raises(UserError, match="1 of 2 test images are among the tiles"):
+        check(tmp_path, tiles)
 
 
 def test_one_changed_pixel_makes_a_different_image(data, tmp_path):

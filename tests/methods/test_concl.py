@@ -351,7 +351,7 @@ def test_what_does_not_fit_is_named(make, options, message):
         ({"concepts": "grid", "grid_size": 0}, "at least one square per side"),
         ({"concepts": "superpixels", "superpixel_scale": 0}, "superpixel_scale is 0; give a number of pixels"),
         ({"concepts": "nuclei", "nucleus_radius": 0.5}, "nucleus_radius is 0.5; give a number of pixels"),
-        ({"concepts": "nuclei", "nucleus_radius": float("nan")}, "nucleus_radius is nan; give a number of pixels"),
+        ({"concepts": "nuclei", "nucleus_radius": float("nan")}, "nucleus_radius is nan; give a finite number"),
         ({"restoration": "soft"}, "unknown restoration 'soft'; choose argmax or shares"),
         (
             {"concepts": "nuclei", "restoration": "shares"},

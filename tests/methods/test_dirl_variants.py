@@ -159,6 +159,8 @@ def test_what_does_not_fit_is_named(make):
         make(kind, "test_resnet", interactions=False)
     with pytest.raises(UserError, match="no negatives"):
         check(make(DiRLSimCLR, PLAIN), SIZE, 1)
-    with pytest.raises(UserError, match="count_weight must not be negative"):
+    with pytest.raises(UserError, match="at least one channel, not 0"):
+        make(DiRLSimCLR, PLAIN, hidden_dim=0)
+    with pytest.raises(UserError, match="count_weight is -1"):
         make(DINOSup, PLAIN, count_weight=-1.0)
     assert [need.kind for need in make(DINOSup, PLAIN).needs().values()] == ["cells"]

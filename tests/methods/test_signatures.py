@@ -1,14 +1,27 @@
 """Hyper-parameters that a method takes from the one that it builds on."""
 
 import inspect
+import math
 from typing import Any, TypedDict, Unpack, get_type_hints
 
+import numpy as np
 import pytest
 
 from densepath.core.errors import UserError
-from densepath.methods import PCLV2, ConCL, DenseCL, MoCoV1, MoCoV2
+from densepath.methods import (
+    DINO,
+    PCLV2,
+    Cellback,
+    ConCL,
+    DenseCL,
+    Method,
+    MoCoV1,
+    MoCoV2,
+    SemanticGenesis,
+    SwAV,
+)
 from densepath.methods.moco_v2 import MoCoOptions
-from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones import Backbone, build_backbone
 from densepath.options import options_of
 from densepath.training.recipes import all_options
 
@@ -97,3 +110,31 @@ def test_an_option_that_the_base_class_lacks_is_a_mistake_of_the_programmer():
 
 class Options(TypedDict):
     colour: int
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (ConCL, {"temperature": math.nan}, "temperature is nan; give a finite number"),
+        (ConCL, {"concept_weight": math.nan}, "concept_weight is nan; give a finite number"),
+        (MoCoV2, {"temperature": np.float32("inf")}, "temperature is inf; give a finite number"),
+        (Cellback, {"region_weight": -0.5}, "region_weight is -0.5; give 0 or more"),
+        (SwAV, {"prototypes": -1}, "two prototypes or more, not -1"),
+        (DINO, {"prototypes": 1}, "two prototypes or more, not 1"),
+        (SemanticGenesis, {"classification_weight": -1}, "classification_weight is -1; give 0 or more"),
+    ],
+)
+def test_numbers_with_which_nothing_can_be_trained_are_refused(method, options, message):
+    with pytest.raises(UserError, match=message):
+        method(build_backbone("test_resnet"), **options)
+
+
+def test_a_method_of_the_user_may_have_such_defaults():
+    class Own(Method):
+        def __init__(self, backbone: Backbone, limit: float = math.inf, entropy_weight: float = -0.1) -> None:
+            super().__init__()
+            self.backbone, self.limit = backbone, limit
+
+    assert Own(build_backbone("test_resnet"), limit=math.inf, entropy_weight=-0.1).limit == math.inf
+    with pytest.raises(UserError, match="limit is nan"):
+        Own(build_backbone("test_resnet"), limit=math.nan)

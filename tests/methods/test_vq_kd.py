@@ -191,6 +191,8 @@ def test_wrong_hyper_parameters_are_named(make):
         make(VQKD, "resnet18")
     with pytest.raises(UserError, match="the commitment must be at least 0"):
         make(VQKD, "test_vit", commitment=-1.0)
+    with pytest.raises(UserError, match="2 codes of length 1 or more, not 12 of length -1"):
+        make(VQKD, "test_vit", num_codes=12, code_dim=-1)
     with pytest.raises(UserError, match=r"restart_below is a share of the mean usage, .*, not 1\.0"):
         make(VQKD, "test_vit", restart_below=1.0)
     with pytest.raises(UserError, match="the decoder has 1 to 6 blocks on test_vit, not 0"):

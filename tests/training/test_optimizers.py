@@ -145,7 +145,9 @@ def test_warmup_and_milestones_are_counted_in_epochs():
     assert rates[60:] == pytest.approx([0.01] * 20)
 
 
-@pytest.mark.parametrize("wrong", [{"name": "adam"}, {"schedule": "linear"}, {"lr": 0.0}, {"lr": math.nan}])
+@pytest.mark.parametrize(
+    "wrong", [{"name": "adam"}, {"schedule": "linear"}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UserError):
         Optimizer(**wrong)
@@ -330,6 +332,9 @@ def test_a_restored_schedule_continues_with_the_same_values():
         {"final_lr": 1.5},
         {"warmup_start": -0.1},
         {"final_weight_decay": math.nan},
+        {"final_weight_decay": math.inf},
+        {"milestones": (10, math.nan)},
+        {"milestones": (-1,)},
         {"weight_decay": 0.0, "final_weight_decay": 0.1},
     ],
 )

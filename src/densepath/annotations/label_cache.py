@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice, takewhile
@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from densepath.annotations.label_maps import SIDE, LabelMaps, shrink
+from densepath.annotations.unread import UNREAD, note_unread, readable_again, unread_images, unread_rows
 from densepath.core.digests import digest_of, digest_of_files
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
@@ -97,7 +98,8 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
 
     The key of the cache is the labeller's identity and the contents of the images' files (or of a packed store) and the
     labeller's files, not their paths; :func:`digest_of_files` reads them once. An interrupted computation continues
-    where it stopped. Of several processes that need the same maps, one computes them, the others wait.
+    where it stopped. Of several processes that need the same maps, one computes them, the others wait. An image that
+    cannot be read has a map of zeros until it can be, after a disk or network has failed for instance.
 
     Args:
         images: the source.
@@ -114,7 +116,7 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
     subfolder = root / _key(images, source, _has_classes(labeller), root)
     path = subfolder / "labels.npy"
     maps = _open(path, len(images))
-    if maps is None:
+    if maps is None or readable_again(path, images):
         try:
             subfolder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -123,11 +125,11 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
                 "give another with --cache_dir"
             ) from error
         with writing(path, subfolder / "lock"), shared_work(subfolder / "lock", "label maps"):
-            maps = _open(path, len(images))  # another process may have computed them meanwhile
-            if maps is None:
+            if _open(path, len(images)) is None:  # else another process has computed them meanwhile
                 remove_remains(subfolder)
                 _write(path, images, labeller)
-                maps = _open(path, len(images))
+            _complete(path, images, labeller)
+            maps = _open(path, len(images))
     if maps is None:
         raise UserError(f"{path} was damaged as soon as it was written; check the disk")
     return LabelMaps(maps, digest_of([json.dumps(source, sort_keys=True)]), _has_classes(labeller))
@@ -172,7 +174,7 @@ def _write(path: Path, images: PixelSource, labeller: Labeller) -> None:
     whole = list(takewhile(lambda shard: _open(shard, counts[shard]) is not None, counts))
     try:
         loaders: list[Any] = []
-        made = _labelled(images, labeller, len(whole) * _SHARD, loaders)
+        made = _labelled(images, labeller, range(len(whole) * _SHARD, len(images)), loaders)
         with closing(ahead(made, _AHEAD, "label maps", partial(end_workers, loaders), HANGING_READER)) as labels:
             for shard in list(counts)[len(whole) :]:
                 _save(shard, (counts[shard], SIDE, SIDE), islice(labels, counts[shard]))
@@ -181,8 +183,23 @@ def _write(path: Path, images: PixelSource, labeller: Labeller) -> None:
         if error.__cause__ is None and not isinstance(error, Stuck):
             shutil.rmtree(shards, ignore_errors=True)
         raise
-    _save(path, (len(images), SIDE, SIDE), map(np.load, counts))
+    shape = (len(images), SIDE, SIDE)
+    unread = [start + row for start, shard in zip(starts, counts, strict=True) for row in unread_rows(np.load(shard))]
+    note_unread(path, unread)  # first: without it, the maps of a killed run would stay as they are
+    _save(path, shape, (np.maximum(np.load(shard), 0) for shard in counts))
     shutil.rmtree(shards, ignore_errors=True)
+
+
+def _complete(path: Path, images: PixelSource, labeller: Labeller) -> None:
+    """Compute the maps of the images that could not be read before, as far as they can be now."""
+    if not (again := readable_again(path, images)):
+        return
+    with closing(_labelled(images, labeller, again, [])) as labels:
+        found = dict(zip(again, labels, strict=True))
+    maps = np.load(path, mmap_mode="r")
+    _save(path, maps.shape, (np.maximum(found.get(position, old), 0) for position, old in enumerate(maps)))
+    read = {position for position, new in found.items() if new[0, 0] != UNREAD}
+    note_unread(path, [position for position in unread_images(path) if position not in read])
 
 
 def _save(path: Path, shape: tuple[int, ...], parts: Iterable[npt.NDArray[np.int16]]) -> None:
@@ -195,18 +212,18 @@ def _save(path: Path, shape: tuple[int, ...], parts: Iterable[npt.NDArray[np.int
 
 
 def _labelled(
-    images: PixelSource, labeller: Labeller, start: int, loaders: list[Any]
+    images: PixelSource, labeller: Labeller, positions: Sequence[int], loaders: list[Any]
 ) -> Generator[npt.NDArray[np.int16], None, None]:
-    """The maps of the images from the position ``start`` on, in order, computed on all cores.
+    """The maps of the images at some positions, in order, computed on all cores; of one that cannot be read, UNREAD.
 
     The iterator over the worker processes is added to ``loaders``.
     """
-    workers = min(cores(), len(images)) if labeller.parallel and cores() > 1 else 0
+    workers = min(cores(), len(positions)) if labeller.parallel and cores() > 1 else 0
     loader = DataLoader(
         _Labelled(labeller),
         batch_size=None,
         collate_fn=_unchanged,  # torch would pass each small map through a file of shared memory
-        sampler=zip(_pixels(images, start), islice(AllNames(images), start, None), strict=True),
+        sampler=zip(_pixels(images, positions), map(images.names, positions), strict=True),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=outlive_signals,
@@ -225,9 +242,9 @@ def _labelled(
             loaders.clear()
 
 
-def _pixels(images: PixelSource, start: int) -> Iterator[Image | None]:
-    """The images in order, with a progress bar; None for a corrupt one, which the run itself will report."""
-    for image in read_all(images, CorruptLog(len(images), quiet=True), "finding concepts", start):
+def _pixels(images: PixelSource, positions: Sequence[int]) -> Iterator[Image | None]:
+    """The images at some positions, with a progress bar; None for a corrupt one, which the run itself will report."""
+    for image in read_all(images, CorruptLog(len(images), quiet=True), "finding concepts", positions):
         yield None if image is None else images.spec.to_rgb(image)
 
 
@@ -244,7 +261,7 @@ class _Labelled(Dataset[Any]):
     def __getitem__(self, item: tuple[Image | None, str]) -> npt.NDArray[np.int16] | str:
         image, name = item
         if image is None:
-            return np.zeros((SIDE, SIDE), np.int16)
+            return np.full((SIDE, SIDE), UNREAD, np.int16)
         try:
             labels, classes = np.asarray(self.labeller.label(image, name)), _has_classes(self.labeller)
             _check(labels, classes, f"{type(self.labeller).__name__} of {name}")

@@ -6,7 +6,7 @@ import glob
 import inspect
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.resources import files
@@ -25,7 +25,7 @@ from densepath.core.threads import in_threads
 from densepath.nets.weights import weights_file
 from densepath.nets.weights.published import weight_files
 from densepath.runs.folder import EXPORTED
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.decode import read_image
 from densepath.sources.listing import list_images, walk
 from densepath.sources.names import AllNames
@@ -121,14 +121,14 @@ def volume_set(source: str | Path, volumes: VolumeStore, cache: Path) -> ImageSe
 def decoded(source: str | Path, images: PixelSource, files: Sequence[str], digest: str, cache: Path) -> ImageSet:
     """Images that are not files of their own, read from some files whose content has a digest."""
 
-    def one(position: int) -> str:
+    def one(position: int) -> tuple[str, bool]:
         try:
-            return _pixels_of_tile(images.read(position))
-        except CorruptImage:
-            return f"damaged {position}"
+            return _pixels_of_tile(images.read(position)), True
+        except CorruptImage as error:
+            return f"damaged {position}", not can_pass(error)
 
     def read() -> tuple[str, bool]:
-        return "\n".join(map(one, range(len(images)))), True
+        return _joined(map(one, range(len(images))))
 
     pixels = cached_text(f"pixels {digest}", files, cache, read)
     return ImageSet(str(source), digest, tuple(AllNames(images)), tuple(pixels.split("\n")))
@@ -213,11 +213,18 @@ def pixel_digest(image: npt.NDArray[np.uint8]) -> str:
     return min(digest_of([str(pixels.shape), pixels.tobytes()]) for pixels in turned)
 
 
-def _pixels(file: str | Path) -> str:
+def _pixels(file: str | Path) -> tuple[str, bool]:
+    """The digest of an image, "" if it cannot be read, and whether it may be kept."""
     try:
-        return pixel_digest(read_image(file))
-    except CorruptImage:
-        return ""
+        return pixel_digest(read_image(file)), True
+    except CorruptImage as error:
+        return "", not can_pass(error)
+
+
+def _joined(found: Iterable[tuple[str, bool]]) -> tuple[str, bool]:
+    """Digests in lines, and whether all may be kept."""
+    digests, lasting = zip(*found, strict=True)
+    return "\n".join(digests), all(lasting)
 
 
 def _pixels_of_tile(tile: npt.NDArray[Any]) -> str:
@@ -233,7 +240,7 @@ def image_set(source: str, paths: Sequence[str], cache: Path) -> ImageSet:
 
     def read() -> tuple[str, bool]:
         pixels = in_threads(_pixels, paths, usable_cores(), "image data")
-        return "\n".join(with_progress(pixels, len(paths), "reading images")), True
+        return _joined(with_progress(pixels, len(paths), "reading images"))
 
     base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     digest = named_content(base, paths, cache)

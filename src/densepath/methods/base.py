@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError
 from densepath.methods.collapse import CollapseAlarm
 from densepath.methods.needs import Need
-from densepath.methods.signatures import complete_signature
+from densepath.methods.signatures import check_numbers, complete_signature
 from densepath.nets.backbones import Backbone
 from densepath.sources.per_image import PerImage
 from densepath.sources.pixel_source import PixelSource
@@ -70,7 +70,8 @@ class Method(nn.Module):
 
     The parameters of the constructor are the method's hyper-parameters; the first one is the backbone to train. A
     method that extends another one takes its parameters by ``**options: Unpack[...]`` (see
-    :func:`complete_signature`).
+    :func:`complete_signature`). Numbers that are not finite, and negative weights of losses, are refused
+    (:func:`check_numbers`).
 
     The networks have plain batch norms. The training code decides over which images these compute their statistics,
     and may convert them (:func:`densepath.nets.norms.set_batch_norm`).
@@ -102,6 +103,7 @@ class Method(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         complete_signature(cls)
+        check_numbers(cls)
 
     @cached_property
     def alarm(self) -> CollapseAlarm:

@@ -60,8 +60,8 @@ class Cube(ModelGenesis):
         resize: bool = False,
     ) -> None:
         super().__init__(backbone, resize)
-        if error not in ("l1", "l2") or adversarial_weight < 0:
-            raise UserError(f"the error is l1 or l2, not {error!r}, and the adversarial weight at least 0")
+        if error not in ("l1", "l2"):
+            raise UserError(f"the error is l1 or l2, not {error!r}")
         self.side, self.error, self.adversarial_weight = side, error, adversarial_weight
         self.discriminator = discriminator(backbone.in_channels, backbone.ndim) if adversarial_weight else None
         cubes = ShuffledCubes(side, permute, rotation)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.annotations.cells.cell_points import CellPoints
-from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.core.regions import global_pool, point_counts
 from densepath.methods.base import Losses
@@ -42,8 +41,6 @@ class DINOSup(DINO):
 
     def __init__(self, backbone: Backbone, count_weight: float = 1.0, **dino: Unpack[DINOOptions]) -> None:
         super().__init__(backbone, **dino)
-        if count_weight < 0:
-            raise UserError(f"count_weight must not be negative, not {count_weight}")
         self.count_weight = count_weight
         self.count_head = nn.Linear(backbone.channels[backbone.deepest], 1)
         nn.init.trunc_normal_(self.count_head.weight, std=0.02)

@@ -50,7 +50,8 @@ class DiRLSimCLR(ComparedRegions):
             raise UserError(f"the temperature must be positive, not {temperature}")
         super().__init__(backbone, **regions)
         width = backbone.channels[backbone.deepest]
-        self.heads = nn.ModuleDict({name: MLPHead(width, hidden_dim or width, dim) for name in self.weights})
+        hidden = width if hidden_dim is None else hidden_dim
+        self.heads = nn.ModuleDict({name: MLPHead(width, hidden, dim) for name in self.weights})
         self.temperature = temperature
 
     @staticmethod

@@ -1,10 +1,15 @@
-"""Hyper-parameters that a method inherits from another one, without listing them again."""
+"""Hyper-parameters of methods: those inherited from another one, without listing them again, and checks of all."""
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from inspect import Parameter
+from numbers import Real
 from typing import Any, get_args, get_type_hints
+
+from densepath.core.errors import UserError
 
 
 def complete_signature(cls: type) -> None:
@@ -36,6 +41,44 @@ def complete_signature(cls: type) -> None:
         parameters += [p.replace(kind=Parameter.KEYWORD_ONLY) for p in offered.values() if p.name in wanted]
     # Also if nothing is inherited: otherwise the class would show the __signature__ of its base class.
     cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+
+def check_numbers(cls: type) -> None:
+    """Let the constructor of a class refuse NaN and infinity, and weights of losses (``*_weight``) below 0.
+
+    Nothing can be trained with these. A default is taken, whatever it is.
+
+    Args:
+        cls: a class, after :func:`complete_signature`.
+    """
+    constructor = vars(cls).get("__init__")
+    if constructor is None:
+        return
+    signature = inspect.signature(cls)
+
+    @functools.wraps(constructor)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            given = signature.bind_partial(*args, **kwargs).arguments
+        except TypeError:  # the constructor says what is wrong
+            given = {}
+        for name, value in given.items():
+            if value != signature.parameters[name].default:
+                _check_number(name, value)
+        constructor(self, *args, **kwargs)
+
+    cls.__init__ = checked  # type: ignore[misc]
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Raise UserError for a hyper-parameter as :func:`check_numbers` says, or a sequence that has such a number."""
+    for number in value if isinstance(value, list | tuple) else (value,):
+        if not isinstance(number, Real):
+            continue
+        if not math.isfinite(number):
+            raise UserError(f"{name} is {value}; give a finite number")
+        if name.endswith("_weight") and number < 0:
+            raise UserError(f"{name} is {value}; give 0 or more")
 
 
 def _hints(constructor: Any) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class PrototypeHead(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        _check_widths(hidden_features, dim, prototypes)
+        _check_widths(hidden_features, dim)
         self.fc1 = nn.Linear(in_features, hidden_features, bias=not batch_norm)
         self.fc2 = nn.Linear(hidden_features, hidden_features, bias=not batch_norm)
         self.fc3 = nn.Linear(hidden_features, dim)
@@ -155,10 +155,15 @@ class Prototypes(nn.Module):
 
     Args:
         dim, prototypes, fixed_lengths: as in :class:`PrototypeHead`.
+
+    Raises:
+        UserError: there are fewer than two, to which all images are assigned alike.
     """
 
     def __init__(self, dim: int, prototypes: int, fixed_lengths: bool) -> None:
         super().__init__()
+        if prototypes < 2:
+            raise UserError(f"there must be two prototypes or more, not {prototypes}")
         self.directions = nn.Parameter(nn.Linear(dim, prototypes, bias=False).weight.detach())
         self.lengths = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not fixed_lengths)
 

@@ -42,9 +42,10 @@ class Tokenizer(nn.Module):
     ) -> None:
         super().__init__()
         width = backbone.channels[backbone.deepest]
+        codebook = Codebook(num_codes, code_dim, momentum, restart_below)  # checks the arguments
         self.backbone = backbone
         self.projection = tanh_head(width, width, code_dim)
-        self.codebook = Codebook(num_codes, code_dim, momentum, restart_below)
+        self.codebook = codebook
         self.pixels: PixelSpec | None = None
 
     def show(self, spec: PixelSpec) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -15,8 +15,10 @@ from densepath.sources.pixel_source import PixelSource
 _MOST_THREADS = 32
 
 
-def read_all(images: PixelSource, corrupt: CorruptLog, what: str, start: int = 0) -> Iterator[npt.NDArray[Any] | None]:
-    """Read a source with threads, in order, starting at the position ``start``; None for a corrupt image.
+def read_all(
+    images: PixelSource, corrupt: CorruptLog, what: str, positions: Sequence[int] | None = None
+) -> Iterator[npt.NDArray[Any] | None]:
+    """Read a source, or its images at some positions, with threads, in order; None for a corrupt image.
 
     A progress bar is labelled ``what``.
 
@@ -30,7 +32,7 @@ def read_all(images: PixelSource, corrupt: CorruptLog, what: str, start: int = 0
         except CorruptImage as error:
             return error
 
-    positions = range(start, len(images))
+    positions = range(len(images)) if positions is None else positions
     read_ones = in_threads(read, positions, min(_MOST_THREADS, usable_cores()), "image data")
     for position, image in zip(positions, with_progress(read_ones, len(positions), what), strict=True):
         if isinstance(image, CorruptImage):

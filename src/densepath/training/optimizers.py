@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -70,12 +71,17 @@ class Optimizer(UpdateLimits):
             raise UserError(f"no optimizer is called {self.name!r}; use one of {', '.join(_NAMES)}")
         if self.schedule not in ("cosine", "step", "constant"):
             raise UserError(f"no schedule is called {self.schedule!r}; use cosine, step or constant")
-        if not self.lr > 0:
-            raise UserError(f"the learning rate must be positive, not {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"the learning rate must be positive and finite, not {self.lr}")
         for name in ("momentum", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"the {name} must be at least 0 and less than 1, not {getattr(self, name)}")
         require_not_negative(self, "weight_decay", "final_weight_decay", "warmup_epochs")
+        for name in ("weight_decay", "final_weight_decay"):
+            if getattr(self, name) == math.inf:
+                raise UserError(f"the {name} must be finite")
+        if not all(0 <= epoch < math.inf for epoch in self.milestones):
+            raise UserError(f"milestones are {list(self.milestones)}; give epochs, from 0 on")
         if self.final_weight_decay and not self.weight_decay:
             raise UserError("a weight decay of 0 cannot rise to final_weight_decay; start it above 0")
         for name in ("final_lr", "warmup_start"):

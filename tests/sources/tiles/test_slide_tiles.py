@@ -19,6 +19,7 @@ from scipy.special import erf
 
 from densepath.core.errors import UserError
 from densepath.sources.batch import ImageBatch, join
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import find_source
@@ -26,7 +27,8 @@ from densepath.sources.packing import open_store, pack
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.slide_tiles import SlideTiles
-from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
+from densepath.sources.tiles.tile_files import SlideTiling, read_tile_folder, tiling_folder, tiling_path, write_tiling
+from densepath.sources.tiles.tiled_slide import open_tiled
 from densepath.synthetic.slide import write_slide
 from densepath.views.augment import Augment
 from densepath.views.crops import Crop
@@ -243,8 +245,10 @@ def test_slides_that_are_not_those_that_were_tiled_are_refused(tmp_path: Path) -
     with pytest.raises(UserError, match=r"cannot be opened.*c\.tif"):
         find_source(folder)
     os.rename(paths[0], tmp_path / "moved.tif")
-    with pytest.raises(UserError, match=r"moved or removed.*a\.tif.*put them back"):
+    with pytest.raises(UserError, match=rf"moved or removed.*a\.tif.*or run densepath tile again with --out {folder}"):
         find_source(folder)
+    with pytest.raises(CorruptImage, match=rf"{paths[0]} was moved or removed since it was tiled; put it back, or run"):
+        open_tiled(read_tile_folder(folder)[0])
     with pytest.raises(UserError, match="leaves out all slides"):
         find_source(folder, exclude=["?"])
     kinds = [tiling(paths[1], [(0, 0)], MPP), tiling(paths[1], [(0, 0)], MPP, size=32)]

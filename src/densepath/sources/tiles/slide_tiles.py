@@ -18,6 +18,7 @@ from torch import Tensor
 
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, refuse
+from densepath.core.keywords import quoted
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
@@ -135,8 +136,10 @@ class SlideTiles:
         """
         _opened.cache_clear()  # a file may have been replaced
         found = list(in_threads(_problem, self.tilings, usable_cores(), "slides"))
+        again = "run densepath tile again" + (f" with --out {quoted(self.folder)}" if self.folder else "")
         for kind, what, remedy in _PROBLEMS:
-            refuse([text for problem, text in filter(None, found) if problem == kind], what, remedy)
+            cases = [text for problem, text in filter(None, found) if problem == kind]
+            refuse(cases, what, remedy.format(again=again))
 
     def read(self, position: int) -> npt.NDArray[np.uint8]:
         """A tile (size, size, 3), resampled once from the slide's pixels (bicubic, antialiased).
@@ -266,9 +269,9 @@ def _replaced(size: tuple[int, int], extent: tuple[int, int]) -> str:
 
 _MISSING, _UNREADABLE, _OTHER = range(3)
 _PROBLEMS = (
-    (_MISSING, "slides have been moved or removed since they were tiled", "put them back, or run densepath tile again"),
+    (_MISSING, "slides have been moved or removed since they were tiled", "put them back, or {again}"),
     (_UNREADABLE, "slides that were tiled cannot be opened", "copy them again, or leave them out with --exclude"),
-    (_OTHER, "slides have been replaced since they were tiled", "run densepath tile again"),
+    (_OTHER, "slides have been replaced since they were tiled", "{again}"),
 )
 
 

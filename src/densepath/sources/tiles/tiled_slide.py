@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from densepath.sources.corrupt import CorruptImage
@@ -21,7 +22,13 @@ def open_tiled(tiling: SlideTiling) -> Slide:
         CorruptImage: it cannot be read, or is not the one that was tiled.
         UserError: a library that it needs is not installed.
     """
-    slide = open_of_size(tiling.path, tiling.spacing, tiling.extent)
+    try:
+        slide = open_of_size(tiling.path, tiling.spacing, tiling.extent)
+    except CorruptImage as error:
+        if os.path.exists(tiling.path):
+            raise
+        why = f"{tiling.path} was moved or removed since it was tiled; put it back, or run densepath tile again"
+        raise CorruptImage(tiling.path, why) from error
     if is_changed(tiling):
         raise CorruptImage(tiling.path, f"not the slide that was tiled: {CHANGED}; run densepath tile again")
     return slide

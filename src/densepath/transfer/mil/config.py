@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,8 +110,8 @@ class MilConfig:
             raise UserError(f"epochs is {self.epochs}; give 1 or more")
         if not 0 < self.validation < 1:
             raise UserError(f"validation is {self.validation}; give a share between 0 and 1")
-        if not all(value > 0 for value in self.lr) or not all(value >= 0 for value in self.weight_decay):
-            raise UserError("lr must be positive, and weight_decay 0 or more")
+        if not (all(0 < value < math.inf for value in self.lr) and all(0 <= x < math.inf for x in self.weight_decay)):
+            raise UserError("lr must be positive, and weight_decay 0 or more, and finite")
         if self.attention != "all" and self.attention < 0:
             raise UserError(f"attention is {self.attention}; give a number of slides, or all")
         if self.task == "survival" and self.event is None:
