@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
 from pathlib import Path
 
@@ -164,3 +165,17 @@ def test_short_names_are_as_short_as_possible() -> None:
     assert short_names(["a.pth", "a.safetensors"], "weights") == ["a.pth", "a.safetensors"]
     assert [".." in name for name in short_names(["../run", "x/run", "."], "runs")] == [False] * 3
     assert short_names(["x/tiles", "tiles", "resnet18.a1_in1k"], "data") == ["x/tiles", "tiles", "resnet18.a1_in1k"]
+
+
+def test_images_of_16_bits_are_seen_as_the_same_ones_of_8(tmp_path: Path) -> None:
+    images = [np.random.default_rng(k).integers(0, 256, (64, 64)).astype(np.uint8) for k in range(2)]
+    for bits, factor in (("8", np.uint8(1)), ("16", np.uint16(257))):
+        (tmp_path / bits).mkdir()
+        for k, image in enumerate(images):
+            Image.fromarray(image * factor).save(tmp_path / bits / f"{k}.png")
+    known = {name: json.dumps(value) for name, value in PixelSpec.default(1).record().items()}
+    save_backbone(tmp_path / "w.safetensors", build_backbone("resnet18", 1), metadata=known)
+    data = [tmp_path / "8", tmp_path / "16"]
+    options = {"weights": tmp_path / "w.safetensors", "view_size": 64, "devices": "cpu", "out": tmp_path / "p.png"}
+    found = show_similarity(data=data, **options)
+    assert found["8 mean"] == pytest.approx(found["16 mean"], abs=1e-5)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densepath.core.errors import UserError
 from densepath.sources.image_files import ImageFiles
-from densepath.sources.other_bits import seen_as
+from densepath.sources.other_bits import prediction_spec, seen_as
+from densepath.sources.packing import open_store, write_store
 from densepath.sources.pixel_source import PixelSpec
 
 BRIGHT, DIM = (np.linspace(0, most, 400).reshape(20, 20).astype(np.uint16) for most in (65535, 4095))
@@ -34,3 +36,27 @@ def test_the_window_of_16_bits_is_that_of_the_images_if_most_go_beyond_it(
     assert found == PixelSpec.default(1, (0, seen))
     lines = capsys.readouterr().err
     assert says in lines and lines.count("\n") == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("trained", "own", "wanted"),
+    [((-1000, 1000), (0, 1), "-1000 1000"), ((0, 1), (-1000, 1000), "volume"), ((-900, 900), (-1000, 1000), None)],
+)
+def test_windows_of_volumes_of_their_own_and_those_with_a_unit_do_not_mix(
+    trained: tuple[int, int],
+    own: tuple[int, int],
+    wanted: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = PixelSpec.default(1, trained, ndim=3).override(mean=[0.25])  # as of weights
+    data = [np.zeros((4, 4, 4, 1), np.float32)]
+    write_store(tmp_path / "s.safetensors", data, ["a"], PixelSpec.default(1, own, ndim=3))
+    volumes = open_store(tmp_path / "s.safetensors")
+    assert seen_as(spec, volumes) == (spec if wanted is None else spec.override(window=own))
+    assert ("a window for each" in capsys.readouterr().err) == (wanted is not None)
+    if wanted is None:
+        assert prediction_spec(spec, volumes) == spec
+    else:
+        with pytest.raises(UserError, match=f"not those of the training.* --window {wanted}$"):
+            prediction_spec(spec, volumes)

@@ -87,3 +87,15 @@ def test_values_of_a_packed_store_are_those_of_its_window() -> None:
             pixels_in_memory(wrong, unit)
     with pytest.raises(UserError, match="files of volumes are read by densepath predict"):
         stored_pixels("scan.png", volumes, 100)
+
+
+def test_a_volume_with_its_own_window_is_seen_as_that_of_a_file() -> None:
+    spec = PixelSpec.default(1, (0.0, 1.0), 3)
+    raw = np.random.default_rng(0).normal(500, 100, (12, 13, 14)).round()
+    low, high = np.percentile(raw, (0.5, 99.5))
+    for values in (raw, raw.astype(np.int16), torch.from_numpy(raw)[None], raw.astype(np.float32)[..., None]):
+        shares = pixels_in_memory(values, spec)
+        np.testing.assert_allclose(shares[..., 0], (raw - low) / (high - low), atol=1e-5)
+    np.testing.assert_array_equal(pixels_in_memory(shares[3:6], spec), shares[3:6])  # a crop of a store's
+    with pytest.raises(UserError, match="an image of Pillow is no volume"):
+        pixels_in_memory(Image.fromarray(RGB), spec)

@@ -33,7 +33,8 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import DrawViews
 from densepath.sources.names import AllNames
 from densepath.sources.open import check_size, open_images
-from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
+from densepath.sources.other_bits import seen_as
+from densepath.sources.pixel_source import PixelSource, bits_of
 from densepath.training.caller_state import state_of_the_caller
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
@@ -153,7 +154,7 @@ def show_concepts(
     groups: list[Columns] = []
     for name in names:
         if name == "kmeans":
-            groups += _clusters(stored, images.spec, as_texts(weights), backbone, stages, num_concepts, seed)
+            groups += _clusters(stored, images, as_texts(weights), backbone, stages, num_concepts, seed)
             continue
         if name == "cells":
             raise UserError("concepts cells are made of cells; draw those with densepath show cells")
@@ -228,6 +229,7 @@ def show_reconstruction(
             f"the run in {run} was trained on images with {counted(spec.channels, 'channel')}, but those of {data} "
             f"have {images.spec.channels}; give such images"
         )
+    spec = seen_as(spec, images)
     views, _ = without_color(method.views(config.augment), method.views(), spec)
     maker = ViewMaker(views, size, seed, spec)
     made = maker(_draw(images, count, seed, maker.draw))
@@ -236,7 +238,7 @@ def show_reconstruction(
 
 def _clusters(
     tiles: list[np.ndarray],
-    images: PixelSpec,
+    images: PixelSource,
     weights: Sequence[str],
     backbone: str | nn.Module | None,
     stages: Sequence[int],
@@ -247,7 +249,8 @@ def _clusters(
     groups = []
     for source, title in zip(weights, short_names(weights, "weights"), strict=True):
         torch.manual_seed(seed)
-        network, spec, *_ = pretrained_backbone(source, backbone, images)
+        network, spec, *_ = pretrained_backbone(source, backbone, images.spec)
+        spec = seen_as(spec, images)
         maps = [find_concepts(network, tile, stages, num_concepts, seed, spec) for tile in tiles]
         name = f"{title} " if len(weights) > 1 else ""
         groups.append({f"{name}f{stage}": [m[stage] for m in maps] for stage in stages})

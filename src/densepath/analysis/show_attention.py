@@ -28,6 +28,7 @@ from densepath.core.single_values import take_single_values
 from densepath.core.slices import nearest
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
+from densepath.sources.other_bits import seen_as
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.tiles.slide_tiles import SlideTiles
@@ -176,7 +177,7 @@ def _load(
     grid = network.grid(network.deepest, size, size)
     if query is not None and (query[0] >= grid[0] or query[1] >= grid[1]):
         raise UserError(f"query is {list(query)}, but {source} has {grid[0]} x {grid[1]} tokens; count from 0")
-    return _Network(attention, spec, size, (grid[0], grid[1]), device)
+    return _Network(attention, seen_as(spec, images), size, (grid[0], grid[1]), device)
 
 
 def _measure(network: _Network, images: PixelSource, positions: Tensor) -> AttentionShares:

@@ -23,6 +23,7 @@ from densepath.core.paths import AnyPath, as_texts
 from densepath.core.single_values import take_single_values
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
+from densepath.sources.other_bits import seen_as
 from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_device
 
@@ -95,7 +96,13 @@ def show_similarity(
             torch.manual_seed(seed)
             network, spec, *_ = pretrained_backbone(source, backbone, each.spec)
             panels[name][title] = region_similarities(
-                network.to(device), each, stage=stage, view_size=view_size, count=count, seed=seed, spec=spec
+                network.to(device),
+                each,
+                stage=stage,
+                view_size=view_size,
+                count=count,
+                seed=seed,
+                spec=seen_as(spec, each),
             )
     draw_similarities(panels, out)
     return {**_table(panels), "picture": out}

@@ -32,6 +32,7 @@ from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import find_source
+from densepath.sources.other_bits import seen_as
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.resolution import check_mpp
 from densepath.training.caller_state import state_of_the_caller
@@ -198,6 +199,7 @@ def _sample(
     size = (trained or (224 if embedding is None else int(embedding.img_size[0]))) if view_size is None else view_size
     network.check_size(size, size)
     parts: tuple[list[Tensor], list[Tensor]] = [], []
+    spec = seen_as(spec, images)
     views = center_views(images, chosen(images, count, seed), spec, size, device=device, what="tokens")
     with torch.no_grad():
         for index, pixels, maps in views:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import first_few
+from densepath.core.errors import UserError, first_few
 from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import say
 from densepath.core.system import usable_cores
@@ -30,8 +30,14 @@ def seen_as(trained: PixelSpec, images: PixelSource) -> PixelSpec:
     Files of 16 bits may use fewer, such as 12. If most of a sample of the images go beyond the window of the training
     images, they have more bits and are seen in their own window; a line says so. If they use fewer bits, they may just
     be dark: the window stays, and a warning says so. A window that is not of whole bits stays.
+
+    Volumes are seen in the window of their store, which a line says, where only one of both has a window for each
+    volume: see :func:`same_kind_of_window`.
     """
     bits, own = bits_of(images), images.spec.window
+    if not same_kind_of_window(trained, images.spec):
+        say(f"densepath: the volumes are seen in {_shown(images.spec)}; the weights were trained in {_shown(trained)}")
+        return trained.override(window=own)
     if bits is None:
         return trained
     if bits != trained.file_bits:
@@ -60,7 +66,11 @@ def prediction_spec(trained: PixelSpec, images: PixelSource, converted: bool = F
         images: that it will see.
         converted: whether pixels are read with the bits of the specification. Then images that use all of their bits
             are seen as those of the training, and need no other one.
+
+    Raises:
+        UserError: volumes whose window is of another kind.
     """
+    check_window(trained, images.spec, "the store")
     spec = seen_as(trained, images)
     if isinstance(images, ImageFiles) and (dim := images.dim_among_bright()):
         lost = "these are nearly black" if _is_full(spec) else "the others are nearly white"
@@ -75,6 +85,29 @@ def prediction_spec(trained: PixelSpec, images: PixelSource, converted: bool = F
         return trained if converted else spec
     _say_window(spec, trained)
     return spec
+
+
+def has_own_windows(spec: PixelSpec) -> bool:
+    """Whether the values of volumes are shares of each volume's own window, as of MR, and have no unit."""
+    return spec.ndim == 3 and spec.window == (0, 1)
+
+
+def same_kind_of_window(trained: PixelSpec, images: PixelSpec) -> bool:
+    """Whether both sides are volumes with windows of their own, or none is: otherwise their values do not compare."""
+    return trained.ndim != images.ndim or has_own_windows(trained) == has_own_windows(images)
+
+
+def check_window(trained: PixelSpec, images: PixelSpec, what: str | Path) -> None:
+    """Refuse volumes whose values do not compare with those of a training.
+
+    Raises:
+        UserError: their window is of another kind; ``what`` names them.
+    """
+    if not same_kind_of_window(trained, images):
+        wanted = "volume" if has_own_windows(trained) else f"{trained.window[0]:g} {trained.window[1]:g}"
+        raise UserError(
+            f"the windows of {what} are not those of the training; run its conversion again with --window {wanted}"
+        )
 
 
 def warn_of_pixels(pixels: npt.NDArray[Any], spec: PixelSpec) -> None:
@@ -137,6 +170,10 @@ def _most_beyond(trained: PixelSpec, images: PixelSource) -> bool:
 
 def _is_beyond(pixels: npt.NDArray[Any], spec: PixelSpec) -> bool:
     return bool((pixels > spec.window[1]).mean() > _BEYOND)
+
+
+def _shown(spec: PixelSpec) -> str:
+    return "a window for each" if has_own_windows(spec) else f"the window {spec.window[0]:g} to {spec.window[1]:g}"
 
 
 def _say_window(spec: PixelSpec, trained: PixelSpec) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 from densepath.core.errors import UserError, errors_as
 from densepath.sources.conversion import as_pixels, on_white
 from densepath.sources.decode import read_header, read_image, to_grey, to_rgb
-from densepath.sources.other_bits import FILE_WINDOWS, warn_of_pixels
+from densepath.sources.other_bits import FILE_WINDOWS, has_own_windows, warn_of_pixels
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.volumes.prepare import own_window
 
 InMemory: TypeAlias = npt.NDArray[Any] | Tensor | Image.Image
 Picture: TypeAlias = InMemory | str | Path
@@ -49,6 +50,8 @@ def pixels_in_memory(image: InMemory, spec: PixelSpec) -> npt.NDArray[Any]:
     Args:
         image: an array (*size, C), or (*size) of one channel; a tensor of these or (C, *size); or an image of Pillow.
             Values that files do not have, e.g. floats, are those of a packed store; a network of files takes none.
+            Volumes for a network of volumes with windows of their own are those of files or of a store: values far
+            beyond 0 to 1 are divided by the volume's own window.
         spec: what the network takes.
 
     Raises:
@@ -58,6 +61,8 @@ def pixels_in_memory(image: InMemory, spec: PixelSpec) -> npt.NDArray[Any]:
     if isinstance(image, Tensor):
         pixels = (image.float() if image.is_floating_point() else image).numpy(force=True)
     elif isinstance(image, Image.Image):
+        if spec.ndim != 2:
+            raise UserError("an image of Pillow is no volume; give an array of depth x height x width")
         pixels = _of_pillow(image, spec) if of_files else np.asarray(image)
     elif hasattr(image, "__array__"):
         pixels = np.asarray(image)
@@ -74,6 +79,8 @@ def pixels_in_memory(image: InMemory, spec: PixelSpec) -> npt.NDArray[Any]:
         warn_of_pixels(pixels, spec)
     if as_file and pixels.shape[2] == 4:
         pixels = on_white(pixels)
+    if has_own_windows(spec):
+        return np.stack([_shares(channel) for channel in np.moveaxis(pixels, -1, 0)], axis=-1)
     # A window of its own is that of the values as they are stored, unless it is of files with known bits.
     known = spec.window in FILE_WINDOWS or (as_file and spec.bits is not None)
     dtype = spec.image_dtype if known else pixels.dtype
@@ -91,6 +98,14 @@ def warn_of_file(path: str | Path, spec: PixelSpec) -> None:
     other, small = header.bits != spec.file_bits, header.height * header.width <= _MOST_PIXELS
     if small and (other or (header.bits == 16 and spec.window in FILE_WINDOWS)):
         warn_of_pixels(read_image(path, None, spec.channels, np.uint8 if header.bits == 8 else np.uint16), spec)
+
+
+def _shares(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A volume (D, H, W) as shares of its own window, as float32; one of shares, or a crop of it, as it is."""
+    low, high = own_window(values)
+    if values.dtype.kind == "f" and low >= -1 and high <= 2:
+        return values
+    return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
 
 
 def _of_pillow(image: Image.Image, spec: PixelSpec) -> npt.NDArray[Any]:

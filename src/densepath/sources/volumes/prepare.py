@@ -96,7 +96,7 @@ def measured(facts: Mapping[str, Any], channels: Sequence[npt.NDArray[np.int16]]
         channels: (D, H, W) each, as they are stored.
     """
     pairs = zip(facts["scales"], channels, strict=True)
-    scales = [{**scale, "window": _window(channel, scale["slope"], scale["intercept"])} for scale, channel in pairs]
+    scales = [{**scale, "window": own_window(channel, scale["slope"], scale["intercept"])} for scale, channel in pairs]
     squeezed = any(map(_is_squeezed, channels))
     count = 0 if squeezed else max(len(np.unique(some_values(channel, _NUMBERS))) for channel in channels)
     notes = [note for note in facts["notes"] if note not in (_LIKE_LABELS, _OUTLIERS)]
@@ -150,8 +150,12 @@ def resampled(
     return new, made
 
 
-def _window(stored: npt.NDArray[np.int16], slope: float, intercept: float) -> list[float]:
-    """The percentiles of values, or their range if these are equal."""
+def own_window(stored: npt.NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -> list[float]:
+    """The window of a volume's own: the percentiles of its values, or their range if these are equal.
+
+    Args:
+        stored: (D, H, W) or in another order, of values that become ``slope * stored + intercept``.
+    """
     low, high = np.percentile(some_values(stored, _NUMBERS), _PERCENTILES).tolist()
     if low == high:
         low, high = float(stored.min()), float(stored.max())

@@ -43,7 +43,8 @@ class TrainedClassifier:
 
         Args:
             image: a file, an array (*size, C) or (*size), a tensor of these or (C, *size), or an image of Pillow.
-                Channels and bits are converted as those of files.
+                Channels, bits and windows of volumes are converted as those of files; axes and spacing of volumes are
+                taken as those of the training.
 
         Raises:
             UserError: it does not fit the classifier.

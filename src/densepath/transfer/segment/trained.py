@@ -41,7 +41,8 @@ class TrainedSegmenter:
 
         Args:
             image: a file, an array (*size, C) or (*size), where the size of a volume is depth, height, width; a tensor
-                of these or (C, *size); or an image of Pillow. Channels and bits are converted as those of files.
+                of these or (C, *size); or an image of Pillow. Channels, bits and windows of volumes are converted as
+                those of files; axes and spacing of volumes are taken as those of the training (``notes.spacing``).
             window: side of the windows that large images are divided into, or their sides along each axis; default:
                 those of the training patches.
             overlap: share of a window that the next one covers.
