@@ -28,13 +28,20 @@ link.connect({address!r})
 socket.send_fds(link, [b"."], [0, 1, 2])
 link.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
 lines = link.makefile()
-pid = int(lines.readline())
+
+def answer():
+    try:
+        return int(lines.readline())
+    except (ConnectionError, ValueError):  # the process that starts the job, and waits for it, was killed
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pid = answer()
 for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, lambda signum, frame: os.kill(pid, signum))
 while not select.select([link], [], [], 0.5)[0]:
     if os.getppid() != parent:  # a job that started this one, and was killed
         os._exit(1)
-code = int(lines.readline())
+code = answer()
 if code < 0:
     if code != -signal.SIGKILL:  # which has no handler
         signal.signal(-code, signal.SIG_DFL)

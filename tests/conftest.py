@@ -163,6 +163,18 @@ def forked_python() -> Iterator[str]:
         with subprocess.Popen(program, stdin=pipe, stdout=pipe, env=environment) as server:  # ends with its stdin
             assert server.stdout is not None and server.stdout.readline() == b"ready\n"
             yield f"{folder}/python"
+            end_with_stdin(server)
+
+
+def end_with_stdin(process: subprocess.Popen[bytes], seconds: float = 10.0) -> None:
+    """Close the stdin of a process, which ends it; kill it if a process that a test has forked keeps the pipe open."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from . import cli_server
-from .conftest import started_commands
+from .conftest import end_with_stdin, started_commands
 
 # A run of two processes, of which the first also forks; each holds stdout open as long as it lives.
 RUN = """
@@ -57,12 +57,29 @@ def test_a_job_ends_with_the_tests(in_child, tmp_path):
         os.close(of_tests)
         cli_server.keep(theirs, lambda words: time.sleep(60), sys.executable)
 
-    keeper = in_child(serve)
-    socket.send_fds(ours, [b"."], [0, 1, 2])
-    ours.sendall(b'[["-m", "densepath"], "%s", {}]\n' % os.fsencode(tmp_path))
-    assert int(ours.makefile().readline()) > 0
-    os.close(of_tests)
-    assert os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1]) == -signal.SIGKILL
+    with ours, theirs, ours.makefile() as lines, os.fdopen(stdin), os.fdopen(of_tests, "w") as end:
+        keeper = in_child(serve)
+        socket.send_fds(ours, [b"."], [0, 1, 2])
+        ours.sendall(b'[["-m", "densepath"], "%s", {}]\n' % os.fsencode(tmp_path))
+        assert int(lines.readline()) > 0
+        end.close()
+        assert os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_caller_ends_as_killed_if_nobody_waits_for_its_job(forked_python, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    done = subprocess.run([forked_python, program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_the_server_is_killed_if_its_stdin_stays_open(held):
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as server, os.fdopen(os.dup(server.stdin.fileno())) as copy:
+        if not held:
+            copy.close()
+        end_with_stdin(server, seconds=0.5 if held else 10)
+    assert server.returncode == (-signal.SIGKILL if held else 0)
 
 
 def test_commands_that_are_alive_at_the_end_of_a_test_are_killed(forked_python, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any, TypedDict, Unpack, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 
 from densepath.core.errors import UserError
 from densepath.methods import (
@@ -121,6 +122,7 @@ class Options(TypedDict):
         (Cellback, {"region_weight": -0.5}, "region_weight is -0.5; give 0 or more"),
         (SwAV, {"prototypes": -1}, "two prototypes or more, not -1"),
         (DINO, {"prototypes": 1}, "two prototypes or more, not 1"),
+        (Cellback, {"region_weight": -(10**400)}, "region_weight is -1000*; give 0 or more"),
         (SemanticGenesis, {"classification_weight": -1}, "classification_weight is -1; give 0 or more"),
     ],
 )
@@ -138,3 +140,52 @@ def test_a_method_of_the_user_may_have_such_defaults():
     assert Own(build_backbone("test_resnet"), limit=math.inf, entropy_weight=-0.1).limit == math.inf
     with pytest.raises(UserError, match="limit is nan"):
         Own(build_backbone("test_resnet"), limit=math.nan)
+
+
+class Limited(Method):
+    """Its defaults are numbers that are refused otherwise, and a number for what may also be an array."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        limit: Any = math.nan,
+        limits: Any = (math.inf, 1.0),
+        class_weights: Any = None,
+        scale: Any = 1.0,
+        size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"class_weights": np.array([1.0, 2.0])},
+        {"class_weights": [np.array([1.0, 2.0]), torch.ones(2)]},
+        {"scale": torch.ones(2)},
+        {"scale": np.ones((2, 2))},
+        {"size": 10**400},
+        {"size": -(10**400)},
+        {"limit": float("nan")},
+        {"limit": np.float32("nan")},
+        {"limits": [math.inf, 1.0]},
+    ],
+)
+def test_arrays_large_integers_and_numbers_of_the_default_are_taken(options):
+    assert isinstance(Limited(build_backbone("test_resnet"), **options), Limited)
+
+
+@pytest.mark.parametrize("options", [{"limits": (math.nan, 1.0)}, {"limit": math.inf}, {"class_weights": [math.inf]}])
+def test_numbers_that_are_not_finite_are_refused_where_the_default_has_others(options):
+    with pytest.raises(UserError, match="give a finite number"):
+        Limited(build_backbone("test_resnet"), **options)
+
+
+def test_what_a_method_passes_on_is_checked_by_its_base_class():
+    class Own(Cellback):
+        def __init__(self, backbone: Backbone, region_weight: float = -0.5, **rest: Any) -> None:
+            super().__init__(backbone, region_weight=region_weight, **rest)
+
+    with pytest.raises(UserError, match=r"region_weight is -0\.5; give 0 or more"):
+        Own(build_backbone("test_resnet"))

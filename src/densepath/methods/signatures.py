@@ -46,7 +46,9 @@ def complete_signature(cls: type) -> None:
 def check_numbers(cls: type) -> None:
     """Let the constructor of a class refuse NaN and infinity, and weights of losses (``*_weight``) below 0.
 
-    Nothing can be trained with these. A default is taken, whatever it is.
+    Nothing can be trained with these. Looked at are numbers, and those in lists and tuples; arrays and tensors are not.
+    Numbers of the parameter's default are taken, whatever they are; but what a constructor passes on to that of its
+    base class, also a default of its own, is checked there, with the default of the base class.
 
     Args:
         cls: a class, after :func:`complete_signature`.
@@ -63,22 +65,28 @@ def check_numbers(cls: type) -> None:
         except TypeError:  # the constructor says what is wrong
             given = {}
         for name, value in given.items():
-            if value != signature.parameters[name].default:
-                _check_number(name, value)
+            _check_number(name, value, signature.parameters[name].default)
         constructor(self, *args, **kwargs)
 
     cls.__init__ = checked  # type: ignore[misc]
 
 
-def _check_number(name: str, value: Any) -> None:
+def _check_number(name: str, value: Any, default: Any) -> None:
     """Raise UserError for a hyper-parameter as :func:`check_numbers` says, or a sequence that has such a number."""
-    for number in value if isinstance(value, list | tuple) else (value,):
-        if not isinstance(number, Real):
+    for number in _numbers(value):
+        if not -math.inf < number < math.inf:  # also of integers that are too large for a float
+            wanted = "a finite number"
+        elif name.endswith("_weight") and number < 0:
+            wanted = "0 or more"
+        else:
             continue
-        if not math.isfinite(number):
-            raise UserError(f"{name} is {value}; give a finite number")
-        if name.endswith("_weight") and number < 0:
-            raise UserError(f"{name} is {value}; give 0 or more")
+        if not any(number == usual or str(number) == str(usual) == "nan" for usual in _numbers(default)):
+            raise UserError(f"{name} is {value}; give {wanted}")
+
+
+def _numbers(value: Any) -> list[Any]:
+    """The numbers in a list or tuple, or a number itself."""
+    return [each for each in (value if isinstance(value, list | tuple) else (value,)) if isinstance(each, Real)]
 
 
 def _hints(constructor: Any) -> dict[str, Any]:

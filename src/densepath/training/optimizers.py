@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -77,11 +78,11 @@ class Optimizer(UpdateLimits):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"the {name} must be at least 0 and less than 1, not {getattr(self, name)}")
         require_not_negative(self, "weight_decay", "final_weight_decay", "warmup_epochs")
-        for name in ("weight_decay", "final_weight_decay"):
+        for name in ("weight_decay", "final_weight_decay", "warmup_epochs"):
             if getattr(self, name) == math.inf:
                 raise UserError(f"the {name} must be finite")
-        if not all(0 <= epoch < math.inf for epoch in self.milestones):
-            raise UserError(f"milestones are {list(self.milestones)}; give epochs, from 0 on")
+        if not isinstance(self.milestones, Collection) or not all(map(_is_epoch, self.milestones)):
+            raise UserError(f"milestones are {self.milestones!r}; give a list of epochs, each a number from 0 on")
         if self.final_weight_decay and not self.weight_decay:
             raise UserError("a weight decay of 0 cannot rise to final_weight_decay; start it above 0")
         for name in ("final_lr", "warmup_start"):
@@ -91,6 +92,11 @@ class Optimizer(UpdateLimits):
     def warmup_steps(self, total_steps: int, steps_per_epoch: float) -> float:
         """Steps of the warm-up; at most half of the run."""
         return min(self.warmup_epochs * steps_per_epoch, total_steps / 2)
+
+
+def _is_epoch(value: Any) -> bool:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and bool(0 <= value < math.inf)
 
 
 def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
