@@ -283,28 +283,6 @@ def test_a_stop_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         embed(data=tmp_path / "data", out=tmp_path / "f.safetensors", **SMALL)
 
 
-def test_what_is_stopped_when_the_file_is_written_ends_with_the_same_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_images(tmp_path / "data", 2)
-    given: dict[str, Any] = {**SMALL, "data": tmp_path / "data", "out": tmp_path / "f.safetensors"}
-
-    def stop(*args: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(embed_module.shutil, "rmtree", stop)
-        embed(**given)
-    first = read_features(tmp_path / "f.safetensors")
-    with pytest.raises(UserError, match="other values of stage"):
-        embed(**given, stage=4)
-    again = embed(**given).load()
-    assert again.names == first.names and np.array_equal(again.values, first.values)
-    assert sorted(os.listdir(tmp_path)) == ["data", "f.safetensors"]
-    with pytest.raises(UserError, match="already exists"):
-        embed(**given)
-
-
 def test_processes_write_the_file_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "data", 10)
     (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n")

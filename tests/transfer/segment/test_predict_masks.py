@@ -24,6 +24,7 @@ from densepath.transfer.segment import predict_masks as module
 from densepath.transfer.segment.legend import legend_of
 from densepath.transfer.segment.predict_masks import predict_masks
 from densepath.transfer.segment.segmenter import SegmenterNotes, save_segmenter
+from densepath.transfer.segment.sliding import SlidingWindow
 from densepath.transfer.segment.trained import load_segmenter
 from densepath.transfer.segment.volume_inputs import VolumeInput
 
@@ -124,6 +125,20 @@ def test_a_damaged_image_keeps_no_map_of_a_former_one(tmp_path: Path) -> None:
     assert predict_masks(run, data=data, out=out, **CPU)["damaged"] == 1
     assert [len(list((out / part).iterdir())) for part in ("labels", "pictures")] == [1, 1]
     assert [line.partition(",")[0] for line in (out / "sizes.csv").read_text().splitlines()] == ["image", "P1_1"]
+
+
+def test_a_label_map_that_is_lost_and_cannot_be_made_again_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = two_images(tmp_path / "data")
+    run, out = write_segmenter(tmp_path / "segmenter.safetensors", 2), tmp_path / "out"
+    predict_masks(run, data=data, out=out, **CPU)
+    (out / "labels" / "P0_0.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(SlidingWindow, "classes", None)
+        assert predict_masks(run, data=data, out=out, **CPU)["damaged"] == 1
+    assert len((out / "sizes.csv").read_text().splitlines()) == 2
+    assert predict_masks(run, data=data, out=out, **CPU)["damaged"] == 0
 
 
 def test_images_are_segmented_again_if_others_change_their_window(tmp_path: Path) -> None:

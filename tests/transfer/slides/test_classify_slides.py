@@ -16,6 +16,7 @@ from densepath.core.errors import UserError
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.transfer.classify import predict_tiles
 from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes, save_classifier
 from densepath.transfer.classify.predict_tiles import OnSlides, heat_map_paths, tile_mpp
 
@@ -27,7 +28,7 @@ def test_slides_and_labels_whose_names_join_alike_have_heat_maps_of_their_own(tm
     assert [path.name for path in paths.values()] == ["a_c", "a_b_c", "a_b_c.2", "a_b_b_c"]
 
 
-def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None:
+def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = paint((520, 600), 0.5, [Disk(60, 60, 20), Disk(120, 150, 30)], (10.0, 10.0, 230.0, 230.0))
     write_levels(tmp_path / "slides/one.tiff", pixels, 0.5, (1, 4))
     (tmp_path / "slides/broken.svs").write_bytes(b"II*\0")
@@ -50,6 +51,9 @@ def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None
     assert maps == {"one__5", "one_tumour", "one__5.2"}
     table = (tmp_path / "out/tiles/one.csv").read_text()
     (tmp_path / "out/tiles/one.csv").unlink()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"none of 1 slide can be read \(one: "):
+        patch.setattr(predict_tiles, "encode", None)
+        densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
     densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
     assert (tmp_path / "out/tiles/one.csv").read_text() == table
     with pytest.raises(UserError, match="begun with --precision 32; use that"):

@@ -106,6 +106,27 @@ def test_only_what_is_missing_or_changed_is_made_again(tiles: Path, made: Path) 
         embed(data=tiles, out=made, batch_size=16, **NETWORK | {"precision": "bf16-mixed"})
 
 
+def test_features_that_cannot_be_made_again_are_not_counted(
+    slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But those of a slide of which only the heat map cannot be made again are, and the end names it."""
+    densepath.tile(data=shutil.copytree(slides, tmp_path / "slides"), out=tmp_path / "T", mpp=0.7, size=64, workers=0)
+    options = {**NETWORK, "data": tmp_path / "T", "out": tmp_path / "F"}
+    first = embed(**options)
+    for path in (first / FOLDER / "0.h5", first / "heat_maps" / "1.png"):
+        path.unlink()
+    (tmp_path / "slides").rename(tmp_path / "moved")
+    capsys.readouterr()
+    again = embed(**options)
+    assert (again["slides"], again["failed"], again["left"]) == (1, 1, 0)
+    said = capsys.readouterr().err
+    assert "of 1 slide are in" in said and "; 1 slide passed over: 0: " in said
+    assert "; missing files of 1 slide could not be made: 1: " in said
+    assert (first / FOLDER / "1.h5").exists()
+    (tmp_path / "moved").rename(tmp_path / "slides")
+    assert dict(embed(**options)) == dict(first)
+
+
 def test_a_share_says_what_it_leaves(tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And features say which slides their weights have seen."""
     backbone, run = build_backbone("test_resnet"), tmp_path / "run"
@@ -322,6 +343,15 @@ def test_torch_files_may_have_types_that_numpy_lacks(
     found = read_slide_features(tmp_path / "bag.pt")
     assert found.features.dtype == np.float32 and (found.features == values.detach().float().numpy()).all()
     assert not nested or (found.corners == [[0, 0], [64, 0], [128, 64]]).all()
+
+
+def test_torch_files_may_have_lists_of_tensors(tmp_path: Path) -> None:
+    values, corners = torch.randn(2, 4), [torch.tensor([0, 0]), torch.tensor([64, 0])]
+    for features in (values, list(values)):
+        torch.save({"features": features, "coords": corners}, tmp_path / "bag.pt")
+        found = read_slide_features(tmp_path / "bag.pt")
+        assert (found.features == values.numpy()).all() and found.corners is not None
+        assert found.corners.tolist() == [[0, 0], [64, 0]]
 
 
 def test_bad_options(tiles: Path, slides: Path, tmp_path: Path) -> None:

@@ -234,6 +234,30 @@ def test_damage_that_is_found_while_drawing_costs_one_slide(
     assert next(csv.DictReader((found / "slides.csv").open()))["problem"] == "a part of it is missing"
 
 
+def test_a_slide_whose_objects_are_lost_and_cannot_be_found_again_has_failed(
+    search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of which only a picture is missing keeps its objects, and is named."""
+    for name in "ab":
+        write_slide(tmp_path / "slides" / f"{name}.tiff", 0.5)
+    out = search(tmp_path / "slides", tmp_path / "out", mpp=1.0).out
+    for path in (out / "records" / "a.csv", out / "pictures" / "b.png"):
+        path.unlink()
+
+    def failing(*given: Any) -> None:
+        raise OSError("the disk does not respond")
+
+    monkeypatch.setattr(predict_slides, "find_tissue", failing)
+    again = search(tmp_path / "slides", out, mpp=1.0)
+    assert [again[count] for count in ("damaged", "left", "objects")] == [1, 0, len(DISKS)]
+    passed = "1 slide passed over: a: the disk does not respond"
+    missing = "missing files of 1 slide could not be made: b: the disk does not respond"
+    assert f"{len(DISKS)} objects in 1 slide; {passed}; {missing}\n" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert search(tmp_path / "slides", out, mpp=1.0)["objects"] == 2 * len(DISKS)
+    assert (out / "pictures" / "b.png").exists()
+
+
 def test_options_that_do_not_fit(search: Any, tmp_path: Path) -> None:
     slide = write_slide(tmp_path / "a.tiff", 0.5)
     for options, why in (

@@ -158,6 +158,33 @@ def test_results_of_slides_on_a_disk_that_is_not_mounted_stay(
     assert do() == (["b"], whole)
 
 
+def test_a_slide_without_its_result_has_failed(tmp_path: Path) -> None:
+    """One of which another file cannot be made has not, but the last line names it."""
+    result, picture = tmp_path / "a.csv", tmp_path / "a.png"
+
+    def do(fails: bool = True) -> tuple[dict[str, Any], str]:
+        def work(name: str) -> dict[str, int]:
+            if fails:
+                raise CorruptImage(name, "cut off")
+            result.touch()
+            return {"objects": 2}
+
+        identities = {"a": 1, "b": 1}
+        shared = SlideWork(tmp_path, identities, lambda name: [result, picture], lambda name: result.exists())
+        shared.do(lambda name: name == "b" or (shared.succeeded(name) and picture.exists()), work)
+        return shared.found(), shared.missing()
+
+    done = {"a": {"objects": 2}}
+    assert do(fails=False) == (done, "")
+    assert do() == (done, "; missing files of 1 slide could not be made: a: cut off") and result.exists()
+    result.unlink()
+    assert do() == ({"a": {"problem": "cut off"}}, "")
+    assert do(fails=False) == (done, "")
+    result.unlink()
+    picture.touch()
+    assert do() == ({}, "")  # left to another process
+
+
 def test_files_of_slides_that_have_no_tiles_any_more_are_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,7 +127,15 @@ def predict_tiles(
 
     identities = {name: identity(slide) for name, slide in slides.items()}
     paths = {name: slide.path for name, slide in slides.items()}
-    shared = SlideWork(out, identities, files, (out / SLIDES,), paths=paths, is_former=without_tiles(tiles, out))
+    shared = SlideWork(
+        out,
+        identities,
+        files,
+        lambda name: _table(out, name).exists(),
+        (out / SLIDES,),
+        paths=paths,
+        is_former=without_tiles(tiles, out),
+    )
     drawn = _drawn(notes)
 
     def is_done(name: str) -> bool:

@@ -52,7 +52,6 @@ from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.slides.slide_list import refuse_options
 from densepath.version import __version__
 
-_WRITING = "writing"  # a file beside the blocks: they are being written as one file
 _SHOWN = 1000  # damaged images in the notes
 
 
@@ -160,8 +159,7 @@ def embed(
         return Embeddings(out, embed_slides(data, out, how, exclude=exclude, **tiles))
     refuse_options("slides", tiles)
     check_format(out)
-    folder = out.with_name(f".{out.name}.parts")
-    _check_new(out, folder)
+    require_new_file(out)
     hardware = choose_hardware(devices, precision)
     source = open_source(data, exclude)
     encoder, line = load_encoder(weights, backbone, source, stage=stage, pool=pool, seed=seed)
@@ -177,12 +175,13 @@ def embed(
         "devices": str(devices),
         "densepath_version": __version__,
     }
+    folder = out.with_name(f".{out.name}.parts")
     record = notes | {"names": digest_of(map(encoded, inputs.names))}
     blocks = Blocks(folder, inputs, batch_size, dtype, (read_config(folder) or {}).get("batch_size"))
     with ExitStack() as stack:
         if hardware.rank == 0:
             stack.enter_context(sole_writer(folder))
-            _check_new(out, folder)  # another command may have written it meanwhile
+            require_new_file(out)  # another command may have written it meanwhile
             stack.enter_context(kept_if_begun(folder))
             begin_record(folder, record)
             what = f"{counted(len(inputs), 'image')}, {counted(encoder.dim, 'number')} each"
@@ -196,12 +195,6 @@ def embed(
             return Embeddings(out, {"dim": encoder.dim})
         _await_blocks(blocks, children)
         return _gather(out, folder, blocks, inputs, encoder.dim, dtype, notes)
-
-
-def _check_new(out: Path, folder: Path) -> None:
-    """Raise UserError if the file exists, unless a command was stopped when it had just written it from its blocks."""
-    if not (folder / _WRITING).exists():
-        require_new_file(out)
 
 
 def _encode(encoder: Encoder, inputs: Inputs, blocks: Blocks, hardware: Hardware) -> None:
@@ -266,7 +259,6 @@ def _gather(
         "damaged_images": damaged[:_SHOWN],
     }
     parts = (([inputs.names[position] for position in block.positions], block.features) for block in blocks.read())
-    (folder / _WRITING).touch()
     write_features(out, parts, Shape(count, dim, dtype, name_bytes), notes)
     shutil.rmtree(folder, ignore_errors=True)
     without = f"; {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}" if damaged else ""

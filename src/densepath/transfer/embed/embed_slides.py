@@ -220,11 +220,15 @@ def _embed_all(
     by_name = {slide.name: slide for slide in slides}
     identities = {slide.name: slide.identity() for slide in slides}
     files, paths = partial(_files, out, features), {slide.name: slide.path for slide in slides}
-    shared = SlideWork(out, identities, files, is_whole=False, paths=paths, is_former=is_former)
+
+    def has_result(name: str) -> bool:
+        return shared.is_same(name, notes_of(features_path(out, features, name)).get("slide"))
 
     def is_done(name: str) -> bool:
-        same = shared.is_same(name, notes_of(features_path(out, features, name)).get("slide"))
-        return same and shared.succeeded(name) and all(path.exists() for path in files_of_map(out / "heat_maps" / name))
+        made = has_result(name) and shared.succeeded(name)
+        return made and all(path.exists() for path in files_of_map(out / "heat_maps" / name))
+
+    shared = SlideWork(out, identities, files, has_result, is_whole=False, paths=paths, is_former=is_former)
 
     def embed(name: str) -> dict[str, Any]:
         return _embed(work, by_name[name], features_path(out, features, name), out / "heat_maps" / name)

@@ -207,7 +207,9 @@ def _read_torch(path: Path) -> SlideFeatures:
 
 def _array(values: Any) -> npt.NDArray[Any]:
     """The numbers of a torch file; those of types that NumPy lacks, such as bfloat16, as float32."""
-    tensor = torch.as_tensor(values).detach()
+    if not isinstance(values, torch.Tensor):  # such as a list of tensors
+        return np.asarray(values)
+    tensor = values.detach()
     return (tensor.float() if tensor.is_floating_point() and tensor.dtype not in _OF_NUMPY else tensor).numpy()
 
 

@@ -162,7 +162,7 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide], on_begin: Callable[[], 
         work.out,
         {name: _identity(own, work) for name, own in cases.items()},
         lambda name: [path for slide in cases.get(name, ()) for path in work.attention.files(slide.name)],
-        (work.out / PREDICTIONS, work.out / SLIDES),
+        tables=(work.out / PREDICTIONS, work.out / SLIDES),
         is_former=is_former,
         parts=_slides_of,
     )

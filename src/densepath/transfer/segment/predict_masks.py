@@ -178,6 +178,7 @@ def _segment_all(work: _Work, out: Path, drawn: Collection[str], one: str, shard
         out,
         {name: [*identity_of_file(name, *work.files(k)), *work.known(k)] for name, k in number.items()},
         lambda name: (target(name), picture(name), out / PICTURES / f"{name}{SUFFIX}"),
+        lambda name: target(name).is_file(),
         (out / SIZES,),
         one,
     )

@@ -118,6 +118,7 @@ def predict_slides(
         out,
         identities,
         lambda name: _files(out, name),
+        lambda name: _table(out, name).exists(),
         (out / TABLE, out / SLIDES),
         paths=paths,
         default_mpp=default_mpp,
@@ -132,8 +133,7 @@ def predict_slides(
 
     shared.do(is_done, work, shard, f"; windows of {search.window} px at {search.mpp:g} µm/px", on_begin=on_begin)
     with shared_work(out / LOCKS / "tables", "tables"):
-        known = shared.found()  # of another share, the objects of a slide may have been removed
-        found = {name: facts for name, facts in known.items() if "problem" in facts or _table(out, name).exists()}
+        found = shared.found()
         objects = _write_tables(out, slides, found)
     counts, line = shared.summary(found)
     report_borders({name: facts.get("scan_corner", (0, 0)) for name, facts in found.items()})

@@ -34,6 +34,8 @@ class SlideWork:
         out: the folder of the results, which other processes may share.
         identities: by name, what changes if a slide is another one.
         files: those of a slide, by its name: what is left there of another slide, or of a failure, is removed.
+        has_result: whether the main file of a slide exists, by its name: its features, label map or table. Without it,
+            a slide is not done, whatever its record says; other files, such as pictures, may be missing.
         tables: the files of all slides, which are removed if a slide is left: they are written last.
         one: what a slide is called.
         is_whole: the folder has a table of all slides, which the results of others must not replace.
@@ -42,11 +44,13 @@ class SlideWork:
             they were given did not need them.
         is_former: whether the record of a name that is not among these, and its files, are removed.
         parts: the names of the slides of an identity, where a record is of several.
+        problems: by name, why :meth:`do` could not make the missing files of slides that have a result.
     """
 
     out: Path
     identities: Mapping[str, Any]
     files: Callable[[str], Iterable[Path]] = lambda name: ()
+    has_result: Callable[[str], bool] = lambda name: True
     tables: Iterable[Path] = ()
     one: str = "slide"
     is_whole: bool = True
@@ -54,6 +58,7 @@ class SlideWork:
     default_mpp: float | None = None
     is_former: Callable[[str], bool] = lambda name: False
     parts: Parts | None = None
+    problems: dict[str, str] = field(default_factory=dict, init=False)
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """The record of a slide; None if it is not done."""
@@ -111,7 +116,8 @@ class SlideWork:
                 if not self.succeeded(name):
                     _remove(record_of(self.out, name), *self.files(name))
                 facts = attempt(name, self.out, work)
-                if "problem" in facts and self.succeeded(name):
+                if "problem" in facts and self.succeeded(name) and self.has_result(name):
+                    self.problems[name] = facts["problem"]
                     continue  # what was made before stays, and the rest is tried again by the next start
                 with atomic_write(record_of(self.out, name)) as part:
                     part.write_text(f"{json.dumps(self.identities[name])}\n{json.dumps(facts)}\n")
@@ -131,12 +137,23 @@ class SlideWork:
             say(f"densepath: removed the results of {former} from {self.out}: {first_few(removed)}")
 
     def found(self) -> dict[str, dict[str, Any]]:
-        """The records of the slides that any process has done."""
+        """The records of the slides that any process has done, and that have a result or a problem."""
         known = {name: self.facts(name) for name in self.identities}
-        return {name: facts for name, facts in known.items() if facts is not None}
+        return {
+            n: facts for n, facts in known.items() if facts is not None and ("problem" in facts or self.has_result(n))
+        }
+
+    def missing(self) -> str:
+        """A part of a line with the slides whose missing files this process could not make; "" if there are none."""
+        if not self.problems:
+            return ""
+        reasons = first_few([f"{name}: {why}" for name, why in self.problems.items()])
+        return f"; missing files of {counted(len(self.problems), self.one)} could not be made: {reasons}"
 
     def summary(self, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, int], str]:
         """The numbers of "slides", "damaged" ones, and those "left" to other processes, and a line of what is missing.
+
+        Those of which only other files than the result are missing are not counted, but named in the line.
 
         Raises:
             UserError: no slide can be read.
@@ -146,6 +163,7 @@ class SlideWork:
         if len(problems) == count:
             raise UserError(f"none of {counted(count, self.one)} can be read ({problems[0]})")
         line = f"; {counted(len(problems), self.one)} passed over: {first_few(problems)}" if problems else ""
+        line += self.missing()
         if left:
             line += f"; this process is done, {left} of {counted(count, self.one)} left to other processes"
         return {"slides": count, "damaged": len(problems), "left": left}, line
