@@ -1,5 +1,6 @@
 """Label maps are computed once, found again, and recomputed when anything about them has changed."""
 
+import errno
 import os
 import resource
 import shutil
@@ -362,7 +363,7 @@ def test_an_image_that_can_be_read_again_gets_its_map(tmp_path, tiles, labeller,
 
     def failing(position):
         if position in broken:
-            raise CorruptImage(images.names(position), "the disk has failed")
+            raise CorruptImage(images.names(position), "the disk has failed") from OSError(errno.EIO, "disk")
         return read(position)
 
     monkeypatch.setattr(images, "read", failing)
@@ -383,12 +384,85 @@ def interrupt(*arguments):
     raise KeyboardInterrupt
 
 
+class Failing:
+    """Reads the images of a source except for one; counts how often it was asked for that one."""
+
+    def __init__(self, images, monkeypatch, position=2):
+        monkeypatch.setattr(corrupt, "LARGEST_SHARE", {2: 0.5})
+        monkeypatch.setattr(images, "read", self)
+        self.read, self.images, self.position = type(images).read, images, position
+        self.cause = OSError(errno.EIO, "disk")
+        self.fails, self.asked = True, 0
+
+    def __call__(self, position):
+        if position != self.position:
+            return self.read(self.images, position)
+        self.asked += 1
+        if self.fails:
+            raise CorruptImage(self.images.names(position), "cannot be decoded") from self.cause
+        return self.read(self.images, position)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_damaged_image_is_not_read_again_at_each_start(tmp_path, tiles, labeller, monkeypatch, later):
+    images = open_images(tiles, cache="none")
+    failing = Failing(images, monkeypatch)
+    if later:  # the disk fails first, so that the damage is found at the second start
+        label_images(images, labeller, tmp_path / "cache")
+        failing.asked = 0
+    failing.cause = ValueError("not a PNG")
+    for _ in range(3):
+        assert not label_images(images, labeller, tmp_path / "cache").maps[2].any()
+    assert failing.asked == 1
+    assert files(tmp_path / "cache") == ["labels.npy"]
+
+
+@pytest.mark.parametrize("content", ["[999]", "[-1]", "5", "null", "[[1]]", "[null]", "[Infinity]", "{}", "no JSON"])
+def test_a_damaged_list_of_unread_images_is_as_none(tmp_path, tiles, labeller, content):
+    maps = label_images(open_images(tiles), labeller, tmp_path / "cache").maps.copy()
+    labeller.asked()
+    (path,) = (tmp_path / "cache").rglob("labels.npy")
+    path.with_name("unread.json").write_text(content)
+    assert np.array_equal(label_images(open_images(tiles), labeller, tmp_path / "cache").maps, maps)
+    assert labeller.asked() == []
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_cache_that_cannot_be_written_is_used_without_the_images_that_failed(
+    tmp_path, tiles, labeller, monkeypatch, capsys, full
+):
+    def read_only(path, what):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    images = open_images(tiles, cache="none")
+    failing = Failing(images, monkeypatch)
+    maps = label_images(images, labeller, tmp_path / "cache").maps.copy()
+    failing.fails = False
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        if full:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        else:
+            patch.setattr(label_cache, "shared_work", read_only)
+        try:
+            used = label_images(images, labeller, tmp_path / "cache").maps
+            with pytest.raises(UserError, match=r"cannot be written .*; .*give another folder with --cache_dir$"):
+                label_images(images, Brightness(labeller.log, 3), tmp_path / "cache")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert np.array_equal(used, maps)
+    assert "not tried again: " in capsys.readouterr().err
+    assert label_images(images, labeller, tmp_path / "cache").maps[2].any()  # still in the list
+
+
 def test_a_full_disk_is_named_and_nothing_stays(tmp_path, tiles, labeller):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     images = open_images(tiles)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"000\.npy cannot be written \(File too large\)"):
+        with pytest.raises(
+            UserError, match=r"000\.npy cannot be written \(File too large\); free disk space or give .*dir$"
+        ):
             label_images(images, labeller, tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -71,6 +71,12 @@ def test_a_tile_that_could_not_be_read_for_a_while_is_found_later(data, tmp_path
         check(tmp_path, tiles)
 
 
+def test_digests_of_pixels_are_kept_if_all_may_be():
+    assert identity._joined(iter([("a", True), ("", False), ("b", True)])) == ("a\n\nb", False)
+    assert identity._joined(iter([("a", True), ("", True)])) == ("a\n", True)
+    assert identity._joined(iter([])) == ("", True)
+
+
 def test_one_changed_pixel_makes_a_different_image(data, tmp_path):
     pixels = np.array(Image.open(sorted((data / "test").iterdir())[0]))
     pixels[0, 0, 0] ^= 1

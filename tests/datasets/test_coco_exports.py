@@ -319,6 +319,12 @@ def test_turned_boxes_of_cvat_become_the_boxes_that_bound_them(degrees: float, t
     np.testing.assert_allclose(images[0]["boxes"], expected, atol=1e-3)
 
 
+def test_turned_boxes_without_area_are_no_objects(tmp_path: Path) -> None:
+    source = one_set(tmp_path, bbox=[10, 10, 0, 20], segmentation=[], attributes={"rotation": 45.0})
+    with pytest.raises(UserError, match="boxes without area"):
+        convert_coco(source, tmp_path / "out", test_share=0.5)
+
+
 @pytest.mark.parametrize("outline", [polygon, packed_runs, lambda box: []], ids=["polygon", "runs", "box"])
 def test_repeated_objects_count_once(outline: Callable[[Any], Any], tmp_path: Path, capsys: Any) -> None:
     content = truth(["a.png", "b.png"], outline)

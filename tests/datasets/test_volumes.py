@@ -506,6 +506,13 @@ def test_what_a_killed_conversion_has_left_is_removed_also_where_the_volumes_are
     assert volumes.is_symlink() and not left.exists()
 
 
+def test_a_store_is_searched_for_remains_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str | Path] = []
+    monkeypatch.setattr(convert_, "remove_remains", lambda folder, shared: searched.append(folder))
+    dest = convert_folder(FolderConversion(fill(tmp_path / "in", {"a.nii": nifti(CT)}), tmp_path / "S"))
+    assert searched == [dest]
+
+
 def test_volumes_are_excluded_from_a_store_without_converting_the_others_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,8 +188,8 @@ def _draw(annotation: dict[str, Any], height: int, width: int, outlines: bool) -
     outlined = has_outline(segmentation)
     if box is None and not outlined:
         raise ValueError("annotations with neither a box nor an outline")
-    if not outlined and (degrees := _rotation(annotation)):
-        annotation["bbox"] = box = upright(annotation["bbox"], degrees, height, width)
+    if box is not None and not outlined and (degrees := _rotation(annotation)) and min(box[2:]) > 0:
+        annotation["bbox"] = box = upright(box, degrees, height, width)
     if not outlined and (not outlines or annotation["iscrowd"]):
         return _draw_box(annotation, height, width), False
     try:

@@ -18,12 +18,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from densepath.annotations.label_maps import SIDE, LabelMaps, shrink
-from densepath.annotations.unread import UNREAD, note_unread, readable_again, unread_images, unread_rows
+from densepath.annotations.unread import UNREAD, note_unread, unread_images, unread_rows
 from densepath.core.digests import digest_of, digest_of_files
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, writing
+from densepath.core.files import CannotWrite, atomic_write, writing
 from densepath.core.locks import shared_work
 from densepath.core.remains import remove_remains
+from densepath.core.streams import say
 from densepath.core.system import cores
 from densepath.core.waiting import HANGING_READER, Stuck
 from densepath.sources.corrupt import CorruptLog
@@ -99,7 +100,8 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
     The key of the cache is the labeller's identity and the contents of the images' files (or of a packed store) and the
     labeller's files, not their paths; :func:`digest_of_files` reads them once. An interrupted computation continues
     where it stopped. Of several processes that need the same maps, one computes them, the others wait. An image that
-    cannot be read has a map of zeros until it can be, after a disk or network has failed for instance.
+    cannot be read has a map of zeros. If a later attempt may succeed, after a disk or network has failed for instance,
+    each call tries it again, as far as the cache can be written; caches of earlier versions do not list such images.
 
     Args:
         images: the source.
@@ -116,7 +118,7 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
     subfolder = root / _key(images, source, _has_classes(labeller), root)
     path = subfolder / "labels.npy"
     maps = _open(path, len(images))
-    if maps is None or readable_again(path, images):
+    if maps is None or unread_images(path, len(images)):
         try:
             subfolder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -124,12 +126,17 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
                 f"the folder {subfolder} for label maps cannot be created ({error.strerror}); "
                 "give another with --cache_dir"
             ) from error
-        with writing(path, subfolder / "lock"), shared_work(subfolder / "lock", "label maps"):
-            if _open(path, len(images)) is None:  # else another process has computed them meanwhile
-                remove_remains(subfolder)
-                _write(path, images, labeller)
-            _complete(path, images, labeller)
-            maps = _open(path, len(images))
+        try:
+            with writing(path, subfolder / "lock"), shared_work(subfolder / "lock", "label maps"):
+                if _open(path, len(images)) is None:  # else another process has computed them meanwhile
+                    remove_remains(subfolder)
+                    _write(path, images, labeller)
+                _complete(path, images, labeller)
+        except CannotWrite as error:
+            if maps is None:
+                raise CannotWrite(error.what, error.full, "give another folder with --cache_dir") from error
+            say(f"densepath: images that could not be read before are not tried again: {error.what}")
+        maps = _open(path, len(images))
     if maps is None:
         raise UserError(f"{path} was damaged as soon as it was written; check the disk")
     return LabelMaps(maps, digest_of([json.dumps(source, sort_keys=True)]), _has_classes(labeller))
@@ -192,14 +199,16 @@ def _write(path: Path, images: PixelSource, labeller: Labeller) -> None:
 
 def _complete(path: Path, images: PixelSource, labeller: Labeller) -> None:
     """Compute the maps of the images that could not be read before, as far as they can be now."""
-    if not (again := readable_again(path, images)):
+    if not (unread := unread_images(path, len(images))):
         return
-    with closing(_labelled(images, labeller, again, [])) as labels:
-        found = dict(zip(again, labels, strict=True))
+    with closing(_labelled(images, labeller, unread, [])) as labels:
+        found = dict(zip(unread, labels, strict=True))
+    still = [position for position, new in found.items() if new[0, 0] == UNREAD]
+    if still == unread:
+        return
     maps = np.load(path, mmap_mode="r")
     _save(path, maps.shape, (np.maximum(found.get(position, old), 0) for position, old in enumerate(maps)))
-    read = {position for position, new in found.items() if new[0, 0] != UNREAD}
-    note_unread(path, [position for position in unread_images(path) if position not in read])
+    note_unread(path, still)
 
 
 def _save(path: Path, shape: tuple[int, ...], parts: Iterable[npt.NDArray[np.int16]]) -> None:
@@ -214,7 +223,7 @@ def _save(path: Path, shape: tuple[int, ...], parts: Iterable[npt.NDArray[np.int
 def _labelled(
     images: PixelSource, labeller: Labeller, positions: Sequence[int], loaders: list[Any]
 ) -> Generator[npt.NDArray[np.int16], None, None]:
-    """The maps of the images at some positions, in order, computed on all cores; of one that cannot be read, UNREAD.
+    """The maps of the images at some positions, in order, computed on all cores; of corrupt ones, see :func:`_pixels`.
 
     The iterator over the worker processes is added to ``loaders``.
     """
@@ -242,10 +251,19 @@ def _labelled(
             loaders.clear()
 
 
-def _pixels(images: PixelSource, positions: Sequence[int]) -> Iterator[Image | None]:
-    """The images at some positions, with a progress bar; None for a corrupt one, which the run itself will report."""
-    for image in read_all(images, CorruptLog(len(images), quiet=True), "finding concepts", positions):
-        yield None if image is None else images.spec.to_rgb(image)
+def _pixels(images: PixelSource, positions: Sequence[int]) -> Iterator[Image | int]:
+    """The images at some positions, with a progress bar.
+
+    Instead of a corrupt one, which the run itself will report, the label of its map: UNREAD if it may be readable
+    later, otherwise 0.
+    """
+    corrupt = CorruptLog(len(images), quiet=True)
+    read = read_all(images, corrupt, "finding concepts", positions)
+    for position, image in zip(positions, read, strict=True):
+        if image is not None:
+            yield images.spec.to_rgb(image)
+        else:
+            yield UNREAD if position in corrupt.passing else 0
 
 
 def _unchanged(labels: Any) -> Any:
@@ -258,10 +276,10 @@ class _Labelled(Dataset[Any]):
     def __init__(self, labeller: Labeller) -> None:
         self.labeller = labeller
 
-    def __getitem__(self, item: tuple[Image | None, str]) -> npt.NDArray[np.int16] | str:
+    def __getitem__(self, item: tuple[Image | int, str]) -> npt.NDArray[np.int16] | str:
         image, name = item
-        if image is None:
-            return np.full((SIDE, SIDE), UNREAD, np.int16)
+        if isinstance(image, int):
+            return np.full((SIDE, SIDE), image, np.int16)
         try:
             labels, classes = np.asarray(self.labeller.label(image, name)), _has_classes(self.labeller)
             _check(labels, classes, f"{type(self.labeller).__name__} of {name}")

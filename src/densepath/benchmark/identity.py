@@ -223,8 +223,11 @@ def _pixels(file: str | Path) -> tuple[str, bool]:
 
 def _joined(found: Iterable[tuple[str, bool]]) -> tuple[str, bool]:
     """Digests in lines, and whether all may be kept."""
-    digests, lasting = zip(*found, strict=True)
-    return "\n".join(digests), all(lasting)
+    digests, lasting = [], True
+    for digest, lasts in found:
+        digests.append(digest)
+        lasting = lasting and lasts
+    return "\n".join(digests), lasting
 
 
 def _pixels_of_tile(tile: npt.NDArray[Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, one_line
 from densepath.core.remains import final_name, remove, remove_abandoned, temporary_name
 
 # The umask can only be read by setting it, for all threads: so once, before there are other threads.
@@ -21,6 +21,25 @@ os.umask(_UMASK)
 LOCK = ".lock"  # in a folder that a process writes to
 _OPEN = ("/dev", "/dev/fd", "/proc/self/fd")  # folders of links to what the process has open, such as /dev/stdout
 CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
+
+
+class CannotWrite(UserError):
+    """A file cannot be written, because of its disk or its folder.
+
+    Args:
+        what: the file and the reason, in a few words.
+        full: whether free disk space may help.
+        other: what else helps.
+    """
+
+    def __init__(self, what: str, full: bool = False, other: str = "use another path") -> None:
+        super().__init__(what, full, other)
+        self.what = one_line(what)
+        self.full = full
+        self.other = other
+
+    def __str__(self) -> str:
+        return f"{self.what}; {'free disk space or ' if self.full else ''}{self.other}"
 
 
 def _open_to_readers(path: Path) -> None:
@@ -120,7 +139,7 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         temporary: its temporary name while it is written, if any.
 
     Raises:
-        UserError: the disk is full, or the path is not writable.
+        CannotWrite: the disk is full, or the path is not writable.
     """
     try:
         yield
@@ -130,8 +149,8 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         if error.errno not in CANNOT_HOLD and not denied:
             raise
         known = Path(path).with_name(final_name(Path(path).name))
-        remedy = "use another path" if denied or error.errno == errno.EROFS else "free disk space or use another path"
-        raise UserError(f"{known} cannot be written ({error.strerror}); {remedy}") from error
+        full = not denied and error.errno != errno.EROFS
+        raise CannotWrite(f"{known} cannot be written ({error.strerror})", full) from error
 
 
 def check_writable(out: str | Path) -> None:

@@ -70,6 +70,10 @@ class CorruptLog:
         known: corrupt images that were reported before, by position: file name and reason.
         quiet: log nothing, because another process reports the same images.
         ndim: dimensions of the images.
+
+    Attributes:
+        found: the corrupt images, like ``known``.
+        passing: the positions of those that may be readable later.
     """
 
     def __init__(self, images: int, known: Mapping[int, str] | None = None, quiet: bool = False, ndim: int = 2) -> None:
@@ -77,13 +81,15 @@ class CorruptLog:
         self.quiet = quiet
         self.ndim = ndim
         self.found: dict[int, str] = dict(known or {})
+        self.passing: set[int] = set()
 
-    def add(self, position: int, what: str) -> bool:
+    def add(self, position: int, what: str, passing: bool = False) -> bool:
         """Record an image and log it, unless it is known already.
 
         Args:
             position: the image's position in its source.
             what: file name and reason.
+            passing: whether it may be readable later, see :func:`can_pass`.
 
         Returns:
             Whether it was new.
@@ -91,6 +97,8 @@ class CorruptLog:
         if position in self.found:
             return False
         self.found[position] = what
+        if passing:
+            self.passing.add(position)
         if not self.quiet:
             log.warning("damaged image: %s", what)
         return True

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
-from densepath.sources.corrupt import SHOWN, CorruptImage, CorruptLog
+from densepath.sources.corrupt import SHOWN, CorruptImage, CorruptLog, can_pass
 from densepath.sources.pixel_source import PixelSource
 
 _MOST_THREADS = 32
@@ -36,7 +36,7 @@ def read_all(
     read_ones = in_threads(read, positions, min(_MOST_THREADS, usable_cores()), "image data")
     for position, image in zip(positions, with_progress(read_ones, len(positions), what), strict=True):
         if isinstance(image, CorruptImage):
-            corrupt.add(position, str(image))
+            corrupt.add(position, str(image), can_pass(image))
             if len(corrupt.found) >= SHOWN:  # with fewer, read on to complete the list
                 corrupt.check()
             yield None

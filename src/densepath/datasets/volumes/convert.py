@@ -75,8 +75,9 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
     with work_folder(dest, record, log="convert.log", free=("patient_regex", "window", "test_share")):
         before = _index_before(dest)
         (dest / VOLUMES).mkdir(exist_ok=True)
-        for folder in (dest, dest / VOLUMES):  # which may be a link
-            remove_remains(folder, shared=True)
+        remove_remains(dest, shared=True)
+        if (dest / VOLUMES).is_symlink():  # which the search above does not follow
+            remove_remains(dest / VOLUMES, shared=True)
         headers: dict[str, Header] = {}
         damaged: dict[str, str] = {}
         again: list[str] = []

@@ -27,7 +27,7 @@ def open_tiled(tiling: SlideTiling) -> Slide:
     except CorruptImage as error:
         if os.path.exists(tiling.path):
             raise
-        why = f"{tiling.path} was moved or removed since it was tiled; put it back, or run densepath tile again"
+        why = "moved or removed since it was tiled; put it back, or run densepath tile again"
         raise CorruptImage(tiling.path, why) from error
     if is_changed(tiling):
         raise CorruptImage(tiling.path, f"not the slide that was tiled: {CHANGED}; run densepath tile again")
