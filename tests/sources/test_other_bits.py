@@ -40,11 +40,17 @@ def test_the_window_of_16_bits_is_that_of_the_images_if_most_go_beyond_it(
 
 @pytest.mark.parametrize(
     ("trained", "own", "wanted"),
-    [((-1000, 1000), (0, 1), "-1000 1000"), ((0, 1), (-1000, 1000), "volume"), ((-900, 900), (-1000, 1000), None)],
+    [
+        ((-1000, 1000), (0, 1), "values of the window -1000 to 1000"),
+        ((0, 1), (-1000, 1000), "each volume as shares of its own window"),
+        ((-900, 900), (-1000, 1000), None),
+        ((-0.2, 1.5), (0, 1), None),
+        ((0, 1), (-0.2, 1.5), None),
+    ],
 )
 def test_windows_of_volumes_of_their_own_and_those_with_a_unit_do_not_mix(
-    trained: tuple[int, int],
-    own: tuple[int, int],
+    trained: tuple[float, float],
+    own: tuple[float, float],
     wanted: str | None,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -54,9 +60,9 @@ def test_windows_of_volumes_of_their_own_and_those_with_a_unit_do_not_mix(
     write_store(tmp_path / "s.safetensors", data, ["a"], PixelSpec.default(1, own, ndim=3))
     volumes = open_store(tmp_path / "s.safetensors")
     assert seen_as(spec, volumes) == (spec if wanted is None else spec.override(window=own))
-    assert ("a window for each" in capsys.readouterr().err) == (wanted is not None)
+    assert ("shares of each volume's own window" in capsys.readouterr().err) == (wanted is not None)
     if wanted is None:
         assert prediction_spec(spec, volumes) == spec
     else:
-        with pytest.raises(UserError, match=f"not those of the training.* --window {wanted}$"):
-            prediction_spec(spec, volumes)
+        with pytest.raises(UserError, match=f"of S are not those of the training; write it again with {wanted}$"):
+            prediction_spec(spec, volumes, data="S", own_window=trained == (0, 1))

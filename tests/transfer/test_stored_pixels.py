@@ -31,7 +31,7 @@ def test_an_image_of_pillow_has_the_pixels_of_its_file(tmp_path: Path, mode: str
     image.save(tmp_path / "a.tif")
     file = read_image(tmp_path / "a.tif", None, spec.channels, spec.image_dtype)
     assert np.array_equal(pixels_in_memory(image, spec), file)
-    assert np.array_equal(stored_pixels(tmp_path / "a.tif", spec, 100), file)
+    assert np.array_equal(stored_pixels(tmp_path / "a.tif", spec, 100, False), file)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_values_of_a_packed_store_are_those_of_its_window() -> None:
         with pytest.raises(UserError, match=message):
             pixels_in_memory(wrong, unit)
     with pytest.raises(UserError, match="files of volumes are read by densepath predict"):
-        stored_pixels("scan.png", volumes, 100)
+        stored_pixels("scan.png", volumes, 100, False)
 
 
 def test_a_volume_with_its_own_window_is_seen_as_that_of_a_file() -> None:
@@ -94,8 +94,11 @@ def test_a_volume_with_its_own_window_is_seen_as_that_of_a_file() -> None:
     raw = np.random.default_rng(0).normal(500, 100, (12, 13, 14)).round()
     low, high = np.percentile(raw, (0.5, 99.5))
     for values in (raw, raw.astype(np.int16), torch.from_numpy(raw)[None], raw.astype(np.float32)[..., None]):
-        shares = pixels_in_memory(values, spec)
+        shares = pixels_in_memory(values, spec, own_window=True)
         np.testing.assert_allclose(shares[..., 0], (raw - low) / (high - low), atol=1e-5)
-    np.testing.assert_array_equal(pixels_in_memory(shares[3:6], spec), shares[3:6])  # a crop of a store's
+    np.testing.assert_array_equal(pixels_in_memory(shares[3:6], spec, True), shares[3:6])  # a crop of a store's
+    np.testing.assert_array_equal(pixels_in_memory(raw, spec)[..., 0], raw)  # of a window for all volumes
+    for same in (np.full((2, 3, 4), 2**60, np.uint64), np.full((2, 3, 4), 1e20)):
+        assert not pixels_in_memory(same, spec, own_window=True).any()
     with pytest.raises(UserError, match="an image of Pillow is no volume"):
         pixels_in_memory(Image.fromarray(RGB), spec)

@@ -18,8 +18,10 @@ from densepath.sources.conversion import MOST, highest_of_bits
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.pixel_source import PixelSource, PixelSpec, bits_of
+from densepath.sources.volumes.store import VolumeStore
 
 FILE_WINDOWS = tuple((0, 2**bits - 1) for bits in range(8, 17))  # of networks that were trained on files
+_SHARES = (-1.0, 2.0)  # shares of a volume's own window, 0 to 1, are within, and so is another window of such shares
 _SAMPLE = 32  # images
 _BEYOND = 0.01  # share of an image's values above a window, from which the window is not the image's
 
@@ -31,12 +33,16 @@ def seen_as(trained: PixelSpec, images: PixelSource) -> PixelSpec:
     images, they have more bits and are seen in their own window; a line says so. If they use fewer bits, they may just
     be dark: the window stays, and a warning says so. A window that is not of whole bits stays.
 
-    Volumes are seen in the window of their store, which a line says, where only one of both has a window for each
-    volume: see :func:`same_kind_of_window`.
+    Volumes are seen in the window of their store, which a line says, where it is not of the same kind: see
+    :func:`same_kind_of_window`.
     """
     bits, own = bits_of(images), images.spec.window
     if not same_kind_of_window(trained, images.spec):
-        say(f"densepath: the volumes are seen in {_shown(images.spec)}; the weights were trained in {_shown(trained)}")
+        (low, high), (first, last) = own, trained.window
+        say(
+            f"densepath: the volumes are seen in the window {low:g} to {high:g}, and the weights were trained in the "
+            f"window {first:g} to {last:g}: 0 to 1 are shares of each volume's own window"
+        )
         return trained.override(window=own)
     if bits is None:
         return trained
@@ -58,7 +64,13 @@ def seen_as(trained: PixelSpec, images: PixelSource) -> PixelSpec:
     return spec
 
 
-def prediction_spec(trained: PixelSpec, images: PixelSource, converted: bool = False) -> PixelSpec:
+def prediction_spec(
+    trained: PixelSpec,
+    images: PixelSource,
+    converted: bool = False,
+    data: str | Path = "the images",
+    own_window: bool = False,
+) -> PixelSpec:
     """As :func:`seen_as`, for predictions: another window is reported, and so are images that no one window fits.
 
     Args:
@@ -66,11 +78,12 @@ def prediction_spec(trained: PixelSpec, images: PixelSource, converted: bool = F
         images: that it will see.
         converted: whether pixels are read with the bits of the specification. Then images that use all of their bits
             are seen as those of the training, and need no other one.
+        data, own_window: as for :func:`check_window`.
 
     Raises:
         UserError: volumes whose window is of another kind.
     """
-    check_window(trained, images.spec, "the store")
+    check_window(trained, own_window, images, data)
     spec = seen_as(trained, images)
     if isinstance(images, ImageFiles) and (dim := images.dim_among_bright()):
         lost = "these are nearly black" if _is_full(spec) else "the others are nearly white"
@@ -87,27 +100,55 @@ def prediction_spec(trained: PixelSpec, images: PixelSource, converted: bool = F
     return spec
 
 
-def has_own_windows(spec: PixelSpec) -> bool:
-    """Whether the values of volumes are shares of each volume's own window, as of MR, and have no unit."""
-    return spec.ndim == 3 and spec.window == (0, 1)
+def has_own_window(images: PixelSource) -> bool:
+    """Whether the values of volumes are known to be shares of each volume's own window, as of MR."""
+    return isinstance(images, VolumeStore) and images.own_window
+
+
+def may_be_shares(low: float, high: float) -> bool:
+    """Whether values from ``low`` to ``high`` may be shares of a volume's own window."""
+    return _SHARES[0] <= low and high <= _SHARES[1]
 
 
 def same_kind_of_window(trained: PixelSpec, images: PixelSpec) -> bool:
-    """Whether both sides are volumes with windows of their own, or none is: otherwise their values do not compare."""
-    return trained.ndim != images.ndim or has_own_windows(trained) == has_own_windows(images)
+    """Whether the values of volumes may compare with those of a training.
+
+    They do not where the window of one side is 0 to 1, as that of shares of each volume's own window, and the window of
+    the other is one of values with a unit. A window close to 0 to 1 may be another one of shares, as of ``pretrain
+    --window``.
+    """
+    windows = (trained.window, images.window)
+    return 2 in (trained.ndim, images.ndim) or (0, 1) not in windows or all(may_be_shares(*each) for each in windows)
 
 
-def check_window(trained: PixelSpec, images: PixelSpec, what: str | Path) -> None:
+def check_window(trained: PixelSpec, own_window: bool, images: PixelSource, data: str | Path) -> None:
     """Refuse volumes whose values do not compare with those of a training.
 
+    Args:
+        trained: of the network.
+        own_window: whether each volume of the training has its own window.
+        images: the volumes; others are not refused.
+        data: where they are, for the message.
+
     Raises:
-        UserError: their window is of another kind; ``what`` names them.
+        UserError: their window is of another kind.
     """
-    if not same_kind_of_window(trained, images):
-        wanted = "volume" if has_own_windows(trained) else f"{trained.window[0]:g} {trained.window[1]:g}"
-        raise UserError(
-            f"the windows of {what} are not those of the training; run its conversion again with --window {wanted}"
+    known = trained.override(window=(0, 1)) if own_window else trained  # weights may have brought another one of shares
+    if not same_kind_of_window(known, images.spec):
+        raise other_window(trained, own_window, images, data)
+
+
+def other_window(trained: PixelSpec, own_window: bool, images: PixelSource, data: str | Path) -> UserError:
+    """The error for volumes whose window is of another kind than that of a training; as for :func:`check_window`."""
+    low, high = trained.window
+    if isinstance(images, VolumeStore):
+        advice = f"run its conversion again with --window {'volume' if own_window else f'{low:g} {high:g}'}"
+    else:
+        values = (
+            "each volume as shares of its own window" if own_window else f"values of the window {low:g} to {high:g}"
         )
+        advice = f"write it again with {values}"
+    return UserError(f"the windows of {data} are not those of the training; {advice}")
 
 
 def warn_of_pixels(pixels: npt.NDArray[Any], spec: PixelSpec) -> None:
@@ -170,10 +211,6 @@ def _most_beyond(trained: PixelSpec, images: PixelSource) -> bool:
 
 def _is_beyond(pixels: npt.NDArray[Any], spec: PixelSpec) -> bool:
     return bool((pixels > spec.window[1]).mean() > _BEYOND)
-
-
-def _shown(spec: PixelSpec) -> str:
-    return "a window for each" if has_own_windows(spec) else f"the window {spec.window[0]:g} to {spec.window[1]:g}"
 
 
 def _say_window(spec: PixelSpec, trained: PixelSpec) -> None:

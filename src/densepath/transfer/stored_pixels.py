@@ -13,7 +13,7 @@ from torch import Tensor
 from densepath.core.errors import UserError, errors_as
 from densepath.sources.conversion import as_pixels, on_white
 from densepath.sources.decode import read_header, read_image, to_grey, to_rgb
-from densepath.sources.other_bits import FILE_WINDOWS, has_own_windows, warn_of_pixels
+from densepath.sources.other_bits import FILE_WINDOWS, may_be_shares, warn_of_pixels
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.volumes.prepare import own_window
 
@@ -23,20 +23,21 @@ _FILE_DTYPES = (np.uint8, np.uint16)
 _MOST_PIXELS = 2**24  # of a file that is looked at
 
 
-def stored_pixels(image: Picture, spec: PixelSpec, max_side: int) -> npt.NDArray[Any]:
+def stored_pixels(image: Picture, spec: PixelSpec, max_side: int, own_window: bool) -> npt.NDArray[Any]:
     """The pixels (*size, C) of an image in a file or in memory.
 
     Args:
         image: a file, or what :func:`pixels_in_memory` takes.
         spec: what the network takes.
         max_side: files with longer sides are reduced.
+        own_window: as for :func:`pixels_in_memory`.
 
     Raises:
         UserError: it does not fit the network.
         CorruptImage: the file cannot be read.
     """
     if not isinstance(image, str | Path):
-        return pixels_in_memory(image, spec)
+        return pixels_in_memory(image, spec, own_window)
     if spec.ndim != 2:
         raise UserError("files of volumes are read by densepath predict; give an array")
     if read_header(image).bits != spec.file_bits:
@@ -44,15 +45,16 @@ def stored_pixels(image: Picture, spec: PixelSpec, max_side: int) -> npt.NDArray
     return pixels_in_memory(read_image(str(image), max_side, spec.channels, spec.image_dtype), spec)
 
 
-def pixels_in_memory(image: InMemory, spec: PixelSpec) -> npt.NDArray[Any]:
+def pixels_in_memory(image: InMemory, spec: PixelSpec, own_window: bool = False) -> npt.NDArray[Any]:
     """The pixels (*size, C) of an image in memory. Grey, RGB, transparency, 8 and 16 bits are converted as in files.
 
     Args:
         image: an array (*size, C), or (*size) of one channel; a tensor of these or (C, *size); or an image of Pillow.
             Values that files do not have, e.g. floats, are those of a packed store; a network of files takes none.
-            Volumes for a network of volumes with windows of their own are those of files or of a store: values far
-            beyond 0 to 1 are divided by the volume's own window.
         spec: what the network takes.
+        own_window: whether each volume of the training has its own window. Then floats whose own window is within -1
+            to 2 are taken as shares, which a store of volumes reads, and other volumes become shares of their own
+            window.
 
     Raises:
         UserError: it does not fit the network.
@@ -79,7 +81,7 @@ def pixels_in_memory(image: InMemory, spec: PixelSpec) -> npt.NDArray[Any]:
         warn_of_pixels(pixels, spec)
     if as_file and pixels.shape[2] == 4:
         pixels = on_white(pixels)
-    if has_own_windows(spec):
+    if own_window:
         return np.stack([_shares(channel) for channel in np.moveaxis(pixels, -1, 0)], axis=-1)
     # A window of its own is that of the values as they are stored, unless it is of files with known bits.
     known = spec.window in FILE_WINDOWS or (as_file and spec.bits is not None)
@@ -103,7 +105,7 @@ def warn_of_file(path: str | Path, spec: PixelSpec) -> None:
 def _shares(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A volume (D, H, W) as shares of its own window, as float32; one of shares, or a crop of it, as it is."""
     low, high = own_window(values)
-    if values.dtype.kind == "f" and low >= -1 and high <= 2:
+    if values.dtype.kind == "f" and may_be_shares(low, high):
         return values
     return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
 

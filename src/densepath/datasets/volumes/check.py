@@ -48,7 +48,7 @@ def _window(store: VolumeStore) -> str:
     names = store.index["channel_names"]
     channels = counted(store.spec.channels, "channel") + (f" ({', '.join(names)})" if names else "")
     low, high = store.spec.window
-    shown = "each volume's own" if store.index["window"] == "volume" else f"{low:g} to {high:g}"
+    shown = "each volume's own" if store.own_window else f"{low:g} to {high:g}"
     return f"{channels}, window: {shown}" + (f", modality {m}" if (m := store.index["modality"]) else "")
 
 
@@ -88,7 +88,7 @@ def _copies(store: VolumeStore) -> list[str]:
 
 def _read(store: VolumeStore) -> Iterator[str]:
     """Read everything: compare the checksums, and the values with each volume's own window."""
-    own = store.index["window"] == "volume"
+    own = store.own_window
 
     def check(position: int) -> tuple[str | None, bool]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -160,7 +161,7 @@ def own_window(stored: npt.NDArray[Any], slope: float = 1.0, intercept: float = 
     if low == high:
         low, high = float(stored.min()), float(stored.max())
     ends = sorted((slope * low + intercept, slope * high + intercept))
-    return ends if ends[0] < ends[1] else [ends[0], ends[0] + 1.0]
+    return ends if ends[0] < ends[1] else [ends[0], ends[0] + max(1.0, math.ulp(ends[0]))]
 
 
 def _is_squeezed(stored: npt.NDArray[np.int16]) -> bool:

@@ -39,6 +39,7 @@ class VolumeStore:
 
     Attributes:
         rows: what is known of each volume: name, patient, split, affine, labels and more.
+        own_window: whether each volume has the window of its own percentiles, as MR.
     """
 
     decodes = False
@@ -56,12 +57,12 @@ class VolumeStore:
             (path, file_size(row), int(row["start"]), row["size"], math.prod(row["size"]))
             for path, row in zip(paths, rows, strict=True)
         ]
-        self._own = index["window"] == "volume"
+        self.own_window = index["window"] == "volume"
         self._scales = [self._scale(row) for row in rows]
         plain = all((slope, shift) == (1.0, 0.0) for scale in self._scales for slope, shift in scale)
         self.dtype = torch.int16 if plain else torch.float32
         self.corrupt: Mapping[int, str] = {k: why for k, row in enumerate(rows) if (why := self._damage(row))}
-        window = (0.0, 1.0) if self._own else tuple(index["window"] or (0.0, 1.0))
+        window = (0.0, 1.0) if self.own_window else tuple(index["window"] or (0.0, 1.0))
         self.spec = PixelSpec.default(int(index["channels"]), window, ndim=3)
 
     def __len__(self) -> int:
@@ -166,7 +167,7 @@ class VolumeStore:
         paths = [self.path(position) for position in range(len(self))]
         names = digest_of(f"{row['name']} {row['size']} {row['scales']} {row['crc']}" for row in self.rows)
         found = {"names": names, "sizes": digest_of_sizes(paths), "samples": digest_of_samples(paths)}
-        return found | {"conversion": digest_of([str(self._own), *(str(row["affine"]) for row in self.rows)])}
+        return found | {"conversion": digest_of([str(self.own_window), *(str(row["affine"]) for row in self.rows)])}
 
     def digest(self, cache: Path) -> str:
         """The identity of the volumes: their names, sizes, checksums, affine maps and window."""
@@ -178,7 +179,7 @@ class VolumeStore:
         found = []
         for scale in row["scales"]:
             slope, shift = float(scale["slope"]), float(scale["intercept"])
-            if self._own:
+            if self.own_window:
                 low, high = scale["window"]
                 slope, shift = slope / (high - low), (shift - low) / (high - low)
             found.append((slope, shift))

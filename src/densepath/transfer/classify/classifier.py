@@ -62,6 +62,7 @@ class ClassifierNotes:
         score, loss: macro AUC in percent and loss of the images that chose it.
         mpp: µm per pixel of the training images; None if unknown.
         image_size: the short side of a typical training image in pixels.
+        own_window: whether each volume of the training has the window of its own percentiles, as MR.
     """
 
     backbone: str
@@ -75,6 +76,7 @@ class ClassifierNotes:
     loss: float = 0.0
     mpp: float | None = None
     image_size: int = 0
+    own_window: bool = False
 
     @property
     def spec(self) -> PixelSpec:
@@ -151,4 +153,6 @@ def read_classifier(path: Path) -> tuple[Classifier, ClassifierNotes]:
 
 
 def _notes_from(values: Any) -> ClassifierNotes:
-    return ClassifierNotes(**values | {name: tuple(values[name]) for name in ("labels", "view_size")})
+    spec = PixelSpec.from_record(values["pixels"])
+    former = {"own_window": spec.ndim == 3 and spec.window == (0, 1)}  # most likely, where it was not recorded
+    return ClassifierNotes(**former | values | {name: tuple(values[name]) for name in ("labels", "view_size")})

@@ -25,7 +25,7 @@ from densepath.nets.weights.pretrained import size_of_weights
 from densepath.runs.folder import open_run, read_config
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.open import find_source
-from densepath.sources.other_bits import check_window
+from densepath.sources.other_bits import check_window, has_own_window
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.slides.resolution import same_mpp
 from densepath.training.hardware import Hardware
@@ -120,7 +120,7 @@ def _read_study(config: ClassifyConfig) -> Study:
     if config.test_data is not None:
         labels = config.labels if config.test_labels is None else config.test_labels
         images = find_source(config.test_data, exclude=config.exclude)
-        check_window(pool.images.spec, images.spec, config.test_data)
+        check_window(pool.images.spec, has_own_window(pool.images), images, config.test_data)
         found = read_pool(config, images, config.test_data, labels, whole=False)
         test = same_labels(pool.targets.names, found, 0.0 if config.separator else np.nan)
     study = make_study(pool, test)
@@ -155,6 +155,7 @@ def _notes(config: ClassifyConfig, study: Study, spec: PixelSpec) -> ClassifierN
         spec.record(),
         mpp=_mpp(study.train.images, places),
         image_size=_short_side(study.train.images, places),
+        own_window=has_own_window(study.train.images),
     )
 
 

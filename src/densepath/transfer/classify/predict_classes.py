@@ -129,7 +129,7 @@ def _predict_images(
         if gone := other_images(out, old, names):
             lines = f"the lines of {counted(len(gone), 'image')} not in the data: {one_line(first_few(gone))}"
             say(f"densepath: {out / PREDICTIONS} loses {lines}")
-    images.spec = prediction_spec(spec, images)
+    images.spec = prediction_spec(spec, images, data=data, own_window=notes.own_window)
     readout = Readout(readout.model, notes, images.spec).to(hardware.device)
     batches = batches_of(range(len(images)), AT_ONCE)
     half = hardware.precision == "bf16-mixed"

@@ -45,12 +45,15 @@ class TrainedClassifier:
             image: a file, an array (*size, C) or (*size), a tensor of these or (C, *size), or an image of Pillow.
                 Channels, bits and windows of volumes are converted as those of files; axes and spacing of volumes are
                 taken as those of the training.
+                Where ``notes.own_window``, floats whose 0.5th and 99.5th percentiles are within -1 to 2 are taken as
+                shares of the volume's own window, as ``read`` of a store gives them, and other volumes are divided by
+                their own window: divide a crop of raw values by the window of its whole volume first.
 
         Raises:
             UserError: it does not fit the classifier.
             CorruptImage: the file cannot be read.
         """
-        pixels = stored_pixels(image, self.notes.spec, MAX_SIDE)
+        pixels = stored_pixels(image, self.notes.spec, MAX_SIDE, self.notes.own_window)
         stored = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].to(self._device)
         found = probabilities(self._readout(stored).cpu().numpy(), self.notes.exclusive)[0]
         return dict(zip(self.labels, found.tolist(), strict=True))

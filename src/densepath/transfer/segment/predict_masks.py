@@ -207,7 +207,7 @@ def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exc
             f"{counted(images.spec.channels, 'channel')}, and the "
             f"segmenter takes {spec.ndim} and {spec.channels}; train one on such images"
         )
-    images.spec = sliding.spec = spec = prediction_spec(spec, images)
+    images.spec = sliding.spec = spec = prediction_spec(spec, images, data=data, own_window=notes.own_window)
     stored, paths = Stored(images), list(AllNames(images))
     below = names_below(paths, data) if isinstance(images, ImageFiles) else paths
     refuse_repeated(below, data)

@@ -19,8 +19,8 @@ from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.runs.folder import open_run, read_config
+from densepath.sources.other_bits import has_own_window
 from densepath.sources.pixel_source import PixelSource, PixelSpec
-from densepath.sources.volumes.store import VolumeStore
 from densepath.training.resolve import resolve
 from densepath.transfer.best_epoch import ranked
 from densepath.transfer.classify.cohort import still_there
@@ -127,7 +127,7 @@ def _notes(config: SegmentConfig, cases: Cases, spec: PixelSpec) -> SegmenterNot
         config.overlap,
         spec.record(),
         _spacing(images),
-        isinstance(images, VolumeStore) and images.index["window"] == "volume",
+        has_own_window(images),
     )
     with torch.random.fork_rng(devices=[]):
         notes.build()  # reports what does not fit, before the folder exists

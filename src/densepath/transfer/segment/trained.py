@@ -43,6 +43,9 @@ class TrainedSegmenter:
             image: a file, an array (*size, C) or (*size), where the size of a volume is depth, height, width; a tensor
                 of these or (C, *size); or an image of Pillow. Channels, bits and windows of volumes are converted as
                 those of files; axes and spacing of volumes are taken as those of the training (``notes.spacing``).
+                Where ``notes.own_window``, floats whose 0.5th and 99.5th percentiles are within -1 to 2 are taken as
+                shares of the volume's own window, as ``read`` of a store gives them, and other volumes are divided by
+                their own window: divide a crop of raw values by the window of its whole volume first.
             window: side of the windows that large images are divided into, or their sides along each axis; default:
                 those of the training patches.
             overlap: share of a window that the next one covers.
@@ -51,7 +54,7 @@ class TrainedSegmenter:
             UserError: the image does not fit the segmenter, or an option is invalid.
             CorruptImage: the file cannot be read.
         """
-        pixels = stored_pixels(image, self.notes.spec, MAX_SIDE)
+        pixels = stored_pixels(image, self.notes.spec, MAX_SIDE, self.notes.own_window)
         sliding = self.notes.sliding(self._model, self._hardware, window, overlap)
         return self.notes.legend.values_of(sliding.classes(pixels))
 

@@ -21,6 +21,7 @@ from densepath.core.output_names import names_below, output_names, refuse_repeat
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.dicom_image import holds_dicom
 from densepath.sources.listing import Passed, list_images
+from densepath.sources.other_bits import other_window
 from densepath.sources.volumes.nifti import NO_MAP
 from densepath.sources.volumes.open_store import is_volume_store, open_volumes
 from densepath.sources.volumes.prepare import prepare, resampled
@@ -164,17 +165,14 @@ class VolumeInputs:
         return self._of_file(self._paths[position]) if self._store is None else self._of_store(self._store, position)
 
     def _check(self, store: VolumeStore, data: str | Path) -> None:
-        spec, own = self._notes.spec, store.index["window"] == "volume"
+        spec = self._notes.spec
         if store.spec.channels != spec.channels:
             raise UserError(
                 f"the volumes of {data} have {counted(store.spec.channels, 'channel')}, and the segmenter takes "
                 f"{spec.channels}"
             )
-        if own != self._notes.own_window:
-            wanted = "volume" if self._notes.own_window else f"{spec.window[0]:g} {spec.window[1]:g}"
-            raise UserError(
-                f"the windows of {data} are not those of the training; run its conversion again with --window {wanted}"
-            )
+        if store.own_window != self._notes.own_window:
+            raise other_window(spec, self._notes.own_window, store, data)
 
     def _differs(self, affine: npt.NDArray[Any]) -> bool:
         """Whether voxels of an affine map in RAS axes have another size than those of the training."""
