@@ -25,6 +25,7 @@ from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.core.geojson import read_features
 from densepath.core.polygons import fill
+from densepath.core.remains import temporary_name
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides import open as slides_open
 from densepath.sources.slides.open import open_slide
@@ -145,8 +146,8 @@ def test_a_killed_command_continues(
 
     def killed(path: Path, *given: Any) -> None:
         if "sub" in str(path):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            (Path(path).parent / f".{Path(path).name}.{os.getpid()}.part").write_text("half")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / temporary_name(path.name)).write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, *given)
 
