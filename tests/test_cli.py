@@ -150,6 +150,8 @@ def test_a_shell_completes_verbs_options_and_choices(capsys: pytest.CaptureFixtu
     )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["glas", "--method.mask_ratio", "byol_small", "--lr --log_every"], done.stderr
+    assert main(["--print_completion", "zsh"]) == 0  # with the texts of options, which may have a %
+    assert "only where that is at most 3" in capsys.readouterr().out
     assert main(["--print_completion", "fish"]) == 2
     assert "bash, zsh, tcsh" in capsys.readouterr().err
 

@@ -57,12 +57,13 @@ def _add_options(parser: argparse.ArgumentParser, command: Command, file: Any) -
         options |= command.options(method)
     for key, option in options.items():
         name = key if key in command.positional else f"--{key}"
+        text = option.help.replace("%", "%%")  # argparse formats it, in Python 3.14 to check it
         if option.is_flag:
-            parser.add_argument(name, f"--no_{key}", action="store_true", help=option.help)
+            parser.add_argument(name, f"--no_{key}", action="store_true", help=text)
             continue
         choices = list(METHODS) if key == "method" else recipe_names(command.recipes or "") if key == "config" else None
         choices = choices or [str(choice) for choice in choices_of(option.annotation)] or None
         given: dict[str, Any] = {"nargs": "*"} if option.is_list else {}
-        action: Any = parser.add_argument(name, help=option.help.replace("%", "%%"), choices=choices, **given)
+        action: Any = parser.add_argument(name, help=text, choices=choices, **given)
         if Path in (option.annotation, *get_args(option.annotation)):
             action.complete = file
