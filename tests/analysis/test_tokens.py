@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from densepath.analysis import show_tokens as module
+from densepath.analysis import source
 from densepath.analysis.separation import Gaussian, bhattacharyya, jensen_shannon
 from densepath.analysis.show_tokens import separate, show_tokens
 from densepath.core.errors import UserError
@@ -99,7 +100,7 @@ def test_a_token_is_one_of_cells_where_a_center_lies_in_it(tmp_path: Path, monke
         places.append([(x + 3 + 10 * rng.random()) / 200 * 2 - 1, (y + 3 + 10 * rng.random()) / 146 * 2 - 1])
     Image.fromarray(image).save(tmp_path / "a.png")
     spec = PixelSpec()
-    monkeypatch.setattr(module, "pretrained_backbone", lambda *_: (MeanColor(), spec, 0, ""))
+    monkeypatch.setattr(source, "pretrained_backbone", lambda *_: (MeanColor(), spec, 0, ""))
     monkeypatch.setattr(module, "_finder", lambda *_: lambda position: np.array(places))
     taken: list[Any] = []
 
@@ -121,7 +122,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: p
             return {stage: each * torch.nan for stage, each in super().forward(pixels).items()}
 
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
-    monkeypatch.setattr(module, "pretrained_backbone", lambda *_: (Damaged(), PixelSpec(), 0, ""))
+    monkeypatch.setattr(source, "pretrained_backbone", lambda *_: (Damaged(), PixelSpec(), 0, ""))
     monkeypatch.setattr(module, "_finder", lambda *_: lambda position: np.array([[x / 10, 0.1] for x in range(-9, 9)]))
     with pytest.raises(UserError, match="the feature map has numbers that are not finite"):
         show_tokens(data=tmp_path / "a.png", weights=["x"], out=tmp_path / "p.png", view_size=64)

@@ -16,7 +16,7 @@ from densepath.analysis.panels import picture_file
 from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.analysis.reconstruction import draw_reconstruction
 from densepath.analysis.short_names import short_names
-from densepath.analysis.source import report_source
+from densepath.analysis.source import network_for, report_source
 from densepath.annotations.label_cache import check_color
 from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import FromPath, ImageLabels
@@ -27,7 +27,6 @@ from densepath.core.records import CONFIG
 from densepath.core.single_values import take_single_values
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.runs.folder import read_config
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import DrawViews
@@ -248,9 +247,7 @@ def _clusters(
     """The clusters of the features of several weights, on tiles as they are stored."""
     groups = []
     for source, title in zip(weights, short_names(weights, "weights"), strict=True):
-        torch.manual_seed(seed)
-        network, spec, *_ = pretrained_backbone(source, backbone, images.spec)
-        spec = seen_as(spec, images)
+        network, spec, _ = network_for(images, source, backbone, seed)
         maps = [find_concepts(network, tile, stages, num_concepts, seed, spec) for tile in tiles]
         name = f"{title} " if len(weights) > 1 else ""
         groups.append({f"{name}f{stage}": [m[stage] for m in maps] for stage in stages})

@@ -20,15 +20,13 @@ from densepath.analysis.center_views import center_views, chosen
 from densepath.analysis.panels import PanelGrid, add_color_bar, save, show
 from densepath.analysis.pictures import colors_of
 from densepath.analysis.short_names import short_names
-from densepath.analysis.source import planar, report_source
+from densepath.analysis.source import network_for, planar, report_source
 from densepath.core.errors import UserError
 from densepath.core.paths import AnyPath, as_path, as_texts
 from densepath.core.random import check_seed
 from densepath.core.single_values import take_single_values
 from densepath.core.slices import nearest
-from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
-from densepath.sources.other_bits import seen_as
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.tiles.slide_tiles import SlideTiles
@@ -169,15 +167,14 @@ def _load(
     seed: int,
     device: torch.device,
 ) -> _Network:
-    torch.manual_seed(seed)
-    network, spec, trained, _ = pretrained_backbone(source, backbone, images.spec)
+    network, spec, trained = network_for(images, source, backbone, seed)
     attention = LastAttention(network.eval().to(device))
     size = (trained or int(network.net.model.patch_embed.img_size[0])) if view_size is None else view_size
     network.check_size(size, size)
     grid = network.grid(network.deepest, size, size)
     if query is not None and (query[0] >= grid[0] or query[1] >= grid[1]):
         raise UserError(f"query is {list(query)}, but {source} has {grid[0]} x {grid[1]} tokens; count from 0")
-    return _Network(attention, seen_as(spec, images), size, (grid[0], grid[1]), device)
+    return _Network(attention, spec, size, (grid[0], grid[1]), device)
 
 
 def _measure(network: _Network, images: PixelSource, positions: Tensor) -> AttentionShares:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from torch import nn
 
@@ -16,14 +15,12 @@ from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
 from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
-from densepath.analysis.source import planar, report_source
+from densepath.analysis.source import network_for, planar, report_source
 from densepath.core.errors import UserError
 from densepath.core.fonts import drawable
 from densepath.core.paths import AnyPath, as_texts
 from densepath.core.single_values import take_single_values
-from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
-from densepath.sources.other_bits import seen_as
 from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import choose_device
 
@@ -93,16 +90,9 @@ def show_similarity(
     for name, source in zip(short_names(networks, "weights"), networks, strict=True):
         panels[name] = {}
         for title, each in images.items():
-            torch.manual_seed(seed)
-            network, spec, *_ = pretrained_backbone(source, backbone, each.spec)
+            network, spec, _ = network_for(each, source, backbone, seed)
             panels[name][title] = region_similarities(
-                network.to(device),
-                each,
-                stage=stage,
-                view_size=view_size,
-                count=count,
-                seed=seed,
-                spec=seen_as(spec, each),
+                network.to(device), each, stage=stage, view_size=view_size, count=count, seed=seed, spec=spec
             )
     draw_similarities(panels, out)
     return {**_table(panels), "picture": out}

@@ -17,7 +17,7 @@ from densepath.analysis.center_views import center_views, chosen
 from densepath.analysis.panels import INK, LINES, add_legend, new_figure, picture_file, save
 from densepath.analysis.separation import Floats, Gaussian, bhattacharyya, jensen_shannon
 from densepath.analysis.short_names import short_names
-from densepath.analysis.source import check_finite, planar, report_source
+from densepath.analysis.source import check_finite, network_for, planar, report_source
 from densepath.annotations.cells.blobs import find_cells
 from densepath.annotations.cells.cell_points import CellPoints
 from densepath.core.affine import identity, warp_points
@@ -30,9 +30,7 @@ from densepath.core.random import check_seed
 from densepath.core.regions import point_counts
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
-from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import find_source
-from densepath.sources.other_bits import seen_as
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.resolution import check_mpp
 from densepath.training.caller_state import state_of_the_caller
@@ -192,14 +190,12 @@ def _sample(
     Raises:
         UserError: there are fewer than three of a group, or the network gives numbers that are not finite.
     """
-    torch.manual_seed(seed)
-    network, spec, trained, _ = pretrained_backbone(source, backbone, images.spec)
+    network, spec, trained = network_for(images, source, backbone, seed)
     network.eval().to(device)
     embedding: Any = getattr(getattr(network.net, "model", None), "patch_embed", None)
     size = (trained or (224 if embedding is None else int(embedding.img_size[0]))) if view_size is None else view_size
     network.check_size(size, size)
     parts: tuple[list[Tensor], list[Tensor]] = [], []
-    spec = seen_as(spec, images)
     views = center_views(images, chosen(images, count, seed), spec, size, device=device, what="tokens")
     with torch.no_grad():
         for index, pixels, maps in views:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.core.streams import say
+from densepath.nets.backbones import Backbone
+from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.image_files import ImageFiles
-from densepath.sources.pixel_source import PixelSource
+from densepath.sources.other_bits import seen_as
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.summary import summarize
 
 
@@ -24,6 +28,21 @@ def planar(images: PixelSource, data: str | Path) -> PixelSource:
     if images.spec.ndim != 2:
         raise UserError(f"{data} has images of {images.spec.ndim} dimensions; give images of 2 dimensions")
     return images
+
+
+def network_for(
+    images: PixelSource, weights: str, backbone: str | nn.Module | None, seed: int
+) -> tuple[Backbone, PixelSpec, int | None]:
+    """The network of some weights, how it sees some images, and the size of the views of its training, if known.
+
+    Args:
+        images: the images.
+        weights, backbone: as for :func:`~densepath.nets.weights.pretrained.pretrained_backbone`.
+        seed: of random weights, and of what is drawn from torch's generator afterwards.
+    """
+    torch.manual_seed(seed)
+    network, spec, size, _ = pretrained_backbone(weights, backbone, images.spec)
+    return network, seen_as(spec, images), size
 
 
 def check_finite(values: Tensor, what: str) -> None:
