@@ -100,5 +100,5 @@ def test_a_volume_with_its_own_window_is_seen_as_that_of_a_file() -> None:
     np.testing.assert_array_equal(pixels_in_memory(raw, spec)[..., 0], raw)  # of a window for all volumes
     for same in (np.full((2, 3, 4), 2**60, np.uint64), np.full((2, 3, 4), 1e20)):
         assert not pixels_in_memory(same, spec, own_window=True).any()
-    with pytest.raises(UserError, match="an image of Pillow is no volume"):
+    with pytest.raises(UserError, match="an image of Pillow is not a volume"):
         pixels_in_memory(Image.fromarray(RGB), spec)

@@ -15,7 +15,7 @@ from densepath.sources.conversion import as_pixels, on_white
 from densepath.sources.decode import read_header, read_image, to_grey, to_rgb
 from densepath.sources.other_bits import FILE_WINDOWS, may_be_shares, warn_of_pixels
 from densepath.sources.pixel_source import PixelSpec
-from densepath.sources.volumes.prepare import own_window
+from densepath.sources.volumes.prepare import percentile_window
 
 InMemory: TypeAlias = npt.NDArray[Any] | Tensor | Image.Image
 Picture: TypeAlias = InMemory | str | Path
@@ -64,7 +64,7 @@ def pixels_in_memory(image: InMemory, spec: PixelSpec, own_window: bool = False)
         pixels = (image.float() if image.is_floating_point() else image).numpy(force=True)
     elif isinstance(image, Image.Image):
         if spec.ndim != 2:
-            raise UserError("an image of Pillow is no volume; give an array of depth x height x width")
+            raise UserError("an image of Pillow is not a volume; give an array of depth x height x width")
         pixels = _of_pillow(image, spec) if of_files else np.asarray(image)
     elif hasattr(image, "__array__"):
         pixels = np.asarray(image)
@@ -104,7 +104,7 @@ def warn_of_file(path: str | Path, spec: PixelSpec) -> None:
 
 def _shares(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A volume (D, H, W) as shares of its own window, as float32; one of shares, or a crop of it, as it is."""
-    low, high = own_window(values)
+    low, high = percentile_window(values)
     if values.dtype.kind == "f" and may_be_shares(low, high):
         return values
     return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)

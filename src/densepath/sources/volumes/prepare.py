@@ -97,7 +97,9 @@ def measured(facts: Mapping[str, Any], channels: Sequence[npt.NDArray[np.int16]]
         channels: (D, H, W) each, as they are stored.
     """
     pairs = zip(facts["scales"], channels, strict=True)
-    scales = [{**scale, "window": own_window(channel, scale["slope"], scale["intercept"])} for scale, channel in pairs]
+    scales = [
+        {**scale, "window": percentile_window(channel, scale["slope"], scale["intercept"])} for scale, channel in pairs
+    ]
     squeezed = any(map(_is_squeezed, channels))
     count = 0 if squeezed else max(len(np.unique(some_values(channel, _NUMBERS))) for channel in channels)
     notes = [note for note in facts["notes"] if note not in (_LIKE_LABELS, _OUTLIERS)]
@@ -151,7 +153,7 @@ def resampled(
     return new, made
 
 
-def own_window(stored: npt.NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -> list[float]:
+def percentile_window(stored: npt.NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -> list[float]:
     """The window of a volume's own: the percentiles of its values, or their range if these are equal.
 
     Args:

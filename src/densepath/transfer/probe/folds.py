@@ -191,8 +191,8 @@ def hold_out(counts: Floats, share: float, seed: int, kept: Floats | None = None
     held, held_total = np.zeros(len(counts), bool), np.zeros(every.shape[1])
     now = held_total[: len(total)]  # a view
 
-    def distance(now: Floats) -> float:  # rare classes count as much as frequent ones
-        return float((((now - wanted) ** 2) / wanted).sum())
+    def distance(sums: Floats) -> float:  # rare classes count as much as frequent ones
+        return float((((sums - wanted) ** 2) / wanted).sum())
 
     def can_be_held(group: int) -> bool:
         return bool((held_total + every[group] < every_total).all())
