@@ -60,9 +60,9 @@ def test_a_text_may_follow_a_closing_quote_in_its_line(tmp_path):
 def test_a_row_with_more_fields_than_the_header_is_refused(tmp_path):
     """A comma in the name of a file would make the rest of the name the patient."""
     (tmp_path / "table").write_text("file,patient\nb.png,p1,,\na,1.png,p2\n")
-    with open_table(tmp_path / "table") as table, pytest.raises(UserError, match="line 3 of .*table has more fields"):
+    with open_table(tmp_path / "table") as table, pytest.raises(UserError, match=r"line 3 of .*table has more fields"):
         list(table.rows())
-    with pytest.raises(UserError, match="row 2 of .*table has more fields than its header; put texts"):
+    with pytest.raises(UserError, match=r"row 2 of .*table has more fields than its header; put texts"):
         read_rows(tmp_path / "table", "", ["file"])
 
 
