@@ -161,7 +161,7 @@ def test_the_images_are_read_for_their_digest_once(tmp_path, tiles, labeller, mo
         assert len(asked) == 6
 
 
-@pytest.mark.parametrize("content", [b"", b"half", "cut", "other"])
+@pytest.mark.parametrize("content", [b"", b"half", "cut", "other", "header"])
 def test_a_damaged_file_of_maps_is_computed_again(tmp_path, tiles, labeller, content):
     whole = label_images(open_images(tiles), labeller, tmp_path / "cache").maps.copy()
     labeller.asked()
@@ -170,6 +170,8 @@ def test_a_damaged_file_of_maps_is_computed_again(tmp_path, tiles, labeller, con
         os.truncate(path, path.stat().st_size - 1)
     elif content == "other":
         np.save(path, np.zeros((6, 3, 3), np.int16))
+    elif content == "header":
+        path.write_bytes(path.read_bytes().replace(b"}", b"(", 1))
     else:
         path.write_bytes(content)
     assert np.array_equal(label_images(open_images(tiles), labeller, tmp_path / "cache").maps, whole)

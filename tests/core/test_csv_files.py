@@ -1,5 +1,6 @@
 """Tables of users, opened in one way."""
 
+import csv
 import os
 
 import pytest
@@ -35,6 +36,34 @@ def test_a_named_delimiter_and_comments_come_before_the_header(tmp_path):
     (tmp_path / "table").write_text('sep=,\r\n\r\n# exported\r\nname, a;b;c\r\n"x\ny", 1\r\n\r\nz\r\n', newline="")
     with open_table(tmp_path / "table") as table:
         assert list(table.rows()) == [(6, {"name": "x\ny", "a;b;c": "1"}), (8, {"name": "z", "a;b;c": ""})]
+
+
+@pytest.mark.parametrize("row", ['a.png,"cat\n', '"a.png,cat\n', 'a.png,"cat\nb.png,cat\nc.png,"cat\n'])
+def test_a_quote_that_is_not_closed_hides_no_rows(tmp_path, row):
+    """The rest of the table, or the lines up to another such quote, would be one field."""
+    (tmp_path / "table").write_text(f"file,label\nd.png,dog\n{row}e.png,dog\n")
+    with open_table(tmp_path / "table") as table, pytest.raises(csv.Error, match="line 3 has a quote that is not clos"):
+        list(table.rows())
+    with pytest.raises(UserError, match="table cannot be read"):
+        read_rows(tmp_path / "table", "", ["file"])
+
+
+def test_a_text_may_follow_a_closing_quote_in_its_line(tmp_path):
+    (tmp_path / "table").write_text('file,note\n"a.png" ,"x" y\n"b.png","1\n2"\n')
+    with open_table(tmp_path / "table") as table:
+        assert [row for _, row in table.rows()] == [
+            {"file": "a.png", "note": "x y"},
+            {"file": "b.png", "note": "1\n2"},
+        ]
+
+
+def test_a_row_with_more_fields_than_the_header_is_refused(tmp_path):
+    """A comma in the name of a file would make the rest of the name the patient."""
+    (tmp_path / "table").write_text("file,patient\nb.png,p1,,\na,1.png,p2\n")
+    with open_table(tmp_path / "table") as table, pytest.raises(UserError, match=r"line 3 of .*table has more fields"):
+        list(table.rows())
+    with pytest.raises(UserError, match=r"row 2 of .*table has more fields than its header; put texts"):
+        read_rows(tmp_path / "table", "", ["file"])
 
 
 def test_pipes_are_refused_and_an_empty_file_has_no_lines(tmp_path):

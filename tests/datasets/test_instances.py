@@ -523,6 +523,14 @@ def test_arrays_that_are_not_label_maps_are_refused(kind: str, tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_an_array_whose_header_is_damaged_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", labels(0))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes().replace(b"}", b"(", 1))
+    for read in (read_labels, label_size):
+        with pytest.raises(CorruptImage, match=r"a\.npy: is not an array of numbers"):
+            read(tmp_path / "a.npy")
+
+
 MATLAB: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "two maps": ({"a": labels(0), "b": labels(0)}, r"holds 2 matrices \(a, b\)"),
     "no map": ({"a": "text", "b": 7.0, "c": {"inst_map": labels(0)}}, r"holds 0 matrices \(none of numbers\)"),

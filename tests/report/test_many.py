@@ -105,7 +105,7 @@ def test_measurements_are_those_that_training_reads(tmp_path: Path, end: str) ->
     assert read_measurements(path, 100) == [{"step": 1.0, "probe_dice": 50.0}]
     for damaged in ("step,loss\n1,2,3\n", "step,loss\n1\n", "step,loss\n1,x\n"):
         path.write_text(damaged)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"^metrics\.csv "):
             read_measurements(path, 100)
 
 

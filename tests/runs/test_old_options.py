@@ -6,6 +6,7 @@ import yaml
 from densepath.core.errors import UserError
 from densepath.runs.folder import read_config
 from densepath.runs.old_options import refuse_moved, rename_options, rename_record
+from densepath.runs.sessions import planned_steps
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe
 from densepath.training.resolve import resolve
@@ -76,3 +77,8 @@ def test_the_options_of_a_users_own_method_stay_its_own():
     own = {"method": "mine:Own", "method_options": {"teacher": "x", "batch_norm": "mine", "labels": "l"}}
     assert rename_options(own) == own == refuse_moved(own, "it")
     assert rename_record(own)["method_options"] == own["method_options"]
+
+
+def test_the_steps_of_an_old_run_are_read_from_a_file_with_damaged_bytes(tmp_path):
+    (tmp_path / "sessions.yaml").write_bytes(b"- step: 0\n  data:\n    steps: 56\n  command: caf\xc3\n")
+    assert [planned_steps(tmp_path, steps) for steps in (55, 54)] == [56, 54]

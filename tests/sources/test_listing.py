@@ -155,7 +155,7 @@ def test_a_text_list_may_begin_with_a_sentence(tmp_path: Path) -> None:
 def test_a_quote_that_is_not_closed_hides_no_images(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
     (tmp_path / "list.csv").write_text('file,note\na.png,"big\nb.png,x\n')
-    with pytest.raises(UserError, match="unexpected end of data"):
+    with pytest.raises(UserError, match="line 2 has a quote that is not closed"):
         find_images(tmp_path / "list.csv")
 
 

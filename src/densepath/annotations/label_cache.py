@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from densepath.annotations.label_maps import SIDE, LabelMaps, shrink
+from densepath.annotations.labels import map_array
 from densepath.annotations.unread import UNREAD, note_unread, unread_images, unread_rows
 from densepath.core.digests import digest_of, digest_of_files
 from densepath.core.errors import UserError
@@ -27,7 +28,7 @@ from densepath.core.remains import remove_remains
 from densepath.core.streams import say
 from densepath.core.system import cores
 from densepath.core.waiting import HANGING_READER, Stuck
-from densepath.sources.corrupt import CorruptLog
+from densepath.sources.corrupt import CorruptImage, CorruptLog
 from densepath.sources.names import AllNames
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.prefetch import ahead
@@ -168,8 +169,8 @@ def _key(images: PixelSource, source: list[Any], classes: bool, cache: Path) -> 
 def _open(path: Path, count: int) -> npt.NDArray[np.int16] | None:
     """The maps in a file; None if it is missing or not as expected."""
     try:
-        maps = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        maps = map_array(path)
+    except CorruptImage:
         return None
     return maps if maps.shape == (count, SIDE, SIDE) and maps.dtype == np.int16 else None
 

@@ -40,7 +40,7 @@ def label_size(path: Path) -> tuple[int, int]:
     if suffix == ".mat":
         shape = _variable(path)[1]
     elif suffix == ".npy":
-        shape = _load(path).shape
+        shape = map_array(path).shape
     elif _is_tiff(path):
         shape = _read_tiff(stored_shape, path)
     else:
@@ -82,7 +82,7 @@ def read_labels(path: Path) -> npt.NDArray[np.int32]:
         UserError: it does not contain exactly one map of integers.
     """
     suffix = path.suffix.lower()
-    labels = _load_matlab(path) if suffix == ".mat" else _load(path) if suffix == ".npy" else _decode(path)
+    labels = _load_matlab(path) if suffix == ".mat" else map_array(path) if suffix == ".npy" else _decode(path)
     if labels.ndim != 2:
         raise UserError(f"{path} is a color image, not a label map; give label maps with one channel")
     return whole_numbers(labels, path)
@@ -147,12 +147,14 @@ def _decode(path: Path) -> npt.NDArray[Any]:
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
 
 
-def _load(path: Path) -> npt.NDArray[Any]:
-    """Map a NumPy file into memory; it may not hold pickled objects."""
-    try:
+def map_array(path: Path) -> npt.NDArray[Any]:
+    """Map a NumPy file into memory; it may not hold pickled objects.
+
+    Raises:
+        CorruptImage: it cannot be read.
+    """
+    with decoding(path, "is not an array of numbers"):
         array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise CorruptImage(str(path), f"is not an array of numbers ({error})") from error
     return array
 
 

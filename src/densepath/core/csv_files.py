@@ -48,15 +48,16 @@ def encoding_of(path: str | Path) -> str:
 class Lines:
     """The lines of a table as lists of fields, the header first; blank lines and comments before it are skipped.
 
+    A quote that is not closed raises ``csv.Error``: the lines after it would become one field.
+
     Args:
         lines: of the text. A first line ``sep=;``, as Excel writes and reads it, names the delimiter; otherwise the
             header shows it.
         before: the number of lines that were read before.
         delimiter: of a text without such a first line; empty to see it in the header.
-        strict: whether a quote that is not closed is an error; else the rest of the text is its field.
     """
 
-    def __init__(self, lines: Iterable[str], before: int = 0, delimiter: str = "", strict: bool = False) -> None:
+    def __init__(self, lines: Iterable[str], before: int = 0, delimiter: str = "") -> None:
         lines = iter(lines)
         first = ""
         for first in lines:
@@ -67,9 +68,8 @@ class Lines:
             before, first = before + 1, ""
         self.delimiter = delimiter or delimiter_of(first)
         self._before = before
-        self._reader = csv.reader(
-            chain([first] if first else [], lines), delimiter=self.delimiter, skipinitialspace=True, strict=strict
-        )
+        self._taken: list[str] = []  # lines of the current row, and "" for the end of the text
+        self._reader = self._parsed(self._noted(chain([first] if first else [], lines)), strict=True)
 
     @property
     def line_num(self) -> int:
@@ -77,10 +77,26 @@ class Lines:
         return self._before + self._reader.line_num
 
     def __iter__(self) -> Iterator[list[str]]:
-        return self._reader
+        return self
 
     def __next__(self) -> list[str]:
-        return next(self._reader)
+        self._taken.clear()
+        try:
+            return next(self._reader)
+        except csv.Error as error:
+            if len(self._taken) > 1:  # only within quotes a row has several
+                first = self.line_num - len([*filter(None, self._taken)]) + 1
+                raise csv.Error(f"line {first} has a quote that is not closed, or not doubled within a text") from error
+            return next(self._parsed(self._taken, strict=False))  # text after a closing quote
+
+    def _parsed(self, lines: Iterable[str], strict: bool) -> Any:
+        return csv.reader(lines, delimiter=self.delimiter, skipinitialspace=True, strict=strict)
+
+    def _noted(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self._taken.append(line)
+            yield line
+        self._taken.append("")
 
 
 class Table:
@@ -101,9 +117,14 @@ class Table:
         return None if place is None else self.columns[place]
 
     def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """Line number and fields of each row that is not empty; fields that it lacks are empty."""
+        """Line number and fields of each row that is not empty; fields that it lacks are empty.
+
+        Raises:
+            UserError: a row has more fields than the header.
+        """
         for fields in self._lines:
             if any(field.strip() for field in fields):
+                refuse_longer(fields, len(self.columns), f"line {self._lines.line_num} of {self._path}")
                 found = zip_longest(self.columns, map(str.strip, fields[: len(self.columns)]), fillvalue="")
                 yield self._lines.line_num, dict(found)
 
@@ -155,6 +176,21 @@ def refuse_other_encoding(texts: Iterable[str], where: str) -> None:
         raise UserError(f'{where} is not UTF-8 ({wrong}); save the table as UTF-8 (in Excel "CSV UTF-8")')
 
 
+def refuse_longer(fields: Sequence[str], width: int, where: str) -> None:
+    """Refuse a row with more fields than its header: a delimiter in a text that is not quoted moves all after it.
+
+    Args:
+        fields: of the row; those after the header's may be empty.
+        width: the number of fields of the header.
+        where: the line or the file, for the message.
+
+    Raises:
+        UserError: it has more.
+    """
+    if any(field.strip() for field in fields[width:]):
+        raise UserError(f"{where} has more fields than its header; put texts with a delimiter into quotes")
+
+
 def plain_head(head: str) -> str:
     """The name of a column as it is compared: ``Patient ID`` is ``patient_id``."""
     return head.strip().lower().replace(" ", "_")
@@ -182,14 +218,16 @@ def read_rows(path: Path, remedy: str, columns: Sequence[str] = ()) -> list[dict
         columns: those that it must have.
 
     Raises:
-        UserError: it cannot be read, or lacks a column.
+        UserError: it cannot be read, lacks a column, or has a row with more fields than its header.
     """
     try:
         with open_text(path) as file:
-            table = csv.DictReader(file, restval="")
+            table = csv.DictReader(file, restval="", strict=True)
             rows, heads = list(table), table.fieldnames or ()
         if not {*columns} <= {*heads}:
             rows, heads = _saved_by_others(path)
+        for number, row in enumerate(rows, 1):
+            refuse_longer(row.pop(None, ()), 0, f"row {number} of {path}")
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
     refuse([name for name in columns if name not in heads], f"{path} lacks columns", remedy)
@@ -201,7 +239,10 @@ def _saved_by_others(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     with open_text(path) as file:
         lines = Lines(file)
         heads = [head.strip() for head in next(lines, [])]
-        rows = [dict(zip_longest(heads, row[: len(heads)], fillvalue="")) for row in lines if any(row)]
+        rows = []
+        for row in filter(any, lines):
+            refuse_longer(row, len(heads), f"line {lines.line_num} of {path}")
+            rows.append(dict(zip_longest(heads, row[: len(heads)], fillvalue="")))
     return rows, heads
 
 

@@ -38,7 +38,10 @@ def read_measurements(path: Path, most: int) -> list[Row]:
     for _ in range(2):  # "a,,,b" has two missing values, of which one replacement finds the first
         lines = lines.replace(",,", f",{_NONE!r},")
     lines = f"\n{lines}".replace("\r", "").replace("\n,", f"\n{_NONE!r},").replace(",\n", f",{_NONE!r}\n")
-    values = np.loadtxt(io.StringIO(lines), np.float64, delimiter=",", ndmin=2, comments=None)
+    try:
+        values = np.loadtxt(io.StringIO(lines), np.float64, delimiter=",", ndmin=2, comments=None)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from None
     if values.shape[1] != len(columns):
         raise ValueError(f"{path.name} has {values.shape[1]} values in its rows, and {len(columns)} columns")
     return averaged(columns, values, most)

@@ -94,7 +94,8 @@ def planned_steps(out: Path, steps: int) -> int:
     Up to version 0.1 the product of epochs and steps was not rounded: 2.2 epochs of 25 steps were 56 steps, not 55.
     """
     with suppress(OSError):  # a new run
-        started = re.search(r"^    steps: (\d+)$", (out / SESSIONS).read_text(encoding="utf-8"), re.MULTILINE)
+        text = (out / SESSIONS).read_text(encoding="utf-8", errors="replace")
+        started = re.search(r"^    steps: (\d+)$", text, re.MULTILINE)
         if started and int(started[1]) == steps + 1:
             return steps + 1
     return steps

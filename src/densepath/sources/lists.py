@@ -15,6 +15,7 @@ from densepath.core.csv_files import (
     find_column,
     open_text,
     plain_head,
+    refuse_longer,
     refuse_other_encoding,
 )
 from densepath.core.errors import UserError, first_few
@@ -97,7 +98,7 @@ def _lines(
         is_head = _is_header(split, suffixes) and not _find(os.path.dirname(path), line.strip())
         named = not path.lower().endswith(".txt") or any(plain_head(field) in PATH_COLUMNS for field in head)
         if SEPARATOR.fullmatch(line) or (is_head and len(head) > 1 and named):
-            yield from _table(Lines(chain([line], file), number - 1, strict=True), path, suffixes, columns)
+            yield from _table(Lines(chain([line], file), number - 1), path, suffixes, columns)
             return
         rest = lines if is_head else chain([(number, line)], lines)
         yield from ((n, _candidates(line.strip(), suffixes, f"line {n} of {path}"), []) for n, line in rest)
@@ -114,6 +115,7 @@ def _table(
     for fields in chain([] if heads else [first], ([_bare(field) for field in row] for row in lines)):
         if any(fields) and not fields[0].startswith("#"):
             at = f"line {lines.line_num} of {path}"
+            refuse_longer(fields, len(heads) or len(fields), at)
             name = fields[file] if file is not None and file < len(fields) else _only_image(fields, suffixes, at)
             texts = [fields[place] if place is not None and place < len(fields) else "" for place in places]
             refuse_other_encoding(texts, at)

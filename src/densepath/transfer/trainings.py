@@ -171,7 +171,7 @@ def check_same(out: Path, study: Study, digests: Sequence[str] = (), reason: str
     if not path.is_file():
         with atomic_write(path) as part:
             part.write_text(f"{digest}\n")
-    elif path.read_text().strip() != digest:
+    elif path.read_text(errors="replace").strip() != digest:
         raise UserError(f"the images or the labels of the run in {out} have changed{reason}; name another folder")
 
 

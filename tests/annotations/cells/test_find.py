@@ -439,6 +439,14 @@ def test_magnifications_and_coordinates_that_are_not_numbers(tmp_path: Path) -> 
             read_points(path, source)
 
 
+def test_types_of_nuclei_are_numbers_of_any_kind_or_texts(tmp_path: Path) -> None:
+    kinds = [1, 2.0, 1.5, float("nan"), float("inf"), "tumor", None]
+    nuclei = {str(number): {"centroid": [number, 1], "type": kind} for number, kind in enumerate(kinds)}
+    (tmp_path / "a.json").write_text(json.dumps({"nuc": nuclei}))
+    names = ["type 1", "type 2", "type 1.5", "type nan", "type inf", "tumor", None]
+    assert read_points(tmp_path / "a.json", "hovernet").classes == names
+
+
 def test_json_of_cellvit_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"wsi_metadata": {}, "cells": [{"centroid": [1, 2], "type": 1}]}))
     with pytest.raises(UserError, match=r"is JSON of CellViT; give its cell_detection\.geojson, with --source geojson"):

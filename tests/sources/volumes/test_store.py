@@ -29,6 +29,7 @@ from densepath.sources.volumes.prepare import _LIKE_LABELS
 from densepath.sources.volumes.remeasure import remeasure
 from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Channel
+from densepath.sources.volumes.volume_file import read_header
 from densepath.training.pretrain import pretrain
 from densepath.views.crops import Crop
 from densepath.views.declarations import RandomView
@@ -271,6 +272,22 @@ def test_a_truncated_volume_is_named_once_and_costs_one_volume(
     assert all(sorted(set(batch.index.tolist())) == [0, 2, 3] for batch in batches)
     with pytest.raises(CorruptImage):
         store.read(1)
+
+
+@pytest.mark.parametrize("damage", [{"labels": 1}, {"affine": [[1], [1, 2]]}, {"size": [4, "a", 4]}, {"file": "a\0b"}])
+def test_an_index_whose_values_have_other_forms_is_damaged(ct: Path, damage: dict[str, Any]) -> None:
+    index = json.loads((ct / "volumes.json").read_text())
+    index["volumes"][1] |= damage
+    (ct / "volumes.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"volumes\.json is damaged; convert the volumes again"):
+        open_volumes(ct)
+
+
+def test_a_header_that_lacks_fields_is_damaged(ct: Path) -> None:
+    path = ct / "volumes" / "case_1.vol"
+    path.write_bytes(path.read_bytes().replace(b'"start"', b'"stars"', 1))
+    with pytest.raises(CorruptImage, match="its header is damaged"):
+        read_header(path)
 
 
 def test_a_volume_that_is_damaged_during_training_costs_one_volume(ct: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.splits import Study, only_listed
 from densepath.transfer.classify.trained import load_classifier
 from densepath.transfer.classify.training import answers_of, keep_answers, kept_answers
+from densepath.transfer.trainings import check_same
 from densepath.verbs import VERBS
 
 from .conftest import write_images, write_table
@@ -377,6 +379,17 @@ def test_a_damaged_test_image_that_is_replaced_gets_its_own_answer(
     after = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv")}
     assert after.keys() - before.keys() == {labels[0][0]}
     assert {name: after[name] for name in before} == before
+
+
+def test_a_damaged_digest_of_the_images_is_that_of_others(data: Path, tmp_path: Path) -> None:
+    config = ClassifyConfig(data=data / "images", labels=data / "labels.csv", out=tmp_path)
+    pool = read_pool(config, find_source(config.data), config.data, config.labels)
+    study: Any = SimpleNamespace(train=pool, test=pool)
+    for _ in range(2):
+        check_same(tmp_path, study)
+    (tmp_path / "study.txt").write_bytes(b"\xff" + (tmp_path / "study.txt").read_bytes()[1:])
+    with pytest.raises(UserError, match=r"the images or the labels of the run in .* have changed"):
+        check_same(tmp_path, study)
 
 
 def test_answers_are_compared_with_image_files_or_with_the_pixels_of_a_store(

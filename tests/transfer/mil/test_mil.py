@@ -200,6 +200,13 @@ def test_a_stopped_run_is_resumed_bit_for_bit(study: Study, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"answers\.json is not JSON .*; give a whole copy, or remove it"):
         run(folder, "parts", attention=0, model="clam", resume=True)
     answers.write_text(whole_answers)
+    damages = {"study.txt": "of the run in .*parts have changed", "splits.json": "splits.json does not hold splits"}
+    for name, message in damages.items():
+        content = (folder / "parts" / name).read_bytes()
+        (folder / "parts" / name).write_bytes(b"\xff" + content[1:])
+        with pytest.raises(UserError, match=message):
+            run(folder, "parts", attention=0, model="clam", resume=True)
+        (folder / "parts" / name).write_bytes(content)
     # Models of other labels, or of other features, are not mixed with these.
     table, first = folder / "table.csv", folder / "features" / "P00_0.pt"
     before = table.read_text()

@@ -80,7 +80,8 @@ def _read_hovernet(path: Path) -> PointsFile:
 
 
 def _type_name(kind: Any) -> str:
-    return f"type {int(kind)}" if isinstance(kind, int | float) else str(kind)
+    is_whole = isinstance(kind, int) or (isinstance(kind, float) and kind.is_integer())
+    return f"type {int(kind) if is_whole else kind}" if isinstance(kind, int | float) else str(kind)
 
 
 def read_tables(path: Path, by_slide: bool = True) -> list[tuple[str, PointsFile]]:

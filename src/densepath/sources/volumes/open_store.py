@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densepath.core.errors import UserError, counted
+from densepath.core.errors import UserError, counted, errors_as
 from densepath.core.records import CONFIG
 from densepath.sources.listing import matches_any
 from densepath.sources.volumes.store import VOLUMES, VolumeStore
@@ -47,17 +47,14 @@ def open_volumes(folder: str | Path, exclude: Sequence[str] = ()) -> VolumeStore
         )
     if not path.is_file():
         raise UserError(f"the store of volumes {folder} is unfinished; continue with the same densepath data command")
-    try:
+    with errors_as(lambda _: UserError(f"{path} is damaged; convert the volumes again")):
         index = json.loads(path.read_text())
-        known = (index["format"], index["version"]) == (FORMAT, VERSION)
-        rows = [row for row in index["volumes"] if not _excluded(row, exclude)] if known else []
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is damaged; convert the volumes again") from error
-    if not known:
-        raise UserError(f"{path} is of another version of densepath; convert the volumes again")
-    if not rows:
-        raise UserError(f"--exclude leaves out all volumes of {folder}; narrow it")
-    store = VolumeStore(folder, index, rows)
+        if (index["format"], index["version"]) != (FORMAT, VERSION):
+            raise UserError(f"{path} is of another version of densepath; convert the volumes again")
+        rows = [row for row in index["volumes"] if not _excluded(row, exclude)]
+        if not rows:
+            raise UserError(f"--exclude leaves out all volumes of {folder}; narrow it")
+        store = VolumeStore(folder, index, rows)
     for what in store.corrupt.values():
         log.warning("damaged image: %s", what)
     if len(store.corrupt) == len(rows):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.files import atomic_write
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.volumes.blocks import write_blocks
 
 FORMAT, VERSION, SUFFIX = "densepath-volume", 1, ".vol"
@@ -62,19 +62,18 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         CorruptImage: it cannot be read, is not such a file, or is truncated.
     """
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = os.fstat(file.fileno()).st_size
-            header = json.loads(file.read(length)) if length < size else None
-    except OSError as error:
-        raise CorruptImage(str(path), f"it cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CorruptImage(str(path), "its header is damaged") from error
-    if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
-        raise CorruptImage(str(path), "it is not a volume that densepath wrote, or is truncated")
-    if size != file_size(header):
-        raise CorruptImage(str(path), f"it has {size:,} bytes instead of {file_size(header):,}")
+    with decoding(path, "its header is damaged"):
+        try:
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                size = os.fstat(file.fileno()).st_size
+                header = json.loads(file.read(length)) if length < size else None
+        except OSError as error:
+            raise CorruptImage(str(path), f"it cannot be read ({error.strerror})") from error
+        if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+            raise CorruptImage(str(path), "it is not a volume that densepath wrote, or is truncated")
+        if size != (whole := file_size(header)):
+            raise CorruptImage(str(path), f"it has {size:,} bytes instead of {whole:,}")
     return header
 
 

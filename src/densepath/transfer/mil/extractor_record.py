@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, errors_as
 from densepath.core.files import atomic_write
 from densepath.sources.slides.resolution import same_mpp
 from densepath.sources.tiles.coords import is_positive, size_of_tiles
@@ -97,10 +97,12 @@ class ExtractorRecord:
         path = next((folder / FEATURES for folder in (run, run.parent) if (folder / FEATURES).is_file()), None)
         if path is None:
             return cls()
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path} cannot be read ({error}); give --weights, and remove it") from error
+        with errors_as(lambda error: UserError(f"{path} cannot be read ({error}); give --weights, and remove it")):
+            record = cls(**json.loads(path.read_text()))
+            sizes = record.size, record.mpp, record.tile, record.overlap
+            if wrong := [size for size in sizes if size not in (None, 0) and not _is_size(size)]:
+                raise ValueError(f"{wrong[0]!r} is not the size of a tile")
+            return record
 
     def check(self, notes: Mapping[str, Any]) -> None:
         """Refuse another extractor than the one of the record.
@@ -124,6 +126,10 @@ def alike(one: float, other: float) -> bool:
     """Whether two µm per pixel, or whole numbers of pixels, are the same."""
     whole = float(one).is_integer() and float(other).is_integer()
     return one == other if whole else same_mpp(one, other)
+
+
+def _is_size(value: Any) -> bool:
+    return not isinstance(value, str) and is_positive(value)
 
 
 def _overlap(value: Any) -> int | None:

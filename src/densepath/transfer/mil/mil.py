@@ -193,7 +193,7 @@ def _check_same(out: Path, digest: str) -> None:
     if not path.is_file():
         with atomic_write(path) as part:
             part.write_text(f"{digest}\n")
-    elif path.read_text().strip() != digest:
+    elif path.read_text(errors="replace").strip() != digest:
         raise UserError(f"the table or the features of the run in {out} have changed; name another folder")
 
 

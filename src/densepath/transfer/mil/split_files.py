@@ -55,7 +55,7 @@ def begun_before(path: Path) -> bool:
     Args:
         path: the splits of the run, if it was begun.
     """
-    return path.is_file() and f'"{_ORDER}":' not in path.read_text()
+    return path.is_file() and f'"{_ORDER}":' not in path.read_text(errors="replace")
 
 
 def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int, resumed: bool = False) -> list[Split]:
