@@ -17,7 +17,7 @@ from PIL import Image
 
 import densepath
 from densepath.annotations.cells import block_search, find, one_area
-from densepath.annotations.cells.areas import ImageArea, read_at
+from densepath.annotations.cells.areas import ImageArea, read_at, samples, squares
 from densepath.annotations.cells.block_search import search
 from densepath.annotations.cells.cell_files import cell_path, read_cell_rows, read_cells
 from densepath.annotations.cells.cell_points import CellPoints
@@ -257,6 +257,14 @@ def test_a_part_of_an_image_is_as_of_the_whole_and_reads_little_more() -> None:
             part, whole = read_at(area, box, mpp)[0], read_at(Whole(pixels, area.spacing), box, mpp)[0]
             assert part.shape == whole.shape and np.abs(part.astype(int) - whole).max() <= 1
     assert area.read_um((8.0, 50.0, 32.0, 24.0), 0.5).pixels.shape[0] <= 80 + 10
+
+
+def test_the_stain_of_a_slide_does_not_depend_on_the_order_of_its_tiles() -> None:
+    """Files of other software have them in any order; there are more tiles than are looked at."""
+    rng = np.random.default_rng(0)
+    area = ImageArea(rng.integers(0, 256, (64, 64, 3), np.uint8), (1.0, 1.0))
+    tiles = squares(64.0, 64.0, 8.0)
+    np.testing.assert_array_equal(*(list(samples(area, boxes, 1.0)) for boxes in (tiles, rng.permutation(tiles))))
 
 
 def test_damaged_parts_cost_only_themselves() -> None:

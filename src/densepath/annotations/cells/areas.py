@@ -137,6 +137,7 @@ def samples(area: Area, boxes: npt.NDArray[np.float64] | None, mpp: float) -> It
     height, width = side_um(area)
     if boxes is None:
         boxes = squares(height, width, _SAMPLE_SIDE)
+    boxes = boxes[np.lexsort(boxes.T[1::-1])]  # by top, then left, whatever the order of the tiles in their file
     for place in evenly_spaced(_SAMPLES, len(boxes)):
         top, left, high, wide = boxes[place].tolist()
         top, left = max(top, 0.0), max(left, 0.0)
