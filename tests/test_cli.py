@@ -423,6 +423,8 @@ MISTAKES = {
     "option of another verb's part": (_nothing, f"{DETECT} --optimizer.lr 3", "did you mean --lr?"),
     "option of another method": (_nothing, f"{PRETRAIN} --method moco_v2", "unknown option --method."),
     "option without a value": (_nothing, "export run --out", "--out needs a value"),
+    "switch with a value": (_nothing, f"{PRETRAIN} --resume=false", "--resume takes no value; give --resume"),
+    "switch that is off with a value": (_nothing, f"{PRETRAIN} --no_resume=1", "takes no value; give --resume or"),
     "recipe without a name": (_nothing, "pretrain --config", "--config needs a value"),
     "recipe of no character": (_nothing, "pretrain --config=", "--config needs a value"),
     "old name of an option": (_nothing, "export run --to w.pth", "--to is now --out"),

@@ -92,10 +92,11 @@ class Parser(ArgumentParser):
         """Read the words without checking values: option -> its text, or whether its flag is on.
 
         Raises:
-            UserError: an option is unknown, or its value is missing.
+            UserError: an option is unknown, its value is missing, or a flag has one.
         """
         named = {f"--{key}": option for key, option in self.options.items() if key not in self._positional}
         flags = {f"--no_{key}": key for key, option in self.options.items() if option.is_flag}
+        switches = flags | {f"--{key}": key for key in flags.values()}
         given: dict[str, Any] = {}
         places: list[str] = []
         rest = list(words)
@@ -104,12 +105,12 @@ class Parser(ArgumentParser):
             name = self._forms.get(name, name)
             if not re.match(r"--?[a-zA-Z]", word):
                 places.append(word)
-            elif name in flags and not equals:
-                given[flags[name]] = False
+            elif name in switches and equals:
+                raise UserError(f"{name} takes no value; give --{switches[name]} or --no_{switches[name]}")
+            elif name in switches:
+                given[switches[name]] = name not in flags
             elif name not in named:
                 raise UserError(self.unknown(name, [*named, *flags, *self.read_before]))
-            elif named[name].is_flag:
-                given[named[name].key] = value if equals else True
             else:
                 count = 0 if equals else next((i for i, w in enumerate(rest) if w.startswith("--")), len(rest))
                 count = count if named[name].is_list else min(count, 1)

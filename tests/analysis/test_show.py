@@ -60,6 +60,17 @@ def test_options_of_the_method_determine_the_views(
     assert not torch.allclose(sides[0], torch.tensor(0.25)) and torch.allclose(sides[1], torch.tensor(0.25))
 
 
+def test_views_that_the_options_of_the_method_leave_out_are_not_shown(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr("densepath.analysis.show.draw_views", lambda images, batch, *rest: shown.append(batch))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: dino\nbackbone: test_resnet\nmethod_options: {local_crops: 0, prototypes: 8}\n")
+    show_views(data=tiles, out=tmp_path / "views.png", config=recipe, count=1, view_size=64)
+    assert list(shown[0].views) == ["first", "second"]
+
+
 def test_concepts_of_several_weights_are_shown_side_by_side(tiles: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     save_backbone(tmp_path / "other.safetensors", build_backbone("resnet18"))

@@ -19,6 +19,7 @@ from densepath.training.optimizers import (
     parameter_groups,
 )
 from densepath.training.pretrain import pretrain
+from densepath.training.start_lines import report_start
 
 
 def lars_loop(weights, gradients, steps, lr, momentum, decay, trust, adapt):
@@ -204,6 +205,29 @@ def test_gradients_are_clipped_by_their_common_norm(clip):
     expected = min(1.0, clip / norm) if clip else 1.0
     for parameter in module.parameters():
         torch.testing.assert_close(parameter.grad, torch.full_like(parameter, expected))
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({"milestones": (5,), "final_lr": 0.1}, ["milestones: no effect with the schedule cosine"]),
+        ({"schedule": "step", "final_lr": 0.1}, ["schedule: no effect without milestones", "final_lr: no effect with"]),
+        ({"schedule": "step", "milestones": (5,)}, []),
+        ({"warmup_start": 0.5, "decay_in_warmup": True}, ["warmup_start: no effect", "decay_in_warmup: no effect"]),
+        ({"warmup_start": 0.5, "decay_in_warmup": True, "warmup_epochs": 1}, []),
+        ({"beta2": 0.9, "decay_tokens": True}, ["beta2: no effect with sgd", "decay_tokens: no effect without"]),
+        ({"beta2": 0.9, "decay_tokens": True, "name": "lamb"}, []),
+        ({"clip": "tensor", "freeze_epochs": 2}, ["clip: no effect without clip_norm", "freeze_epochs: no effect"]),
+        ({"clip": "tensor", "freeze_epochs": 2, "clip_norm": 1, "freeze": ("*",)}, []),
+        ({}, []),
+    ],
+)
+def test_options_that_others_turn_off_are_reported(options, lines, capsys):
+    report_start((), Optimizer(**options), 10, 1.0)
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == len(lines)
+    for line, start in zip(printed, lines, strict=True):
+        assert line.startswith(f"densepath: optimizer.{start}")
 
 
 def test_gradients_are_clipped_one_by_one():

@@ -92,6 +92,7 @@ def show_views(
     with torch.random.fork_rng(devices=[]):  # some views depend on the options of the method
         made = method(build_backbone(str(recipe.backbone), spec.channels), **(recipe.method_options or {}))
     views, _ = without_color(made.views(recipe.augment), method.views(), spec)
+    views = {name: view for name, view in views.items() if name not in made.unused_views}  # as in training
     batch = replace(_draw(images, count, seed), epoch=float(epoch))
     return draw_views(batch, ViewMaker(views, size, seed, spec)(batch), out, spec)
 

@@ -187,7 +187,7 @@ def check_unit_range(spec: PixelSpec) -> None:
     if any(spec.mean) or any(value != 1 for value in spec.std):
         raise UserError(
             "with a sigmoid, pixels must be in [0, 1]; give --mean and --std as many zeros and ones as there are "
-            "channels, or --method.sigmoid false"
+            "channels, or --no_method.sigmoid"
         )
 
 

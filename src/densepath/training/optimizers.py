@@ -89,6 +89,19 @@ class Optimizer(UpdateLimits):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a share of the learning rate, between 0 and 1, not {getattr(self, name)}")
 
+    def _reasons(self) -> dict[str, str]:
+        layerwise, adaptive = self.name in ("lars", "lamb"), self.name in ("adamw", "lamb")
+        unused, unwarmed = f"with the schedule {self.schedule}", "" if self.warmup_epochs else "without warmup_epochs"
+        return super()._reasons() | {
+            "schedule": "without milestones" if self.schedule == "step" and not self.milestones else "",
+            "milestones": "" if self.schedule == "step" or not self.milestones else unused,
+            "final_lr": "" if self.schedule == "cosine" else unused,
+            "warmup_start": unwarmed,
+            "decay_in_warmup": unwarmed,
+            "beta2": "" if adaptive else f"with {self.name}",
+            "decay_tokens": "" if layerwise or self.exclude_norm_and_bias else "without exclude_norm_and_bias",
+        }
+
     def warmup_steps(self, total_steps: int, steps_per_epoch: float) -> float:
         """Steps of the warm-up; at most half of the run."""
         return min(self.warmup_epochs * steps_per_epoch, total_steps / 2)

@@ -29,6 +29,22 @@ class UpdateLimits:
             raise UserError(f"unknown clip {self.clip!r}; use global or tensor")
         require_not_negative(self, "clip_norm", "freeze_epochs")
 
+    def without_effect(self) -> list[str]:
+        """A line for each option that differs from its default, but changes nothing together with the others."""
+        plain = type(self)()
+        return [
+            f"optimizer.{name}: no effect {why}"
+            for name, why in self._reasons().items()
+            if why and getattr(self, name) != getattr(plain, name)
+        ]
+
+    def _reasons(self) -> dict[str, str]:
+        """Options that others turn off -> why they have no effect; empty where they have one."""
+        return {
+            "clip": "" if self.clip_norm else "without clip_norm",
+            "freeze_epochs": "" if self.freeze else "without freeze",
+        }
+
 
 def require_not_negative(options: object, *names: str) -> None:
     """Check that options are not negative; None counts as 0.

@@ -311,6 +311,18 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     shutil.rmtree(tmp_path / "run")
 
 
+def test_options_of_the_optimizer_without_effect_are_reported(
+    data: Path, classify: Classify, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*given: Any) -> None:
+        raise UserError("the start is enough")
+
+    monkeypatch.setattr("densepath.transfer.classify.classify.fit", stop)
+    with pytest.raises(UserError, match="the start is enough"):
+        classify(data=data / "images", labels=data / "labels.csv", folds=2, optimizer={"clip": "tensor"})
+    assert "densepath: optimizer.clip: no effect without clip_norm\n" in capsys.readouterr().err
+
+
 def test_two_processes_are_one(data: Path, classify: Classify, tmp_path: Path, command_line: CommandLine) -> None:
     test, out = write_images(tmp_path / "test", patients=2, each=2, seed=1, letter="Q"), tmp_path / "two"
     given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"([PQ]\d+)_"}

@@ -145,6 +145,12 @@ def test_folds_share_no_patient(images: list[tuple[int, int]], count: int) -> No
         assert len(set(labels[fold.train])) == 2
 
 
+def test_two_folds_that_cannot_be_made_are_not_to_be_fewer() -> None:
+    classes = Classes(("a", "b"), torch.tensor([1, 0, 0, 1], dtype=torch.int32))
+    with pytest.raises(UserError, match="by patient; use another --seed, or leave this class out"):
+        make_folds(classes, np.array([0, 1, 2, 2]), 2, seed=0)
+
+
 def test_no_strength_is_chosen_by_test_images() -> None:
     """The classifiers of a fold are the same whatever its test images are."""
     rng = np.random.default_rng(0)

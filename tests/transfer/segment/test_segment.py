@@ -203,6 +203,18 @@ def test_an_earlier_run_in_which_ignore_was_a_class_is_not_continued(
         segment(**given, epochs=1, resume=True)
 
 
+def test_options_of_the_optimizer_without_effect_are_reported(
+    data: Path, segment: Segment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*given: Any) -> None:
+        raise UserError("the start is enough")
+
+    monkeypatch.setattr("densepath.transfer.segment.segment.fit", stop)
+    with pytest.raises(UserError, match="the start is enough"):
+        segment(data=data / "images", folds=2, optimizer={"clip": "tensor"})
+    assert "densepath: optimizer.clip: no effect without clip_norm\n" in capsys.readouterr().err
+
+
 def test_two_processes_are_one(data: Path, segment: Segment, tmp_path: Path, command_line: CommandLine) -> None:
     test, out = write_images(tmp_path / "test", 2, 1, seed=1, letter="Q"), tmp_path / "two"
     given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"^([PQ]\d+)"}

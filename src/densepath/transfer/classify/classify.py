@@ -189,8 +189,8 @@ def _say_start(study: Study, notes: ClassifierNotes, splits: Sequence[Split], co
     say(f"densepath: {how} {notes.backbone}, images of {sides} px")
     for name, pool in pools.items():
         say(f"densepath: {name if len(pools) > 1 else 'all'} images: {pool.describe()}")
-    if len(splits) == 1:
-        say(f"densepath: {sizes_of(splits[0])}")
+    for line in (*([sizes_of(splits[0])] if len(splits) == 1 else []), *config.optimizer.without_effect()):
+        say(f"densepath: {line}")
 
 
 def _finish(

@@ -137,6 +137,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         train.keep_fraction(config.fraction, config.seed)
         facts = check_splits(train, test)
     facts += [summarize_split(train, "training"), summarize_split(test, "test")]
+    facts += config.optimizer.without_effect()
     if old is None:
         spec = fit_window(train, test)
 

@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         self.pool: Pool = best if pool == "auto" else pool
         self.attention = attention if self.pool == "attention" else None
         if self.pool == "attention" and attention is None:
-            raise UserError("only embed and probe with weights of CONCH have an attention pool; use --pool cls or mean")
+            raise UserError("only embed and probe with weights of CONCH have an attention pool; use --pool auto")
         if self.pool in ("cls", "cls_mean") and not has_class:
             raise UserError(f"{backbone.name} has no class token; use --pool mean")
         self.dim = backbone.channels[self.stage] * (2 if self.pool == "cls_mean" else 1)

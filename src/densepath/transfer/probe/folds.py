@@ -136,10 +136,10 @@ def make_folds(
         count: number of folds.
         seed: seed of the folds.
         what, group: what is divided, and a group, for messages.
-        remedy: what can be done if only one group has a class.
+        remedy: what can be done if even two folds cannot be made.
 
     Raises:
-        UserError: a class has fewer groups than folds.
+        UserError: a class has fewer groups than folds, or a fold would lack test images or a class in training.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -160,7 +160,8 @@ def make_folds(
         lacking = set(range(len(classes.names))) - set(labels[fold.train].tolist())
         if lacking or not len(fold.test):
             name = classes.names[min(lacking)] if lacking else "a fold"
-            raise UserError(f"{name} cannot be divided into {counted(count, 'fold')} by {group}; use fewer --folds")
+            remedy = "use fewer --folds" if count > 2 else f"use another --seed, or {remedy}"
+            raise UserError(f"{name} cannot be divided into {counted(count, 'fold')} by {group}; {remedy}")
     return folds
 
 

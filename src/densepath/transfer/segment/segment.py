@@ -185,8 +185,8 @@ def _say_start(
             "densepath: warning: volumes differ in the distance of their voxels, and patches are in voxels; convert "
             "them with --spacing to train at one distance"
         )
-    if len(splits) == 1:
-        say(f"densepath: {sizes_of(splits[0])}")
+    for line in (*([sizes_of(splits[0])] if len(splits) == 1 else []), *config.optimizer.without_effect()):
+        say(f"densepath: {line}")
 
 
 def _finish(
