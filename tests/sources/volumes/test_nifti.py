@@ -257,7 +257,9 @@ def test_volumes_of_other_sizes_are_refused_with_their_axes_if_these_differ() ->
         on_voxels_of("labels", far, "v", other)
 
 
-@pytest.mark.parametrize("channel", [Channel(np.ones((32, 32, 64), np.float32)), Channel(np.ones((32, 32, 64), "u1"), 2)])
+@pytest.mark.parametrize(
+    "channel", [Channel(np.ones((32, 32, 64), np.float32)), Channel(np.ones((32, 32, 64), "u1"), 2)]
+)
 def test_labels_stored_as_other_numbers_never_become_a_volume_of_64_bits(channel: Channel) -> None:
     tracemalloc.start()
     try:
