@@ -91,7 +91,7 @@ def _rounded(name: str, channel: Channel) -> tuple[npt.NDArray[np.int32], float,
     """
     made, ends = np.empty(channel.values.shape, np.int32, order="F"), np.iinfo(np.int32)
     low, high = math.inf, -math.inf
-    for k in range(made.shape[2]):
+    for k in range(channel.values.shape[2]):
         real = channel.values[..., k] * np.float64(channel.slope) + channel.intercept
         whole = np.rint(real)
         if not abs(whole - real).max() <= _WHOLE:  # NaN is not whole
