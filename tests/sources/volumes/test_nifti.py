@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.volumes.nifti import NO_MAP
 from densepath.sources.volumes.read import on_voxels_of, read_volume
-from densepath.sources.volumes.volume import Channel, Volume, from_ras, spacing_of, to_ras
+from densepath.sources.volumes.volume import Channel, Volume, from_ras, spacing_of, to_ras, whole_labels
 
 VALUES = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
 AFFINE = np.array([[0.7, 0, 0, 1], [0, 0.8, 0, -2], [0, 0, 2.5, 3], [0, 0, 0, 1.0]])
@@ -254,3 +255,30 @@ def test_volumes_of_other_sizes_are_refused_with_their_axes_if_these_differ() ->
     far = Volume(other.channels, np.diag([1, 1, 3, 1.0]), (NO_MAP,))
     with pytest.raises(CorruptImage, match="it lies up to 8 mm from v; it has no affine map; save both with one"):
         on_voxels_of("labels", far, "v", other)
+
+
+@pytest.mark.parametrize(
+    "channel", [Channel(np.ones((32, 32, 64), np.float32)), Channel(np.ones((32, 32, 64), "u1"), 2)]
+)
+def test_labels_stored_as_other_numbers_never_become_a_volume_of_64_bits(channel: Channel) -> None:
+    tracemalloc.start()
+    try:
+        found = whole_labels("labels", [channel], 16)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (found == channel.slope).all() and peak < 6 * found.size  # bytes
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ([0, 1, 1e12], "they range from 0 to 1e\\+12, beyond 32 bits"),
+        ([-(2.0**31), 0, 1], "from -2.14748e\\+09 to 1, beyond 32 bits"),
+        ([0, 1e12, 0.5], "not whole"),
+        ([0, 1, np.nan], "not whole"),
+    ],
+)
+def test_labels_that_are_no_numbers_of_32_bits_are_refused(values: list[float], why: str) -> None:
+    with pytest.raises(CorruptImage, match=why):
+        whole_labels("labels", [Channel(np.array(values).reshape(1, 1, 3))], 32)

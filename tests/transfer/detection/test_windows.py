@@ -13,11 +13,12 @@ from scipy import ndimage
 from skimage.draw import polygon2mask
 
 from densepath.annotations.outlines import encode_part
+from densepath.transfer.detection import windows
 from densepath.transfer.detection.found import FoundObject, Window
 from densepath.transfer.detection.instances import encode_mask, label_map_of
 from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.prediction_files import outline, write_label_map
-from densepath.transfer.detection.windows import merge, windows_of
+from densepath.transfer.detection.windows import _common, _Index, merge, windows_of
 
 Labels = npt.NDArray[np.int32]
 
@@ -88,6 +89,24 @@ def test_finds_that_differ_at_borders_are_joined_too() -> None:
     labels[5:195, 10:50] = 1
     merged = merge(found_by_windows(labels, 60, 0.4, flaw=1), labels.shape)
     assert len(merged) == 1 and merged[0].area == 190 * 40
+
+
+def test_few_of_many_finds_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A find meets those near it, not all of its window: a slide has millions of nuclei."""
+    calls: list[FoundObject] = []
+    monkeypatch.setattr(windows, "_common", lambda one, other: calls.append(one) or _common(one, other))
+    labels = np.kron(np.arange(1, 26 * 39 + 1).reshape(26, 39), np.pad(np.ones((6, 6), np.int32), (0, 2)))
+    found = list(found_by_windows(labels, 192, 0.25))
+    assert len(merge(iter(found), labels.shape)) == 26 * 39
+    assert len(calls) < 100 * sum(len(objects) for _, objects in found)
+
+
+def test_an_index_keeps_nothing_of_what_was_removed() -> None:
+    index = _Index([whole := rectangle(0, 0, 300, 300, 0.9), part := rectangle(40, 50, 60, 90, 0.8)])
+    assert index.near(rectangle(55, 85, 70, 100, 0.5)) == [whole, part]
+    index.remove(whole)
+    assert index.near(rectangle(55, 85, 70, 100, 0.5)) == [part] == list(index)
+    assert index.take_above(60) == [part] and not list(index) and not index._squares
 
 
 def test_neighbors_classes_and_doubles() -> None:

@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 
 from densepath.core.errors import UserError
 from densepath.nets.weights.trained_on import slide_notes
+from densepath.transfer.mil import leaks
 from densepath.transfer.mil.cohort import Cohort
+from densepath.transfer.mil.feature_files import slide_name
 from densepath.transfer.mil.leaks import PretrainingSlides, check_pretraining
 from densepath.transfer.mil.split_files import read_splits, write_splits
 from densepath.transfer.mil.splits import Split, check_splits, make_splits, warn_of_validation, with_validation
@@ -259,6 +261,14 @@ def test_test_slides_and_patients_of_pretraining_are_refused(tested: str, seen: 
     else:
         with pytest.raises(UserError, match=message):
             check_pretraining(cohort, [split], {seen})
+
+
+def test_slides_that_many_files_list_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of files of features list the same thousands of slides."""
+    calls: list[str] = []
+    monkeypatch.setattr(leaks, "slide_name", lambda name: calls.append(name) or slide_name(name))
+    seen = seen_in(*[{"pretraining_slides": ["a.svs", "b/c.tif"]}] * 50, {"pretraining_slides": ["a.svs", "d"]})
+    assert seen.names == {"a", "b/c", "d"} and sorted(calls) == ["a.svs", "b/c.tif", "d"]
 
 
 def numbers_of(targets: list[tuple[float, ...]], groups: list[int] | None = None) -> Cohort:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from densepath.transfer.segment.case_scores import dice, hausdorff95, iou, score_case
 from densepath.transfer.segment.legend import IGNORED, Legend
@@ -48,6 +50,23 @@ def test_hausdorff_is_that_of_all_pairs_of_edge_pixels(spacing: tuple[float, ...
         assert hausdorff95(one, other, spacing) == pytest.approx(slow_hausdorff(one, other, spacing))
     assert hausdorff95(one, one, spacing) == 0
     assert math.isnan(hausdorff95(one, np.zeros_like(one), spacing))
+
+
+def test_distances_take_little_memory_and_are_those_of_the_distance_transform() -> None:
+    place, spacing = np.indices((48, 56, 64)).astype(np.float32), np.array([2.5, 0.703125, 0.7])
+    one, other = ((place - middle) ** 2 for middle in (26, 29))
+    one, other = one.sum(0) < 480, other.sum(0) < 500
+    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (one, other)]
+    far = [ndimage.distance_transform_edt(~b, sampling=spacing)[a] for a, b in (edges, edges[::-1])]
+    tracemalloc.start()
+    try:
+        found = hausdorff95(one, other, spacing)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == max(np.percentile(each, 95) for each in far)  # to the last bit
+    box = np.prod([np.ptp(places) + 3 for places in np.nonzero(one | other)])
+    assert peak < 25 * box  # bytes; a volume of a CT may have 500 million voxels
 
 
 def test_overlaps_are_those_of_loops_and_ignored_pixels_count_nowhere() -> None:

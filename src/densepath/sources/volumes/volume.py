@@ -70,18 +70,35 @@ def whole_labels(name: str, channels: Sequence[Channel], bits: int) -> Array:
     """
     if len(channels) != 1:
         raise CorruptImage(name, f"they have {len(channels)} channels")
-    channel = channels[0]
-    values = channel.values
-    if (channel.slope, channel.intercept) != (1.0, 0.0) or values.dtype.kind == "f":
-        real = values * np.float64(channel.slope) + channel.intercept
-        values = np.rint(real)
-        if not abs(values - real).max() <= _WHOLE:  # NaN is not whole
-            raise CorruptImage(name, "they are not whole numbers")
-    low, high = values.min(), values.max()
-    highest = 2 ** (bits - 1) - 1
+    channel, highest = channels[0], 2 ** (bits - 1) - 1
+    if (channel.slope, channel.intercept) != (1.0, 0.0) or channel.values.dtype.kind == "f":
+        values, low, high = _rounded(name, channel)
+    else:
+        values = channel.values
+        low, high = values.min(), values.max()
     if low < -highest or high > highest:
         raise CorruptImage(name, f"they range from {low:g} to {high:g}, beyond {bits} bits")
     return values
+
+
+def _rounded(name: str, channel: Channel) -> tuple[npt.NDArray[np.int32], float, float]:
+    """The values of a channel as integers, and the lowest and the highest of them, which may be beyond 32 bits.
+
+    They are computed slice by slice: 64 bits for each voxel of a large volume would not fit into memory.
+
+    Raises:
+        CorruptImage: they are not whole numbers.
+    """
+    made, ends = np.empty(channel.values.shape, np.int32, order="F"), np.iinfo(np.int32)
+    low, high = math.inf, -math.inf
+    for k in range(channel.values.shape[2]):
+        real = channel.values[..., k] * np.float64(channel.slope) + channel.intercept
+        whole = np.rint(real)
+        if not abs(whole - real).max() <= _WHOLE:  # NaN is not whole
+            raise CorruptImage(name, "they are not whole numbers")
+        low, high = min(low, float(whole.min())), max(high, float(whole.max()))
+        made[..., k] = whole.clip(ends.min, ends.max)
+    return made, low, high
 
 
 def library(name: str) -> Any:

@@ -110,11 +110,13 @@ def merged(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, i
         if window.top > row:
             row = window.top
             yield from index.take_above(row)
-        before, joined = index.near(window), []
+        own, joined = _Index(objects), []
         for new in objects:
             new.windows, new.whole = [window], not _is_cut(new, window, size)
         for new in objects:
-            same = _matches(new, [old for old in before if old in index], objects)
+            # Further parts in this window may belong to one that was joined, whose windows it is not among yet.
+            before = [old for old in index.near(new) if window not in old.windows]
+            same = _matches(new, before, own.near(new))
             whole = [old for old in same if old.whole]
             stays = bool(whole) and (not new.whole or max(old.score for old in whole) >= new.score)
             for old in same:
@@ -126,7 +128,6 @@ def merged(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, i
             if same and not new.whole:
                 new = _joined([new, *same])
                 joined.append(new)
-                before.append(new)  # further parts in this window may belong to it
             index.add(new)
         for each in joined:
             each.windows.append(window)
@@ -153,8 +154,8 @@ def _matches(new: FoundObject, before: list[FoundObject], objects: list[FoundObj
 
     Args:
         new: a find.
-        before: those of previous windows, each of another object.
-        objects: all finds of its window.
+        before: those of previous windows that may overlap it, each of another object.
+        objects: those of its window that may overlap it.
     """
     shares = {old: share for old in before if (share := _share(old, new))}
     return [
@@ -214,17 +215,16 @@ def _joined(parts: list[FoundObject]) -> FoundObject:
 class _Index:
     """Objects by the squares of the image that they touch."""
 
-    _SIDE = 512  # pixels
+    _SIDE = 64  # pixels: few objects of the size of nuclei touch a square, and large ones few squares
 
-    def __init__(self) -> None:
+    def __init__(self, objects: Iterable[FoundObject] = ()) -> None:
         self._objects: dict[int, FoundObject] = {}
         self._squares: dict[tuple[int, int], dict[int, FoundObject]] = defaultdict(dict)
+        for found in objects:
+            self.add(found)
 
     def __iter__(self) -> Iterator[FoundObject]:
         return iter(self._objects.values())
-
-    def __contains__(self, found: FoundObject) -> bool:
-        return id(found) in self._objects
 
     def add(self, found: FoundObject) -> None:
         self._objects[id(found)] = found
@@ -235,6 +235,8 @@ class _Index:
         del self._objects[id(found)]
         for square in self._touched(found.top, found.left, found.bottom, found.right):
             del self._squares[square][id(found)]
+            if not self._squares[square]:  # a slide has millions of squares
+                del self._squares[square]
 
     def take_above(self, row: int) -> list[FoundObject]:
         """Remove the objects that end above a row of pixels, and return them."""
@@ -243,9 +245,10 @@ class _Index:
             self.remove(found)
         return above
 
-    def near(self, window: Window) -> list[FoundObject]:
-        """The objects that may overlap a window."""
-        return list({k: v for square in self._touched(*window) for k, v in self._squares[square].items()}.values())
+    def near(self, found: FoundObject) -> list[FoundObject]:
+        """The objects that may overlap another one, or that object itself."""
+        touched = self._touched(found.top, found.left, found.bottom, found.right)
+        return list({k: v for square in touched for k, v in self._squares.get(square, {}).items()}.values())
 
     def _touched(self, top: int, left: int, bottom: int, right: int) -> Iterator[tuple[int, int]]:
         for row in range(top // self._SIDE, (bottom - 1) // self._SIDE + 1):

@@ -36,12 +36,15 @@ class PretrainingSlides:
         self.unknown = False
         self.tested: dict[str, int] = {}
         self._of_weights: dict[str, set[str] | None] = {}
+        self._listed: set[str] = set()  # as the files have them: thousands of files list the same thousands of slides
 
     def add(self, notes: Mapping[str, Any]) -> None:
         """Add those of a file, by its notes: ``pretraining_slides``, or else ``weights``, which record them."""
         listed, weights = notes.get("pretraining_slides"), str(notes.get("weights", ""))
         if listed is not None:
-            found: set[str] | None = {slide_name(str(name)) for name in listed}
+            new = {str(name) for name in listed} - self._listed
+            self._listed |= new
+            found: set[str] | None = set(map(slide_name, new))
         else:
             if weights not in self._of_weights:
                 self._of_weights[weights] = _recorded(weights)

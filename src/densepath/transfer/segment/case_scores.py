@@ -62,9 +62,22 @@ def hausdorff95(one: Mask, other: Mask, spacing: Steps) -> float:
 def _distances(one: Mask, other: Mask, spacing: Steps) -> list[npt.NDArray[np.float64]]:
     """Of each pixel of a mask the distance to the nearest one of the other, for both."""
     if np.ndim(spacing) == 1:
-        return [ndimage.distance_transform_edt(~b, sampling=spacing)[a] for a, b in ((one, other), (other, one))]
+        return [_distances_to(b, a, np.asarray(spacing, np.float64)) for a, b in ((one, other), (other, one))]
     places = [np.argwhere(mask) @ np.asarray(spacing) for mask in (one, other)]
     return [KDTree(b).query(a)[0] for a, b in (places, places[::-1])]
+
+
+def _distances_to(mask: Mask, asked: Mask, spacing: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of each pixel of a mask, ``asked``, the distance to the nearest one of another mask, which is not empty.
+
+    The numbers are those of ``ndimage.distance_transform_edt``, which takes 50 bytes for each pixel of the image to
+    compute the distances of all of them; the places of the nearest pixels take 12.
+    """
+    nearest = ndimage.distance_transform_edt(
+        ~mask, sampling=spacing, return_distances=False, return_indices=True
+    )  # (d, *size) int32
+    steps = (nearest[:, asked] - np.stack(np.nonzero(asked))) * spacing[:, None]
+    return np.sqrt(np.add.reduce(steps * steps, axis=0))
 
 
 def dice(columns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
