@@ -271,7 +271,9 @@ def test_a_process_that_writes_is_waited_for_beyond_the_limit_and_until_a_signal
     monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "0.4")
     monkeypatch.setattr(runner_module, "_POLL_ELSEWHERE", 0.0)
     (folder.path / "run").mkdir()
-    began, look = time.monotonic(), RunFolder.newest_change
+    began, look = time.monotonic(), RunFolder.times_of_changes
+    (folder.path / "run" / "config.yaml").touch()
+    os.utime(folder.path / "run" / "config.yaml", (later := time.time() + 3600, later))  # the clock was set back
 
     def write_on(folder):
         (folder.path / "run" / "metrics.csv").write_text(str(time.monotonic()))
@@ -279,7 +281,7 @@ def test_a_process_that_writes_is_waited_for_beyond_the_limit_and_until_a_signal
             os.kill(os.getpid(), signal.SIGTERM)
         return look(folder)
 
-    monkeypatch.setattr(RunFolder, "newest_change", write_on)
+    monkeypatch.setattr(RunFolder, "times_of_changes", write_on)
     try:
         with pytest.raises(SystemExit) as end:
             play({}, [run])

@@ -95,14 +95,15 @@ class RunFolder:
             return None if job is None else descriptor
         return descriptor
 
-    def newest_change(self) -> int:
-        """The time of the newest change of a file in the folder."""
-        times = [0]
+    def times_of_changes(self) -> int:
+        """The sum of the times at which the files in the folder were changed last, which differs after a change, also
+        if the clock was set back or differs from that of the machine that wrote the others."""
+        total = 0
         for folder, _, files in os.walk(self.path):
             for name in files:
                 with suppress(OSError):
-                    times.append(os.stat(os.path.join(folder, name)).st_mtime_ns)
-        return max(times)
+                    total += os.stat(os.path.join(folder, name)).st_mtime_ns
+        return total
 
     def command(self, devices: str, workers: int | None = None) -> list[str]:
         """The command of the run, to be called in its folder: paths within the grid are relative."""

@@ -178,7 +178,7 @@ class Runner:
             else:
                 say(f"{run.name}: waiting for another process that executes it")
                 remedy = f"another process holds {folder.path}, but writes nothing there; end it, then start again"
-                wait = Wait(f"result of {run.name} from another process", remedy, folder.newest_change)
+                wait = Wait(f"result of {run.name} from another process", remedy, folder.times_of_changes)
             self._elsewhere[run.name] = wait, now
         except Stuck as error:
             self._waiting.remove(run)
