@@ -424,6 +424,11 @@ MISTAKES = {
     "option of another method": (_nothing, f"{PRETRAIN} --method moco_v2", "unknown option --method."),
     "option without a value": (_nothing, "export run --out", "--out needs a value"),
     "switch with a value": (_nothing, f"{PRETRAIN} --resume=false", "--resume takes no value; give --resume"),
+    "switch with a value after a space": (
+        _nothing,
+        f"{PRETRAIN} --resume true",
+        "--resume takes no value; give --resume",
+    ),
     "switch that is off with a value": (_nothing, f"{PRETRAIN} --no_resume=1", "takes no value; give --resume or"),
     "recipe without a name": (_nothing, "pretrain --config", "--config needs a value"),
     "recipe of no character": (_nothing, "pretrain --config=", "--config needs a value"),

@@ -105,7 +105,7 @@ class Parser(ArgumentParser):
             name = self._forms.get(name, name)
             if not re.match(r"--?[a-zA-Z]", word):
                 places.append(word)
-            elif name in switches and equals:
+            elif name in switches and (equals or (not self._positional and rest[:1] in (["true"], ["false"]))):
                 raise UserError(f"{name} takes no value; give --{switches[name]} or --no_{switches[name]}")
             elif name in switches:
                 given[switches[name]] = name not in flags

@@ -93,11 +93,10 @@ class Optimizer(UpdateLimits):
         layerwise, adaptive = self.name in ("lars", "lamb"), self.name in ("adamw", "lamb")
         unused, unwarmed = f"with the schedule {self.schedule}", "" if self.warmup_epochs else "without warmup_epochs"
         return super()._reasons() | {
-            "schedule": "without milestones" if self.schedule == "step" and not self.milestones else "",
             "milestones": "" if self.schedule == "step" or not self.milestones else unused,
             "final_lr": "" if self.schedule == "cosine" else unused,
             "warmup_start": unwarmed,
-            "decay_in_warmup": unwarmed,
+            "decay_in_warmup": unwarmed or (unused if self.schedule == "constant" else ""),
             "beta2": "" if adaptive else f"with {self.name}",
             "decay_tokens": "" if layerwise or self.exclude_norm_and_bias else "without exclude_norm_and_bias",
         }

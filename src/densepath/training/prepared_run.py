@@ -27,7 +27,7 @@ from densepath.training.validation import PartOf, check_held
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """What a pre-training needs before its first step. Nothing is in its folder yet.
+    """What a pre-training needs before its first step. Nothing has been written to its folder.
 
     Args:
         config: the configuration, with what was chosen for "auto" and for a length that is not given.
@@ -83,7 +83,15 @@ def prepare_run(config: PretrainConfig) -> PreparedRun:
     out, old = Path(config.out), read_config(Path(config.out)) if config.resume else None
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=DEFAULT_EPOCHS)
-    hardware = _choose_hardware(config, old)
+    if old is not None and "pixels" not in old and config.accumulate > 1:
+        say(
+            f"densepath: the run in {out} was started by a version that updated momentum encoders and queues once per "
+            f"batch; from now on they are updated once per optimizer step of {config.accumulate} batches"
+        )
+    precision = config.precision
+    if old is not None and precision == "auto":
+        precision = old.get("precision", precision)  # as on the hardware where the run was started
+    hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic, config.strategy)
     batch = divide_batch(config.batch_size, hardware.world_size, config.accumulate)
     together = batch * hardware.world_size
     with refusing_together(hardware):
@@ -137,17 +145,3 @@ def prepare_run(config: PretrainConfig) -> PreparedRun:
         checksums=checksums,
         labelled=labelled,
     )
-
-
-def _choose_hardware(config: PretrainConfig, old: Mapping[str, Any] | None) -> Hardware:
-    """The hardware of a run; a resumed one has the precision with which it was started."""
-    precision = config.precision
-    if old is not None:
-        if "pixels" not in old and config.accumulate > 1:
-            say(
-                f"densepath: the run in {config.out} was started by a version that updated momentum encoders and "
-                "queues once per batch; from now on they are updated once per optimizer step of "
-                f"{config.accumulate} batches"
-            )
-        precision = old.get("precision", precision) if precision == "auto" else precision
-    return choose_hardware(config.devices, precision, config.channels_last, config.deterministic, config.strategy)

@@ -157,7 +157,7 @@ def run(
 
 
 def _batches(made: PreparedRun) -> tuple[ImageBatches, int]:
-    """The batches of this process, and the optimizer steps of the run."""
+    """The batches of this process, as many as whole optimizer steps need, and the steps of the run."""
     config, hardware = made.config, made.hardware
     batches = ImageBatches(
         made.images,

@@ -42,6 +42,7 @@ class UpdateLimits:
         """Options that others turn off -> why they have no effect; empty where they have one."""
         return {
             "clip": "" if self.clip_norm else "without clip_norm",
+            "freeze": "" if self.freeze_epochs else "with freeze_epochs 0",
             "freeze_epochs": "" if self.freeze else "without freeze",
         }
 

@@ -70,8 +70,8 @@ def _distances(one: Mask, other: Mask, spacing: Steps) -> list[npt.NDArray[np.fl
 def _distances_to(mask: Mask, asked: Mask, spacing: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Of each pixel of a mask, ``asked``, the distance to the nearest one of another mask, which is not empty.
 
-    The numbers are those of ``ndimage.distance_transform_edt``, which takes 50 bytes for each pixel of the image to
-    compute the distances of all of them; the places of the nearest pixels take 12.
+    The numbers are those of ``ndimage.distance_transform_edt``, which takes about 50 bytes for each voxel of a volume
+    to compute the distances of all of them; the places of the nearest ones take about 15.
     """
     nearest = ndimage.distance_transform_edt(
         ~mask, sampling=spacing, return_distances=False, return_indices=True
