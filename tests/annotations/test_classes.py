@@ -105,6 +105,8 @@ WRONG = {
     "line 3 of .* is not a file and its label": "TUM/1.png,t\nADI/1.png,a\nTUM/2.png\n",
     "line 2 of .* has no label; fill it in": "file,label\nTUM/1.png,\n",
     "line 1 of .* is not a file and its label": "TUM/1.png|t\n",
+    "line 2 of .* is not a file and its label": "TUM/1.png,t,\nADI/1.png,a,b\n",
+    "line 3 of .* has 3 fields, its header 2; quote": "file,label\nTUM/1.png,t,,\nADI/1.png,a,b\n",
     "is empty": "",
     r"line 3 of .* is not UTF-8 \(b\\udcf6se\); .*CSV UTF-8": b"file,label\nTUM/1.png,t\n3.png,b\xf6se\n",
     "all images are of one class, t": "TUM/1.png,t\nADI/1.png,t\nTUM/2.png,t\nADI/deep/3.png,t\n",

@@ -44,7 +44,7 @@ def test_a_quote_that_is_not_closed_hides_no_rows(tmp_path, row):
     (tmp_path / "table").write_text(f"file,label\nd.png,dog\n{row}e.png,dog\n")
     with open_table(tmp_path / "table") as table, pytest.raises(csv.Error, match="line 3 has a quote that is not clos"):
         list(table.rows())
-    with pytest.raises(UserError, match="table cannot be read"):
+    with pytest.raises(UserError, match=r"table cannot be read \(line 3 has a quote"):
         read_rows(tmp_path / "table", "", ["file"])
 
 
@@ -57,12 +57,47 @@ def test_a_text_may_follow_a_closing_quote_in_its_line(tmp_path):
         ]
 
 
+def test_fields_of_several_lines_may_stand_beside_other_quotes(tmp_path):
+    """A row ends where it does for a lenient reader, if no field hides the lines after it."""
+    text = 'file,note,patient\n"a.png" ,"1\n,2",p1\n"b.png","5" x, "1\r\n2" \n"c.png" x,"1\n2" ,"y" z\nd.png,,p4\n'
+    (tmp_path / "table").write_text(text, newline="")
+    with open_table(tmp_path / "table") as table:
+        found = [(line, list(row.values())) for line, row in table.rows()]
+    rows = [["a.png", "1\n,2", "p1"], ["b.png", "5 x", "1\r\n2"], ["c.png x", "1\n2", "y z"], ["d.png", "", "p4"]]
+    assert found == list(zip([3, 5, 7, 8], rows, strict=True))
+
+
+@pytest.mark.parametrize(
+    "row", ['"a.png" x,"cat\nb.png,cat\nc.png,"cat\n', '"a.png",1,"cat\n', '"1\n2" ,a,"cat\n\n"b\n']
+)
+def test_a_quote_that_is_not_closed_after_other_quotes_is_named_by_its_line(tmp_path, row):
+    (tmp_path / "table").write_text(f"file,label,x\n{row}")
+    line = 2 + row[: row.index('"cat')].count("\n")
+    with (
+        open_table(tmp_path / "table") as table,
+        pytest.raises(csv.Error, match=f"line {line} has a quote that is not"),
+    ):
+        list(table.rows())
+
+
+@pytest.mark.parametrize("columns", [(), ("file", "note")])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("text", ['"file";"note"\n"a.png";"x, ""y"""\n', 'sep=\t\nfile\tnote\n"a.png"\t"x, ""y"""\n'])
+def test_tables_that_spreadsheets_saved_with_quotes_are_read(tmp_path, text, encoding, columns):
+    """Read with commas, the first field of a row is text after a closing quote."""
+    (tmp_path / "table").write_text(text, encoding)
+    assert read_rows(tmp_path / "table", "", columns) == [{"file": "a.png", "note": 'x, "y"'}]
+
+
 def test_a_row_with_more_fields_than_the_header_is_refused(tmp_path):
     """A comma in the name of a file would make the rest of the name the patient."""
-    (tmp_path / "table").write_text("file,patient\nb.png,p1,,\na,1.png,p2\n")
-    with open_table(tmp_path / "table") as table, pytest.raises(UserError, match=r"line 3 of .*table has more fields"):
+    (tmp_path / "table").write_text("file,patient\nb.png,p1,,\n\na,1.png,p2\n")
+    message = (
+        r"line 4 of .*table has 3 fields, its header 2; quote fields that contain the delimiter, double the quotes"
+    )
+    with open_table(tmp_path / "table") as table, pytest.raises(UserError, match=message):
         list(table.rows())
-    with pytest.raises(UserError, match=r"row 2 of .*table has more fields than its header; put texts"):
+    with pytest.raises(UserError, match=message):
         read_rows(tmp_path / "table", "", ["file"])
 
 

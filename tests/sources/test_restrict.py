@@ -145,6 +145,21 @@ def test_a_list_with_unknown_slides_is_refused(text: str, tiles: SlideTiles, tmp
         restrict(tiles, tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1,s3,x\n", "line 6 of .* has 3 fields, its header 2; quote fields that contain the delimiter"),
+        ('1,"s3\n', r"cannot be read \(line 6 has a quote that is not closed.*\); correct it"),
+    ],
+)
+def test_a_damaged_row_of_a_list_is_named_by_its_line(
+    row: str, message: str, tiles: SlideTiles, tmp_path: Path
+) -> None:
+    (tmp_path / "list.csv").write_text(f"# chosen\n\ncase,slide\n1,s0,,\n# others\n{row}")
+    with pytest.raises(UserError, match=message):
+        restrict(tiles, tmp_path / "list.csv")
+
+
 @pytest.mark.parametrize("bright", [60000, 4000])
 def test_a_part_of_image_files_has_the_pixels_that_it_has_in_the_whole(tmp_path: Path, bright: int) -> None:
     Image.fromarray(np.full((8, 8), bright, np.uint16)).save(tmp_path / "0.png")

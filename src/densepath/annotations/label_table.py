@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.columns import LABELLED_COLUMNS, PATIENT_COLUMNS, SPLIT
-from densepath.core.csv_files import Lines, find_column, open_lines, plain_head, refuse_other_encoding
+from densepath.core.csv_files import find_column, open_lines, plain_head, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError
 from densepath.core.spelling import composed
+from densepath.core.table_lines import Lines
 from densepath.sources.listing import SUFFIXES
 
 LABEL = "label"
@@ -87,13 +88,17 @@ def table_columns(path: str) -> list[str]:
 
 
 def _first_line(path: str) -> list[str]:
-    with _opened(path) as reader:
+    with open_label_table(path) as reader:
         return _heads(next(reader, []))
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Lines]:
-    """The lines of a table of labels; errors of reading them are those of the user."""
+def open_label_table(path: str) -> Iterator[Lines]:
+    """The lines of a table of labels.
+
+    Raises:
+        UserError: it cannot be read, at any of its lines.
+    """
     try:
         with open_lines(path) as reader:
             yield reader
@@ -124,7 +129,7 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: 
     keys, labels, lines = array("q"), array("i"), array("q")
     depths: set[int] = set()
     backslashes = False
-    with _opened(path) as reader:
+    with open_label_table(path) as reader:
         delimiter = reader.delimiter
         for line, name, label in _rows(reader, path, columns, empty):
             backslashes = backslashes or "\\" in name
@@ -149,13 +154,16 @@ def read_table(path: str, columns: Sequence[str], empty: bool = False, windows: 
 
 def _rows(reader: Lines, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     """The number of each line, and the file and the texts of columns in it; with ``empty``, they may be empty."""
-    places, width = [0, 1], 2
+    places, width, headed = [0, 1], 2, False
     for number, row in enumerate(reader):
         heads = _heads(row)
         if number == 0 and (found := _places(heads, columns)):
-            places, width = found, len(row)
+            places, width, headed = found, len(row), True
         elif any(heads):
-            name, *texts = (row[place].strip() if len(row) == width else "" for place in places)
+            if headed:
+                refuse_longer(row, width, path, reader.line_num)
+            fits = len(row) >= width and not any(heads[width:])
+            name, *texts = (row[place].strip() if fits else "" for place in places)
             if name and not empty and "" in texts:
                 unknown = columns[texts.index("")]
                 raise UserError(f"line {reader.line_num} of {path} has no {unknown}; fill it in, or take the image out")

@@ -7,26 +7,18 @@ import csv
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import chain, zip_longest
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import atomic_write
+from densepath.core.table_lines import Lines
 
-# An outline in a column is longer than Python's default of 128 KiB.
-csv.field_size_limit(2**24)
-SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # a first line of Excel, which names the delimiter
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how files of .xlsx and .ods, and of .xls begin
-_COMMENT = re.compile(r"#[^,;\t]")  # a column may be called "#"
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # bytes that are not text
-
-
-def delimiter_of(line: str) -> str:
-    """What separates the fields of a table, by its first line: tabs, semicolons (as of Excel in Europe) or commas."""
-    return max("\t;,", key=line.count) if any(mark in line for mark in "\t;") else ","
 
 
 def encoding_of(path: str | Path) -> str:
@@ -43,60 +35,6 @@ def encoding_of(path: str | Path) -> str:
     if start in _WORKBOOKS:
         raise UserError(f"{path} is a workbook of Excel or another program, not text; save it as CSV")
     return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-
-
-class Lines:
-    """The lines of a table as lists of fields, the header first; blank lines and comments before it are skipped.
-
-    A quote that is not closed raises ``csv.Error``: the lines after it would become one field.
-
-    Args:
-        lines: of the text. A first line ``sep=;``, as Excel writes and reads it, names the delimiter; otherwise the
-            header shows it.
-        before: the number of lines that were read before.
-        delimiter: of a text without such a first line; empty to see it in the header.
-    """
-
-    def __init__(self, lines: Iterable[str], before: int = 0, delimiter: str = "") -> None:
-        lines = iter(lines)
-        first = ""
-        for first in lines:
-            if match := SEPARATOR.fullmatch(first):
-                delimiter = match[1]
-            elif first.strip() and not _COMMENT.match(first):
-                break
-            before, first = before + 1, ""
-        self.delimiter = delimiter or delimiter_of(first)
-        self._before = before
-        self._taken: list[str] = []  # lines of the current row, and "" for the end of the text
-        self._reader = self._parsed(self._noted(chain([first] if first else [], lines)), strict=True)
-
-    @property
-    def line_num(self) -> int:
-        """The number of the line in the file that was read last."""
-        return self._before + self._reader.line_num
-
-    def __iter__(self) -> Iterator[list[str]]:
-        return self
-
-    def __next__(self) -> list[str]:
-        self._taken.clear()
-        try:
-            return next(self._reader)
-        except csv.Error as error:
-            if len(self._taken) > 1:  # only within quotes a row has several
-                first = self.line_num - len([*filter(None, self._taken)]) + 1
-                raise csv.Error(f"line {first} has a quote that is not closed, or not doubled within a text") from error
-            return next(self._parsed(self._taken, strict=False))  # text after a closing quote
-
-    def _parsed(self, lines: Iterable[str], strict: bool) -> Any:
-        return csv.reader(lines, delimiter=self.delimiter, skipinitialspace=True, strict=strict)
-
-    def _noted(self, lines: Iterable[str]) -> Iterator[str]:
-        for line in lines:
-            self._taken.append(line)
-            yield line
-        self._taken.append("")
 
 
 class Table:
@@ -124,7 +62,7 @@ class Table:
         """
         for fields in self._lines:
             if any(field.strip() for field in fields):
-                refuse_longer(fields, len(self.columns), f"line {self._lines.line_num} of {self._path}")
+                refuse_longer(fields, len(self.columns), self._path, self._lines.line_num)
                 found = zip_longest(self.columns, map(str.strip, fields[: len(self.columns)]), fillvalue="")
                 yield self._lines.line_num, dict(found)
 
@@ -176,19 +114,22 @@ def refuse_other_encoding(texts: Iterable[str], where: str) -> None:
         raise UserError(f'{where} is not UTF-8 ({wrong}); save the table as UTF-8 (in Excel "CSV UTF-8")')
 
 
-def refuse_longer(fields: Sequence[str], width: int, where: str) -> None:
+def refuse_longer(fields: Sequence[str], width: int, path: str | Path, line: int) -> None:
     """Refuse a row with more fields than its header: a delimiter in a text that is not quoted moves all after it.
 
     Args:
         fields: of the row; those after the header's may be empty.
         width: the number of fields of the header.
-        where: the line or the file, for the message.
+        path, line: the file and the number of the line, for the message.
 
     Raises:
         UserError: it has more.
     """
-    if any(field.strip() for field in fields[width:]):
-        raise UserError(f"{where} has more fields than its header; put texts with a delimiter into quotes")
+    if len(fields) > width and any(field.strip() for field in fields[width:]):
+        raise UserError(
+            f"line {line} of {path} has {len(fields)} fields, its header {width}; quote fields that contain the "
+            "delimiter, double the quotes within them, or name all columns"
+        )
 
 
 def plain_head(head: str) -> str:
@@ -221,29 +162,36 @@ def read_rows(path: Path, remedy: str, columns: Sequence[str] = ()) -> list[dict
         UserError: it cannot be read, lacks a column, or has a row with more fields than its header.
     """
     try:
-        with open_text(path) as file:
-            table = csv.DictReader(file, restval="", strict=True)
-            rows, heads = list(table), table.fieldnames or ()
-        if not {*columns} <= {*heads}:
-            rows, heads = _saved_by_others(path)
-        for number, row in enumerate(rows, 1):
-            refuse_longer(row.pop(None, ()), 0, f"row {number} of {path}")
+        rows, heads = _read(path, columns)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
     refuse([name for name in columns if name not in heads], f"{path} lacks columns", remedy)
     return rows
 
 
-def _saved_by_others(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """The rows and the header of a table with any delimiter."""
+def _read(path: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows and the header of a table, as densepath writes them, or else with any delimiter."""
+    delimiter = ""
+    with suppress(csv.Error), open_text(path) as file:
+        table = csv.reader(file, strict=True)
+        heads = next(table, [])
+        if {*columns} <= {*heads} if columns else len(heads) > 1:
+            delimiter = ","
+            return _by_columns(heads, filter(None, table), path, lambda: table.line_num), heads
     with open_text(path) as file:
-        lines = Lines(file)
+        lines = Lines(file, delimiter=delimiter)
         heads = [head.strip() for head in next(lines, [])]
-        rows = []
-        for row in filter(any, lines):
-            refuse_longer(row, len(heads), f"line {lines.line_num} of {path}")
-            rows.append(dict(zip_longest(heads, row[: len(heads)], fillvalue="")))
-    return rows, heads
+        return _by_columns(heads, filter(any, lines), path, lambda: lines.line_num), heads
+
+
+def _by_columns(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], path: Path, line: Callable[[], int]
+) -> list[dict[str, str]]:
+    found = []
+    for row in rows:
+        refuse_longer(row, len(heads), path, line())
+        found.append(dict(zip_longest(heads, row[: len(heads)], fillvalue="")))
+    return found
 
 
 class LineFeeds:

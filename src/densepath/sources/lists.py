@@ -8,18 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from densepath.core.columns import PATH_COLUMNS
-from densepath.core.csv_files import (
-    SEPARATOR,
-    Lines,
-    delimiter_of,
-    find_column,
-    open_text,
-    plain_head,
-    refuse_longer,
-    refuse_other_encoding,
-)
+from densepath.core.csv_files import find_column, open_text, plain_head, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import existing
+from densepath.core.table_lines import SEPARATOR, Lines, delimiter_of
 
 _DELIMITERS = "\t;,"
 
@@ -114,8 +106,8 @@ def _table(
     places = [find_column(heads, names, path) for names in columns]
     for fields in chain([] if heads else [first], ([_bare(field) for field in row] for row in lines)):
         if any(fields) and not fields[0].startswith("#"):
+            refuse_longer(fields, len(heads) or len(fields), path, lines.line_num)
             at = f"line {lines.line_num} of {path}"
-            refuse_longer(fields, len(heads) or len(fields), at)
             name = fields[file] if file is not None and file < len(fields) else _only_image(fields, suffixes, at)
             texts = [fields[place] if place is not None and place < len(fields) else "" for place in places]
             refuse_other_encoding(texts, at)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from densepath.core.columns import LISTED_SLIDE_COLUMNS
-from densepath.core.csv_files import Lines, find_column, open_text, plain_head
+from densepath.core.csv_files import find_column, open_text, plain_head, refuse_longer
 from densepath.core.errors import UserError
 from densepath.core.random import ordered_by_seed, permute
+from densepath.core.table_lines import Lines
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.packed import PackedTiles
 from densepath.sources.pixel_source import PixelSource
@@ -87,16 +90,27 @@ def read_slide_list(path: str | Path) -> list[str]:
     try:
         with open_text(path) as file:
             if suffix in (".csv", ".tsv"):
-                lines = (line for line in file if line.strip() and not line.lstrip().startswith("#"))
+                lines = ("\n" if line.lstrip().startswith("#") else line for line in file)
                 table = Lines(lines, delimiter="\t" if suffix == ".tsv" else "")
-                rows = [[field.strip() for field in row] for row in table]
+                names = _names(((table.line_num, row) for row in table), path)
             else:
-                rows = [[line.strip()] for line in file if line.strip() and not line.lstrip().startswith("# ")]
+                numbered = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+                names = _names(((n, [line]) for n, line in numbered if not line.lstrip().startswith("# ")), path)
     except (OSError, UnicodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"the list of slides {path} cannot be read ({why}); check the path") from error
-    column = find_column([plain_head(field) for field in rows[0]] if rows else [], LISTED_SLIDE_COLUMNS, path)
-    names = [row[column or 0] for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]
-    if not any(names):
+        why, remedy = (error.strerror, "check the path") if isinstance(error, OSError) else (error, "correct it")
+        raise UserError(f"the list of slides {path} cannot be read ({why}); {remedy}") from error
+    if not names:
         raise UserError(f"the list of slides {path} has no names; give a name in each line, or a column slide")
-    return [name for name in names if name]
+    return names
+
+
+def _names(rows: Iterator[tuple[int, list[str]]], path: str | Path) -> list[str]:
+    """The names in numbered rows: in the column that the first row names, or else in the first one."""
+    start, first = next(rows, (0, []))
+    column = find_column([plain_head(field) for field in first], LISTED_SLIDE_COLUMNS, path)
+    names = []
+    for number, row in rows if column is not None else chain([(start, first)], rows):
+        if column is not None:
+            refuse_longer(row, len(first), path, number)
+        names += row[column or 0 :][:1]
+    return [name.strip() for name in names if name.strip()]

@@ -422,6 +422,15 @@ def test_tables_as_spreadsheets_write_them(encoding: str, tmp_path: Path) -> Non
     assert found.points.tolist() == [[1.5, 20]] and list(found.classes) == ["a, b"]
 
 
+def test_rows_of_other_lengths_than_the_header_are_refused(tmp_path: Path) -> None:
+    for row, message in (("3,4,t,u", "line 3 of .* has 4 fields, its header 3; quote"), ("3,4", "fewer fields than")):
+        (tmp_path / "t.csv").write_text(f"x,y,class\n1,20,t,,\n{row}\n")
+        with pytest.raises(UserError, match=message):
+            read_points(tmp_path / "t.csv", "csv")
+    (tmp_path / "t.csv").write_text("x,y,class\n1,20,t,,\n")
+    assert read_points(tmp_path / "t.csv", "csv").points.tolist() == [[1, 20]]
+
+
 def test_classes_in_another_encoding_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"x,y,class\n1,20,Dr\xfcse\n")
     with pytest.raises(UserError, match=r"t\.csv is not UTF-8 \(Dr"):

@@ -85,7 +85,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         cases.append((path, f"no valid {name}"))
     (tmp_path / "h.mhd").write_text("NDims = 3\n")
     (tmp_path / "k.mhd").write_text("NDims = 3\nDimSize = 5 6 7\nElementType = MET_CHAR\nElementDataFile = k\0.raw\n")
-    cases += [(tmp_path / name, "names no ElementDataFile") for name in ("h.mhd", "k.mhd")]
+    cases += [(tmp_path / "h.mhd", "names no ElementDataFile"), (tmp_path / "k.mhd", "its ElementDataFile is damaged")]
     missing = write(tmp_path / "i.mhd", data, "i.raw")
     (tmp_path / "i.raw").unlink()
     for path, why in [*cases, (missing, "i.raw, cannot be read")]:

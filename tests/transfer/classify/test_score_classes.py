@@ -110,6 +110,14 @@ def test_labels_and_columns_without_a_partner_are_named(
     assert f"columns of 0 and 1 in {labels} that are not labels of the classifier: Oedema, Cyst\n" in said
 
 
+def test_a_table_of_several_labels_with_a_quote_that_is_not_closed_is_refused(data: Path, tmp_path: Path) -> None:
+    names = [row["file"] for row in read_rows(data / "labels.csv", "")]
+    found = write_predictions(tmp_path / "P", names, {"Mass": np.linspace(0, 1, 24), "Edema": [0.6] * 24})
+    (labels := data / "open.csv").write_text(f'file,Mass,Edema\n{names[0]},1,"0\n')
+    with pytest.raises(UserError, match=r"open\.csv is not a table of labels \(line 2 has a quote that is not closed"):
+        score(data=data / "images", labels=labels, predictions=found)
+
+
 def test_several_labels_and_what_is_left_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = read_rows(data / "labels.csv", "")
     names = [row["file"] for row in table]

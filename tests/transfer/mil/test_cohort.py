@@ -192,7 +192,8 @@ TWO = ("case_id,slide_id,label", "a,s1,x", "b,s2,y")
         (("label,other", "x,1"), "names neither slides nor patients"),
         (("case_id,slide_id,label,Label", "a,s1,x,y"), "two columns: label; rename one"),
         (("case_id,slide_id,label",), "has no rows"),
-        (("case_id,slide_id,label", "a,s1,x,,"), "line 2 of .* has more fields than its header"),
+        (("case_id,slide_id,label", "a,s1,x,,", "b,s2,y,,z"), "line 3 of .* has 5 fields, its header 3; quote fields"),
+        (("case_id,slide_id,label", 'a,s1,"x'), r"cannot be read \(line 2 has a quote .*\); correct it"),
     ],
 )  # fmt: skip
 def test_wrong_tables_are_refused(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:

@@ -250,9 +250,9 @@ def test_what_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
         file["coords"].attrs.update({"mpp": 1.0, "patch_size": 64})
     with pytest.raises(UserError, match=r"tiles with 1 µm per pixel instead of 0\.5 in the training; tile the slides"):
         predict(other, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
-    for damage in ({"mpp": "0.5"}, {"tile": [64]}, {"size": -1}):
+    for damage in ({"mpp": "0.5"}, {"tile": [64]}, {"size": -1}, {"weights": 7}, {"pool": None}, {"stage": "2"}):
         (other / "features.json").write_text(json.dumps(damage))
-        with pytest.raises(UserError, match=r"features\.json cannot be read \(.* is not the size of a tile\)"):
+        with pytest.raises(UserError, match=r"features\.json cannot be read \(.*: .* is not a valid value\)"):
             predict(other, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
     with pytest.raises(UserError, match="nowhere does not exist; give slides"):
         predict(run, data=tmp_path / "nowhere", out=tmp_path.with_name("out1"), **CPU)

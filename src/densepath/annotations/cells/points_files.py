@@ -12,7 +12,7 @@ import numpy as np
 
 from densepath.annotations.cells.geojson_cells import read_geojson
 from densepath.annotations.cells.imported import PointsFile
-from densepath.core.csv_files import find_column, open_lines, refuse_other_encoding
+from densepath.core.csv_files import find_column, open_lines, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError, counted, errors_as
 from densepath.core.json_files import load_json
 
@@ -144,11 +144,14 @@ def _csv(path: Path) -> dict[str, list[Any]]:
     try:
         with open_lines(path) as rows:
             header = [name.strip().lower() for name in next(rows, [])]
-            body = [row for row in rows if row]
+            body = []
+            for row in filter(None, rows):
+                refuse_longer(row, len(header), path, rows.line_num)
+                body.append(row)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); give a table of points") from error
-    if any(len(row) != len(header) for row in body):
-        raise UserError(f"{path} has rows of other lengths than its first line; save it again")
+    if any(len(row) < len(header) for row in body):
+        raise UserError(f"{path} has rows with fewer fields than its first line; save it again")
     for name in (*_NUMBERS, *_CLASS, *_SLIDE):
         find_column(header, [name], path)
     columns = {name: [row[place].strip() for row in body] for place, name in enumerate(header)}

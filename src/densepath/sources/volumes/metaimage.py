@@ -80,7 +80,9 @@ def _fields(path: str) -> tuple[dict[str, str], int]:
         name, equals, value = line.decode("latin-1").partition("=")
         if equals:
             fields[name.strip()] = value.strip()
-        if name.strip() == "ElementDataFile" and "\0" not in value:
+        if name.strip() == "ElementDataFile":
+            if not value.strip() or "\0" in value:
+                raise CorruptImage(path, "its ElementDataFile is damaged")
             return fields, place
     raise CorruptImage(path, "its header is damaged: it names no ElementDataFile")
 

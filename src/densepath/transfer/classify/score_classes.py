@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from densepath.annotations.classes import FOLDERS
-from densepath.annotations.label_table import table_columns
+from densepath.annotations.label_table import open_label_table, table_columns
 from densepath.core.columns import PATIENT_COLUMNS, SPLIT
-from densepath.core.csv_files import open_lines, plain_head, read_rows
+from densepath.core.csv_files import plain_head, read_rows
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.output_names import alike_names, names_below
@@ -216,7 +216,7 @@ def _say_unpaired(table: str, labels: Sequence[str], scored: Sequence[str]) -> N
     """Say which labels of a classifier have no column in a table, and which columns of 0 and 1 are not its labels."""
     if lacking := [name for name in labels if name not in scored]:
         say(f"densepath: left out of the scores, as {table} has no column of this name: {first_few(lacking)}")
-    with open_lines(table) as reader:
+    with open_label_table(table) as reader:
         columns, mark = list(zip_longest(*reader, fillvalue="")), reader.delimiter
     known = {SPLIT, *PATIENT_COLUMNS, *map(plain_head, labels)}
     filled = [(head, {text for text in texts if text.strip()}) for head, *texts in columns]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from densepath.core.errors import UserError, errors_as
 from densepath.core.files import atomic_write
@@ -99,9 +99,8 @@ class ExtractorRecord:
             return cls()
         with errors_as(lambda error: UserError(f"{path} cannot be read ({error}); give --weights, and remove it")):
             record = cls(**json.loads(path.read_text()))
-            sizes = record.size, record.mpp, record.tile, record.overlap
-            if wrong := [size for size in sizes if size not in (None, 0) and not _is_size(size)]:
-                raise ValueError(f"{wrong[0]!r} is not the size of a tile")
+            if wrong := [name for name, value in vars(record).items() if not _is_valid(name, value)]:
+                raise ValueError(f"{wrong[0]}: {vars(record)[wrong[0]]!r} is not a valid value")
             return record
 
     def check(self, notes: Mapping[str, Any]) -> None:
@@ -128,8 +127,11 @@ def alike(one: float, other: float) -> bool:
     return one == other if whole else same_mpp(one, other)
 
 
-def _is_size(value: Any) -> bool:
-    return not isinstance(value, str) and is_positive(value)
+def _is_valid(name: str, value: Any) -> bool:
+    """Whether a field of a record can have a value; sizes may have fractions."""
+    if name in ("size", "mpp", "tile", "overlap"):
+        return value in (None, 0) or (isinstance(value, int | float) and is_positive(value))
+    return isinstance(value, get_type_hints(ExtractorRecord)[name])
 
 
 def _overlap(value: Any) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from densepath.annotations.patients import check_spelling
 from densepath.core.columns import PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF
-from densepath.core.csv_files import open_lines, plain_head, refuse_other_encoding
+from densepath.core.csv_files import open_lines, plain_head, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import groups_of_spellings, is_missing
 from densepath.core.streams import say, say_left_out
@@ -266,15 +266,13 @@ def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, 
             lines = []
             for fields in reader:
                 if any(field.strip() for field in fields):
-                    if len(fields) > len(heads):
-                        raise UserError(
-                            f"line {reader.line_num} of {table} has more fields than its header; correct it"
-                        )
+                    refuse_longer(fields, len(heads), table, reader.line_num)
                     values = [field.strip() for field in fields]
                     lines.append((reader.line_num, dict(zip(heads, values, strict=False))))
     except (OSError, ValueError, csv.Error) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"the table {table} cannot be read ({why}); check the path") from error
+        remedy = "correct it" if isinstance(error, csv.Error | UnicodeError) else "check the path"
+        raise UserError(f"the table {table} cannot be read ({why}); {remedy}") from error
     if not lines:
         raise UserError(f"the table {table} has no rows; give a header and a row for each slide")
     twice = _repeated([plain_head(head) for head in heads])

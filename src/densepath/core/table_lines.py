@@ -1,0 +1,91 @@
+"""The lines of text tables as lists of fields, whatever separates these."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+# An outline in a column is longer than Python's default of 128 KiB.
+csv.field_size_limit(2**24)
+SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # a first line of Excel, which names the delimiter
+_COMMENT = re.compile(r"#[^,;\t]")  # a column may be called "#"
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+def delimiter_of(line: str) -> str:
+    """What separates the fields of a table, by its first line: tabs, semicolons (as of Excel in Europe) or commas."""
+    return max("\t;,", key=line.count) if any(mark in line for mark in "\t;") else ","
+
+
+class Lines:
+    """The lines of a table as lists of fields, the header first; blank lines and comments before it are skipped.
+
+    Text may follow a closing quote in the line of the opening one, and blanks always. Otherwise a quote that is not
+    closed raises ``csv.Error``: the lines after it would become one field. It is not found if a later quote that ends a
+    field closes it.
+
+    Args:
+        lines: of the text. A first line ``sep=;``, as Excel writes and reads it, names the delimiter; otherwise the
+            header shows it.
+        before: the number of lines that were read before.
+        delimiter: of a text without such a first line; empty to see it in the header.
+
+    Attributes:
+        line_num: the number of the line in the file that was read last.
+    """
+
+    def __init__(self, lines: Iterable[str], before: int = 0, delimiter: str = "") -> None:
+        lines = iter(lines)
+        first = ""
+        for first in lines:
+            if match := SEPARATOR.fullmatch(first):
+                delimiter = match[1]
+            elif first.strip() and not _COMMENT.match(first):
+                break
+            before, first = before + 1, ""
+        self.delimiter = delimiter or delimiter_of(first)
+        self.line_num = before
+        self._taken: list[str] = []  # lines of the current row
+        self._lines = self._noted(chain([first] if first else [], lines))
+        self._reader = self._parsed(self._lines, strict=True)
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        self._taken.clear()
+        try:
+            return next(self._reader)
+        except csv.Error:
+            return self._lenient_row()
+
+    def _lenient_row(self) -> list[str]:
+        """The current row, read again with text after closing quotes."""
+        start = self.line_num - len(self._taken) + 1
+        try:
+            row: list[str] = next(self._parsed(chain([*self._taken], self._lines), strict=False))
+        except csv.Error:  # a field is too long
+            if len(self._taken) == 1:
+                raise
+            row = []
+        end = re.escape(self.delimiter) + r"\r\n"
+        field = re.compile(rf' *"([^"]*+(?:""[^"]*+)*+)("?)([^{end}]*)(?:[{end}]|$)|[^{end}]*[{end}]?')
+        text = "".join(self._taken)
+        for match in field.finditer(text):
+            inner, closing, rest = match.groups("")
+            if match[1] is not None and (not closing or (_LINE_END.search(inner) and rest.strip())):
+                line = start + len(_LINE_END.findall(text, 0, match.start(1)))
+                raise csv.Error(f"line {line} has a quote that is not closed, or not doubled within a text")
+        return row
+
+    def _parsed(self, lines: Iterable[str], strict: bool) -> Any:
+        return csv.reader(lines, delimiter=self.delimiter, skipinitialspace=True, strict=strict)
+
+    def _noted(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self._taken.append(line)
+            self.line_num += 1
+            yield line
