@@ -306,6 +306,26 @@ def test_relative_paths_of_data_start_where_a_run_was_started(tmp_path: Path) ->
     assert [names for names, _ in _tables(runs)] == [["a", "c"], ["b"]]
 
 
+def test_seeds_of_one_relative_path_in_two_folders_are_not_taken_together(tmp_path: Path) -> None:
+    runs = {}
+    for method in ("concl", "moco"):
+        for seed, (data, folder) in enumerate((("D", "/a"), ("/a/D", "/b"), ("D", "/b"), ("../b/D", "/a"))):
+            config = {"data": data, "method": method, "seed": seed}
+            rows = [{"step": 10.0, "probe_mean_iou": 50.0 + 10 * seed}]
+            sessions = [{"folder": folder}]
+            runs[f"{method}{seed}"] = Run(tmp_path, config, rows, state="complete", sessions=sessions)
+    scores, *_, options = compare_runs(runs)
+    (test,) = [each for each in scores.blocks if isinstance(each, Table) and each.columns[0] == "runs"]
+    assert [row[:3] for row in test.rows] == [
+        [f"data {data}, method {method}", "2", mean]
+        for method in ("concl", "moco")
+        for data, mean in (("/a/D", "55.00 ± 7.07"), ("/b/D", "75.00 ± 7.07"))
+    ]
+    (table,) = options.blocks
+    assert isinstance(table, Table) and table.rows[0] == ["data", *["/a/D", "/a/D", "/b/D", "/b/D"] * 2]
+    assert [len(comparable({name: runs[name] for name in ("concl0", other)})) for other in ("moco1", "moco2")] == [1, 0]
+
+
 def test_links_to_the_same_data_are_followed(tmp_path: Path) -> None:
     (tmp_path / "D").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "D")

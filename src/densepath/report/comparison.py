@@ -15,7 +15,7 @@ from densepath.report.blocks import Block, Note, Section, Table
 from densepath.report.curves import columns_of, draw_curves
 from densepath.report.paths import recorded_data
 from densepath.report.runs import Run, Score, read_sessions
-from densepath.report.scored_on import exact, scored_alike, scored_on
+from densepath.report.scored_on import exact, scored_alike, scored_on, with_whole_paths
 from densepath.report.values import MISSING, flat, number, pretty, text
 from densepath.runs.folder import EXPORTED, read_config
 
@@ -44,7 +44,8 @@ def comparable(runs: Mapping[str, Run]) -> list[dict[str, Run]]:
     """
     groups: list[tuple[set[tuple[str, str]], dict[str, Run]]] = []
     for title, run in runs.items():
-        marks = {(name, text(run.config[name])) for name in ("method", "data") if run.has("method", name)}
+        config = with_whole_paths(run.config, run.sessions)
+        marks = {(name, str(config[name])) for name in ("method", "data") if run.has("method", name)}
         members: dict[str, Run] = {}
         related = [group for group in groups if not marks or group[0] & marks]
         for other, own in related:
@@ -216,7 +217,8 @@ def _difference(found: Comparison | None) -> str:
 
 def _key(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]] = (), depth: int = 5) -> str:
     """What a run computes, without its seed and those of the runs that made its initial weights."""
-    options = {name: value for name, value in flat(config).items() if name not in {*_WHERE, "seed", "weights"}}
+    whole = flat(with_whole_paths(config, sessions))
+    options = {name: value for name, value in whole.items() if name not in {*_WHERE, "seed", "weights"}}
     weights, path = str(config.get("weights")), recorded_data(config, sessions, "weights")
     if path.is_symlink():  # runs of a table name their weights alike
         path = path.resolve()
@@ -245,7 +247,7 @@ def _without_seed(path: str) -> str:
 
 def _labels(groups: Mapping[str, Run]) -> dict[str, str]:
     """What tells groups apart, in a few words."""
-    options = {key: flat(run.config) for key, run in groups.items()}
+    options = {key: flat(with_whole_paths(run.config, run.sessions)) for key, run in groups.items()}
     for own in options.values():
         own |= {"weights": _without_seed(text(own["weights"]))} if "weights" in own else {}
     differing = _differing(list(options.values()), {*_WHERE, "seed"})[:3]
@@ -256,7 +258,7 @@ def _labels(groups: Mapping[str, Run]) -> dict[str, str]:
 
 def _differences(runs: Mapping[str, Run]) -> Block:
     """The options in which runs differ, a row for each."""
-    options = {name: flat(run.config) for name, run in runs.items()}
+    options = {name: flat(with_whole_paths(run.config, run.sessions)) for name, run in runs.items()}
     names = _differing(list(options.values()), _WHERE)
     if not names:
         return Note("The runs have the same options.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from densepath.annotations.classes import FOLDERS
 from densepath.report.paths import recorded_data
@@ -13,6 +14,9 @@ from densepath.report.runs import Run
 from densepath.transfer.mil.split_files import column_of
 from densepath.transfer.segment.config import BESIDE
 
+_OF_DATA = ("probe_data", "test_data", "data", "features")
+_OF_LABELS = ("test_labels", "labels", "table")
+_PATHS = (*_OF_DATA, *_OF_LABELS, "slides", "train_images", "regions", "cells")
 _DEFAULTS = {"task": "classification", "uncertain": "ignore", "background": 0, "official": True}
 _OF_TARGETS = (  # options that decide what is predicted; without a default above: None or ()
     *("task", "target", "targets", "separator", "uncertain", "event"),
@@ -38,15 +42,10 @@ def scored_on(run: Run) -> dict[str, str]:
     Answers for each slide are scored on other cases than those for patients, and so are an official test, which a
     column of the table names, and folds of all. Files of splits may name the same cases as folds.
     """
-    config, found = run.config, {}
-    paths = {
-        "data": ("probe_data", "test_data", "data", "features"),
-        "labels": ("test_labels", "labels", "table"),
-    }
-    for what, names in paths.items():
+    config, found = with_whole_paths(run.config, run.sessions), {}
+    for what, names in {"data": _OF_DATA, "labels": _OF_LABELS}.items():
         if name := next((name for name in names if config.get(name)), None):
-            word = str(config[name]) in (FOLDERS, BESIDE)
-            found[what] = str(config[name] if word else _same_path(recorded_data(config, run.sessions, name)))
+            found[what] = str(config[name])
     if (config.get("features") or "table" in config) and found.get("labels") not in (None, FOLDERS):
         found.pop("data", None)
     if "method" in config and not config.get("probe_data"):
@@ -59,6 +58,15 @@ def scored_on(run: Run) -> dict[str, str]:
     targets = {name: config.get(name, _DEFAULTS.get(name)) for name in _OF_TARGETS}
     targets = {name: None if value in ((), []) else value for name, value in targets.items()}
     return found | {name: exact(value) for name, value in targets.items() if value != _DEFAULTS.get(name)}
+
+
+def with_whole_paths(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The options of a run, in which paths of images, labels and cells are the same text if they lead to the same.
+
+    They start where the run was started, if its sessions say so, and links are followed where they exist.
+    """
+    names = [name for name in _PATHS if isinstance(config.get(name), str) and config[name] not in ("", FOLDERS, BESIDE)]
+    return {**config, **{name: _same_path(recorded_data(config, sessions, name)) for name in names}}
 
 
 def _same_path(path: Path) -> str:

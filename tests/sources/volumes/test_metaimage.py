@@ -54,6 +54,13 @@ def test_values_and_places_are_those_of_the_header(tmp_path: Path, file: str, or
     assert np.allclose(place[:3], [-(-10 + 2 * 0.8), -(20 + 0.7), -300 + 3 * 2.5])
 
 
+@pytest.mark.parametrize("yes", ["TRUE", "true", "T", "1"])
+def test_yes_has_several_spellings(tmp_path: Path, yes: str) -> None:
+    data = zlib.compress(VALUES.astype(">i2").tobytes(order="F"))
+    flags = dict.fromkeys(("BinaryData", "BinaryDataByteOrderMSB", "CompressedData"), yes)
+    assert np.array_equal(read_volume(write(tmp_path / "a.mhd", data, **flags)).channels[0].values, VALUES)
+
+
 def test_a_single_time_point_is_no_dimension(tmp_path: Path) -> None:
     data, four = VALUES.tobytes(order="F"), "0 1 0 0 1 0 0 0 0 0 1 0 0 0 0 1"
     fourth = {"NDims": "4", "DimSize": "5 6 7 1", "TransformMatrix": four, "Offset": "-10 20 -300 0"}
@@ -77,6 +84,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         (write(tmp_path / "f.mhd", data, "f.raw", ElementType="MET_OTHER"), "MET_OTHER"),
         (write(tmp_path / "g.mhd", data, "slice_%03d.raw"), "files of their own"),
         (write(tmp_path / "j.mhd", data, "j.raw", BinaryData="False"), "text"),
+        (write(tmp_path / "l.mhd", data, "l.raw", BinaryData="0"), "text"),
     ]
     for number, (name, value) in enumerate(
         (("ElementNumberOfChannels", "two"), ("HeaderSize", "x"), ("DimSize", "5 six 7"), ("DimSize", "nan 6 7"))

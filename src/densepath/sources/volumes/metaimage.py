@@ -43,9 +43,9 @@ def read_metaimage(path: str, spacing: Sequence[float] | None = None, channels: 
     kind = fields.get("ElementType", "")
     if kind not in _TYPES:
         raise CorruptImage(path, f"its voxels are of the type {kind or 'unknown'}, which is not supported")
-    if fields.get("BinaryData", "True").lower() == "false":
+    if not _is_true(fields, "BinaryData", default="True"):
         raise CorruptImage(path, "its voxels are text (BinaryData = False); save them as binary data")
-    msb = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
+    msb = _is_true(fields, "BinaryDataByteOrderMSB", "ElementByteOrderMSB")
     dtype = np.dtype(_TYPES[kind]).newbyteorder(">" if msb else "<")
     data = _data(path, fields, end, count * int(np.prod(shape, dtype=object)) * dtype.itemsize)
     values = np.frombuffer(data, dtype).reshape((count, *shape), order="F")
@@ -106,6 +106,11 @@ def _whole(path: str, fields: dict[str, str], name: str, default: str | None = N
     return numbers
 
 
+def _is_true(fields: dict[str, str], *names: str, default: str = "False") -> bool:
+    """The first of some fields that the header has, by its first letter, as ITK reads it: True, T or 1."""
+    return next((fields[name] for name in names if name in fields), default)[:1] in ("T", "t", "1")
+
+
 def _data(path: str, fields: dict[str, str], end: int, needed: int) -> bytes:
     name = fields["ElementDataFile"]
     if name == "LIST" or "%" in name:
@@ -117,7 +122,7 @@ def _data(path: str, fields: dict[str, str], end: int, needed: int) -> bytes:
             data = opened.read()
     except OSError as error:
         raise CorruptImage(path, f"its voxels, {name}, cannot be read ({error.strerror})") from error
-    if fields.get("CompressedData", "False").lower() == "true":
+    if _is_true(fields, "CompressedData"):
         try:
             data = zlib.decompress(data)  # checks the length and the checksum
         except zlib.error as error:
