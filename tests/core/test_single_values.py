@@ -154,3 +154,6 @@ def test_fields_of_options_take_single_values() -> None:
     assert (config.lr, config.classes) == ((0.1,), ("bright3",))
     with pytest.raises(UserError, match="source takes a path, not None"):
         densepath.Conversion(None, "d")  # type: ignore[arg-type]
+    for options in ({"folds": None, "splits": "s.csv"}, {"lr": None}, {"attention": None}):
+        with pytest.raises(UserError, match=f"{next(iter(options))} is None; give a value, or leave it out"):
+            MilConfig("f", "t.csv", "o", **options)  # type: ignore[arg-type]
