@@ -120,7 +120,9 @@ def test_a_signal_at_the_end_stops_the_command_that_would_train_further(tmp_path
     toy.finished = lambda: bool(evaluated) and moment == "early end"
     with pytest.raises(Interrupted):
         fit_toy(tmp_path, 10, toy, evaluate=evaluate, intervals=Intervals(log_every=5, evaluate_every=10))
-    assert f"stopped and saved at step 10; the same command with --resume continues {tmp_path}" in capsys.readouterr().err
+    assert (
+        f"stopped and saved at step 10; the same command with --resume continues {tmp_path}" in capsys.readouterr().err
+    )
     assert fit_toy(tmp_path, 10, resume=True).seen == []
     assert newest_checkpoint(tmp_path / "checkpoints")["step"] == 10
 

@@ -60,8 +60,19 @@ def list_single_fields(options: Any) -> None:
         value = getattr(options, field.name)
         taken = _listed(field.name, hints[field.name], value)
         check_path(field.name, hints[field.name], taken)
-        _refuse_none(field.name, hints[field.name], taken)
         object.__setattr__(options, field.name, taken)
+    refuse_none(options)
+
+
+def refuse_none(options: Any) -> None:
+    """Check that no field of a dataclass is None whose type has no None.
+
+    Raises:
+        UserError: one is.
+    """
+    hints = get_type_hints(type(options))
+    for field in fields(options):
+        _refuse_none(field.name, hints[field.name], getattr(options, field.name))
 
 
 def _refuse_none(name: str, annotation: Any, value: Any) -> None:
