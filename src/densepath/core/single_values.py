@@ -54,7 +54,7 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def list_single_fields(options: Any) -> None:
-    """The same for the fields of a frozen dataclass, in its ``__post_init__``; of the checks those of paths and None."""
+    """The same for the fields of a frozen dataclass, in its ``__post_init__``; it checks only paths and None."""
     hints = get_type_hints(type(options))
     for field in fields(options):
         value = getattr(options, field.name)

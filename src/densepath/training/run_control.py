@@ -92,7 +92,7 @@ class RunControl:
         return logs, saves, 0 if last else stop
 
     def end(self) -> None:
-        """The last step is done and saved: a signal that came in it, or in its evaluation, stops the run like any other.
+        """The last step is done and saved: a signal in it, or in its evaluation, stops the run like any other.
 
         Otherwise it would be lost, and the trainings that may follow this one would not stop.
 
