@@ -15,7 +15,14 @@ from densepath.core.errors import UserError
 from densepath.core.paths import AnyPath
 from densepath.core.result import Result
 from densepath.core.single_values import take_single_values
+from densepath.datasets.volumes.nodules import NodulesConversion
+from densepath.training.config import PretrainConfig
+from densepath.training.optimizers import Optimizer
+from densepath.transfer.classify.config import ClassifyConfig
+from densepath.transfer.detection.config import DetectConfig
 from densepath.transfer.mil.config import MilConfig
+from densepath.transfer.segment.config import Patches, SegmentConfig
+from densepath.views.augment import Augment
 
 
 @take_single_values
@@ -154,3 +161,25 @@ def test_fields_of_options_take_single_values() -> None:
     assert (config.lr, config.classes) == ((0.1,), ("bright3",))
     with pytest.raises(UserError, match="source takes a path, not None"):
         densepath.Conversion(None, "d")  # type: ignore[arg-type]
+    for options in ({"folds": None, "splits": "s.csv"}, {"lr": None}, {"attention": None}):
+        with pytest.raises(UserError, match=f"{next(iter(options))} is None; give a value, or leave it out"):
+            MilConfig("f", "t.csv", "o", **options)  # type: ignore[arg-type]
+
+
+NOT_NONE = [(PretrainConfig, "batch_size"), (ClassifyConfig, "validation"), (SegmentConfig, "freeze")]
+NOT_NONE += [(DetectConfig, "train_size"), (Optimizer, "lr"), (Augment, "flip"), (Patches, "flip")]
+
+
+@pytest.mark.parametrize(("kind", "name"), NOT_NONE)
+def test_none_is_refused_where_an_object_of_options_needs_a_value(kind: Any, name: str) -> None:
+    given = {"data": "d", "out": "o"} if "data" in kind.__dataclass_fields__ else {}
+    kind(**given)
+    with pytest.raises(UserError, match=f"{name} is None; give a value, or leave it out"):
+        kind(**given, **{name: None})
+
+
+def test_nodules_take_paths_and_a_size() -> None:
+    with pytest.raises(UserError, match="source takes a path, not None"):
+        NodulesConversion(None, "d")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="size is None; give a value"):
+        NodulesConversion("s", "d", size=None)  # type: ignore[arg-type]

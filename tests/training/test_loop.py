@@ -103,6 +103,30 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_undisturbed(tmp_path, sig
     assert measured[0] == measured[1], "also in the row that the signal cut"
 
 
+@pytest.mark.parametrize("moment", ["last step", "evaluation", "early end"])
+def test_a_signal_at_the_end_stops_the_command_that_would_train_further(tmp_path, moment, capsys):
+    def send():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    evaluated = []
+
+    def evaluate():
+        evaluated.append(1)
+        if moment != "last step":
+            send()
+        return {}
+
+    toy = Toy(at_step={9: send} if moment == "last step" else {})
+    toy.finished = lambda: bool(evaluated) and moment == "early end"
+    with pytest.raises(Interrupted):
+        fit_toy(tmp_path, 10, toy, evaluate=evaluate, intervals=Intervals(log_every=5, evaluate_every=10))
+    assert (
+        f"stopped and saved at step 10; the same command with --resume continues {tmp_path}" in capsys.readouterr().err
+    )
+    assert fit_toy(tmp_path, 10, resume=True).seen == []
+    assert newest_checkpoint(tmp_path / "checkpoints")["step"] == 10
+
+
 def test_what_a_crash_lost_is_made_again(tmp_path):
     def crash():
         raise ZeroDivisionError

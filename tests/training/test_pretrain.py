@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import fields
 
 import numpy as np
@@ -304,6 +305,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, tiles, message, chan
         pretrain(**options | change)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_logger_without_its_package_is_refused_before_images_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"the logger wandb needs a package; pip install 'densepath\[wandb\]'"):
+        pretrain(data=tmp_path / "missing", out=tmp_path / "run", **SMALL, **MOCO, max_steps=2, loggers=["wandb"])
 
 
 def test_missing_and_empty_data_are_refused(tmp_path):

@@ -47,21 +47,37 @@ def take_single_values(function: Callable[P, R]) -> Callable[P, R]:
             hint = hints().get(name)
             bound.arguments[name] = taken = _checked(name, hint, _listed(name, hint, value))
             check_path(name, hint, taken)
-            if taken is None and not {NoneType, Any, None}.intersection(alternatives(hint)):
-                raise UserError(f"{name} is None; give a value, or leave it out if it has a default")
+            _refuse_none(name, hint, taken)
         return function(*bound.args, **bound.kwargs)
 
     return with_lists
 
 
 def list_single_fields(options: Any) -> None:
-    """The same for the fields of a frozen dataclass, in its ``__post_init__``; of the checks only that of paths."""
+    """The same for the fields of a frozen dataclass, in its ``__post_init__``; it checks only paths and None."""
     hints = get_type_hints(type(options))
     for field in fields(options):
         value = getattr(options, field.name)
         taken = _listed(field.name, hints[field.name], value)
         check_path(field.name, hints[field.name], taken)
         object.__setattr__(options, field.name, taken)
+    refuse_none(options)
+
+
+def refuse_none(options: Any) -> None:
+    """Check that no field of a dataclass is None whose type has no None.
+
+    Raises:
+        UserError: one is.
+    """
+    hints = get_type_hints(type(options))
+    for field in fields(options):
+        _refuse_none(field.name, hints[field.name], getattr(options, field.name))
+
+
+def _refuse_none(name: str, annotation: Any, value: Any) -> None:
+    if value is None and not {NoneType, Any, None}.intersection(alternatives(annotation)):
+        raise UserError(f"{name} is None; give a value, or leave it out if it has a default")
 
 
 def _listed(name: str, annotation: Any, value: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
 from densepath.core.random import check_seed
+from densepath.core.single_values import refuse_none
 from densepath.sources.loader import Shuffle
 from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
@@ -177,6 +178,7 @@ class PretrainConfig:
     keep_every: float = 0.0
 
     def __post_init__(self) -> None:
+        refuse_none(self)
         if self.epochs is not None and self.max_steps is not None:
             raise UserError("both epochs and max_steps are given (a recipe may have set one of them); set one to null")
         if not isinstance(self.view_size, int) and len(self.view_size) == 1:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,6 +101,19 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+def check_loggers(names: Sequence[str]) -> None:
+    """Check loggers without making them.
+
+    Raises:
+        UserError: an unknown name, or its package is not installed.
+    """
+    for name in names:
+        if name not in ("tensorboard", "wandb"):
+            raise UserError(f"no logger is called {name!r}; use tensorboard or wandb (metrics.csv is always written)")
+        if sys.modules.get(name) is None and find_spec(name) is None:
+            raise _missing(name)
+
+
 def make_loggers(names: Sequence[str], out: Path, run: str, start: int = 0) -> list[Logger]:
     """Make loggers; their files are in the run folder.
 
@@ -111,15 +126,18 @@ def make_loggers(names: Sequence[str], out: Path, run: str, start: int = 0) -> l
     Raises:
         UserError: an unknown name, or its package is not installed.
     """
+    check_loggers(names)
     made: list[Logger] = []
     for name in names:
-        if name not in ("tensorboard", "wandb"):
-            raise UserError(f"no logger is called {name!r}; use tensorboard or wandb (metrics.csv is always written)")
         try:
             made.append(TensorBoard(out, start) if name == "tensorboard" else WeightsAndBiases(out, run, start))
         except ImportError as error:
-            raise UserError(f"the logger {name} needs a package; pip install 'densepath[{name}]'") from error
+            raise _missing(name) from error
     return made
+
+
+def _missing(name: str) -> UserError:
+    return UserError(f"the logger {name} needs a package; pip install 'densepath[{name}]'")
 
 
 def _title(picture: Path) -> str:

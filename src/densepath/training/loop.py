@@ -188,6 +188,7 @@ def train(
                 break
             if stop:
                 raise Interrupted(stop)
+        run.end()
     unshard(task)
     task.cpu()
     return total

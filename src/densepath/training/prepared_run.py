@@ -21,6 +21,7 @@ from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.hardware import Hardware, choose_hardware, divide_batch
 from densepath.training.inputs import checksums_of, digests_of, make_inputs
 from densepath.training.learner import Learner, RunViews, check_scale, make_learner, plan_run_views
+from densepath.training.loggers import check_loggers
 from densepath.training.run_images import RunImages, open_run_images
 from densepath.training.validation import PartOf, check_held
 
@@ -95,6 +96,8 @@ def prepare_run(config: PretrainConfig) -> PreparedRun:
     batch = divide_batch(config.batch_size, hardware.world_size, config.accumulate)
     together = batch * hardware.world_size
     with refusing_together(hardware):
+        if hardware.rank == 0:
+            check_loggers(config.loggers)
         found = open_run_images(config, old)
         spec, known = found.used.spec, fingerprint(found.used)
         fresh = old is None or not has_checkpoint(out / CHECKPOINTS)

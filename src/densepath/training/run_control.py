@@ -78,7 +78,8 @@ class RunControl:
     def agree(self, done: int) -> tuple[bool, bool, int]:
         """What is due after ``done`` steps: whether to log, whether to save, and the signal to stop by, or 0.
 
-        All processes get the same answer: a signal or a checkpoint that is due on one of them counts for all.
+        All processes get the same answer: a signal or a checkpoint that is due on one of them counts for all. After the
+        last step :meth:`end` stops the run.
         """
         last = done == self._total
         logs = due(done, self._intervals.log_every) or last
@@ -89,6 +90,18 @@ class RunControl:
             stop, late_anywhere = agree(self._device, self._signals.received or 0, int(late))
             saves = saves or bool(late_anywhere) or stop > 0
         return logs, saves, 0 if last else stop
+
+    def end(self) -> None:
+        """The last step is done and saved: a signal in it, or in its evaluation, stops the run like any other.
+
+        Otherwise it would be lost, and the trainings that may follow this one would not stop.
+
+        Raises:
+            Interrupted: a signal asked any of the processes to stop.
+        """
+        stop = agree(self._device, self._signals.received or 0)[0]
+        if stop:
+            raise Interrupted(stop)
 
     @contextmanager
     def long_work(self) -> Iterator[Heartbeat]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from densepath.core.errors import UserError
+from densepath.core.single_values import refuse_none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class UpdateLimits:
     freeze_epochs: float = 1.0
 
     def __post_init__(self) -> None:
+        refuse_none(self)
         if self.clip not in ("global", "tensor"):
             raise UserError(f"unknown clip {self.clip!r}; use global or tensor")
         require_not_negative(self, "clip_norm", "freeze_epochs")

@@ -8,7 +8,7 @@ from typing import Any
 from densepath.annotations.fraction import check_fraction
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
-from densepath.core.single_values import check_choice
+from densepath.core.single_values import check_choice, refuse_none
 from densepath.training.intervals import Intervals
 
 _MOST = 10**6  # epochs
@@ -25,6 +25,7 @@ def check_training(config: Any, choices: Mapping[str, Any], least: Mapping[str, 
     Raises:
         UserError: an invalid value.
     """
+    refuse_none(config)
     check_seed(config.seed)
     check_fraction(config.fraction)
     Intervals(config.log_every, config.save_every_steps, config.save_every_minutes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
+from densepath.core.single_values import refuse_none
 from densepath.views.appearance import Appearance, check_not_negative, check_probability, check_range
 from densepath.views.color import ColorJitter, Grayscale, StainJitter
 from densepath.views.corruptions import Corruption
@@ -79,6 +80,7 @@ class Augment:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
+        refuse_none(self)
         for name in ("scale", "ratio", "gamma_power"):
             check_range(f"augment.{name}", getattr(self, name))
         check_range("augment.noise_std", self.noise_std, zero=True)

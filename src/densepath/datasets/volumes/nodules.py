@@ -16,6 +16,7 @@ import torch
 from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, counted, fault_of
 from densepath.core.random import ordered_by_seed
+from densepath.core.single_values import list_single_fields
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion
 from densepath.datasets.volumes.convert import convert
@@ -54,6 +55,7 @@ class NodulesConversion:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        list_single_fields(self)
         if min(self.size) < 1 or self.negatives < 0:
             raise UserError("--size needs three sides of at least 1 voxel, and --negatives a number of at least 0")
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
+from densepath.core.single_values import refuse_none
 from densepath.training.intervals import Intervals
 from densepath.training.update_limits import UpdateLimits
 
@@ -115,6 +116,7 @@ class DetectConfig:
         from densepath.annotations.fraction import check_fraction  # these need torch
         from densepath.core.random import check_seed
 
+        refuse_none(self)
         Intervals(self.log_every, self.save_every_steps, self.save_every_minutes)
         for name in ("precise_bn_batches", "pictures"):
             if getattr(self, name) < 0:
