@@ -203,7 +203,8 @@ def test_wrong_tables_are_refused(tmp_path: Path, rows: tuple[str, ...], message
 
 def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     data = features(tmp_path / "f", "s1", "s2")
-    for value, message in (("inf", "is not a number"), ("x", "is not a number"), ("3", "all cases have the same m")):
+    wrong = [(value, "is not a number") for value in ("inf", "x", "1_0", "٣")]
+    for value, message in (*wrong, ("3", "all cases have the same m")):
         listed = table(tmp_path / "t.csv", "case_id,slide_id,m", "a,s1,3", f"b,s2,{value}")
         with pytest.raises(UserError, match=message):
             read_cohort(data, listed, Columns("m"), task="regression")
