@@ -24,6 +24,7 @@ from PIL import Image
 import densepath
 from densepath import cli
 from densepath.cli import main
+from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import METHODS
 from densepath.runs.signals import Interrupted
@@ -258,6 +259,19 @@ def test_several_names_may_be_any_text(names: list[str]) -> None:
     words = ["--data", "tiles", "--out", "c.png", "--weights", *names]
     command = VERBS["show concepts"].command("show concepts")
     assert command.parse(words)["weights"] == command.parse_recipe({"weights": names})["weights"] == names
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["report", "r\udcff"], "runs"),
+        (["pretrain", "--data", "d", "--out", "o", "--exclude", "*", "r\udcff"], "--exclude"),
+    ],
+)
+def test_texts_that_are_not_utf8_are_refused(words: list[str], name: str) -> None:
+    """Those of names of files that are not, as Python hands them over."""
+    with pytest.raises(UserError, match=f"^{name} takes texts in UTF-8, not r\\\\udcff; rename the file or folder"):
+        VERBS[words[0]].command(words[0]).parse(words[1:])
 
 
 @pytest.mark.parametrize("name", recipe_names("detect"))

@@ -122,7 +122,7 @@ class Parser(ArgumentParser):
                 whole = only is not None and (only in ("null", *choices_of(named[name].annotation)) or _is_list(only))
                 # Text is quoted: the name of a run folder may be 0, or contain a comma.
                 if named[name].is_text_list and not (equals and whole):
-                    words_of, whole = [*map(as_yaml, words_of)], False
+                    words_of, whole = _quoted(name, words_of), False
                     before = given.get(named[name].key, "")  # texts of a repeated option are added
                     words_of = [before[1:-1], *words_of] if before.startswith("[") and before != "[]" else words_of
                 text = ", ".join(words_of)
@@ -131,7 +131,7 @@ class Parser(ArgumentParser):
         last = self.options.get(self._positional[-1]) if self._positional else None
         if last is not None and last.is_text_list and len(places) >= len(self._positional):
             count = len(self._positional) - 1
-            places[count:] = [f"[{', '.join(map(as_yaml, places[count:]))}]"]
+            places[count:] = [f"[{', '.join(_quoted(last.key, places[count:]))}]"]
         if len(places) > len(self._positional):
             raise UserError(f"unexpected argument {places[len(self._positional)]!r}; {self.see_help}")
         return given | dict(zip(self._positional, places, strict=False))
@@ -215,6 +215,18 @@ def _is_list(text: str) -> bool:
         return text.startswith("[") and isinstance(yaml.safe_load(text), list)
     except (yaml.YAMLError, ValueError, RecursionError):
         return False
+
+
+def _quoted(name: str, texts: Sequence[str]) -> list[str]:
+    """Texts as YAML.
+
+    Raises:
+        UserError: one is not UTF-8, and YAML has no such texts.
+    """
+    for text in texts:
+        if not text.isascii() and "\\udc" in as_yaml(text):
+            raise UserError(f"{name} takes texts in UTF-8, not {text}; rename the file or folder")
+    return [*map(as_yaml, texts)]
 
 
 def _notes(option: Option, given: Mapping[str, Any]) -> str:

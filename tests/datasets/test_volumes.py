@@ -379,6 +379,30 @@ def test_a_volume_thinner_than_a_voxel_keeps_its_mean_and_its_place(shape: Any, 
     assert np.array_equal(labels, values.take([shape[thin] // 2], axis=thin)) and np.array_equal(at, affine)
 
 
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "needed"),
+    [
+        # Of doubles: a copy of the 32 x 32 x 32 voxels, twice the result, or two results of resizing an axis
+        ("uint16", (1.0, 1.0, 1.0), (0.5, 0.5, 0.5), 8 * 32**3 * (1 + 2 * 8)),
+        ("int16", (1.0, 1.0, 1.0), (0.5, 0.5, 0.5), 4 * 32**3 * (1 + 2 * 8)),
+        ("int16", (1.0, 1.0, 4.0), (2.0, 2.0, 1.0), 4 * 32**3 * (1 + 2 + 1)),
+        ("float64", (1.0, 1.0, 1.0), (1.0, 1.0, 0.25), 8 * 32**3 * (4 + 4)),
+        ("uint8", (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 8 * 32**3 * (1 + 1 / 2 + 1 / 4)),
+    ],
+)
+def test_memory_of_resampling_depends_on_the_type_of_voxels(
+    monkeypatch: pytest.MonkeyPatch, kind: str, old: Any, new: Any, needed: float
+) -> None:
+    values, affine = np.zeros((32, 32, 32), kind, order="F"), np.diag([*old, 1.0])
+    monkeypatch.setattr(volume_, "available_memory", lambda: needed)
+    resampled("x", values, affine, new)
+    monkeypatch.setattr(volume_, "available_memory", lambda: needed - 1)
+    with pytest.raises(UserError, match="too many for"):
+        resampled("x", values, affine, new)
+    monkeypatch.setattr(volume_, "available_memory", lambda: 32**3 * np.prod(old) / np.prod(new) * values.itemsize)
+    resampled("x", values, affine, new, nearest=True)
+
+
 def test_volumes_are_divided_by_the_patients_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {
         f"{kind}/s/v{k}.nii.gz": nifti(array) for k in range(4) for kind, array in (("ct", CT), ("labels", LABELS))

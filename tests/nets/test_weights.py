@@ -256,6 +256,16 @@ def test_a_compressed_torch_file_takes_no_memory(
         read_weights(swells)
 
 
+def test_an_old_torch_file_that_declares_more_than_it_has_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"w": torch.zeros(1000)}, path, _use_new_zipfile_serialization=False)
+    read_weights(path)
+    count = b"M" + (1000).to_bytes(2, "little")  # as pickle writes it
+    path.write_bytes(path.read_bytes().replace(count, b"\x8a\x08" + (2**50).to_bytes(8, "little")))
+    with pytest.raises(UserError, match=r"old\.pth is damaged or not a torch file"):
+        read_weights(path)
+
+
 def test_a_torchscript_program_is_named_as_such(tmp_path: Path) -> None:
     torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "program.pt")
     with pytest.raises(UserError, match="TorchScript program"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,17 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, pixels: np.ndarray, changes: 
     with pytest.raises(CorruptImage, match=message) as caught:
         read_image(path, channels=1)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_damaged_length_takes_no_memory(
+    tmp_path: Path, bounded_memory: Callable[..., AbstractContextManager[None]]
+) -> None:
+    whole = write(tmp_path / "a.dcm").read_bytes()
+    length = whole.index(b"\xe0\x7f\x10\0OW") + 8
+    (tmp_path / "b.dcm").write_bytes(whole[:length] + b"\xf0\xff\xff\xff" + whole[length + 4 :])
+    expected = read_image(tmp_path / "a.dcm", channels=1)
+    with bounded_memory(60, most=2**10):
+        assert np.array_equal(read_image(tmp_path / "b.dcm", channels=1), expected)
 
 
 def test_a_folder_of_radiographs_is_a_source_and_no_identifier_leaves_it(tmp_path: Path) -> None:

@@ -15,6 +15,18 @@ def is_missing(text: str) -> bool:
     return text.strip().lower() in MISSING
 
 
+def number_in(text: str) -> float:
+    """The number in a field of a table. Python also reads 1_0 as 10, and the digits of other scripts.
+
+    Raises:
+        ValueError: it is not a number in digits from 0 to 9.
+    """
+    plain = text.strip()
+    if "_" in plain or not plain.isascii():
+        raise ValueError(f"could not convert string to float: {text!r}")
+    return float(plain)
+
+
 def composed(text: str) -> str:
     """A text with composed letters: macOS writes those with accents in names of files as two characters."""
     return unicodedata.normalize("NFC", text)

@@ -162,13 +162,31 @@ def _sample(x: Tensor, plan: Plan, size: Sequence[int], mode: Mode, taps: Taps, 
 
 
 def _along_axes(x: Tensor, taps: Taps, axes: tuple[int, ...]) -> Tensor:
-    """Sums along one axis after another: of the first two, the one that shrinks more first; the last axis last."""
+    """Sums along one axis after another."""
     order = [0] * 3
     for row in range(3):
         order[2 - axes[row]] = 2 - row
-    for axis in (*sorted((0, 1), key=lambda axis: len(taps[axis][0]) / x.shape[1 + axis]), 2):
+    for axis in _order(x.shape[1:], [len(taps[axis][0]) for axis in range(3)]):
         x = _sums(x, *taps[axis], axis)
     return x.permute(0, *[1 + axis for axis in order])
+
+
+def _order(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
+    """In what order axes are resized: of the first two, the one that shrinks more first; the last axis last."""
+    return (*sorted((0, 1), key=lambda axis: new[axis] / old[axis]), 2)
+
+
+def resized_numbers(old: Sequence[int], new: Sequence[int]) -> int:
+    """How many numbers :func:`sample_volumes` holds at most, besides the input, while it resizes a whole volume.
+
+    Args:
+        old, new: D, H, W.
+    """
+    sides, counts = list(old), []
+    for axis in _order(old, new):
+        sides[axis] = new[axis]
+        counts.append(math.prod(sides))
+    return max(counts[0] + counts[1], counts[1] + counts[2], 2 * counts[2])  # the result is copied
 
 
 def _shrunk(x: Tensor, map_: Map, size: Sequence[int], mode: Mode, axes: Sequence[int]) -> Tensor:

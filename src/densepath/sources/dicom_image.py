@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from densepath.sources.volumes.volume import library
 SUFFIXES = (".dcm", ".dicom")
 DICOM_START = 132  # bytes that show whether a file is DICOM
 _FIRST = 20  # files of a folder that are looked at
+_LARGE = 2**20  # bytes of an element whose length is compared with that of the file
 _HEADER = (
     *("Rows", "Columns", "BitsStored", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation"),
     *("NumberOfFrames", "Modality", "PixelRepresentation"),
@@ -173,7 +176,21 @@ def _first(value: Any) -> float:
 
 def _read(path: str | Path, tags: tuple[str, ...], pixels: bool = False) -> Any:
     """Some elements of a file; no others are kept in memory."""
-    pydicom = library("pydicom")
     with decoding(path, "not a DICOM file, or damaged"):
         known = is_dicom_file(path)
-        return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=list(tags), force=not known)
+        return read_elements(path, stop_before_pixels=not pixels, specific_tags=list(tags), force=not known)
+
+
+def read_elements(path: str | Path, **options: Any) -> Any:
+    """The result of ``pydicom.dcmread``; a damaged length of an element takes no more memory than the file is long."""
+    with _Bounded(io.FileIO(path)) as file:
+        return library("pydicom").dcmread(file, **options)
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is asked for no more bytes than it has: Python makes room for all before it reads them."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LARGE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)

@@ -580,6 +580,7 @@ def test_cells_of_another_slide_and_outside_of_tiles_are_counted(
         ({"source": "csv", "points": "one.csv"}, "one.csv is one file, and there are 2; give a folder"),
         ({"source": "csv", "points": "bad.csv"}, r"bad.csv has the columns a, b; name them x, y"),
         ({"source": "csv", "points": "words.csv"}, "words.csv has coordinates that are not numbers"),
+        ({"source": "csv", "points": "joined.csv"}, "joined.csv has coordinates that are not numbers .*'1_0'"),
         ({"source": "csv", "points": "twice.csv"}, "twice.csv has two columns: x; rename one"),
         ({"source": "geojson", "points": "one.csv"}, "one.csv is not a file of geojson"),
         ({"default_mpp": 0.0}, "default_mpp is 0.0"),
@@ -593,6 +594,7 @@ def test_wrong_options_are_named(
     Path("one.csv").write_text("x,y\n1,1\n")
     Path("bad.csv").write_text("a,b\n1,1\n")
     Path("words.csv").write_text("x,y,slide\nleft,1,b\n")
+    Path("joined.csv").write_text("x,y,slide\n1_0,1,b\n")
     Path("twice.csv").write_text("x,y,slide,X\n1,1,b,2\n")
     with pytest.raises(UserError, match=message):
         densepath.cells(data=images, out=tmp_path / "C", **options)  # type: ignore[arg-type]

@@ -120,6 +120,8 @@ def test_a_backslash_in_a_name_does_not_separate_folders_where_both_are_named(tm
         ("", "no rows with columns wsi and mpp"),
         ("name,size\na,1\n", "no rows with columns wsi and mpp"),
         ("wsi,mpp\na,x\n", "line 2 of .*'x' is not µm per pixel"),
+        ("wsi,mpp\na,1_0\n", "line 2 of .*'1_0' is not µm per pixel"),
+        ("wsi,mpp\na,\u0660.\u0665\n", "line 2 of .* is not µm per pixel"),
         ("wsi,mpp\na\n", "line 2 of .*'' is not µm per pixel"),
         ("wsi,mpp\na,0\n", "line 2 .*'0' is not"),
         ("wsi,mpp\na,nan\n", "line 2 .*'nan' is not"),

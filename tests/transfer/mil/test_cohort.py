@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from densepath.core.errors import UserError
-from densepath.transfer.mil import slide_table
+from densepath.transfer.mil import feature_files, slide_table
 from densepath.transfer.mil.bags import read_bags
 from densepath.transfer.mil.cohort import Cohort, read_cohort
 from densepath.transfer.mil.feature_files import Names
@@ -204,7 +204,8 @@ def test_wrong_tables_are_refused(tmp_path: Path, rows: tuple[str, ...], message
 
 def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     data = features(tmp_path / "f", "s1", "s2")
-    for value, message in (("inf", "is not a number"), ("x", "is not a number"), ("3", "all cases have the same m")):
+    wrong = [(value, "is not a number") for value in ("inf", "x", "1_0", "٣")]
+    for value, message in (*wrong, ("3", "all cases have the same m")):
         listed = table(tmp_path / "t.csv", "case_id,slide_id,m", "a,s1,3", f"b,s2,{value}")
         with pytest.raises(UserError, match=message):
             read_cohort(data, listed, Columns("m"), task="regression")
@@ -252,6 +253,17 @@ def test_a_name_is_that_of_one_slide() -> None:
     for asked in ("TCGA-3X-AAVA-01Z-00-DX1", "TCGA-3X-AAVA-01Z-00-DX1.W"):
         with pytest.raises(UserError, match=f"names {asked}, which may be"):
             names.find(asked, "t.csv")
+
+
+def test_a_slide_is_looked_up_without_a_comparison_with_all_its_namesakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    slides = ["a/s", "b/c/s", "t", "b/u", "TCGA-3X-AAVA-01Z-00-DX1.U", "x/TCGA-3X-AAVB"]
+    asked = ["a/s", "s", "q/s", "c/s.svs", "x/b/c/s", "z/t", "u", "v", "d/tcga-3x-aava-01z-00-dx1.V", "TCGA-3X-AAVC"]
+    for slide in slides:
+        one = [feature_files._one_slide(feature_files.slide_name(name), slide) for name in asked]
+        assert [Names([slide]).hold(name) for name in asked] == one
+    names = Names([f"p{number}/s" for number in range(50)])
+    monkeypatch.setattr(feature_files, "_one_slide", lambda one, other: pytest.fail("compared"))
+    assert not names.hold("q/s") and names.find("q/s", "t.csv") is None and names.hold("s")
 
 
 def test_slides_of_one_name_in_different_folders_are_different(tmp_path: Path, capfd: Any) -> None:

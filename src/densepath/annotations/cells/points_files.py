@@ -15,6 +15,7 @@ from densepath.annotations.cells.imported import PointsFile
 from densepath.core.csv_files import find_column, open_lines, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError, counted, errors_as
 from densepath.core.json_files import load_json
+from densepath.core.spelling import number_in
 
 ENDINGS = {
     "geojson": (".geojson", ".geojson.gz", ".json", ".json.gz"),
@@ -102,7 +103,8 @@ def read_tables(path: Path, by_slide: bool = True) -> list[tuple[str, PointsFile
     columns = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     across, down, unit = _places_in(columns, path)
     try:
-        points = np.array([columns[across], columns[down]], np.float64).T.reshape(-1, 2)
+        places = [[number_in(n) if isinstance(n, str) else n for n in columns[name]] for name in (across, down)]
+        points = np.array(places, np.float64).T.reshape(-1, 2)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} has coordinates that are not numbers ({error}); correct them") from error
     if not np.isfinite(points).all():

@@ -29,6 +29,7 @@ _SETTINGS = re.compile(
 # A view may repeat a few stored numbers any number of times, which fills the memory when it is copied.
 _MOST_SHARED, _FREE = 10, 2**30  # times the file's size, and bytes
 _NESTING = 4  # dictionaries within dictionaries that are searched for tensors
+_ASKED = re.compile(r"tried to allocate (\d+) bytes")
 _ZIP_START = b"PK\3\4"
 _TORCH_STARTS = (_ZIP_START, b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # of torch.save, now and until 1.5
 
@@ -79,7 +80,22 @@ def load_torch(path: Path) -> Any:
             warnings.catch_warnings(action="ignore"),  # torch warns about files that it then refuses
             torch.serialization.safe_globals(harmless),
         ):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _whole(path)
+
+
+def _whole(path: Path) -> Any:
+    """What ``torch.load`` returns for a file that holds all bytes of the tensors that it declares.
+
+    Raises:
+        EOFError: it declares more than it has; older files allocate them before they are read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except RuntimeError as error:
+        asked = _ASKED.search(str(error))
+        if asked is None or int(asked[1]) <= path.stat().st_size:
+            raise
+        raise EOFError(f"it declares {asked[1]} bytes") from error
 
 
 def _refusal(path: Path, error: Exception) -> UserError:

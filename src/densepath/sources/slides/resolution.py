@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from densepath.core.csv_files import open_table
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.spelling import composed
+from densepath.core.spelling import composed, number_in
 
 PLAUSIBLE = (0.02, 100.0)  # µm per pixel of the largest level of a slide
 _SAME = 1.03  # the largest ratio of µm per pixel that count as equal
@@ -135,7 +135,7 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
 def _number(text: str | None) -> float:
     """A number with a point or a comma for its fraction; NaN for other texts."""
     try:
-        return float((text or "").replace(",", "."))
+        return number_in((text or "").replace(",", "."))
     except ValueError:
         return math.nan
 

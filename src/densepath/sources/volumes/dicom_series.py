@@ -18,9 +18,8 @@ import numpy.typing as npt
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
-from densepath.sources.dicom_image import DICOM_START, is_dicom
+from densepath.sources.dicom_image import DICOM_START, is_dicom, read_elements
 from densepath.sources.listing import Passed, walk
-from densepath.sources.volumes.volume import library
 
 NUMBERS = ("TemporalPositionIdentifier", "EchoNumbers", "AcquisitionNumber")  # tags of what a slice belongs to
 _TAGS = (
@@ -132,7 +131,7 @@ def _slice(path: str) -> Slice | str:
     if not known and not path.lower().endswith(".dcm"):
         return "files of other formats"
     try:
-        header = library("pydicom").dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=not known)
+        header = read_elements(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=not known)
         if int(header.get("NumberOfFrames", 1) or 1) > 1:
             return "files of several frames (convert them with dcm2niix)"
         if header.get("Rows") is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +12,7 @@ import numpy as np
 
 from densepath.core.errors import counted, errors_as
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.dicom_image import undecodable
+from densepath.sources.dicom_image import read_elements, undecodable
 from densepath.sources.volumes.dicom_series import NUMBERS, Series, Slice
 from densepath.sources.volumes.volume import (
     Array,
@@ -22,7 +23,6 @@ from densepath.sources.volumes.volume import (
     check_affine,
     check_size,
     check_values,
-    library,
     spacing_of,
 )
 
@@ -68,15 +68,14 @@ def read_series(series: Series, gaps: Gaps = "error", spacing: Spacing | None = 
             f"of {len(slices)}; complete it, or give --gaps resample",
         )
     affine, more = _affine(series, slices, usual if uneven.size else None, spacing)
+    values, slope, intercept, finite = _values(series, slices)
     if uneven.size:
         rows, columns = slices[0].size
         sides = columns, rows, round(float(depths[-1] - depths[0]) / usual) + 1
         try:
-            check_size(series.name, sides, spacing_of(affine))
+            check_size(series.name, sides, spacing_of(affine), math.prod(sides) * values.itemsize)
         except TooLarge as error:
             raise CorruptImage(series.name, f"{error.why}; leave out --gaps resample") from error
-    values, slope, intercept, finite = _values(series, slices)
-    if uneven.size:
         values = _even(values, depths, usual)
         notes.append("uneven steps between slices, resampled to equal ones")
     return Volume((Channel(values, slope, intercept),), affine, (*notes, *more, *finite))
@@ -227,7 +226,7 @@ def _values(series: Series, slices: Sequence[Slice]) -> tuple[Array, float, floa
 def _pixels(series: Series, part: Slice) -> tuple[Array, tuple[float, float]]:
     """The pixels (H, W) of a slice, and its slope and intercept."""
     with errors_as(lambda error: _undecodable(series, part, error)):
-        content = library("pydicom").dcmread(part.path)
+        content = read_elements(part.path)
         pixels = content.pixel_array
         scale = float(content.get("RescaleSlope", 1) or 1), float(content.get("RescaleIntercept", 0) or 0)
     if pixels.shape != part.size:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from densepath.core.resampling import sample
 from densepath.core.spacing import some_values
+from densepath.core.volume_sampling import resized_numbers, sample_volumes
 from densepath.sources.volumes.encode import encode
 from densepath.sources.volumes.read import on_voxels_of
 from densepath.sources.volumes.volume import (
@@ -132,24 +132,30 @@ def resampled(
     size = [round(side / b) for side, b in zip(thick.tolist(), target, strict=True)]
     step = np.where(np.equal(size, 0), thick, target)
     size = [max(1, m) for m in size]
-    check_size(name, size, step.tolist())
     share = size * step / thick
     made = affine.copy()
     made[:3, :3] *= step / old
     made[:3, 3] += (made[:3, :3].sum(axis=1) - affine[:3, :3].sum(axis=1)) / 2  # the first voxel's center moves
     if nearest:
+        check_size(name, size, step.tolist(), math.prod(size) * values.itemsize)
         centers = [
             ((np.arange(m) + 0.5) * (b / a)).astype(int).clip(0, n - 1)
             for m, n, a, b in zip(size, values.shape, old, step, strict=True)
         ]
         return values[np.ix_(*centers)], made
-    kind = np.float64 if values.dtype.itemsize > 4 or values.dtype.kind == "u" else np.float32
-    x = torch.from_numpy(np.require(values.transpose(2, 1, 0), kind, ("C", "W")))[None, None]
+    kind = np.dtype(np.float64 if values.dtype.itemsize > 4 or values.dtype.kind == "u" else np.float32)
+    turned = values.transpose(2, 1, 0)
+    ready = turned.dtype == kind and turned.flags.c_contiguous and turned.flags.writeable
+    numbers = resized_numbers(turned.shape, size[::-1]) + (0 if ready else turned.size)
+    check_size(name, size, step.tolist(), kind.itemsize * numbers)
+    x = torch.from_numpy(np.require(turned, kind, ("C", "W")))[None, None]
     map_ = torch.from_numpy(np.hstack([np.diag(share), (share - 1)[:, None]]))[None]
-    new = sample(x, map_, size[::-1])[0, 0].numpy().transpose(2, 1, 0)
+    # The center of each new voxel lies in the volume: none is to be set to 0.
+    extent, first = torch.tensor([turned.shape]), torch.zeros(1, dtype=torch.int64)
+    new = sample_volumes(x, map_, size[::-1], "bilinear", extent, first)[0, 0].numpy().transpose(2, 1, 0)
     if values.dtype.kind in "iub":
         limits = np.iinfo(values.dtype) if values.dtype.kind != "b" else np.iinfo(np.uint8)
-        new = np.rint(new).clip(limits.min, limits.max).astype(values.dtype)
+        new = np.rint(new, out=new).clip(limits.min, limits.max, out=new).astype(values.dtype)
     return new, made
 
 

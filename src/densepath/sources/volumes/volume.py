@@ -21,7 +21,6 @@ _PLAUSIBLE = (1e-3, 100.0)  # mm between voxels
 _ALL_NUMBERS = "biuf"
 _RIGHT = 1e-3  # cosine of the angle between axes that are at right angles
 _WHOLE = 1e-3  # by which a label may differ from a whole number
-_BYTES = 8  # of memory for a voxel that is resampled: its value and a copy of it in 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,14 +159,19 @@ def check_affine(path: str, affine: Array) -> None:
         raise CorruptImage(path, "the axes of its affine map lie in a plane")
 
 
-def check_size(path: str, shape: Sequence[int], spacing: Sequence[float]) -> None:
+def check_size(path: str, shape: Sequence[int], spacing: Sequence[float], needed: float) -> None:
     """Check that a volume that is to be resampled will fit into memory.
+
+    Args:
+        path: of the volume.
+        shape, spacing: its voxels along x, y and z, and the mm between them.
+        needed: bytes of memory that resampling takes.
 
     Raises:
         TooLarge: it will not.
     """
     memory = available_memory()
-    if _BYTES * math.prod(shape) > memory:
+    if needed > memory:
         sides, steps = (" x ".join(f"{side:,g}" for side in sides) for sides in (shape, spacing))
         raise TooLarge(
             path, f"at {steps} mm it would have {sides} voxels, too many for {memory / 1e9:.3g} GB of memory"

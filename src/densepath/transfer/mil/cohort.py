@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from densepath.core.errors import UserError, counted, first_few, refuse
-from densepath.core.spelling import several_spellings
+from densepath.core.spelling import number_in, several_spellings
 from densepath.core.streams import say
 from densepath.transfer.mil.feature_files import Names, check_one_file_each, find_features
 from densepath.transfer.mil.merged_classes import merge_classes
@@ -253,7 +253,7 @@ def _numbers(rows: Sequence[Row], target: str, delimiter: str) -> list[float]:
 
 def _number(text: str, row: Row, target: str) -> float:
     try:
-        value = float(text)
+        value = number_in(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
