@@ -224,7 +224,7 @@ def _quoted(name: str, texts: Sequence[str]) -> list[str]:
         UserError: one is not UTF-8, and YAML has no such texts.
     """
     for text in texts:
-        if not text.isascii() and "\\udc" in as_yaml(text):
+        if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"{name} takes texts in UTF-8, not {text}; rename the file or folder")
     return [*map(as_yaml, texts)]
 

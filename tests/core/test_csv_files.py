@@ -67,6 +67,21 @@ def test_fields_of_several_lines_may_stand_beside_other_quotes(tmp_path):
     assert found == list(zip([3, 5, 7, 8], rows, strict=True))
 
 
+def test_a_row_with_a_field_that_is_too_long_is_not_left_out(tmp_path):
+    (tmp_path / "table").write_text(f'file,note\na.png,"1\n2" ,{"x" * 200}\nb.png,y\n')
+    limit = csv.field_size_limit(100)
+    try:
+        with pytest.raises(csv.Error, match="larger than field limit"), open_table(tmp_path / "table") as table:
+            list(table.rows())
+    finally:
+        csv.field_size_limit(limit)
+
+
+def test_a_blank_may_stand_before_a_quote(tmp_path):
+    (tmp_path / "table").write_text('file,note\na.png, "x, y"\n')
+    assert read_rows(tmp_path / "table", "", ["file"]) == [{"file": "a.png", "note": "x, y"}]
+
+
 @pytest.mark.parametrize(
     "row", ['"a.png" x,"cat\nb.png,cat\nc.png,"cat\n', '"a.png",1,"cat\n', '"1\n2" ,a,"cat\n\n"b\n']
 )

@@ -379,6 +379,15 @@ def test_a_volume_thinner_than_a_voxel_keeps_its_mean_and_its_place(shape: Any, 
     assert np.array_equal(labels, values.take([shape[thin] // 2], axis=thin)) and np.array_equal(at, affine)
 
 
+@pytest.mark.parametrize("shape", [(8, 9, 1), (1, 9, 8), (8, 1, 9)])
+def test_a_mirrored_axis_may_have_one_voxel(shape: Any) -> None:
+    values = np.asfortranarray(np.random.default_rng(0).random(shape, dtype=np.float32))
+    flip = tuple(slice(None, None, -1 if side == 1 else 1) for side in shape)
+    made, affine = resampled("x", values[flip], np.eye(4), (2.0, 2.0, 2.0))
+    plain, same = resampled("x", values, np.eye(4), (2.0, 2.0, 2.0))
+    assert np.array_equal(made, plain) and np.array_equal(affine, same)
+
+
 @pytest.mark.parametrize(
     ("kind", "old", "new", "needed"),
     [

@@ -17,6 +17,7 @@ from densepath.report.blocks import Note, Table
 from densepath.report.comparison import _differences, comparable, compare_runs
 from densepath.report.measurements import averaged, read_measurements
 from densepath.report.runs import Run, Score, read_run
+from densepath.report.scored_on import with_whole_paths
 from densepath.report.verb import write_report
 from densepath.runs.metrics import read_metrics
 from tests.report.conftest import Make
@@ -376,3 +377,18 @@ def test_runs_on_other_data_have_paired_tests_of_their_own(tmp_path: Path) -> No
             runs[f"{data}{number}"] = Run(tmp_path, config, scores={"macro_auc": Score(level + number)})
     tests = [b for b in compare_runs(runs)[0].blocks if isinstance(b, Table) and b.columns[0] == "runs"]
     assert [[row[3] for row in each.rows] for each in tests] == [["–", "+2.00"]] * 2
+
+
+def test_files_of_splits_are_told_apart_by_where_runs_were_started(tmp_path: Path) -> None:
+    """They may also be a column of the table or another name, which means the same everywhere."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.csv").touch()
+    config = {"table": str(tmp_path / "t.csv"), "slide_table": "st.csv"}
+    found = [
+        with_whole_paths({**config, "splits": splits}, [{"folder": str(tmp_path / folder)}])
+        for folder in ("a", "b")
+        for splits in ("s.csv", "fold")
+    ]
+    assert [each["splits"] for each in found] == [f"{tmp_path}/a/s.csv", "fold", f"{tmp_path}/b/s.csv", "fold"]
+    assert [each["slide_table"] for each in found[::2]] == [f"{tmp_path}/a/st.csv", f"{tmp_path}/b/st.csv"]

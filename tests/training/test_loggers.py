@@ -10,7 +10,7 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.runs.metrics import read_metrics
-from densepath.training.loggers import make_loggers
+from densepath.training.loggers import check_loggers, make_loggers
 from densepath.training.recorder import Recorder
 
 
@@ -25,6 +25,14 @@ class Run:
 
     def finish(self):
         self.finished = True
+
+
+def test_the_folder_of_its_runs_is_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(UserError, match="the logger wandb needs a package"):
+        check_loggers(["wandb"])
 
 
 def test_wandb_gets_measurements_and_a_picture_under_its_name_and_step(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from densepath.runs.metrics import read_metrics
 from densepath.runs.signals import Interrupted
 from densepath.training.agreement import Start, require_equal_starts
 from densepath.training.intervals import Intervals, due, interval_at
+from densepath.training.recorder import Recorder
 from densepath.training.saver import Saver
 
 from .toy import Toy, fit_toy
@@ -125,6 +126,17 @@ def test_a_signal_at_the_end_stops_the_command_that_would_train_further(tmp_path
     )
     assert fit_toy(tmp_path, 10, resume=True).seen == []
     assert newest_checkpoint(tmp_path / "checkpoints")["step"] == 10
+
+
+def test_a_signal_while_workers_and_loggers_end_is_not_lost(tmp_path, monkeypatch):
+    def close(recorder):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Recorder, "close", close)
+    with pytest.raises(Interrupted):
+        fit_toy(tmp_path, 10)
+    monkeypatch.undo()
+    assert fit_toy(tmp_path, 10, resume=True).seen == []
 
 
 def test_what_a_crash_lost_is_made_again(tmp_path):

@@ -103,8 +103,8 @@ def open_label_table(path: str) -> Iterator[Lines]:
         with open_lines(path) as reader:
             yield reader
     except (OSError, ValueError) as error:  # the latter for a path with a null byte
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
+        why, remedy = (error.strerror, "check the path") if isinstance(error, OSError) else (error, "correct it")
+        raise UserError(f"the table of labels {path} cannot be read ({why}); {remedy}") from error
     except csv.Error as error:
         raise UserError(f"{path} is not a table of labels ({error}); give lines of file,label") from error
 

@@ -172,7 +172,7 @@ def read_rows(path: Path, remedy: str, columns: Sequence[str] = ()) -> list[dict
 def _read(path: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
     """The rows and the header of a table, as densepath writes them, or else with any delimiter."""
     delimiter = ""
-    with suppress(csv.Error), open_text(path) as file:
+    with suppress(csv.Error, UserError), open_text(path) as file:
         table = csv.reader(file, strict=True)
         heads = next(table, [])
         if {*columns} <= {*heads} if columns else len(heads) > 1:

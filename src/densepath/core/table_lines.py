@@ -48,6 +48,8 @@ class Lines:
             before, first = before + 1, ""
         self.delimiter = delimiter or delimiter_of(first)
         self.line_num = before
+        end = re.escape(self.delimiter) + r"\r\n"
+        self._field = re.compile(rf' *"([^"]*+(?:""[^"]*+)*+)("?)([^{end}]*)(?:[{end}]|$)|[^{end}]*[{end}]?')
         self._taken: list[str] = []  # lines of the current row
         self._lines = self._noted(chain([first] if first else [], lines))
         self._reader = self._parsed(self._lines, strict=True)
@@ -64,21 +66,21 @@ class Lines:
 
     def _lenient_row(self) -> list[str]:
         """The current row, read again with text after closing quotes."""
-        start = self.line_num - len(self._taken) + 1
+        start, too_long = self.line_num - len(self._taken) + 1, None
         try:
             row: list[str] = next(self._parsed(chain([*self._taken], self._lines), strict=False))
-        except csv.Error:  # a field is too long
+        except csv.Error as error:  # a field is longer than the limit, perhaps because its quote is not closed
             if len(self._taken) == 1:
                 raise
-            row = []
-        end = re.escape(self.delimiter) + r"\r\n"
-        field = re.compile(rf' *"([^"]*+(?:""[^"]*+)*+)("?)([^{end}]*)(?:[{end}]|$)|[^{end}]*[{end}]?')
+            row, too_long = [], error
         text = "".join(self._taken)
-        for match in field.finditer(text):
+        for match in self._field.finditer(text):
             inner, closing, rest = match.groups("")
             if match[1] is not None and (not closing or (_LINE_END.search(inner) and rest.strip())):
                 line = start + len(_LINE_END.findall(text, 0, match.start(1)))
                 raise csv.Error(f"line {line} has a quote that is not closed, or not doubled within a text")
+        if too_long is not None:
+            raise too_long
         return row
 
     def _parsed(self, lines: Iterable[str], strict: bool) -> Any:

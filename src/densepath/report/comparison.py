@@ -137,7 +137,7 @@ def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Scor
 
 def _same_method(runs: Mapping[str, Run]) -> bool:
     """Whether losses of runs can be compared."""
-    return not _differing([run.config for run in runs.values()], set(), _OF_LOSSES)
+    return not _differing([with_whole_paths(run.config, run.sessions) for run in runs.values()], set(), _OF_LOSSES)
 
 
 def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:

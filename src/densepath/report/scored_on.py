@@ -16,7 +16,8 @@ from densepath.transfer.segment.config import BESIDE
 
 _OF_DATA = ("probe_data", "test_data", "data", "features")
 _OF_LABELS = ("test_labels", "labels", "table")
-_PATHS = (*_OF_DATA, *_OF_LABELS, "slides", "train_images", "regions", "cells")
+_PATHS = (*_OF_DATA, *_OF_LABELS, "slide_table", "slides", "train_images", "regions", "cells")
+_PERHAPS_PATHS = ("splits", "teacher", "teacher_weights", "tokenizer", "decoder")  # or a column or another name
 _DEFAULTS = {"task": "classification", "uncertain": "ignore", "background": 0, "official": True}
 _OF_TARGETS = (  # options that decide what is predicted; without a default above: None or ()
     *("task", "target", "targets", "separator", "uncertain", "event"),
@@ -65,12 +66,17 @@ def with_whole_paths(config: Mapping[str, Any], sessions: Sequence[Mapping[str, 
 
     They start where the run was started, if its sessions say so, and links are followed where they exist.
     """
-    names = [name for name in _PATHS if isinstance(config.get(name), str) and config[name] not in ("", FOLDERS, BESIDE)]
-    return {**config, **{name: _same_path(recorded_data(config, sessions, name)) for name in names}}
+    whole = dict(config)
+    for name in (*_PATHS, *_PERHAPS_PATHS):
+        if isinstance(config.get(name), str) and config[name] not in ("", FOLDERS, BESIDE):
+            path = recorded_data(config, sessions, name)
+            if name in _PATHS or os.path.exists(path):
+                whole[name] = _same_path(path)
+    return whole
 
 
 def _same_path(path: Path) -> str:
-    return os.path.realpath(path) if path.exists() else os.path.normpath(path)
+    return os.path.realpath(path) if os.path.exists(path) else os.path.normpath(path)
 
 
 def exact(value: object) -> str:

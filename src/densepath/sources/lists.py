@@ -74,8 +74,9 @@ def _rows(
         with open_text(path) as file:
             yield from _lines(file, path, suffixes, columns)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "its encoding is neither UTF-8 nor UTF-16"
-        raise UserError(f"the list {path} cannot be read ({why}); check the path") from error
+        other = ("its encoding is neither UTF-8 nor UTF-16", "save it again")
+        why, remedy = (error.strerror, "check the path") if isinstance(error, OSError) else other
+        raise UserError(f"the list {path} cannot be read ({why}); {remedy}") from error
     except csv.Error as error:
         raise UserError(f"the list {path} cannot be read ({error}); give one path per line, or a table") from error
 

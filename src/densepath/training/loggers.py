@@ -110,7 +110,8 @@ def check_loggers(names: Sequence[str]) -> None:
     for name in names:
         if name not in ("tensorboard", "wandb"):
             raise UserError(f"no logger is called {name!r}; use tensorboard or wandb (metrics.csv is always written)")
-        if sys.modules.get(name) is None and find_spec(name) is None:
+        found = sys.modules.get(name) or find_spec(name)
+        if found is None or getattr(found, "loader", found) is None:  # a folder of that name, such as wandb's of runs
             raise _missing(name)
 
 

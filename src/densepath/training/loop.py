@@ -189,6 +189,8 @@ def train(
             if stop:
                 raise Interrupted(stop)
         run.end()
+    if signals.received:  # while workers and loggers ended
+        raise Interrupted(signals.received)
     unshard(task)
     task.cpu()
     return total

@@ -96,7 +96,7 @@ def prepare_run(config: PretrainConfig) -> PreparedRun:
     batch = divide_batch(config.batch_size, hardware.world_size, config.accumulate)
     together = batch * hardware.world_size
     with refusing_together(hardware):
-        if hardware.rank == 0:
+        if hardware.rank == 0 and old is None:  # a complete run needs none
             check_loggers(config.loggers)
         found = open_run_images(config, old)
         spec, known = found.used.spec, fingerprint(found.used)

@@ -423,7 +423,10 @@ def test_tables_as_spreadsheets_write_them(encoding: str, tmp_path: Path) -> Non
 
 
 def test_rows_of_other_lengths_than_the_header_are_refused(tmp_path: Path) -> None:
-    for row, message in (("3,4,t,u", "line 3 of .* has 4 fields, its header 3; quote"), ("3,4", "fewer fields than")):
+    for row, message in (
+        ("3,4,t,u", "line 3 of .* has 4 fields, its header 3; quote"),
+        ("3,4", "line 3 of .* fewer fields than"),
+    ):
         (tmp_path / "t.csv").write_text(f"x,y,class\n1,20,t,,\n{row}\n")
         with pytest.raises(UserError, match=message):
             read_points(tmp_path / "t.csv", "csv")

@@ -149,11 +149,11 @@ def _csv(path: Path) -> dict[str, list[Any]]:
             body = []
             for row in filter(None, rows):
                 refuse_longer(row, len(header), path, rows.line_num)
+                if len(row) < len(header):
+                    raise UserError(f"line {rows.line_num} of {path} has fewer fields than its header; save it again")
                 body.append(row)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); give a table of points") from error
-    if any(len(row) < len(header) for row in body):
-        raise UserError(f"{path} has rows with fewer fields than its first line; save it again")
     for name in (*_NUMBERS, *_CLASS, *_SLIDE):
         find_column(header, [name], path)
     columns = {name: [row[place].strip() for row in body] for place, name in enumerate(header)}

@@ -145,10 +145,11 @@ def resampled(
         return values[np.ix_(*centers)], made
     kind = np.dtype(np.float64 if values.dtype.itemsize > 4 or values.dtype.kind == "u" else np.float32)
     turned = values.transpose(2, 1, 0)
-    ready = turned.dtype == kind and turned.flags.c_contiguous and turned.flags.writeable
+    # The stride of an axis with one voxel may be negative in an array that counts as contiguous.
+    ready = turned.dtype == kind and turned.flags.c_contiguous and turned.flags.writeable and min(turned.strides) > 0
     numbers = resized_numbers(turned.shape, size[::-1]) + (0 if ready else turned.size)
     check_size(name, size, step.tolist(), kind.itemsize * numbers)
-    x = torch.from_numpy(np.require(turned, kind, ("C", "W")))[None, None]
+    x = torch.from_numpy(turned if ready else np.array(turned, kind, order="C"))[None, None]
     map_ = torch.from_numpy(np.hstack([np.diag(share), (share - 1)[:, None]]))[None]
     # The center of each new voxel lies in the volume: none is to be set to 0.
     extent, first = torch.tensor([turned.shape]), torch.zeros(1, dtype=torch.int64)
