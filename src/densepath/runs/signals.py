@@ -98,6 +98,15 @@ class StopSignals:
                 self.received = came[0]
         return self.received
 
+    def check(self) -> None:
+        """Stop if a signal was received.
+
+        Raises:
+            Interrupted: one was.
+        """
+        if self.received:
+            raise Interrupted(self.received)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

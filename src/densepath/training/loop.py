@@ -189,8 +189,7 @@ def train(
             if stop:
                 raise Interrupted(stop)
         run.end()
-    if signals.received:  # while workers and loggers ended
-        raise Interrupted(signals.received)
+    signals.check()  # one may have come while workers and loggers ended
     unshard(task)
     task.cpu()
     return total
