@@ -60,8 +60,8 @@ def list_single_fields(options: Any) -> None:
         value = getattr(options, field.name)
         taken = _listed(field.name, hints[field.name], value)
         check_path(field.name, hints[field.name], taken)
+        _refuse_none(field.name, hints[field.name], taken)
         object.__setattr__(options, field.name, taken)
-    refuse_none(options)
 
 
 def refuse_none(options: Any) -> None:

@@ -188,7 +188,7 @@ def train(
                 break
             if stop:
                 raise Interrupted(stop)
-        run.end()
+        run.stop_if_asked()
     signals.check()  # one may have come while workers and loggers ended
     unshard(task)
     task.cpu()

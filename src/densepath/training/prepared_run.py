@@ -34,7 +34,7 @@ class PreparedRun:
         config: the configuration, with what was chosen for "auto" and for a length that is not given.
         hardware: what it computes on.
         batch: images in a batch of this process.
-        fresh: whether it starts at its beginning: there is no checkpoint.
+        fresh: whether it starts at its beginning, without a checkpoint.
         found: the images that it has, learns from and is validated on.
         images: those that it learns from, in memory if the configuration asks for it.
         learner: its method and backbone.

@@ -197,9 +197,8 @@ def _evaluation(made: PreparedRun, task: PretrainTask, probe: Probe | None) -> E
     """What is measured beside the training: the loss of held-out images, or the scores of the probe."""
     method, spec, held = made.learner.method, made.images.spec, made.found.held
     if held is not None and task.patience is not None:
-        together = made.batch * made.hardware.world_size
         metadata = {"method": str(made.record["method"]), **pixel_notes(spec)}
-        out = Path(made.config.out)
+        out, together = Path(made.config.out), made.learner.batch
         views = made.views.maker()
         validation = Validation(method, views, held, together, task.patience, out, metadata, made.held_extras)
         return partial(task.validate, validation)

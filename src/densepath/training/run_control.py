@@ -79,7 +79,7 @@ class RunControl:
         """What is due after ``done`` steps: whether to log, whether to save, and the signal to stop by, or 0.
 
         All processes get the same answer: a signal or a checkpoint that is due on one of them counts for all. After the
-        last step :meth:`end` stops the run.
+        last step :meth:`stop_if_asked` stops the run.
         """
         last = done == self._total
         logs = due(done, self._intervals.log_every) or last
@@ -91,10 +91,11 @@ class RunControl:
             saves = saves or bool(late_anywhere) or stop > 0
         return logs, saves, 0 if last else stop
 
-    def end(self) -> None:
-        """The last step is done and saved: a signal in it, or in its evaluation, stops the run like any other.
+    def stop_if_asked(self) -> None:
+        """Stop all processes if a signal asked any of them to.
 
-        Otherwise it would be lost, and the trainings that may follow this one would not stop.
+        After the last step, too: a signal in it, or in its evaluation, would be lost otherwise, and the trainings that
+        may follow this one would not stop.
 
         Raises:
             Interrupted: a signal asked any of the processes to stop.
@@ -119,9 +120,7 @@ class RunControl:
         def heartbeat(what: str) -> None:
             progress(1)
             self._recorder.progress.note(what)
-            stop = agree(self._device, self._signals.received or 0)[0]
-            if stop:
-                raise Interrupted(stop)
+            self.stop_if_asked()
 
         with self._meter.paused():
             # NaN and Inf are reported by the next step.
