@@ -48,17 +48,10 @@ from densepath.methods import (
     SwAV,
 )
 from densepath.methods.region_vectors import flat, region_vectors
-from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.nets.norms import plain_batch_norm
+from densepath.training.compiled import compile_networks
 from densepath.views.view import Batch, View
-
-
-def compile_backbones(network: nn.Module) -> None:
-    """Compile the backbones of a method by ``torch.compile``."""
-    for module in network.modules():
-        if isinstance(module, Backbone):
-            module.compile()
 
 
 def bare_step(method: Method, views: Batch, compiled: bool = False) -> Callable[[], None]:
@@ -67,7 +60,7 @@ def bare_step(method: Method, views: Batch, compiled: bool = False) -> Callable[
         if type(method) is kind:
             plain = plain_batch_norm(method)
             if compiled and plain is not method:  # copies of compiled modules are not compiled
-                compile_backbones(plain)
+                compile_networks(plain)
             return lambda: passes(plain, views)
     raise ValueError(f"the bare passes of {type(method).__name__} are not defined here")
 

@@ -26,7 +26,7 @@ from unittest.mock import patch
 import torch
 import yaml
 
-from benchmarks.bare import bare_step, compile_backbones, encode_all
+from benchmarks.bare import bare_step, encode_all
 from benchmarks.measure import (
     PEERS,
     Parts,
@@ -51,6 +51,7 @@ from densepath.sources.open import find_source
 from densepath.sources.packed import PackedTiles
 from densepath.sources.pixel_source import PixelSource
 from densepath.training.batch_norm import share_statistics
+from densepath.training.compiled import compile_networks
 from densepath.training.config import PretrainConfig
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.inputs import make_inputs
@@ -113,7 +114,7 @@ class Step:
         self.updates = self.task.updates()
         self.compiled = compiled
         if compiled:
-            compile_backbones(self.task)
+            compile_networks(self.task)
         if images.reads_boxes:
             drawn = ImageBatches(
                 images, batch_size=batch_size, seed=0, max_steps=4, draw=views.draw, extras=method.extras

@@ -20,6 +20,7 @@ from benchmarks.pretended_gpu import pretended_gpu
 from benchmarks.step import Step
 from benchmarks.tiles import packed_store
 from densepath.core.errors import UserError
+from densepath.nets.backbones import Backbone
 from densepath.sources.packing import open_store
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.training.hardware import choose_hardware
@@ -146,7 +147,7 @@ def test_places_of_synchronizations_are_counted(monkeypatch):
 
 def test_compiled_steps_have_compiled_bare_passes_and_gpus_choose_algorithms_as_in_runs(images, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    monkeypatch.setattr(Backbone, "compile", lambda module, **_: compiled.append(module))
     for batch in (64, 48):  # with groups of 32 the bare passes have a copy with plain batch norms
         made = Step("moco_v2", images, 64, batch, "test_resnet", choose_hardware("cpu", "32"), compiled=True)
         assert len(compiled) == 2

@@ -73,6 +73,24 @@ def test_a_group_has_all_views_of_its_images(memory_format):
         norm(x[:6])
 
 
+@pytest.mark.parametrize(("kind", "images"), [(nn.BatchNorm1d, 0), (nn.BatchNorm2d, 4), (nn.BatchNorm3d, 0)])
+def test_a_compiled_norm_is_the_same_in_one_expression(kind, images):
+    spatial = [3, 2, 4][: {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}[kind]]
+    x = torch.randn(8, 5, *spatial).double() * 3 + torch.arange(8.0).view(-1, 1, *[1] * len(spatial))
+    made, weights = [], torch.randn_like(x)
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        norm = kind(5).double()
+        nn.init.normal_(norm.weight)
+        group_batch_norm(norm, 2, images)
+        run = torch.compile(norm, backend="eager", fullgraph=True) if compiled else norm
+        inputs = x.clone().requires_grad_()
+        out = run(inputs)
+        gradients = torch.autograd.grad((out * weights).sum(), (inputs, norm.weight, norm.bias))
+        made.append((out.detach(), *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked))
+    torch.testing.assert_close(made[1], made[0])
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_running_statistics_follow_the_mean_of_the_groups(momentum):
     norm, plain = grouped(layer(momentum=momentum), 2), [layer(momentum=momentum) for _ in range(3)]

@@ -41,6 +41,8 @@ class Ghost(_BatchNorm):
         count = self.count_groups(x) if self.training else 1
         if count == 1:
             return super().forward(x)
+        if torch.compiler.is_compiling():
+            return self._in_one_expression(x, count)
         pieces = x.split(self.group)  # views, also in channels-last format; that of group g and view k is k * count + g
         views = len(pieces) // count
         parts = pieces if views == 1 else [torch.cat(pieces[number::count]) for number in range(count)]
@@ -55,6 +57,17 @@ class Ghost(_BatchNorm):
             split = [part.split(self.group) for part in normalized]
             normalized = [part[view] for view in range(views) for part in split]
         return torch.cat(normalized)
+
+    def _in_one_expression(self, x: Tensor, count: int) -> Tensor:
+        """The same for a compiler, which makes a few operations of it; otherwise it takes more memory and time."""
+        rows = full_precision(x).unflatten(0, (-1, count, self.group))  # (views, groups, images, C, *spatial)
+        over, shape = (0, 2, *range(4, rows.ndim)), (-1, *[1] * (x.ndim - 2))
+        variance, mean = torch.var_mean(rows, over, correction=0, keepdim=True)
+        values = rows.numel() // mean.numel()
+        variances = variance.detach().mean(1).flatten() * (values / (values - 1))
+        follow_statistics(self, mean.detach().mean(1).flatten(), variances)
+        scale = torch.rsqrt(variance + self.eps) * self.weight.view(shape)
+        return ((rows - mean) * scale + self.bias.view(shape)).flatten(0, 2).to(x.dtype)
 
     def count_groups(self, x: Tensor) -> int:
         """The number of groups of a batch in training."""

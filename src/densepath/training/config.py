@@ -104,6 +104,8 @@ class PretrainConfig:
             momentum copies, and the states of the optimizer among the processes, for networks from ViT-L on.
         precision: "auto", "32" or "bf16-mixed".
         channels_last: memory layout of the convolutions.
+        compile: compile backbones by ``torch.compile``, for GPUs: the first steps take minutes longer, and the others
+            launch fewer operations. It needs a C++ compiler, and numbers are rounded in another way.
         deterministic: use only GPU algorithms that give the same bits each time, which are slower. torch warns if it
             has none for an operation.
         resume: continue the run in ``out``, if there is one.
@@ -165,6 +167,7 @@ class PretrainConfig:
     strategy: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["auto", "32", "bf16-mixed"] = "auto"
     channels_last: bool = True
+    compile: bool = False
     deterministic: bool = False
     resume: bool = False
     save_every_steps: int = 0
@@ -200,6 +203,8 @@ class PretrainConfig:
             raise UserError(f"patience is {self.patience}; give a number of epochs, together with val_share")
         if self.val_share and self.probe_data is not None:
             raise UserError("both val_share and probe_data are given; leave one out: a run is evaluated in one way")
+        if self.compile and self.strategy == "fsdp":
+            raise UserError("blocks that are divided among processes are not compiled; leave --compile out, or use ddp")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
         for name in ("batch_size", "accumulate"):

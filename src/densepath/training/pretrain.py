@@ -27,6 +27,7 @@ from densepath.sources.loader import ImageBatches
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.summary import summarize
 from densepath.training.agreement import refusing_together
+from densepath.training.compiled import compile_networks, compiling, uncompiled
 from densepath.training.config import PretrainConfig
 from densepath.training.division import HELD, LEFT, USED, write_lists
 from densepath.training.export import export_backbone, export_parts
@@ -116,6 +117,9 @@ def run(
     task = PretrainTask(learner.method, views, config.optimizer, steps, steps_per_epoch, feature_pass, patience)
     evaluate = _evaluation(made, task, probe)
     pictures = _pictures(made, draw, draw_learned)
+    if config.compile:
+        compile_networks(task)
+        evaluate, pictures = evaluate and uncompiled(evaluate), pictures and uncompiled(pictures)
     facts: dict[str, int | str] = {"images": len(made.images), "steps": steps, "processes": made.hardware.world_size}
     facts |= made.known
     with ExitStack() as opened:
@@ -123,6 +127,8 @@ def run(
             with refusing_together(made.hardware):
                 opened.enter_context(_open_folder(made))
             slides = _begin(made, steps, steps_per_epoch, draw_views)
+        if config.compile:
+            opened.enter_context(compiling())
         done = train(
             task,
             batches,
