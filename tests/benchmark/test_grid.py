@@ -80,6 +80,8 @@ PRETRAINING, RANDOM, MOCO = {"pretrain"}, {"random probe", "random detect"}, {"M
         # An option that is set to its default changes nothing.
         ("max_steps: 80", "max_steps: 80, channels_last: true", set()),
         ("queue_size: 16}", "queue_size: 16, dim: 128}", set()),
+        ("max_steps: 80", "max_steps: 80, optimizer: {clip_norm: 0, schedule: cosine}", set()),
+        ("max_steps: 80", "max_steps: 80, optimizer: {clip_norm: 1}", PRETRAINING | MOCO),
         ("{size: 64}", "{size: 64, l2: 5.0e-5}", set()),
         ("seeds: [0, 1]", "seeds: [1, 0]", set()),
     ],

@@ -81,6 +81,7 @@ def test_a_run_is_resumed_only_with_the_same_target(tmp_path, tiles, method):
         (["--config", "eva_small"], "eva needs a teacher; name one with --teacher"),
         (["--config", "vq_kd_small"], "vq_kd needs a teacher; name one with --teacher"),
         (["--config", "beit_v2_small"], "beit_v2 needs a tokenizer; train one with --config vq_kd"),
+        (["--config", "dirl_small", "--method.prior", "files"], "dirl needs a folder of label maps; give it"),
         (["--config", "eva_small", "--teacher", "nobody"], "there is no teacher 'nobody'"),
         (["--config", "beit_v2_small", "--tokenizer", "nowhere"], "there are no weights to read at nowhere"),
     ],

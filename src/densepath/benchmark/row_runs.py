@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -191,17 +192,29 @@ def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
 
 
 def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str, digests: Digests) -> dict[str, Any]:
-    """What a result depends on. An option that is set to its default does not make a different run.
+    """What a result depends on. An option that is set to its default does not make a different run, nor one of a part.
 
     Of files that options name by an absolute path, and of folders that path options name, the content counts, of
     weights that of a row's weights: a run starts in its own folder, and finds no others.
     """
-    changed = {name: value for name, value in plain(options).items() if value != plain(step.default(name))}
+    changed = _changed(plain(options), {name: plain(step.default(name)) for name in options})
     known = {
         name: value if name in _NOT_READ else _with_digests(value, step.takes_path(name), digests, name == _WEIGHTS)
         for name, value in changed.items()
     }
     return {"verb": step.verb, "options": known, "seed": seed, "data": data, "code": code_digest(step.code)}
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain options that differ from their defaults; of a part such as ``optimizer`` only those of its options."""
+    changed = {}
+    for name, value in values.items():
+        default = defaults.get(name, MISSING)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _changed(value, default), {}
+        if value != default:
+            changed[name] = value
+    return changed
 
 
 def _with_digests(value: Any, folders: bool, digests: Digests, weights: bool = False) -> Any:

@@ -43,7 +43,7 @@ def check_inputs(method: Method, config: PretrainConfig) -> None:
         raise UserError(f"{name} needs cells; find them with densepath cells --data DATA --out C and give --cells C")
     wanting = [need.labeller for need in needs if isinstance(need.labeller, FromPath)]
     if wanting and config.regions is None:
-        raise UserError(f"{name} needs {wanting[0].what} for its concepts; give it with --regions")
+        raise UserError(f"{name} needs {wanting[0].what}; give it with --regions")
     given = {
         "labels": config.labels != FOLDERS and "classes" not in kinds,
         "regions": config.regions is not None and not wanting,
