@@ -279,11 +279,14 @@ def test_damaged_parts_cost_only_themselves() -> None:
     pixels = np.full((1024, 1024, 3), PINK, np.uint8)
     paint(pixels, 0.5, dots)
     found = search(Damaged(pixels, (0.5, 0.5)), None, Blobs())
-    assert 0 < found.lost < 0.25 and found.error == "a tile is damaged" and not found.can_pass
+    assert 0 < found.lost < 0.25 and found.error == "a tile is damaged"
     apart = np.linalg.norm(found.points[:, None] - dots[None], axis=2)
     assert len(found.points) >= 15 and apart.min(axis=1).max() < 1
     cause = OSError(5, "Input/output error")
-    assert search(Damaged(pixels[:400, :400], (0.5, 0.5)), None, Blobs()).can_pass
+    with pytest.raises(CorruptImage, match="a tile is damaged"):  # cells of the rest would look complete
+        search(Damaged(pixels[:400, :400], (0.5, 0.5)), None, Blobs())
+    with pytest.raises(CorruptImage, match="a tile is damaged"):
+        list(samples(Damaged(pixels[:400, :400], (0.5, 0.5)), None, 0.5))
 
     class Everywhere(ImageArea):
         def read_um(self, box, mpp):  # type: ignore[no-untyped-def]

@@ -152,19 +152,33 @@ class PerSlide(ABC, Generic[Found]):
         """
         if recorded(self.out).get("data") != str(data):
             return
-        lost = [name for name in recorded_slides(self.out) if self._is_lost(name, data)]
+        absent = [name for name in recorded_slides(self.out) if self._is_absent(name)]
+        lost = [name for name in absent if self._is_lost(name, data)]
         for name in lost:
             for path in (*self.made(name), record_path(self.out, name)):
                 path.unlink(missing_ok=True)
         if lost:
             names = first_few(list(map(one_line, lost)))
             say(f"densepath: removed the results of {counted(len(lost), 'slide')} whose files were removed: {names}")
+        if away := [one_line(name) for name in absent if not _holds_files(os.path.dirname(self._recorded_path(name)))]:
+            what = f"the results of {counted(len(away), 'slide')} whose folders are empty or missing"
+            say(f"densepath: {self.out} keeps {what} (a disk that is not mounted?): {first_few(away)}")
+
+    def _recorded_path(self, name: str) -> str:
+        return str((read_record(self.out, name) or {}).get("path", ""))
+
+    def _is_absent(self, name: str) -> bool:
+        """Whether a slide is not among the data any more, and its file is not where it was."""
+        path = self._recorded_path(name)
+        return bool(path) and name not in self.paths and not os.path.lexists(path)
 
     def _is_lost(self, name: str, data: str | Path) -> bool:
-        """Whether a slide's file was removed from the folder of the data, or the slide from the folder of its tiles."""
-        record = read_record(self.out, name) if name not in self.paths else None
-        path = str((record or {}).get("path", ""))
-        if os.path.lexists(path) or not os.path.isdir(os.path.dirname(path)):
+        """Whether the file of an absent slide was removed from the data, or the slide from the folder of its tiles.
+
+        An empty folder may be that of a disk that is not mounted.
+        """
+        path = self._recorded_path(name)
+        if not _holds_files(os.path.dirname(path)):
             return False
         if is_tile_folder(data):
             return read_record(Path(data), name) is None
@@ -263,3 +277,11 @@ class PerSlide(ABC, Generic[Found]):
         result = self.made(name)[0]
         row["result"] = identity_of(result) if os.path.exists(result) else None
         write_record(self.out, row, self.identity(name))
+
+
+def _holds_files(folder: str) -> bool:
+    """Whether a folder exists and is not empty, but for hidden files."""
+    try:
+        return any(not entry.name.startswith(".") for entry in os.scandir(folder))
+    except OSError:
+        return False
