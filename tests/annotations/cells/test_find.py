@@ -127,6 +127,22 @@ def test_it_continues_with_what_is_missing_and_says_what_failed(
         densepath.cells(data=folder, out=tmp_path / "C", source="csv", points=tmp_path, workers=0)
 
 
+def test_cells_of_qupath_on_slides_with_an_empty_border_are_reported(
+    slides: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not moved: QuPath may show the border, and ``predict`` counts from the corner of level 0."""
+    folder, _ = slides
+    (folder / "records").mkdir()
+    (folder / "records/a.json").write_text(json.dumps({"slide": "a", "identity": [], "scan_corner": [10, 20]}))
+    points = [{"type": "Feature", "geometry": {"type": "Point", "coordinates": [x, 40]}} for x in (30, 50)]
+    (tmp_path / "P").mkdir()
+    for name in "ab":
+        (tmp_path / f"P/{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": points}))
+    densepath.cells(data=folder, out=tmp_path / "C", source="geojson", points=tmp_path / "P", workers=0)
+    assert "the empty border of 1 slide (a begins at x 10, y 20 of level 0)" in capsys.readouterr().err
+    assert read_cells(cell_path(tmp_path / "C", "a")).points.tolist() == [[30, 40], [50, 40]]
+
+
 def test_four_commands_of_which_two_are_killed_do_each_image_once(
     tmp_path: Path, four_processes: Callable[..., list[str]]
 ) -> None:
