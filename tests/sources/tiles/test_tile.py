@@ -27,9 +27,9 @@ from densepath.core.errors import UserError
 from densepath.core.geojson import read_features
 from densepath.core.polygons import fill
 from densepath.core.remains import temporary_name
+from densepath.sources import patience
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides import open as slides_open
-from densepath.sources.slides import patience
 from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import NO_MPP

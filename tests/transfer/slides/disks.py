@@ -18,7 +18,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from densepath.sources.slides import patience
+from densepath.sources import patience
 from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes

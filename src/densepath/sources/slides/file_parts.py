@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.slides.patience import patiently
+from densepath.sources.patience import patiently
 
 _OPEN = 128  # files that are kept open in a process
 

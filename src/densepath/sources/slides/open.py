@@ -8,9 +8,9 @@ from densepath.core.errors import UserError
 from densepath.core.single_values import take_single_values
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.dicom_image import DICOM_START, is_dicom
+from densepath.sources.patience import patiently
 from densepath.sources.slides.dicom_slide import open_dicom
 from densepath.sources.slides.openslide_slide import open_with_openslide
-from densepath.sources.slides.patience import patiently
 from densepath.sources.slides.resolution import check_mpp
 from densepath.sources.slides.slide import Slide
 from densepath.sources.slides.slide_file import SlideFile

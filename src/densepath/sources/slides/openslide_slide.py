@@ -13,10 +13,10 @@ import numpy as np
 from densepath.core.errors import UserError, one_line
 from densepath.sources.conversion import on_white
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.patience import patiently
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
-from densepath.sources.slides.patience import patiently
 from densepath.sources.slides.resolution import Spacing, plausible
 from densepath.sources.slides.slide_file import Box
 from densepath.sources.slides.tile_codecs import Pixels

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from densepath.sources.patience import patiently
 from densepath.sources.slides.all_files import files_of
-from densepath.sources.slides.patience import patiently
 
 _SAMPLE = 2**16  # bytes at both ends of a file, by which a changed one is noticed
 _UNREADABLE = [-1, 0]  # the numbers of a file that cannot be opened

@@ -1,4 +1,4 @@
-"""Reading a slide again after a pause, where a disk or a network drive has failed for a moment."""
+"""Reading a file again after a pause, where a disk or a network drive has failed for a moment."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ def patiently(path: str, attempt: Callable[[], Made]) -> Made:
         try:
             return attempt()
         except Exception as error:
-            if not _may_be_short(error):
+            if not disk_failed(error):
                 raise
         time.sleep(pause)
     try:
         made = attempt()
     except Exception as error:
-        if _may_be_short(error):
+        if disk_failed(error):
             _failed.add(path)
         raise
     _failed.discard(path)
     return made
 
 
-def _may_be_short(error: BaseException | None) -> bool:
+def disk_failed(error: BaseException | None) -> bool:
+    """Whether an error is one of a disk or a network drive that may be available again soon; not a missing file."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _PASSING:
             return True

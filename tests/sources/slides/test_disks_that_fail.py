@@ -12,9 +12,9 @@ import numpy as np
 import openslide
 import pytest
 
+from densepath.sources import patience
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.slides import open as open_module
-from densepath.sources.slides import patience
 from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.openslide_slide import open_with_openslide
