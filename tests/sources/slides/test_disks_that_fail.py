@@ -16,6 +16,8 @@ from densepath.sources import patience
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.slides import open as open_module
 from densepath.sources.slides.decoded_tiles import recent_tiles
+from densepath.sources.slides.dicom_slide import DicomSlide
+from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.tiles.identity import identity_of
@@ -120,3 +122,10 @@ def test_openslide_says_that_a_disk_has_failed(
     with pytest.raises(CorruptImage, match="I/O error reading file x") as caught:
         slide.read(0, (0, 0, 8, 8), 1)
     assert can_pass(caught.value) and pauses == [patience.PAUSES[0], *patience.PAUSES]
+
+
+def test_a_dicom_slide_is_read_after_a_pause(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = DicomSlide(FileParts("a.dcm", (1, 1)), (0,), (), None, ())
+    monkeypatch.setattr(DicomSlide, "_pixels", failing(1, errno.EIO, lambda *given: "pixels"))
+    assert slide.read(0, (0, 0, 8, 8), 1) == "pixels"  # type: ignore[comparison-overlap]
+    assert pauses == [patience.PAUSES[0]]
