@@ -78,6 +78,17 @@ def test_a_file_is_waited_for_in_vain_only_once(
     assert pauses == [*patience.PAUSES, patience.PAUSES[0]]
 
 
+def test_a_disk_that_fails_is_no_problem_of_the_last_pixel(
+    slides: dict[str, Path], pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be recorded, and never be looked at again."""
+    slide = open_slide(slides["YCbCr"])
+    recent_tiles.clear()
+    monkeypatch.setattr(os, "pread", failing(9, errno.EIO, os.pread))
+    with pytest.raises(CorruptImage, match="Input/output error"):
+        slide.end_problem()
+
+
 def test_a_missing_file_is_not_waited_for(tmp_path: Path, pauses: list[float]) -> None:
     with pytest.raises(CorruptImage, match="the file is missing"):
         open_slide(tmp_path / "a.svs")
