@@ -232,3 +232,21 @@ def test_options_that_the_record_lacks_may_be_given_later_and_are_recorded(tmp_p
     assert work(mpp=0.5, size=2) == {"data": "a", "mpp": 0.5, "size": 2}
     with pytest.raises(UserError, match="other values of data"):
         work(mpp=0.5, size=2, data="b")
+
+
+def test_options_whose_last_value_is_recorded_may_change_but_not_be_left_out(tmp_path):
+    """Also where the record of an earlier version lacks them."""
+
+    def work(mpp, refused=False):
+        with work_folder(tmp_path / "out", {"data": "a", "mpp": mpp}, log="work.log", latest=("mpp",)) as write_added:
+            if not refused:
+                write_added()
+            return yaml.safe_load((tmp_path / "out/config.yaml").read_text())
+
+    with work_folder(tmp_path / "out", {"data": "a"}, log="work.log"):
+        pass
+    assert work(None) == {"data": "a"} == work(0.5, refused=True)
+    for value in (0.5, 0.25):
+        assert work(value) == {"data": "a", "mpp": value}
+    with pytest.raises(UserError, match="was made with other values of mpp "):
+        work(None)

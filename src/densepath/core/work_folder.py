@@ -19,7 +19,13 @@ from densepath.core.shared_work import LOCKS
 
 @contextmanager
 def work_folder(
-    out: Path, options: Mapping[str, Any], *, log: str, free: Collection[str] = (), later: Collection[str] = ()
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    log: str,
+    free: Collection[str] = (),
+    later: Collection[str] = (),
+    latest: Collection[str] = (),
 ) -> Iterator[Callable[[], None]]:
     """Create the folder of some work, or continue in it; other processes may do so at the same time.
 
@@ -31,9 +37,11 @@ def work_folder(
         log: the name of the log.
         free: names of options that may differ from the record, or be absent from it.
         later: names of options that may be given later, if the record has None for them.
+        latest: names of options that may be given later, or be absent from the record, and whose values may change; but
+            a command without one that was given is refused, as its work would be undone.
 
     Yields:
-        Writes the values of ``later`` that the record lacks; to be called when nothing refuses the work any more.
+        Writes the new values of ``later`` and ``latest``; to be called when nothing refuses the work any more.
 
     Raises:
         UserError: the folder holds something else, or work with other options.
@@ -49,7 +57,7 @@ def work_folder(
 
     def check(write_added: bool = False) -> None:
         with shared_work(out / LOCKS / "start", "start"):
-            _check(out / CONFIG, plain(options), free, later, write_added)
+            _check(out / CONFIG, plain(options), free, later, latest, write_added)
 
     check()
     with logged(out / log):
@@ -61,15 +69,22 @@ def _is_begun(out: Path) -> bool:
 
 
 def _check(
-    path: Path, options: dict[str, Any], free: Collection[str], later: Collection[str], write_added: bool
+    path: Path,
+    options: dict[str, Any],
+    free: Collection[str],
+    later: Collection[str],
+    latest: Collection[str],
+    write_added: bool,
 ) -> None:
-    """Write the record, or compare the options with it, and if asked add those that it lacks."""
+    """Write the record, or compare the options with it, and if asked add those that it lacks or that may change."""
     if not path.exists():
         _write(path, options)
         return
     old = recorded(path.parent)
-    added = {name: options[name] for name in later if old.get(name) is None and options.get(name) is not None}
-    old |= added
+    open_ones = [*(name for name in later if old.get(name) is None), *latest]
+    given = {name: options[name] for name in open_ones if options.get(name) is not None}
+    added = {name: value for name, value in given.items() if not same_value(name, old.get(name), value)}
+    old = dict.fromkeys(latest) | old | added
     changed = [name for name in options if name not in free and not same_value(name, old.get(name), options[name])]
     if (old.keys() ^ options.keys()).difference(free):
         raise UserError(f"{path.parent} holds other work of densepath (see {path}); use another folder")

@@ -57,6 +57,17 @@ def can_pass(error: BaseException | None) -> bool:
     return False
 
 
+def lasting(error: CorruptImage) -> CorruptImage:
+    """The error of a part of an image, if that is damaged: the rest can be used without it.
+
+    Raises:
+        CorruptImage: the error, if a later attempt may succeed: results without that part would look complete.
+    """
+    if can_pass(error):
+        raise error
+    return error
+
+
 def allowed(images: int, ndim: int = 2) -> int:
     """How many of a source's images, of some dimensions, may be corrupt."""
     return max(ndim - 2, int(images * LARGEST_SHARE[ndim]))

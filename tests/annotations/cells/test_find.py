@@ -127,6 +127,22 @@ def test_it_continues_with_what_is_missing_and_says_what_failed(
         densepath.cells(data=folder, out=tmp_path / "C", source="csv", points=tmp_path, workers=0)
 
 
+def test_cells_of_qupath_on_slides_with_an_empty_border_are_reported(
+    slides: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not moved: QuPath may show the border, and ``predict`` counts from the corner of level 0."""
+    folder, _ = slides
+    (folder / "records").mkdir()
+    (folder / "records/a.json").write_text(json.dumps({"slide": "a", "identity": [], "scan_corner": [10, 20]}))
+    points = [{"type": "Feature", "geometry": {"type": "Point", "coordinates": [x, 40]}} for x in (30, 50)]
+    (tmp_path / "P").mkdir()
+    for name in "ab":
+        (tmp_path / f"P/{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": points}))
+    densepath.cells(data=folder, out=tmp_path / "C", source="geojson", points=tmp_path / "P", workers=0)
+    assert "the empty border of 1 slide (a begins at x 10, y 20 of level 0)" in capsys.readouterr().err
+    assert read_cells(cell_path(tmp_path / "C", "a")).points.tolist() == [[30, 40], [50, 40]]
+
+
 def test_four_commands_of_which_two_are_killed_do_each_image_once(
     tmp_path: Path, four_processes: Callable[..., list[str]]
 ) -> None:
@@ -279,11 +295,14 @@ def test_damaged_parts_cost_only_themselves() -> None:
     pixels = np.full((1024, 1024, 3), PINK, np.uint8)
     paint(pixels, 0.5, dots)
     found = search(Damaged(pixels, (0.5, 0.5)), None, Blobs())
-    assert 0 < found.lost < 0.25 and found.error == "a tile is damaged" and not found.can_pass
+    assert 0 < found.lost < 0.25 and found.error == "a tile is damaged"
     apart = np.linalg.norm(found.points[:, None] - dots[None], axis=2)
     assert len(found.points) >= 15 and apart.min(axis=1).max() < 1
     cause = OSError(5, "Input/output error")
-    assert search(Damaged(pixels[:400, :400], (0.5, 0.5)), None, Blobs()).can_pass
+    with pytest.raises(CorruptImage, match="a tile is damaged"):  # cells of the rest would look complete
+        search(Damaged(pixels[:400, :400], (0.5, 0.5)), None, Blobs())
+    with pytest.raises(CorruptImage, match="a tile is damaged"):
+        list(samples(Damaged(pixels[:400, :400], (0.5, 0.5)), None, 0.5))
 
     class Everywhere(ImageArea):
         def read_um(self, box, mpp):  # type: ignore[no-untyped-def]

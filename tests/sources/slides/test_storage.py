@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from densepath.sources.image_reader import open_file
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
 from densepath.sources.slides.table import list_slides
+from densepath.sources.slides.tile_codecs import TileFormat
 from densepath.sources.tiff_parts import TiffParts
 from densepath.sources.tiles.overview import read_overview
 from densepath.sources.tiles.tile import tile
@@ -290,3 +292,25 @@ def test_colors_are_the_same_grey_in_parts_as_in_the_whole(dtype: type, tissue: 
     tifffile.imwrite(tmp_path / "a.tiff", tissue, tile=(64, 64), photometric="rgb")
     parts = TiffParts(tmp_path / "a.tiff", channels=1, dtype=dtype).read(0, 0, 333, 517)
     np.testing.assert_array_equal(parts, read_image(tmp_path / "a.tiff", channels=1, dtype=dtype))
+
+
+@pytest.mark.parametrize("predictor", [1, 2])
+def test_wrong_bytes_of_a_deflated_tile_are_damage(predictor: int, tissue: Pixels) -> None:
+    """They may become more bytes than a tile has, or have another checksum."""
+    stored = tissue[:64, :64]
+    tile_format = TileFormat(8, 2, predictor, 64, 64, 3)
+    changes = stored if predictor == 1 else np.diff(stored, axis=1, prepend=np.zeros((64, 1, 3), np.uint8))
+    data = zlib.compress(changes.tobytes())
+    np.testing.assert_array_equal(tile_format.decode(data), stored)
+    longer = zlib.compress(changes.tobytes() + bytes(1))
+    for wrong in (longer, data[:-1] + bytes([data[-1] ^ 1]), data[: len(data) // 2]):
+        with pytest.raises((ValueError, zlib.error)):
+            tile_format.decode(wrong)
+
+
+def test_a_slide_without_pixels_is_damaged(tissue: Pixels, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", tissue, tile=(128, 128), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        tiff.pages.first.tags["ImageWidth"].overwrite(0)  # type: ignore[union-attr]
+    with pytest.raises(CorruptImage, match="it has 0 x 333 px; copy it again"):
+        open_slide(tmp_path / "a.tif")

@@ -18,6 +18,7 @@ from unittest.mock import MagicMock
 import h5py
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from densepath.cli import main
@@ -26,8 +27,10 @@ from densepath.core.errors import UserError
 from densepath.core.geojson import read_features
 from densepath.core.polygons import fill
 from densepath.core.remains import temporary_name
+from densepath.sources import patience
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides import open as slides_open
+from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import NO_MPP
 from densepath.sources.tiles import one_slide, per_slide
@@ -219,6 +222,21 @@ def test_errors_that_can_pass_are_tried_again(
     missing = UserError("this slide needs a package")
     missing.__cause__ = ImportError("no such package")
     disk = OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(patience, "PAUSES", ())
+    read = os.pread
+    with tifffile.TiffFile(data) as tiff:
+        lost = tiff.pages[1].dataoffsets[5]  # type: ignore[union-attr]
+
+    def fails_in_part(number: int, count: int, offset: int) -> bytes:
+        if offset == lost:
+            raise disk
+        return read(number, count, offset)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="Input/output error"):
+        recent_tiles.clear()
+        patched.setattr(os, "pread", fails_in_part)  # tiles of the rest would look complete
+        tile(data=data, out=out, **_ASKED)
+    assert json.loads((out / "records/a.json").read_text())["again"]
     errors = [(os, "pread", disk), (slides_open, "open_tiff", disk), (one_slide, "open_slide", missing)]
     for owner, name, error in errors:
         with monkeypatch.context() as patched, pytest.raises(UserError, match=r"output error|damaged|needs a package"):
@@ -281,10 +299,31 @@ def test_results_of_removed_slides_are_removed(
     tile(data=folder, out=out, **_ASKED)
     tile(data=folder, out=out, exclude=["a.tiff"], **_ASKED)
     (folder / "sub" / "b.svs").unlink()
+    (folder / "sub" / "notes.txt").touch()  # otherwise it could be the folder of a disk that is not mounted
     tile(data=folder, out=out, **_ASKED)
-    assert "removed the results of 1 slide whose files were removed: sub/b" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "removed the results of 1 slide whose files were removed: sub/b" in told and "keeps" not in told
     assert list(_rows(out)) == ["a"]
     assert [path for path in _content(out) if "sub/b" in path] == ["tissue/sub/b.geojson"]  # maybe corrected by hand
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_results_of_slides_on_a_disk_that_is_not_mounted_stay(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: bool
+) -> None:
+    out = tmp_path / "t"
+    tile(data=folder, out=out, **_ASKED)
+    before = {path: content for path, content in _content(out).items() if "sub/b" in path}
+    (folder / "sub").rename(tmp_path / "disk")
+    if empty:
+        (folder / "sub").mkdir()
+        (folder / "sub" / ".hidden").touch()
+    tile(data=folder, out=out, **_ASKED)
+    told = capsys.readouterr().err
+    assert (
+        "keeps the results of 1 slide whose folders are empty or missing (a disk that is not mounted?): sub/b" in told
+    )
+    assert before.items() <= _content(out).items() and len(before) == 4 and "removed" not in told
 
 
 def test_slides_that_are_being_moved_keep_their_results(
@@ -554,6 +593,16 @@ def test_slides_without_mpp_or_tissue(tmp_path: Path, slide_of: Callable[..., Pa
     assert _rows(tmp_path / "u")["unknown"]["mpp"] == "1"
     changed = {p.name for p in (tmp_path / "u/records").iterdir() if p.stat().st_mtime_ns != stamps[p.name]}
     assert changed == {"unknown.json"}
+    tile(**asked, default_mpp=2.0)
+    assert _rows(tmp_path / "u")["unknown"]["mpp"] == "2"
+    assert "default_mpp: 2.0\n" in (tmp_path / "u/config.yaml").read_text()
+    (tmp_path / "mpp.csv").write_text("wsi,mpp\nsmall,0.8\n")
+    tile(**asked, default_mpp=2.0, mpp_table=tmp_path / "mpp.csv")
+    before = _content(tmp_path / "u")
+    for left_out in ({"default_mpp": 2.0}, {"mpp_table": tmp_path / "mpp.csv"}):  # slides would lose their tiles
+        with pytest.raises(UserError, match=r"was made with other values of (mpp_table|default_mpp)"):
+            tile(**asked, **left_out)
+    assert _content(tmp_path / "u") == before
 
 
 def test_a_damaged_tile_costs_its_place(folder: Path, tiled: Path, tmp_path: Path, damage: Callable[..., None]) -> None:

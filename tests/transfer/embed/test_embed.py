@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -27,6 +28,8 @@ from densepath.core.locks import sole_writer
 from densepath.datasets.volumes.conversion import FolderConversion
 from densepath.datasets.volumes.folder import convert_folder
 from densepath.nets.backbones import build_backbone
+from densepath.sources import image_files, patience
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.packing import pack
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.embed import blocks as blocks_module
@@ -241,6 +244,28 @@ def test_grey_and_16_bit_images_are_read_as_the_weights_need_them(tmp_path: Path
     }
     assert np.allclose(rows["grey"], rows["rgb"], atol=1e-5)
     assert np.allclose(rows["deep"], rows["rgb"], atol=0.05 * np.abs(rows["rgb"]).max())  # 4080 of 4095
+
+
+def test_images_that_a_disk_failed_to_give_are_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features of the others would look complete; a failure of a moment is waited for."""
+    write_images(tmp_path / "images", 4)
+    fails, read, pauses = [9], image_files.read_image, list[float]()
+
+    def read_image(path: Any, *given: Any) -> Any:
+        if str(path).endswith("a/1.png") and fails[0]:
+            fails[0] -= 1
+            raise CorruptImage(str(path), "cannot be decoded") from OSError(errno.ESTALE, "Stale file handle")
+        return read(path, *given)
+
+    monkeypatch.setattr(image_files, "read_image", read_image)
+    monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    given: dict[str, Any] = {"data": tmp_path / "images", "out": tmp_path / "a.safetensors", **SMALL}
+    with pytest.raises(UserError, match=r"a/1\.png: cannot be decoded"):
+        embed(**given)
+    assert not given["out"].exists() and pauses == list(patience.PAUSES)
+    fails[0] = 1
+    patience._failed.clear()
+    assert embed(**given)["damaged"] == 0
 
 
 def test_a_stop_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import tifffile
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from densepath.sources import patience
+from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.predictor import TrainedDetector
@@ -112,3 +117,19 @@ def disk_detector(mpp: float | None = None) -> TrainedDetector:
     pixels = ((0.5,) * 3, (0.2,) * 3)
     notes = DetectorNotes("mask_rcnn_fpn_small", "none", (1,), ("disk",), WINDOW, *pixels, image_size=WINDOW, mpp=mpp)
     return TrainedDetector(DarkDisks(notes), notes).eval()
+
+
+def fail_in_part(monkeypatch: pytest.MonkeyPatch, path: Path, index: int) -> None:
+    """Let the disk fail where a tile of level 0 of a slide is stored."""
+    with tifffile.TiffFile(path) as tiff:
+        lost = tiff.pages[0].dataoffsets[index]  # type: ignore[union-attr]
+    read = os.pread
+
+    def pread(number: int, count: int, offset: int) -> bytes:
+        if offset == lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(number, count, offset)
+
+    recent_tiles.clear()
+    monkeypatch.setattr(patience, "PAUSES", ())
+    monkeypatch.setattr(os, "pread", pread)

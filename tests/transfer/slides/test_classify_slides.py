@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from disks import Disk, paint, write_levels
+from disks import Disk, fail_in_part, paint, write_levels
 
 import densepath
 from densepath.core.errors import UserError
@@ -53,6 +53,9 @@ def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path, monkeyp
     (tmp_path / "out/tiles/one.csv").unlink()
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"none of 1 slide can be read \(one: "):
         patch.setattr(predict_tiles, "encode", None)
+        densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="Input/output error"):
+        fail_in_part(patch, tmp_path / "slides/one.tiff", 10 * 3 + 3)  # the mean of the others would look complete
         densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
     densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
     assert (tmp_path / "out/tiles/one.csv").read_text() == table

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from disks import Disk, paint, write_levels
+from disks import Disk, fail_in_part, paint, write_levels
 
 import densepath
 from densepath.core.errors import UserError
@@ -250,6 +250,21 @@ def test_damaged_tiles_are_left_out(tmp_path: Path) -> None:
     lost = [corner for corner in a.corners.tolist() if tuple(corner) not in kept]
     assert all(x + 63 >= 192 and x < 256 and y + 63 >= 256 and y < 320 for x, y in lost)
     assert (found["slides"], found["failed"]) == (1, 1) and len(b)
+
+
+def test_features_without_what_a_disk_failed_to_give_are_not_written(
+    slides: Path, tiles: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would look complete; the same command makes them."""
+    out = tmp_path / "F"
+    with monkeypatch.context() as patched:
+        fail_in_part(patched, slides / "1.tiff", 10 * 3 + 3)
+        found = embed(data=tiles, out=out, batch_size=16, **NETWORK)
+    assert (found["slides"], found["failed"], found["damaged"]) == (1, 1, 0)
+    assert "cannot be read (Input/output error)" in last_problem(out, "1") and not list(out.rglob("1.h5"))
+    assert embed(data=tiles, out=out, batch_size=16, **NETWORK)["slides"] == 2
+    whole, again = (read_slide_features(each / FOLDER / "1.h5").features for each in (made, out))
+    np.testing.assert_allclose(whole, again, atol=1e-5)
 
 
 def test_no_file_of_a_former_slide_stays(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
-from disks import Disk, disk_detector, paint, write_levels
+from disks import Disk, disk_detector, fail_in_part, paint, write_levels
 from PIL import Image
 
 from densepath.annotations.coco import open_split
@@ -41,10 +41,10 @@ def write_slide(path: Path, mpp: float, factors: tuple[int, ...] = (1, 4)) -> Pa
     return write_levels(path, paint(size, mpp, DISKS, TISSUE), mpp, factors)
 
 
-def damage_tile(path: Path, index: int) -> None:
-    """Overwrite a tile of level 0."""
+def damage_tile(path: Path, index: int, level: int = 0) -> None:
+    """Overwrite a tile."""
     with tifffile.TiffFile(path) as tiff:
-        start, count = tiff.pages[0].dataoffsets[index], tiff.pages[0].databytecounts[index]
+        start, count = tiff.pages[level].dataoffsets[index], tiff.pages[level].databytecounts[index]
     with path.open("r+b") as file:
         file.seek(start)
         file.write(b"x" * count)
@@ -256,6 +256,29 @@ def test_a_slide_whose_objects_are_lost_and_cannot_be_found_again_has_failed(
     monkeypatch.undo()
     assert search(tmp_path / "slides", out, mpp=1.0)["objects"] == 2 * len(DISKS)
     assert (out / "pictures" / "b.png").exists()
+
+
+def test_windows_that_a_disk_failed_to_give_are_not_passed_over(
+    search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The objects of the others would look complete; the same command finds all."""
+    slide, out = write_slide(tmp_path / "slides" / "a.tiff", 0.5), tmp_path / "out"
+    write_slide(tmp_path / "slides" / "b.tiff", 0.6)
+    with monkeypatch.context() as patched:
+        fail_in_part(patched, slide, 9 * 3 + 2)
+        assert search(tmp_path / "slides", out, known=0.5)["damaged"] == 1
+    assert not (out / "geojson" / "a.geojson").exists()
+    assert search(tmp_path / "slides", out, known=0.5)["damaged"] == 0
+    assert len(rows_of(out)) == 2 * len(DISKS)
+
+
+def test_damage_where_tissue_is_looked_for_is_reported(search: Any, tmp_path: Path) -> None:
+    """Windows there are skipped, and not among the damaged ones."""
+    slide = write_slide(tmp_path / "slides" / "a.tiff", 0.5)
+    damage_tile(slide, 0, level=1)
+    assert search(tmp_path / "slides", tmp_path / "out", known=0.5)["damaged"] == 0
+    (row,) = csv.DictReader((tmp_path / "out" / "slides.csv").open())
+    assert row["damaged"] == "0" and "tissue is not found in" in row["problem"], row
 
 
 def test_options_that_do_not_fit(search: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,19 @@ def test_files_of_slides_that_have_no_tiles_any_more_are_removed(
         assert (out / "s").exists() == is_recorded(out, "s") == (not removed)
         said = f"removed the results of 1 former slide from {out}: s"
         assert (said in capsys.readouterr().err) == removed
+
+
+def test_files_of_a_slide_that_is_tiled_again_stay(tmp_path: Path) -> None:
+    """A disk failed when it was tiled."""
+    slide, out, tiles = tmp_path / "s.tiff", tmp_path / "out", tmp_path / "tiles"
+    slide.touch()
+    shared = SlideWork(out, {"s": ["s", *identity_of_slide(slide)]})
+    shared.do(shared.succeeded, lambda name: {"path": str(slide)})
+    (tiles / "records").mkdir(parents=True)
+    (tiles / "slides.csv").write_text(f"slide,path,tiles\ns,{slide},0\n")
+    for again in (True, False):
+        (tiles / "records" / "s.json").write_text(json.dumps({"slide": "s", "identity": [], "again": again}))
+        assert without_tiles(tiles, out)("s") != again
 
 
 def is_refused_elsewhere(work: Callable[[], None]) -> bool:

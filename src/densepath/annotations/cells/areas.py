@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from densepath.core.spacing import evenly_spaced
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, lasting
 from densepath.sources.slides.slide import Region, Slide
 
 Pixels = npt.NDArray[np.uint8]
@@ -127,12 +127,15 @@ def read_at(area: Area, box: Box, mpp: float) -> tuple[Pixels, npt.NDArray[np.fl
 
 
 def samples(area: Area, boxes: npt.NDArray[np.float64] | None, mpp: float) -> Iterator[Pixels]:
-    """A few parts of an area at ``mpp``, evenly spaced, without those that cannot be read.
+    """A few parts of an area at ``mpp``, evenly spaced, without those that are damaged.
 
     Args:
         area: the slide or image.
         boxes: (N, 4) rectangles of it, as those of tiles; None for all of it.
         mpp: µm per pixel.
+
+    Raises:
+        CorruptImage: a disk or a network has failed.
     """
     height, width = side_um(area)
     if boxes is None:
@@ -145,8 +148,8 @@ def samples(area: Area, boxes: npt.NDArray[np.float64] | None, mpp: float) -> It
         try:
             if min(box[2:]) > mpp:
                 yield read_at(area, box, mpp)[0]
-        except CorruptImage:
-            continue
+        except CorruptImage as error:
+            lasting(error)
 
 
 def squares(height: float, width: float, side: float) -> npt.NDArray[np.float64]:

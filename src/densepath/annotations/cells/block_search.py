@@ -13,7 +13,7 @@ from densepath.annotations.cells.areas import Area, inside_any, read_at, samples
 from densepath.annotations.cells.finders import Find, Finder, Found
 from densepath.core.errors import UserError
 from densepath.core.waiting import progress
-from densepath.sources.corrupt import CorruptImage, can_pass
+from densepath.sources.corrupt import CorruptImage, lasting
 
 _BLOCK = 1024  # pixels of the finder
 _LEAST = 64  # pixels of a part of a block that is damaged
@@ -31,7 +31,6 @@ class Search:
         classes, scores: as of :class:`~densepath.annotations.cells.finders.Found`, or empty.
         lost: share of the searched area that could not be read.
         error: a reason why; empty without.
-        can_pass: whether more of it may be readable later, because a disk or a network has failed.
     """
 
     points: npt.NDArray[np.float64]
@@ -39,7 +38,6 @@ class Search:
     scores: npt.NDArray[np.float64] | None = None
     lost: float = 0.0
     error: str = ""
-    can_pass: bool = False
 
 
 def search(area: Area, boxes: npt.NDArray[np.float64] | None, finder: Finder) -> Search:
@@ -51,7 +49,7 @@ def search(area: Area, boxes: npt.NDArray[np.float64] | None, finder: Finder) ->
         finder: finds cells in pixels.
 
     Raises:
-        CorruptImage: nothing can be read.
+        CorruptImage: nothing can be read, or a disk or a network has failed.
         UserError: the slide is too coarse.
     """
     if max(area.spacing) > finder.mpp * _COARSEST:
@@ -77,7 +75,6 @@ def search(area: Area, boxes: npt.NDArray[np.float64] | None, finder: Finder) ->
         np.concatenate(scores)[kept] if scores else None,
         parts.lost / asked if asked else 0.0,
         parts.error.why if parts.error else "",
-        can_pass(parts.error),
     )
 
 
@@ -90,7 +87,7 @@ class _Parts:
         self.found: list[Found] = []  # points in µm
         self.numbers: list[npt.NDArray[np.int64]] = []  # of the part of each point
         self.lost = 0.0
-        self.error: CorruptImage | None = None  # the first one, or the first that can pass
+        self.error: CorruptImage | None = None  # the first one
 
     def add(self, core: tuple[float, float, float, float]) -> None:
         """Search a block; of a damaged one its quarters."""
@@ -102,8 +99,8 @@ class _Parts:
             box = start[0], start[1], stop[0] - start[0], stop[1] - start[1]
             pixels, scale = read_at(self._area, box, self._mpp)
         except CorruptImage as error:
-            if self.error is None or (can_pass(error) and not can_pass(self.error)):
-                self.error = error
+            lasting(error)
+            self.error = self.error or error
             half = np.ceil(max(height, width) / self._mpp / 2) * self._mpp
             if half < _LEAST * self._mpp:
                 self.lost += height * width

@@ -26,6 +26,8 @@ from densepath.core.streams import say
 from densepath.core.system import available_memory, usable_cores
 from densepath.core.work_folder import work_folder
 from densepath.sources.listing import Passed, list_images
+from densepath.sources.slides.borders import report_borders
+from densepath.sources.tiles.identity import scan_corner_of
 from densepath.sources.tiles.named_files import NamedFiles
 from densepath.sources.tiles.tile_files import is_tile_folder, read_tile_folder
 
@@ -210,6 +212,8 @@ def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: St
             origins.setdefault(origin, []).append(one_line(row["slide"]))
     for origin, names in origins.items():
         say(f"densepath: {counted(len(names), what.removesuffix('s'))}: {origin}: {first_few(names)}")
+    if job.source == "geojson" and job.tilings:
+        report_borders({row["slide"]: scan_corner_of(Path(data), row["slide"]) for row in rows})
     files = {"table": job.out / CELLS}
     problems = f", {counts['problems']} with problems" if counts["problems"] else ""
     if failed:

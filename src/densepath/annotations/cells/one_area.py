@@ -121,7 +121,7 @@ class Job(PerSlide[Cells]):
         boxes = self.tilings[name].boxes_um() if name in self.tilings else None
         found = search(area, boxes, self._finder())
         if found.lost:
-            row |= {"problem": f"{found.lost:.1%} of it cannot be read: {found.error}", "again": found.can_pass}
+            row["problem"] = f"{found.lost:.1%} of it cannot be read: {found.error}"
         points = found.points / area.spacing[::-1]
         return Cells.of(points, area.extent, found.classes or None, found.scores)
 

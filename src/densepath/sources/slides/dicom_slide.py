@@ -11,6 +11,7 @@ import numpy as np
 
 from densepath.core.errors import UserError, errors_as
 from densepath.sources.corrupt import CorruptImage, decoding
+from densepath.sources.patience import patiently
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
@@ -125,7 +126,8 @@ class DicomSlide:
         """A part (height, width, 3) of a level. Raises CorruptImage."""
         top, left, height, width = box
         place = f"level {level}, x {left}, y {top}, {width} x {height} px"
-        return self._pixels(place, lambda slide: slide.read_region((left, top), self.numbers[level], (width, height)))
+        part = (left, top), self.numbers[level], (width, height)
+        return patiently(self.file.path, lambda: self._pixels(place, lambda slide: slide.read_region(*part)))
 
     def read_associated(self, name: str) -> Pixels:
         """Another image (H, W, 3). Raises CorruptImage."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.patience import patiently
 
 _OPEN = 128  # files that are kept open in a process
 
@@ -34,7 +35,7 @@ class FileParts:
         return self.identity[0]
 
     def read(self, offset: int, count: int) -> bytes:
-        """Bytes of the file.
+        """Bytes of the file; where its disk fails, after further attempts.
 
         Raises:
             CorruptImage: the file ends before them, has changed, or cannot be read.
@@ -42,13 +43,20 @@ class FileParts:
         if offset + count > self.size:
             raise CorruptImage(self.path, f"a tile ends at byte {offset + count:,} of {self.size:,}; copy it again")
         try:
-            opened = _opened(self)  # held while it is read: another thread may have it dropped
-            data = os.pread(opened.number, count, offset)
+            data = patiently(self.path, lambda: self._read(offset, count))
         except OSError as error:
             raise CorruptImage(self.path, f"cannot be read ({error.strerror})") from error
         if len(data) < count:
             raise CorruptImage(self.path, "became shorter while it was read")
         return data
+
+    def _read(self, offset: int, count: int) -> bytes:
+        opened = _opened(self)  # held while it is read: another thread may have it dropped
+        try:
+            return os.pread(opened.number, count, offset)
+        except OSError:
+            _opened.cache_clear()  # a descriptor may be stale; others are opened again, too
+            raise
 
 
 class _Descriptor:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from densepath.core.errors import UserError
 from densepath.core.single_values import take_single_values
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.dicom_image import DICOM_START, is_dicom
+from densepath.sources.patience import patiently
 from densepath.sources.slides.dicom_slide import open_dicom
 from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.slides.resolution import check_mpp
@@ -34,7 +35,7 @@ def open_slide(path: str | Path, mpp: float | None = None, default_mpp: float | 
     check_mpp("mpp", mpp)
     check_mpp("default_mpp", default_mpp)
     name = str(path)
-    slide = Slide(name, _file(name)).with_mpp(mpp)
+    slide = Slide(name, patiently(name, lambda: _file(name))).with_mpp(mpp)
     return slide.with_mpp(default_mpp) if slide.spacing is None else slide
 
 
@@ -49,6 +50,8 @@ def _file(path: str) -> SlideFile:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # tifffile raises nearly any type on corrupt bytes, and may quote what the file says
+            if isinstance(error, OSError) and can_pass(error):
+                raise CorruptImage(path, f"cannot be read ({error.strerror})") from error
             tiled, refused = None, CorruptImage(path, "a TIFF that is truncated or damaged; copy it again")
             refused.__cause__ = error
         if tiled is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ import numpy as np
 from densepath.core.errors import UserError, one_line
 from densepath.sources.conversion import on_white
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.patience import patiently
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
@@ -20,6 +22,7 @@ from densepath.sources.slides.slide_file import Box
 from densepath.sources.slides.tile_codecs import Pixels
 
 _SEARCHED = 64  # pixels
+_DISK = "I/O error"  # in what OpenSlide says when a disk fails
 _CACHE = 2**26  # bytes of decoded tiles, of all open slides together
 
 
@@ -70,6 +73,9 @@ class OpenSlideFile:
 
     def read(self, level: int, box: Box, scale: int) -> Pixels:
         """A part (height, width, 3) of a level; transparent pixels are white. Raises CorruptImage."""
+        return patiently(self.file.path, lambda: self._read(level, box))
+
+    def _read(self, level: int, box: Box) -> Pixels:
         top, left, height, width = box
         openslide = _openslide()
         try:
@@ -81,7 +87,7 @@ class OpenSlideFile:
         except openslide.OpenSlideError as error:
             _handles.drop(self.file)
             place = f"level {level}, x {left}, y {top}, {width} x {height} px"
-            raise CorruptImage(self.file.path, f"{place} cannot be decoded ({one_line(str(error))})") from error
+            raise CorruptImage(self.file.path, f"{place} cannot be decoded ({_text(error)})") from _cause(error)
         return on_white(pixels)
 
     def read_associated(self, name: str) -> Pixels:
@@ -91,7 +97,7 @@ class OpenSlideFile:
             return on_white(np.asarray(_handles.get(self.file).associated_images[name]))
         except openslide.OpenSlideError as error:
             _handles.drop(self.file)
-            raise CorruptImage(self.file.path, f"its {name} cannot be decoded ({one_line(str(error))})") from error
+            raise CorruptImage(self.file.path, f"its {name} cannot be decoded ({_text(error)})") from _cause(error)
 
     def check(self) -> list[str]:
         """Nothing: OpenSlide checks a file when it is opened."""
@@ -112,7 +118,7 @@ def open_with_openslide(path: str) -> OpenSlideFile | None:
         file = FileParts.of(path)
         handle = _handles.get(file)
     except openslide.OpenSlideError as error:
-        raise CorruptImage(path, f"cannot be opened ({one_line(str(error))})") from error
+        raise CorruptImage(path, f"cannot be opened ({_text(error)})") from _cause(error)
     sizes = [(height, width) for width, height in handle.level_dimensions]
     found = handle.properties
     try:
@@ -123,6 +129,15 @@ def open_with_openslide(path: str) -> OpenSlideFile | None:
     vendor = found.get("openslide.vendor", "unknown")
     x, y = (int(found.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
     return OpenSlideFile(file, vendor, levels, spacing, tuple(handle.associated_images), (x, y))
+
+
+def _text(error: Exception) -> str:
+    return one_line(str(error))
+
+
+def _cause(error: Exception) -> Exception:
+    """An error of OpenSlide as that of the operating system, if it says that a disk has failed."""
+    return OSError(errno.EIO, _text(error)) if _DISK in str(error) else error
 
 
 def _start(place: int, factor: float) -> tuple[int, int]:

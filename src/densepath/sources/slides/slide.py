@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from densepath.core.errors import UserError
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, lasting
 from densepath.sources.slides.levels import Level
 from densepath.sources.slides.resolution import Spacing
 from densepath.sources.slides.slide_file import Box, SlideFile
@@ -135,12 +135,16 @@ class Slide:
         return out
 
     def end_problem(self) -> str:
-        """What is wrong with the last pixel, which a truncated file lacks; empty if nothing is."""
+        """What is wrong with the last pixel, which a truncated file lacks; empty if nothing is.
+
+        Raises:
+            CorruptImage: a disk or a network has failed.
+        """
         height, width = self.size
         try:
             self.read(0, (height - 1, width - 1, 1, 1))
         except CorruptImage as error:
-            return error.why
+            return lasting(error).why
         return ""
 
     def nearest(self, mpp: float) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import tifffile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from densepath.core.errors import counted
-from densepath.sources.corrupt import CorruptImage, decoding
+from densepath.sources.corrupt import CorruptImage, decoding, lasting
 from densepath.sources.slides import resolution
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.levels import Level, disagree, downsamples
@@ -152,7 +152,7 @@ def _further_levels(file: FileParts, tiff: tifffile.TiffFile, aperio: bool) -> t
         try:
             table = TileTable.of(file, page)
         except CorruptImage as error:
-            problems.append(f"{shown} is left out: {error.why}")
+            problems.append(f"{shown} is left out: {lasting(error).why}")
             continue
         if page.samplesperpixel < min(first.samplesperpixel, _RGB):
             problems.append(f"{shown} is left out: it is grey (a mask?), and level 0 is RGB")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +19,13 @@ from densepath.sources.conversion import on_white, straight
 from densepath.sources.slides.jpeg_2000 import coding_style
 from densepath.sources.slides.jpeg_rows import shortened
 
-NONE, JPEG = 1, 7
+NONE, JPEG, DEFLATE = 1, 7, (8, 32946)
 JPEG_2000 = (33003, 33005, 34712)
 CONVERTED = (JPEG, *JPEG_2000)  # compressions of which YCbCr is converted to RGB here
 _APERIO_YCBCR, _APERIO_RGB = 33003, 33005
-CODECS = {NONE: "none", 5: "LZW", JPEG: "JPEG", 8: "Deflate", 32946: "Deflate", 32773: "PackBits"}
-CODECS |= dict.fromkeys(JPEG_2000, "JPEG 2000")
+CODECS = {NONE: "none", 5: "LZW", JPEG: "JPEG", 32773: "PackBits"}
+CODECS |= dict.fromkeys(JPEG_2000, "JPEG 2000") | dict.fromkeys(DEFLATE, "Deflate")
+_UNCHANGED, _DIFFERENCES = 1, 2  # Predictor
 _WHITE_IS_ZERO, _RGB, _YCBCR = 0, 2, 6  # PhotometricInterpretation
 _SCALES = {"JPEG": (1, 2, 4, 8), "JPEG 2000": (1, 2, 4)}
 _START, _END, _JFIF = b"\xff\xd8", b"\xff\xd9", b"\xff\xe0"
@@ -83,8 +86,10 @@ class TileFormat:
             pixels = self._jpeg(data, scale, rows)
         elif self.compression in JPEG_2000:
             pixels = self._jpeg_2000(data, scale)
-        elif self.compression == NONE and self.predictor == 1:
+        elif self.compression == NONE and self.predictor == _UNCHANGED:
             pixels = np.frombuffer(data, np.uint8).reshape(self.height, self.width, self.samples)
+        elif self.compression in DEFLATE and self.predictor in (_UNCHANGED, _DIFFERENCES):
+            pixels = self._deflate(data)
         else:
             pixels = self._libtiff(data)
         if pixels.shape[0] not in (rows, self.height // scale) or pixels.shape[1] != self.width // scale:
@@ -134,6 +139,13 @@ class TileFormat:
         """Whether the decoder of JPEG 2000 leaves the colors of a tile as YCbCr."""
         ycbcr = self.photometric == _YCBCR and self.compression != _APERIO_RGB
         return self.compression == _APERIO_YCBCR or (ycbcr and not coding_style(data).converts)
+
+    def _deflate(self, data: bytes) -> Pixels:
+        """Decode by zlib. If damage makes more bytes than a tile has, libtiff ignores them, and the checksum too."""
+        size = self.height, self.width, self.samples
+        stored = zlib.decompressobj().decompress(data, math.prod(size) + 1)  # up to the checksum, or one byte too many
+        pixels = np.frombuffer(stored, np.uint8).reshape(size)
+        return pixels if self.predictor == _UNCHANGED else np.cumsum(pixels, axis=1, dtype=np.uint8)
 
     def _libtiff(self, data: bytes) -> Pixels:
         """Decode by Pillow's libtiff, which is given the tile as an image of one strip."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import counted, errors_as, one_line
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, lasting
 from densepath.sources.slides.decoded_tiles import decodes_in_part, recent_tiles
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.jpeg_2000 import coding_style
@@ -100,12 +100,15 @@ class TileTable:
         height, width = int(page.tilelength), int(page.tilewidth)
         if not 0 < height <= _LARGEST_TILE or not 0 < width <= _LARGEST_TILE:
             raise CorruptImage(file.path, f"its tiles have {width} x {height} px; save it with tiles of 256 px")
+        size = int(page.imagelength), int(page.imagewidth)
+        if not min(size):
+            raise CorruptImage(file.path, f"it has {size[1]} x {size[0]} px; copy it again")
         photometric = int(page.photometric) if planes == 1 else 1
         start = jpeg_start(page.jpegtables or b"", photometric) if codec == JPEG else b""
         alpha = {"premultiplied": is_premultiplied(page), "padded": is_padded(page)}
         kind = TileFormat(codec, photometric, int(page.predictor), height, width, samples, start, **alpha)
         lists = [_Numbers.of(page.tags[code], page.parent.byteorder) for code in (_OFFSETS, _COUNTS)]
-        table = cls(file, (int(page.imagelength), int(page.imagewidth)), kind, planes, *lists)
+        table = cls(file, size, kind, planes, *lists)
         if min(each.count for each in lists) < table.count:
             raise CorruptImage(
                 file.path, f"it lists {lists[0].count:,} of {counted(table.count, 'tile')}; copy it again"
@@ -119,7 +122,10 @@ class TileTable:
             first = int(np.flatnonzero(counts)[0])
             start, count = self._offsets.one(self.file, first), int(counts[first])
             halvings = coding_style(self.file.read(start, min(count, _HEADER))).halvings
-        except (CorruptImage, ValueError, IndexError):  # damage is reported where it is read
+        except CorruptImage as error:
+            lasting(error)  # damage is reported where it is read
+            return self
+        except (ValueError, IndexError):
             return self
         return replace(self, format=replace(self.format, halvings=halvings))
 

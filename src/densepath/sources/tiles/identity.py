@@ -6,9 +6,11 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from densepath.sources.patience import patiently
 from densepath.sources.slides.all_files import files_of
 
 _SAMPLE = 2**16  # bytes at both ends of a file, by which a changed one is noticed
@@ -27,16 +29,20 @@ def identity_of(*paths: str | Path | None, whole: bool = False) -> list[int]:
         if path is None:
             continue
         try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                digest = zlib.crc32(file.read(_SAMPLE))
-                if whole:
-                    digest = zlib.crc32(file.read(max(0, size - 2 * _SAMPLE)), digest)
-                file.seek(max(0, size - _SAMPLE))
-                found += [size, zlib.crc32(file.read(_SAMPLE), digest)]
+            found += patiently(str(path), partial(_numbers, path, whole))
         except OSError:
             found += _UNREADABLE
     return found
+
+
+def _numbers(path: str | Path, whole: bool) -> list[int]:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = zlib.crc32(file.read(_SAMPLE))
+        if whole:
+            digest = zlib.crc32(file.read(max(0, size - 2 * _SAMPLE)), digest)
+        file.seek(max(0, size - _SAMPLE))
+        return [size, zlib.crc32(file.read(_SAMPLE), digest)]
 
 
 def identity_of_slide(path: str | Path) -> list[int]:
@@ -80,3 +86,9 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
         return record if record["slide"] == name and "identity" in record else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def scan_corner_of(out: Path, name: str) -> Sequence[int]:
+    """The x and y at which the scanned area of a slide begins, in pixels of level 0, by its record; 0 if unknown."""
+    corner: Sequence[int] = (read_record(out, name) or {}).get("scan_corner", (0, 0))
+    return corner

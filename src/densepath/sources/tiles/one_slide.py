@@ -181,7 +181,6 @@ class Job(PerSlide[_Tiled]):
         notes = [row["problem"]] * bool(row["problem"])
         if tissue.overview.damaged:
             notes.append(f"{tissue.overview.damaged:.1%} of it cannot be read: {tissue.overview.error}")
-            row["again"] = tissue.overview.can_pass
         if not len(corners):
             notes.append(self._why_none(slide, tissue, side))
         row["problem"] = "; ".join(notes)

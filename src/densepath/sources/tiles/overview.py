@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from densepath.core.waiting import progress
-from densepath.sources.corrupt import CorruptImage, can_pass
+from densepath.sources.corrupt import CorruptImage, lasting
 from densepath.sources.slides.slide import Slide
 from densepath.sources.slides.tile_codecs import Pixels
 from densepath.sources.slides.tile_table import WHITE
@@ -28,7 +28,6 @@ class Overview:
         origin: µm from the slide's upper left corner to that of the pixels, along y and x.
         damaged: share of the slide that cannot be read; it is white.
         error: the first reason why; empty without damage.
-        can_pass: whether more of it may be readable later, because a disk or a network has failed.
     """
 
     pixels: Pixels
@@ -36,7 +35,6 @@ class Overview:
     origin: tuple[float, float] = (0.0, 0.0)
     damaged: float = 0.0
     error: str = ""
-    can_pass: bool = False
 
 
 def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
@@ -45,7 +43,7 @@ def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
     Slides of more than 32 x 32 mm are reduced further, so that memory is bounded.
 
     Raises:
-        CorruptImage: none of it can be read.
+        CorruptImage: none of it can be read, or a disk or a network has failed.
         UserError: the slide's µm per pixel are unknown.
     """
     area = slide.size[0] * slide.mpp[0] * slide.size[1] * slide.mpp[1]  # µm²
@@ -70,25 +68,24 @@ def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
             y, x = top // factor, left // factor
             out[y : y + reduced.shape[0], x : x + reduced.shape[1]] = reduced
     if lost == height * width:
-        raise CorruptImage(slide.name, errors[0].why) from errors[-1]
+        raise CorruptImage(slide.name, errors[0].why) from errors[0]
     why = errors[0].why if errors else ""
     spacing = own[0] * factor, own[1] * factor
     origin = -level.shift * own[0], -level.shift * own[1]
-    return Overview(out, spacing, origin, lost / (height * width), why, any(map(can_pass, errors)))
+    return Overview(out, spacing, origin, lost / (height * width), why)
 
 
 def _read(slide: Slide, level: tuple[int, int], top: int, left: int, part: Pixels, errors: list[CorruptImage]) -> int:
     """Read a part, and what is damaged in smaller and smaller parts; the number of pixels that stay white.
 
-    The first error is added to ``errors``, and then the first that can pass.
+    Errors are added to ``errors``.
     """
     rows, columns = part.shape[:2]
     try:
         part[:] = slide.read(level[0], (top, left, rows, columns), level[1])
         return 0
     except CorruptImage as error:
-        if not errors or (can_pass(error) and not can_pass(errors[-1])):
-            errors.append(error)
+        errors.append(lasting(error))
         if max(rows, columns) <= _PIECE:
             return rows * columns
     half = 1 << ((max(rows, columns) - 1).bit_length() - 1)  # parts that fit the file's own tiles

@@ -148,24 +148,33 @@ class PerSlide(ABC, Generic[Found]):
     def _remove_lost(self, data: str | Path) -> None:
         """Remove the results of slides that are not among the data because their files were removed.
 
-        Nothing is removed if the data are in another place than at the first command: slides may be on their way.
+        Nothing is removed if the data are in another place than at the first command: slides may be on their way. Nor
+        is it where a file's folder is empty or missing: its disk may not be mounted.
         """
         if recorded(self.out).get("data") != str(data):
             return
-        lost = [name for name in recorded_slides(self.out) if self._is_lost(name, data)]
+        absent = {name: path for name in recorded_slides(self.out) if (path := self._former_path(name))}
+        away = [name for name, path in absent.items() if not _holds_files(os.path.dirname(path))]
+        lost = [name for name, path in absent.items() if name not in away and self._is_lost(name, path, data)]
         for name in lost:
-            for path in (*self.made(name), record_path(self.out, name)):
-                path.unlink(missing_ok=True)
+            for file in (*self.made(name), record_path(self.out, name)):
+                file.unlink(missing_ok=True)
         if lost:
             names = first_few(list(map(one_line, lost)))
             say(f"densepath: removed the results of {counted(len(lost), 'slide')} whose files were removed: {names}")
+        if away:
+            what = f"the results of {counted(len(away), 'slide')} whose folders are empty or missing"
+            names = first_few(list(map(one_line, away)))
+            say(f"densepath: {self.out} keeps {what} (a disk that is not mounted?): {names}")
 
-    def _is_lost(self, name: str, data: str | Path) -> bool:
-        """Whether a slide's file was removed from the folder of the data, or the slide from the folder of its tiles."""
+    def _former_path(self, name: str) -> str:
+        """Where a slide was that is not among the data any more, if it is not there now; otherwise empty."""
         record = read_record(self.out, name) if name not in self.paths else None
         path = str((record or {}).get("path", ""))
-        if os.path.lexists(path) or not os.path.isdir(os.path.dirname(path)):
-            return False
+        return "" if os.path.lexists(path) else path
+
+    def _is_lost(self, name: str, path: str, data: str | Path) -> bool:
+        """Whether a file was removed from the folder of the data, or a slide from the folder of its tiles."""
         if is_tile_folder(data):
             return read_record(Path(data), name) is None
         return os.path.isdir(data) and Path(os.path.abspath(data)) in Path(path).parents
@@ -263,3 +272,11 @@ class PerSlide(ABC, Generic[Found]):
         result = self.made(name)[0]
         row["result"] = identity_of(result) if os.path.exists(result) else None
         write_record(self.out, row, self.identity(name))
+
+
+def _holds_files(folder: str) -> bool:
+    """Whether a folder exists and is not empty, but for hidden files."""
+    try:
+        return any(not entry.name.startswith(".") for entry in os.scandir(folder))
+    except OSError:
+        return False

@@ -42,7 +42,8 @@ from densepath.sources.tiles.tile_files import SLIDES, h5py_module
 from densepath.sources.tiles.tissue import Holes, Pen
 
 LOG, SHEET = "tile.log", "contact_sheet.png"
-_FREE = ("data", "exclude", "default_mpp")  # may change: slides that need it are tiled again
+_FREE = ("data", "exclude")  # may change when the same command continues
+_LATEST = ("default_mpp", "mpp_table")  # also these: slides that they are for are tiled again
 _MPP, _SIZE = 0.5, 256
 _MOST_WORKERS = 16
 
@@ -132,13 +133,15 @@ def tile(
         "align": align,
         "coords": coords if coords is None else str(coords),
         "default_mpp": default_mpp,
+        "mpp_table": mpp_table if mpp_table is None else str(mpp_table),
         "exclude": list(exclude),
         "table": table,
     }
     out = Path(out)
     paths = dict(zip(names, slides, strict=True))
     job = Job(out, paths, mpp, size, overlap, min_tissue, given_mpp, drawn, given, holes, pen, align)
-    with work_folder(out, options, log=LOG, free=_FREE), job.together(default_mpp):
+    folder = work_folder(out, options, log=LOG, free=_FREE, latest=_LATEST)
+    with folder as write_added, job.together(default_mpp):
         job.work(
             data,
             SLIDES,
@@ -148,6 +151,7 @@ def tile(
             shard=part,
             also=passed.also(),
             lines=(given_mpp.unknown(slides), *(each.describe_unmatched() for each in (given, drawn) if each)),
+            on_begin=write_added,
         )
         return _gather(job, names, table, part, watch)
 

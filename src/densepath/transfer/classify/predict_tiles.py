@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from densepath.core.closing import say_end, step_of_another
 from densepath.core.csv_files import write_rows
@@ -22,7 +23,7 @@ from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.system import with_progress
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, lasting
 from densepath.sources.slides.resolution import MppTable, same_mpp
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
@@ -188,7 +189,7 @@ def _predict_slide(
     with as_corrupt(slide):
         opened = slide.open()
     batches = batches_of(range(len(tiling)), AT_ONCE)
-    parts = encode(readout, Stored(SlideTiles([tiling])), batches, hardware.device, hardware.precision == "bf16-mixed")
+    parts = encode(readout, _Tiles(SlideTiles([tiling])), batches, hardware.device, hardware.precision == "bf16-mixed")
     positions, logits, damaged = collect(with_progress(parts, len(batches), f"batches of {slide.name}"))
     if not positions:
         raise CorruptImage(
@@ -209,6 +210,15 @@ def _predict_slide(
         write_heat_map(heat_map, opened, boxes, own, label=f"probability of {name}", limits=(0.0, 1.0))
     means = {f"mean p {name}": float(mean) for name, mean in zip(notes.labels, chances.mean(0), strict=True)}
     return {"path": slide.path, "tiles": len(tiling), "damaged": len(damaged), **means}
+
+
+class _Tiles(Stored):
+    """The tiles of a slide as a network takes them."""
+
+    def read(self, position: int) -> npt.NDArray[Any] | CorruptImage:
+        """A tile (size, size, C), or why it is damaged. Raises CorruptImage if a disk or a network has failed."""
+        found = super().read(position)
+        return lasting(found) if isinstance(found, CorruptImage) else found
 
 
 def _drawn(notes: ClassifierNotes) -> Sequence[str]:

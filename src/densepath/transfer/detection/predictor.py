@@ -20,7 +20,7 @@ from densepath.core.single_values import check_choice, take_single_values
 from densepath.core.streams import say
 from densepath.core.threads import in_threads
 from densepath.core.torch_defaults import torch_defaults
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, lasting
 from densepath.sources.image_reader import DecodedImage, ImageReader, open_file
 from densepath.training.caller_state import state_of_the_caller
 from densepath.transfer.detection.detector import Detector
@@ -183,10 +183,10 @@ class TrainedDetector(nn.Module):
             windows: the windows.
             sides: pixels along y and x that are resized to the detector's short edge.
             score, precision: as for :meth:`predict`.
-            damaged: windows that cannot be read are added to it, and passed over; None to raise their error.
+            damaged: windows that are damaged are added to it, and passed over; None to raise their error.
 
         Raises:
-            CorruptImage: a window cannot be read.
+            CorruptImage: a window cannot be read; with ``damaged`` only because a disk or a network has failed.
         """
         if self.training:
             self.eval()
@@ -208,7 +208,7 @@ class TrainedDetector(nn.Module):
                 elif damaged is None:
                     raise sample
                 else:
-                    damaged.append((window, sample))
+                    damaged.append((window, lasting(sample)))
                 if waiting and (len(waiting) == count or number == len(windows)):
                     yield from self._found(waiting, score, device, precision == "bf16-mixed")
                     waiting = []

@@ -27,7 +27,7 @@ from densepath.nets.weights.trained_on import slides_of_weights
 from densepath.runs.progress import say
 from densepath.runs.watchdog import PARENT
 from densepath.sources.conversion import as_pixels
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, lasting
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.failures import report_problem
@@ -190,11 +190,11 @@ class _Tiles:
         self._size, self._channels = size, channels
 
     def read(self, position: int) -> npt.NDArray[Any] | CorruptImage:
-        """A tile (size, size, C), or why it cannot be read."""
+        """A tile (size, size, C), or why it is damaged. Raises CorruptImage if a disk or a network has failed."""
         try:
             pixels = as_pixels(self._tiles.read(position), self._channels, np.uint8)
         except CorruptImage as error:
-            return error
+            return lasting(error)
         return pixels if self._size is None else center(pixels, self._size)
 
 

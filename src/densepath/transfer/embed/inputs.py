@@ -23,6 +23,7 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.packed import PackedTiles
+from densepath.sources.patience import disk_failed, patiently
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 
 
@@ -65,10 +66,16 @@ class Inputs:
         return len(self.names)
 
     def read(self, position: int) -> npt.NDArray[Any] | CorruptImage:
-        """An image (*size, C), or why it cannot be read."""
+        """An image (*size, C), or why it cannot be read.
+
+        Raises:
+            CorruptImage: its disk has failed; features of the others would look complete.
+        """
         try:
-            pixels = self.images.read(position)
+            pixels = patiently(self.images.names(position), lambda: self.images.read(position))
         except CorruptImage as error:
+            if disk_failed(error):
+                raise
             return error
         if self._grey_or_color:
             pixels = as_pixels(pixels, self._channels, pixels.dtype)

@@ -24,6 +24,8 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.borders import report_borders
 from densepath.sources.slides.failures import report_problem
 from densepath.sources.slides.resolution import spacing_text
+from densepath.sources.slides.slide import Slide
+from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.sources.tiles.tissue import find_tissue
 from densepath.transfer.detection.found import Window
 from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
@@ -33,7 +35,7 @@ from densepath.transfer.predict_records import TABLE, record_of
 from densepath.transfer.slides.heat_map import files_of_map, write_density
 from densepath.transfer.slides.object_files import ObjectFiles, centroids_in
 from densepath.transfer.slides.object_pictures import draw_objects
-from densepath.transfer.slides.slide_list import ListedSlide, share_of_tiles
+from densepath.transfer.slides.slide_list import ListedSlide, Share, share_of_tiles
 from densepath.transfer.slides.slide_work import UNFINISHED, SlideWork, as_corrupt
 
 SLIDES = "slides.csv"
@@ -153,7 +155,7 @@ def _predict_slide(
     name = listed.name
     with as_corrupt(listed):
         slide = listed.open()
-        share = find_tissue(slide).share if listed.tiling is None else share_of_tiles(listed.tiling)
+        share, problems = _share_of_tissue(slide, listed.tiling)
     level = slide.at_mpp(search.mpp)
     reduced = slide.levels[level.level].at(level.scale)
     grid = Grid(reduced.downsample, reduced.shift, slide.mpp)
@@ -176,7 +178,6 @@ def _predict_slide(
     facts |= {"objects": files.count, "scan_corner": slide.file.scan_corner}
     if not kept:
         say(f"densepath: {name}: no tissue was found, so it has no objects")
-    problems = list(slide.file.problems)
     if damaged:
         x, y = grid.place([(damaged[0][0].left, damaged[0][0].top)])[0].round().astype(int)
         where = f"{len(damaged)} of {len(kept)} windows cannot be read, the first at x {x}, y {y}"
@@ -185,6 +186,17 @@ def _predict_slide(
         facts["problems"] = text = "; ".join(problems)
         report_problem(name, text)
     return facts
+
+
+def _share_of_tissue(slide: Slide, tiling: SlideTiling | None) -> tuple[Share, list[str]]:
+    """The share of tissue in rectangles, or whether tiles touch them, and what is wrong with the slide."""
+    problems = list(slide.file.problems)
+    if tiling is not None:
+        return share_of_tiles(tiling), problems
+    tissue = find_tissue(slide)
+    if lost := tissue.overview.damaged:
+        problems.append(f"tissue is not found in {lost:.1%} of it, which cannot be read: {tissue.overview.error}")
+    return tissue.share, problems
 
 
 def _files(out: Path, name: str) -> list[Path]:

@@ -19,6 +19,7 @@ from densepath.core.system import with_lines
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.failures import reason_of, report_problem
 from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity
+from densepath.sources.tiles.identity import read_record as tile_record
 from densepath.sources.tiles.tile_files import read_slide_rows
 from densepath.transfer.predict_records import Parts, read_record, record_of, recorded_names, refuse_others
 from densepath.transfer.slides.slide_list import ListedSlide
@@ -172,6 +173,8 @@ class SlideWork:
 def without_tiles(tiles: Path, out: Path) -> Callable[[str], bool]:
     """Whether a record is of a slide that has no tiles (any more), and not of another slide of that name.
 
+    A slide that a disk failed to give to ``densepath tile``, which will try it again, is not one.
+
     Args:
         tiles: the folder of ``densepath tile``.
         out: the folder of the results, whose records have the "path" of each slide that did not fail.
@@ -179,7 +182,8 @@ def without_tiles(tiles: Path, out: Path) -> Callable[[str], bool]:
     Raises:
         UserError: the folder of the tiles is unfinished or damaged.
     """
-    paths = {row["slide"]: row["path"] for row in read_slide_rows(tiles) if not int(row["tiles"] or 0)}
+    rows = [row for row in read_slide_rows(tiles) if not int(row["tiles"] or 0)]
+    paths = {row["slide"]: row["path"] for row in rows if not (tile_record(tiles, row["slide"]) or {}).get("again")}
 
     def is_former(name: str) -> bool:
         if (path := paths.get(name)) is None:
