@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_OFF = (None, False, 0, "none", (), [])
+_OFF: tuple[Any, ...] = (None, False, 0, "none", (), [])
 
 
 def is_on(value: Any) -> bool:
