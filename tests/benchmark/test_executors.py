@@ -66,6 +66,29 @@ def test_a_cancelled_job_ends_its_command_once(tmp_path, number):
     assert (tmp_path / "saved").read_text() == "x"
 
 
+def test_a_job_on_this_machine_is_stopped_without_a_traceback(tmp_path, capfd):
+    """It is waited for as long as its command saves its state, and Ctrl-C in a terminal reaches submitit, too."""
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), open('saved', 'a').write('x'), sys.exit(143)))\n"
+        "open('ready', 'w').close()\n"
+        "time.sleep(60)"
+    )
+    (tmp_path / "run").mkdir()
+    submit = make_submit("local", tmp_path / "jobs", [])
+    job = submit([sys.executable, "-S", "-c", script], tmp_path / "run", Path("log"), {})
+    while not (tmp_path / "run" / "ready").exists():
+        assert job.poll() is None
+        time.sleep(0.02)
+    os.kill(int(job._job.job_id), signal.SIGINT)
+    job.stop(signal.SIGTERM)
+    while job.poll() is None:
+        time.sleep(0.02)
+    assert job.returncode == 143 and (tmp_path / "run" / "saved").read_text() == "x"
+    assert "Traceback" not in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_job_that_slurm_no_longer_has_is_a_failure(tmp_path, monkeypatch):
     """Without accounting submitit does not learn that the cluster has ended a job."""
     squeue = tmp_path / "squeue"

@@ -364,14 +364,6 @@ def test_wrong_hyper_parameters_are_named(make, options, message):
         make(ConCL, **options)
 
 
-def test_options_that_the_concepts_do_not_have_are_reported(make):
-    images = ImageFiles(["a.png"])
-    line = prepare(make(ConCL, concepts="grid", num_concepts=4, stage=3), images)
-    assert line == "num_concepts and stage: no effect with concepts grid"
-    assert prepare(make(ConCL, concepts="grid", num_concepts=8, grid_size=4), images) is None  # 8 is the default
-    assert prepare(make(ConCL, num_concepts=4, stage=3), images) is None
-
-
 @pytest.mark.parametrize(
     ("concepts", "message"),
     [

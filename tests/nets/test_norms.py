@@ -1,5 +1,8 @@
 """Batch norms over groups of images, against plain ones over each group."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from timm.layers import SplitBatchNorm2d
@@ -7,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.core.errors import UserError
+from densepath.nets import norms
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import (
     group_batch_norm,
@@ -234,3 +238,35 @@ def test_statistics_of_rows_have_full_precision_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = normalize_rows(nn.BatchNorm1d(5), x, torch.arange(8) < 6)
     torch.testing.assert_close(found[:6], nn.BatchNorm1d(5)(x[:6]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_a_process_without_a_row_follows_the_statistics_of_the_others(monkeypatch, group):
+    """Two processes, here threads, have the running statistics of one with as many groups."""
+    torch.manual_seed(3)
+    x, valid = torch.randn(8, 5).double(), torch.tensor([1, 1, 1, 0, 0, 0, 1, 0]).bool()
+    one, two = nn.BatchNorm1d(5).double(), [nn.BatchNorm1d(5).double() for _ in range(2)]
+    group_batch_norm(one, group or 4)
+    whole = normalize_rows(one, x, valid)
+    barrier, given, numbers = threading.Barrier(2, timeout=30), {}, {}
+
+    def total(mine):
+        given[numbers[threading.get_ident()]] = mine
+        barrier.wait()
+        summed = given[0] + given[1]
+        barrier.wait()
+        return summed
+
+    def process(number):
+        numbers[threading.get_ident()] = number
+        if group:
+            group_batch_norm(two[number], group)
+        part = slice(4 * number, 4 * number + 4)
+        return normalize_rows(two[number], x[part], valid[part])
+
+    monkeypatch.setattr(norms, "total", total)
+    with ThreadPoolExecutor(2) as threads:
+        made = torch.cat(list(threads.map(process, range(2))))
+    torch.testing.assert_close(made, whole)
+    for norm in two:
+        torch.testing.assert_close(norm.state_dict(), one.state_dict())

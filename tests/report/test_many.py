@@ -16,7 +16,7 @@ from densepath.report import values, verb
 from densepath.report.blocks import Note, Table
 from densepath.report.comparison import _differences, comparable, compare_runs
 from densepath.report.measurements import averaged, read_measurements
-from densepath.report.runs import Run, Score, read_run
+from densepath.report.runs import Run, Score, read_run, read_sessions
 from densepath.report.scored_on import with_whole_paths
 from densepath.report.verb import write_report
 from densepath.runs.metrics import read_metrics
@@ -305,6 +305,18 @@ def test_relative_paths_of_data_start_where_a_run_was_started(tmp_path: Path) ->
     assert len(_tables(runs)) == 2
     runs["c"] = Run(tmp_path / "c", {**_CLASSIFY, "data": "/a/D", "labels": "/a/l.csv"}, scores=scores)
     assert [names for names, _ in _tables(runs)] == [["a", "c"], ["b"]]
+
+
+def test_the_record_of_a_run_is_that_of_its_first_training_where_it_has_none(tmp_path: Path) -> None:
+    (run := tmp_path / "run" / "seed_0" / "fold_1").mkdir(parents=True)
+    assert read_sessions(tmp_path / "run") == []
+    (run / "sessions.yaml").write_text("- folder: /later\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sessions.yaml").write_text("- folder: /secret\n")
+    (run.parent / "fold_0").symlink_to(tmp_path / "out")  # leads out of the run
+    assert read_sessions(tmp_path / "run") == [{"folder": "/later"}]
+    (tmp_path / "run" / "sessions.yaml").write_text("- folder: /own\n")
+    assert read_sessions(tmp_path / "run") == [{"folder": "/own"}]
 
 
 def test_seeds_of_one_relative_path_in_two_folders_are_not_taken_together(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@ import os
 import pickle
 import resource
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from densepath.core.errors import UserError
 from densepath.runs import checkpoints
-from densepath.runs.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
+from densepath.runs.checkpoints import is_trained, newest_checkpoint, read_checkpoint, write_checkpoint
 
 
 def state(step):
@@ -193,3 +194,13 @@ def test_a_full_disk_is_reported_in_the_same_way_by_every_call(tmp_path, monkeyp
         "make room or fix the folder, then start again with --resume"
     )
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_kill_left_of_the_checkpoints_of_a_finished_training_is_removed(tmp_path):
+    write_checkpoint(tmp_path / "checkpoints", state(1))
+    assert not is_trained(tmp_path, Path("exported/classifier.safetensors"))
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "classifier.safetensors").touch()
+    assert is_trained(tmp_path, Path("exported/classifier.safetensors"))
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]

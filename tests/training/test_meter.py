@@ -79,3 +79,34 @@ def test_the_first_loss_that_is_not_finite_is_named_with_its_images(bad):
     assert meter.not_finite() == (1, [10, 11])
     meter.collect()
     assert meter.not_finite() is None
+
+
+def test_of_a_long_run_without_rows_only_its_numbers_are_kept():
+    """And the memory of a loss that is a corner of that of its summands is not."""
+    meter, plain = Meter(), []
+    for step in range(2500):
+        loss = torch.full((64, 64), step / 3).mean() if step else torch.zeros(4096)[0]
+        plain.append(loss)
+        meter.record(step, {"loss": loss, "epoch": step / 7}, Images([step]))
+        if step == 1500:
+            state = meter.state()
+            meter.restart()
+            meter.restore(state, torch.device("cpu"))
+    kept = [each for values in meter._tensors.values() for each in (*values._together, *values._single)]
+    assert sum(each.untyped_storage().nbytes() for each in kept) == 4 * 2500
+    assert len(kept) < 1026 and len(meter._losses) < 1026
+    assert meter.newest() == (2499, [2499]) and meter.not_finite() is None
+    row = meter.collect()
+    assert row["loss"] == torch.stack(plain).double().mean().item()
+    assert row["epoch"] == math.fsum(step / 7 for step in range(2500)) / 2500
+
+
+def test_a_loss_that_is_not_finite_is_remembered_until_the_next_row():
+    meter = Meter()
+    for step in range(2100):
+        meter.record(step, {"loss": torch.tensor(math.nan if step in (3, 1500) else 1.0)}, Images([step]))
+    assert meter.not_finite() == (3, [3])
+    meter.record(2100, {"loss": torch.tensor(math.inf)}, Images([2100]))
+    assert meter.not_finite() == (3, [3]) and meter.newest() == (2100, [2100])
+    meter.collect()
+    assert meter.not_finite() is None

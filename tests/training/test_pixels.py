@@ -25,8 +25,9 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.export import export
 from densepath.training.pretrain import pretrain
-from densepath.transfer.detection.detect import _recorded, detect
+from densepath.transfer.detection.detect import detect
 from densepath.transfer.detection.detector_file import load_detector
+from densepath.transfer.detection.preparation import recorded_pixels
 from densepath.transfer.embed.encoder import load_encoder
 from densepath.transfer.probe.probe import probe
 from densepath.transfer.trainings import pixels_of_run
@@ -129,7 +130,7 @@ def test_a_run_on_dim_images_of_16_bits_is_used_on_16_bits(tmp_path: Path, xrays
     detect(weights=run, batch_size=2, max_steps=1, **options)
     _, notes = load_detector(tmp_path / "d" / "exported" / "detector.safetensors")
     assert notes.spec == encoder.spec and notes.spec.image_dtype is np.uint16
-    assert _recorded(yaml.safe_load((tmp_path / "d" / "config.yaml").read_text()), tmp_path) == encoder.spec
+    assert recorded_pixels(yaml.safe_load((tmp_path / "d" / "config.yaml").read_text()), tmp_path) == encoder.spec
 
 
 @pytest.mark.parametrize("method", ["mae", "conv_mim", "spark", "byol"])

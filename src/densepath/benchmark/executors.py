@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,14 +29,15 @@ class SubmittedJob:
 
     Args:
         job: the job; its result is that of :func:`timed`.
+        local: whether it is a process on this machine, whose number is that of the job.
 
     Attributes:
         returncode: the exit code of its command; None before its end.
         seconds: how long the command ran; None if that is unknown. A job may wait long before it starts.
     """
 
-    def __init__(self, job: Any) -> None:
-        self._job = job
+    def __init__(self, job: Any, local: bool = False) -> None:
+        self._job, self._local = job, local
         self.returncode: int | None = None
         self.seconds: float | None = None
         self._ask_at = 0.0
@@ -71,6 +73,10 @@ class SubmittedJob:
 
     def stop(self, signum: int) -> None:
         """Cancel the job: the command gets SIGTERM and saves its state."""
+        if self._local:  # submitit's own interrupt ends its process with a traceback, and kills the job a second later
+            with suppress(ProcessLookupError):
+                os.kill(int(self._job.job_id), signal.SIGTERM)
+            return
         self._job.cancel(check=False)
         if self._job.job_id.startswith("DEBUG"):  # it has not started, and never will
             self.returncode = -signum
@@ -115,9 +121,26 @@ def make_submit(
         raise UserError(f"submitit's executor {executor} cannot be used: {unwrapped(str(error))}") from None
 
     def submit(command: Sequence[str], cwd: Path, log: Path, environment: Mapping[str, str]) -> SubmittedJob:
-        return SubmittedJob(made.submit(timed, list(command), str(cwd.absolute()), str(log), dict(environment)))
+        given = list(command), str(cwd.absolute()), str(log), dict(environment)
+        if executor != "local":
+            return SubmittedJob(made.submit(timed, *given))
+        with _interrupts_ignored():  # Ctrl-C in a terminal reaches submitit's process, too
+            return SubmittedJob(made.submit(timed, *given), local=True)
 
     return submit
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes that are started in this block ignore SIGINT, unless another thread than the main one starts them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def timed(command: Sequence[str], cwd: str, log: str, environment: Mapping[str, str]) -> tuple[int, float]:

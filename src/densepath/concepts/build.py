@@ -13,17 +13,14 @@ from densepath.concepts.source import ConceptSource
 from densepath.concepts.superpixels import Superpixels
 from densepath.core.errors import UserError
 
-# The options of each source
-OPTIONS = {
-    "kmeans": ("num_concepts", "stage"),
-    "grid": ("grid_size",),
-    "superpixels": ("superpixel_scale",),
-    "saliency": (),
-    "nuclei": ("nucleus_radius",),
-    "cells": ("num_concepts",),
-    "files": (),
+CONCEPTS = ("kmeans", "grid", "superpixels", "saliency", "nuclei", "cells", "files")
+SOURCES = {  # that have each option
+    "num_concepts": ("kmeans", "cells"),
+    "stage": ("kmeans",),
+    "grid_size": ("grid",),
+    "superpixel_scale": ("superpixels",),
+    "nucleus_radius": ("nuclei",),
 }
-CONCEPTS = tuple(OPTIONS)
 
 
 def build_source(

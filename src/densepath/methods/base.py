@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError
 from densepath.methods.collapse import CollapseAlarm
 from densepath.methods.needs import Need
+from densepath.methods.option_effects import Needed
 from densepath.methods.signatures import check_numbers, complete_signature
 from densepath.nets.backbones import Backbone
 from densepath.sources.per_image import PerImage
@@ -87,6 +88,7 @@ class Method(nn.Module):
         unused_views: views of :meth:`views` that are not needed with these hyper-parameters.
         feature_view: the view of an image that :meth:`extract_features` gets.
         standardize: whether embeddings are standardized over the batch.
+        needed_options: what options need of others to have an effect, by name; the others always have one.
         phases: whether the loss has other terms in other parts of a run, so that its values cannot be compared.
     """
 
@@ -98,6 +100,7 @@ class Method(nn.Module):
     unused_views: tuple[str, ...] = ()
     feature_view: ClassVar[Declaration] = CENTER
     standardize: bool = False
+    needed_options: ClassVar[Needed] = {}
     phases: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

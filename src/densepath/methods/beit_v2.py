@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from densepath.core.losses import full_precision
 from densepath.core.masking import count_visible, square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
+from densepath.methods.option_effects import Needed, With
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import (
     add_positions,
@@ -62,6 +63,8 @@ class BEiTv2(FrozenTarget[Tokenizer]):
 
     Source: Peng et al., arXiv 2208.06366, and its released code; masks as BEiT (ICLR 2022).
     """
+
+    needed_options: ClassVar[Needed] = {"early_layer": (With("head_layers"),)}
 
     def __init__(
         self,

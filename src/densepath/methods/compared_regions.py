@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from densepath.methods.base import Losses
 from densepath.methods.cell_prior import CellPrior, GuidedByCells
+from densepath.methods.option_effects import Needed, With
 from densepath.methods.region_vectors import Vectors, make_block, region_weights
 from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch, View
@@ -37,6 +38,10 @@ class ComparedRegions(GuidedByCells):
     """
 
     views_together = 2
+    needed_options: ClassVar[Needed] = {
+        "interaction_weight": (With("interactions"),),
+        "shared_block": (With("interaction_weight"),),
+    }
 
     def __init__(
         self,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from types import MappingProxyType
-from typing import Any, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from densepath.concepts.build import OPTIONS, build_source
+from densepath.concepts.build import SOURCES, build_source
 from densepath.concepts.cells import CellConcepts
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.source import Concepts
@@ -25,6 +24,7 @@ from densepath.core.regions import Regions
 from densepath.methods.base import Losses
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.methods.needs import Need
+from densepath.methods.option_effects import Needed, With, is_above, is_below, one_of
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment
@@ -74,6 +74,14 @@ class ConCL(MoCoV2):
     Source: Yang et al., ECCV 2022, arXiv 2207.06733.
     """
 
+    needed_options: ClassVar[Needed] = {
+        "concept_weight": (With("warmup", is_below(1)),),
+        "warmup": (With("concept_weight"),),
+        **dict.fromkeys(("concepts", "restoration", "concept_queue_size", "keys_per_image"), (With("concept_weight"),)),
+        **{name: (With("concepts", one_of(*sources)),) for name, sources in SOURCES.items()},
+        "stage": (With("concepts", one_of(*SOURCES["stage"])), With("num_concepts", is_above(1))),
+    }
+
     def __init__(
         self,
         backbone: Backbone,
@@ -99,19 +107,15 @@ class ConCL(MoCoV2):
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
         if restoration not in ("argmax", "shares"):
             raise UserError(f"unknown restoration {restoration!r}; choose argmax or shares")
-        of_sources: dict[str, Any] = {
-            "num_concepts": num_concepts,
-            "stage": stage,
-            "grid_size": grid_size,
-            "superpixel_scale": superpixel_scale,
-            "nucleus_radius": nucleus_radius,
-        }
-        self.source = build_source(concepts, **of_sources, ndim=backbone.ndim)
-        usual = inspect.signature(ConCL).parameters
-        self._idle = [
-            name for name, value in of_sources.items() if name not in OPTIONS[concepts] and value != usual[name].default
-        ]
-        self._concepts = concepts
+        self.source = build_source(
+            concepts,
+            num_concepts=num_concepts,
+            stage=stage,
+            grid_size=grid_size,
+            superpixel_scale=superpixel_scale,
+            nucleus_radius=nucleus_radius,
+            ndim=backbone.ndim,
+        )
         if restoration == "shares" and self.source.num_concepts is None:
             raise UserError(f"images have different numbers of concepts with {concepts}; use restoration argmax")
         if isinstance(self.source, ImageLabels):
@@ -176,10 +180,7 @@ class ConCL(MoCoV2):
 
     def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
         self.extras = {name: given[name] for name in self.needs()}
-        lines = [given["cells"].describe()] if "cells" in self.extras else []
-        if self._idle:
-            lines.append(f"{' and '.join(self._idle)}: no effect with concepts {self._concepts}")
-        return "; ".join(lines) or None
+        return given["cells"].describe() if "cells" in self.extras else None
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_c of two feature maps (B, C, h, w); their shared concepts join the concept queue after the step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from densepath.core.masking import (
 )
 from densepath.core.resampling import sample, sample_nearest
 from densepath.methods.base import Losses, Method, Reconstruction
+from densepath.methods.option_effects import Needed, With, one_of
 from densepath.nets.backbones import Backbone
 from densepath.nets.decoders.multi_scale import MultiScaleDecoder
 from densepath.nets.masked_stem import MaskedStages, MaskedStem
@@ -69,6 +70,7 @@ class ConvMIM(Method):
     """
 
     batch_norm = "synchronized"
+    needed_options: ClassVar[Needed] = {"stem": (With("masking", one_of("stem")),)}
 
     def __init__(
         self,

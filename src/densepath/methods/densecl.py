@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
 from densepath.methods.base import Losses
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
+from densepath.methods.option_effects import Needed, With
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import DenseHead
 from densepath.views.view import Batch
@@ -45,6 +46,8 @@ class DenseCL(MoCoV2):
 
     Source: Wang et al., CVPR 2021, arXiv 2011.09157.
     """
+
+    needed_options: ClassVar[Needed] = {"match": (With("dense_weight"),)}
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from densepath.core.regions import global_pool
 from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
 from densepath.methods.collapse import same_for_all
+from densepath.methods.dino_options import NEEDED
 from densepath.methods.multi_crop import LOCAL, multi_crop
 from densepath.methods.region_vectors import Vectors, flat
 from densepath.nets.backbones import Backbone
@@ -83,6 +84,7 @@ class DINO(Method):
 
     batch_norm = "synchronized"
     views_together = 2
+    needed_options = NEEDED
     own_heads: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import TypedDict
 
 from densepath.core.distillation import Centering
+from densepath.methods.option_effects import Needed, With, one_of
+
+NEEDED: Needed = {  # by the options of DINO
+    "teacher_temperature_start": (With("teacher_temperature_epochs", equal="teacher_temperature"),),
+    "center_momentum": (With("centering", one_of("mean")),),
+    "local_size": (With("local_crops"),),
+}
 
 
 class DINOOptions(TypedDict, total=False):

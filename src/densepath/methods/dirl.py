@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 from densepath.core.momentum import Momentum
 from densepath.methods.cellback import Cellback
 from densepath.methods.dino_options import DINOOptions
+from densepath.methods.option_effects import Needed, With
 from densepath.methods.region_vectors import Vectors, make_block, region_vectors, region_weights
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import require_transformer
@@ -38,6 +39,11 @@ class DiRL(Cellback):
 
     Source: Kapse et al., "Attention De-sparsification Matters" (DiRL), section 3; no code was released.
     """
+
+    needed_options: ClassVar[Needed] = {
+        "interaction_prototypes": (With("interaction_weight"),),
+        "shared_block": (With("interaction_weight"),),
+    }
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from densepath.methods.base import Losses
 from densepath.methods.dino import DINO
 from densepath.methods.dino_options import DINOOptions
 from densepath.methods.multi_crop import LOCAL, multi_crop
+from densepath.methods.option_effects import Needed, With
 from densepath.methods.region_vectors import Vectors
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, require_transformer
@@ -73,6 +74,7 @@ class IBOT(DINO):
     """
 
     heads_of_positions = True
+    needed_options: ClassVar[Needed] = {"shared_head": (With("patch_weight"),)}
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from densepath.core.random import shuffled
 from densepath.core.regions import global_pool
 from densepath.methods.base import Heartbeat, Losses, no_heartbeat
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
+from densepath.methods.option_effects import Needed, With, is_below
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
@@ -65,6 +66,11 @@ class PCLV2(MoCoV2):
     prototypes: Tensor
     concentrations: Tensor
     assignments: Tensor
+
+    needed_options: ClassVar[Needed] = {
+        "num_clusters": (With("warmup", is_below(1)),),
+        "num_negatives": (With("warmup", is_below(1)),),
+    }
 
     def __init__(
         self,

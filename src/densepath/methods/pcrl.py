@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from densepath.core.queue import Queue
 from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.methods.collapse import output_spread
+from densepath.methods.option_effects import Needed, With, one_of
 from densepath.nets.backbones import Backbone
 from densepath.nets.decoders.build import build_decoder, decoder_state
 from densepath.nets.heads import MLPHead
@@ -85,6 +86,13 @@ class PCRL(Method):
     Source: Zhou et al., ICCV 2021. The released code differs in many ways: see :class:`PCRLReleased`.
     """
 
+    needed_options: ClassVar[Needed] = {
+        "attention_rank": (With("attention", one_of("factored")),),
+        "contrast": (With("attention"),),
+        "min_iou": (With("windows"),),
+        "sigmoid": (With("targets"),),
+    }
+
     def __init__(
         self,
         backbone: Backbone,
@@ -118,30 +126,24 @@ class PCRL(Method):
         width = backbone.channels[backbone.deepest]
         self.backbone = backbone
         self.projector = MLPHead(width, hidden_dim, dim)
-        components = backbone.ndim + 4
         self.attention: TransformationAttention | None = None
         if attention != "none":
-            self.attention = TransformationAttention(width, components, attention, attention_rank, backbone.ndim)
+            self.attention = TransformationAttention(width, backbone.ndim + 4, attention, attention_rank, backbone.ndim)
         self.key_backbone, self.key_projector = Momentum(self.backbone), Momentum(self.projector)
         self.key_attention = Momentum(self.attention) if self.attention is not None else None
         self.queue = Queue(queue_size, dim)
         if targets != "none":
             self.decoder, self.head = build_decoder(backbone)
         self.turn_head = nn.Linear(width, 4) if predict_turns else None
-        self.temperature, self.momentum, self.shuffle = temperature, momentum, shuffle
-        self.standardize, self.contrast = standardize, contrast
-        self.targets, self.alpha = targets, alpha
-        self.sigmoid = sigmoid
+        self.temperature, self.momentum, self.shuffle, self.contrast = temperature, momentum, shuffle, contrast
+        self.standardize, self.targets, self.alpha, self.sigmoid = standardize, targets, alpha, sigmoid
         views = partial(self.views, targets=targets, windows=windows, min_iou=min_iou, painting=painting)
         self.views = views  # type: ignore[method-assign]
         if targets == "none":
             self.predicts_pixels = lambda: False  # type: ignore[method-assign]
         clean = ("first_clean", "second_clean", "first_target", "second_target")
-        self.unused_views = (
-            *(clean if targets == "none" else ()),
-            *(() if alpha > 0 else ("mixed_target",)),
-            *(() if predict_turns else ("rotated",)),
-        )
+        unused = {clean: targets == "none", ("mixed_target",): alpha == 0, ("rotated",): not predict_turns}
+        self.unused_views = tuple(name for names, idle in unused.items() if idle for name in names)
 
     @staticmethod
     def views(
@@ -227,8 +229,7 @@ class PCRL(Method):
         """The maps, with attention to the transformation of the target "NAME_target" on the deepest."""
         if attention is None:
             return maps
-        clean = "first" if name == "mixed" else name
-        vector = indicator(batch[f"{clean}_clean"].map, batch[f"{name}_target"].map)
+        vector = indicator(batch[f"{'first' if name == 'mixed' else name}_clean"].map, batch[f"{name}_target"].map)
         deepest = self.backbone.deepest
         return {**maps, deepest: attention(maps[deepest], vector.to(maps[deepest].device, non_blocking=True))}
 
@@ -279,8 +280,7 @@ class PCRL(Method):
         """For each image the targets T_o, T_m and T_h, one below the other."""
         if self.targets == "none":
             raise UserError("this run of pcrl has no targets and predicts no pixels; show one that has")
-        own, other, keys, _ = self.encode(batch)
-        pairs = self.predictions(batch, own, other, keys)
+        pairs = self.predictions(batch, *self.encode(batch)[:3])
         inputs = [(batch[n].pixels, batch[f"{n}_clean"].pixels) for n in ("first", "second")]
         if self.alpha:
             inputs.append(tuple(mix(self.shares(batch), *each) for each in zip(*inputs, strict=True)))  # type: ignore

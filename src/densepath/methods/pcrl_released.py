@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from densepath.core.losses import full_precision
 from densepath.methods.base import Losses, Reconstruction
 from densepath.methods.c2l import C2L, C2LOptions, Maps
 from densepath.methods.collapse import output_spread
+from densepath.methods.option_effects import Needed, With
 from densepath.nets.backbones import Backbone
 from densepath.nets.decoders.build import build_decoder, decoder_state
 from densepath.nets.heads import MLPHead
@@ -62,6 +63,8 @@ class PCRLReleased(C2L):
 
     Source: the code of Zhou et al., ICCV 2021. See :class:`~densepath.methods.pcrl.PCRL` for the paper.
     """
+
+    needed_options: ClassVar[Needed] = {"min_iou": (With("windows"),), "border": (With("windows"),)}
 
     def __init__(
         self,

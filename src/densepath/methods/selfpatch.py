@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from densepath.core.momentum import Momentum
 from densepath.methods.dino import DINO
 from densepath.methods.dino_options import DINOOptions
 from densepath.methods.multi_crop import LOCAL, multi_crop
+from densepath.methods.option_effects import Needed, With
 from densepath.methods.region_vectors import Vectors
 from densepath.nets.aggregate import Aggregate, similar_neighbors
 from densepath.nets.backbones import Backbone
@@ -52,6 +53,10 @@ class SelfPatch(DINO):
     """
 
     heads_of_positions = True
+    needed_options: ClassVar[Needed] = {
+        "patch_prototypes": (With("patch_weight"),),
+        "neighbors": (With("patch_weight"),),
+    }
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from densepath.core.queue import Queue
 from densepath.core.regions import global_pool
 from densepath.core.sinkhorn import sinkhorn
 from densepath.methods.base import Losses, Method
+from densepath.methods.option_effects import Needed, With
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead, Prototypes
 from densepath.views.augment import Augment
@@ -60,6 +61,7 @@ class SwAV(Method):
     queued: Tensor  # vectors so far
     batch_norm = "synchronized"
     views_together = 2
+    needed_options: ClassVar[Needed] = {"local_size": (With("local_crops"),), "queue_epoch": (With("queue_size"),)}
 
     def __init__(
         self,

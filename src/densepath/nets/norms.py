@@ -26,7 +26,8 @@ Network = TypeVar("Network", bound=nn.Module)
 def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> Tensor:
     """Apply a batch norm to rows of which some do not exist: these do not enter its statistics.
 
-    Running statistics follow those of the groups (see :func:`group_batch_norm`) with two rows or more.
+    Running statistics follow those of the groups (see :func:`group_batch_norm`) of all processes with two rows or more:
+    a process whose rows do not exist follows those of the others. All processes call this equally often.
 
     Args:
         norm: a batch norm of vectors, grouped or synchronized or neither; or an identity.
@@ -43,14 +44,21 @@ def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> T
     # Not as products of matrices, which autocast would compute in low precision.
     mean = over((weight * rows).sum(1, keepdim=True)) / count.clamp(min=1)
     variance = over((weight * (rows - mean).square()).sum(1, keepdim=True)) / count.clamp(min=1)
-    several = (count > 1).to(rows.dtype)
-    known, several = several.any(), several / several.sum().clamp(min=1)
-    found = (mean, variance * count / (count - 1).clamp(min=1))
-    kept = zip(found, running_statistics(norm).values(), strict=True)
-    follow_statistics(norm, *(torch.where(known, (several * new).sum((0, 1)), old.to(new.dtype)) for new, old in kept))
+    _follow_groups(norm, mean, variance * count / (count - 1).clamp(min=1), (count > 1).to(rows.dtype))
     scale = torch.rsqrt(variance + norm.eps) * norm.weight
     made = torch.addcmul(norm.bias, rows - mean, scale)
     return (norm.as_before(made) if isinstance(norm, Ghost) else made[0]).to(x.dtype)
+
+
+@torch.no_grad()
+def _follow_groups(norm: _BatchNorm, mean: Tensor, variance: Tensor, several: Tensor) -> None:
+    """Let the running statistics follow the mean over groups (G, 1, C) that have ``several`` (G, 1, 1) rows, if any."""
+    everywhere = nn.Identity() if isinstance(norm, Synchronized) else total  # whose groups are those of all processes
+    groups = everywhere(several.sum())
+    share = several / groups.clamp(min=1)
+    found = everywhere(torch.cat([(share * each).sum((0, 1)) for each in (mean, variance)])).split(norm.num_features)
+    kept = zip(found, running_statistics(norm).values(), strict=True)
+    follow_statistics(norm, *(torch.where(groups > 0, new, old.to(new.dtype)) for new, old in kept))
 
 
 def set_batch_norm(network: nn.Module, over: str, group: int = 0, images: int = 0) -> None:

@@ -247,10 +247,14 @@ def _options(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_sessions(folder: Path) -> list[Mapping[str, Any]]:
-    """When and where a run was computed, from its folder; empty if that is unknown."""
+    """When and where a run was computed, from its folder; empty if that is unknown.
+
+    Where only the trainings of a run have a record, as in former folders, that of the first is read.
+    """
+    files = (file for depth in range(_DEPTH + 1) for file in sorted(folder.glob("*/" * depth + SESSIONS)))
     try:
-        found = yaml.safe_load((folder / SESSIONS).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        found = yaml.safe_load(next(file for file in files if inside(file, folder)).read_text())
+    except (StopIteration, OSError, ValueError, yaml.YAMLError):
         return []
     return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
 

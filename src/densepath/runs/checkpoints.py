@@ -86,6 +86,19 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / name).exists() for name in (LAST, PREVIOUS))
 
 
+def is_trained(out: Path, result: str | Path) -> bool:
+    """Whether a training in a folder has written its result; what a kill has then left of its checkpoints is removed.
+
+    Args:
+        out: the folder of the training.
+        result: the file of the trained network, below the folder.
+    """
+    done = (out / result).is_file()
+    if done:
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    return done
+
+
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The last checkpoint of a run, or the one before if the last is damaged; None if there is none.
 

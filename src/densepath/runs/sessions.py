@@ -57,12 +57,12 @@ def begin_session(
     record_session(out, step, device, processes, data)
 
 
-def record_session(out: Path, step: int, device: torch.device, processes: int, data: Mapping[str, Any]) -> None:
+def record_session(out: Path, step: int | None, device: torch.device, processes: int, data: Mapping[str, Any]) -> None:
     """Append an entry to the record in a run folder. A full disk does not stop the run.
 
     Args:
         out: the run folder.
-        step: the number of optimizer steps done before.
+        step: the number of optimizer steps done before; None for a run with several trainings, which record theirs.
         device: the device of the first process.
         processes: number of processes.
         data: number and digests of the images.
@@ -70,7 +70,7 @@ def record_session(out: Path, step: int, device: torch.device, processes: int, d
     gpu = device.type == "cuda"
     entry = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "step": step,
+        **({} if step is None else {"step": step}),
         "command": command_line(),
         "folder": str(Path.cwd()),  # where relative paths of the command start
         "machine": f"{platform.node()}, {platform.platform()}, {cores()} CPU cores",

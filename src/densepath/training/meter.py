@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from statistics import fmean
@@ -15,10 +16,14 @@ from densepath.core.distributed import mean, world_size
 from densepath.core.stopwatch import Stopwatch
 
 BatchT = TypeVar("BatchT")
+_TOGETHER = 1024  # values of one output that become one tensor, and losses that are looked at together
 
 
 class Meter(Generic[BatchT]):
-    """Collects the outputs of the steps; reads the values only when asked to."""
+    """Collects the outputs of the steps; reads the values only when asked to, and each 1024th time.
+
+    Of each output only its number is kept until then, a few bytes, and of the losses those that are not looked at yet.
+    """
 
     def __init__(self) -> None:
         self._watch = Stopwatch()
@@ -26,9 +31,11 @@ class Meter(Generic[BatchT]):
 
     def restart(self) -> None:
         """Forget what was recorded, and start the clock."""
-        self._numbers: dict[str, list[float]] = {}
-        self._tensors: dict[str, list[Tensor]] = {}
+        self._numbers: dict[str, array[float]] = {}
+        self._tensors: dict[str, _Values] = {}
         self._losses: list[tuple[int, Tensor, Any]] = []
+        self._looked_at = 0  # of these losses, those of the last step
+        self._bad: tuple[int, list[int]] | None = None
         self._images = 0
         self._waited = 0.0
         self._paused = 0.0
@@ -65,37 +72,45 @@ class Meter(Generic[BatchT]):
         """
         for name, value in outputs.items():
             if isinstance(value, Tensor):
-                self._tensors.setdefault(name, []).append(value.detach())
+                self._tensors.setdefault(name, _Values()).append(_compact(value))
             else:
-                self._numbers.setdefault(name, []).append(value)
-        self._losses.append((step, outputs["loss"].detach(), getattr(batch, "index", None)))
+                self._numbers.setdefault(name, array("d")).append(value)
+        self._losses.append((step, _compact(outputs["loss"]), getattr(batch, "index", None)))
+        if len(self._losses) - self._looked_at >= _TOGETHER:
+            self._look()
         self._images += len(batch)
 
     def state(self) -> dict[str, Any]:
         """What was recorded since the last :meth:`collect`, for a checkpoint; waits for the device."""
-        tensors = {name: torch.stack(values).cpu() for name, values in self._tensors.items()}
         return {
-            "numbers": {name: [float(n) for n in numbers] for name, numbers in self._numbers.items()},
-            "tensors": tensors,
+            "numbers": {name: numbers.tolist() for name, numbers in self._numbers.items()},
+            "tensors": {name: values.joined().cpu() for name, values in self._tensors.items()},
         }
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continue from a state of :meth:`state`, so that means do not depend on where a run was stopped."""
-        self._numbers = {name: list(numbers) for name, numbers in state["numbers"].items()}
-        self._tensors = {name: list(values.to(device).unbind()) for name, values in state["tensors"].items()}
+        self._numbers = {name: array("d", numbers) for name, numbers in state["numbers"].items()}
+        self._tensors = {name: _Values([values.to(device)]) for name, values in state["tensors"].items()}
 
     def not_finite(self) -> tuple[int, list[int]] | None:
         """The first step since the last :meth:`collect` whose loss is NaN or Inf, and its images.
 
         Waits for the device.
         """
-        if not self._losses:
-            return None
-        losses = torch.stack([loss for _, loss, _ in self._losses]).tolist()
-        for value, (step, _, index) in zip(losses, self._losses, strict=True):
-            if not math.isfinite(value):
-                return step, index.tolist() if isinstance(index, Tensor) else []
-        return None
+        if len(self._losses) > self._looked_at:
+            self._look()
+        return self._bad
+
+    def _look(self) -> None:
+        """Look for a first loss of NaN or Inf among the new ones, and forget them, except those of the last step."""
+        new = self._losses[self._looked_at :]
+        losses = torch.stack([loss for _, loss, _ in new]).tolist()
+        for value, (step, _, index) in zip(losses, new, strict=True):
+            if self._bad is None and not math.isfinite(value):
+                self._bad = step, index.tolist() if isinstance(index, Tensor) else []
+        last = self._losses[-1][0]
+        self._losses = [each for each in self._losses if each[0] == last]
+        self._looked_at = len(self._losses)
 
     def newest(self) -> tuple[int, list[int]]:
         """The last recorded step, and its images."""
@@ -112,7 +127,7 @@ class Meter(Generic[BatchT]):
         """
         row = {name: fmean(numbers) for name, numbers in self._numbers.items()}
         if self._tensors:
-            means = torch.stack([torch.stack(values).double().mean() for values in self._tensors.values()])
+            means = torch.stack([values.joined().double().mean() for values in self._tensors.values()])
             row |= zip(self._tensors, mean(means).tolist(), strict=True)
         seconds = self._watch.read() - self._since - self._paused
         known = seconds > 0  # false if the clock stood still or jumped back
@@ -120,3 +135,31 @@ class Meter(Generic[BatchT]):
         row["waiting"] = min(self._waited / seconds, 1.0) if known else 0.0
         self.restart()
         return row
+
+
+class _Values:
+    """The values of an output, in order; each 1024 become one tensor.
+
+    Args:
+        together: tensors (N,) of earlier values.
+    """
+
+    def __init__(self, together: Iterable[Tensor] = ()) -> None:
+        self._together, self._single = list(together), list[Tensor]()
+
+    def append(self, value: Tensor) -> None:
+        """Add a scalar."""
+        self._single.append(value)
+        if len(self._single) == _TOGETHER:
+            self._together.append(torch.stack(self._single))
+            self._single = []
+
+    def joined(self) -> Tensor:
+        """All values (N,)."""
+        return torch.cat([*self._together, *([torch.stack(self._single)] if self._single else [])])
+
+
+def _compact(value: Tensor) -> Tensor:
+    """A scalar without its graph, in memory of its own: some losses are a corner of that of all their summands."""
+    value = value.detach()
+    return value if value.untyped_storage().nbytes() <= value.nbytes else value.clone()

@@ -17,6 +17,7 @@ from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
+from densepath.methods.option_effects import without_effect
 from densepath.nets.weights import pixel_notes
 from densepath.nets.weights.trained_on import SLIDES
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
@@ -253,7 +254,8 @@ def _begin(
     slides = record_slides(out, made.images, config.weights if made.fresh else "random")
     read = summarize(made.images, made.files) if made.fresh else []
     held = held_note(made.images, found.held, out) if made.fresh else None
-    notes = (*read, held, learner.loaded, color_note(made.views.without), made.labelled)
+    idle = without_effect(type(learner.method), learner.options)
+    notes = (*read, held, learner.loaded, color_note(made.views.without), made.labelled, *idle)
     report_start(notes, config.optimizer, steps, steps_per_epoch)
     if draw_views is not None and not (out / VIEWS).exists():
         draw_safely(partial(_draw_views, draw_views, made.images, made.views.maker(), out / VIEWS))

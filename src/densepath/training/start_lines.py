@@ -13,8 +13,8 @@ from densepath.training.optimizers import Optimizer
 
 
 def report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int, steps_per_epoch: float) -> None:
-    """Print the initial weights, what was found in the images, which options of the optimizer have no effect, and
-    whether the warm-up is shortened; a line each."""
+    """Print the initial weights, what was found in the images, which options have no effect, and whether the warm-up is
+    shortened; a line each."""
     cut = optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch
     epochs = "1 epoch" if optimizer.warmup_epochs == 1 else f"{optimizer.warmup_epochs:g} epochs"
     warmup = f"the warm-up of {epochs} is longer than half of the run and shortened to that"

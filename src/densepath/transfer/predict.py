@@ -3,56 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from densepath.core.closing import command, say_end
-from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write
-from densepath.core.locks import sole_writer
-from densepath.core.log import logged
 from densepath.core.paths import AnyPath, as_path
-from densepath.core.records import CONFIG, record_text
-from densepath.core.remains import remove_remains
 from densepath.core.result import Result
-from densepath.core.shared_work import Shard
 from densepath.core.single_values import take_single_values
-from densepath.core.stopwatch import Stopwatch
-from densepath.core.work_folder import work_folder
-from densepath.runs.folder import check_run
-from densepath.runs.progress import say
-from densepath.sources.listing import Passed
-from densepath.sources.run_folders import refuse_among_images
-from densepath.sources.slides.find import holds_slides
-from densepath.sources.slides.resolution import MppTable
-from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.training.caller_state import state_of_the_caller
-from densepath.training.hardware import Precision, choose_device, choose_hardware, choose_precision
+from densepath.training.hardware import Precision, choose_device, choose_hardware
 from densepath.transfer.classify.classifier import is_classifier
 from densepath.transfer.classify.predict_classes import predict_classes
 from densepath.transfer.classify.predict_tiles import OnSlides
-from densepath.transfer.detection.detector_file import detector_path
-from densepath.transfer.detection.predictor import OVERLAP, load_detector
-from densepath.transfer.detection.windows import check_search
+from densepath.transfer.detection.predictor import OVERLAP
 from densepath.transfer.mil.ensemble import is_mil_run
 from densepath.transfer.mil.new_slides import SlideOptions
 from densepath.transfer.mil.predict_answers import predict_answers
-from densepath.transfer.predict_images import Readers, predict_images
-from densepath.transfer.predict_records import TABLE
+from densepath.transfer.predict_objects import ObjectOptions, predict_objects
 from densepath.transfer.segment.predict_masks import predict_masks
 from densepath.transfer.segment.segmenter import is_segmenter
-from densepath.transfer.slides.precision import begun_precision
-from densepath.transfer.slides.predict_slides import SLIDES, predict_slides, search_of
-from densepath.transfer.slides.slide_list import GIVEN_LATER, list_of_slides, refuse_options
+from densepath.transfer.slides.slide_list import refuse_options
 
-LOG = "predict.log"
 _SCORE, _PICTURES = 0.5, 8
-_FREE = ("data", "run", "pictures", "devices")
-_LATER = {"orientation": None, "mpp": None, "mpp_table": None, "default_mpp": None}  # of later versions
 
 
 @take_single_values
@@ -149,107 +122,38 @@ def predict(
         "spacing": spacing,
         "orientation": orientation,
     }
+    of_slides: dict[str, Any] = {"mpp": mpp, "mpp_table": mpp_table, "default_mpp": default_mpp}
+    of_mil = {"weights": weights, "slides": slides}
+    how: dict[str, Any] = {"exclude": exclude, "devices": devices, "precision": precision}
     if pictures != "all" and pictures < 0:
         raise UserError(f"pictures is {pictures}; give a number, or all")
-    options: dict[str, Any]
     if is_classifier(run):
         refuse_options("detectors, not classifiers", {**of_detectors, "window": window})
         refuse_options("detectors and runs of mil", {"pictures": pictures if pictures != _PICTURES else None})
-        refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
-        on_slides = OnSlides(mpp, mpp_table, default_mpp, shard)
-        options = {"exclude": exclude, "devices": devices, "precision": precision}
-        return predict_classes(run, data=data, out=out, slides=on_slides, **options)
+        refuse_options("runs of densepath mil", of_mil)
+        return predict_classes(run, data=data, out=out, slides=OnSlides(**of_slides, shard=shard), **how)
     if is_segmenter(run):
         refuse_options("detectors, not segmenters", {n: v for n, v in of_detectors.items() if n != "overlap"})
-        of_slides = {"mpp": mpp, "mpp_table": mpp_table, "default_mpp": default_mpp}
         refuse_options("detectors, classifiers and runs of mil, not segmenters", of_slides)
-        refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
+        refuse_options("runs of densepath mil", of_mil)
         of_windows: dict[str, Any] = {"window": window, "overlap": overlap, "shard": shard}
-        options = {"exclude": exclude, "pictures": pictures, "devices": devices, "precision": precision}
-        return predict_masks(run, data=data, out=out, **of_windows, **options)
-    watch = Stopwatch()
+        return predict_masks(run, data=data, out=out, **of_windows, pictures=pictures, **how)
     if is_mil_run(run):
         refuse_options("detectors", of_detectors)
         choose_device(devices)
         hardware = choose_hardware(devices, precision)
-        how = SlideOptions(weights, mpp, window, mpp_table, default_mpp, exclude, shard, hardware, precision)
-        return predict_answers(Path(run), data, Path(out), how, slides, pictures)
-    refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
-    overlap = OVERLAP if overlap is None else overlap
-    check_search(score, window, overlap, spacing)
-    if not detector_path(run).is_file():
-        raise UserError(
-            f"there is no trained detector, classifier, segmenter or model of slides in {run}; detect, classify, "
-            "segment and mil write one when they end (a stopped run continues with --resume)"
-        )
-    detector = load_detector(run)
-    device = choose_device(devices)
-    chosen = choose_precision(precision, device.type)
-    out = Path(out)
-    if not is_tile_folder(data):
-        refuse_among_images(out, data)
-    record = {
-        "run": str(run),
-        "data": str(data),
-        "detector": digest_of_file(detector_path(run)),
-        "score": score,
-        "window": window,
-        "overlap": overlap,
-        "spacing": spacing,
-        "mpp": mpp,
-        "mpp_table": None if mpp_table is None else str(mpp_table),
-        "default_mpp": default_mpp,
-        "exclude": list(exclude),
-        "orientation": orientation,
-        "pictures": pictures,
-        "devices": devices,
-    }
-    passed = Passed()
-    made = {"objects": out / TABLE, "outlines for QuPath": out / "geojson", "pictures": out / "pictures"}
-    files: dict[str, Path] = {"table": out / TABLE}
-    if mpp is not None or holds_slides(data, exclude):
-        refuse_options("images, not slides", {"spacing": spacing, "orientation": orientation})
-        search = search_of(detector, mpp, window, overlap, score, chosen)
-        table = MppTable(mpp_table, default_mpp)
-        listed = list_of_slides(data, exclude, table, passed)
-        record["precision"] = chosen
-        with work_folder(out, record, log=LOG, free=(*_FREE, "precision"), later=GIVEN_LATER) as write_added:
-            search = replace(search, precision=begun_precision(out, precision, chosen))
-            _say_begin(detector.notes.detector, run, passed)
-            if unknown := table.unknown([slide.path for slide in listed]):
-                say(f"densepath: {unknown}")
-            counts = predict_slides(detector.to(device), listed, out, search, pictures, Shard.of(shard), write_added)
-            if not counts["left"]:
-                say_end(watch, "", {**made, "slides": out / SLIDES, "heat maps": out / "heat_maps"})
-        return Result(out, counts, {**files, "slides": out / SLIDES})
-    refuse_options("slides, not images", {"mpp_table": mpp_table, "default_mpp": default_mpp, "shard": shard})
-    readers = Readers(data, detector, exclude, passed, orientation)
-    with _alone(out, record):
-        _say_begin(detector.notes.detector, run, passed)
-        counts, drawn = predict_images(
-            detector.to(device), readers, out, (score, window, overlap, chosen), spacing, pictures
-        )
-        truth = Path(data).parent
-        known = Path(data).name == "test" and (truth / "annotations" / "test.json").is_file()
-        commands: tuple[str, ...] = (command("score", "--data", truth, "--predictions", out),) if known else ()
-        say_end(watch, "", made, commands)
-    return Result(out, counts, files | drawn, commands)
-
-
-def _say_begin(detector: str, run: str | Path, passed: Passed) -> None:
-    say(f"densepath: {detector} of {run}{passed.also()}")
-
-
-@contextmanager
-def _alone(out: Path, record: Mapping[str, Any]) -> Iterator[None]:
-    """The folder of predictions, for this process only."""
-    with sole_writer(out), logged(out / LOG):
-        _begin(out, record)
-        remove_remains(out)
-        yield
-
-
-def _begin(out: Path, record: Mapping[str, Any]) -> None:
-    if check_run(out, record, resume=True, free=_FREE, defaults=_LATER) is None:
-        with atomic_write(out / CONFIG) as part:
-            part.write_text(record_text(record))
+        tiles = SlideOptions(weights, mpp, window, mpp_table, default_mpp, exclude, shard, hardware, precision)
+        return predict_answers(Path(run), data, Path(out), tiles, slides, pictures)
+    refuse_options("runs of densepath mil", of_mil)
+    options = ObjectOptions(
+        score=score,
+        window=window,
+        overlap=OVERLAP if overlap is None else overlap,
+        spacing=spacing,
+        **of_slides,
+        orientation=orientation,
+        pictures=pictures,
+        shard=shard,
+        **how,
+    )
+    return predict_objects(run, data, Path(out), options)

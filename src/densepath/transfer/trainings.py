@@ -15,12 +15,14 @@ from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
+from densepath.runs.sessions import record_session
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.other_bits import seen_as
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.hardware import Hardware, Precision, choose_hardware, divide_batch, keep_freed_memory
 from densepath.transfer.classify.cohort import Pool
 from densepath.transfer.classify.config import ClassifyConfig
+from densepath.transfer.classify.results import METRICS
 from densepath.transfer.classify.splits import PARTS, Split, Study, divide
 from densepath.transfer.segment.config import SegmentConfig
 
@@ -73,6 +75,11 @@ class Trainings:
     def names(self) -> list[str]:
         """The folders of the trainings."""
         return [name for *_, name in self.each]
+
+    def record_session(self, out: Path, study: Study, hardware: Hardware) -> None:
+        """Record where several trainings of a run are computed, unless they are done; a single one does so itself."""
+        if self.names != [""] and not (out / METRICS).is_file():
+            record_session(out, None, hardware.device, hardware.world_size, {"images": len(study.train)})
 
 
 def hardware_of_run(old: Mapping[str, Any] | None, devices: int | str, precision: Precision) -> Hardware:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import warnings
@@ -23,6 +24,7 @@ from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
+from densepath.report.runs import read_sessions
 from densepath.runs.signals import Interrupted
 from densepath.sources.corrupt import LARGEST_SHARE
 from densepath.sources.open import find_source
@@ -60,6 +62,8 @@ def test_folds_by_patient_test_each_image_once(data: Path, classify: Classify, t
     for split in json.loads((out / "splits.json").read_text())["seed_1"]:
         parts = [{owners[name] for name in split[part]} for part in ("train", "validation", "test")]
         assert all(parts) and not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    (session,) = read_sessions(out)
+    assert session["folder"] == os.getcwd() and session["data"] == {"images": 24}
     record = json.loads((out / "metrics.json").read_text())
     assert record["labels"] == {"a": 12, "b": 12} and record["test_images"] == 24  # each once, not for each seed
     each = [run["macro_auc"] for run in record["runs"].values()]

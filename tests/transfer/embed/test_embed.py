@@ -34,6 +34,7 @@ from densepath.sources.packing import pack
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.embed import blocks as blocks_module
 from densepath.transfer.embed import embed as embed_module
+from densepath.transfer.embed.blocks import Blocks
 from densepath.transfer.embed.embed import embed
 from densepath.transfer.embed.encoder import Encoder, load_encoder
 from densepath.transfer.embed.feature_file import Shape, read_features, write_features
@@ -330,6 +331,33 @@ def test_processes_write_the_file_of_one(tmp_path: Path, monkeypatch: pytest.Mon
     one, two = (read_features(tmp_path / f"{devices}.safetensors") for devices in ("cpu", "cpu:2"))
     assert one.names == two.names and np.array_equal(one.values, two.values)
     assert one.notes["damaged_images"] == two.notes["damaged_images"] != []
+
+
+def test_a_command_that_was_stopped_before_it_removed_the_parts_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "data", 3)
+    (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    given: dict[str, Any] = SMALL | {"data": tmp_path / "data", "out": tmp_path / "f.safetensors"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Blocks, "remove", lambda blocks: None)
+        first = embed(**given)
+    before = (tmp_path / "f.safetensors").read_bytes()
+    said = capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(UserError, match="already exists"):
+        embed(**given | {"seed": 1, "weights": "random", "pool": "mean", "dtype": "float16"})
+    (tmp_path / "f.safetensors").rename(tmp_path / "kept")
+    (tmp_path / "f.safetensors").write_bytes(b"of somebody else")
+    with pytest.raises(UserError, match="already exists"):
+        embed(**given)
+    assert (tmp_path / "f.safetensors").read_bytes() == b"of somebody else"
+    (tmp_path / "kept").replace(tmp_path / "f.safetensors")
+    capsys.readouterr()
+    again = embed(**given)
+    assert capsys.readouterr().err.splitlines() == [said]
+    assert again == first and again.scores == first.scores and again.damaged == first.damaged != ()
+    assert (tmp_path / "f.safetensors").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["data", "f.safetensors"]
 
 
 def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from operator import itemgetter
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from densepath.cli import main
 from densepath.core.errors import UserError
+from densepath.report.runs import read_sessions
 from densepath.runs.signals import Interrupted
 from densepath.transfer.mil import bag_task
 from densepath.transfer.mil.attention import AttentionFiles
@@ -232,6 +234,9 @@ def test_all_models_are_compared_on_the_same_folds(study: Study, monkeypatch: py
     with (folder / "run" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["model"], row["other"]) for row in rows] == [("dsmil", "mean"), ("dsmil", "knn"), ("mean", "knn")]
+    for _ in range(2):  # a run that is complete has no further session
+        assert [session["folder"] for session in read_sessions(folder / "run")] == [os.getcwd()]
+        run(folder, model="all", attention=0, resume=True)
     for row in rows:
         difference = result[f"{row['model']}_macro_auc"] - result[f"{row['other']}_macro_auc"]
         assert float(row["macro_auc_difference"]) == pytest.approx(difference, abs=0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
+from densepath.report.runs import read_sessions
 from densepath.runs.signals import Interrupted
 from densepath.sources.corrupt import LARGEST_SHARE
 from densepath.sources.pixel_source import PixelSpec
@@ -62,6 +64,8 @@ def test_folds_by_patient_and_predictions_as_in_the_test(
     for split in json.loads((out / "splits.json").read_text())["seed_0"]:
         parts = [{name.partition("_")[0] for name in split[part]} for part in ("train", "validation", "test")]
         assert all(parts) and not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    (session,) = read_sessions(out)
+    assert session["folder"] == os.getcwd() and session["data"] == {"images": 8}
     record = json.loads((out / "metrics.json").read_text())
     shares = [float(row["dice"]) for row in cases if row["region"] == "red" and row["dice"]]
     assert record["scores"]["dice_red"]["value"] == pytest.approx(np.mean(shares), abs=1e-3)

@@ -20,8 +20,8 @@ from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
-from densepath.transfer.detection.detect import training_mpp
 from densepath.transfer.detection.prediction_files import MICRONS
+from densepath.transfer.detection.preparation import training_mpp
 from densepath.transfer.predict import predict
 from densepath.transfer.slides import predict_slides
 
@@ -56,7 +56,9 @@ def search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     (tmp_path / "detector.safetensors").write_bytes(b"")
 
     def run(data: Path, out: Path, known: float | None = None, using: Any = None, **options: Any) -> Any:
-        monkeypatch.setattr("densepath.transfer.predict.load_detector", lambda path: using or disk_detector(known))
+        monkeypatch.setattr(
+            "densepath.transfer.predict_objects.load_detector", lambda path: using or disk_detector(known)
+        )
         return predict(tmp_path / "detector.safetensors", data=data, out=out, devices="cpu", **options)
 
     return run

@@ -96,6 +96,7 @@ def run(config: ClassifyConfig) -> Result:
                 warn_of_undefined(study, split, name)
             check_same(out, study)
             keep_splits(out, study, trainings.splits)
+            trainings.record_session(out, study, hardware)
         opened = _opened(study, config, hardware)
         answers: list[Answers] = []
         tests: list[Pool] = []

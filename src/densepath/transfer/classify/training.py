@@ -22,7 +22,7 @@ from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm
 from densepath.nets.weights import load_weights
-from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
+from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint, is_trained
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.fingerprint import digests_of_contents, digests_of_packed
@@ -82,7 +82,7 @@ def fit(
         seed: seed of weights, orders and views.
         hardware: where to compute.
     """
-    if (out / CLASSIFIER_FILE).is_file():
+    if is_trained(out, CLASSIFIER_FILE):
         return
     images, validation = parts
     with torch.random.fork_rng(devices=[]):

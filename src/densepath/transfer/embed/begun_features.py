@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from densepath.core.records import CONFIG, record_text
 from densepath.core.streams import say
 from densepath.core.waiting import wait_for
 from densepath.runs.folder import changed_options, check_run, read_config
+from densepath.transfer.embed.feature_file import read_features
 
 _FREE = ("data", "batch_size", "devices", "densepath_version")  # may change when the same command continues
 
@@ -39,6 +40,25 @@ def await_record(folder: Path, record: dict[str, Any]) -> None:
             raise TimeoutError
 
     wait_for(attempt, "the first process", "it has not begun; see its message, then start all processes again")
+
+
+def finished(out: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The notes of a file of features that the same command has written, if it was stopped before it removed the parts.
+
+    Args:
+        out: the file.
+        folder: its parts.
+        record: what is computed.
+    """
+    begun = read_config(folder) if out.is_file() else None
+    if begun is None or changed_options(begun, record, _FREE, {}):
+        return None
+    with suppress(UserError):  # somebody else's file
+        notes = read_features(out).notes
+        known = {name: notes.get(name) for name in record}
+        if not changed_options(known, record, (*_FREE, "names"), {}):  # the digest of the names is not noted
+            return notes
+    return None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,12 @@ class Blocks:
         notes = {"images": self._inputs.stamp(self.positions(block)), "damaged": json.dumps(content.damaged)}
         with atomic_write(self.path(block)) as part:
             write_tensors(tensors, part, notes)
+
+    def remove(self) -> None:
+        """Remove the folder, the record of what they are last."""
+        for path in self._folder.glob("[0-9]*.safetensors"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def read(self) -> Iterator[Block]:
         """All blocks, in their order."""

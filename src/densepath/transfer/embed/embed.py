@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from densepath.core.files import require_new_file
 from densepath.core.locks import sole_writer
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
+from densepath.core.records import CONFIG
 from densepath.core.result import Result
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
@@ -34,7 +34,7 @@ from densepath.sources.volumes.store import VolumeStore
 from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
 from densepath.training.processes import other_processes
-from densepath.transfer.embed.begun_features import await_record, begin_record, kept_if_begun
+from densepath.transfer.embed.begun_features import await_record, begin_record, finished, kept_if_begun
 from densepath.transfer.embed.blocks import Block, Blocks
 from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
 from densepath.transfer.embed.encode import Encoded, batches_of, collect, encode
@@ -159,7 +159,9 @@ def embed(
         return Embeddings(out, embed_slides(data, out, how, exclude=exclude, **tiles))
     refuse_options("slides", tiles)
     check_format(out)
-    require_new_file(out)
+    folder = out.with_name(f".{out.name}.parts")
+    if not (folder / CONFIG).exists():
+        require_new_file(out)
     hardware = choose_hardware(devices, precision)
     source = open_source(data, exclude)
     encoder, line = load_encoder(weights, backbone, source, stage=stage, pool=pool, seed=seed)
@@ -175,12 +177,13 @@ def embed(
         "devices": str(devices),
         "densepath_version": __version__,
     }
-    folder = out.with_name(f".{out.name}.parts")
     record = notes | {"names": digest_of(map(encoded, inputs.names))}
     blocks = Blocks(folder, inputs, batch_size, dtype, (read_config(folder) or {}).get("batch_size"))
     with ExitStack() as stack:
         if hardware.rank == 0:
             stack.enter_context(sole_writer(folder))
+            if written := finished(out, folder, record):
+                return _close(out, blocks, encoder.dim, written, written["damaged_images"])
             require_new_file(out)  # another command may have written it meanwhile
             stack.enter_context(kept_if_begun(folder))
             begin_record(folder, record)
@@ -194,7 +197,7 @@ def embed(
         if hardware.rank > 0:
             return Embeddings(out, {"dim": encoder.dim})
         _await_blocks(blocks, children)
-        return _gather(out, folder, blocks, inputs, encoder.dim, dtype, notes)
+        return _gather(out, blocks, inputs, encoder.dim, dtype, notes)
 
 
 def _encode(encoder: Encoder, inputs: Inputs, blocks: Blocks, hardware: Hardware) -> None:
@@ -237,9 +240,7 @@ def _await_blocks(blocks: Blocks, children: Sequence[subprocess.Popen[bytes]]) -
     wait_for(attempt, "the features of other processes", remedy, sign=lambda: len(left))
 
 
-def _gather(
-    out: Path, folder: Path, blocks: Blocks, inputs: Inputs, dim: int, dtype: str, notes: dict[str, Any]
-) -> Embeddings:
+def _gather(out: Path, blocks: Blocks, inputs: Inputs, dim: int, dtype: str, notes: dict[str, Any]) -> Embeddings:
     """Write the blocks as one file, and remove them."""
     count, name_bytes, damaged = 0, 0, []
     for block in blocks.read():
@@ -247,7 +248,7 @@ def _gather(
         name_bytes += sum(len(encoded(inputs.names[position])) for position in block.positions)
         damaged += block.damaged
     if not count:
-        shutil.rmtree(folder, ignore_errors=True)
+        blocks.remove()
         raise UserError(f"none of {counted(len(inputs), 'image')} can be read; check the files ({damaged[0]})")
     if isinstance(inputs.images, VolumeStore):
         known = inputs.images.rows
@@ -260,7 +261,13 @@ def _gather(
     }
     parts = (([inputs.names[position] for position in block.positions], block.features) for block in blocks.read())
     write_features(out, parts, Shape(count, dim, dtype, name_bytes), notes)
-    shutil.rmtree(folder, ignore_errors=True)
-    without = f"; {counted(len(damaged), 'damaged image')} passed over: {first_few(damaged)}" if damaged else ""
+    return _close(out, blocks, dim, notes, damaged)
+
+
+def _close(out: Path, blocks: Blocks, dim: int, notes: Mapping[str, Any], damaged: Sequence[str]) -> Embeddings:
+    """Remove the blocks, and report what the file holds."""
+    blocks.remove()
+    count, failed = notes["images"], notes["damaged"]
+    without = f"; {counted(failed, 'damaged image')} passed over: {first_few(damaged)}" if failed else ""
     say(f"densepath: features of {counted(count, 'image')}, {counted(dim, 'number')} each, are in {out}{without}")
-    return Embeddings(out, {"images": count, "dim": dim, "damaged": len(damaged)}, damaged=tuple(damaged))
+    return Embeddings(out, {"images": count, "dim": dim, "damaged": failed}, damaged=tuple(damaged))

@@ -17,7 +17,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.json_files import load_json
 from densepath.core.spacing import varies
-from densepath.runs.checkpoints import CHECKPOINTS
+from densepath.runs.checkpoints import CHECKPOINTS, is_trained
 from densepath.training.hardware import Hardware
 from densepath.training.intervals import Intervals
 from densepath.training.loop import train
@@ -101,7 +101,7 @@ def fit(study: Study, train_set: BagSet, validation: BagSet, out: Path, seed: in
 
     Of several learning rates and weight decays, the validation cases choose one, too.
     """
-    if (out / MODEL_FILE).is_file():
+    if is_trained(out, MODEL_FILE):
         return
     solver = MODELS[study.model].solver
     config = study.config
@@ -111,7 +111,7 @@ def fit(study: Study, train_set: BagSet, validation: BagSet, out: Path, seed: in
         for lr, decay in product(rates, decays)
     ]
     folders = [out if len(options) == 1 else out / f"lr{each.lr:g}_wd{each.weight_decay:g}" for each in options]
-    missing = [pair for pair in zip(options, folders, strict=True) if not (pair[1] / MODEL_FILE).is_file()]
+    missing = [pair for pair in zip(options, folders, strict=True) if not is_trained(pair[1], MODEL_FILE)]
     standardization = train_set.standardization() if config.standardize and missing else None
     for each, folder in missing:
         _train(study, each, train_set, validation, folder, seed, standardization)

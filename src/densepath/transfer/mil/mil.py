@@ -23,6 +23,7 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.runs.closing import draw_safely
 from densepath.runs.folder import open_run
+from densepath.runs.sessions import record_session
 from densepath.training.caller_state import state_of_the_caller
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
@@ -104,6 +105,8 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         store = _Store(cohort, config.grouping == "averaged", mixed=begun_before(out / SPLITS))
         _check_same(out, store.digest)
         store.record.write(out)
+        if not all((_folder(config, name) / PREDICTIONS).is_file() for name in names):
+            record_session(out, None, hardware.device, hardware.world_size, {})
         store.pretraining.check(cohort, splits, config.allow_pretraining_slides)
         if "hipt" in names and store.longest > _LONG:
             say(f"densepath: hipt takes long: it compares all pairs of a bag's {counted(store.longest, 'tile')}")
@@ -112,8 +115,9 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         result = _finish(config, models, watch)
         if failed:
             name, why = next(iter(failed.items()))
+            also = f", and so did {', '.join(list(failed)[1:])}" if len(failed) > 1 else ""
             raise UserError(
-                f"{name} failed ({why}){_also(list(failed)[1:])}; {out} has the other models; fix the cause and give "
+                f"{name} failed ({why}){also}; {out} has the other models; fix the cause and give "
                 "the same command with --resume"
             )
         return result
@@ -212,10 +216,6 @@ def _run_each(
             failed[name] = str(error) if isinstance(error, UserError) else describe_failure(error)
             say(f"densepath: {name} failed: {failed[name]}")
     return models, failed
-
-
-def _also(names: Sequence[str]) -> str:
-    return f", and so did {', '.join(names)}" if names else ""
 
 
 def _run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,55 +124,73 @@ def probe(
         "neighbors": neighbors,
         "pool": pool,
     }
+    of_pixels: dict[str, Any] = {"orientation": orientation, "each_stage": each_stage, "l2": l2}
+    network = {"weights": weights, "backbone": backbone, "stages": stages, "pool": pool, "size": size}
+    shared: dict[str, Any] = {"fraction": fraction, "seed": seed, "devices": devices, "out": out}
     if task is not None:
-        given = {"labels": labels, **with_labels, "orientation": orientation, "each_stage": each_stage, "l2": l2}
-        usual = {"patient_regex": patient_regex, "folds": folds, "neighbors": neighbors, "pool": pool}
-        _refuse(given, {**usual, "each_stage": False, "l2": L2}, "has no effect with --task; leave it out")
-        if data is None:
-            raise UserError("--data must be given; see densepath probe --help")
-        check_out(out, data, weights)
-        check_seed(seed)
-        encoding = _encoding(weights, backbone, stages, pool, size, seed, devices)
-        result = probe_task(
-            task,
-            data,
-            encoding,
-            patient_regex=patient_regex,
-            folds=folds,
-            neighbors=neighbors,
-            fraction=fraction,
+        _refuse(
+            {"labels": labels, **with_labels, **of_pixels},
+            {**_usual(with_labels), "each_stage": False, "l2": L2},
+            "has no effect with --task; leave it out",
         )
-        return _finish(result, out, {"task": task, "data": data, **usual, "fraction": fraction, "seed": seed})
+        return _probe_task(task, _needed(data), with_labels, network, **shared)
     if labels is None:
         _refuse(with_labels, {"folds": _FOLDS, "neighbors": _NEIGHBORS, "pool": "auto"}, "needs --labels")
-        if data is None:
-            raise UserError("--data must be given; see densepath probe --help")
-        return probe_pixels(
-            data=data,
-            orientation=orientation,
-            weights=weights,
-            backbone=backbone,
-            seed=seed,
-            size=SIZE if size is None else size,
-            fraction=fraction,
-            stages=stages,
-            each_stage=each_stage,
-            l2=l2,
-            devices=devices,
-            out=out,
-        )
-    of_pixels = {"orientation": orientation, "each_stage": each_stage, "l2": l2}
+        size = SIZE if size is None else size
+        of_pixels |= {"weights": weights, "backbone": backbone, "stages": stages, "size": size}
+        return probe_pixels(data=_needed(data), **of_pixels, **shared)
     _refuse(of_pixels, {"each_stage": False, "l2": L2}, "has no effect with --labels; leave it out")
     if features is not None:
-        of_network = {"weights": weights, "backbone": backbone, "stages": stages, "pool": pool, "size": size}
         why = "has no effect with --features, which holds the features of all images; leave it out"
-        _refuse({**of_network, "test_data": test_data}, {"weights": "random", "pool": "auto"}, why)
-    check_out(out, data, labels, features, test_data, weights)
+        _refuse({**network, "test_data": test_data}, {"weights": "random", "pool": "auto"}, why)
+    return _probe_labels(labels, data, with_labels, network, **shared)
+
+
+def _probe_task(
+    task: Task,
+    data: str | Path,
+    with_labels: Mapping[str, Any],
+    network: Mapping[str, Any],
+    *,
+    fraction: float,
+    seed: int,
+    devices: str,
+    out: str | Path | None,
+) -> ImageProbe:
+    """The scores of a task that needs no labels. Arguments as for :func:`probe`, by name in the mappings."""
+    usual = _usual(with_labels)
+    check_out(out, data, network["weights"])
     check_seed(seed)
-    encoding = _encoding(weights, backbone, stages, pool, size, seed, devices)
+    encoding = _encoding(**network, seed=seed, devices=devices)
+    how = {name: value for name, value in usual.items() if name != "pool"}
+    result = probe_task(task, data, encoding, **how, fraction=fraction)
+    return _finish(result, out, {"task": task, "data": data, **usual, "fraction": fraction, "seed": seed})
+
+
+def _usual(with_labels: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for labels that tasks have, too."""
+    return {name: with_labels[name] for name in ("patient_regex", "folds", "neighbors", "pool")}
+
+
+def _probe_labels(
+    labels: str | Path,
+    data: str | Path | None,
+    with_labels: Mapping[str, Any],
+    network: Mapping[str, Any],
+    *,
+    fraction: float,
+    seed: int,
+    devices: str,
+    out: str | Path | None,
+) -> ImageProbe:
+    """The scores of images with classes. Arguments as for :func:`probe`, by name in the mappings."""
+    features, test_data, target = (with_labels[name] for name in ("features", "test_data", "target"))
+    check_out(out, data, labels, features, test_data, network["weights"])
+    check_seed(seed)
+    encoding = _encoding(**network, seed=seed, devices=devices)
     if target is not None and str(labels) == FOLDERS:
         raise UserError("--target names a column of a table; give the table with --labels, or leave it out")
-    how = Labels(str(labels), patient, patient_regex, target)
+    how = Labels(str(labels), with_labels["patient"], with_labels["patient_regex"], target)
     if features is not None:
         found, *tested = [read_features(features)]
     elif data is None:
@@ -186,12 +204,19 @@ def probe(
         data=data,
         test_features=tested[0] if tested else None,
         test_data=test_data,
-        folds=folds,
-        neighbors=neighbors,
+        folds=with_labels["folds"],
+        neighbors=with_labels["neighbors"],
         fraction=fraction,
         seed=seed,
     )
     return _finish(result, out, {"labels": labels, "data": data, **with_labels, "fraction": fraction, "seed": seed})
+
+
+def _needed(data: str | Path | None) -> str | Path:
+    """The images, which must be given."""
+    if data is None:
+        raise UserError("--data must be given; see densepath probe --help")
+    return data
 
 
 def _encoding(

@@ -91,6 +91,7 @@ def run(config: SegmentConfig) -> Result:
             digests = [*cases.digests, *(() if test is None else test.digests)]
             check_same(out, study, digests, _former_class(config, notes.legend))
             keep_splits(out, study, trainings.splits)
+            trainings.record_session(out, study, hardware)
         opened = cases.opened(config, hardware.device)
         tested = opened if test is None else test.opened(config, hardware.device)
         answers: list[Answers] = []

@@ -22,7 +22,7 @@ from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm, to_group_norm
 from densepath.nets.weights import load_weights
-from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
+from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint, is_trained
 from densepath.runs.closing import draw_safely
 from densepath.sources.corrupt import CorruptImage
 from densepath.training.hardware import Hardware
@@ -78,7 +78,7 @@ def fit(
         seed: seed of weights, orders and views.
         hardware: where to compute.
     """
-    if (out / SEGMENTER_FILE).is_file():
+    if is_trained(out, SEGMENTER_FILE):
         return
     cases, validation = parts
     first = rank() == 0 and hardware.rank == 0
