@@ -57,8 +57,8 @@ def convert_qupath(
 ) -> Path:
     """Convert GeoJSON of QuPath, and of ``densepath predict``, to a data set for ``detect`` and ``probe``.
 
-    Each GeoJSON file belongs to the image of the same name (tile.geojson or tile.png.geojson to tile.png), in pixels of
-    that image. It holds a FeatureCollection, a list of features or one feature; Polygons and MultiPolygons with holes
+    Each GeoJSON file belongs to the image of the same name (tile.geojson, tile.geojson.gz or tile.png.geojson to
+    tile.png), in pixels of that image. It holds a FeatureCollection, a list of features or one feature; Polygons and MultiPolygons with holes
     become the pixels whose centers lie inside, ellipses are read as QuPath reads them. Points and lines, classes that
     QuPath ignores (names that end in ``*``) and objects that repeat another one are left out. The category is the name
     of the classification. In files as CellViT writes them, with one object for each class and a MultiPolygon of more
