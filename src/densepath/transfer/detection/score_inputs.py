@@ -142,9 +142,7 @@ def _detections(path: Path, truth: LabelledImages, score: float) -> LabelledImag
     if not listing.is_file() and truth.coco is None:
         raise UserError(f"{listing} is missing, which names the images that {path} means; give a folder of label maps")
     try:
-        listed = (
-            load_json(listing, "COCO's images") if listing.is_file() else {"images": truth.coco["images"]}
-        )  # type: ignore[index]
+        listed = load_json(listing, "COCO's images") if listing.is_file() else {"images": truth.coco["images"]}  # type: ignore[index]
         names, sizes = _listed(listed["images"])
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{listing} lists no images with id, file_name, height and width; correct it") from None
