@@ -464,7 +464,7 @@ def test_fewer_tiles_in_training_and_bags_of_other_sets(study: Study) -> None:
         (["--model", "dsmill"], "no model is called 'dsmill'; did you mean dsmil or dsmil_linear?"),
         (["--target", "stage"], "has no column stage"),
         (["--task", "survival"], "survival needs --event"),
-        (["--splits", "no.json"], "no.json cannot be read"),
+        (["--splits", "no.json"], "no.json does not exist"),
         (["--splits", "no.json", "--folds", "4"], "folds: only for folds that are drawn, not those of --splits"),
         (["--data", "nowhere"], "there is no folder of features at nowhere"),
         (["--validation", "0"], "validation is 0"),
