@@ -200,7 +200,7 @@ def test_a_stopped_run_is_resumed_bit_for_bit(study: Study, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"answers\.json is not JSON .*; give a whole copy, or remove it"):
         run(folder, "parts", attention=0, model="clam", resume=True)
     answers.write_text(whole_answers)
-    damages = {"study.txt": "of the run in .*parts have changed", "splits.json": "splits.json does not hold splits"}
+    damages = {"study.txt": "of the run in .*parts have changed", "splits.json": "splits.json is not JSON"}
     for name, message in damages.items():
         content = (folder / "parts" / name).read_bytes()
         (folder / "parts" / name).write_bytes(b"\xff" + content[1:])
