@@ -51,7 +51,8 @@ def fit_window(train: CocoImages, *others: CocoImages) -> PixelSpec:
     """Read 16-bit images that use fewer bits, as 12-bit cameras write them, with a window of these bits.
 
     Only warns of such images if images of 8 bits are among a sample of the training images. A specification with a
-    window of its own keeps it, unless :func:`~densepath.sources.other_bits.seen_as` finds that the images have more bits.
+    window of its own keeps it, unless :func:`~densepath.sources.other_bits.seen_as` finds that the images have more
+    bits.
 
     Returns:
         The specification with which all of them are read.
