@@ -66,6 +66,15 @@ def test_the_first_usual_column_of_a_manifest_names_its_files(text: str, tmp_pat
     assert patients_of(tmp_path, [name]) == {name: "P"}
 
 
+@pytest.mark.parametrize("head", ["#id,file,patient", "#,file,patient", "# id,file,patient"])
+@pytest.mark.parametrize("name", ["list.csv", "manifest.csv"])
+def test_a_comment_that_is_the_header_names_the_patients(head: str, name: str, tmp_path: Path) -> None:
+    fill(tmp_path, {name: f"{head}\n0,a.png,P\n1,b.png,P\n", "a.png": "", "b.png": ""})
+    paths = [str(tmp_path / image) for image in ("a.png", "b.png")]
+    given = tmp_path / name if name == "list.csv" else tmp_path
+    assert patients_of(given, paths) == dict.fromkeys(paths, "P")
+
+
 def test_a_list_names_files_by_their_paths_only(tmp_path: Path) -> None:
     fill(tmp_path, {"list.csv": "file,patient\n1.png,P1\nB/1.png,\nB/2.png,P2\n"})
     names = [str(tmp_path / name) for name in ("1.png", "B/1.png", "B/2.png")]

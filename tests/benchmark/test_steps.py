@@ -41,6 +41,10 @@ rows:
 """
 
 
+_CLASSIFY = """verb: classify, data: mhist, tiles: lung, table: MHIST, metrics: [accuracy], seeds: [0],
+     options: {epochs: 1, validation: 0.5}"""
+
+
 def images(count, slides=()):
     names = tuple(map(str, range(count)))
     return ImageSet("nowhere", f"digest {count}", names, names, slides=slides)
@@ -138,6 +142,11 @@ def test_a_step_has_an_assumed_cost_metrics_and_checked_options(verb):
         (("p_values: {slides", "p_values: {sildes"), "did you mean slides"),
         (("seeds: [0]", "embed: {pool: mean}"), "classify uses no features"),
         (("{name: of others, paper", "{name: of others, needs: {a: labels}, paper"), "nothing to pre-train"),
+        (("splits: split", "splits: tables/splits.csv"), "splits is tables/splits.csv, a relative path; write /"),
+        (
+            (_CLASSIFY, "verb: probe task, data: mhist, metrics: [knn_accuracy], options: {neighbors: 5}"),
+            "the row 'random' on the task 'tiles': probe task needs task; add it",
+        ),
     ],
 )
 def test_a_mistake_in_a_step_is_named(table, change, message):

@@ -38,6 +38,22 @@ def test_a_named_delimiter_and_comments_come_before_the_header(tmp_path):
         assert list(table.rows()) == [(6, {"name": "x\ny", "a;b;c": "1"}), (8, {"name": "z", "a;b;c": ""})]
 
 
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_a_comment_may_be_the_header(separator, tmp_path):
+    """It names a column of files, and the row after it none; in tables of cBioPortal the header follows comments."""
+    path = tmp_path / "a.csv"
+    rows = [["#id", "file", "note"], ["1", "a.png", '"big" one']]
+    path.write_text("# made by A\n" + "\n".join(separator.join(row) for row in rows))
+    expected = {"id": "1", "file": "a.png", "note": "big one"}
+    with open_table(path) as table:
+        assert list(table.rows()) == [(3, expected)]
+    assert read_rows(path, "write it again", ["file"]) == [expected]
+    rows = [["#Slide", "Image"], ["#STRING", "STRING"], ["#1", "1"], ["SLIDE_ID", "IMAGE"], ["7", "a.png"]]
+    path.write_text("\n".join(separator.join(row) for row in rows))
+    with open_table(path) as table:
+        assert list(table.rows()) == [(5, {"slide_id": "7", "image": "a.png"})]
+
+
 @pytest.mark.parametrize("row", ['a.png,"cat\n', '"a.png,cat\n', 'a.png,"cat\nb.png,cat\nc.png,"cat\n'])
 def test_a_quote_that_is_not_closed_hides_no_rows(tmp_path, row):
     """The rest of the table, or the lines up to another such quote, would be one field."""

@@ -598,6 +598,17 @@ def test_a_map_of_absurd_size_is_refused_by_its_header(tmp_path: Path, bounded_m
             read(path)
 
 
+def test_a_png_map_of_absurd_size_is_refused_by_its_header(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[16:24] = struct.pack(">II", 60_000, 60_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "a.png").write_bytes(content)
+    for read in (label_size, read_labels):
+        with pytest.raises(CorruptImage, match="its pixels are more than 89,478,485"):
+            read(tmp_path / "a.png")
+
+
 def test_a_map_with_more_numbers_than_its_shape_takes_no_memory(
     tmp_path: Path, bounded_memory: Callable[..., Any]
 ) -> None:

@@ -96,6 +96,9 @@ def test_chaoyang(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (source / "test.json").write_text(json.dumps([{"name": "test/0.JPG", "label": 4}]))
     with pytest.raises(UserError, match="without a name and a label from 0 to 3"):
         convert_chaoyang(source, tmp_path / "no")
+    (source / "train.json").write_text("[" * 10**5)
+    with pytest.raises(UserError, match=r"train\.json is not JSON"):
+        convert_chaoyang(source, tmp_path / "no")
 
 
 def test_pcam(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,3 +122,12 @@ def test_a_store_without_candidates_is_refused(tmp_path: Path) -> None:
     source = convert_luna(Conversion(tmp_path / "LUNA16", tmp_path / "S"))
     with pytest.raises(UserError, match=r"put candidates_V2.csv beside the subsets"):
         convert_nodules(NodulesConversion(source, tmp_path / "N"))
+
+
+def test_a_candidate_without_a_place_is_refused(tmp_path: Path) -> None:
+    write_luna(tmp_path / "LUNA16", each=1)
+    source = convert_luna(Conversion(tmp_path / "LUNA16", tmp_path / "S"))
+    with (source / "candidates.csv").open("a") as file:
+        file.write("1.2,3.5,nan,2,1\n")
+    with pytest.raises(UserError, match=r"candidates.csv is not the table of candidates that densepath data luna"):
+        convert_nodules(NodulesConversion(source, tmp_path / "N"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,15 @@ def test_names_splits_and_what_is_left_out(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "in/train/lost.geojson").write_text("[]")
     with pytest.raises(UserError, match=r"without an image of the same name in .*: train/lost\.geojson"):
         convert_qupath(tmp_path / "in", tmp_path / "no")
+
+
+@pytest.mark.parametrize("suffix", [".geojson.gz", ".png.geojson.gz", ".json.gz"])
+def test_compressed_geojson(suffix: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        path = write(tmp_path / "in" / split, {"tile": [feature(polygon(box(4, 4, 9, 9)))]}, suffix) / f"tile{suffix}"
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    dest = convert_qupath(tmp_path / "in", tmp_path / "out")
+    assert masks(dest)["tile"][1] == ["Tumor"]
 
 
 def test_patients_of_the_source_whose_images_are_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,6 +209,21 @@ def test_luna(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         convert_luna(Conversion(source, tmp_path / "T"))
 
 
+def test_a_table_of_luna_may_have_decimal_commas(tmp_path: Path) -> None:
+    (tmp_path / "annotations.csv").write_text("seriesuid;coordX;coordY;coordZ;diameter_mm\nu;-9,5;18;-26,25;4,5\n")
+    expected = {"volume": "u", "x": 9.5, "y": -18.0, "z": -26.25, "diameter_mm": "4.5"}
+    assert list(luna._places(tmp_path / "annotations.csv", "diameter_mm")) == [expected]
+
+
+@pytest.mark.parametrize(("column", "text"), [("coordX", "nan"), ("coordY", ""), ("coordZ", "1_0"), ("class", "x")])
+def test_a_field_of_luna_that_is_not_a_number_is_named(column: str, text: str, tmp_path: Path) -> None:
+    row = {"seriesuid": "u", "coordX": "1", "coordY": "2", "coordZ": "3", "class": "0"}
+    lines = [",".join(row), ",".join(row.values()), ",".join({**row, column: text}.values())]
+    (tmp_path / "candidates.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=rf"line 3 of .*candidates.csv has '{text}' as {column.lower()}, which is not"):
+        list(luna._places(tmp_path / "candidates.csv", "class"))
+
+
 def test_nnunet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"background": 0, "PZ": 1, "all": [1, 2]}}
     facts |= {"numTraining": 6, "file_ending": ".nii.gz"}

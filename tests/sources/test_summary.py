@@ -13,6 +13,8 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import cache_images, find_source, open_images
 from densepath.sources.packing import pack
 from densepath.sources.summary import summarize
+from densepath.transfer.embed.encoder import load_encoder
+from densepath.transfer.trainings import pixels_of_run
 
 
 def tissue(path: Path, size: tuple[int, int], channels: int = 3) -> None:
@@ -98,3 +100,20 @@ def test_grey_images_and_blank_tiles_are_not_masks(tmp_path: Path) -> None:
         tissue(tmp_path / f"grey{number}.png", (64, 64), channels=1)
         Image.new("RGB", (64, 64), "white").save(tmp_path / f"blank{number}.png")
     assert len(lines(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("highest", [4095, 65535])
+def test_images_of_12_bits_among_images_of_8_are_reported(
+    highest: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They share a window, in which those of 12 bits are nearly black."""
+    tissue(tmp_path / "a.png", (48, 48), 1)
+    pixels = np.linspace(0, highest, 48 * 48).reshape(48, 48).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    told = "b.png uses only some of 16 bits, and other images have 8; one window is for all, in which these are nearly"
+    count = int(highest < 65535)
+    assert sum(told in line for line in lines(tmp_path)) == count
+    images = find_source(tmp_path)
+    pixels_of_run("random", images, None)
+    load_encoder("random", "test_resnet", images)
+    assert capsys.readouterr().err.count(told) == 2 * count

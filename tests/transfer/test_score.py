@@ -261,6 +261,8 @@ def _results(folder: Path, **changed: Any) -> None:
         (None, {"predictions": "nothing"}, "nothing does not exist"),
         (None, {"predictions": "r.json"}, "r.json does not exist"),
         (lambda f: (f / "r.json").write_text("[1"), {"predictions": "r.json"}, "r.json is not JSON"),
+        (lambda f: (f / "r.json").write_text("[" * 10**5), {"predictions": "r.json"}, "r.json is not JSON"),
+        (None, {"data": "maps/a.png"}, "a.png is not a folder; give a folder of label maps"),
         (lambda f: (f / "r.json").write_text("{}"), {"predictions": "r.json"}, "not a list of COCO results"),
         (
             lambda f: (f / "r.json").write_text("[1]"),
@@ -367,6 +369,8 @@ def test_volumes_of_other_numbers_are_not_rounded_to_labels(values: list[float],
         image = nibabel.Nifti1Image(np.resize(own, (4, 4, 4)).astype(np.float64), np.eye(4))
         nibabel.save(image, tmp_path / folder / "a.nii")
     if values == [0, 1]:
+        with pytest.raises(UserError, match=r"true holds volumes, .* not objects; name the classes .* with --classes"):
+            score(data=tmp_path / "true", predictions=tmp_path / "found")
         options: dict[str, Any] = {"predictions": tmp_path / "found", "classes": ("0:no", "1:yes")}
         assert score(data=tmp_path / "true", **options)["dice_yes"] == 100
         nibabel.save(image, tmp_path / "found/a.nii.gz")

@@ -8,8 +8,13 @@ import torch
 from densepath.core.affine import apply, between, compose, identity
 from densepath.core.errors import UserError
 from densepath.core.random import uniform
+from densepath.options import options_of
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
+from densepath.training.config import PretrainConfig
+from densepath.transfer.classify.config import ClassifyConfig, Crops
+from densepath.transfer.segment.config import Patches, SegmentConfig
+from densepath.views.appearance import Appearance
 from densepath.views.augment import Augment
 from densepath.views.crops import Crop
 from densepath.views.declarations import Cover, RandomView, Turned, view_sizes, without_color
@@ -120,7 +125,7 @@ def test_a_view_can_cover_others_in_a_volume():
 @pytest.mark.parametrize(
     ("views", "spec", "size", "message"),
     [
-        ({"a": Augment().random_view()}, GREY, 32, "1 channel, not 3, cannot have ColorJitter and Grayscale; turn"),
+        ({"a": Augment().random_view()}, GREY, 32, "1 channel, not 3, cannot have ColorJitter and Grayscale; set "),
         ({"a": RandomView(Crop(quarter_turns=True))}, GREY, (32, 48), "48 x 32 px cannot be rotated by quarter turns"),
         ({"a": RandomView(), "b": Turned("a")}, VOLUME, (8, 32, 48), "cannot be rotated by quarter turns"),
         ({"a": RandomView(Crop(flip=(0.5, 0.5, 0.5)))}, GREY, 32, "2 dimensions cannot be flipped along z"),
@@ -144,10 +149,30 @@ def test_images_without_colors_keep_what_makes_sense_of_a_methods_own_look():
     ViewMaker(views, 16, 0, GREY)(images(2, GREY))
     assert without_color(own, own, PixelSpec()) == (own, ())
     asked = {"a": Augment(hue=0.3).random_view()}
-    with pytest.raises(UserError, match=r"cannot have ColorJitter; turn it off \(.*--augment\.hue 0"):
+    with pytest.raises(UserError, match=r"cannot have ColorJitter; set augment\.saturation, augment\.hue to 0"):
         ViewMaker(without_color(asked, own, GREY)[0], 16, 0, GREY)
     plain = {"a": Augment(brightness=0.7, saturation=0, hue=0).random_view()}
     assert IntensityJitter(0.8, 0.7, 0.4) in without_color(plain, own, GREY)[0]["a"].appearance
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Appearance.__subclasses__() if kind.channels is not None])
+def test_an_operation_on_colors_names_the_options_that_turn_it_off(kind):
+    options = [f"augment.{option}" for option in kind.turned_off_by]
+    off = {"stain": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
+    on = dict.fromkeys(kind.turned_off_by, 0.3)
+    with pytest.raises(UserError, match=rf"cannot have {kind.__name__}; set {', '.join(options)} to 0"):
+        ViewMaker(without_color({"a": Augment(**off | on).random_view()}, {}, GREY)[0], 16, 0, GREY)
+    ViewMaker(without_color({"a": Augment(**off).random_view()}, {}, GREY)[0], 16, 0, GREY)
+    for schema in (PretrainConfig, ClassifyConfig, SegmentConfig):
+        made = [type(each) for each in _everything(schema).appearance]
+        assert kind not in made or {*options} <= {option.key for option in options_of(schema)}
+
+
+def _everything(schema):
+    """The view of a verb with all operations that its options can turn on."""
+    names = {option.key.removeprefix("augment.") for option in options_of(schema)}
+    kind = {PretrainConfig: Augment, ClassifyConfig: Crops, SegmentConfig: Patches}[schema]
+    return kind(**{name: 0.5 for name in ("stain", "jitter", "grayscale") if name in names}).random_view()
 
 
 def test_options_of_the_command_line_describe_a_view_and_back():

@@ -18,7 +18,7 @@ from densepath.core.errors import UserError, counted
 from densepath.sources.conversion import stored_numbers
 from densepath.sources.corrupt import CorruptImage, decoding
 from densepath.sources.decode import read_header, read_size, without_notes
-from densepath.sources.tiff import TIFF_STARTS, read_stored, refuse_bomb, stored_orientation, stored_shape
+from densepath.sources.tiff import TIFF_STARTS, read_stored, refuse_bomb, stored_orientation, stored_shape, too_large
 
 _T = TypeVar("_T")
 
@@ -141,8 +141,11 @@ def _decode(path: Path) -> npt.NDArray[Any]:
             image = Image.open(path)
         except ValueError:  # notes of a PNG that are too long
             image = Image.open(without_notes(path))
+        refuse_bomb(path, *image.size)
         with image:
             return stored_numbers(image)
+    except Image.DecompressionBombError:
+        raise too_large(path) from None
     except (OSError, SyntaxError, ValueError) as error:
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
 

@@ -19,7 +19,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.listing import SUFFIXES, Passed, list_images
-from densepath.sources.other_bits import seen_as
+from densepath.sources.other_bits import seen_as, warn_of_mixed_bits
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.summary import size_range
 
@@ -50,8 +50,9 @@ def check_splits(train: CocoImages, test: CocoImages) -> list[str]:
 def fit_window(train: CocoImages, *others: CocoImages) -> PixelSpec:
     """Read 16-bit images that use fewer bits, as 12-bit cameras write them, with a window of these bits.
 
-    Does nothing if images of 8 bits are among a sample of the training images. A specification with a window of its own
-    keeps it, unless :func:`~densepath.sources.other_bits.seen_as` finds that the images have more bits.
+    Only warns of such images if images of 8 bits are among a sample of the training images. A specification with a
+    window of its own keeps it, unless :func:`~densepath.sources.other_bits.seen_as` finds that the images have more
+    bits.
 
     Returns:
         The specification with which all of them are read.
@@ -59,6 +60,7 @@ def fit_window(train: CocoImages, *others: CocoImages) -> PixelSpec:
     spec, paths = train.spec, train.paths()
     sample = [paths[place] for place in evenly_spaced(_SAMPLE, len(paths))]
     if any(read_header(path).bits < 16 for path in sample):
+        warn_of_mixed_bits(ImageFiles(paths), spec)
         return spec
     if spec.window != PixelSpec().window:
         return _read_with(seen_as(spec, ImageFiles(paths)), train, *others)

@@ -14,6 +14,7 @@ from densepath.core.errors import UserError
 from densepath.core.json_files import load_json
 from densepath.core.polygons import Ring, ellipse, fill
 
+ENDINGS = (".geojson", ".geojson.gz", ".json", ".json.gz")
 TYPES = ("annotation", "detection", "cell")
 REGION = "Region*"  # QuPath's class of areas of interest
 _OTHER_TYPES = {"tile": "tile", "tmacore": "core", "tma_core": "core", "root": "root"}
@@ -212,7 +213,7 @@ def _ring(points: Sequence[Any]) -> Ring:
     """(N, 2); a third coordinate is left out."""
     try:
         ring = np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, LookupError):
         raise ValueError("outlines whose coordinates are not pairs of numbers") from None
     if not len(ring) or not (np.abs(ring) <= _MOST).all():
         raise ValueError("outlines whose coordinates are not pairs of numbers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -25,6 +26,15 @@ def number_in(text: str) -> float:
     if "_" in plain or not plain.isascii():
         raise ValueError(f"could not convert string to float: {text!r}")
     return float(plain)
+
+
+def decimal_in(text: str | None) -> float:
+    """The finite number in a field, with a point or a comma for its fraction; NaN for any other text."""
+    try:
+        value = number_in((text or "").replace(",", "."))
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def composed(text: str) -> str:

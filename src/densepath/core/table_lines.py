@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+from densepath.core.columns import FILE_COLUMNS, SLIDE_COLUMNS
+
 # An outline in a column is longer than Python's default of 128 KiB.
 csv.field_size_limit(2**24)
 SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # a first line of Excel, which names the delimiter
 _COMMENT = re.compile(r"#[^,;\t]")  # a column may be called "#"
+_NAMES = {*FILE_COLUMNS, *SLIDE_COLUMNS}
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -20,8 +23,26 @@ def delimiter_of(line: str) -> str:
     return max("\t;,", key=line.count) if any(mark in line for mark in "\t;") else ","
 
 
+def header_in_comment(comment: str, row: str, delimiter: str = "") -> str:
+    """The header in the comment before the first row of a table, as in ``#id,file,label``; empty if that has none.
+
+    It has as many fields as the row, and one of them, but none of the row, names a column of files or slides.
+
+    Args:
+        comment: the line before the row.
+        row: the first row, or the header if the comment is none.
+        delimiter: of the table; empty to see it in the row.
+    """
+    head = comment.lstrip().lstrip("#")
+    mark = delimiter or delimiter_of(row)
+    fields, others = ([field.strip(" \"'\r\n").lower() for field in line.split(mark)] for line in (head, row))
+    named = len(fields) == len(others) > 1 and _NAMES.intersection(fields) and not _NAMES.intersection(others)
+    return head.lstrip(" ") if named and head != comment.lstrip() else ""
+
+
 class Lines:
-    """The lines of a table as lists of fields, the header first; blank lines and comments before it are skipped.
+    """The lines of a table as lists of fields, the header first; blank lines and comments before it are skipped, except
+    for a comment that is the header, see :func:`header_in_comment`.
 
     Text may follow a closing quote in the line of the opening one, and blanks always. Otherwise a quote that is not
     closed raises ``csv.Error``: the lines after it would become one field. It is not found if a later quote that ends a
@@ -39,13 +60,15 @@ class Lines:
 
     def __init__(self, lines: Iterable[str], before: int = 0, delimiter: str = "") -> None:
         lines = iter(lines)
-        first = ""
+        first = skipped = ""
         for first in lines:
             if match := SEPARATOR.fullmatch(first):
                 delimiter = match[1]
             elif first.strip() and not _COMMENT.match(first):
                 break
-            before, first = before + 1, ""
+            before, skipped, first = before + 1, first, ""
+        if head := header_in_comment(skipped, first, delimiter):
+            before, first, lines = before - 1, head, chain([first], lines)
         self.delimiter = delimiter or delimiter_of(first)
         self.line_num = before
         end = re.escape(self.delimiter) + r"\r\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import require_new_folder
+from densepath.core.json_files import load_json
 from densepath.core.single_values import take_single_values
 from densepath.datasets.labelled_lists import Labelled, find_place, write_list
 from densepath.datasets.published import CHAOYANG
@@ -57,10 +58,7 @@ def _place(root: Path, split: str, name: str) -> Path:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); download it again") from error
+    entries = load_json(path, "a whole copy")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{path} is not a list of images; download it again")
     return entries

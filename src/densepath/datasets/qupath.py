@@ -57,14 +57,14 @@ def convert_qupath(
 ) -> Path:
     """Convert GeoJSON of QuPath, and of ``densepath predict``, to a data set for ``detect`` and ``probe``.
 
-    Each GeoJSON file belongs to the image of the same name (tile.geojson or tile.png.geojson to tile.png), in pixels of
-    that image. It holds a FeatureCollection, a list of features or one feature; Polygons and MultiPolygons with holes
-    become the pixels whose centers lie inside, ellipses are read as QuPath reads them. Points and lines, classes that
-    QuPath ignores (names that end in ``*``) and objects that repeat another one are left out. The category is the name
-    of the classification. In files as CellViT writes them, with one object for each class and a MultiPolygon of more
-    than 3 far-apart parts, each part of a MultiPolygon becomes an object. Outlines of tiles in pixels of their slide
-    are moved by the x, y and d in QuPath's names of tiles, if these explain all outlines. An image without a GeoJSON
-    file is left out. Splits in the names of folders (train, val, test) are kept.
+    Each GeoJSON file belongs to the image of the same name (tile.geojson, tile.geojson.gz or tile.png.geojson to
+    tile.png), in pixels of that image. It holds a FeatureCollection, a list of features or one feature; Polygons and
+    MultiPolygons with holes become the pixels whose centers lie inside, ellipses are read as QuPath reads them. Points
+    and lines, classes that QuPath ignores (names that end in ``*``) and objects that repeat another one are left out.
+    The category is the name of the classification. In files as CellViT writes them, with one object for each class and
+    a MultiPolygon of more than 3 far-apart parts, each part of a MultiPolygon becomes an object. Outlines of tiles in
+    pixels of their slide are moved by the x, y and d in QuPath's names of tiles, if these explain all outlines. An
+    image without a GeoJSON file is left out. Splits in the names of folders (train, val, test) are kept.
 
     With ``mpp``, the images are whole slides. An annotation of the class Region* encloses an area of a slide in which
     all objects are outlined: it becomes an image, or several, at exactly ``mpp``; what lies outside of it, or in an

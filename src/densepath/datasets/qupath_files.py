@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densepath.core.errors import UserError, refuse
+from densepath.core.geojson import ENDINGS
 from densepath.core.streams import say_left_out
 from densepath.datasets.exclusion import Exclusion
 from densepath.datasets.find_files import FileIndex, in_other_folders, split_in_folders
@@ -15,7 +16,6 @@ from densepath.datasets.slide_regions import OF_SLIDES
 from densepath.sources.listing import SUFFIXES, walk
 from densepath.sources.slides.find import SUFFIXES as SLIDES
 
-_SUFFIXES = (".geojson", ".json")
 _OF_IMAGES = "GeoJSON files of images that are not slides", "leave out --mpp, which cuts images from slides"
 
 
@@ -25,11 +25,16 @@ def find_geojson(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise UserError(f"{source} does not exist; give the folder of the GeoJSON files, or one of them")
-    paths = [Path(name) for name in walk(source, _SUFFIXES)]
-    paths = [p for p in paths if p.suffix.lower() == ".geojson"] or paths
+    paths = [Path(name) for name in walk(source, ENDINGS)]
+    paths = [p for p in paths if _without_gz(p).suffix.lower() == ".geojson"] or paths
     if not paths:
-        raise UserError(f"{source} holds no GeoJSON file (*.geojson, *.json); export the objects of QuPath there")
+        shown = ", ".join(f"*{ending}" for ending in ENDINGS)
+        raise UserError(f"{source} holds no GeoJSON file ({shown}); export the objects of QuPath there")
     return paths
+
+
+def _without_gz(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 def match_images(
@@ -49,15 +54,18 @@ def match_images(
     """
     images, index = _indexed(folder, SLIDES if slides else SUFFIXES)
     names = {path: path.relative_to(root) for path in paths}
-    candidates = {
-        p: index.find(str(name.with_suffix("")), p.parent, split_in_folders(p, root)) for p, name in names.items()
-    }
-    missing = [str(names[path]) for path, found in candidates.items() if not found]
+    stems = {path: str(_without_gz(name).with_suffix("")) for path, name in names.items()}
+    candidates = {p: index.find(stem, p.parent, split_in_folders(p, root)) for p, stem in stems.items()}
+    missing = [path for path, found in candidates.items() if not found]
     if missing:
         _, others = _indexed(folder, SUFFIXES if slides else SLIDES)
-        of_others = [name for name in missing if others.find(os.path.splitext(name)[0])]
+        of_others = [str(names[path]) for path in missing if others.find(stems[path])]
         refuse(of_others, *(_OF_IMAGES if slides else OF_SLIDES))
-    refuse(missing, f"GeoJSON files without an image of the same name in {folder}", "give the images with --images")
+    refuse(
+        [str(names[path]) for path in missing],
+        f"GeoJSON files without an image of the same name in {folder}",
+        "give the images with --images",
+    )
     several = [f"{names[p]} ({' or '.join(map(str, found[:2]))})" for p, found in candidates.items() if len(found) > 1]
     refuse(several, "GeoJSON files whose images are not clear", "give the folder of the images with --images")
     image_of = {path: found[0] for path, found in candidates.items()}

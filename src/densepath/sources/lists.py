@@ -11,7 +11,7 @@ from densepath.core.columns import PATH_COLUMNS
 from densepath.core.csv_files import find_column, open_text, plain_head, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import existing
-from densepath.core.table_lines import SEPARATOR, Lines, delimiter_of
+from densepath.core.table_lines import SEPARATOR, Lines, delimiter_of, header_in_comment
 
 _DELIMITERS = "\t;,"
 
@@ -84,17 +84,26 @@ def _rows(
 def _lines(
     file: Iterator[str], path: str, suffixes: Sequence[str], columns: Sequence[Sequence[str]]
 ) -> Iterator[tuple[int, Iterable[str], list[str]]]:
-    lines = ((n, line) for n, line in enumerate(file, 1) if line.strip() and not line.lstrip().startswith("#"))
-    for number, line in lines:
+    numbered, skipped = enumerate(file, 1), ""
+    for number, line in numbered:
+        if not line.strip() or line.lstrip().startswith("#"):
+            skipped = line
+            continue
+        lines = ((n, text) for n, text in numbered if text.strip() and not text.lstrip().startswith("#"))
         head = _fields(line.strip(), delimiter_of(line))
         split = [field for mark in _DELIMITERS for field in _fields(line.strip(), mark)]
-        is_head = _is_header(split, suffixes) and not _find(os.path.dirname(path), line.strip())
+        is_file = _find(os.path.dirname(path), line.strip()) is not None
+        is_head = _is_header(split, suffixes) and not is_file
         named = not path.lower().endswith(".txt") or any(plain_head(field) in PATH_COLUMNS for field in head)
+        if (commented := header_in_comment(skipped, line)) and not is_file:
+            yield from _table(Lines(chain([commented, line], file), number - 2), path, suffixes, columns)
+            return
         if SEPARATOR.fullmatch(line) or (is_head and len(head) > 1 and named):
             yield from _table(Lines(chain([line], file), number - 1), path, suffixes, columns)
             return
         rest = lines if is_head else chain([(number, line)], lines)
         yield from ((n, _candidates(line.strip(), suffixes, f"line {n} of {path}"), []) for n, line in rest)
+        return
 
 
 def _table(

@@ -85,19 +85,36 @@ def prediction_spec(
     """
     check_window(trained, own_window, images, data)
     spec = seen_as(trained, images)
-    if isinstance(images, ImageFiles) and (dim := images.dim_among_bright()):
-        lost = "these are nearly black" if _is_full(spec) else "the others are nearly white"
-        say(
-            f"densepath: warning: {first_few([Path(name).name for name in dim])} "
-            f"{'uses' if len(dim) == 1 else 'use'} only some of 16 bits, and other images have 8; one window is for "
-            f"all, in which {lost}: put them into a folder of their own"
-        )
+    warn_of_mixed_bits(images, spec)
     if spec.file_bits == trained.file_bits:
         return spec
     if _is_full(spec) and _is_full(trained):
         return trained if converted else spec
     _say_window(spec, trained)
     return spec
+
+
+def warn_of_mixed_bits(images: PixelSource, spec: PixelSpec) -> None:
+    """Print :func:`mixed_bits` as a warning, where there is something to say."""
+    if isinstance(images, ImageFiles) and (line := mixed_bits(images, spec)):
+        say(f"densepath: {line}")
+
+
+def mixed_bits(images: ImageFiles, spec: PixelSpec) -> str:
+    """A warning if images of 16 bits that use fewer, such as 12, are among images of 8 bits; empty if not.
+
+    Args:
+        images: the files, of which a sample is read.
+        spec: how all of them are seen.
+    """
+    dim = images.dim_among_bright()
+    if not dim:
+        return ""
+    lost = "these are nearly black" if _is_full(spec) else "the others are nearly white"
+    return (
+        f"warning: {first_few([Path(name).name for name in dim])} {'uses' if len(dim) == 1 else 'use'} only some of 16 "
+        f"bits, and other images have 8; one window is for all, in which {lost}: put them into a folder of their own"
+    )
 
 
 def has_own_window(images: PixelSource) -> bool:

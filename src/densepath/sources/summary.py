@@ -11,6 +11,7 @@ from densepath.core.spacing import evenly_spaced
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.names import AllNames
+from densepath.sources.other_bits import mixed_bits
 from densepath.sources.packed import PackedTiles
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.slide_tiles import SlideTiles
@@ -68,6 +69,8 @@ def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]
             f"warning: many images look like thumbnails, with few pixels: {first_few(small)}; leave them out with "
             "--exclude PATTERN"
         )
+    if mixed := mixed_bits(files, images.spec):
+        warnings.append(mixed)
     return [line, *warnings]
 
 

@@ -17,7 +17,7 @@ from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.sessions import record_session
 from densepath.sources.image_files import ImageFiles
-from densepath.sources.other_bits import seen_as
+from densepath.sources.other_bits import seen_as, warn_of_mixed_bits
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.hardware import Hardware, Precision, choose_hardware, divide_batch, keep_freed_memory
 from densepath.transfer.classify.cohort import Pool
@@ -133,7 +133,9 @@ def pixels_of_run(weights: str | Path, images: PixelSource, recorded: Mapping[st
             f"the images have {counted(images.spec.channels, 'channel')} and the weights take {spec.channels}; give "
             "image files instead of a packed store, or other weights"
         )
-    return seen_as(spec, images)
+    spec = seen_as(spec, images)
+    warn_of_mixed_bits(images, spec)
+    return spec
 
 
 def backbone_of_run(config: ClassifyConfig | SegmentConfig, ndim: int) -> str:

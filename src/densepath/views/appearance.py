@@ -24,11 +24,11 @@ class Appearance(ABC):
 
     Attributes:
         channels: how many channels of a pixel it needs; None for any number.
-        remedy: what a user can do if the images have another number of channels.
+        turned_off_by: options of ``augment`` that are 0 without it, for images with another number of channels.
     """
 
     channels: ClassVar[int | None] = None
-    remedy: ClassVar[str] = ""
+    turned_off_by: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def apply(self, x: Tensor, draw: Draw) -> Tensor:

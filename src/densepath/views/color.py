@@ -33,7 +33,7 @@ class StainJitter(Appearance):
     probability: float = 0.5
     strength: float = 0.05
     channels: ClassVar[int | None] = 3
-    remedy: ClassVar[str] = "--augment.stain 0"
+    turned_off_by: ClassVar[tuple[str, ...]] = ("stain",)
 
     def __post_init__(self) -> None:
         check_probability("the probability of stain jitter", self.probability)
@@ -64,7 +64,7 @@ class ColorJitter(Appearance):
     saturation: float = 0.4
     hue: float = 0.1
     channels: ClassVar[int | None] = 3
-    remedy: ClassVar[str] = "--augment.saturation 0 --augment.hue 0"
+    turned_off_by: ClassVar[tuple[str, ...]] = ("saturation", "hue")
 
     def __post_init__(self) -> None:
         check_probability("the probability of color jitter", self.probability)
@@ -109,7 +109,7 @@ class Grayscale(Appearance):
 
     probability: float = 0.2
     channels: ClassVar[int | None] = 3
-    remedy: ClassVar[str] = "--augment.grayscale 0"
+    turned_off_by: ClassVar[tuple[str, ...]] = ("grayscale",)
 
     def __post_init__(self) -> None:
         check_probability("the probability of a grey view", self.probability)

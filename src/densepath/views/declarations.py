@@ -42,11 +42,11 @@ class RandomView:
         self.crop.check(size)
         if wrong := [each for each in self.appearance if each.channels not in (None, spec.channels)]:
             names = " and ".join(type(each).__name__ for each in wrong)
-            remedies = " ".join(each.remedy for each in wrong)
+            options = ", ".join(f"augment.{option}" for each in wrong for option in each.turned_off_by)
             channels = wrong[0].channels
             raise UserError(
-                f"images with {counted(spec.channels, 'channel')}, not {channels}, cannot have {names}; turn it off "
-                f"({remedies})"
+                f"images with {counted(spec.channels, 'channel')}, not {channels}, cannot have {names}; set {options} "
+                "to 0, as an option or in the recipe"
             )
 
 

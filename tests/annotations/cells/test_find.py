@@ -486,10 +486,14 @@ def test_types_of_nuclei_are_numbers_of_any_kind_or_texts(tmp_path: Path) -> Non
     assert read_points(tmp_path / "a.json", "hovernet").classes == names
 
 
-def test_json_of_cellvit_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps({"wsi_metadata": {}, "cells": [{"centroid": [1, 2], "type": 1}]}))
-    with pytest.raises(UserError, match=r"is JSON of CellViT; give its cell_detection\.geojson, with --source geojson"):
-        read_points(tmp_path / "a.json", "hovernet")
+@pytest.mark.parametrize("type_map", [{"Background": 0, "Neoplastic": 1}, {"0": "Background", "1": "Neoplastic"}])
+def test_json_of_cellvit_has_the_names_of_its_types(type_map: dict[str, Any], tmp_path: Path) -> None:
+    cells = [{"centroid": [1, 2], "type": 1}, {"centroid": [7, 5], "type": 4}]
+    content = {"wsi_metadata": {}, "type_map": type_map, "cells": cells}
+    (tmp_path / "cells.json").write_text(json.dumps(content))
+    found = read_points(tmp_path / "cells.json", "hovernet")
+    assert found.points.tolist() == [[1.5, 2.5], [7.5, 5.5]] and found.unit == "px"
+    assert found.classes == ["Neoplastic", "type 4"]
 
 
 def test_a_row_of_a_table_is_of_one_image(images: Path, tmp_path: Path) -> None:

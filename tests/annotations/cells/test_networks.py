@@ -102,6 +102,22 @@ def test_painted_nuclei_return_within_a_pixel(
     assert len(found.points) == len(true) and apart.min(axis=0).max() < 1
 
 
+def test_weights_of_hovernet_that_are_damaged_are_not_a_lack_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "import_module", lambda name: types.SimpleNamespace())
+    path = tmp_path / "w.pth"
+    torch.save({"desc": {"w": torch.zeros(1000)}}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(
+        path.read_bytes().replace(b"M\xe8\x03", b"\x8a\x06" + (2**44).to_bytes(6, "little"))
+    )  # its numbers
+    with pytest.raises(UserError, match=r"are not weights of HoVer-Net \(it is damaged: it declares 65,536 GiB, more"):
+        networks.hovernet(path, None)
+    torch.save([1], path)
+    with pytest.raises(UserError, match=r"are not weights of HoVer-Net"):
+        networks.hovernet(path, None)
+
+
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")

@@ -33,7 +33,7 @@ from densepath.training.recipes import recipe_names
 from densepath.training.resolve import resolve
 from densepath.transfer.classify import training
 from densepath.transfer.classify.cohort import Pool, read_pool
-from densepath.transfer.classify.config import ClassifyConfig
+from densepath.transfer.classify.config import ClassifyConfig, Crops
 from densepath.transfer.classify.splits import Study, only_listed
 from densepath.transfer.classify.trained import load_classifier
 from densepath.transfer.classify.training import answers_of, keep_answers, kept_answers
@@ -97,6 +97,15 @@ def test_folds_of_the_official_training_set_are_all_tested_on_the_official_test_
     write_table(labels, ["file", "label", "patient", "split"], split)
     with pytest.raises(UserError, match="leak: patients with train and test images: P00"):
         classify(data=data / "images", labels=labels, out=tmp_path / "leak")
+
+
+def test_the_brightness_of_grey_images_is_changed(data: Path, classify: Classify) -> None:
+    """The part of the color jitter that needs no colors."""
+    for path in (data / "images").rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    jitter = Crops(jitter=1.0, saturation=0.0, hue=0.0)
+    result = classify(data=data / "images", labels=data / "labels.csv", validation=0.5, epochs=1, augment=jitter)
+    assert 0 <= result["accuracy"] <= 100
 
 
 def test_smaller_fractions_are_parts_of_larger_ones(data: Path, classify: Classify, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_stopped_run_is_resumed_bit_for_bit(study: Study, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"answers\.json is not JSON .*; give a whole copy, or remove it"):
         run(folder, "parts", attention=0, model="clam", resume=True)
     answers.write_text(whole_answers)
-    damages = {"study.txt": "of the run in .*parts have changed", "splits.json": "splits.json does not hold splits"}
+    damages = {"study.txt": "of the run in .*parts have changed", "splits.json": "splits.json is not JSON"}
     for name, message in damages.items():
         content = (folder / "parts" / name).read_bytes()
         (folder / "parts" / name).write_bytes(b"\xff" + content[1:])
@@ -469,7 +469,7 @@ def test_fewer_tiles_in_training_and_bags_of_other_sets(study: Study) -> None:
         (["--model", "dsmill"], "no model is called 'dsmill'; did you mean dsmil or dsmil_linear?"),
         (["--target", "stage"], "has no column stage"),
         (["--task", "survival"], "survival needs --event"),
-        (["--splits", "no.json"], "no.json cannot be read"),
+        (["--splits", "no.json"], "no.json does not exist"),
         (["--splits", "no.json", "--folds", "4"], "folds: only for folds that are drawn, not those of --splits"),
         (["--data", "nowhere"], "there is no folder of features at nowhere"),
         (["--validation", "0"], "validation is 0"),

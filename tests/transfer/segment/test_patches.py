@@ -58,6 +58,15 @@ def test_classes_follow_pixels(files: list[Path], options: dict[str, Any]) -> No
         assert torch.equal(again[0], pixels) and torch.equal(again[1], classes)
 
 
+def test_the_brightness_of_grey_patches_is_changed(files: list[Path]) -> None:
+    """The part of the color jitter that needs no colors."""
+    images, truth = ImageFiles(files), Truth(LabelMaps(files), LEGEND)
+    batch = next(iter(ImageBatches(images, batch_size=3, seed=0, epochs=1, extras={TRUTH: truth})))
+    options = ({}, {"jitter": 1.0, "saturation": 0.0, "hue": 0.0})
+    plain, changed = (PatchMaker(Patches(**each), (28, 28), 3, images.spec, truth)(batch) for each in options)
+    assert torch.equal(plain[1], changed[1]) and not torch.equal(plain[0], changed[0])
+
+
 def test_patches_of_any_zoom_reach_all_borders(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((60, 60), np.uint8)).save(tmp_path / "a.png")
     truth = Truth(LabelMaps([tmp_path / "a.png"]), LEGEND)

@@ -65,7 +65,8 @@ def cells(
         source: how they are found: "blobs", built in for H&E, without weights; or the networks "cellpose", "stardist"
             and "hovernet" (with ``weights``), and "histomicstk", each of the package of that name (of HoVer-Net:
             tiatoolbox). With ``points``, what is imported: "geojson" of QuPath, CellViT or ``densepath predict``, JSON
-            of "hovernet" or TIAToolbox, or "csv" tables with columns x, y (pixels of level 0) or x_um, y_um, and class.
+            of "hovernet", TIAToolbox or CellViT, or "csv" tables with columns x, y (pixels of level 0) or x_um, y_um,
+            and class.
         points: a folder with a file for each slide or image, of its name; a file for a single one; or for "csv" one
             table with a column slide. CSV, TSV and Parquet.
         weights: the file or folder of a network; nothing is downloaded.

@@ -85,9 +85,7 @@ def hovernet(weights: str | Path | None, mpp: float | None) -> Segmenter:
     import torch
 
     architecture = _package("tiatoolbox.models.architecture.hovernet")
-    content = _loaded(lambda: torch.load(str(weights), map_location="cpu", weights_only=True), "HoVer-Net", weights)
-    tensors = content.get("desc", content)  # as the authors publish them
-    kinds = next((t.shape[0] for name, t in tensors.items() if name.startswith("decoder.tp.") and "u0" in name), None)
+    tensors, kinds = _loaded(lambda: _tensors_and_kinds(Path(str(weights))), "HoVer-Net", weights)
     model = architecture.HoVerNet(num_types=kinds, mode="fast")
     _loaded(lambda: model.load_state_dict(tensors), "HoVer-Net", weights)
     device = "cuda" if _has_gpu() else "cpu"
@@ -109,6 +107,16 @@ def hovernet(weights: str | Path | None, mpp: float | None) -> Segmenter:
         return np.asarray(labels), names
 
     return Segmenter(mpp or 0.25, 40.0, segment)
+
+
+def _tensors_and_kinds(path: Path) -> tuple[dict[str, Any], int | None]:
+    """The tensors of HoVer-Net, and the number of its types; None without types."""
+    from densepath.core.torch_files import load_whole  # torch takes seconds to import
+
+    content = load_whole(path)
+    tensors: dict[str, Any] = content.get("desc", content)  # as the authors publish them
+    found = (t.shape[0] for name, t in tensors.items() if name.startswith("decoder.tp.") and "u0" in name)
+    return tensors, next(found, None)
 
 
 def histomicstk(mpp: float | None) -> Segmenter:

@@ -14,15 +14,16 @@ from densepath.annotations.cells.geojson_cells import read_geojson
 from densepath.annotations.cells.imported import PointsFile
 from densepath.core.csv_files import find_column, open_lines, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError, counted, errors_as
+from densepath.core.geojson import ENDINGS as GEOJSON
 from densepath.core.json_files import load_json
 from densepath.core.spelling import number_in
 
 ENDINGS = {
-    "geojson": (".geojson", ".geojson.gz", ".json", ".json.gz"),
+    "geojson": GEOJSON,
     "hovernet": (".json", ".json.gz"),
     "csv": (".csv", ".tsv", ".parquet"),
 }
-READER = 2  # raised when files are read in another way: what was imported in the former one is read again
+READER = 3  # raised when files are read in another way: what was imported in the former one is read again
 _SLIDE = ("slide", "image", "wsi", "slide_id", "image_id")  # columns
 _PLACES = (  # columns in order of preference, and their unit
     ("centroid_x", "centroid_y", "px"),
@@ -55,34 +56,55 @@ def read_points(path: Path, source: str) -> PointsFile:
 
 
 def _read_hovernet(path: Path) -> PointsFile:
-    """JSON of HoVer-Net (``nuc``, ``mag``), and of TIAToolbox: nuclei by number, each with ``centroid`` and ``type``.
+    """JSON of HoVer-Net (``nuc``, ``mag``) and of TIAToolbox: nuclei by number, each with ``centroid`` and ``type``.
+    JSON of CellViT has a list ``cells`` of them, and the names of the types.
 
     Their coordinates are indices of pixels, whose centers are half a pixel further.
     """
-    content = load_json(path, "JSON of HoVer-Net or TIAToolbox")
-    if isinstance(content, dict) and isinstance(content.get("cells"), list):
-        raise UserError(f"{path} is JSON of CellViT; give its cell_detection.geojson, with --source geojson")
-    nuclei = content.get("nuc", content) if isinstance(content, dict) else None
-    if not isinstance(nuclei, dict) or not all(isinstance(n, dict) and "centroid" in n for n in nuclei.values()):
-        raise UserError(f"{path} is not JSON of HoVer-Net or TIAToolbox: nuclei with a centroid; export it again")
+    content = load_json(path, "JSON of HoVer-Net, TIAToolbox or CellViT")
+    listed = content.get("cells", content.get("nuc", content)) if isinstance(content, dict) else None
+    nuclei = list(listed.values()) if isinstance(listed, dict) else listed
+    if not isinstance(nuclei, list) or not all(isinstance(n, dict) and "centroid" in n for n in nuclei):
+        raise UserError(
+            f"{path} is not JSON of HoVer-Net, TIAToolbox or CellViT: nuclei with a centroid; export it again"
+        )
     try:
-        points = np.array([each["centroid"][:2] for each in nuclei.values()], np.float64).reshape(-1, 2) + 0.5
-        kinds = [each.get("type") for each in nuclei.values()]
+        points = np.array([each["centroid"][:2] for each in nuclei], np.float64).reshape(len(nuclei), 2) + 0.5
+        kinds = [each.get("type") for each in nuclei]
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} has nuclei whose centroid is not two numbers; export it again") from error
-    mag = content.get("mag") if "nuc" in content else None
+    names = _names_of_types(content.get("type_map"))
+    classes = [None if kind is None else _type_name(kind, names) for kind in kinds]
+    return PointsFile(points, classes, _magnification(content.get("mag"), path) if "nuc" in content else "px")
+
+
+def _magnification(mag: Any, path: Path) -> str | float:
+    """The magnification at which pixels are counted; "px" where a file states none. Raises UserError."""
     try:
         unit: str | float = float(str(mag).lower().removesuffix("x")) if mag else "px"
     except ValueError:
         unit = math.nan
     if isinstance(unit, float) and not 0 < unit < math.inf:
         raise UserError(f"{path} has the magnification {mag!r}, which is not a number such as 40; correct it")
-    return PointsFile(points, [None if kind is None else _type_name(kind) for kind in kinds], unit)
+    return unit
 
 
-def _type_name(kind: Any) -> str:
-    is_whole = isinstance(kind, int) or (isinstance(kind, float) and kind.is_integer())
-    return f"type {int(kind) if is_whole else kind}" if isinstance(kind, int | float) else str(kind)
+def _names_of_types(type_map: Any) -> dict[int, str]:
+    """The names of the types by their numbers: CellViT writes them as name -> number, or as number -> name."""
+    names: dict[int, str] = {}
+    for key, value in type_map.items() if isinstance(type_map, dict) else ():
+        code, name = (key, value) if key.isdecimal() else (value, key)
+        if str(code).isdecimal():
+            names[int(code)] = str(name)
+    return names
+
+
+def _type_name(kind: Any, names: Mapping[int, str]) -> str:
+    if isinstance(kind, float) and kind.is_integer():
+        kind = int(kind)
+    if isinstance(kind, int) and kind in names:
+        return names[kind]
+    return f"type {kind:d}" if isinstance(kind, int) else f"type {kind}" if isinstance(kind, float) else str(kind)
 
 
 def read_tables(path: Path, by_slide: bool = True) -> list[tuple[str, PointsFile]]:

@@ -43,6 +43,7 @@ PROBE_TASK = Step(
     metrics=_PROBED,
     read=read_plain,
     own=("labels", "features", "test_data", "target", "orientation", "each_stage", "l2", "folds"),
+    needed=("task",),
     resumes=False,
     one_device=True,
     written="scores.json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from densepath.benchmark.labelled_sets import LabelledSet, Reader
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.core.scores import in_percent
+from densepath.nets.weights.hub import is_hub_name
 from densepath.options import build, default_of, is_required, options_of
 
 PRETRAINING = ("core", "sources", "annotations", "views", "nets", "concepts", "methods", "runs", "training")
@@ -40,6 +42,7 @@ class Step:
         images: number of images (of ``mil``: bags) that go through the network for some options and data.
         recipes: the verb whose recipes it takes; None without recipes. The options are then given in a file.
         own: further options that the table sets: the table of labels.
+        needed: options without which the command would do something else; a table must give them.
         source: what it takes from the run before it: "weights", or "features" of an ``embed`` of the weights.
         draws: whether it draws random numbers; one run serves all seeds if not.
         resumes: whether it has ``--resume``.
@@ -60,6 +63,7 @@ class Step:
     images: Callable[[Options, LabelledSet], int] = lambda options, data: len(data.test.names)
     recipes: str | None = None
     own: Collection[str] = ()
+    needed: Collection[str] = ()
     source: str = "weights"
     draws: bool = True
     resumes: bool = True
@@ -113,8 +117,12 @@ class Step:
         """Check all options that a table has of a run, also their ranges, and those that do not go together.
 
         Raises:
-            UserError: one of them is invalid.
+            UserError: one of them is invalid, a relative path, or missing.
         """
+        if lacking := [name for name in self.needed if options.get(name) is None]:
+            raise UserError(f"{self.verb} needs {lacking[0]}; add it to the options of the task")
+        for name in filter(self.takes_path, options):
+            _refuse_relative(name, options[name])
         tables = ("labels",) if "labels" in self.own else ()
         _check_values(
             self.verb, self.schema, self.recipes, json.dumps(options, default=str), whole=True, of_data=tables
@@ -150,6 +158,14 @@ class Step:
         words.append(f"--out={RUN if '/' in self.written else self.written}")
         words += ["--resume"] * self.resumes
         return words + ([f"--workers={workers}"] if workers is not None and self.has("workers") else [])
+
+
+def _refuse_relative(option: str, value: Any) -> None:
+    """Refuse the relative path of a file or a folder: a run starts in its own folder. Names and keywords may stay."""
+    for text in value if isinstance(value, list | tuple) else [value]:
+        is_path = isinstance(text, str) and (os.path.isfile(text) or "/" in text) and not is_hub_name(text)
+        if is_path and not os.path.isabs(text):
+            raise UserError(f"{option} is {text}, a relative path; write {os.path.abspath(text)}")
 
 
 @cache

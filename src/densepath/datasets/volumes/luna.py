@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from densepath.core.csv_files import read_rows, write_rows
-from densepath.core.errors import UserError, counted, fault_of
+from densepath.core.csv_files import open_table, write_rows
+from densepath.core.errors import UserError, counted, refuse
+from densepath.core.spelling import decimal_in
 from densepath.core.streams import say
 from densepath.datasets.published import Published
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
@@ -76,20 +81,35 @@ def convert_luna(how: Conversion) -> Path:
 
 def _write_places(table: Path, dest: Path, column: str, names: set[str]) -> None:
     """A table of places in world coordinates of DICOM (LPS), as one in RAS; only of volumes in the store."""
-    try:
-        rows = [
-            {
-                "volume": row["seriesuid"],
-                "x": -float(row["coordX"]),
-                "y": -float(row["coordY"]),
-                "z": float(row["coordZ"]),
-                column: row[column],
-            }
-            for row in read_rows(table, "restore it", ("seriesuid", "coordX", "coordY", "coordZ", column))
-        ]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{table} is not a table of LUNA16 ({fault_of(error)}); restore it") from error
+    rows = list(_places(table, column))
     kept = [row for row in rows if row["volume"] in names]
     write_rows(dest, ("volume", "x", "y", "z", column), kept)
     of = f" ({len(rows) - len(kept)} of other volumes)" if len(kept) < len(rows) else ""
     say(f"densepath: {dest.name}: {counted(len(kept), 'place')}{of}")
+
+
+def _places(table: Path, column: str) -> Iterator[dict[str, Any]]:
+    """The rows of a published table, as published or as a spreadsheet has saved it.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or a field that should be a number is none.
+    """
+    axes, kept = ("coordx", "coordy", "coordz"), column.lower()
+    try:
+        with open_table(table) as given:
+            refuse(
+                [name for name in ("seriesuid", *axes, kept) if name not in given.columns],
+                f"{table} lacks columns",
+                "restore it",
+            )
+            for line, row in given.rows():
+                numbers = {name: decimal_in(row[name]) for name in (*axes, kept)}
+                if wrong := [name for name, value in numbers.items() if math.isnan(value)]:
+                    raise UserError(
+                        f"line {line} of {table} has {row[wrong[0]]!r} as {wrong[0]}, which is not a number; restore it"
+                    )
+                x, y, z = (numbers[name] for name in axes)
+                text = row[kept].replace(",", ".")
+                yield {"volume": row["seriesuid"], "x": -x, "y": -y, "z": z, column: text}
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"{table} cannot be read ({error}); restore it") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from densepath.core.csv_files import write_rows
-from densepath.core.errors import UserError, counted, fault_of
+from densepath.core.csv_files import read_rows, write_rows
+from densepath.core.errors import UserError, counted
 from densepath.core.random import ordered_by_seed
 from densepath.core.single_values import list_single_fields
+from densepath.core.spelling import decimal_in
 from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion
 from densepath.datasets.volumes.convert import convert
@@ -27,6 +27,7 @@ from densepath.sources.volumes.store import VolumeStore
 from densepath.sources.volumes.volume import Channel, Volume
 
 LABELS = "labels.csv"
+_AXES = ("x", "y", "z")
 _DECIMALS = 6  # of a voxel: rounding must not decide where a crop of even sides lies
 _NAMES = {"0": "other", "1": "nodule"}
 _SPLITS = dict.fromkeys((f"subset{k}" for k in range(7)), "train") | {
@@ -118,17 +119,15 @@ def convert_nodules(how: NodulesConversion) -> Path:
 
 def _read(table: Path) -> list[tuple[int, dict[str, str]]]:
     """The number and the columns of each candidate."""
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [*enumerate(csv.DictReader(file))]
-        if not rows or any(row["class"] not in _NAMES or not row["volume"] for _, row in rows):
-            raise ValueError("a candidate has no class")
-    except (OSError, ValueError, LookupError, csv.Error) as error:
-        raise UserError(
-            f"{table} is not the table of candidates that densepath data luna writes ({fault_of(error)}); put "
-            "candidates_V2.csv beside the subsets of LUNA16, and convert it again"
-        ) from error
+    remedy = "put candidates_V2.csv beside the subsets of LUNA16, and convert it again"
+    rows = [*enumerate(read_rows(table, remedy, ("volume", *_AXES, "class")))]
+    if not rows or not all(row["class"] in _NAMES and row["volume"] and _is_placed(row) for _, row in rows):
+        raise UserError(f"{table} is not the table of candidates that densepath data luna writes; {remedy}")
     return rows
+
+
+def _is_placed(row: dict[str, str]) -> bool:
+    return not any(math.isnan(decimal_in(row[axis])) for axis in _AXES)
 
 
 def _chosen(rows: Sequence[tuple[int, dict[str, str]]], how: NodulesConversion) -> list[tuple[int, dict[str, str]]]:
@@ -142,10 +141,7 @@ def _chosen(rows: Sequence[tuple[int, dict[str, str]]], how: NodulesConversion) 
 def _corner(store: VolumeStore, position: int, row: dict[str, str], size: Sequence[int]) -> list[int] | None:
     """The low corner (D, H, W) of a crop in voxels of its volume; None for a place outside of the volume."""
     known = store.rows[position]
-    try:
-        world = [float(row[axis]) for axis in "xyz"]
-    except ValueError as error:
-        raise UserError(f"a candidate of {row['volume']} has no place ({error}); convert LUNA16 again") from error
+    world = [decimal_in(row[axis]) for axis in _AXES]
     voxel = (np.linalg.inv(np.array(known["affine"])) @ [*world, 1.0])[:3][::-1]
     if not all(-0.5 <= at < side - 0.5 for at, side in zip(voxel, known["size"], strict=True)):
         return None

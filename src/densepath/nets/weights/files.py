@@ -16,6 +16,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError, errors_as
 from densepath.core.streams import say
+from densepath.core.torch_files import load_whole
 from densepath.nets.weights.pickles import read_pickle
 
 # Keys under which checkpoints store their tensors. As in timm, the moving average (EMA) of weights comes before them;
@@ -29,7 +30,6 @@ _SETTINGS = re.compile(
 # A view may repeat a few stored numbers any number of times, which fills the memory when it is copied.
 _MOST_SHARED, _FREE = 10, 2**30  # times the file's size, and bytes
 _NESTING = 4  # dictionaries within dictionaries that are searched for tensors
-_ASKED = re.compile(r"tried to allocate (\d+) bytes")
 _ZIP_START = b"PK\3\4"
 _TORCH_STARTS = (_ZIP_START, b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # of torch.save, now and until 1.5
 
@@ -80,22 +80,7 @@ def load_torch(path: Path) -> Any:
             warnings.catch_warnings(action="ignore"),  # torch warns about files that it then refuses
             torch.serialization.safe_globals(harmless),
         ):
-            return _whole(path)
-
-
-def _whole(path: Path) -> Any:
-    """What ``torch.load`` returns for a file that holds all bytes of the tensors that it declares.
-
-    Raises:
-        EOFError: it declares more than it has; older files allocate them before they are read.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except RuntimeError as error:
-        asked = _ASKED.search(str(error))
-        if asked is None or int(asked[1]) <= path.stat().st_size:
-            raise
-        raise EOFError(f"it declares {asked[1]} bytes") from error
+            return load_whole(path)
 
 
 def _refusal(path: Path, error: Exception) -> UserError:

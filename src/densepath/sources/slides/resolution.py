@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from densepath.core.csv_files import open_table
 from densepath.core.errors import UserError, counted, first_few
-from densepath.core.spelling import composed, number_in
+from densepath.core.spelling import composed, decimal_in
 
 PLAUSIBLE = (0.02, 100.0)  # µm per pixel of the largest level of a slide
 _SAME = 1.03  # the largest ratio of µm per pixel that count as equal
@@ -62,7 +62,7 @@ def spacing_of_text(text: str) -> Spacing:
 def from_aperio(description: str) -> Spacing | None:
     """µm per pixel from the description of an Aperio slide."""
     found = _APERIO.search(description)
-    value = _number(found[1]) if found else math.nan
+    value = decimal_in(found[1]) if found else math.nan
     return plausible(value, value)
 
 
@@ -123,21 +123,13 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
         raise UserError(f"the table {path} has no rows with columns wsi and mpp; give a CSV file with wsi,mpp")
     table: dict[str, float] = {}
     for number, row in rows:
-        mpp = _number(row[value])
+        mpp = decimal_in(row[value])
         if plausible(mpp, mpp) is None:
             raise UserError(f"line {number} of {path}: {row[value]!r} is not µm per pixel; give a number such as 0.25")
         key = composed(row[name])
         if table.setdefault(key, mpp) != mpp:
             raise UserError(f"line {number} of {path} gives {key} a second value; keep one")
     return table
-
-
-def _number(text: str | None) -> float:
-    """A number with a point or a comma for its fraction; NaN for other texts."""
-    try:
-        return number_in((text or "").replace(",", "."))
-    except ValueError:
-        return math.nan
 
 
 class MppTable:

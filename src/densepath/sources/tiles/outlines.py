@@ -20,7 +20,6 @@ from densepath.sources.slides.slide import Slide
 from densepath.sources.tiles.overview import read_overview
 from densepath.sources.tiles.tissue import Tissue
 
-ENDINGS = (".geojson", ".geojson.gz", ".json", ".json.gz")
 _CLASS = {"name": "Tissue", "color": [0, 160, 0]}
 _BEYOND = 0.02  # share of a slide's side by which outlines may exceed it
 _SAMPLES = 64  # rows and columns at which the outlines in a tile are sampled

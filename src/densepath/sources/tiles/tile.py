@@ -10,6 +10,7 @@ from typing import Any
 
 from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError, counted, first_few, one_line
+from densepath.core.geojson import ENDINGS as GEOJSON
 from densepath.core.locks import shared_work
 from densepath.core.output_names import names_below, output_names
 from densepath.core.paths import AnyPath, as_path
@@ -26,7 +27,6 @@ from densepath.sources.slides.borders import report_borders
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles import coords as coord_files
-from densepath.sources.tiles import outlines
 from densepath.sources.tiles.named_files import NamedFiles
 from densepath.sources.tiles.one_slide import Job
 from densepath.sources.tiles.pictures import draw_contact_sheet
@@ -113,7 +113,7 @@ def tile(
     given = (
         NamedFiles(coords, coord_files.ENDINGS, "coords", "HDF5 files of tiles", names) if coords is not None else None
     )
-    drawn = NamedFiles(tissue, outlines.ENDINGS, "tissue", "GeoJSON files", names) if tissue != "auto" else None
+    drawn = NamedFiles(tissue, GEOJSON, "tissue", "GeoJSON files", names) if tissue != "auto" else None
     if given and drawn:
         raise UserError("--coords gives the tiles, so that --tissue has no use; leave one of them out")
     mpp, size, overlap = _measures(mpp, size, overlap, given, names)

@@ -43,6 +43,7 @@ from densepath.transfer.classify.task import TARGET, VIEW, ClassifyTask, Objecti
 from densepath.transfer.embed.encode import batches_of, collect, encode
 from densepath.transfer.one_training import batches_of_training, train_best
 from densepath.transfer.probe.metrics import Floats, Integers
+from densepath.views.declarations import without_color
 from densepath.views.maker import ViewMaker
 
 AT_ONCE = 64  # images in a pass of the network
@@ -94,7 +95,8 @@ def fit(
                 say(f"densepath: {line}")
     if hardware.world_size > 1 and not config.freeze:
         synchronize_batch_norm(model)
-    views = ViewMaker({VIEW: config.augment.random_view()}, notes.view_size, seed, notes.spec, hardware.memory_format)
+    declared, _ = without_color({VIEW: config.augment.random_view()}, {}, notes.spec)
+    views = ViewMaker(declared, notes.view_size, seed, notes.spec, hardware.memory_format)
     batches = batches_of_training(config, images.images, hardware, seed, views.draw, {TARGET: images})
     task = ClassifyTask(
         model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,12 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_objects
 from densepath.annotations.outlines import are_numbers, draw
 from densepath.core.errors import UserError
+from densepath.core.json_files import load_json
 from densepath.core.output_names import output_names
 from densepath.core.records import CONFIG
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import walk
+from densepath.sources.volumes.read import SUFFIXES as VOLUMES
 from densepath.transfer.detection.instances import label_map_of
 
 LABELS, PREDICTIONS, IMAGES = "labels", "predictions.json", "images.json"  # in a folder of ``densepath predict``
@@ -113,8 +114,14 @@ def least_score(path: str | Path) -> float | None:
 
 def _label_maps(folder: Path) -> LabelledImages:
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; give a folder of label maps, or data or results in COCO's format")
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}; give a folder of label maps, or data or results in COCO's format")
     files = {str(path.relative_to(folder)): path for path in map(Path, walk(folder, LABEL_SUFFIXES))}
+    if not files and walk(folder, VOLUMES):
+        raise UserError(
+            f"{folder} holds volumes, whose classes are compared, not objects; name the classes of their values with "
+            "--classes, e.g. --classes 0:background 1:liver"
+        )
     if not files:
         raise UserError(f"{folder} has no label map ({', '.join(LABEL_SUFFIXES)}); check the path")
     paths = list(files.values())
@@ -135,7 +142,7 @@ def _detections(path: Path, truth: LabelledImages, score: float) -> LabelledImag
     if not listing.is_file() and truth.coco is None:
         raise UserError(f"{listing} is missing, which names the images that {path} means; give a folder of label maps")
     try:
-        listed = _read_json(listing) if listing.is_file() else {"images": truth.coco["images"]}  # type: ignore[index]
+        listed = load_json(listing, "COCO's images") if listing.is_file() else {"images": truth.coco["images"]}  # type: ignore[index]
         names, sizes = _listed(listed["images"])
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{listing} lists no images with id, file_name, height and width; correct it") from None
@@ -143,7 +150,7 @@ def _detections(path: Path, truth: LabelledImages, score: float) -> LabelledImag
         categories = {int(each["id"]): str(each["name"]) for each in listed.get("categories", ())}
     except (AttributeError, TypeError, KeyError, ValueError):
         raise UserError(f"{listing} lists categories without id and name; correct it") from None
-    results = _read_json(path)
+    results = load_json(path, "COCO results")
     if not isinstance(results, list):
         raise UserError(f"{path} is not a list of COCO results; give a folder of label maps, or such a list")
     masks = all(isinstance(result, dict) and "segmentation" in result for result in results)
@@ -168,15 +175,6 @@ def _listed(images: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[int, S
     if not len(names) == len(sizes) == len(images):
         raise ValueError
     return names, sizes
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); give COCO results") from None
 
 
 def _fault(result: Any, sizes: Mapping[int, Size], masks: bool) -> str:

@@ -15,7 +15,7 @@ from densepath.nets.attention_pool import AttentionPool
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.nets.weights.published import is_published, read_published
-from densepath.sources.other_bits import seen_as
+from densepath.sources.other_bits import seen_as, warn_of_mixed_bits
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 
 Pool = Literal["auto", "mean", "cls", "cls_mean", "attention"]
@@ -126,7 +126,9 @@ def load_encoder(
     torch.manual_seed(seed)
     other = images is not None and (images.spec.ndim != 2 or images.spec.channels not in (1, 3))
     network, spec, size, line = pretrained_backbone(weights, backbone, images.spec if images and other else None)
-    spec = spec if images is None else seen_as(spec, images)
+    if images is not None:
+        spec = seen_as(spec, images)
+        warn_of_mixed_bits(images, spec)
     attention = read_published(weights).pool if pool in ("auto", "attention") and is_published(weights) else None
     encoder = Encoder(network, spec, stage, pool, attention)
     if encoder.input_size is not None:

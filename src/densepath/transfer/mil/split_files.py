@@ -14,6 +14,7 @@ import numpy as np
 from densepath.core.csv_files import open_table, refuse_other_encoding
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write
+from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
@@ -98,12 +99,10 @@ def column_of(source: str | Path | None) -> str | None:
 
 
 def _json_lists(path: Path) -> list[list[list[str]]]:
+    content = load_json(path, "splits of densepath mil")
     try:
-        folds = json.loads(path.read_text())["folds"]
-        return [[[str(name) for name in fold.get(part, ())] for part in PARTS] for fold in folds]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [[[str(name) for name in fold.get(part, ())] for part in PARTS] for fold in content["folds"]]
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not hold splits as densepath mil writes them; use another file") from error
 
 

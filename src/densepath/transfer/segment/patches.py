@@ -16,6 +16,7 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.segment.config import Patches
 from densepath.transfer.segment.truth import Truth
+from densepath.views.declarations import without_color
 from densepath.views.maker import ViewMaker
 from densepath.views.plan import Plan
 from densepath.views.random_streams import Draw, Stream
@@ -47,7 +48,8 @@ class PatchMaker:
         oversample: float = 0.0,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        self._views = ViewMaker({_VIEW: patches.random_view()}, size, seed, spec, memory_format)
+        views, _ = without_color({_VIEW: patches.random_view()}, {}, spec)
+        self._views = ViewMaker(views, size, seed, spec, memory_format)
         self._size, self._zoom, self._truth, self._oversample = tuple(size), patches.zoom, truth, oversample
         self._rotated = patches.rotation > 0
 

@@ -17,6 +17,7 @@ from densepath.annotations.patients import check_spelling
 from densepath.core.csv_files import write_rows
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.files import atomic_write
+from densepath.core.json_files import load_json
 from densepath.core.output_names import names_below
 from densepath.core.scores import SCALE, without_nan
 from densepath.core.streams import say
@@ -122,8 +123,8 @@ def score_masks(
 
 def _legend_in(path: Path) -> Legend:
     try:
-        return Legend.from_record(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, LookupError) as error:
+        return Legend.from_record(load_json(path, "a whole copy, or predict again"))
+    except (ValueError, TypeError, LookupError) as error:
         raise UserError(f"{path} is damaged; predict again, or name the classes with --classes") from error
 
 
