@@ -268,6 +268,20 @@ def test_a_network_of_transformers_follows_from_its_folder_without_transformers(
     check(backbone.eval(), lambda x: network(x, **options).last_hidden_state, prefix, (16, 16), (9, 7), (20, 20))
 
 
+@pytest.mark.skipif(not _TRANSFORMERS, reason="transformers is not installed")
+@pytest.mark.parametrize("name", ["phikon", "phikon-v2", "midnight", "hibou-L"])
+def test_the_state_of_a_network_of_transformers_is_that_of_its_folder(name: str, tmp_path: Path) -> None:
+    """Since transformers 5 the tensors have other names in the network; a trainer adds a prefix."""
+    network = moved(of_transformers(name)[0])
+    network.save_pretrained(tmp_path / name)
+    torch.save({"state_dict": network.state_dict(prefix="student.net.")}, tmp_path / "w.ckpt")
+    made, of_folder = (to_timm(read_weights(path).state_dict) for path in (tmp_path / "w.ckpt", tmp_path / name))
+    assert made.keys() == {f"student.net.{key}" for key in of_folder}
+    assert all(torch.equal(made[f"student.net.{key}"], value) for key, value in of_folder.items())
+    assert (found := guess_backbone(made)) is not None and found == guess_backbone(of_folder)
+    assert " under student.net." in load_weights(build_backbone(found), tmp_path / "w.ckpt", complete=True)
+
+
 class Pooler(torch.nn.Module):
     """CONCH's attention pool by the definition of attention, eight heads one after the other."""
 
@@ -451,7 +465,7 @@ def test_queries_keys_and_values_are_joined_only_where_all_are_there() -> None:
     made = to_timm(state | {"embeddings.patch_embeddings.projection.weight": torch.rand(4, 3, 2, 2)})
     assert torch.equal(made["blocks.0.attn.qkv.weight"], torch.cat(list(state.values())[:3]))
     assert not any(key.endswith("qkv.bias") for key in made)
-    assert made["blocks.0.attention.attention.query.bias"] is state[f"{of}.query.bias"]
+    assert made["blocks.0.attn.q.bias"] is state[f"{of}.query.bias"]
 
 
 def test_norms_of_queries_show_the_heads(tmp_path: Path) -> None:

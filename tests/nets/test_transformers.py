@@ -17,6 +17,7 @@ from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.backbones.transformers import resize_positions
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.layouts import arrange
+from densepath.nets.weights.transformer_names import to_timm
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 OWN_SIZE = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(2))  # pixels, that of test_vit
@@ -145,6 +146,20 @@ def test_the_student_of_a_foreign_checkpoint_is_found(tmp_path: Path) -> None:
     backbone = build_backbone("test_vit")
     assert "under student.module.backbone." in load_weights(backbone, path)
     assert all(torch.equal(value, backbone.net.model.state_dict()[key]) for key, value in student.state_dict().items())
+
+
+def test_blocks_in_the_chunks_of_dinov2s_training_are_those_of_the_network(tmp_path: Path) -> None:
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    chunked = {
+        re.sub(r"^blocks\.(\d+)", lambda found: f"blocks.{int(found[1]) // 2}.{found[1]}", key): value
+        for key, value in state.items()
+    }
+    torch.save({"teacher": {f"backbone.{key}": value for key, value in chunked.items()}}, tmp_path / "w.pth")
+    backbone = build_backbone("test_vit")
+    load_weights(backbone, tmp_path / "w.pth", complete=True)
+    assert all(torch.equal(value, backbone.net.model.state_dict()[key]) for key, value in state.items())
+    others = timm.create_model("test_efficientnet").state_dict()  # has blocks.0.0, too
+    assert to_timm(others).keys() == others.keys()
 
 
 @pytest.mark.parametrize("beside", [False, True])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from densepath.core.errors import UserError
@@ -10,6 +11,7 @@ from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.backbones.listed import resenc_options
 from densepath.nets.decoders.build import build_decoder, decoder_state, load_decoder
 from densepath.nets.weights import load_weights, save_backbone
+from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.nets.weights.volume_layouts import arrange_volumes
 from densepath.training.load_code import loading_code
 
@@ -108,6 +110,33 @@ class Encoder(nn.Module):
         for part in self.parts:
             maps.append(x := part(x))
         return maps
+
+
+@pytest.mark.parametrize("last", [(2, 2, 1), (1, 2, 2)])
+def test_the_encoder_is_that_of_plans_with_other_strides(tmp_path, last):
+    """As in the documentation: the decoder's shapes follow from the strides, those of the encoder do not."""
+    pytest.importorskip("dynamic_network_architectures")
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    backbone = build_backbone("resenc_3d_w2", 1)
+    save_backbone(tmp_path / "timm.safetensors", backbone)
+    save_backbone(tmp_path / "nnunet.pth", backbone, "nnunet")
+    options = resenc_options("resenc_3d_w2", 1) | {"strides": [1, 2, 2, 2, 2, last]}
+    network = ResidualEncoderUNet(**options, num_classes=2, n_conv_per_stage_decoder=1, deep_supervision=True)
+    given, name = torch.load(tmp_path / "nnunet.pth")["network_weights"], "decoder.transpconvs.0.weight"
+    assert given[name].shape != network.state_dict()[name].shape
+    network.encoder.load_state_dict(load_file(tmp_path / "timm.safetensors"))
+
+
+def test_weights_for_volumes_are_not_taken_for_those_of_images(tmp_path):
+    with torch.device("meta"):
+        made, _ = arrange_volumes(build_backbone("resnet18_3d", 1), "monai", {})
+    path = tmp_path / "w.pth"
+    torch.save({key: torch.zeros(()).expand(value.shape) for key, value in made.items()}, path)
+    with pytest.raises(UserError, match="name it with --backbone, if it is one of those for volumes, such as resnet"):
+        backbone_of_weights(path)
+    with pytest.raises(UserError, match=r"does not fit resnet18: .* \(--backbone resnet18_3d, say\)"):
+        load_weights(build_backbone("resnet18"), path)
 
 
 def test_a_network_that_lists_its_maps_becomes_a_backbone():

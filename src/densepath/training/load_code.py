@@ -61,7 +61,8 @@ _NNUNET = """```
 nnUNetv2_train DATASET 3d_fullres FOLD -p PLANS -pretrained_weights {file}
 ```
 
-for plans with the ResidualEncoderUNet of ResEnc-L."""
+for plans of ResEnc-L with six stages, kernels of 3 and strides of 2 along all axes. densepath's docs/volumes.md has the
+code for other plans."""
 _STATE = """```python
 from safetensors.torch import load_file
 

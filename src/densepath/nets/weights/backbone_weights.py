@@ -234,7 +234,9 @@ def _remedy(backbone: Backbone, match: Match, other: str | None) -> str:
         return f"their images have {counted(channels, 'channel')}, not {backbone.in_channels}; use others"
     if other is not None and other.removesuffix(UNLIKE) == backbone.architecture:
         return "they are of another network with this name: pass it, in Python, as backbone"
-    named = shlex.quote(other) if other else ("resnet18" if backbone.name == "resnet50" else "resnet50") + ", say"
+    volumes = backbone.ndim == 3 or any(value.ndim == 5 for value in match.found.values())
+    examples = ("resnet18_3d", "resnet34_3d") if volumes else ("resnet50", "resnet18")
+    named = shlex.quote(other) if other else examples[backbone.name == examples[0]] + ", say"
     return f"name the backbone that they belong to (--backbone {named})"
 
 

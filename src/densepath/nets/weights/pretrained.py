@@ -106,6 +106,7 @@ def backbone_of_weights(weights: str | Path, prefix: str = "") -> str:
     if name == "random":
         return DEFAULT_BACKBONE
     found: str | None = None
+    state: Mapping[str, Tensor] = {}
     if is_published(weights):
         found = read_published(weights).backbone
     elif is_on_disk(weights):
@@ -124,9 +125,12 @@ def backbone_of_weights(weights: str | Path, prefix: str = "") -> str:
             return name.split(".")[0]
         return DEFAULT_BACKBONE  # load_weights reports what is wrong
     if found is None:
+        fitting = "timm's (densepath has none for windowed transformers)"
+        if any(value.ndim == 5 for value in state.values()):
+            fitting = "those for volumes, such as resnet18_3d"
         raise UserError(
             f"the tensors of {name} do not show which backbone they belong to; name it with --backbone, if it is one "
-            "of timm's (densepath has none for windowed transformers)"
+            f"of {fitting}"
         )
     return found
 
@@ -160,7 +164,7 @@ def guess_backbone(state: Mapping[str, Tensor], recorded: str | None = None) -> 
     match = match_names(state, names | {"conv1.weight"}).found
     blocks = [len({key.split(".")[1] for key in match if key.startswith(f"layer{stage}.")}) for stage in range(1, 5)]
     resnet = _RESNETS.get((tuple(blocks), "layer1.0.conv3.weight" in match))  # type: ignore[arg-type]
-    if resnet and "conv1.weight" in match:
+    if resnet and "conv1.weight" in match and match["conv1.weight"].ndim == 4:
         shape = tuple(match["layer1.0.conv2.weight"].shape[:2]) if "layer1.0.conv2.weight" in match else _PLAIN
         if found := resnet if shape == _PLAIN else _VARIANTS.get((resnet, shape)):
             return found

@@ -51,7 +51,7 @@ def save_backbone(
       and std as in the metadata times 255, and ``STRIDE_IN_1X1 = False``.
     - models_genesis: as the released ``Genesis_Chest_CT.pt``, with "module." before each name.
     - monai: ``network.load_state_dict(torch.load(path)["state_dict"], strict=False)``; the file lacks only ``fc.*``.
-    - nnunet: ``nnUNetv2_train ... -pretrained_weights path``.
+    - nnunet: ``nnUNetv2_train ... -pretrained_weights path``, for plans with the strides of ``resenc_3d``.
 
     Args:
         path: a ``.safetensors`` file; in the detectron2 layout also a ``.pth`` file, or a ``.pkl`` file of numpy

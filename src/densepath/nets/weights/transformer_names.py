@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from math import isqrt
 from typing import Any
@@ -29,49 +29,59 @@ _BY_WIDTH = {
 _HIDDEN = ("num_heads", "act_layer")  # arguments of which shapes give only a default
 HEAD_WIDTH = 64  # channels of a head where no configuration gives the number of heads
 
-# transformers' names, then timm's
+# transformers' names, in its files and in the networks of its version 5, then timm's; without the network's prefix
+_FOREIGN = "embeddings.patch_embeddings.projection.weight"
+_MODEL = re.compile(r"(?:vit|dinov2|dinov2_with_registers)\.$")  # the end of the prefix in a network with a head
 _RENAMED = (
-    (r"^(?:vit|dinov2|dinov2_with_registers)\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.", ""),
-    (r"^encoder\.layer\.", "blocks."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"^encoder\.layer\.|^layers\.", "blocks."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.(?:attention\.query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.(?:attention\.key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.(?:attention\.value|v_proj)\.", ".attn.v."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
     (r"^layernorm\.", "norm."),
 )
-# DINOv2's own names, and transformers' for the same layers
+# The parts of which timm has one tensor, in its order
+_JOINED = {
+    ".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."),
+    ".mlp.fc1.": (".mlp.gate_proj.", ".mlp.up_proj."),
+}
 _REGIONS = ((r"(^|\.)phi\.0\.", r"\1patch_embed.proj."),)  # HIPT's transformer of regions
+# DINOv2's own names, and transformers' for the same layers
 _GATED_LAYERS = ((r"\.mlp\.(?:w12|weights_in)\.", ".mlp.fc1."), (r"\.mlp\.(?:w3|weights_out)\.", ".mlp.fc2."))
+_CHUNKED = re.compile(r"((?:.+\.)?)blocks\.\d+\.\d+\.attn\.qkv\.weight")
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a ViT or DINOv2 of ``transformers``, of DINOv2's own code, or of HIPT, under timm's names.
 
-    Other tensors keep their names.
+    Other tensors keep their names, and so do prefixes.
 
-    The query, key and value projections are joined. In a DINOv2 with register tokens the class token has a position and
-    the registers have none; in timm neither has one, so that of the class token is added to it.
+    The query, key and value projections are joined, and the two halves of gated layers. In a DINOv2 with register
+    tokens the class token has a position and the registers have none; in timm neither has one, so that of the class
+    token is added to it.
 
     Args:
         state: the tensors, under their names in the file.
     """
-    foreign = any("embeddings.patch_embeddings.projection" in key for key in state)
-    rules = (*_RENAMED, *_GATED_LAYERS) if foreign else (*_GATED_LAYERS, *_REGIONS)
     named: dict[str, Tensor] = {}
+    prefixes = [key.removesuffix(_FOREIGN) for key in state if re.fullmatch(rf"(?:.+\.)?{re.escape(_FOREIGN)}", key)]
     for key, value in state.items():
-        for pattern, new in rules:
-            key = re.sub(pattern, new, key)
-        named[key] = value[..., None, None] if key.endswith(_PATCH) and value.ndim == 2 else value
-    if foreign:
-        for key in [key for key in named if ".attention.attention.query." in key]:
-            parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        name = _renamed(key, prefixes)
+        named[name] = value[..., None, None] if name.endswith(_PATCH) and value.ndim == 2 else value
+    for whole, (first, *others) in _JOINED.items() if prefixes else ():
+        for key in [key for key in named if first in key]:
+            parts = [key, *(key.replace(first, other) for other in others)]
             if named.keys() >= {*parts}:  # BEiT's keys have no bias
-                named[key.replace(".attention.attention.query.", ".attn.qkv.")] = torch.cat([*map(named.pop, parts)])
+                named[key.replace(first, whole)] = torch.cat([*map(named.pop, parts)])
     for key in [key for key in named if key.endswith("register_tokens")]:
         prefix = key.removesuffix("register_tokens")
         positions = named.get(f"{prefix}pos_embed")
@@ -79,7 +89,30 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             named[f"{prefix}reg_token"] = named.pop(key)
             named[f"{prefix}cls_token"] = named[f"{prefix}cls_token"] + positions[:, :1]
             named[f"{prefix}pos_embed"] = positions[:, 1:]
-    return named
+    return _without_chunks(named)
+
+
+def _renamed(key: str, prefixes: Sequence[str]) -> str:
+    """timm's name of a tensor; ``prefixes`` are those of the networks of transformers in its file."""
+    prefix = max((prefix for prefix in prefixes if key.startswith(prefix)), key=len, default=None)
+    rules = (*_GATED_LAYERS, *_REGIONS) if prefix is None else (*_RENAMED, *_GATED_LAYERS)
+    tail = key.removeprefix(prefix or "")
+    for pattern, new in rules:
+        tail = re.sub(pattern, new, tail)
+    return _MODEL.sub("", prefix or "") + tail
+
+
+def _without_chunks(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of transformers whose training divided the blocks into chunks, as DINOv2's, without the chunks.
+
+    A block keeps its number: the seventh is ``blocks.1.6`` if it is in the second chunk.
+    """
+    networks = {match[1] for match in map(_CHUNKED.fullmatch, state) if match and f"{match[1]}{_PATCH}" in state}
+    named = dict(state)
+    for prefix in networks:
+        chunk = re.compile(rf"({re.escape(prefix)}blocks\.)\d+\.(?=\d+\.)")
+        named = {chunk.sub(r"\1", key) if chunk.match(key) else key: value for key, value in named.items()}
+    return named if len(named) == len(state) else state
 
 
 def transformer_prefixes(state: Mapping[str, Tensor]) -> list[str]:
