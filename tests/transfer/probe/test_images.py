@@ -25,11 +25,11 @@ from densepath.core.errors import UserError
 from densepath.transfer.embed.feature_file import Features, Shape, write_features
 from densepath.transfer.probe.classifiers import STRENGTHS, logistic_regression, nearest_neighbors
 from densepath.transfer.probe.folds import make_folds
-from densepath.transfer.probe.stratified import stratified_group_folds
 from densepath.transfer.probe.images import probe_images
 from densepath.transfer.probe.labelled import Labels, label
 from densepath.transfer.probe.metrics import evaluate
 from densepath.transfer.probe.probe import probe
+from densepath.transfer.probe.stratified import stratified_group_folds
 
 
 def random_case(seed: int = 0, n: int = 60, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
