@@ -29,6 +29,7 @@ from densepath.transfer.probe.images import probe_images
 from densepath.transfer.probe.labelled import Labels, label
 from densepath.transfer.probe.metrics import evaluate
 from densepath.transfer.probe.probe import probe
+from densepath.transfer.probe.stratified import stratified_group_folds
 
 
 def random_case(seed: int = 0, n: int = 60, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -149,6 +150,18 @@ def test_two_folds_that_cannot_be_made_are_not_to_be_fewer() -> None:
     classes = Classes(("a", "b"), torch.tensor([1, 0, 0, 1], dtype=torch.int32))
     with pytest.raises(UserError, match="by patient; use another --seed, or leave this class out"):
         make_folds(classes, np.array([0, 1, 2, 2]), 2, seed=0)
+
+
+def test_folds_are_stratified_and_the_same_with_every_scikit_learn() -> None:
+    """The folds of scikit-learn from 1.8; earlier ones counted the images of a group, then shuffled the groups."""
+    groups = np.repeat(np.arange(12), [1, 4, 2, 3, 1, 2, 4, 1, 3, 2, 1, 2])
+    folds = stratified_group_folds((groups % 3 == 0).astype(np.int64), groups, 3, seed=7)
+    assert [folds[groups == group][0] for group in range(12)] == [0, 0, 1, 2, 0, 1, 1, 0, 2, 0, 1, 2]
+    patients = np.repeat(np.arange(40), 2)
+    classes = Classes(("a", "b"), torch.from_numpy((patients % 4 == 0).astype(np.int32)))
+    for seed in (0, 2**40):
+        for fold in make_folds(classes, patients, 5, seed):
+            assert np.bincount(classes.labels.numpy()[fold.test]).tolist() == [12, 4]
 
 
 def test_no_strength_is_chosen_by_test_images() -> None:

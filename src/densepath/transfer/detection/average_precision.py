@@ -10,6 +10,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from densepath.core.errors import UserError
 
+_SUFFIXES = ("ap", "ap50", "ap75")
 _QUIET = logging.getLogger(__name__).debug
 
 
@@ -45,14 +46,17 @@ def average_precision(
     ]
     if not any(not instance["iscrowd"] for instance in instances):
         raise UserError("the test split has no instances; outline some instances in its images")
+    kinds = [("box", "bbox")] * boxes + [("mask", "segm")] * masks
+    if not results:  # faster-coco-eval cannot read an empty list before 1.8
+        return {f"{name}_{suffix}": 0.0 for name, _ in kinds for suffix in _SUFFIXES}
     coco = COCO({**truth, "annotations": instances}, print_function=_QUIET)
     metrics = {}
-    for name, kind in [("box", "bbox")] * boxes + [("mask", "segm")] * masks:
+    for name, kind in kinds:
         evaluator = COCOeval_faster(coco, coco.loadRes([dict(r) for r in results]), kind, print_function=_QUIET)
         evaluator.params.maxDets = [1, min(10, detections_per_image), detections_per_image]  # AP uses the last
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-        for suffix, value in zip(("ap", "ap50", "ap75"), evaluator.stats[:3], strict=True):
+        for suffix, value in zip(_SUFFIXES, evaluator.stats[:3], strict=True):
             metrics[f"{name}_{suffix}"] = 100 * float(value)
     return metrics

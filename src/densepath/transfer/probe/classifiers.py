@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.transfer.probe.metrics import Floats, Integers
+from densepath.transfer.probe.stratified import stratified_group_folds
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 1))  # scikit-learn's C
 _PLAIN = 1e-2  # where a training set has too few patients to choose
@@ -100,15 +101,12 @@ def _choose(x: Floats, truth: Integers, patients: Integers, seed: int) -> float:
 
 def _inner_folds(truth: Integers, patients: Integers, seed: int) -> Sequence[tuple[Any, Any]]:
     """Folds of the training images by patient in which each class can be learned; none if patients are too few."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
     least = min(len(np.unique(patients[truth == c])) for c in np.unique(truth))
     if least < 2:
         return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        folds = StratifiedGroupKFold(min(_INNER, least), shuffle=True, random_state=seed % 2**32)
-        splits = list(folds.split(truth, truth, patients))
+    count = min(_INNER, least)
+    tested = stratified_group_folds(truth, patients, count, seed)
+    splits = [(np.flatnonzero(tested != fold), np.flatnonzero(tested == fold)) for fold in range(count)]
     return [(fit, held) for fit, held in splits if len(np.unique(truth[fit])) == len(np.unique(truth)) and len(held)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from densepath.core.columns import SPLIT_OF, SPLITS
 from densepath.core.errors import UserError, counted, refuse
 from densepath.core.streams import say
 from densepath.transfer.probe.metrics import Floats, Integers
+from densepath.transfer.probe.stratified import stratified_group_folds
 
 _PARTS = 3  # training, validation, test
 PART_NUMBERS = {name: SPLITS.index(split) for name, split in SPLIT_OF.items()}  # training, validation, test
@@ -141,8 +141,6 @@ def make_folds(
     Raises:
         UserError: a class has fewer groups than folds, or a fold would lack test images or a class in training.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     if count < 2:
         raise UserError(f"folds is {count}; give 2 or more")
     labels = classes.labels.numpy().astype(np.int64)
@@ -152,10 +150,8 @@ def make_folds(
         raise UserError(
             f"{rare} has {what} of {counted(most, group)}, fewer than the {counted(count, 'fold')}; {remedy}"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32).split(labels, labels, groups)
-        folds = [Fold(train, test) for train, test in found]
+    tested = stratified_group_folds(labels, groups, count, seed)
+    folds = [Fold(np.flatnonzero(tested != fold), np.flatnonzero(tested == fold)) for fold in range(count)]
     for fold in folds:
         lacking = set(range(len(classes.names))) - set(labels[fold.train].tolist())
         if lacking or not len(fold.test):
