@@ -244,7 +244,7 @@ def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     words = [*TINY, "--device", "cpu", "--precision", "32", "--workers", "0", "--method", "moco_v2", "--steps", "10"]
     words += ["--peer", "moco_v2", "--more", "pcrl", "--more_backbones", "--volumes", "model_genesis_3d_small"]
     words += ["--volume_batch", "2", "--json", str(tmp_path / "gpu.json")]
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)  # it takes a minute on a CPU
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: None)  # it takes a minute on a CPU
     monkeypatch.setattr(sys, "argv", ["gpu", *words])
     gpu.main()
     found = json.loads((tmp_path / "gpu.json").read_text())["tables"]

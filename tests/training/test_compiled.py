@@ -14,10 +14,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from densepath.core.errors import UserError
-from densepath.methods import MAE, MoCoV2
+from densepath.methods import BYOL, MAE, MoCoV2
 from densepath.nets.backbones import build_backbone
 from densepath.synthetic.tissue import write_tiles
-from densepath.training.compiled import compile_networks, compiling, uncompiled
+from densepath.training.batch_norm import share_statistics
+from densepath.training.compiled import compile_networks, compiling, require_compilable, uncompiled
 from densepath.training.config import PretrainConfig
 from densepath.training.pretrain import pretrain
 
@@ -83,6 +84,13 @@ def test_a_network_that_cannot_be_compiled_is_reported(monkeypatch):
     torch._dynamo.reset()
 
 
-def test_blocks_of_several_processes_are_not_compiled():
+def test_layers_that_several_processes_share_are_not_compiled():
+    shared, own = (BYOL(build_backbone("test_resnet")) for _ in range(2))
+    share_statistics(shared, "auto", 0, 8, processes=2)
+    require_compilable(shared, 1)
+    with pytest.raises(UserError, match="give --batch_norm per_process, or leave --compile out"):
+        require_compilable(shared, 2)
+    share_statistics(own, "per_process", 0, 8, processes=2)
+    require_compilable(own, 2)
     with pytest.raises(UserError, match="leave --compile out, or use ddp"):
         PretrainConfig(data=".", out=".", compile=True, strategy="fsdp")

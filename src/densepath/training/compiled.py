@@ -12,12 +12,27 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
+from densepath.nets.batch_norms import Synchronized
 from densepath.training.sharding import blocks_of
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
-_GRAPHS = 64  # of a function: one for each size of the views and each deepest stage, with and without gradients
+_GRAPHS = 64  # at most, of a kind of layer: one for each size of the views, with and without gradients
+
+
+def require_compilable(network: nn.Module, processes: int) -> None:
+    """Check that the networks of a method can be compiled for so many processes.
+
+    Raises:
+        UserError: batch norms in them share their statistics with other processes.
+    """
+    layers = [layer for part in _parts(network) for layer in part.modules()]
+    if processes > 1 and any(isinstance(layer, Synchronized) for layer in layers):
+        raise UserError(
+            "batch norms over the images of several processes are not compiled; give --batch_norm per_process, or "
+            "leave --compile out"
+        )
 
 
 def compile_networks(network: nn.Module) -> None:
@@ -28,12 +43,16 @@ def compile_networks(network: nn.Module) -> None:
     Args:
         network: a method, or a task that has one. Its other layers, such as heads, stay as they are.
     """
+    for part in _parts(network):
+        part.compile(dynamic=False)
+
+
+def _parts(network: nn.Module) -> list[nn.Module]:
     parts = blocks_of(network)
     for module in network.modules():
         if isinstance(module, Backbone) and not blocks_of(module):
             parts += [module, *module.net.children()]  # some methods call the stages one by one
-    for part in parts:
-        part.compile(dynamic=False)
+    return parts
 
 
 def uncompiled(function: Callable[Given, Made]) -> Callable[Given, Made]:

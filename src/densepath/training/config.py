@@ -27,7 +27,7 @@ _MOST = 10**9  # epochs or steps
 # not change: it is one of the run's facts.)
 FREE = (
     *("data", "out", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
-    *("probe_orientation", "keep_every", "log_every", "save_every_steps", "save_every_minutes"),
+    *("probe_orientation", "keep_every", "log_every", "save_every_steps", "save_every_minutes", "compile"),
     *("regions", "cells", "cache_dir", "slides"),  # paths of files, like data
     *("labels", "teacher", "teacher_weights", "tokenizer"),  # known by their checksums
 )

@@ -16,6 +16,7 @@ from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.weights import load_weights
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.batch_norm import BatchNorm, share_statistics
+from densepath.training.compiled import require_compilable
 from densepath.training.config import PretrainConfig
 from densepath.training.hardware import Hardware
 from densepath.training.inputs import check_inputs
@@ -94,6 +95,8 @@ def make_learner(config: PretrainConfig, spec: PixelSpec, fresh: bool, batch: in
     norm = share_statistics(method, config.batch_norm, config.batch_norm_group, batch, world_size)
     if config.strategy == "fsdp":
         require_shardable(method, config.optimizer.name, world_size)
+    if config.compile:
+        require_compilable(method, world_size)
     check_inputs(method, config)
     return Learner(network, method, options, norm, batch, world_size, loaded, tensors, named)
 
