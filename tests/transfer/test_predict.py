@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 from dataclasses import replace
@@ -21,7 +22,7 @@ from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.core.output_names import output_names
-from densepath.sources import other_bits
+from densepath.sources import decode, other_bits, patience
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.image_reader import ImageFile, open_file
@@ -220,6 +221,31 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
     assert files() == before and len((out / "predict.log").read_text().split("done in")) == 4
     with pytest.raises(UserError, match="other values of score"):
         predict(detector, data=tmp_path / "data", out=out, **{**ALL, "score": 0.3})
+
+
+def test_images_that_a_disk_failed_to_give_are_not_passed_over(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The objects of the others would look complete; a failure of a moment is waited for."""
+    images(tmp_path / "data")
+    expected = results_of(predict(detector, data=tmp_path / "data", out=tmp_path / "whole", **ALL))
+    fails, opened, pauses = [9], decode._open, list[float]()
+
+    def failing(path: Any) -> Any:
+        if Path(path).name == "1.png" and fails[0]:
+            fails[0] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path)
+
+    monkeypatch.setattr(decode, "_open", failing)
+    monkeypatch.setattr(patience, "_failures", patience._Failures())
+    monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    given: dict[str, Any] = {"data": tmp_path / "data", "out": tmp_path / "out", **ALL}
+    with pytest.raises(UserError, match=r"1\.png.*Input/output error"):
+        predict(detector, **given)
+    assert pauses == list(patience.PAUSES) and not (tmp_path / "out" / "predictions.json").exists()
+    fails[0] = 1
+    assert results_of(predict(detector, **given)) == expected
 
 
 def test_a_stop_leaves_no_tables_of_former_images(

@@ -19,6 +19,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.dicom_image import DICOM_START, dicom_header, is_dicom, read_dicom
 from densepath.sources.dicom_image import SUFFIXES as DICOM_SUFFIXES
 from densepath.sources.expansion import check_scans, still_webp
+from densepath.sources.patience import patient
 from densepath.sources.tiff import TIFF_STARTS, pillow_corrupts, read_tiff, refuse_bomb, tiff_header, too_large
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "DIB")
@@ -57,6 +58,7 @@ class Header:
         return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
 
 
+@patient
 def read_image(
     path: str | Path, max_side: int | None = None, channels: int = 3, dtype: npt.DTypeLike = np.uint8
 ) -> npt.NDArray[Any]:
@@ -98,6 +100,7 @@ def read_image(
         return pixels if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * TO_16_BITS
 
 
+@patient
 def read_header(path: str | Path, max_side: int | None = None) -> Header:
     """The properties of what :func:`read_image` returns, from the file's header only.
 

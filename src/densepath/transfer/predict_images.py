@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from densepath.sources.image_reader import ImageReader, StoredImage, open_file
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.other_bits import prediction_spec
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
+from densepath.sources.patience import as_damage, patiently
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.prefetch import ahead
 from densepath.sources.slides.resolution import spacing_text
@@ -67,6 +69,7 @@ def predict_images(
         The numbers of "images", "damaged" ones and "objects", and the pictures by the names of the images.
 
     Raises:
+        CorruptImage: the disk of an image has failed.
         UserError: no image can be read.
     """
     stems = output_names(readers.paths())
@@ -119,7 +122,7 @@ def predict_images(
                     said = _say_scale(detector, reader, spacing)
                 found = detector.predict_reader(reader, *search, spacing)
             except CorruptImage as error:
-                damaged.append(str(error))
+                damaged.append(str(as_damage(error)))
                 _log.warning("damaged image, passed over: %s", error)
                 continue
             behind.submit(finish, position, reader, found)
@@ -218,14 +221,22 @@ class Readers:
 def _opened(
     readers: Readers, positions: Sequence[int]
 ) -> Generator[tuple[int, ImageReader | CorruptImage], None, None]:
-    """The readers of images, with the pixels of those that are decoded as a whole; an error for a damaged one."""
+    """The readers of images, with the pixels of those that are decoded as a whole; an error for a damaged one.
+
+    Raises:
+        CorruptImage: the disk of an image has failed.
+    """
     for position in positions:
         try:
-            reader = readers.open(position)
-            reader.read(0, 0, 1, 1)
-            yield position, reader
+            yield position, patiently(readers.names[position], partial(_begun, readers, position))
         except CorruptImage as error:
-            yield position, error
+            yield position, as_damage(error)
+
+
+def _begun(readers: Readers, position: int) -> ImageReader:
+    reader = readers.open(position)
+    reader.read(0, 0, 1, 1)
+    return reader
 
 
 def _drawn(count: int, pictures: int | Literal["all"]) -> set[int]:

@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import openslide
 import pytest
+from PIL import Image
 
 from densepath.sources import patience
 from densepath.sources.corrupt import CorruptImage, can_pass
+from densepath.sources.decode import read_image
+from densepath.sources.slides import dicom_slide, openslide_slide
 from densepath.sources.slides import open as open_module
 from densepath.sources.slides.decoded_tiles import recent_tiles
-from densepath.sources.slides.dicom_slide import DicomSlide
+from densepath.sources.slides.dicom_slide import DicomSlide, files_of_series
 from densepath.sources.slides.file_parts import FileParts
+from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.tiles.identity import identity_of
@@ -28,7 +32,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses, which take no time here."""
     found: list[float] = []
     monkeypatch.setattr(patience.time, "sleep", found.append)
-    monkeypatch.setattr(patience, "_failed", set())
+    monkeypatch.setattr(patience, "_failures", patience._Failures())
     return found
 
 
@@ -107,7 +111,7 @@ def test_a_slide_is_opened_after_a_pause(
         with pytest.raises(CorruptImage, match=r"cannot be read \(Input/output error\)") as caught:
             open_slide(path)
         assert can_pass(caught.value)
-    patience._failed.clear()
+    monkeypatch.setattr(patience, "_failures", patience._Failures())
     monkeypatch.setattr("builtins.open", failing(1, errno.EIO, open))
     assert identity_of(path) == known
 
@@ -137,6 +141,148 @@ def test_openslide_says_that_a_disk_has_failed(
 
 def test_a_dicom_slide_is_read_after_a_pause(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     slide = DicomSlide(FileParts("a.dcm", (1, 1)), (0,), (), None, ())
-    monkeypatch.setattr(DicomSlide, "_pixels", failing(1, errno.EIO, lambda *given: "pixels"))
+    monkeypatch.setattr(DicomSlide, "_read", failing(1, errno.EIO, lambda *given: "pixels"))
     assert slide.read(0, (0, 0, 8, 8), 1) == "pixels"  # type: ignore[comparison-overlap]
     assert pauses == [patience.PAUSES[0]]
+
+
+def away(path: Path) -> None:
+    """Let all reads of a file fail, as on a disk that stays away."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
+needs_failing_file = pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file whose reads give EIO")
+
+
+def test_the_failure_of_a_disk_counts_if_a_slide_cannot_be_opened_again(
+    slides: dict[str, Path], pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSlide calls a slide unknown whose disk is still away at the second attempt."""
+    slide = open_with_openslide(str(slides["YCbCr"]))
+    assert slide is not None
+    failed = openslide.OpenSlideError("I/O error reading file x")
+    unknown = openslide.OpenSlideUnsupportedFormatError("Unsupported or missing image file")
+
+    def raising(error: Exception) -> Callable[..., Any]:
+        def fail(*_: Any) -> Any:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(openslide.OpenSlide, "read_region", raising(failed))
+    monkeypatch.setattr(openslide.OpenSlide, "__init__", raising(unknown))
+    with pytest.raises(CorruptImage, match="I/O error reading file x") as caught:
+        slide.read(0, (0, 0, 8, 8), 1)
+    assert can_pass(caught.value) and pauses == list(patience.PAUSES)
+
+
+@needs_failing_file
+def test_a_slide_on_a_disk_that_stays_away_is_not_called_unknown(
+    slides: dict[str, Path], pauses: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.tiff"
+    path.write_bytes(slides["YCbCr"].read_bytes())
+    slide = open_with_openslide(str(path))
+    assert slide is not None
+    openslide_slide._handles.drop(slide.file)
+    away(path)
+    reads = [lambda: slide.read(0, (0, 0, 8, 8), 1), lambda: slide.read_associated("label"), lambda: open_slide(path)]
+    monkeypatch.setattr(open_module, "_start", lambda path: b"....")
+    for read in reads:
+        with pytest.raises(CorruptImage, match=r"cannot be read \(Input/output error\)") as caught:
+            read()
+        assert can_pass(caught.value)
+    monkeypatch.setattr(dicom_slide, "_handles", Handles(lambda path: b"no DICOM"[9]))
+    dicom = DicomSlide(FileParts(str(path), (1, 1)), (0,), (), None, ())
+    with pytest.raises(CorruptImage, match="Input/output error") as caught:
+        dicom.read(0, (0, 0, 8, 8), 1)
+    assert can_pass(caught.value)
+
+
+def test_a_file_of_a_dicom_slide_that_cannot_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slide would look like one with fewer levels."""
+    paths = [str(tmp_path / name) for name in ("a.dcm", "b.dcm")]
+    for path in paths:
+        Path(path).write_bytes(b"\x20\x00\x0e\x00UI\x04\x001.2 ")
+    assert files_of_series(paths[0]) == paths
+    lost, stat = [paths[1]], os.stat
+
+    def failing_stat(path: Any, *given: Any, **options: Any) -> Any:
+        if path in lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, *given, **options)
+
+    monkeypatch.setattr(os, "stat", failing_stat)
+    assert files_of_series(paths[0]) == paths
+    with pytest.raises(OSError, match="Input/output error"):
+        files_of_series(paths[1])
+
+
+def disk_error(*_: Any) -> Any:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_dead_disk_is_waited_for_at_two_files(pauses: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """Not at each of thousands of slides in silence; in folders of their own, too."""
+    for number in range(5):
+        with pytest.raises(OSError, match="Input/output error"):
+            patience.patiently(f"/dead/{number}/a.dcm", disk_error)
+    assert pauses == 2 * [*patience.PAUSES]
+    line = "densepath: /dead/0/a.dcm cannot be read (Input/output error); trying again for 2.5 s\n"
+    assert capsys.readouterr().err == line
+    patience.patiently("/dead/9/a.dcm", lambda: None)
+    for name in ("/dead/0/a.dcm", "/dead/7/a.dcm"):
+        with pytest.raises(OSError, match="Input/output error"):
+            patience.patiently(name, disk_error)
+    assert pauses == 3 * [*patience.PAUSES]  # the first is still known to fail
+
+
+def test_attempts_inside_of_others_do_not_wait(pauses: list[float]) -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        patience.patiently("a", lambda: patience.patiently("a", disk_error))
+    assert pauses == list(patience.PAUSES)
+
+
+def test_another_error_after_that_of_a_disk_does_not_replace_it(pauses: list[float]) -> None:
+    errors = iter([OSError(errno.ESTALE, "stale"), ValueError("no image"), FileNotFoundError("gone")])
+
+    def attempt() -> None:
+        raise next(errors)
+
+    with pytest.raises(OSError, match="stale"):
+        patience.patiently("a", attempt)
+    assert pauses == list(patience.PAUSES)
+
+
+@pytest.mark.parametrize(("number", "again"), [(errno.EIO, ["a.bin"]), (errno.EINVAL, [])])
+def test_only_the_file_of_a_disk_that_fails_is_opened_again(
+    tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch, number: int, again: list[str]
+) -> None:
+    files = []
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(b"data")
+        files.append(FileParts.of(str(tmp_path / name)))
+        assert files[-1].read(0, 4) == b"data"
+    opened: list[str] = []
+    real = os.open
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", lambda path, *given: opened.append(Path(path).name) or real(path, *given))
+        with patched.context() as failing_once:
+            failing_once.setattr(os, "pread", failing(1, number, os.pread))
+            if again:
+                files[0].read(0, 4)
+            else:
+                with pytest.raises(CorruptImage):
+                    files[0].read(0, 4)
+        assert [file.read(0, 4) for file in files] == 2 * [b"data"]
+    assert opened == again
+
+
+def test_an_image_is_read_after_a_pause(tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", failing(1, errno.EIO, open))
+        assert read_image(tmp_path / "a.png").shape == (8, 8, 3) and pauses == [patience.PAUSES[0]]

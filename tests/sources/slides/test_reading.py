@@ -319,7 +319,7 @@ def test_a_file_stays_open_while_it_is_read(slides: dict[str, Path], monkeypatch
     slide = open_slide(slides["YCbCr"])
     expected = slide.read(0, (0, 0, 64, 64))
     recent_tiles.clear()
-    monkeypatch.setattr(file_parts, "_opened", file_parts._Descriptor)
+    monkeypatch.setattr(file_parts, "_opened", file_parts._OpenFile)
     np.testing.assert_array_equal(slide.read(0, (0, 0, 64, 64)), expected)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.report.runs import read_sessions
 from densepath.runs.signals import Interrupted
+from densepath.sources import decode, patience
 from densepath.sources.corrupt import LARGEST_SHARE
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack
@@ -236,16 +238,34 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 
 
 def test_a_trained_classifier_answers_as_in_its_test(
-    data: Path, classify: Classify, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    classify: Classify,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from densepath.transfer.predict import predict
 
+    opened = decode._open
+
+    def failing(path: Any) -> Any:
+        if Path(path).name == names[3]:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path)
+
+    names = sorted(path.name for path in (data / "images").rglob("*.png"))
     result = classify(data=data / "images", labels=data / "labels.csv", folds=2, epochs=2)
     folds = json.loads((tmp_path / "run/metrics.json").read_text())
     tested = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv") if row["run"] == folds["exported"]}
     (data / "images" / "broken.png").write_bytes(b"no image")
     (data / "images" / "scan.nii.gz").touch()
-    done = predict(result, data=data / "images", out=tmp_path / "new", devices="cpu", precision="32")
+    given: dict[str, Any] = {"data": data / "images", "out": tmp_path / "new", "devices": "cpu", "precision": "32"}
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="Input/output error"):
+        patched.setattr(patience, "PAUSES", ())
+        patched.setattr(decode, "_open", failing)
+        predict(result, **given)
+    assert not (tmp_path / "new/predictions.csv").exists()  # without an image it would look complete
+    done = predict(result, **given)
     assert (done["images"], done["damaged"]) == (25, 1)
     assert "25 images; passed over: 1 .gz file" in capsys.readouterr().err
     new = {row["image"]: row for row in rows(tmp_path / "new/predictions.csv")}

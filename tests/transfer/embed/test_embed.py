@@ -260,12 +260,13 @@ def test_images_that_a_disk_failed_to_give_are_not_passed_over(tmp_path: Path, m
 
     monkeypatch.setattr(image_files, "read_image", read_image)
     monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    monkeypatch.setattr(patience, "_failures", patience._Failures())
     given: dict[str, Any] = {"data": tmp_path / "images", "out": tmp_path / "a.safetensors", **SMALL}
     with pytest.raises(UserError, match=r"a/1\.png: cannot be decoded"):
         embed(**given)
     assert not given["out"].exists() and pauses == list(patience.PAUSES)
     fails[0] = 1
-    patience._failed.clear()
+    monkeypatch.setattr(patience, "_failures", patience._Failures())
     assert embed(**given)["damaged"] == 0
 
 

@@ -9,12 +9,15 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from disks import paint, write_levels
+from disks import fail_in_part, paint, write_levels
 from PIL import Image
 
 from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
+from densepath.sources.tiles import overview as overview_module
+from densepath.sources.tiles.overview import read_overview
 from densepath.transfer.mil.tile_sheet import draw_extremes
 from densepath.transfer.slides import overview
 from densepath.transfer.slides.heat_map import GrowingMap, heat_map, write_density, write_heat_map
@@ -154,3 +157,17 @@ def test_numbers_beside_a_scale_are_short_and_never_in_powers() -> None:
     narrow = np.linspace(0.9922, 1.0078, 5).tolist()  # with three digits the third and fourth are 1
     assert overview.shown_apart(narrow) == ["0.9922", "0.9961", "1", "1.004", "1.008"]
     assert overview.shown_apart([2.0, 2.0]) == ["2", "2"]
+
+
+def test_a_picture_is_white_where_a_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not a result: what was made of the slide does not depend on it, as tissue does."""
+    path = write_levels(tmp_path / "a.tiff", paint((128, 192), 0.5, [], (0, 0, 64, 96)), 0.5)
+    slide = open_slide(path)
+    fail_in_part(monkeypatch, path, 4)
+    with pytest.raises(CorruptImage, match="Input/output error"):
+        read_overview(slide, 0.5)
+    pixels = overview.slide_picture(slide).pixels
+    assert (pixels[64:, 64:128] == 255).all() and (pixels[:64] != 255).any(-1).all() and (pixels[64:, :64] != 255).all()
+    monkeypatch.setattr(overview_module, "_FAILURES", 3)
+    with pytest.raises(CorruptImage, match="Input/output error"):
+        overview.slide_picture(slide)

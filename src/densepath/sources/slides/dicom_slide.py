@@ -11,7 +11,7 @@ import numpy as np
 
 from densepath.core.errors import UserError, errors_as
 from densepath.sources.corrupt import CorruptImage, decoding
-from densepath.sources.patience import patiently
+from densepath.sources.patience import disk_errors_named, patiently
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
@@ -37,21 +37,29 @@ def is_slide(path: str) -> bool:
 def series_of(path: str) -> bytes:
     """The number of the series that a DICOM file belongs to; empty if it is not found."""
     try:
-        status = os.stat(path)
-        return _series(path, (status.st_size, status.st_mtime_ns))
+        return _series_of(path)
     except OSError:
         return b""
 
 
+def _series_of(path: str) -> bytes:
+    status = os.stat(path)
+    return _series(path, (status.st_size, status.st_mtime_ns))
+
+
 def files_of_series(path: str) -> list[str]:
-    """The files in a DICOM file's folder that belong to its series. Raises OSError."""
-    folder, series = os.path.dirname(path), series_of(path)
+    """The files in a DICOM file's folder that belong to its series, with those that cannot be read now. Raises OSError.
+
+    Without them a slide of which a disk does not give a file would look like one with fewer levels.
+    """
+    folder, series = os.path.dirname(path), _series_of(path)
     if not series:
         return [path]
     status = os.stat(folder or ".")
     known = _by_series(folder, (status.st_dev, status.st_ino, status.st_mtime_ns))
-    likely = sorted([*known.get(series, ()), *known.get(b"", ())])  # some may have been unfinished when it was scanned
-    return [file for file in likely if series_of(file) == series] or [path]
+    found = [file for file in known.get(series, ()) if series_of(file) in (series, b"")]
+    found += [file for file in known.get(b"", ()) if series_of(file) == series]  # unfinished when it was scanned
+    return sorted(found) or [path]
 
 
 @lru_cache(_FOLDERS)
@@ -127,7 +135,7 @@ class DicomSlide:
         top, left, height, width = box
         place = f"level {level}, x {left}, y {top}, {width} x {height} px"
         part = (left, top), self.numbers[level], (width, height)
-        return patiently(self.file.path, lambda: self._pixels(place, lambda slide: slide.read_region(*part)))
+        return self._pixels(place, lambda slide: slide.read_region(*part))
 
     def read_associated(self, name: str) -> Pixels:
         """Another image (H, W, 3). Raises CorruptImage."""
@@ -138,8 +146,16 @@ class DicomSlide:
         return []
 
     def _pixels(self, what: str, read: Any) -> Pixels:
+        return patiently(self.file.path, lambda: self._read(what, read))
+
+    def _read(self, what: str, read: Any) -> Pixels:
+        path = self.file.path
         try:
-            with decoding(self.file.path, f"{what} cannot be decoded"), _handles.reading:
+            with (
+                disk_errors_named(path, files_of_series),
+                decoding(path, f"{what} cannot be decoded"),
+                _handles.reading,
+            ):
                 return np.asarray(read(_handles.get(self.file)).convert("RGB"))
         except CorruptImage:
             _handles.drop(self.file)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.patience import patiently
+from densepath.sources.patience import disk_failed, patiently
 
 _OPEN = 128  # files that are kept open in a process
 
@@ -51,11 +51,13 @@ class FileParts:
         return data
 
     def _read(self, offset: int, count: int) -> bytes:
-        opened = _opened(self)  # held while it is read: another thread may have it dropped
+        opened = _opened(self)
+        descriptor = opened.descriptor()  # held while it is read: another thread may have it dropped
         try:
-            return os.pread(opened.number, count, offset)
-        except OSError:
-            _opened.cache_clear()  # a descriptor may be stale; others are opened again, too
+            return os.pread(descriptor.number, count, offset)
+        except OSError as error:
+            if disk_failed(error):
+                opened.drop()
             raise
 
 
@@ -74,8 +76,27 @@ class _Descriptor:
             os.close(self.number)
 
 
+class _OpenFile:
+    """The descriptor of a file, which is opened again after its disk has failed: it may be stale."""
+
+    def __init__(self, file: FileParts) -> None:
+        self._file = file
+        self._descriptor: _Descriptor | None = None
+
+    def descriptor(self) -> _Descriptor:
+        """An open one. Raises OSError, CorruptImage."""
+        descriptor = self._descriptor
+        if descriptor is None:
+            descriptor = self._descriptor = _Descriptor(self._file)
+        return descriptor
+
+    def drop(self) -> None:
+        """Let the last reader close the descriptor."""
+        self._descriptor = None
+
+
 # Least recently used files are dropped here, and closed by their last reader.
-_opened = lru_cache(_OPEN)(_Descriptor)
+_opened = lru_cache(_OPEN)(_OpenFile)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

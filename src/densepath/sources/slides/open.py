@@ -8,7 +8,8 @@ from densepath.core.errors import UserError
 from densepath.core.single_values import take_single_values
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.dicom_image import DICOM_START, is_dicom
-from densepath.sources.patience import patiently
+from densepath.sources.patience import disk_errors_named, patiently
+from densepath.sources.slides.all_files import files_of
 from densepath.sources.slides.dicom_slide import open_dicom
 from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.slides.resolution import check_mpp
@@ -35,8 +36,13 @@ def open_slide(path: str | Path, mpp: float | None = None, default_mpp: float | 
     check_mpp("mpp", mpp)
     check_mpp("default_mpp", default_mpp)
     name = str(path)
-    slide = Slide(name, patiently(name, lambda: _file(name))).with_mpp(mpp)
+    slide = Slide(name, patiently(name, lambda: _opened(name))).with_mpp(mpp)
     return slide.with_mpp(default_mpp) if slide.spacing is None else slide
+
+
+def _opened(path: str) -> SlideFile:
+    with disk_errors_named(path, files_of):
+        return _file(path)
 
 
 def _file(path: str) -> SlideFile:

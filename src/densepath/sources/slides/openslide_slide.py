@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 from densepath.core.errors import UserError, one_line
 from densepath.sources.conversion import on_white
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.patience import patiently
+from densepath.sources.patience import disk_errors_named, patiently
+from densepath.sources.slides.all_files import files_of
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
@@ -73,35 +75,34 @@ class OpenSlideFile:
 
     def read(self, level: int, box: Box, scale: int) -> Pixels:
         """A part (height, width, 3) of a level; transparent pixels are white. Raises CorruptImage."""
-        return patiently(self.file.path, lambda: self._read(level, box))
-
-    def _read(self, level: int, box: Box) -> Pixels:
         top, left, height, width = box
-        openslide = _openslide()
-        try:
-            handle = _handles.get(self.file)
+
+        def part(handle: Any) -> Pixels:
             factor = handle.level_downsamples[level]
             (x, right), (y, down) = _start(left, factor), _start(top, factor)
-            region = handle.read_region((x, y), level, (width + right, height + down))
-            pixels = np.asarray(region)[down:, right:]
-        except openslide.OpenSlideError as error:
-            _handles.drop(self.file)
-            place = f"level {level}, x {left}, y {top}, {width} x {height} px"
-            raise CorruptImage(self.file.path, f"{place} cannot be decoded ({_text(error)})") from _cause(error)
-        return on_white(pixels)
+            return np.asarray(handle.read_region((x, y), level, (width + right, height + down)))[down:, right:]
+
+        return self._pixels(f"level {level}, x {left}, y {top}, {width} x {height} px", part)
 
     def read_associated(self, name: str) -> Pixels:
         """Another image (H, W, 3). Raises CorruptImage."""
-        openslide = _openslide()
-        try:
-            return on_white(np.asarray(_handles.get(self.file).associated_images[name]))
-        except openslide.OpenSlideError as error:
-            _handles.drop(self.file)
-            raise CorruptImage(self.file.path, f"its {name} cannot be decoded ({_text(error)})") from _cause(error)
+        return self._pixels(f"its {name}", lambda handle: np.asarray(handle.associated_images[name]))
 
     def check(self) -> list[str]:
         """Nothing: OpenSlide checks a file when it is opened."""
         return []
+
+    def _pixels(self, what: str, read: Callable[[Any], Pixels]) -> Pixels:
+        return patiently(self.file.path, lambda: on_white(self._read(what, read)))
+
+    def _read(self, what: str, read: Callable[[Any], Pixels]) -> Pixels:
+        path, openslide = self.file.path, _openslide()
+        with disk_errors_named(path, files_of):
+            try:
+                return read(_handles.get(self.file))
+            except openslide.OpenSlideError as error:
+                _handles.drop(self.file)
+                raise CorruptImage(path, f"{what} cannot be decoded ({_text(error)})") from _cause(error)
 
 
 def open_with_openslide(path: str) -> OpenSlideFile | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from densepath.sources.slides.tile_table import WHITE
 MPP = 8.0  # µm per pixel, at most, unless the slide itself is coarser or very large
 _MOST = 2**24  # pixels of an overview
 _PART = 4096  # pixels: side of the parts that are read
+_FAILURES = 1000  # errors after which a disk that fails is not asked for more parts
 _PIECE = 32  # pixels: parts of this side are not divided further if they are damaged
 
 
@@ -37,13 +39,19 @@ class Overview:
     error: str = ""
 
 
-def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
+def read_overview(slide: Slide, mpp: float = MPP, strict: bool = True) -> Overview:
     """Reduce a slide to ``mpp`` µm per pixel, or up to half of that: by whole factors of a stored level.
 
     Slides of more than 32 x 32 mm are reduced further, so that memory is bounded.
 
+    Args:
+        slide: the slide.
+        mpp: µm per pixel.
+        strict: raise the error of a disk or a network that fails in a part; if not, the part is white as a damaged one.
+
     Raises:
-        CorruptImage: none of it can be read, or a disk or a network has failed.
+        CorruptImage: none of it can be read, or a disk or a network has failed: with ``strict`` once, else in many
+            parts.
         UserError: the slide's µm per pixel are unknown.
     """
     area = slide.size[0] * slide.mpp[0] * slide.size[1] * slide.mpp[1]  # µm²
@@ -57,13 +65,17 @@ def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
     out = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
     side = max(1, _PART // factor) * factor
     errors: list[CorruptImage] = []
+
+    def pass_over(error: CorruptImage) -> None:
+        errors.append(lasting(error) if strict or len(errors) >= _FAILURES else error)
+
     lost = 0
     for top in range(0, height, side):
         for left in range(0, width, side):
             rows, columns = min(side, height - top), min(side, width - left)
             part = np.full((rows, columns, 3), WHITE, np.uint8)
             progress(1)
-            lost += _read(slide, (number, scale), top, left, part, errors)
+            lost += _read(slide, (number, scale), top, left, part, pass_over)
             reduced = _means(part, factor)
             y, x = top // factor, left // factor
             out[y : y + reduced.shape[0], x : x + reduced.shape[1]] = reduced
@@ -75,24 +87,26 @@ def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
     return Overview(out, spacing, origin, lost / (height * width), why)
 
 
-def _read(slide: Slide, level: tuple[int, int], top: int, left: int, part: Pixels, errors: list[CorruptImage]) -> int:
+def _read(
+    slide: Slide, level: tuple[int, int], top: int, left: int, part: Pixels, pass_over: Callable[[CorruptImage], None]
+) -> int:
     """Read a part, and what is damaged in smaller and smaller parts; the number of pixels that stay white.
 
-    Errors are added to ``errors``.
+    Errors are given to ``pass_over``, which may raise them.
     """
     rows, columns = part.shape[:2]
     try:
         part[:] = slide.read(level[0], (top, left, rows, columns), level[1])
         return 0
     except CorruptImage as error:
-        errors.append(lasting(error))
+        pass_over(error)
         if max(rows, columns) <= _PIECE:
             return rows * columns
     half = 1 << ((max(rows, columns) - 1).bit_length() - 1)  # parts that fit the file's own tiles
     lost = 0
     for y in range(0, rows, half):
         for x in range(0, columns, half):
-            lost += _read(slide, level, top + y, left + x, part[y : y + half, x : x + half], errors)
+            lost += _read(slide, level, top + y, left + x, part[y : y + half, x : x + half], pass_over)
     return lost
 
 

@@ -23,7 +23,7 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.packed import PackedTiles
-from densepath.sources.patience import disk_failed, patiently
+from densepath.sources.patience import as_damage, patiently
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 
 
@@ -74,9 +74,7 @@ class Inputs:
         try:
             pixels = patiently(self.images.names(position), lambda: self.images.read(position))
         except CorruptImage as error:
-            if disk_failed(error):
-                raise
-            return error
+            return as_damage(error)
         if self._grey_or_color:
             pixels = as_pixels(pixels, self._channels, pixels.dtype)
         return pixels if self.size is None else center(pixels, self.size)

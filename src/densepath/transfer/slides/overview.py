@@ -38,12 +38,14 @@ class SlidePicture:
 def slide_picture(slide: Slide, longest: int = 1600) -> SlidePicture:
     """The whole slide, at most ``longest`` pixels wide and high; parts that cannot be read are white.
 
+    Also those that a disk fails to give: it shows results, and is not one.
+
     Raises:
-        CorruptImage: none of it can be read.
+        CorruptImage: none of it can be read, or a disk or a network fails in many parts.
         UserError: its µm per pixel are unknown.
     """
     wanted = max(1.0, max(slide.size) / longest)
-    found = read_overview(slide, wanted * max(slide.mpp)).pixels
+    found = read_overview(slide, wanted * max(slide.mpp), strict=False).pixels
     height, width = (max(1, round(side / wanted)) for side in slide.size)
     pixels = np.asarray(Image.fromarray(found).resize((width, height), Image.Resampling.BOX))
     step = slide.size[0] / height, slide.size[1] / width
