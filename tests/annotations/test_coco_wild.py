@@ -17,6 +17,8 @@ from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories, summarize_split
 from densepath.core.errors import UserError
+from densepath.sources import image_files
+from densepath.sources.decode import read_header
 
 SIZE = (60, 90)
 SQUARES = ((10, 8, 30, 20), (45, 30, 25, 22))  # x y width height
@@ -371,6 +373,20 @@ def test_16_bit_files_of_fewer_bits_get_their_window(
     assert fit_window(train, test).window == test.spec.window == (0, {4095: 4095, 2000: 2047, 65535: 65535}[highest])
     picture(1).save(data / "train" / "train_1.png")
     assert fit_window(*both(data)).window == (0, 255)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_files_of_12_bits_among_those_of_8_are_named(
+    split: str, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each header is read once."""
+    write_16_bits(data, split, 4095)
+    picture(1).save(data / "train" / "train_1.png")
+    read: list[str] = []
+    monkeypatch.setattr(image_files, "read_header", lambda path, side: read.append(path) or read_header(path, side))
+    fit_window(*both(data))
+    assert "use only some of 16 bits" in capsys.readouterr().err.replace("uses", "use")
+    assert len(read) == len({*read}) == 4
 
 
 def test_the_window_is_that_of_images_from_first_to_last(tmp_path: Path) -> None:

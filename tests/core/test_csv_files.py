@@ -5,8 +5,14 @@ import os
 
 import pytest
 
+from densepath.core.columns import plain_head
 from densepath.core.csv_files import open_lines, open_table, read_rows, table_writer, write_rows
 from densepath.core.errors import UserError
+from densepath.core.geojson import ENDINGS as GEOJSON
+from densepath.sources.listing import SUFFIXES as IMAGES
+from densepath.sources.slides.find import SUFFIXES as SLIDES
+from densepath.sources.volumes.read import SUFFIXES as VOLUMES
+from densepath.transfer.mil.feature_files import SUFFIXES as FEATURES
 
 
 @pytest.mark.parametrize(
@@ -52,6 +58,41 @@ def test_a_comment_may_be_the_header(separator, tmp_path):
     path.write_text("\n".join(separator.join(row) for row in rows))
     with open_table(path) as table:
         assert list(table.rows()) == [(5, {"slide_id": "7", "image": "a.png"})]
+
+
+@pytest.mark.parametrize(
+    ("comment", "row"),
+    [
+        ("#id,file name,label", "1,a.png,cat"),
+        ("# ID, File, Label", '1,a.png,"x, y"'),
+        ("#id,file,label", '1,a,"x; y; z"'),
+        ("#slide,label", "P1/S1,cat"),
+        *(("#slide,label", f"S1{end},cat") for end in (*IMAGES, *SLIDES, *VOLUMES, *FEATURES, *GEOJSON)),
+    ],
+)
+def test_a_comment_is_the_header_of_a_row_that_is_none(comment, row, tmp_path):
+    (tmp_path / "a.csv").write_text(f"{comment}\n{row}\n")
+    with open_table(tmp_path / "a.csv") as table:
+        heads = [plain_head(head) for head in comment[1:].split(",")]
+        assert list(table.rows()) == [(2, dict(zip(heads, next(csv.reader([row])), strict=True)))]
+
+
+@pytest.mark.parametrize(
+    ("comment", "heads"),
+    [
+        ("# file, tissue class", "File Name,Class"),
+        ("#slide,label", "Slide ID,Label"),
+        ("# image, version 2", "Image ID,Label"),
+        ("# name, 2024", "x,y"),
+        ("# image, tissue", "Sample.ID,Tissue.Type"),
+        ("# path, class", "Slide,Class 1"),
+    ],
+)
+def test_a_comment_before_a_header_is_none(comment, heads, tmp_path):
+    (tmp_path / "a.csv").write_text(f"{comment}\n{heads}\na.png,1\n")
+    with open_table(tmp_path / "a.csv") as table:
+        first, second = map(plain_head, heads.split(","))
+        assert list(table.rows()) == [(3, {first: "a.png", second: "1"})]
 
 
 @pytest.mark.parametrize("row", ['a.png,"cat\n', '"a.png,cat\n', 'a.png,"cat\nb.png,cat\nc.png,"cat\n'])

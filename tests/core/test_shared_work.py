@@ -248,5 +248,5 @@ def test_options_whose_last_value_is_recorded_may_change_but_not_be_left_out(tmp
     assert work(None) == {"data": "a"} == work(0.5, refused=True)
     for value in (0.5, 0.25):
         assert work(value) == {"data": "a", "mpp": value}
-    with pytest.raises(UserError, match="was made with other values of mpp "):
+    with pytest.raises(UserError, match=r"was made with --mpp 0.25 .*; give it again"):
         work(None)

@@ -126,6 +126,8 @@ LISTS = {
     "commas before semicolons, without header": "a.png,tumour; dense\nc d.png,\n",
     "line ends in quotes": 'file,notes\na.png,"two\nlines"\n# comment\nc d.png,x\n',
     "a header in a comment": "# list of A\n#id,file,notes\n1,a.png,x.png or y.png\n2,c d.png,\n",
+    "a header in a comment, with blanks": '#id,file name,notes\n1,a.png,"x, y"\n2,c d.png,\n',
+    "a comment before the header": "# file, tissue class\nFile Name,Class\na.png,1\nc d.png,2\n",
     "a delimiter that is named": "sep=;\nfile;notes, all\na.png;1,5\nc d.png;2\n",
     "a delimiter that is named, without header": "sep=;\na.png;1,5\nc d.png;2\n",
     "outlines": f'File Path,outline\na.png,"POLYGON (({"1 2, " * 50_000}))"\nc d.png,\n',

@@ -16,6 +16,7 @@ from densepath.transfer.classify.config import ClassifyConfig, Crops
 from densepath.transfer.segment.config import Patches, SegmentConfig
 from densepath.views.appearance import Appearance
 from densepath.views.augment import Augment
+from densepath.views.color import Grayscale
 from densepath.views.crops import Crop
 from densepath.views.declarations import Cover, RandomView, Turned, view_sizes, without_color
 from densepath.views.geometry import quarter_turns
@@ -166,6 +167,18 @@ def test_an_operation_on_colors_names_the_options_that_turn_it_off(kind):
     for schema in (PretrainConfig, ClassifyConfig, SegmentConfig):
         made = [type(each) for each in _everything(schema).appearance]
         assert kind not in made or {*options} <= {option.key for option in options_of(schema)}
+
+
+def test_a_users_own_operation_on_colors_is_to_be_left_out():
+    class Swap(Appearance):
+        channels = 3
+
+        def apply(self, x, draw):
+            return x.flip(1)
+
+    for operations, advice in (((Swap(),), "leave it out"), ((Swap(), Grayscale(0.2)), "leave them out")):
+        with pytest.raises(UserError, match=f"cannot have Swap.*; {advice}$"):
+            ViewMaker({"a": RandomView(appearance=operations)}, 16, 0, GREY)
 
 
 def _everything(schema):

@@ -13,8 +13,8 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.columns import LABELLED_COLUMNS, PATIENT_COLUMNS, SPLIT
-from densepath.core.csv_files import find_column, open_lines, plain_head, refuse_longer, refuse_other_encoding
+from densepath.core.columns import LABELLED_COLUMNS, PATIENT_COLUMNS, SPLIT, plain_head
+from densepath.core.csv_files import find_column, open_lines, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError
 from densepath.core.spelling import composed
 from densepath.core.table_lines import Lines

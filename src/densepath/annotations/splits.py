@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import say
 from densepath.sources.conversion import highest_of_bits
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.decode import read_header, read_image
+from densepath.sources.decode import read_image
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.listing import SUFFIXES, Passed, list_images
 from densepath.sources.other_bits import seen_as, warn_of_mixed_bits
@@ -50,20 +51,21 @@ def check_splits(train: CocoImages, test: CocoImages) -> list[str]:
 def fit_window(train: CocoImages, *others: CocoImages) -> PixelSpec:
     """Read 16-bit images that use fewer bits, as 12-bit cameras write them, with a window of these bits.
 
-    Only warns of such images if images of 8 bits are among a sample of the training images. A specification with a
-    window of its own keeps it, unless :func:`~densepath.sources.other_bits.seen_as` finds that the images have more
-    bits.
+    Only warns of such images, also those of the other splits, if images of 8 bits are among a sample of the training
+    images. A specification with a window of its own keeps it, unless :func:`~densepath.sources.other_bits.seen_as`
+    finds that the images have more bits.
 
     Returns:
         The specification with which all of them are read.
     """
-    spec, paths = train.spec, train.paths()
-    sample = [paths[place] for place in evenly_spaced(_SAMPLE, len(paths))]
-    if any(read_header(path).bits < 16 for path in sample):
-        warn_of_mixed_bits(ImageFiles(paths), spec)
+    spec, paths = train.spec, [images.paths() for images in (train, *others)]
+    sample, *rest = ([each[place] for place in evenly_spaced(_SAMPLE, len(each))] for each in paths)
+    files = ImageFiles([*sample, *chain.from_iterable(rest)])
+    if any(header.bits < 16 for place, header in files.headers.items() if place < len(sample)):
+        warn_of_mixed_bits(files, spec)
         return spec
     if spec.window != PixelSpec().window:
-        return _read_with(seen_as(spec, ImageFiles(paths)), train, *others)
+        return _read_with(seen_as(spec, ImageFiles(paths[0])), train, *others)
     try:
         highest = max(int(read_image(path, channels=spec.channels, dtype=np.uint16).max()) for path in sample)
     except CorruptImage as error:

@@ -23,3 +23,8 @@ SPLIT_OF = {
     **{"val": "val", "valid": "val", "validation": "val"},
     **{"test": "test", "testing": "test"},
 }
+
+
+def plain_head(head: str) -> str:
+    """The name of a column as it is compared: ``Patient ID`` is ``patient_id``."""
+    return head.strip().lower().replace(" ", "_")

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
+from densepath.core.columns import plain_head
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import atomic_write
 from densepath.core.table_lines import Lines
@@ -130,11 +131,6 @@ def refuse_longer(fields: Sequence[str], width: int, path: str | Path, line: int
             f"line {line} of {path} has {len(fields)} fields, its header {width}; quote fields that contain the "
             "delimiter, double the quotes within them, or name all columns"
         )
-
-
-def plain_head(head: str) -> str:
-    """The name of a column as it is compared: ``Patient ID`` is ``patient_id``."""
-    return head.strip().lower().replace(" ", "_")
 
 
 def find_column(heads: Sequence[str], names: Iterable[str], path: str | Path) -> int | None:

@@ -8,13 +8,18 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from densepath.core.columns import FILE_COLUMNS, SLIDE_COLUMNS
+from densepath.core.columns import FILE_COLUMNS, SLIDE_COLUMNS, plain_head
 
 # An outline in a column is longer than Python's default of 128 KiB.
 csv.field_size_limit(2**24)
 SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # a first line of Excel, which names the delimiter
 _COMMENT = re.compile(r"#[^,;\t]")  # a column may be called "#"
 _NAMES = {*FILE_COLUMNS, *SLIDE_COLUMNS}
+_NO_HEAD = re.compile(  # a path, a file or a number
+    r".*[/\\].*|\d+|.*\.(?:png|jpe?g|tiff?|webp|bmp|dcm|dicom|svs|btf|ndpi|mrxs|scn|bif|vm[su]|svslide|czi|nii|gz|mh[ad]"
+    r"|b2nd|h5|hdf5|pt|npy|mat|(?:geo)?json)",
+    re.IGNORECASE,
+)
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -26,18 +31,27 @@ def delimiter_of(line: str) -> str:
 def header_in_comment(comment: str, row: str, delimiter: str = "") -> str:
     """The header in the comment before the first row of a table, as in ``#id,file,label``; empty if that has none.
 
-    It has as many fields as the row, and one of them, but none of the row, names a column of files or slides.
+    It has as many fields as the row, and names a column of files or slides. The row names none, and a field of it
+    cannot be the name of a column: it is a path, a file or a number.
 
     Args:
         comment: the line before the row.
-        row: the first row, or the header if the comment is none.
-        delimiter: of the table; empty to see it in the row.
+        row: the first row, or the header if the comment is not one.
+        delimiter: of the table; empty to see it in the comment.
     """
-    head = comment.lstrip().lstrip("#")
-    mark = delimiter or delimiter_of(row)
-    fields, others = ([field.strip(" \"'\r\n").lower() for field in line.split(mark)] for line in (head, row))
-    named = len(fields) == len(others) > 1 and _NAMES.intersection(fields) and not _NAMES.intersection(others)
-    return head.lstrip(" ") if named and head != comment.lstrip() else ""
+    if not comment.lstrip().startswith("#"):
+        return ""
+    head = comment.lstrip().lstrip("#").lstrip(" ")
+    fields, others = (_fields(line, delimiter or delimiter_of(head)) for line in (head, row))
+    heads, values = (set(map(plain_head, each)) for each in (fields, others))
+    named = len(fields) == len(others) > 1 and _NAMES & heads and not _NAMES & values
+    return head if named and any(map(_NO_HEAD.fullmatch, others)) else ""
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    """The fields of a line without quotes around them."""
+    fields = next(csv.reader([line.strip("\r\n")], delimiter=delimiter, skipinitialspace=True), [])
+    return [field.strip(" \"'") for field in fields]
 
 
 class Lines:

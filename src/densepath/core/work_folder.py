@@ -88,6 +88,12 @@ def _check(
     changed = [name for name in options if name not in free and not same_value(name, old.get(name), options[name])]
     if (old.keys() ^ options.keys()).difference(free):
         raise UserError(f"{path.parent} holds other work of densepath (see {path}); use another folder")
+    if left_out := [f"--{name} {old[name]}" for name in changed if name in latest]:
+        them = "it" if len(left_out) == 1 else "them"
+        raise UserError(
+            f"{path.parent} was made with {' and '.join(left_out)} (see {path}); give {them} again (a new value is "
+            f"allowed): without {them}, slides would lose their results"
+        )
     if changed:
         names = ", ".join(changed)
         raise UserError(

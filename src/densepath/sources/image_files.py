@@ -15,6 +15,7 @@ from torch import Tensor
 
 from densepath.core.digests import digest_of_files
 from densepath.core.errors import UserError, counted
+from densepath.core.spacing import evenly_spaced
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
@@ -30,6 +31,7 @@ T = TypeVar("T")
 MAX_SIDE = 1024
 SAMPLE = 256
 _DECODED_SAMPLE = 32
+_DARK = 2**14 - 1  # the highest value of 14 bits; images that use 15 are only a little darker
 
 
 def passed_over(images: PixelSource) -> str:
@@ -173,13 +175,13 @@ class ImageFiles:
             return 0
 
     def dim_among_bright(self) -> list[str]:
-        """Names of sampled images of 16 bits that use fewer, such as 12, if the sample has images of 8 bits, too."""
+        """Names of sampled images of 16 bits, if all use 14 or fewer, such as 12, and others of the sample have 8."""
         wide = [position for position, header in self.headers.items() if header.bits == 16]
         if len(wide) in (0, len(self.headers)):
             return []
-        some = wide[:_DECODED_SAMPLE]
-        found = zip(some, self._in_threads(self._brightest, some), strict=True)
-        return [self.names(position) for position, value in found if value > 0 and highest_of_bits(value) < MOST]
+        some = [wide[place] for place in evenly_spaced(_DECODED_SAMPLE, len(wide))]
+        highest = max(self._in_threads(self._brightest, some))
+        return [self.names(position) for position in some] if 0 < highest <= _DARK else []
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels, among a sample of the files."""

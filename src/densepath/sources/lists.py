@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from densepath.core.columns import PATH_COLUMNS
-from densepath.core.csv_files import find_column, open_text, plain_head, refuse_longer, refuse_other_encoding
+from densepath.core.columns import PATH_COLUMNS, plain_head
+from densepath.core.csv_files import find_column, open_text, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import existing
 from densepath.core.table_lines import SEPARATOR, Lines, delimiter_of, header_in_comment

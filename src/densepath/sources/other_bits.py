@@ -12,7 +12,7 @@ import numpy.typing as npt
 from densepath.core.errors import UserError, first_few
 from densepath.core.spacing import evenly_spaced
 from densepath.core.streams import say
-from densepath.core.system import usable_cores
+from densepath.core.system import first_of_job, usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.conversion import MOST, highest_of_bits
 from densepath.sources.corrupt import CorruptImage
@@ -95,13 +95,13 @@ def prediction_spec(
 
 
 def warn_of_mixed_bits(images: PixelSource, spec: PixelSpec) -> None:
-    """Print :func:`mixed_bits` as a warning, where there is something to say."""
-    if isinstance(images, ImageFiles) and (line := mixed_bits(images, spec)):
+    """Print :func:`mixed_bits` as a warning, where there is something to say, in the first process of a job."""
+    if isinstance(images, ImageFiles) and first_of_job() and (line := mixed_bits(images, spec)):
         say(f"densepath: {line}")
 
 
 def mixed_bits(images: ImageFiles, spec: PixelSpec) -> str:
-    """A warning if images of 16 bits that use fewer, such as 12, are among images of 8 bits; empty if not.
+    """A warning if images of 16 bits that use 14 or fewer, such as 12, are among images of 8 bits; empty if not.
 
     Args:
         images: the files, of which a sample is read.
@@ -110,7 +110,7 @@ def mixed_bits(images: ImageFiles, spec: PixelSpec) -> str:
     dim = images.dim_among_bright()
     if not dim:
         return ""
-    lost = "these are nearly black" if _is_full(spec) else "the others are nearly white"
+    lost = "these are dark" if _is_full(spec) else "the others are nearly white"
     return (
         f"warning: {first_few([Path(name).name for name in dim])} {'uses' if len(dim) == 1 else 'use'} only some of 16 "
         f"bits, and other images have 8; one window is for all, in which {lost}: put them into a folder of their own"

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from densepath.core.columns import LISTED_SLIDE_COLUMNS
-from densepath.core.csv_files import find_column, open_text, plain_head, refuse_longer
+from densepath.core.columns import LISTED_SLIDE_COLUMNS, plain_head
+from densepath.core.csv_files import find_column, open_text, refuse_longer
 from densepath.core.errors import UserError
 from densepath.core.random import ordered_by_seed, permute
 from densepath.core.table_lines import Lines

@@ -43,10 +43,12 @@ class RandomView:
         if wrong := [each for each in self.appearance if each.channels not in (None, spec.channels)]:
             names = " and ".join(type(each).__name__ for each in wrong)
             options = ", ".join(f"augment.{option}" for each in wrong for option in each.turned_off_by)
-            channels = wrong[0].channels
+            advice = f"set {options} to 0, as an option or in the recipe"
+            if not all(each.turned_off_by for each in wrong):  # there are options for some of them at most
+                advice = f"leave {'it' if len(wrong) == 1 else 'them'} out"
             raise UserError(
-                f"images with {counted(spec.channels, 'channel')}, not {channels}, cannot have {names}; set {options} "
-                "to 0, as an option or in the recipe"
+                f"images with {counted(spec.channels, 'channel')}, not {wrong[0].channels}, cannot have {names}; "
+                f"{advice}"
             )
 
 

@@ -296,14 +296,19 @@ def test_colors_are_the_same_grey_in_parts_as_in_the_whole(dtype: type, tissue: 
 
 @pytest.mark.parametrize("predictor", [1, 2])
 def test_wrong_bytes_of_a_deflated_tile_are_damage(predictor: int, tissue: Pixels) -> None:
-    """They may become more bytes than a tile has, or have another checksum."""
+    """They may become more bytes than a tile has, or have another checksum; if that is right, more bytes are none."""
     stored = tissue[:64, :64]
     tile_format = TileFormat(8, 2, predictor, 64, 64, 3)
     changes = stored if predictor == 1 else np.diff(stored, axis=1, prepend=np.zeros((64, 1, 3), np.uint8))
     data = zlib.compress(changes.tobytes())
     np.testing.assert_array_equal(tile_format.decode(data), stored)
-    longer = zlib.compress(changes.tobytes() + bytes(1))
-    for wrong in (longer, data[:-1] + bytes([data[-1] ^ 1]), data[: len(data) // 2]):
+    for more in (1, stored.nbytes, 3 * stored.nbytes + 1):
+        longer = zlib.compress(changes.tobytes() + bytes(more))
+        np.testing.assert_array_equal(tile_format.decode(longer), stored)
+        for wrong in (longer[:-1] + bytes([longer[-1] ^ 1]), longer[:-4], longer[:-1]):
+            with pytest.raises((ValueError, zlib.error)):
+                tile_format.decode(wrong)
+    for wrong in (data[:-1] + bytes([data[-1] ^ 1]), data[: len(data) // 2]):
         with pytest.raises((ValueError, zlib.error)):
             tile_format.decode(wrong)
 

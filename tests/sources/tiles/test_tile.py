@@ -247,6 +247,25 @@ def test_errors_that_can_pass_are_tried_again(
     assert tile(data=data, out=out, **_ASKED)["problems"] == 0
 
 
+def test_the_table_is_removed_before_the_records_of_slides_that_are_tried_again(
+    painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise embed, started between, would take them for slides without tiles, and remove their features."""
+    out, removed = tmp_path / "t", []
+    with monkeypatch.context() as patched:
+        _dies_at(patched, "a", MagicMock(side_effect=MemoryError))
+        tile(data=painted_slides, out=out, **_ASKED)
+    unlink = Path.unlink
+
+    def noted(path: Path, missing_ok: bool = False) -> None:
+        removed.extend([path.name] * path.exists())
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", noted)
+    assert tile(data=painted_slides, out=out, **_ASKED)["problems"] == 0
+    assert removed.index("slides.csv") < removed.index("a.json")
+
+
 def test_a_slide_whose_files_cannot_be_written_costs_one_slide(
     painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,10 +339,25 @@ def test_results_of_slides_on_a_disk_that_is_not_mounted_stay(
         (folder / "sub" / ".hidden").touch()
     tile(data=folder, out=out, **_ASKED)
     told = capsys.readouterr().err
-    assert (
-        "keeps the results of 1 slide whose folders are empty or missing (a disk that is not mounted?): sub/b" in told
+    line = (
+        "keeps the results of 1 slide whose folders are empty or missing (a disk that is not mounted?): sub/b; if they "
     )
-    assert before.items() <= _content(out).items() and len(before) == 4 and "removed" not in told
+    assert line + "were removed on purpose, remove the files of that name there" in told
+    assert before.items() <= _content(out).items() and len(before) == 4 and "removed the results" not in told
+
+
+def test_results_that_would_not_be_removed_are_not_reported_as_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slides that a list does not name any more may be anywhere."""
+    listed, out = tmp_path / "list.txt", tmp_path / "t"
+    listed.write_text(f"{folder}/a.tiff\n{folder}/sub/b.svs\n")
+    tile(data=listed, out=out, **_ASKED)
+    listed.write_text(f"{folder}/a.tiff\n")
+    (folder / "sub").rename(tmp_path / "disk")
+    capsys.readouterr()
+    tile(data=listed, out=out, **_ASKED)
+    assert "mounted" not in capsys.readouterr().err
 
 
 def test_slides_that_are_being_moved_keep_their_results(
@@ -599,9 +633,16 @@ def test_slides_without_mpp_or_tissue(tmp_path: Path, slide_of: Callable[..., Pa
     (tmp_path / "mpp.csv").write_text("wsi,mpp\nsmall,0.8\n")
     tile(**asked, default_mpp=2.0, mpp_table=tmp_path / "mpp.csv")
     before = _content(tmp_path / "u")
-    for left_out in ({"default_mpp": 2.0}, {"mpp_table": tmp_path / "mpp.csv"}):  # slides would lose their tiles
-        with pytest.raises(UserError, match=r"was made with other values of (mpp_table|default_mpp)"):
-            tile(**asked, **left_out)
+    known = {"default_mpp": 2.0, "mpp_table": tmp_path / "mpp.csv"}
+    for left_out in ({"default_mpp"}, {"mpp_table"}, {*known}):  # slides would lose their tiles
+        them, said = (
+            "it" if len(left_out) == 1 else "them",
+            " and ".join(f"--{n} {known[n]}" for n in known if n in left_out),
+        )
+        with pytest.raises(
+            UserError, match=rf"was made with {said} \(see .*\); give {them} again \(a new value is allowed"
+        ):
+            tile(**asked, **{name: value for name, value in known.items() if name not in left_out})
     assert _content(tmp_path / "u") == before
 
 

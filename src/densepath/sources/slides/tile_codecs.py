@@ -141,10 +141,14 @@ class TileFormat:
         return self.compression == _APERIO_YCBCR or (ycbcr and not coding_style(data).converts)
 
     def _deflate(self, data: bytes) -> Pixels:
-        """Decode by zlib. If damage makes more bytes than a tile has, libtiff ignores them, and the checksum too."""
+        """Decode by zlib; bytes after those of the tile are ignored if the checksum is right, which libtiff ignores."""
         size = self.height, self.width, self.samples
-        stored = zlib.decompressobj().decompress(data, math.prod(size) + 1)  # up to the checksum, or one byte too many
-        pixels = np.frombuffer(stored, np.uint8).reshape(size)
+        count, decoder, surplus = math.prod(size), zlib.decompressobj(), False
+        pixels = np.frombuffer(decoder.decompress(data, count), np.uint8).reshape(size)
+        while decoder.decompress(decoder.unconsumed_tail, count):  # up to the checksum, in little memory
+            surplus = True
+        if surplus and not decoder.eof:
+            raise ValueError("more bytes than a tile has, and no checksum")
         return pixels if self.predictor == _UNCHANGED else np.cumsum(pixels, axis=1, dtype=np.uint8)
 
     def _libtiff(self, data: bytes) -> Pixels:

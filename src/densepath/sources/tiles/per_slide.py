@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from densepath.core.errors import UserError, counted, first_few, one_line
+from densepath.core.errors import UserError, counted, first_few, one_line, that_or_these
 from densepath.core.records import recorded
 from densepath.core.shared_work import Shard, same_input
 from densepath.core.streams import say
@@ -119,11 +119,18 @@ class PerSlide(ABC, Generic[Found]):
         """Record that a slide has no result."""
         self._finish(name, self._row(name) | {"problem": why, "again": True})
 
-    def forget_failures(self) -> None:
-        """Let slides be tried again that failed for other reasons than their files: too little memory, for instance."""
-        for name in self.paths:
-            if (record := read_record(self.out, name)) and record.get("again"):
-                record_path(self.out, name).unlink(missing_ok=True)
+    def forget_failures(self, table: str) -> None:
+        """Let slides be tried again that failed for other reasons than their files: too little memory, for instance.
+
+        Args:
+            table: the file of all slides. It is removed before: a reader takes a slide of it without tiles and record
+                for one that has none, whatever it was.
+        """
+        failed = [name for name in self.paths if (read_record(self.out, name) or {}).get("again")]
+        if failed:
+            (self.out / table).unlink(missing_ok=True)
+        for name in failed:
+            record_path(self.out, name).unlink(missing_ok=True)
 
     def check_slides(self, data: str | Path) -> None:
         """Report slides that have results, but are not those of the data any more.
@@ -154,8 +161,9 @@ class PerSlide(ABC, Generic[Found]):
         if recorded(self.out).get("data") != str(data):
             return
         absent = {name: path for name in recorded_slides(self.out) if (path := self._former_path(name))}
-        away = [name for name, path in absent.items() if not _holds_files(os.path.dirname(path))]
-        lost = [name for name, path in absent.items() if name not in away and self._is_lost(name, path, data)]
+        missing = [name for name, path in absent.items() if self._is_lost(name, path, data)]
+        away = [name for name in missing if not _has_content(os.path.dirname(absent[name]))]
+        lost = [name for name in missing if name not in away]
         for name in lost:
             for file in (*self.made(name), record_path(self.out, name)):
                 file.unlink(missing_ok=True)
@@ -165,7 +173,10 @@ class PerSlide(ABC, Generic[Found]):
         if away:
             what = f"the results of {counted(len(away), 'slide')} whose folders are empty or missing"
             names = first_few(list(map(one_line, away)))
-            say(f"densepath: {self.out} keeps {what} (a disk that is not mounted?): {names}")
+            say(
+                f"densepath: {self.out} keeps {what} (a disk that is not mounted?): {names}; if they were removed on "
+                f"purpose, remove the files of {that_or_these(away)} {'name' if len(away) == 1 else 'names'} there"
+            )
 
     def _former_path(self, name: str) -> str:
         """Where a slide was that is not among the data any more, if it is not there now; otherwise empty."""
@@ -223,7 +234,7 @@ class PerSlide(ABC, Generic[Found]):
         self.check_slides(data)
         on_begin()
         self._remove_lost(data)
-        self.forget_failures()
+        self.forget_failures(table)
         names = list(self.paths)
         left = sum(not self.is_done(name) for name in names)
         mine = f", shard {shard}" if shard else ""
@@ -274,9 +285,10 @@ class PerSlide(ABC, Generic[Found]):
         write_record(self.out, row, self.identity(name))
 
 
-def _holds_files(folder: str) -> bool:
-    """Whether a folder exists and is not empty, but for hidden files."""
+def _has_content(folder: str) -> bool:
+    """Whether a folder exists and has files or folders that are not hidden."""
     try:
-        return any(not entry.name.startswith(".") for entry in os.scandir(folder))
+        with os.scandir(folder) as entries:
+            return any(not entry.name.startswith(".") for entry in entries)
     except OSError:
         return False

@@ -12,8 +12,8 @@ import numpy as np
 
 from densepath.annotations.classes import FOLDERS
 from densepath.annotations.label_table import open_label_table, table_columns
-from densepath.core.columns import PATIENT_COLUMNS, SPLIT
-from densepath.core.csv_files import plain_head, read_rows
+from densepath.core.columns import PATIENT_COLUMNS, SPLIT, plain_head
+from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.output_names import alike_names, names_below

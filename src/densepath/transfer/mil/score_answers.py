@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.csv_files import plain_head, read_rows
+from densepath.core.columns import plain_head
+from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.streams import say, say_left_out

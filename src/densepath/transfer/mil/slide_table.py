@@ -11,8 +11,8 @@ from itertools import chain
 from pathlib import Path
 
 from densepath.annotations.patients import check_spelling
-from densepath.core.columns import PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF
-from densepath.core.csv_files import open_lines, plain_head, refuse_longer, refuse_other_encoding
+from densepath.core.columns import PATIENT_COLUMNS, SLIDE_COLUMNS, SPLIT_OF, plain_head
+from densepath.core.csv_files import open_lines, refuse_longer, refuse_other_encoding
 from densepath.core.errors import UserError, counted, first_few, refuse
 from densepath.core.spelling import groups_of_spellings, is_missing
 from densepath.core.streams import say, say_left_out
