@@ -21,7 +21,7 @@ from densepath.benchmark.runner import Runner
 from densepath.benchmark.table_runs import Run
 from densepath.core.errors import UserError
 
-pytest.importorskip("submitit")
+submitit = pytest.importorskip("submitit")
 SCORES = '{"scale": "percent", "mean_iou": 50.0}'
 
 
@@ -87,6 +87,50 @@ def test_a_job_on_this_machine_is_stopped_without_a_traceback(tmp_path, capfd):
     assert job.returncode == 143 and (tmp_path / "run" / "saved").read_text() == "x"
     assert "Traceback" not in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_while_a_job_is_submitted_comes_after_it(tmp_path, monkeypatch):
+    submit = make_submit("local", tmp_path / "jobs", [])
+    received = []
+
+    def start(executor, *given):
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())  # which its process inherits
+        signal.raise_signal(signal.SIGINT)
+        return len(received)
+
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", start)
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        assert submit(["command"], tmp_path, Path("log"), {})._job == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert received == [signal.SIGINT]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_thread_submits_jobs_without_interrupts(tmp_path, monkeypatch):
+    submit, masks = make_submit("local", tmp_path / "jobs", []), []
+    look = lambda *given: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))  # noqa: E731
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", look)
+    thread = threading.Thread(target=submit, args=(["command"], tmp_path, Path("log"), {}))
+    thread.start()
+    thread.join()
+    assert len(masks) == 1 and signal.SIGINT in masks[0]
+
+
+def test_a_job_on_this_machine_is_told_to_stop_until_it_has(monkeypatch):
+    """The first SIGTERM may come before submitit or the command's process handles it."""
+    monkeypatch.setattr(executors, "_STOP_EVERY", 0.0)
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *given: sent.append(given))
+    job = Mock(job_id="7", state="RUNNING")
+    job.done.side_effect = [False, False, False, True]
+    job.result.return_value = (143, 1.0)
+    submitted = executors.SubmittedJob(job, local=True)
+    assert submitted.poll() is None and sent == []
+    submitted.stop(signal.SIGTERM)
+    assert [submitted.poll() for _ in range(4)] == [None, None, 143, 143]
+    assert sent == [(7, signal.SIGTERM)] * 3
 
 
 def test_a_job_that_slurm_no_longer_has_is_a_failure(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from densepath.benchmark.labelled_sets import LabelledSet, read_classes, read_la
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.results import collect
 from densepath.benchmark.steps import STEPS, TASKS
+from densepath.benchmark.steps.step import _refuse_relative
 from densepath.benchmark.tables import to_markdown
 from densepath.benchmark.verb import read_tasks
 from densepath.cli import main
@@ -142,7 +143,6 @@ def test_a_step_has_an_assumed_cost_metrics_and_checked_options(verb):
         (("p_values: {slides", "p_values: {sildes"), "did you mean slides"),
         (("seeds: [0]", "embed: {pool: mean}"), "classify uses no features"),
         (("{name: of others, paper", "{name: of others, needs: {a: labels}, paper"), "nothing to pre-train"),
-        (("splits: split", "splits: tables/splits.csv"), "splits is tables/splits.csv, a relative path; write /"),
         (
             (_CLASSIFY, "verb: probe task, data: mhist, metrics: [knn_accuracy], options: {neighbors: 5}"),
             "the row 'random' on the task 'tiles': probe task needs task; add it",
@@ -152,6 +152,48 @@ def test_a_step_has_an_assumed_cost_metrics_and_checked_options(verb):
 def test_a_mistake_in_a_step_is_named(table, change, message):
     with pytest.raises(UserError, match=message):
         lay(table, change)
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "remedy"),
+    [
+        ("splits", "tables/a.json", "{here}/tables/a.json"),
+        ("splits", "tables", "{here}/tables"),
+        ("splits", "./tables/", "{here}/tables"),
+        ("splits", "tables/none.json", "its absolute path"),
+        ("splits", "~/a.json", "{here}/tables/a.json"),
+        ("splits", "~/none.json", "its absolute path"),
+        ("splits", "split", None),  # a column
+        ("teacher_weights", "resnet50.pth", "{here}/resnet50.pth"),
+        ("teacher_weights", "~/a.json", "{here}/tables/a.json"),
+        ("teacher_weights", "https://x.org/a.pth", None),
+        ("teacher_weights", "timm/resnet50.a1_in1k", None),
+        ("teacher_weights", "random", None),
+        ("teacher", "resnet50", None),
+        ("teacher", "hf-hub:a/b", None),
+        ("labels", "folders", None),
+    ],
+)
+def test_paths_that_start_in_the_current_folder_are_refused(tmp_path, monkeypatch, option, given, remedy):
+    """A run starts in its own folder, where a name or a keyword is not the file that is called so here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "tables"))
+    (tmp_path / "tables").mkdir()
+    for name in ("tables/a.json", "resnet50.pth", "random", "resnet50", "folders"):
+        (tmp_path / name).touch()
+    if remedy is None:
+        assert _refuse_relative(option, [given]) is None
+        return
+    with pytest.raises(UserError) as error:
+        _refuse_relative(option, [given])
+    assert str(error.value) == f"{option} is {given}, a relative path; write {remedy.format(here=tmp_path)}"
+
+
+def test_a_relative_path_in_a_table_is_refused(table, monkeypatch):
+    (table.parent / "mysplits").mkdir()
+    monkeypatch.chdir(table.parent)
+    with pytest.raises(UserError, match="splits is mysplits, a relative path; write /"):
+        lay(table, ("splits: split", "splits: mysplits"))
 
 
 def test_a_table_of_slides_and_of_images_is_computed(tmp_path, tissue, command_line):

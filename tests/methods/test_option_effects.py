@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
 
 from densepath.methods import METHODS
-from densepath.methods.option_effects import without_effect
+from densepath.methods.option_effects import Needed, With, one_of, without_effect
 from densepath.training.recipes import all_options, load_recipe, recipe_names
 
 
@@ -58,6 +60,25 @@ def test_options_that_others_turn_off_are_named(method: str, given: Mapping[str,
     found = without_effect(METHODS[method], all_options(method, given))
     assert len(found) == len(lines)
     assert all(line.startswith(f"method.{start}") for line, start in zip(found, lines, strict=True)), found
+
+
+class _OfArrays:
+    needed_options: ClassVar[Needed] = {"scale": (With("weights"),), "weights": (With("mode", one_of("own")),)}
+
+    def __init__(self, mode: str = "none", weights: Any = None, scale: Any = (1.0, 1.0)) -> None: ...
+
+
+@pytest.mark.parametrize("array", [list, np.array, torch.tensor])
+def test_an_option_may_be_a_list_or_an_array(array: Callable[[Any], Any]) -> None:
+    scale, weights = array([1.0, 2.0]), array([0.0, 0.0])
+    assert without_effect(_OfArrays, {"mode": "own", "weights": weights, "scale": scale}) == []
+    assert without_effect(_OfArrays, {"mode": "own", "weights": None, "scale": array([1.0, 1.0])}) == []
+    assert without_effect(_OfArrays, {"mode": "own", "weights": None, "scale": scale}) == [
+        "method.scale: no effect without weights"
+    ]
+    assert without_effect(_OfArrays, {"mode": "none", "weights": weights}) == [
+        "method.weights: no effect with mode none"
+    ]
 
 
 def test_options_that_need_others_are_those_of_the_method() -> None:

@@ -310,6 +310,10 @@ def test_relative_paths_of_data_start_where_a_run_was_started(tmp_path: Path) ->
 def test_the_record_of_a_run_is_that_of_its_first_training_where_it_has_none(tmp_path: Path) -> None:
     (run := tmp_path / "run" / "seed_0" / "fold_1").mkdir(parents=True)
     assert read_sessions(tmp_path / "run") == []
+    for other in ("probe", "tiles/a"):  # of other runs
+        (tmp_path / "run" / other).mkdir(parents=True)
+        (tmp_path / "run" / other / "sessions.yaml").write_text("- folder: /other\n")
+    assert read_sessions(tmp_path / "run") == []
     (run / "sessions.yaml").write_text("- folder: /later\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sessions.yaml").write_text("- folder: /secret\n")

@@ -262,6 +262,11 @@ def _results(folder: Path, **changed: Any) -> None:
         (None, {"predictions": "r.json"}, "r.json does not exist"),
         (lambda f: (f / "r.json").write_text("[1"), {"predictions": "r.json"}, "r.json is not JSON"),
         (lambda f: (f / "r.json").write_text("[" * 10**5), {"predictions": "r.json"}, "r.json is not JSON"),
+        (
+            lambda f: (f / "found" / "legend.json").write_text("{"),
+            {"data": "maps"},
+            r"legend.json is not JSON \(.*\); give the classes of a prediction$",
+        ),
         (None, {"data": "maps/a.png"}, "a.png is not a folder; give a folder of label maps"),
         (lambda f: (f / "r.json").write_text("{}"), {"predictions": "r.json"}, "not a list of COCO results"),
         (

@@ -24,7 +24,7 @@ _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
 _PER_ROW = 4  # panels
 _TICKS = 5  # intervals between the steps of a panel that are labeled: more labels would touch
-_TRAINING = re.compile(r"(fold|seed)_\d+|lr[^/]+_wd[^/]+")  # a folder
+TRAINING = re.compile(r"(fold|seed)_\d+|lr[^/]+_wd[^/]+")  # the folder of a training of a run
 
 
 @take_single_values
@@ -62,9 +62,9 @@ def metrics_of(run: Path) -> list[Path]:
     if own.is_file():
         return [own]
     below = [
-        path for path in sorted(run.rglob(METRICS)) if all(map(_TRAINING.fullmatch, path.relative_to(run).parent.parts))
+        path for path in sorted(run.rglob(METRICS)) if all(map(TRAINING.fullmatch, path.relative_to(run).parent.parts))
     ]
-    models = sorted({path.parent for path in run.glob("*/fold_*") if not _TRAINING.fullmatch(path.parent.name)})
+    models = sorted({path.parent for path in run.glob("*/fold_*") if not TRAINING.fullmatch(path.parent.name)})
     if models and not below:
         raise UserError(f"{run} has several models; name some of them, such as {models[0]}")
     if not below and (not run.is_dir() or read_config(run) is None):

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from densepath.core.yaml_files import load_yaml
 EXECUTORS = ("local", "slurm", "debug")
 _LIMITS = ("timeout_min", "slurm_time")  # submitit's default is 5 minutes
 ASK_EVERY = 30.0  # seconds between two questions whether SLURM still has a job
+_STOP_EVERY = 1.0  # seconds between two SIGTERMs to a job on this machine: one may come before the job handles it
 _WEEK = 7 * 24 * 60  # minutes, a limit where no cluster sets one
 
 
@@ -42,6 +42,7 @@ class SubmittedJob:
         self.seconds: float | None = None
         self._ask_at = 0.0
         self._missed = 0
+        self._stop_at: float | None = None  # the next SIGTERM
 
     def poll(self) -> int | None:
         """The exit code; None while the job waits or runs. A job that the cluster has ended has failed with 1."""
@@ -52,6 +53,8 @@ class SubmittedJob:
                 self.returncode = 1
         elif self.returncode is None and self._is_lost():
             self.returncode = 1
+        if self.returncode is None and self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self._terminate()
         return self.returncode
 
     def _is_lost(self) -> bool:
@@ -72,14 +75,18 @@ class SubmittedJob:
         return self._missed > 1
 
     def stop(self, signum: int) -> None:
-        """Cancel the job: the command gets SIGTERM and saves its state."""
+        """Cancel the job: the command gets SIGTERM and saves its state. A job on this machine must be polled then."""
         if self._local:  # submitit's own interrupt ends its process with a traceback, and kills the job a second later
-            with suppress(ProcessLookupError):
-                os.kill(int(self._job.job_id), signal.SIGTERM)
+            self._terminate()
             return
         self._job.cancel(check=False)
         if self._job.job_id.startswith("DEBUG"):  # it has not started, and never will
             self.returncode = -signum
+
+    def _terminate(self) -> None:
+        self._stop_at = time.monotonic() + _STOP_EVERY
+        with suppress(ProcessLookupError):
+            os.kill(int(self._job.job_id), signal.SIGTERM)
 
 
 def make_submit(
@@ -124,23 +131,20 @@ def make_submit(
         given = list(command), str(cwd.absolute()), str(log), dict(environment)
         if executor != "local":
             return SubmittedJob(made.submit(timed, *given))
-        with _interrupts_ignored():  # Ctrl-C in a terminal reaches submitit's process, too
+        with _interrupts_blocked():  # Ctrl-C in a terminal reaches submitit's process, too
             return SubmittedJob(made.submit(timed, *given), local=True)
 
     return submit
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes that are started in this block ignore SIGINT, unless another thread than the main one starts them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that are started in this block do not get SIGINT; this thread gets one after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def timed(command: Sequence[str], cwd: str, log: str, environment: Mapping[str, str]) -> tuple[int, float]:
@@ -168,6 +172,7 @@ def execute(command: Sequence[str], cwd: str, log: str, environment: Mapping[str
                 os.killpg(process.pid, signal.SIGTERM)
 
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR2)}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked since the submission
     before[signal.SIGTERM] = signal.getsignal(signal.SIGTERM)
     try:
         with open(Path(cwd) / log, "ab") as text:

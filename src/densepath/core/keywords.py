@@ -25,7 +25,7 @@ def is_on_disk(weights: str | Path) -> bool:
     if name == RANDOM:
         _say(f"{name} means random weights; for the {_kind(name)} of this name, write {literal(name)}")
         return False
-    if os.path.basename(name) == name and _is_of_timm(name):
+    if os.path.basename(name) == name and is_of_timm(name):
         _say(f"{name} is taken as the {_kind(name)} of this name, not as timm's weights")
     return True
 
@@ -46,7 +46,8 @@ def _say(what: str) -> None:
     say(f"densepath: {what}")
 
 
-def _is_of_timm(name: str) -> bool:
+def is_of_timm(name: str) -> bool:
+    """Whether timm has weights of this name."""
     from timm.models import is_model_pretrained  # timm takes seconds to import
 
     return is_model_pretrained(name)

@@ -7,17 +7,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_OFF: tuple[Any, ...] = (None, False, 0, "none", (), [])
+import numpy as np
+
+_OFF: tuple[Any, ...] = (None, False, 0, "none", ())
 
 
 def is_on(value: Any) -> bool:
     """Whether a value turns something on: any but None, False, 0, "none" and an empty list."""
-    return value not in _OFF
+    return not one_of(*_OFF)(value)
 
 
 def one_of(*values: Any) -> Callable[[Any], bool]:
     """Whether a value is one of these."""
-    return lambda value: value in values
+    return lambda value: any(_equal(value, each) for each in values)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are equal: a list is equal to a tuple of equal entries, and arrays are compared as a whole."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return np.array_equal(one, other)
 
 
 def is_above(number: float) -> Callable[[Any], bool]:
@@ -59,7 +68,7 @@ def without_effect(method: type, options: Mapping[str, Any]) -> list[str]:
     for cls in reversed(method.__mro__):
         needed |= vars(cls).get("needed_options", {})
     parameters = inspect.signature(method).parameters
-    given = [name for name in needed if name in options and options[name] != parameters[name].default]
+    given = [name for name in needed if name in options and not _equal(options[name], parameters[name].default)]
     reasons = {name: _reason(name, needed, options) for name in given}
     return [f"method.{name}: no effect {why}" for name, why in reasons.items() if why]
 
@@ -73,8 +82,8 @@ def _reason(name: str, needed: Needed, options: Mapping[str, Any], asked: frozen
         if each.option not in options.keys() - asked:  # or that a method has fixed which extends another one
             continue
         value = options[each.option]
-        if not each.when(value) and options[name] != options.get(each.equal):
-            empty = value is None or value is False or value == () or value == []
+        if not each.when(value) and not _equal(options[name], options.get(each.equal)):
+            empty = value is None or value is False or _equal(value, ())
             return f"without {each.option}" if empty else f"with {each.option} {value}"
         if why := _reason(each.option, needed, options, asked | {name}):
             return why

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from densepath.analysis.curves import metrics_of
+from densepath.analysis.curves import TRAINING, metrics_of
 from densepath.core.errors import UserError, one_line
 from densepath.core.locks import refuse_held
 from densepath.core.records import CONFIG, TRAIN_LOG
@@ -31,7 +31,7 @@ _NO_SCORES = {"seconds"}
 _OF_FEATURES = ("weights", "backbone", "stage", "pool", "size")  # options of the network that made them
 _FINAL = ("backbone", "detector", "classifier", "segmenter")  # files in exported, written at the end of a run
 RECORD = "table.json"  # of densepath.benchmark.tables.to_record
-_DEPTH = 3  # folders below the one that is given
+_DEPTH = 3  # levels of folders below the one that is given
 _MOST_OF_LOG = 2**18  # bytes
 MOST = 2000  # runs
 ROWS = 20_000  # measurements of a run; more are averaged
@@ -251,12 +251,22 @@ def read_sessions(folder: Path) -> list[Mapping[str, Any]]:
 
     Where only the trainings of a run have a record, as in former folders, that of the first is read.
     """
-    files = (file for depth in range(_DEPTH + 1) for file in sorted(folder.glob("*/" * depth + SESSIONS)))
+    files = (part / SESSIONS for part in _parts(folder))
     try:
-        found = yaml.safe_load(next(file for file in files if inside(file, folder)).read_text())
+        found = yaml.safe_load(next(file for file in files if file.is_file() and inside(file, folder)).read_text())
     except (StopIteration, OSError, ValueError, yaml.YAMLError):
         return []
     return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    """A run's folder, then those of its models, seeds and folds, which may lie in one another."""
+    level, models = [folder], models_named(ALL)
+    for _ in range(_DEPTH + 1):
+        yield from level
+        inner = (entry for part in level for entry in part.iterdir())
+        named = sorted(entry for entry in inner if TRAINING.fullmatch(entry.name) or entry.name in models)
+        level = [entry for entry in named if entry.is_dir()]
 
 
 def _state(path: Path, config: Mapping[str, Any]) -> str:

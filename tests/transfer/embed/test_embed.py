@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from densepath.sources import image_files, patience
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.packing import pack
 from densepath.sources.pixel_source import PixelSpec
+from densepath.training.hardware import choose_hardware
 from densepath.transfer.embed import blocks as blocks_module
 from densepath.transfer.embed import embed as embed_module
 from densepath.transfer.embed.blocks import Blocks
@@ -359,6 +361,32 @@ def test_a_command_that_was_stopped_before_it_removed_the_parts_is_complete(
     assert again == first and again.scores == first.scores and again.damaged == first.damaged != ()
     assert (tmp_path / "f.safetensors").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["data", "f.safetensors"]
+
+
+def test_all_processes_find_that_the_features_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process than the first finds the same, also if the first has removed the parts before."""
+    write_images(tmp_path / "data", 3)
+    given: dict[str, Any] = SMALL | {"data": tmp_path / "data", "out": tmp_path / "f.safetensors"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Blocks, "remove", lambda blocks: None)
+        whole = embed(**given)
+
+    def second(devices: Any, precision: Any) -> Any:
+        return replace(choose_hardware(devices, precision), rank=1)
+
+    def check_second() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(embed_module, "choose_hardware", second)
+            patch.setattr(embed_module, "encode", None)
+            found = embed(**given)
+            assert found == whole and found.scores == whole.scores
+            with pytest.raises(UserError, match="already exists"):
+                embed(**given | {"dtype": "float16"})
+
+    check_second()
+    assert embed(**given).scores == whole.scores
+    assert sorted(os.listdir(tmp_path)) == ["data", "f.safetensors"]
+    check_second()
 
 
 def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:

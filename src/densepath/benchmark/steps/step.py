@@ -11,10 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from densepath.annotations.classes import FOLDERS
 from densepath.benchmark.checks import mapping
 from densepath.benchmark.labelled_sets import LabelledSet, Reader
 from densepath.command import Command
 from densepath.core.errors import UserError
+from densepath.core.keywords import RANDOM, is_of_timm
 from densepath.core.scores import in_percent
 from densepath.nets.weights.hub import is_hub_name
 from densepath.options import build, default_of, is_required, options_of
@@ -163,9 +165,19 @@ class Step:
 def _refuse_relative(option: str, value: Any) -> None:
     """Refuse the relative path of a file or a folder: a run starts in its own folder. Names and keywords may stay."""
     for text in value if isinstance(value, list | tuple) else [value]:
-        is_path = isinstance(text, str) and (os.path.isfile(text) or "/" in text) and not is_hub_name(text)
-        if is_path and not os.path.isabs(text):
-            raise UserError(f"{option} is {text}, a relative path; write {os.path.abspath(text)}")
+        if isinstance(text, str) and _is_relative(text) and not _is_name(text):
+            whole = os.path.abspath(os.path.expanduser(text))
+            remedy = whole if os.path.exists(whole) else "its absolute path"
+            raise UserError(f"{option} is {text}, a relative path; write {remedy}")
+
+
+def _is_relative(text: str) -> bool:
+    """Whether a text is a path from the home folder, or from a file or a folder of the current folder."""
+    return text.startswith("~") or (not os.path.isabs(text) and os.path.exists(text.split(os.sep)[0]))
+
+
+def _is_name(text: str) -> bool:
+    return text in (RANDOM, FOLDERS) or is_hub_name(text) or is_of_timm(text)
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write
+from densepath.core.files import atomic_write, require_new_file
 from densepath.core.records import CONFIG, record_text
 from densepath.core.streams import say
 from densepath.core.waiting import wait_for
@@ -30,27 +30,46 @@ def begin_record(folder: Path, record: dict[str, Any]) -> None:
             part.write_text(record_text(record))
 
 
-def await_record(folder: Path, record: dict[str, Any]) -> None:
-    """Wait until the first process has begun."""
+def await_record(out: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Wait until the first process has begun, or has found that the features are complete.
 
-    def attempt(seconds: float) -> None:
-        written = read_config(folder) or {}
-        if changed_options(written, record, _FREE, {}):
+    Args:
+        out: the file of the features.
+        folder: its parts.
+        record: what is computed.
+
+    Returns:
+        The notes of the features if they are complete, see :func:`finished`.
+
+    Raises:
+        UserError: ``out`` is another file.
+    """
+
+    def attempt(seconds: float) -> dict[str, Any] | None:
+        if out.exists():
+            if written := finished(out, folder, record, first=False):
+                return written
+            require_new_file(out)
+        if changed_options(read_config(folder) or {}, record, _FREE, {}):
             time.sleep(seconds)
             raise TimeoutError
+        return None
 
-    wait_for(attempt, "the first process", "it has not begun; see its message, then start all processes again")
+    return wait_for(attempt, "the first process", "it has not begun; see its message, then start all processes again")
 
 
-def finished(out: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+def finished(out: Path, folder: Path, record: dict[str, Any], first: bool = True) -> dict[str, Any] | None:
     """The notes of a file of features that the same command has written, if it was stopped before it removed the parts.
 
     Args:
         out: the file.
         folder: its parts.
         record: what is computed.
+        first: whether this is the first process; another one may come when the first has removed the parts.
     """
-    begun = read_config(folder) if out.is_file() else None
+    if not out.is_file():
+        return None
+    begun = read_config(folder) or (None if first else record)
     if begun is None or changed_options(begun, record, _FREE, {}):
         return None
     with suppress(UserError):  # somebody else's file

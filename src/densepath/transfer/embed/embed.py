@@ -160,9 +160,9 @@ def embed(
     refuse_options("slides", tiles)
     check_format(out)
     folder = out.with_name(f".{out.name}.parts")
-    if not (folder / CONFIG).exists():
-        require_new_file(out)
     hardware = choose_hardware(devices, precision)
+    if hardware.rank == 0 and not (folder / CONFIG).exists():
+        require_new_file(out)
     source = open_source(data, exclude)
     encoder, line = load_encoder(weights, backbone, source, stage=stage, pool=pool, seed=seed)
     inputs = Inputs(source, data, encoder.spec, input_size(encoder, size))
@@ -191,7 +191,8 @@ def embed(
             say(f"densepath: {line}; {what}{passed_over(source)}")
             children = stack.enter_context(other_processes(hardware))
         else:
-            await_record(folder, record)
+            if written := await_record(out, folder, record):
+                return _embeddings(out, encoder.dim, written, written["damaged_images"])
             children = []
         _encode(encoder, inputs, blocks, hardware)
         if hardware.rank > 0:
@@ -270,4 +271,9 @@ def _close(out: Path, blocks: Blocks, dim: int, notes: Mapping[str, Any], damage
     count, failed = notes["images"], notes["damaged"]
     without = f"; {counted(failed, 'damaged image')} passed over: {first_few(damaged)}" if failed else ""
     say(f"densepath: features of {counted(count, 'image')}, {counted(dim, 'number')} each, are in {out}{without}")
-    return Embeddings(out, {"images": count, "dim": dim, "damaged": failed}, damaged=tuple(damaged))
+    return _embeddings(out, dim, notes, damaged)
+
+
+def _embeddings(out: Path, dim: int, notes: Mapping[str, Any], damaged: Sequence[str]) -> Embeddings:
+    scores = {"images": notes["images"], "dim": dim, "damaged": notes["damaged"]}
+    return Embeddings(out, scores, damaged=tuple(damaged))

@@ -123,7 +123,7 @@ def score_masks(
 
 def _legend_in(path: Path) -> Legend:
     try:
-        return Legend.from_record(load_json(path, "a whole copy, or predict again"))
+        return Legend.from_record(load_json(path, "the classes of a prediction"))
     except (ValueError, TypeError, LookupError) as error:
         raise UserError(f"{path} is damaged; predict again, or name the classes with --classes") from error
 
