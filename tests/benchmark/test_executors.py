@@ -89,21 +89,26 @@ def test_a_job_on_this_machine_is_stopped_without_a_traceback(tmp_path, capfd):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_while_a_job_is_submitted_comes_after_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("send", [signal.raise_signal, lambda number: os.kill(os.getpid(), number)])
+def test_an_interrupt_while_a_job_is_submitted_comes_after_it(send, tmp_path, monkeypatch):
+    """Also if the process has another thread, to which the system gives what this one blocks."""
     submit = make_submit("local", tmp_path / "jobs", [])
     received = []
 
     def start(executor, *given):
         assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())  # which its process inherits
-        signal.raise_signal(signal.SIGINT)
+        send(signal.SIGINT)
+        time.sleep(0.05)
         return len(received)
 
     monkeypatch.setattr(submitit.AutoExecutor, "submit", start)
-    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    before, ended = signal.signal(signal.SIGINT, lambda number, frame: received.append(number)), threading.Event()
+    threading.Thread(target=ended.wait, daemon=True).start()
     try:
         assert submit(["command"], tmp_path, Path("log"), {})._job == 0
     finally:
         signal.signal(signal.SIGINT, before)
+        ended.set()
     assert received == [signal.SIGINT]
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 

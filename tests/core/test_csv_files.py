@@ -67,6 +67,8 @@ def test_a_comment_may_be_the_header(separator, tmp_path):
         ("# ID, File, Label", '1,a.png,"x, y"'),
         ("#id,file,label", '1,a,"x; y; z"'),
         ("#slide,label", "P1/S1,cat"),
+        ("#slide,score", "S1,0.5"),
+        ("#file,x,y", "S1,-3,0.5"),
         *(("#slide,label", f"S1{end},cat") for end in (*IMAGES, *SLIDES, *VOLUMES, *FEATURES, *GEOJSON)),
     ],
 )
@@ -86,6 +88,8 @@ def test_a_comment_is_the_header_of_a_row_that_is_none(comment, row, tmp_path):
         ("# name, 2024", "x,y"),
         ("# image, tissue", "Sample.ID,Tissue.Type"),
         ("# path, class", "Slide,Class 1"),
+        ("# slide, comment", "Case ID,HER2/neu"),
+        ("# slide, 10", "case,10"),
     ],
 )
 def test_a_comment_before_a_header_is_none(comment, heads, tmp_path):

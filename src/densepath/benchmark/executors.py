@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -139,12 +140,20 @@ def make_submit(
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes that are started in this block do not get SIGINT; this thread gets one after the block."""
+    """Processes that are started in this block do not get SIGINT; this process gets one after the block."""
+    handler, noted = signal.getsignal(signal.SIGINT), list[int]()
+    catches = handler is not None and threading.current_thread() is threading.main_thread()
+    if catches:  # the system gives a signal that this thread blocks to another one
+        signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if catches:
+            signal.signal(signal.SIGINT, handler)
+        for number in noted[:1]:
+            signal.raise_signal(number)
 
 
 def timed(command: Sequence[str], cwd: str, log: str, environment: Mapping[str, str]) -> tuple[int, float]:
@@ -172,7 +181,7 @@ def execute(command: Sequence[str], cwd: str, log: str, environment: Mapping[str
                 os.killpg(process.pid, signal.SIGTERM)
 
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR2)}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked since the submission
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked since the submission
     before[signal.SIGTERM] = signal.getsignal(signal.SIGTERM)
     try:
         with open(Path(cwd) / log, "ab") as text:
@@ -190,6 +199,7 @@ def execute(command: Sequence[str], cwd: str, log: str, environment: Mapping[str
             signal.signal(number, end)
         return process.wait()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if process is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # with what it started

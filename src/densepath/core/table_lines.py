@@ -15,11 +15,13 @@ csv.field_size_limit(2**24)
 SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # a first line of Excel, which names the delimiter
 _COMMENT = re.compile(r"#[^,;\t]")  # a column may be called "#"
 _NAMES = {*FILE_COLUMNS, *SLIDE_COLUMNS}
-_NO_HEAD = re.compile(  # a path, a file or a number
-    r".*[/\\].*|\d+|.*\.(?:png|jpe?g|tiff?|webp|bmp|dcm|dicom|svs|btf|ndpi|mrxs|scn|bif|vm[su]|svslide|czi|nii|gz|mh[ad]"
+_FILE = re.compile(
+    r".*\.(?:png|jpe?g|tiff?|webp|bmp|dcm|dicom|svs|btf|ndpi|mrxs|scn|bif|vm[su]|svslide|czi|nii|gz|mh[ad]"
     r"|b2nd|h5|hdf5|pt|npy|mat|(?:geo)?json)",
     re.IGNORECASE,
 )
+_PATH = re.compile(r"(?=.*\d).*[/\\].*")  # with a number: "um/px" is a name
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -32,7 +34,8 @@ def header_in_comment(comment: str, row: str, delimiter: str = "") -> str:
     """The header in the comment before the first row of a table, as in ``#id,file,label``; empty if that has none.
 
     It has as many fields as the row, and names a column of files or slides. The row names none, and a field of it
-    cannot be the name of a column: it is a path, a file or a number.
+    cannot be the name of a column: it is a file, a number below a name that is none, or a path below the name of files
+    or slides.
 
     Args:
         comment: the line before the row.
@@ -45,7 +48,14 @@ def header_in_comment(comment: str, row: str, delimiter: str = "") -> str:
     fields, others = (_fields(line, delimiter or delimiter_of(head)) for line in (head, row))
     heads, values = (set(map(plain_head, each)) for each in (fields, others))
     named = len(fields) == len(others) > 1 and _NAMES & heads and not _NAMES & values
-    return head if named and any(map(_NO_HEAD.fullmatch, others)) else ""
+    return head if named and any(map(_is_value, fields, others)) else ""
+
+
+def _is_value(name: str, field: str) -> bool:
+    """Whether a field cannot be the name of a column itself, if ``name`` is the name of its column."""
+    if _FILE.fullmatch(field) or (_NUMBER.fullmatch(field) and not _NUMBER.fullmatch(name)):
+        return True
+    return plain_head(name) in _NAMES and bool(_PATH.fullmatch(field))
 
 
 def _fields(line: str, delimiter: str) -> list[str]:

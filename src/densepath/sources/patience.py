@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path, PurePath
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from densepath.core.errors import one_line
 from densepath.core.streams import say
@@ -24,7 +24,7 @@ _SHORT = "EIO ESTALE ETIMEDOUT EAGAIN ENXIO ENOTCONN ECONNRESET ECONNABORTED ENE
 _PASSING = {getattr(errno, name) for name in (*_SHORT.split(), "EHOSTUNREACH", "EREMOTEIO") if hasattr(errno, name)}
 
 Made = TypeVar("Made")
-Given = ParamSpec("Given")
+Reader = TypeVar("Reader", bound=Callable[..., Any])
 
 
 class _Failures:
@@ -90,7 +90,7 @@ def patiently(path: str, attempt: Callable[[], Made]) -> Made:
             except Exception as error:
                 if disk_failed(error):
                     failure = error
-                if failure is None:
+                if failure is None or isinstance(error, MemoryError):
                     raise
             else:
                 _failures.remove(path)
@@ -98,23 +98,22 @@ def patiently(path: str, attempt: Callable[[], Made]) -> Made:
             if pause is not None:
                 _report(path, failure)
                 time.sleep(pause)
+        _failures.add(path)
+        assert failure is not None
+        raise failure
     finally:
         _thread.inside = False
-    _failures.add(path)
-    assert failure is not None
-    raise failure
+        del failure  # its traceback holds what the attempt has opened
 
 
-def patient(
-    read: Callable[Concatenate[str | Path, Given], Made],
-) -> Callable[Concatenate[str | Path, Given], Made]:
-    """A function of a file that reads it :func:`patiently`."""
+def patient(read: Reader) -> Reader:
+    """A function of a file, its first argument ``path``, that reads it :func:`patiently`."""
 
     @wraps(read)
-    def reading(path: str | Path, /, *given: Given.args, **options: Given.kwargs) -> Made:
+    def reading(path: str | Path, *given: Any, **options: Any) -> Any:
         return patiently(str(path), lambda: read(path, *given, **options))
 
-    return reading
+    return cast(Reader, reading)
 
 
 @contextmanager
@@ -131,7 +130,7 @@ def disk_errors_named(path: str, files_of: Callable[[str], Sequence[str]]) -> It
     try:
         yield
     except CorruptImage as error:
-        if not can_pass(error) and (failure := _read_ends(path, files_of)) is not None:
+        if not can_pass(error) and (failure := _read_ends(path, files_of)) is not None and disk_failed(failure):
             raise CorruptImage(error.path, f"cannot be read ({failure.strerror})") from failure
         raise
 

@@ -285,4 +285,4 @@ def test_an_image_is_read_after_a_pause(tmp_path: Path, pauses: list[float], mon
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with monkeypatch.context() as patched:
         patched.setattr("builtins.open", failing(1, errno.EIO, open))
-        assert read_image(tmp_path / "a.png").shape == (8, 8, 3) and pauses == [patience.PAUSES[0]]
+        assert read_image(path=tmp_path / "a.png").shape == (8, 8, 3) and pauses == [patience.PAUSES[0]]

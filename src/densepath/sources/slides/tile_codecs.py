@@ -141,7 +141,7 @@ class TileFormat:
         return self.compression == _APERIO_YCBCR or (ycbcr and not coding_style(data).converts)
 
     def _deflate(self, data: bytes) -> Pixels:
-        """Decode by zlib; bytes after those of the tile are ignored if the checksum is right, which libtiff ignores."""
+        """Decode by zlib; bytes after those of the tile are ignored, but only if the checksum is right."""
         size = self.height, self.width, self.samples
         count, decoder, surplus = math.prod(size), zlib.decompressobj(), False
         pixels = np.frombuffer(decoder.decompress(data, count), np.uint8).reshape(size)

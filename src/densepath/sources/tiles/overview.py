@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from densepath.core.waiting import progress
-from densepath.sources.corrupt import CorruptImage, lasting
+from densepath.sources.corrupt import CorruptImage, can_pass, lasting
 from densepath.sources.slides.slide import Slide
 from densepath.sources.slides.tile_codecs import Pixels
 from densepath.sources.slides.tile_table import WHITE
@@ -16,7 +16,7 @@ from densepath.sources.slides.tile_table import WHITE
 MPP = 8.0  # µm per pixel, at most, unless the slide itself is coarser or very large
 _MOST = 2**24  # pixels of an overview
 _PART = 4096  # pixels: side of the parts that are read
-_FAILURES = 1000  # errors after which a disk that fails is not asked for more parts
+_FAILURES = 100  # of a disk, after which it is not asked for more parts; there is a wait before each
 _PIECE = 32  # pixels: parts of this side are not divided further if they are damaged
 
 
@@ -67,7 +67,8 @@ def read_overview(slide: Slide, mpp: float = MPP, strict: bool = True) -> Overvi
     errors: list[CorruptImage] = []
 
     def pass_over(error: CorruptImage) -> None:
-        errors.append(lasting(error) if strict or len(errors) >= _FAILURES else error)
+        many = can_pass(error) and sum(map(can_pass, errors)) >= _FAILURES
+        errors.append(lasting(error) if strict or many else error)
 
     lost = 0
     for top in range(0, height, side):
