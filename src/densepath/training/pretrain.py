@@ -118,9 +118,6 @@ def run(
     task = PretrainTask(learner.method, views, config.optimizer, steps, steps_per_epoch, feature_pass, patience)
     evaluate = _evaluation(made, task, probe)
     pictures = _pictures(made, draw, draw_learned)
-    if config.compile:
-        compile_networks(task)
-        evaluate, pictures = evaluate and uncompiled(evaluate), pictures and uncompiled(pictures)
     facts: dict[str, int | str] = {"images": len(made.images), "steps": steps, "processes": made.hardware.world_size}
     facts |= made.known
     with ExitStack() as opened:
@@ -129,7 +126,9 @@ def run(
                 opened.enter_context(_open_folder(made))
             slides = _begin(made, steps, steps_per_epoch, draw_views)
         if config.compile:
+            compile_networks(task)
             opened.enter_context(compiling())
+            evaluate, pictures = evaluate and uncompiled(evaluate), pictures and uncompiled(pictures)
         done = train(
             task,
             batches,

@@ -254,6 +254,7 @@ def test_images_that_a_disk_failed_to_give_are_not_passed_over(tmp_path: Path, m
     write_images(tmp_path / "images", 4)
     fails, read, pauses = [9], image_files.read_image, list[float]()
 
+    @patience.patient
     def read_image(path: Any, *given: Any) -> Any:
         if str(path).endswith("a/1.png") and fails[0]:
             fails[0] -= 1

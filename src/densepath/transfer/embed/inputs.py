@@ -23,7 +23,7 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.packed import PackedTiles
-from densepath.sources.patience import as_damage, patiently
+from densepath.sources.patience import as_damage
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 
 
@@ -72,7 +72,7 @@ class Inputs:
             CorruptImage: its disk has failed; features of the others would look complete.
         """
         try:
-            pixels = patiently(self.images.names(position), lambda: self.images.read(position))
+            pixels = self.images.read(position)
         except CorruptImage as error:
             return as_damage(error)
         if self._grey_or_color:
