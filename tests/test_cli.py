@@ -111,6 +111,7 @@ def test_help_of_a_verb_explains_every_parameter(name: str, capsys: pytest.Captu
         if parameter != "method_options":
             option = parameter if parameter in command.positional else f"--{parameter}"
             assert option in text
+    assert not re.search(r"--\w+\+|default: \)", text)  # a form of lists that is refused, a default that is empty
     # An option without a description would be followed by its type at once.
     assert not re.search(r"--[\w.]+(?: [A-Z_]+)? \((?:required, )?type:", text)
 
@@ -241,6 +242,20 @@ def test_options_override_the_recipes(
 )
 def test_a_repeated_option_of_several_texts_adds_to_them(words: list[str]) -> None:
     assert VERBS["pretrain"].command("pretrain").parse(["--data", "d", "--out", "o", *words])["exclude"] == ("*a", "b")
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "values"),
+    [
+        ("segment --data d --out o --ignore 255 --ignore 254", "ignore", (255, 254)),
+        ("probe --stages [3,4] --stages 5", "stages", [3, 4, 5]),
+        ("detect --data d --out o --train_size 64 80 --train_size 96 112", "train_size", (96, 112)),
+        ("classify --data d --out o --view_size 64 --view_size 96", "view_size", (96,)),
+    ],
+)
+def test_a_repeated_list_of_any_length_adds_to_its_values(words: str, name: str, values: object) -> None:
+    verb, *rest = words.split()
+    assert VERBS[verb].command(verb).parse(rest)[name] == values
 
 
 @pytest.mark.parametrize(

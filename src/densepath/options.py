@@ -83,6 +83,12 @@ class Option:
         return any(str in get_args(a) for a in _alternatives(self.annotation))
 
     @property
+    def is_open_list(self) -> bool:
+        """Whether it takes any number of values, and nothing else."""
+        kinds = [a for a in _alternatives(self.annotation) if a is not type(None)]
+        return all(get_origin(a) in (list, Sequence) or get_args(a)[1:] == (Ellipsis,) for a in kinds)
+
+    @property
     def is_path(self) -> bool:
         """Whether it takes a path, or several."""
         return Path in _alternatives(self.annotation) or self.key in _PATHS

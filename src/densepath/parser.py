@@ -82,7 +82,9 @@ class Parser(ArgumentParser):
                 group.add_argument(option.key, **given)
             else:
                 needed = "default" not in given and self._complete
-                group.add_argument(f"--{option.key}", required=needed, **given)
+                action = group.add_argument(f"--{option.key}", required=needed, **given)
+                # Without jsonargparse's form --NAME+ of lists, which :meth:`read` does not take
+                action.option_strings = [form for form in action.option_strings if not form.endswith("+")]
         required = [key for key, option in self.options.items() if option.required and key not in self._positional]
         named = [f"--{key} {key.upper()}" for key in required]
         places = [f"{key.upper()} ..." if self.options[key].is_list else key.upper() for key in self._positional]
@@ -123,7 +125,8 @@ class Parser(ArgumentParser):
                 # Text is quoted: the name of a run folder may be 0, or contain a comma.
                 if named[name].is_text_list and not (equals and whole):
                     words_of, whole = _quoted(name, words_of), False
-                    before = given.get(named[name].key, "")  # texts of a repeated option are added
+                if (named[name].is_text_list or named[name].is_open_list) and not whole:
+                    before = given.get(named[name].key, "")  # values of a repeated option are added
                     words_of = [before[1:-1], *words_of] if before.startswith("[") and before != "[]" else words_of
                 text = ", ".join(words_of)
                 given[named[name].key] = f"[{text}]" if named[name].is_list and not whole else text
@@ -237,6 +240,6 @@ def _notes(option: Option, given: Mapping[str, Any]) -> str:
     value = given.get("default")
     if value is True:
         notes.append("default: on")
-    elif value is not None and value is not False and value != ():
+    elif value is not None and value is not False and value not in ((), ""):
         notes.append(f"default: {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
     return f"({'; '.join(notes)})".replace("%", "%%") if notes else ""

@@ -30,6 +30,7 @@ def test_a_message_of_several_lines_becomes_one_in_which_names_keep_their_blanks
     [
         (MemoryError(), "memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
+        (RuntimeError("unable to mmap 99 bytes from file <a.safetensors>: Cannot allocate memory (12)"), "memory"),
         (RuntimeError("can't start new thread"), "threads"),
         (ValueError("other"), ""),
     ],

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 # What torch, C++ libraries and the loader of shared libraries say
-_NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "failed to map segment")
+_NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "failed to map segment", "Cannot allocate memory")
 _NO_THREAD = "can't start new thread"
 GUARD = 'put what the script runs below if __name__ == "__main__":'
 

@@ -426,6 +426,7 @@ def test_mistakes_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     refused("none of 1 image can be read", data=tmp_path / "bad")
     refused("does not end in one of", out=tmp_path / "f.csv")
+    refused("slidse does not exist", data=tmp_path / "slidse", out=tmp_path / "f", default_mpp=0.5)
     refused("no class token", pool="cls")
     refused("use --pool auto", pool="attention")
     refused("no stage f9", stage=9)

@@ -62,7 +62,10 @@ def test_a_planted_signal_is_found_and_written(study: Study, capsys: Any) -> Non
     assert main([*command, *options]) == 0
     assert torch.equal(torch.get_rng_state(), before)  # the generators are the caller's
     out = folder / "run"
-    shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr()
+    shown = dict(line.split() for line in printed.out.splitlines())
+    following = f"densepath: next: densepath predict {out} --data SLIDES --out {out}_answers"
+    assert printed.err.splitlines()[-1] == following
     scores = json.loads((out / "scores.json").read_text())
     assert scores["scores"]["auc_tumour"]["value"] > 90 and float(shown["macro_auc"]) > 90
     assert len(scores["folds"]) == 2 and scores["scale"] == "percent"
@@ -231,6 +234,7 @@ def test_all_models_are_compared_on_the_same_folds(study: Study, monkeypatch: py
     folder = study()
     result = run(folder, model="all", attention=0)
     assert {"dsmil_macro_auc", "mean_macro_auc", "knn_macro_auc"} <= set(result)
+    assert f"predict {folder}/run/MODEL --data SLIDES" in result.next[0]
     with (folder / "run" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["model"], row["other"]) for row in rows] == [("dsmil", "mean"), ("dsmil", "knn"), ("mean", "knn")]

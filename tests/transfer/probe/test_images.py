@@ -265,7 +265,10 @@ def test_images_become_scores_and_files(tmp_path: Path, capsys: Any) -> None:
     assert all(row["label"] == row["knn"] == row["logistic"] for row in rows)
     with Image.open(out.with_suffix(".png")) as picture:
         assert picture.width > picture.height > 100
-    assert "3 folds by patient: 12 images, 6 patients" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "3 folds by patient: 12 images, 6 patients" in printed.out
+    assert printed.err.splitlines()[-2].startswith("densepath: done in ")
+    assert printed.err.splitlines()[-1] == f"densepath: scores: {out}"
     options: dict[str, Any] = {"labels": "folders", "backbone": "test_resnet", "devices": "cpu", "neighbors": 3}
     tested = probe(data=tmp_path / "train", test_data=tmp_path / "other", **options)
     assert tested.plot().width > 100 and "knn: accuracy 100.0 (100.0 to 100.0)" in repr(tested)

@@ -59,13 +59,18 @@ def holds_slides(data: str | Path, exclude: Sequence[str] = ()) -> bool:
 
     Args:
         data, exclude: as for :func:`find_slides`, or anything else.
+
+    Raises:
+        UserError: nothing is there.
     """
     if is_tile_folder(data):
         return True
     try:
         names = list_images(data, exclude, runs=False, suffixes=(*SUFFIXES, *IMAGES))
-    except UserError:  # not a list of files, or empty
-        return False
+    except UserError:
+        if not os.path.exists(data):
+            raise
+        return False  # not a list of files, or empty
     endings = {os.path.splitext(name)[1].lower() for name in names}
     if endings.intersection(SUFFIXES) - {*_ALSO_IMAGES, _DICOM}:
         return True

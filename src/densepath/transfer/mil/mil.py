@@ -11,7 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
-from densepath.core.closing import say_end
+from densepath.core.closing import command, say_end
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, counted
 from densepath.core.failures import describe_failure
@@ -290,11 +290,11 @@ def _finish(config: MilConfig, models: dict[str, tuple[Outcome, dict[str, Score]
     out = Path(config.out)
     scores: dict[str, Any] = {}
     for name, (_, found) in models.items():
-        own = {metric: score.value for metric, score in found.items()}
-        scores |= {f"{name}_{metric}": value for metric, value in own.items()} if config.model == ALL else own
+        scores |= {f"{name}_{metric}" if config.model == ALL else metric: each.value for metric, each in found.items()}
     made = {"predictions": out / PREDICTIONS, "splits": out / SPLITS, "pictures": out / "roc.png"}
     if len(models) > 1 and config.task == "classification":
         made["comparison"] = write_comparison({name: tested for name, (tested, _) in models.items()}, out, config.seed)
-    say_end(watch, "", made)
+    commands = (command("predict", _folder(config, "MODEL"), "--data", "SLIDES", "--out", Path(f"{out}_answers")),)
+    say_end(watch, "", made, commands)
     files = {path.stem: path for path in sorted(out.glob("*.png"))}
-    return Result(out, scores, {**files, **{k: p for k, p in made.items() if p.is_file()}})
+    return Result(out, scores, {**files, **{k: p for k, p in made.items() if p.is_file()}}, commands)

@@ -9,11 +9,13 @@ from typing import Any, Literal
 from torch import nn
 
 from densepath.annotations.classes import FOLDERS
+from densepath.core.closing import say_end
 from densepath.core.errors import UserError
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.random import check_seed
 from densepath.core.result import Result
 from densepath.core.single_values import take_single_values
+from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import write_result
 from densepath.core.system import first_on_node
 from densepath.training.caller_state import state_of_the_caller
@@ -112,6 +114,7 @@ def probe(
     Raises:
         UserError: no such data, weights that do not fit, a missing stage, or an option of the other task.
     """
+    watch = Stopwatch()
     data, labels, weights = as_path(data), as_path(labels), as_path(weights)
     features, test_data = as_path(features), as_path(test_data)
     with_labels: dict[str, Any] = {
@@ -133,7 +136,7 @@ def probe(
             {**_usual(with_labels), "each_stage": False, "l2": L2},
             "has no effect with --task; leave it out",
         )
-        return _probe_task(task, _needed(data), with_labels, network, **shared)
+        return _probe_task(task, _needed(data), with_labels, network, **shared, watch=watch)
     if labels is None:
         _refuse(with_labels, {"folds": _FOLDS, "neighbors": _NEIGHBORS, "pool": "auto"}, "needs --labels")
         size = SIZE if size is None else size
@@ -143,7 +146,7 @@ def probe(
     if features is not None:
         why = "has no effect with --features, which holds the features of all images; leave it out"
         _refuse({**network, "test_data": test_data}, {"weights": "random", "pool": "auto"}, why)
-    return _probe_labels(labels, data, with_labels, network, **shared)
+    return _probe_labels(labels, data, with_labels, network, **shared, watch=watch)
 
 
 def _probe_task(
@@ -156,6 +159,7 @@ def _probe_task(
     seed: int,
     devices: str,
     out: str | Path | None,
+    watch: Stopwatch,
 ) -> ImageProbe:
     """The scores of a task that needs no labels. Arguments as for :func:`probe`, by name in the mappings."""
     usual = _usual(with_labels)
@@ -164,7 +168,7 @@ def _probe_task(
     encoding = _encoding(**network, seed=seed, devices=devices)
     how = {name: value for name, value in usual.items() if name != "pool"}
     result = probe_task(task, data, encoding, **how, fraction=fraction)
-    return _finish(result, out, {"task": task, "data": data, **usual, "fraction": fraction, "seed": seed})
+    return _finish(result, out, {"task": task, "data": data, **usual, "fraction": fraction, "seed": seed}, watch)
 
 
 def _usual(with_labels: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,6 +186,7 @@ def _probe_labels(
     seed: int,
     devices: str,
     out: str | Path | None,
+    watch: Stopwatch,
 ) -> ImageProbe:
     """The scores of images with classes. Arguments as for :func:`probe`, by name in the mappings."""
     features, test_data, target = (with_labels[name] for name in ("features", "test_data", "target"))
@@ -209,7 +214,8 @@ def _probe_labels(
         fraction=fraction,
         seed=seed,
     )
-    return _finish(result, out, {"labels": labels, "data": data, **with_labels, "fraction": fraction, "seed": seed})
+    asked = {"labels": labels, "data": data, **with_labels, "fraction": fraction, "seed": seed}
+    return _finish(result, out, asked, watch)
 
 
 def _needed(data: str | Path | None) -> str | Path:
@@ -233,13 +239,14 @@ def _encoding(
     return Encoding(weights, backbone, stages[0] if stages else None, pool, size, seed, devices)
 
 
-def _finish(result: ImageProbe, out: str | Path | None, asked: dict[str, Any]) -> ImageProbe:
-    """Write the record, print the scores."""
+def _finish(result: ImageProbe, out: str | Path | None, asked: dict[str, Any], watch: Stopwatch) -> ImageProbe:
+    """Write the record, print the scores and where they are."""
     if out is not None:
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
         write_record(result, Path(out), plain)
     if first_on_node():
         write_result(table_of(result))
+    say_end(watch, "", {} if out is None else {"scores": Path(out)})
     return result
 
 

@@ -19,7 +19,13 @@ _CHANNEL = "_0000"  # of the only channel, in the names of nnU-Net's images
 _LETTER = re.compile(r"[^\W\d_]")
 
 
-def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, whole: bool = True) -> list[Path]:
+def match_labels(
+    images: Sequence[str],
+    labels: str | Path,
+    data: str | Path,
+    whole: bool = True,
+    otherwise: str = "leave images out with --exclude",
+) -> list[Path]:
     """The label map of each image.
 
     Names are compared without suffix. If none is equal, an ending such as "_anno" that all maps, or all images, share
@@ -32,6 +38,7 @@ def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, wh
         labels: a folder, list or glob of label maps.
         data: where the images were found.
         whole: whether a map without an image is refused.
+        otherwise: what the user can do about images without a map, instead of naming maps as them.
 
     Raises:
         UserError: an image has no map, or several; or a map has no image.
@@ -57,7 +64,7 @@ def match_labels(images: Sequence[str], labels: str | Path, data: str | Path, wh
             found = [k for k in found if of_maps[k] in (folder, "") or (unique and of_maps[k] not in taken)]
         places.append([k for k in found if of_maps[k] == folder] or found)
     shown = names_below(images, data)
-    remedy = f"name label maps in {labels} as their images, or leave images out with --exclude"
+    remedy = f"name label maps in {labels} as their images, or {otherwise}"
     missing = [name for name, place in zip(shown, places, strict=True) if not place]
     refuse(missing, "images without a label map", f"{_endings_found(stems, own, ends)}{remedy}")
     refuse(

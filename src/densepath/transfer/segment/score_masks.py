@@ -129,8 +129,11 @@ def _legend_in(path: Path) -> Legend:
 
 
 def _image_pairs(data: str | Path, maps: Path) -> Iterator[_Pair]:
+    if (Path(data) / "annotations").is_dir():
+        raise UserError(f"{data} is a data set of outlined objects, and classes of pixels need a folder of label maps")
     found = [str(path) for path in list_images(maps, suffixes=LABEL_SUFFIXES, kinds="label map", runs=True)]
-    for name, path, true in zip(names_below(found, maps), found, match_labels(found, data, maps), strict=True):
+    matched = match_labels(found, data, maps, otherwise="predict only images that have one")
+    for name, path, true in zip(names_below(found, maps), found, matched, strict=True):
 
         def read(path: str = path, true: Path = true, name: str = name) -> tuple[Values, Values, Steps]:
             one, other = read_labels(Path(path)), read_labels(true)
