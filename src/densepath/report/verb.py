@@ -49,8 +49,9 @@ def write_report(
 ) -> Result:
     """Write runs as one HTML file that needs no network: what was trained, how it went, and what came out.
 
-    Takes the folders of pretrain, detect, classify, segment, mil, predict, tile and benchmark, and the scores of probe
-    (a .json file). Several runs are also compared: their curves, scores and options, and over seeds by paired tests.
+    Takes the folders of pretrain, detect, classify, segment, mil, predict, tile, cells and benchmark, and the scores of
+    probe (a .json file). Several runs are also compared: their curves, scores and options, and over seeds by paired
+    tests.
 
     Args:
         runs: run folders, which may still be in progress, or folders that contain some.

@@ -99,7 +99,7 @@ def test_folds_by_patient_and_predictions_as_in_the_test(
     (tmp_path / "outlined/annotations").mkdir(parents=True)
     with pytest.raises(UserError, match="outlined is a data set of outlined objects, and classes of pixels need a fo"):
         score(data=tmp_path / "outlined", predictions=tmp_path / "new")
-    with pytest.raises(UserError, match="without a label map: .* or predict only images that have one"):
+    with pytest.raises(UserError, match=r"without a label map: .* or predict only images that have one"):
         score(data=data / "labels/P0_0.png", predictions=tmp_path / "new")
     with pytest.raises(UserError, match=r"values that no class has: P0_0.png \(20\)"):
         score(data=data / "labels", predictions=data / "labels", classes=CLASSES[:2])
