@@ -268,6 +268,9 @@ def test_damaged_and_foreign_folders_are_named_and_left_out(
     for name in ("damaged", "deep", "foreign", "missing"):
         assert f"{tmp_path / name}" in page.text.split("Left out")[-1]
         assert f"{tmp_path / name}" in printed.out + printed.err
+    (tmp_path / "features.h5").write_bytes(b"\x89HDF\xff")
+    with pytest.raises(UserError, match=r"features\.h5 cannot be read .*; give a run or scores of probe"):
+        write_report([str(tmp_path / "features.h5")], out=tmp_path / "none.html")
     with pytest.raises(UserError, match="nothing to report"):
         write_report([str(foreign)], out=tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()

@@ -230,7 +230,7 @@ def read_scores(path: Path) -> tuple[Mapping[str, Any], dict[str, Score]]:
             found[str(name)] = Score(**in_percent(known, record))
         return record, found
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(str(error))}); give a folder, or the JSON of probe") from None
+        raise UserError(f"{path} cannot be read ({one_line(str(error))}); give a run or scores of probe") from None
 
 
 def _before_scale(record: Mapping[str, Any]) -> dict[str, Any]:
