@@ -162,17 +162,6 @@ def _read_ends(path: str, files_of: Callable[[str], Sequence[str]]) -> OSError |
     return None
 
 
-def as_damage(error: CorruptImage) -> CorruptImage:
-    """The error of an image, if that is damaged: it can be passed over.
-
-    Raises:
-        CorruptImage: the error, if its disk has failed: results of the others would look complete.
-    """
-    if disk_failed(error):
-        raise error
-    return error
-
-
 def disk_failed(error: BaseException | None) -> bool:
     """Whether an error is one of a disk or a network drive that may be available again soon; not a missing file."""
     return _disk_error(error) is not None

@@ -42,7 +42,7 @@ def series_of(path: str) -> bytes:
 
 
 def require_files(path: str) -> None:
-    """Look whether all files of a DICOM slide can be read: libraries leave out those that cannot, as if there were none.
+    """Look whether all files of a DICOM slide can be read: libraries leave out those that cannot.
 
     Raises:
         CorruptImage: one of its files cannot be read, or one in its folder that may be its.
