@@ -49,7 +49,8 @@ def decoding(path: str | Path, failure: str = "cannot be decoded") -> AbstractCo
 
 
 def can_pass(error: BaseException | None) -> bool:
-    """Whether a later attempt may succeed: a disk or a network has failed, or a package was missing."""
+    """Whether a later attempt may succeed: the system did not give the file, as a disk or a network has failed, or a
+    package was missing. Otherwise the content of the file is damaged."""
     while error is not None:
         if isinstance(error, Stuck | ImportError) or (isinstance(error, OSError) and error.errno not in _OF_CONTENT):
             return True
@@ -77,7 +78,7 @@ def refuse_passing(failed: Sequence[str]) -> None:
     Raises:
         UserError: there are some.
     """
-    remedy = "start the same command again; restore files that stay unreadable, or take them out"
+    remedy = "start the same command again (trainings with --resume); restore files that stay unreadable"
     refuse(failed, f"{counted(len(failed), 'image')} cannot be read now", remedy)
 
 
