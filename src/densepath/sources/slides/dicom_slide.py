@@ -127,9 +127,8 @@ def _value(head: bytes, place: int) -> tuple[bytes, int]:
 def _open(path: str) -> Any:
     from wsidicom import WsiDicom
 
-    slide = WsiDicom.open(files_of_series(path))
     require_files(path)
-    return slide
+    return WsiDicom.open(files_of_series(path))
 
 
 _handles = Handles(_open, most=16)
