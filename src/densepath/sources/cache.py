@@ -10,7 +10,7 @@ import torch
 
 from densepath.core.errors import UserError
 from densepath.core.system import available_memory, first_on_node, processes_on_node
-from densepath.sources.corrupt import CorruptLog, refuse_passing
+from densepath.sources.corrupt import CorruptLog
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.packed import PackedTiles
 from densepath.sources.read_all import read_all
@@ -61,7 +61,7 @@ def _decode(files: ImageFiles, expected: int, budget: int, all_of_them: bool) ->
     sizes = np.zeros((len(files), 2), np.int32)
     offsets = np.zeros(len(files), np.int64)
     end = 0
-    for position, image in enumerate(read_all(files, corrupt, "decoding")):
+    for position, image in enumerate(read_all(files, corrupt, "decoding", all_of_them=all_of_them)):
         offsets[position] = end
         if image is None:
             continue
@@ -72,8 +72,6 @@ def _decode(files: ImageFiles, expected: int, budget: int, all_of_them: bool) ->
         buffer[end : end + image.size] = image.reshape(-1)
         sizes[position] = image.shape[:2]
         end += image.size
-    if all_of_them:
-        refuse_passing([corrupt.found[position] for position in sorted(corrupt.passing)])
     buffer.resize(end, refcheck=False)
     pixels, table, starts = (torch.from_numpy(x) for x in (buffer, sizes, offsets))
     return PackedTiles(pixels, table, starts, files.paths, corrupt.found, spec=files.spec)

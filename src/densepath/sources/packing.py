@@ -25,7 +25,7 @@ from densepath.core.files import atomic_write, require_new_file
 from densepath.core.paths import AnyPath, as_path
 from densepath.core.single_values import take_single_values
 from densepath.core.streams import say
-from densepath.sources.corrupt import CorruptLog, refuse_passing
+from densepath.sources.corrupt import CorruptLog
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.packed import BLOCK, PackedTiles
 from densepath.sources.path_table import PathTable
@@ -61,8 +61,7 @@ def pack(source: AnyPath, dest: str | Path, *, max_side: int = MAX_SIDE, exclude
         The path of the store. Corrupt images are logged and left out.
 
     Raises:
-        UserError: the source contains no images, too many corrupt ones or some that a later attempt may read, or
-            ``dest`` exists or has another suffix.
+        UserError: the source has no images, too many corrupt ones or some to be read later, or ``dest`` is not new.
     """
     source = as_path(source)
     dest = new_store(dest)
@@ -70,10 +69,9 @@ def pack(source: AnyPath, dest: str | Path, *, max_side: int = MAX_SIDE, exclude
     for line in summarize(images, images if isinstance(images, ImageFiles) else None):
         say(f"densepath: {line}")
     corrupt = CorruptLog(len(images))
-    read = read_all(images, corrupt, "packing")
+    read = read_all(images, corrupt, "packing", all_of_them=True)
     with atomic_write(dest) as temporary, open(temporary, "wb") as file:
         sizes, dtype = _write_pixels(file, (image for image in read if image is not None), images.spec)
-        refuse_passing([corrupt.found[position] for position in sorted(corrupt.passing)])
         root = Path(source) if Path(source).is_dir() else Path(source).parent
         kept = torch.from_numpy(np.setdiff1d(np.arange(len(images)), [*corrupt.found]))
         names = PathTable.of(_relative(images.names(int(position)), root) for position in kept)
