@@ -1,5 +1,6 @@
 """Images are known by their names and sizes."""
 
+import os
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from densepath.sources import patience
 from densepath.sources.fingerprint import digest_of_names, digests_of_contents, digests_of_packed, fingerprint
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack, write_store
@@ -103,6 +105,13 @@ def test_what_has_changed_is_seen(folder, change, differ):
 def test_a_name_that_is_not_a_path_has_no_content(folder):
     found = digests_of_contents([folder / "a" / "1.bmp", folder / "missing", "null\0character", "surrogate\ud800"])
     assert found[0] and found[1:] == ["", "", ""]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file whose reads give EIO")
+def test_a_file_that_a_disk_fails_to_give_is_not_one_of_other_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "PAUSES", ())
+    (tmp_path / "a.bmp").symlink_to("/proc/self/mem")
+    assert digests_of_contents([tmp_path / "a.bmp"]) == [""]
 
 
 def test_names_differ_by_their_characters_and_where_they_end():

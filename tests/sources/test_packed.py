@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,9 @@ from PIL import Image
 
 from benchmarks.pretended_gpu import pretended_gpu
 from densepath.core.errors import UserError
+from densepath.sources import image_files
 from densepath.sources import packed as packed_module
+from densepath.sources.corrupt import LARGEST_SHARE, CorruptImage
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store, pack, write_store
 from densepath.sources.path_table import PathTable
@@ -94,6 +98,23 @@ def test_a_store_is_a_new_file_with_its_suffix(tmp_path: Path) -> None:
         write_store(path, [_IMAGE], "a", PixelSpec())
     with pytest.raises(UserError, match=r"name it s\.bin\.safetensors"):
         write_store(tmp_path / "s.bin", [_IMAGE], "a", PixelSpec())
+
+
+def test_a_store_lacks_no_image_that_a_later_attempt_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    read = image_files.read_image
+
+    def failing(path: Any, *given: Any) -> Any:
+        if str(path).endswith("1.png"):
+            raise CorruptImage(str(path), "cannot be read") from PermissionError(errno.EACCES, "Permission denied")
+        return read(path, *given)
+
+    monkeypatch.setitem(LARGEST_SHARE, 2, 0.5)
+    monkeypatch.setattr(image_files, "read_image", failing)
+    with pytest.raises(UserError, match=r"1 image cannot be read now: .*1\.png"):
+        pack(tmp_path, tmp_path / "s.safetensors")
+    assert not (tmp_path / "s.safetensors").exists()
 
 
 @pytest.mark.parametrize("kind", SIZES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import re
 from dataclasses import replace
 from importlib.util import find_spec
@@ -33,6 +34,8 @@ from densepath.transfer.detection.detector_file import DetectorNotes, save_detec
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.instances import decode_mask
 from densepath.transfer.predict import predict
+from densepath.transfer.predict_records import identity_of_file, is_done, record_of
+from densepath.transfer.slides.slide_work import SlideWork
 
 ALL: dict[str, Any] = {"score": 0.0, "devices": "cpu", "precision": "32"}
 
@@ -223,10 +226,11 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
         predict(detector, data=tmp_path / "data", out=out, **{**ALL, "score": 0.3})
 
 
-def test_images_that_a_disk_failed_to_give_are_not_passed_over(
-    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "waits"), [(errno.EIO, patience.PAUSES), (errno.EACCES, ())])
+def test_images_that_a_later_attempt_may_read_are_not_passed_over(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, waits: tuple[float, ...]
 ) -> None:
-    """The objects of the others would look complete; a failure of a moment is waited for."""
+    """The objects of the others, which are done, would look complete; a failure of a moment is waited for."""
     images(tmp_path / "data")
     expected = results_of(predict(detector, data=tmp_path / "data", out=tmp_path / "whole", **ALL))
     fails, opened, pauses = [9], decode._open, list[float]()
@@ -234,18 +238,32 @@ def test_images_that_a_disk_failed_to_give_are_not_passed_over(
     def failing(path: Any) -> Any:
         if Path(path).name == "1.png" and fails[0]:
             fails[0] -= 1
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(number, os.strerror(number))
         return opened(path)
 
     monkeypatch.setattr(decode, "_open", failing)
     monkeypatch.setattr(patience, "_failures", patience._Failures())
     monkeypatch.setattr(patience.time, "sleep", pauses.append)
     given: dict[str, Any] = {"data": tmp_path / "data", "out": tmp_path / "out", **ALL}
-    with pytest.raises(UserError, match=r"1\.png.*Input/output error"):
+    with pytest.raises(UserError, match=rf"1 image cannot be read now: .*1\.png: .*{os.strerror(number)}"):
         predict(detector, **given)
-    assert pauses == list(patience.PAUSES) and not (tmp_path / "out" / "predictions.json").exists()
-    fails[0] = 1
+    assert pauses == list(waits) and not (tmp_path / "out" / "predictions.json").exists()
+    assert sorted(path.stem for path in (tmp_path / "out" / "records").iterdir()) == ["0", "2"]
+    fails[0] = len(waits[:1])
     assert results_of(predict(detector, **given)) == expected
+
+
+def test_the_results_of_an_image_that_is_not_there_now_stay(tmp_path: Path) -> None:
+    image, record = tmp_path / "a.png", record_of(tmp_path, "a")
+    image.write_bytes(b"pixels")
+    identity = [*identity_of_file("a", image), [0, 255]]
+    record.parent.mkdir()
+    record.write_text(f"{json.dumps(identity)}\n{{}}\n")
+    image.unlink()
+    assert is_done(record, [*identity_of_file("a", image), [0, 255]])
+    assert not is_done(record, [*identity_of_file("b", image), [0, 255]])
+    assert not is_done(record, [*identity_of_file("a", image), [0, 4095]])
+    assert SlideWork(tmp_path, {"a": [*identity_of_file("a", image), [0, 255]]}).succeeded("a")
 
 
 def test_a_stop_leaves_no_tables_of_former_images(

@@ -26,21 +26,25 @@ def estimated_bytes(files: ImageFiles) -> int:
     return pixels * files.channels * files.dtype.itemsize
 
 
-def decode_if_it_fits(files: ImageFiles) -> PackedTiles | None:
-    """Decode all images into memory if they take less than ``SHARE`` of it."""
+def decode_if_it_fits(files: ImageFiles, all_of_them: bool = False) -> PackedTiles | None:
+    """Decode all images into memory if they take less than ``SHARE`` of it. Arguments and errors as below."""
     budget = int(available_memory() * SHARE / processes_on_node())
     expected = estimated_bytes(files)
-    return _decode(files, expected, budget) if expected <= budget else None
+    return _decode(files, expected, budget, all_of_them) if expected <= budget else None
 
 
-def decode_to_memory(files: ImageFiles) -> PackedTiles:
+def decode_to_memory(files: ImageFiles, all_of_them: bool = False) -> PackedTiles:
     """Decode all images into memory.
+
+    Args:
+        files: the images.
+        all_of_them: refuse images that a later attempt may read, instead of counting them among the corrupt ones.
 
     Raises:
         UserError: they don't fit, or too many images are corrupt.
     """
     expected, available = estimated_bytes(files), available_memory() // processes_on_node()
-    decoded = _decode(files, expected, available) if expected <= available else None
+    decoded = _decode(files, expected, available, all_of_them) if expected <= available else None
     if decoded is None:
         raise UserError(
             f"the decoded images take about {expected / 2**30:.1f} GiB in each process and {available / 2**30:.1f} are "
@@ -49,7 +53,7 @@ def decode_to_memory(files: ImageFiles) -> PackedTiles:
     return decoded
 
 
-def _decode(files: ImageFiles, expected: int, budget: int) -> PackedTiles | None:
+def _decode(files: ImageFiles, expected: int, budget: int, all_of_them: bool) -> PackedTiles | None:
     """Decode all images into one block; None if they take more bytes than ``budget``."""
     corrupt = CorruptLog(len(files), quiet=not first_on_node())
     dtype = np.dtype(np.uint16 if files.dtype == torch.uint16 else np.uint8)
@@ -57,7 +61,7 @@ def _decode(files: ImageFiles, expected: int, budget: int) -> PackedTiles | None
     sizes = np.zeros((len(files), 2), np.int32)
     offsets = np.zeros(len(files), np.int64)
     end = 0
-    for position, image in enumerate(read_all(files, corrupt, "decoding")):
+    for position, image in enumerate(read_all(files, corrupt, "decoding", all_of_them=all_of_them)):
         offsets[position] = end
         if image is None:
             continue

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from densepath.core.errors import UserError, errors_as, one_line, unwrapped
+from densepath.core.errors import UserError, counted, errors_as, one_line, refuse, unwrapped
 from densepath.core.waiting import Stuck
 
 LARGEST_SHARE = {2: 0.01, 3: 0.1}  # by dimensions: volumes are few, so one of them may always be corrupt
@@ -49,7 +49,8 @@ def decoding(path: str | Path, failure: str = "cannot be decoded") -> AbstractCo
 
 
 def can_pass(error: BaseException | None) -> bool:
-    """Whether a later attempt may succeed: a disk or a network has failed, or a package was missing."""
+    """Whether a later attempt may succeed: the system did not give the file, as a disk or a network has failed, or a
+    package was missing. Otherwise the content of the file is damaged."""
     while error is not None:
         if isinstance(error, Stuck | ImportError) or (isinstance(error, OSError) and error.errno not in _OF_CONTENT):
             return True
@@ -66,6 +67,19 @@ def lasting(error: CorruptImage) -> CorruptImage:
     if can_pass(error):
         raise error
     return error
+
+
+def refuse_passing(failed: Sequence[str]) -> None:
+    """Refuse results of images without those that a later attempt may read: they would look complete.
+
+    Args:
+        failed: file name and reason of each image for which :func:`can_pass` holds.
+
+    Raises:
+        UserError: there are some.
+    """
+    remedy = "start the same command again (trainings with --resume); restore files that stay unreadable"
+    refuse(failed, f"{counted(len(failed), 'image')} cannot be read now", remedy)
 
 
 def allowed(images: int, ndim: int = 2) -> int:

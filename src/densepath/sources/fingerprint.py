@@ -19,6 +19,7 @@ from densepath.core.threads import in_threads
 from densepath.sources.names import AllNames
 from densepath.sources.packed import PackedTiles
 from densepath.sources.path_table import PathTable
+from densepath.sources.patience import patient
 from densepath.sources.pixel_source import PixelSource
 
 _BLOCK = 2**14  # names that are processed at a time
@@ -110,7 +111,7 @@ def digest_of_samples(files: Iterable[str | Path]) -> str:
 
 
 def digests_of_contents(files: Iterable[str | Path]) -> list[str]:
-    """For each file a digest of its size and of some bytes from its middle; "" for a missing one."""
+    """For each file a digest of its size and of some bytes from its middle; "" for one that cannot be read."""
     return list(in_threads(_digest_of_content, files, usable_cores(), "file contents"))
 
 
@@ -121,17 +122,24 @@ def digests_of_packed(images: PackedTiles, positions: Iterable[int]) -> list[str
 
 
 def _digest_of_content(file: str | Path) -> str:
-    size = _size(file)
-    return "" if size < 0 else hashlib.sha256(b"%d\n" % size + _sample(file)).hexdigest()[:_DIGITS]
+    try:
+        return hashlib.sha256(b"%d\n" % os.stat(file).st_size + _bytes_of(file)).hexdigest()[:_DIGITS]
+    except (OSError, ValueError):
+        return ""
 
 
 def _sample(file: str | Path) -> bytes:
     try:
-        with open(file, "rb") as opened:
-            opened.seek(max(0, os.fstat(opened.fileno()).st_size - _SAMPLE) // 2)
-            return opened.read(_SAMPLE)
+        return _bytes_of(file)
     except (OSError, ValueError):  # a name of a store need not be a path
         return b""
+
+
+@patient
+def _bytes_of(path: str | Path) -> bytes:
+    with open(path, "rb") as opened:
+        opened.seek(max(0, os.fstat(opened.fileno()).st_size - _SAMPLE) // 2)
+        return opened.read(_SAMPLE)
 
 
 def _sizes(files: list[str | Path]) -> bytes:

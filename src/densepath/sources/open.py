@@ -59,7 +59,13 @@ def find_source(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequence[
     return find_unpacked(source, max_side, exclude)
 
 
-def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.device | str | None = None) -> PixelSource:
+def cache_images(
+    images: PixelSource,
+    cache: Cache = "auto",
+    device: torch.device | str | None = None,
+    *,
+    all_of_them: bool = False,
+) -> PixelSource:
     """Decode images into memory where that is useful.
 
     Args:
@@ -69,6 +75,7 @@ def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.devic
             machine, and copies decoded images or a store to ``device`` if that is a GPU and at least half of its memory
             stays free.
         device: where the training runs.
+        all_of_them: refuse images that a later attempt may read, instead of counting them among the corrupt ones.
 
     Raises:
         UserError: the images cannot be read, or too many of them are corrupt.
@@ -81,9 +88,9 @@ def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.devic
         raise UserError("--cache ram is for images in files; a store of volumes needs no decoding: leave it out")
     if isinstance(images, ImageFiles):
         if cache == "ram":
-            images = decode_to_memory(images)
+            images = decode_to_memory(images, all_of_them)
         else:
-            images = (decode_if_it_fits(images) if cache == "auto" else None) or images
+            images = (decode_if_it_fits(images, all_of_them) if cache == "auto" else None) or images
     elif cache == "ram" and isinstance(images, PackedTiles):
         images = images.to("cpu")
     if cache == "auto" and device is not None and isinstance(images, PackedTiles) and _fits(images, device):

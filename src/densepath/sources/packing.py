@@ -61,7 +61,7 @@ def pack(source: AnyPath, dest: str | Path, *, max_side: int = MAX_SIDE, exclude
         The path of the store. Corrupt images are logged and left out.
 
     Raises:
-        UserError: the source contains no images or too many corrupt ones, or ``dest`` exists or has another suffix.
+        UserError: the source has no images, too many corrupt ones or some to be read later, or ``dest`` is not new.
     """
     source = as_path(source)
     dest = new_store(dest)
@@ -69,7 +69,7 @@ def pack(source: AnyPath, dest: str | Path, *, max_side: int = MAX_SIDE, exclude
     for line in summarize(images, images if isinstance(images, ImageFiles) else None):
         say(f"densepath: {line}")
     corrupt = CorruptLog(len(images))
-    read = read_all(images, corrupt, "packing")
+    read = read_all(images, corrupt, "packing", all_of_them=True)
     with atomic_write(dest) as temporary, open(temporary, "wb") as file:
         sizes, dtype = _write_pixels(file, (image for image in read if image is not None), images.spec)
         root = Path(source) if Path(source).is_dir() else Path(source).parent

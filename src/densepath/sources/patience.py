@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ from densepath.sources.corrupt import CorruptImage, can_pass
 
 PAUSES = (0.5, 2.0)  # seconds before further attempts
 _MOST = 2  # files of a folder that are waited for in vain
+_RARELY = 10  # times as long as a test of a disk takes, the next one is not made
 _SAMPLE = 2**16  # bytes at both ends of a file, by which its disk is tested
 _SHORT = "EIO ESTALE ETIMEDOUT EAGAIN ENXIO ENOTCONN ECONNRESET ECONNABORTED ENETDOWN ENETUNREACH EHOSTDOWN"
 _PASSING = {getattr(errno, name) for name in (*_SHORT.split(), "EHOSTUNREACH", "EREMOTEIO") if hasattr(errno, name)}
@@ -34,32 +36,39 @@ class _Failures:
         files: those that were waited for in vain, and of which nothing has been read since.
         folders: how many files in a folder, or in those below it, were waited for in vain since one there was read.
         reported: whether a line has said that a file is waited for.
+        tested: when the disk of a file was tested and gave all, and how long that took, in seconds.
     """
 
     def __init__(self) -> None:
         self.files: set[str] = set()
         self.folders: Counter[PurePath] = Counter()
         self.reported = False
+        self.tested: dict[str, tuple[float, float]] = {}
 
     def pauses(self, path: str) -> tuple[float, ...]:
         """The seconds to wait for a file before further attempts."""
         if not self.files:
             return PAUSES
-        known = path in self.files or any(self.folders[folder] >= _MOST for folder in PurePath(path).parents)
+        known = path in self.files or any(self.folders[folder] >= _MOST for folder in _folders(path))
         return () if known else PAUSES
 
     def add(self, path: str) -> None:
         """A file that could not be read."""
         if path not in self.files:
             self.files.add(path)
-            self.folders.update(PurePath(path).parents)
+            self.folders.update(_folders(path))
 
     def remove(self, path: str) -> None:
         """A file that could be read, and so its disk."""
         self.files.discard(path)
         if self.folders:
-            for folder in PurePath(path).parents:
+            for folder in _folders(path):
                 self.folders.pop(folder, None)
+
+
+def _folders(path: str) -> Sequence[PurePath]:
+    """The folders that a file is in, without the root: that of all disks."""
+    return PurePath(os.path.abspath(path)).parents[:-1]
 
 
 _failures = _Failures()
@@ -136,6 +145,10 @@ def disk_errors_named(path: str, files_of: Callable[[str], Sequence[str]]) -> It
 
 
 def _read_ends(path: str, files_of: Callable[[str], Sequence[str]]) -> OSError | None:
+    start = time.monotonic()
+    before, took = _failures.tested.get(path, (-math.inf, 0.0))
+    if start - before < _RARELY * took:  # a damaged slide may have thousands of files, and of damaged parts
+        return None
     try:
         for name in files_of(path):
             with open(name, "rb") as file:
@@ -144,18 +157,9 @@ def _read_ends(path: str, files_of: Callable[[str], Sequence[str]]) -> OSError |
                     file.read(_SAMPLE)
     except OSError as error:
         return error
+    now = time.monotonic()
+    _failures.tested[path] = now, now - start
     return None
-
-
-def as_damage(error: CorruptImage) -> CorruptImage:
-    """The error of an image, if that is damaged: it can be passed over.
-
-    Raises:
-        CorruptImage: the error, if its disk has failed: results of the others would look complete.
-    """
-    if disk_failed(error):
-        raise error
-    return error
 
 
 def disk_failed(error: BaseException | None) -> bool:

@@ -9,21 +9,27 @@ import numpy.typing as npt
 
 from densepath.core.system import usable_cores, with_progress
 from densepath.core.threads import in_threads
-from densepath.sources.corrupt import SHOWN, CorruptImage, CorruptLog, can_pass
+from densepath.sources.corrupt import SHOWN, CorruptImage, CorruptLog, can_pass, refuse_passing
 from densepath.sources.pixel_source import PixelSource
 
 _MOST_THREADS = 32
 
 
 def read_all(
-    images: PixelSource, corrupt: CorruptLog, what: str, positions: Sequence[int] | None = None
+    images: PixelSource,
+    corrupt: CorruptLog,
+    what: str,
+    positions: Sequence[int] | None = None,
+    *,
+    all_of_them: bool = False,
 ) -> Iterator[npt.NDArray[Any] | None]:
     """Read a source, or its images at some positions, with threads, in order; None for a corrupt image.
 
     A progress bar is labelled ``what``.
 
     Raises:
-        UserError: too many images are corrupt, or one cannot be read in time.
+        UserError: too many images are corrupt, or one cannot be read in time; with ``all_of_them`` in the end, a later
+            attempt may read some.
     """
 
     def read(position: int) -> npt.NDArray[Any] | CorruptImage:
@@ -42,4 +48,6 @@ def read_all(
             yield None
         else:
             yield image
+    if all_of_them:
+        refuse_passing([corrupt.found[position] for position in sorted(corrupt.passing)])
     corrupt.check()

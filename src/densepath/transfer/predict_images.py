@@ -18,13 +18,13 @@ from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
 from densepath.core.threads import OneBehind
 from densepath.runs.progress import say
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, can_pass, refuse_passing
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.image_reader import ImageReader, StoredImage, open_file
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.other_bits import prediction_spec
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
-from densepath.sources.patience import as_damage, patiently
+from densepath.sources.patience import patiently
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.prefetch import ahead
 from densepath.sources.slides.resolution import spacing_text
@@ -69,8 +69,7 @@ def predict_images(
         The numbers of "images", "damaged" ones and "objects", and the pictures by the names of the images.
 
     Raises:
-        CorruptImage: the disk of an image has failed.
-        UserError: no image can be read.
+        UserError: no image can be read; or when the others are done, one that a later attempt may read.
     """
     stems = output_names(readers.paths())
     refuse_others(out, stems)
@@ -88,7 +87,7 @@ def predict_images(
 
     left = [position for position, stem in enumerate(stems) if not has_all(position, stem)]
     say(f"densepath: {counted(len(readers), 'image')}, {len(readers) - len(left)} done before")
-    damaged: list[str] = []
+    damaged, failed = list[str](), list[str]()
     said = False
     if left:
         for path in (PREDICTIONS, IMAGES, TABLE):  # they are written last
@@ -122,10 +121,11 @@ def predict_images(
                     said = _say_scale(detector, reader, spacing)
                 found = detector.predict_reader(reader, *search, spacing)
             except CorruptImage as error:
-                damaged.append(str(as_damage(error)))
+                (failed if can_pass(error) else damaged).append(str(error))
                 _log.warning("damaged image, passed over: %s", error)
                 continue
             behind.submit(finish, position, reader, found)
+    refuse_passing(failed)
     if len(damaged) == len(readers):
         raise UserError(f"none of {counted(len(readers), 'image')} can be read; check the files ({damaged[0]})")
     count = gather(out, stems, readers, detector.notes)
@@ -221,16 +221,12 @@ class Readers:
 def _opened(
     readers: Readers, positions: Sequence[int]
 ) -> Generator[tuple[int, ImageReader | CorruptImage], None, None]:
-    """The readers of images, with the pixels of those that are decoded as a whole; an error for a damaged one.
-
-    Raises:
-        CorruptImage: the disk of an image has failed.
-    """
+    """The readers of images, with the pixels of those that are decoded as a whole; an error for a damaged one."""
     for position in positions:
         try:
             yield position, patiently(readers.names[position], partial(_begun, readers, position))
         except CorruptImage as error:
-            yield position, as_damage(error)
+            yield position, error
 
 
 def _begun(readers: Readers, position: int) -> ImageReader:

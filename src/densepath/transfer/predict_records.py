@@ -19,6 +19,7 @@ from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS
 
 TABLE = "objects.csv"
 _RECORDS = "records"
+_UNKNOWN = -1  # the size and the time of a file that is not there now
 Parts = Callable[[Any], Sequence[str]]  # the images of a record, by its identity
 
 
@@ -33,7 +34,7 @@ class Images(Protocol):
 
 
 def identity_of_file(name: str, *files: str | Path) -> list[Any]:
-    """What changes if an image is another one: its name, and the paths, sizes and times of its files.
+    """What changes if an image is another one: its name, and the paths, sizes and times of its files; -1 for unknown.
 
     Args:
         name: of the image in its source.
@@ -43,10 +44,23 @@ def identity_of_file(name: str, *files: str | Path) -> list[Any]:
     for file in files:
         try:
             status = os.stat(file)
-            found += [os.path.abspath(file), name, status.st_size, status.st_mtime_ns]
+            known = status.st_size, status.st_mtime_ns
         except OSError:
-            found += [name]
+            known = _UNKNOWN, _UNKNOWN
+        found += [os.path.abspath(file), name, *known]
     return found
+
+
+def is_same_image(recorded: Any, identity: Any) -> bool:
+    """Whether a recorded identity is that of an image now, as far as this is known.
+
+    An image on a disk that is not there now is taken for the recorded one: what was made of it must not be removed.
+    """
+    if recorded == identity:
+        return True
+    if not (isinstance(recorded, list) and isinstance(identity, list) and len(recorded) == len(identity)):
+        return False
+    return all(own in (_UNKNOWN, old) for old, own in zip(recorded, identity, strict=True))
 
 
 def record_of(out: Path, stem: str) -> Path:
@@ -110,7 +124,7 @@ def read_record(record: Path) -> tuple[Any, dict[str, Any] | None]:
 def is_done(record: Path, identity: Any) -> bool:
     """Whether an image has a whole record; one that a crash of the machine has cut has no facts."""
     source, facts = read_record(record)
-    return facts is not None and source == identity
+    return facts is not None and is_same_image(source, identity)
 
 
 def source_of(record: Path) -> Any:
@@ -125,7 +139,7 @@ def source_of(record: Path) -> Any:
 def _records(out: Path, stems: Sequence[str], images: Images) -> Iterator[tuple[int, dict[str, Any]]]:
     for position, stem in enumerate(stems):
         source, facts = read_record(record_of(out, stem))
-        if facts is not None and source == images.identity(position):
+        if facts is not None and is_same_image(source, images.identity(position)):
             yield position, facts
 
 

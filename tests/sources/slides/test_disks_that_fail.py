@@ -12,10 +12,12 @@ import numpy as np
 import openslide
 import pytest
 from PIL import Image
+from slide_files import Pixels, halves, write_dicom
 
 from densepath.sources import patience
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.decode import read_image
+from densepath.sources.patience import disk_errors_named
 from densepath.sources.slides import dicom_slide, openslide_slide
 from densepath.sources.slides import open as open_module
 from densepath.sources.slides.decoded_tiles import recent_tiles
@@ -23,8 +25,8 @@ from densepath.sources.slides.dicom_slide import DicomSlide, files_of_series
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.open import open_slide
-from densepath.sources.slides.openslide_slide import open_with_openslide
-from densepath.sources.tiles.identity import identity_of
+from densepath.sources.slides.openslide_slide import OpenSlideFile, open_with_openslide
+from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity
 
 
 @pytest.fixture
@@ -221,6 +223,56 @@ def test_a_file_of_a_dicom_slide_that_cannot_be_read_is_not_left_out(
         files_of_series(paths[1])
 
 
+@needs_failing_file
+def test_a_dicom_slide_is_not_opened_without_a_file_that_cannot_be_read(
+    tissue: Pixels, pauses: list[float], tmp_path: Path
+) -> None:
+    """OpenSlide leaves the file out; a folder that is scanned for the first time does not say whose it is."""
+    path = write_dicom(tmp_path, [tissue, halves(tissue, 2), halves(tissue, 4)], 0.5)
+    known, slide = identity_of_slide(path), open_slide(path)
+    assert isinstance(slide.file, OpenSlideFile) and len(slide.levels) == 3
+    openslide_slide._handles.drop(slide.file.file)
+    away(tmp_path / "DOE1.dcm")
+    for read in (lambda: open_slide(path), lambda: slide.read(1, (0, 0, 8, 8))):
+        with pytest.raises(CorruptImage, match=r"DOE1\.dcm cannot be read \(Input/output error\)") as caught:
+            read()
+        assert caught.value.path == str(path) and can_pass(caught.value)
+    assert pauses == list(patience.PAUSES)
+    assert is_identity(known, identity_of_slide(path), path)  # what was made of it stays
+
+
+def test_a_slide_whose_folder_cannot_be_listed_is_not_another_one(
+    tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a.mrxs", "a/Data0000.dat"):
+        (tmp_path / name).write_text(name)
+    known = identity_of_slide(tmp_path / "a.mrxs")
+    monkeypatch.setattr(os, "scandir", failing(9, errno.EIO, os.scandir))
+    assert is_identity(known, identity_of_slide(tmp_path / "a.mrxs"), tmp_path / "a.mrxs")
+    assert pauses == list(patience.PAUSES)
+
+
+def test_the_disk_of_a_damaged_slide_is_not_tested_all_the_time(
+    tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test reads all of its files: 2 s in this one."""
+    (tmp_path / "a").write_bytes(b"damaged")
+    clock, tested = [0.0], []
+
+    def files_of(path: str) -> list[str]:
+        clock[0] += 2
+        tested.append(clock[0])
+        return [path]
+
+    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
+    for _ in range(30):
+        with pytest.raises(CorruptImage, match="damaged"), disk_errors_named(str(tmp_path / "a"), files_of):
+            raise CorruptImage(str(tmp_path / "a"), "damaged")
+        clock[0] += 1
+    assert tested == [2.0, 24.0]
+
+
 def disk_error(*_: Any) -> Any:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -238,6 +290,13 @@ def test_a_dead_disk_is_waited_for_at_two_files(pauses: list[float], capsys: pyt
         with pytest.raises(OSError, match="Input/output error"):
             patience.patiently(name, disk_error)
     assert pauses == 3 * [*patience.PAUSES]  # the first is still known to fail
+
+
+def test_files_of_two_dead_disks_say_nothing_of_a_third_disk(pauses: list[float]) -> None:
+    for path in ("/a/1.svs", "/b/1.svs", "/c/1.svs"):
+        with pytest.raises(OSError, match="Input/output error"):
+            patience.patiently(path, disk_error)
+    assert pauses == 3 * [*patience.PAUSES]
 
 
 def test_attempts_inside_of_others_do_not_wait(pauses: list[float]) -> None:

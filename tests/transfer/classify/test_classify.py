@@ -27,8 +27,8 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.report.runs import read_sessions
 from densepath.runs.signals import Interrupted
-from densepath.sources import decode, patience
-from densepath.sources.corrupt import LARGEST_SHARE
+from densepath.sources import decode, image_files, patience
+from densepath.sources.corrupt import LARGEST_SHARE, CorruptImage
 from densepath.sources.open import find_source
 from densepath.sources.packing import pack
 from densepath.training.recipes import recipe_names
@@ -424,6 +424,36 @@ def test_a_damaged_test_image_that_is_replaced_gets_its_own_answer(
     after = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv")}
     assert after.keys() - before.keys() == {labels[0][0]}
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize(("part", "cache"), [("test", "none"), ("test", "ram"), ("val", "none")])
+def test_no_score_lacks_images_that_a_later_attempt_may_read(
+    part: str, cache: str, data: Path, classify: Classify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LARGEST_SHARE, 2, 0.5)
+    labels = [
+        [*row.values(), ("test", "val", "train", "train")[i // 2 % 4]]
+        for i, row in enumerate(rows(data / "labels.csv"))
+    ]
+    table = write_table(data / "split.csv", ["file", "label", "person", "split"], labels)
+    given: dict[str, Any] = {"data": data / "images", "labels": table, "epochs": 1, "freeze": True, "cache": cache}
+    lost, read = next(row[0] for row in labels if row[-1] == part), image_files.read_image
+
+    def failing(path: Any, *given: Any) -> Any:
+        if str(path).endswith(lost):
+            raise CorruptImage(str(path), "cannot be read") from PermissionError(errno.EACCES, "Permission denied")
+        return read(path, *given)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=f"1 image cannot be read now: .*{lost}"):
+        patched.setattr(image_files, "read_image", failing)
+        classify(**given)
+    assert not (tmp_path / "run/metrics.json").exists()
+    asked: list[int] = []
+    monkeypatch.setattr(training, "answers_of", lambda *a: asked.extend(a[-1]) or answers_of(*a))  # type: ignore[func-returns-value]
+    classify(**given, resume=True)
+    tested = {row["image"] for row in rows(tmp_path / "run/predictions.csv")}
+    assert tested == {row[0] for row in labels if row[-1] == "test"}
+    assert len(asked) == (1 if (part, cache) == ("test", "none") else len(tested))
 
 
 def test_a_damaged_digest_of_the_images_is_that_of_others(data: Path, tmp_path: Path) -> None:

@@ -249,7 +249,10 @@ def test_grey_and_16_bit_images_are_read_as_the_weights_need_them(tmp_path: Path
     assert np.allclose(rows["deep"], rows["rgb"], atol=0.05 * np.abs(rows["rgb"]).max())  # 4080 of 4095
 
 
-def test_images_that_a_disk_failed_to_give_are_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "waits"), [(errno.ESTALE, patience.PAUSES), (errno.EACCES, ())])
+def test_images_that_a_later_attempt_may_read_are_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, waits: tuple[float, ...]
+) -> None:
     """The features of the others would look complete; a failure of a moment is waited for."""
     write_images(tmp_path / "images", 4)
     fails, read, pauses = [9], image_files.read_image, list[float]()
@@ -258,17 +261,20 @@ def test_images_that_a_disk_failed_to_give_are_not_passed_over(tmp_path: Path, m
     def read_image(path: Any, *given: Any) -> Any:
         if str(path).endswith("a/1.png") and fails[0]:
             fails[0] -= 1
-            raise CorruptImage(str(path), "cannot be decoded") from OSError(errno.ESTALE, "Stale file handle")
+            raise CorruptImage(str(path), "cannot be decoded") from OSError(number, os.strerror(number))
         return read(path, *given)
 
     monkeypatch.setattr(image_files, "read_image", read_image)
     monkeypatch.setattr(patience.time, "sleep", pauses.append)
     monkeypatch.setattr(patience, "_failures", patience._Failures())
-    given: dict[str, Any] = {"data": tmp_path / "images", "out": tmp_path / "a.safetensors", **SMALL}
-    with pytest.raises(UserError, match=r"a/1\.png: cannot be decoded"):
+    given: dict[str, Any] = {"data": tmp_path / "images", "out": tmp_path / "a.safetensors", **SMALL, "batch_size": 2}
+    monkeypatch.setattr(blocks_module, "_LEAST", 1)
+    with pytest.raises(UserError, match=r"1 image cannot be read now: .*a/1\.png: cannot be decoded"):
         embed(**given)
-    assert not given["out"].exists() and pauses == list(patience.PAUSES)
-    fails[0] = 1
+    assert not given["out"].exists() and pauses == list(waits)
+    done = sorted(path.stem for path in (tmp_path / ".a.safetensors.parts").glob("*.safetensors"))
+    assert done == ["00000001"]  # not the first one, with that image
+    fails[0] = len(waits[:1])
     monkeypatch.setattr(patience, "_failures", patience._Failures())
     assert embed(**given)["damaged"] == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.report.runs import read_sessions
 from densepath.runs.signals import Interrupted
-from densepath.sources.corrupt import LARGEST_SHARE
+from densepath.sources.corrupt import LARGEST_SHARE, CorruptImage
 from densepath.sources.pixel_source import PixelSpec
 from densepath.synthetic.slide import write_slide
 from densepath.training.recipes import recipe_names
@@ -32,6 +33,7 @@ from densepath.training.resolve import resolve
 from densepath.transfer.classify.training import keep_answers, kept_answers
 from densepath.transfer.predict import predict
 from densepath.transfer.score import score
+from densepath.transfer.segment import training
 from densepath.transfer.segment.case_scores import dice, score_case
 from densepath.transfer.segment.cohort import read_cases
 from densepath.transfer.segment.config import SegmentConfig
@@ -194,6 +196,30 @@ def test_damaged_images_and_changed_labels(
     Image.fromarray(np.asarray(Image.open(data / "labels/P1_2.png"))[::-1]).save(data / "labels/P1_2.png")
     with pytest.raises(UserError, match="the images or the labels of the run"):
         segment(**given, resume=True)
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_no_score_lacks_images_that_a_later_attempt_may_read(
+    part: str, data: Path, segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"data": data / "images", "folds": 2, "epochs": 1, "cache": "none", "freeze": True}
+    segment(**given)
+    expected = (tmp_path / "run/cases.csv").read_text()
+    lost = json.loads((tmp_path / "run/splits.json").read_text())["seed_0"][0][part][0]
+    shutil.rmtree(tmp_path / "run")
+    read_case = training.read_case
+
+    def failing(cases: Any, position: int) -> Any:
+        if cases.pool.names[position] == lost:
+            raise CorruptImage(lost, "cannot be read") from PermissionError(errno.EACCES, "Permission denied")
+        return read_case(cases, position)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=f"1 image cannot be read now: {lost}"):
+        patched.setattr(training, "read_case", failing)
+        segment(**given)
+    assert not (tmp_path / "run/cases.csv").exists()
+    segment(**given, resume=True)
+    assert (tmp_path / "run/cases.csv").read_text() == expected
 
 
 def test_an_earlier_run_in_which_ignore_was_a_class_is_not_continued(

@@ -26,10 +26,9 @@ _REMEMBERED, _FOLDERS = 2**16, 16  # files whose series is remembered, and folde
 
 
 def is_slide(path: str) -> bool:
-    """Whether a DICOM file is one of a whole slide, from the UID of its class."""
+    """Whether a DICOM file is one of a whole slide, from the UID of its class; False if it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return _SLIDE in file.read(_HEAD)
+        return _SLIDE in patiently(path, lambda: _head(path))
     except OSError:
         return False
 
@@ -37,9 +36,23 @@ def is_slide(path: str) -> bool:
 def series_of(path: str) -> bytes:
     """The number of the series that a DICOM file belongs to; empty if it is not found."""
     try:
-        return _series_of(path)
+        return patiently(path, lambda: _series_of(path))
     except OSError:
         return b""
+
+
+def require_files(path: str) -> None:
+    """Look whether all files of a DICOM slide can be read: libraries leave out those that cannot.
+
+    Raises:
+        CorruptImage: one of its files cannot be read, or one in its folder that may be its.
+    """
+    try:
+        for file in files_of_series(path):
+            _head(file)
+    except OSError as error:
+        named = error.filename in (None, path)
+        raise CorruptImage(path, f"{'' if named else f'{error.filename} '}cannot be read ({error.strerror})") from error
 
 
 def _series_of(path: str) -> bytes:
@@ -48,9 +61,11 @@ def _series_of(path: str) -> bytes:
 
 
 def files_of_series(path: str) -> list[str]:
-    """The files in a DICOM file's folder that belong to its series, with those that cannot be read now. Raises OSError.
+    """The files in a DICOM file's folder that belong to its series.
 
-    Without them a slide of which a disk does not give a file would look like one with fewer levels.
+    Raises:
+        OSError: the file cannot be read, or one beside it with its suffix whose series is not known yet. Without that
+            a slide would look like one with fewer levels.
     """
     folder, series = os.path.dirname(path), _series_of(path)
     if not series:
@@ -58,7 +73,10 @@ def files_of_series(path: str) -> list[str]:
     status = os.stat(folder or ".")
     known = _by_series(folder, (status.st_dev, status.st_ino, status.st_mtime_ns))
     found = [file for file in known.get(series, ()) if series_of(file) in (series, b"")]
-    found += [file for file in known.get(b"", ()) if series_of(file) == series]  # unfinished when it was scanned
+    for file in known.get(b"", ()):  # unfinished when it was scanned, not readable, or none of DICOM
+        alike = os.path.splitext(file)[1].lower() == os.path.splitext(path)[1].lower()
+        if (_series_of if alike else series_of)(file) == series:
+            found.append(file)
     return sorted(found) or [path]
 
 
@@ -79,8 +97,7 @@ def _series(path: str, identity: tuple[int, int]) -> bytes:
 
     It follows that of the study. Those of series that the file refers to come before it, and follow other elements.
     """
-    with open(path, "rb") as file:
-        head = file.read(_HEAD)
+    head = _head(path)
     place = head.find(_STUDY)
     while place >= 0:
         _, end = _value(head, place)
@@ -89,6 +106,14 @@ def _series(path: str, identity: tuple[int, int]) -> bytes:
         place = head.find(_STUDY, place + 1)
     place = head.find(_SERIES)
     return _value(head, place)[0] if place >= 0 else b""
+
+
+def _head(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_HEAD)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error  # that of a read does not name the file
 
 
 def _value(head: bytes, place: int) -> tuple[bytes, int]:
@@ -102,6 +127,7 @@ def _value(head: bytes, place: int) -> tuple[bytes, int]:
 def _open(path: str) -> Any:
     from wsidicom import WsiDicom
 
+    require_files(path)
     return WsiDicom.open(files_of_series(path))
 
 

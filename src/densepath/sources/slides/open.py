@@ -65,6 +65,8 @@ def _file(path: str) -> SlideFile:
     try:
         other = open_with_openslide(path)
     except UserError as error:
+        if isinstance(error, CorruptImage) and can_pass(error):
+            raise
         other, refused = None, refused or error
     if other is not None:
         return other

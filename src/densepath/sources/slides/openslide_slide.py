@@ -16,6 +16,7 @@ from densepath.sources.conversion import on_white
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.patience import disk_errors_named, patiently
 from densepath.sources.slides.all_files import files_of
+from densepath.sources.slides.dicom_slide import require_files
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.levels import Level, downsamples
@@ -44,6 +45,8 @@ def _cache(process: int) -> Any:
 
 def _open(path: str) -> Any:
     handle = _openslide().OpenSlide(path)
+    if handle.properties.get("openslide.vendor") == "dicom":
+        require_files(path)
     handle.set_cache(_cache(os.getpid()))
     return handle
 

@@ -47,7 +47,10 @@ def _numbers(path: str | Path, whole: bool) -> list[int]:
 
 def identity_of_slide(path: str | Path) -> list[int]:
     """Two numbers that change if any file of a slide does, see :func:`identity_of`; [-1, 0] if one cannot be read."""
-    found = identity_of(*files_of(path))
+    try:
+        found = identity_of(*files_of(path))
+    except OSError:
+        return [*_UNREADABLE]
     if _UNREADABLE[0] in found[::2]:
         return [*_UNREADABLE]
     return found if len(found) == 2 else [sum(found[::2]), zlib.crc32(repr(found).encode())]

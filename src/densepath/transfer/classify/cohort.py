@@ -133,8 +133,12 @@ def read_pool(
 
 
 def open_pool(pool: Pool, config: ClassifyConfig, device: torch.device) -> Pool:
-    """The pool with images in memory where that is useful, without damaged ones."""
-    cached = cache_images(pool.images, config.cache, device)
+    """The pool with images in memory where that is useful, without damaged ones.
+
+    Raises:
+        UserError: an image cannot be read that a later attempt may read: it would be missing in the test.
+    """
+    cached = cache_images(pool.images, config.cache, device, all_of_them=True)
     pool = replace(pool, images=cached)
     if damaged := sorted(cached.corrupt):
         say(

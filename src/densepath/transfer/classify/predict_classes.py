@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from densepath.core.closing import command, say_end
 from densepath.core.csv_files import read_rows, write_rows
 from densepath.core.digests import digest_of_file
@@ -20,12 +18,11 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.core.work_folder import work_folder
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import refuse_passing
 from densepath.sources.image_files import ImageFiles, passed_over
 from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.other_bits import prediction_spec
-from densepath.sources.patience import as_damage
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.slides.resolution import MppTable
@@ -108,15 +105,6 @@ def predict_classes(
         return _predict_images(readout, notes, data, out, exclude, hardware, watch)
 
 
-class _Images(Stored):
-    """The images of a source as a network takes them."""
-
-    def read(self, position: int) -> npt.NDArray[Any] | CorruptImage:
-        """An image (*size, C), or why it is damaged. Raises CorruptImage if a disk or a network has failed."""
-        found = super().read(position)
-        return as_damage(found) if isinstance(found, CorruptImage) else found
-
-
 def _predict_images(
     readout: Readout,
     notes: ClassifierNotes,
@@ -146,8 +134,9 @@ def _predict_images(
     readout = Readout(readout.model, notes, images.spec).to(hardware.device)
     batches = batches_of(range(len(images)), AT_ONCE)
     half = hardware.precision == "bf16-mixed"
-    found = encode(readout, _Images(images), batches, hardware.device, half)
-    positions, logits, damaged = collect(with_progress(found, len(batches), "predicting"))
+    found = encode(readout, Stored(images), batches, hardware.device, half)
+    positions, logits, damaged, failed = collect(with_progress(found, len(batches), "predicting"))
+    refuse_passing(failed)
     if not positions:
         raise UserError(f"none of {counted(len(images), 'image')} can be read; check the files ({damaged[0]})")
     if damaged:

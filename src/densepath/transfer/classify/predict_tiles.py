@@ -190,7 +190,7 @@ def _predict_slide(
         opened = slide.open()
     batches = batches_of(range(len(tiling)), AT_ONCE)
     parts = encode(readout, _Tiles(SlideTiles([tiling])), batches, hardware.device, hardware.precision == "bf16-mixed")
-    positions, logits, damaged = collect(with_progress(parts, len(batches), f"batches of {slide.name}"))
+    positions, logits, damaged, _ = collect(with_progress(parts, len(batches), f"batches of {slide.name}"))
     if not positions:
         raise CorruptImage(
             slide.path, f"none of {counted(len(tiling), 'tile')} can be read ({damaged[0] if damaged else ''})"

@@ -24,7 +24,7 @@ from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint, is_trained
 from densepath.sources.conversion import as_pixels
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, refuse_passing
 from densepath.sources.fingerprint import digests_of_contents, digests_of_packed
 from densepath.sources.packed import PackedTiles
 from densepath.sources.pixel_source import PixelSource
@@ -124,14 +124,16 @@ def answer(out: Path, test: Pool, hardware: Hardware) -> Answers:
     path = out / _ANSWERS
     model, notes = read_classifier(out / CLASSIFIER_FILE)
     answers, left = kept_answers(path, test)
-    damaged: list[str] = []
+    damaged, failed = list[str](), list[str]()
     if left:
         hardware.lay_out(model)
-        positions, chances, damaged = answers_of(Readout(model, notes).to(hardware.device), test.images, hardware, left)
+        readout = Readout(model, notes).to(hardware.device)
+        positions, chances, damaged, failed = answers_of(readout, test.images, hardware, left)
         answers |= dict(zip(positions, chances.tolist(), strict=True))
+    keep_answers(path, test, answers)
+    refuse_passing(failed)
     say_left_out_of_test(damaged, len(test), len(answers))
     positions = sorted(answers)
-    keep_answers(path, test, answers)
     return Answers(np.array(positions, np.int64), np.array([answers[p] for p in positions], np.float64), notes)
 
 
@@ -191,12 +193,30 @@ def _contents(test: Pool, positions: Sequence[int]) -> dict[str, str]:
 
 def answers_of(
     readout: Readout, images: PixelSource, hardware: Hardware, asked: Sequence[int] | None = None
-) -> tuple[list[int], Floats, list[str]]:
-    """Positions of the readable images of those ``asked`` for, their probabilities (M, T), and the damaged images."""
+) -> tuple[list[int], Floats, list[str], list[str]]:
+    """Positions of the readable images of those ``asked`` for, their probabilities (M, T), damaged and failed images.
+
+    See :class:`~densepath.transfer.embed.encode.Encoded`.
+    """
     batches = batches_of(range(len(images)) if asked is None else asked, AT_ONCE)
     half = hardware.precision == "bf16-mixed"
-    positions, logits, damaged = collect(encode(readout, Stored(images), batches, hardware.device, half))
-    return positions, probabilities(logits, readout.exclusive), damaged
+    found = encode(readout, Stored(images), batches, hardware.device, half)
+    positions, logits, damaged, failed = collect(found)
+    return positions, probabilities(logits, readout.exclusive), damaged, failed
+
+
+def refuse_in_all(failed: Sequence[str], device: torch.device) -> None:
+    """Refuse validation images that a later attempt may read, in all processes if one of them has some.
+
+    Args:
+        failed: those of this process, as for :func:`~densepath.sources.corrupt.refuse_passing`.
+        device: for the number of all.
+
+    Raises:
+        UserError: there are some.
+    """
+    everywhere = int(total(torch.tensor(len(failed), device=device)))
+    refuse_passing(failed or ["see the messages of the other processes"] * everywhere)
 
 
 class Stored:
@@ -226,16 +246,18 @@ class _Validation:
         """Positions of the images that can be read, and their logits (V, T) on the CPU.
 
         Raises:
-            UserError: none can be read.
+            UserError: none can be read, or one of them that a later attempt may read.
         """
         device, count = self._hardware.device, len(self._images)
         batches = batches_of(range(count), AT_ONCE)[rank() :: world_size()]
         found = torch.zeros(count, 1 + len(self._images.targets.names), device=device)  # whether it is read, logits
-        half = self._hardware.precision == "bf16-mixed"
+        half, failed = self._hardware.precision == "bf16-mixed", list[str]()
         for part in encode(self._readout.eval(), Stored(self._images.images), batches, device, half):
             found[part.positions, 0] = 1
             found[part.positions, 1:] = torch.from_numpy(part.features).to(device)
+            failed += part.failed
         torch.clear_autocast_cache()  # or the step would use copies of the weights that were cached without gradient
+        refuse_in_all(failed, device)
         found = total(found).cpu()
         damaged = [k for k in torch.nonzero(found[:, 0] == 0).flatten().tolist() if k not in self._damaged]
         self._damaged.update(damaged)

@@ -28,6 +28,7 @@ from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
 from densepath.runs.folder import read_config
 from densepath.runs.watchdog import PARENT
+from densepath.sources.corrupt import refuse_passing
 from densepath.sources.image_files import passed_over
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.volumes.store import VolumeStore
@@ -214,15 +215,20 @@ def _encode(encoder: Encoder, inputs: Inputs, blocks: Blocks, hardware: Hardware
     parts = encode(encoder, inputs, [batch for _, batch in jobs], hardware.device, half)
     with closing(parts):
         own: list[Encoded] = []
+        failed: list[str] = []
         for part in with_progress(parts, len(jobs), "embedding batches"):
             own.append(part)
             block = jobs[part.batch][0]
             if part.batch + 1 < len(jobs) and jobs[part.batch + 1][0] == block:
                 continue
-            blocks.write(block, Block(*collect(own)))
+            positions, features, damaged, passing = collect(own)
+            failed += passing
+            if not passing:  # otherwise the next start does the block
+                blocks.write(block, Block(positions, features, damaged))
             own.clear()
             if PARENT in os.environ and hardware.rank > 0 and os.getppid() != int(os.environ[PARENT]):
                 raise UserError("the first process has ended; see its message, then start again")
+    refuse_passing(failed)
 
 
 def _await_blocks(blocks: Blocks, children: Sequence[subprocess.Popen[bytes]]) -> None:

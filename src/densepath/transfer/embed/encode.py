@@ -16,7 +16,7 @@ from torch import Tensor
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.core.waiting import progress
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, can_pass
 
 _AT_ONCE = 2**24  # pixels in a pass of the network: bounds its memory for large images
 _MOST_THREADS = 32
@@ -47,13 +47,15 @@ class Encoded:
         batch: number of the batch.
         positions: positions of the images in their source, without those that cannot be read.
         features: (n, D) float32.
-        damaged: file name and reason of those that cannot be read.
+        damaged: file name and reason of those that are damaged.
+        failed: the same of those that a later attempt may read, see :func:`~densepath.sources.corrupt.can_pass`.
     """
 
     batch: int
     positions: list[int]
     features: npt.NDArray[np.float32]
     damaged: list[str]
+    failed: list[str]
 
 
 def batches_of(positions: Sequence[int], batch_size: int) -> list[Sequence[int]]:
@@ -81,18 +83,18 @@ def encode(
         Stuck: a file does not respond.
     """
     with closing(_decoded(inputs, batches)) as decoded:
-        waiting: tuple[int, list[int], Tensor, list[str]] | None = None
+        waiting: tuple[int, list[int], Tensor, list[str], list[str]] | None = None
         for number, batch in enumerate(batches):
             images: list[npt.NDArray[Any]] = []
-            positions, damaged = [], []
+            positions, damaged, failed = [], list[str](), list[str]()
             for position, image in zip(batch, decoded, strict=False):
                 if isinstance(image, CorruptImage):
-                    damaged.append(str(image))
+                    (failed if can_pass(image) else damaged).append(str(image))
                 else:
                     images.append(image)
                     positions.append(position)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                started = (number, positions, _pass(encoder, images, device), damaged)
+                started = (number, positions, _pass(encoder, images, device), damaged, failed)
             if waiting is not None:  # a GPU computes this batch while the one before it is copied back
                 yield _finished(*waiting)
             waiting = started
@@ -135,14 +137,15 @@ def _pass(encoder: Encodes, images: Sequence[npt.NDArray[Any]], device: torch.de
     return features
 
 
-def _finished(batch: int, positions: list[int], features: Tensor, damaged: list[str]) -> Encoded:
+def _finished(batch: int, positions: list[int], features: Tensor, damaged: list[str], failed: list[str]) -> Encoded:
     progress(1)
-    return Encoded(batch, positions, features.cpu().numpy(), damaged)
+    return Encoded(batch, positions, features.cpu().numpy(), damaged, failed)
 
 
-def collect(encoded: Iterable[Encoded]) -> tuple[list[int], npt.NDArray[np.float32], list[str]]:
-    """All batches together: positions, features (N, D), damaged images."""
+def collect(encoded: Iterable[Encoded]) -> tuple[list[int], npt.NDArray[np.float32], list[str], list[str]]:
+    """All batches together: positions, features (N, D), damaged images, and those that a later attempt may read."""
     parts = list(encoded)
     positions = [position for part in parts for position in part.positions]
     damaged = [name for part in parts for name in part.damaged]
-    return positions, np.concatenate([part.features for part in parts]), damaged
+    failed = [name for part in parts for name in part.failed]
+    return positions, np.concatenate([part.features for part in parts]), damaged, failed

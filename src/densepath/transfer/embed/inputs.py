@@ -23,7 +23,6 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.names import AllNames
 from densepath.sources.open import find_source
 from densepath.sources.packed import PackedTiles
-from densepath.sources.patience import as_damage
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 
 
@@ -66,15 +65,11 @@ class Inputs:
         return len(self.names)
 
     def read(self, position: int) -> npt.NDArray[Any] | CorruptImage:
-        """An image (*size, C), or why it cannot be read.
-
-        Raises:
-            CorruptImage: its disk has failed; features of the others would look complete.
-        """
+        """An image (*size, C), or why it cannot be read."""
         try:
             pixels = self.images.read(position)
         except CorruptImage as error:
-            return as_damage(error)
+            return error
         if self._grey_or_color:
             pixels = as_pixels(pixels, self._channels, pixels.dtype)
         return pixels if self.size is None else center(pixels, self.size)

@@ -20,6 +20,7 @@ from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.core.errors import UserError, counted, first_few
 from densepath.core.streams import say
 from densepath.core.system import with_progress
+from densepath.sources.corrupt import refuse_passing
 from densepath.sources.image_files import passed_over
 from densepath.sources.pixel_source import PixelSource
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
@@ -226,7 +227,8 @@ def encode_all(
     encoder.to(hardware.device)
     batches = batches_of(range(len(inputs)), _BATCH)
     parts = with_progress(encode(encodes, inputs, batches, hardware.device), len(batches), "embedding")
-    positions, values, damaged = collect(parts)
+    positions, values, damaged, failed = collect(parts)
+    refuse_passing(failed)
     if not positions:
         raise UserError(f"none of {counted(len(inputs), 'image')} can be read; check the files ({damaged[0]})")
     if damaged:

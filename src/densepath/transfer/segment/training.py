@@ -24,9 +24,15 @@ from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm, to_gr
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint, is_trained
 from densepath.runs.closing import draw_safely
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, can_pass, refuse_passing
 from densepath.training.hardware import Hardware
-from densepath.transfer.classify.training import Stored, keep_answers, kept_answers, say_left_out_of_test
+from densepath.transfer.classify.training import (
+    Stored,
+    keep_answers,
+    kept_answers,
+    refuse_in_all,
+    say_left_out_of_test,
+)
 from densepath.transfer.one_training import batches_of_training, train_best
 from densepath.transfer.probe.metrics import Integers
 from densepath.transfer.segment.case_scores import dice, score_case
@@ -137,12 +143,12 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
         hardware.lay_out(model)
         model.to(hardware.device)
     sliding = notes.sliding(model, hardware)
-    damaged = []
+    damaged, failed = list[str](), list[str]()
     for k in with_progress(left, len(left), "testing"):
         try:
             pixels, truth = read_case(test, k)
         except CorruptImage as error:
-            damaged.append(str(error))
+            (failed if can_pass(error) else damaged).append(str(error))
             continue
         found = sliding.classes(pixels)
         known = test.pool.images.spacing(torch.tensor([k])) if pixels.ndim == 4 else None
@@ -153,8 +159,9 @@ def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers
         if k in chosen:
             drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(row), spacing
             draw_safely(partial(draw_case, out / PICTURES, *drawn))
-    say_left_out_of_test(damaged, len(test), len(scores))
     keep_answers(path, test.pool, scores)
+    refuse_passing(failed)
+    say_left_out_of_test(damaged, len(test), len(scores))
     positions = sorted(scores)
     columns = np.array([scores[k] for k in positions], np.float64).reshape(len(positions), len(notes.legend.regions), 4)
     return Answers(np.array(positions, np.int64), columns, notes)
@@ -176,12 +183,13 @@ class _Validation:
     ) -> None:
         self._model, self._notes, self._cases, self._loss, self._hardware = model, notes, cases, config.loss, hardware
         self._damaged: set[str] = set()
+        self._failed: list[str] = []
 
     def __call__(self) -> tuple[float, float]:
         """The mean over the scored regions of their mean Dice over the images that have them, and the mean loss.
 
         Raises:
-            UserError: no image can be read.
+            UserError: no image can be read, or one of them that a later attempt may read.
         """
         regions = len(self._notes.legend.regions)
         found = torch.zeros(len(self._cases), 2 + 2 * regions, dtype=torch.float64, device=self._hardware.device)
@@ -200,6 +208,7 @@ class _Validation:
             found[k, 2 : 2 + regions] = torch.from_numpy(np.nan_to_num(shares))
             found[k, 2 + regions :] = torch.from_numpy(np.isfinite(shares))
         torch.clear_autocast_cache()  # or the step would use copies of the weights that were cached without gradient
+        refuse_in_all(self._failed, self._hardware.device)
         found = total(found).cpu()
         if not found[:, 0].any():
             raise UserError(
@@ -214,6 +223,9 @@ class _Validation:
             try:
                 yield k, *read_case(self._cases, k)
             except CorruptImage as error:
+                if can_pass(error):
+                    self._failed.append(str(error))
+                    continue
                 if str(error) not in self._damaged:
                     say(f"densepath: a damaged validation image is left out: {error}")
                 self._damaged.add(str(error))

@@ -21,7 +21,14 @@ from densepath.sources.slides.failures import reason_of, report_problem
 from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity
 from densepath.sources.tiles.identity import read_record as tile_record
 from densepath.sources.tiles.tile_files import read_slide_rows
-from densepath.transfer.predict_records import Parts, read_record, record_of, recorded_names, refuse_others
+from densepath.transfer.predict_records import (
+    Parts,
+    is_same_image,
+    read_record,
+    record_of,
+    recorded_names,
+    refuse_others,
+)
 from densepath.transfer.slides.slide_list import ListedSlide
 
 UNFINISHED = "unfinished"  # the problem of slides that are left to other processes
@@ -71,7 +78,9 @@ class SlideWork:
     def is_same(self, name: str, recorded: Any) -> bool:
         """Whether what was recorded of a slide is its identity."""
         identity = self.identities[name]
-        return recorded == identity or (name in self.paths and is_identity(recorded, identity, self.paths[name], 1))
+        if name in self.paths:
+            return is_identity(recorded, identity, self.paths[name], 1)
+        return is_same_image(recorded, identity)
 
     def succeeded(self, name: str) -> bool:
         """Whether a slide is done, and did not fail."""
