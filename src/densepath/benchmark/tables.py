@@ -122,7 +122,9 @@ def explanation(results: Results) -> list[str]:
     ]
     rows = list(results.rows())
     if config.pretrain_seed is not None and any(row.recipe for row in rows):
-        line = f"All seeds share one pre-training (seed {config.pretrain_seed}): the spread is that of the transfer only"
+        line = (
+            f"All seeds share one pre-training (seed {config.pretrain_seed}): the spread is that of the transfer only"
+        )
         drawn = [row.name for row in rows if row.weights == RANDOM and row.sam is None]
         lines.append(line + (f", but each seed draws other weights for {', '.join(drawn)}." if drawn else "."))
     if fixed := [row.name for row in rows if row.sam is not None]:
