@@ -94,6 +94,11 @@ class Option:
         return Path in _alternatives(self.annotation) or self.key in _PATHS
 
     @property
+    def takes_name(self) -> bool:
+        """Whether it takes any text, which may be a path or not."""
+        return str in _alternatives(self.annotation)
+
+    @property
     def is_flag(self) -> bool:
         """Whether it is turned on by its name, without a value."""
         return self.annotation is bool
@@ -120,6 +125,11 @@ class Option:
         """Whether it takes a number, or several."""
         alternatives = _alternatives(self.annotation)
         return any({int, float}.intersection((a, *get_args(a))) for a in alternatives)
+
+    @property
+    def is_number_or_list(self) -> bool:
+        """Whether it takes a number as well as several, so that a list of one is that number."""
+        return self.is_list and bool({int, float}.intersection(_alternatives(self.annotation)))
 
     def takes_written(self, value: Any) -> bool:
         """Whether it takes a value of a YAML file; as texts, 1e3 would be 1000.0, and 1_0 would be 10."""

@@ -168,6 +168,8 @@ class Parser(ArgumentParser):
             raise UserError(self._explain(str(error), given, written)) from None
         for key in given:
             value = values.get(key)
+            if self.options[key].is_number_or_list and isinstance(value, list | tuple) and len(value) == 1:
+                values[key] = value[0]
             if self.options[key].is_path and "" in (given[key], *(value if isinstance(value, list | tuple) else ())):
                 raise UserError(f"an empty path does not exist; give {written.get(key, self._name(key))} a path")
         return values

@@ -84,6 +84,11 @@ PRETRAINING, RANDOM, MOCO = {"pretrain"}, {"random probe", "random detect"}, {"M
         ("max_steps: 80", "max_steps: 80, optimizer: {clip_norm: 1}", PRETRAINING | MOCO),
         ("{size: 64}", "{size: 64, l2: 5.0e-5}", set()),
         ("seeds: [0, 1]", "seeds: [1, 0]", set()),
+        # Another spelling of a value changes nothing: without a point, 1e-3 is a text in YAML.
+        ("{size: 64}", "{size: '64', l2: 5e-5}", set()),
+        ("max_steps: 80, batch_size: 4, view_size: 64", "max_steps: '80', batch_size: '4', view_size: [64]", set()),
+        ("queue_size: 16}", "queue_size: '16', temperature: 2e-1}", set()),
+        ("max_steps: 80", "max_steps: 80, optimizer: {clip_norm: 0e0}", set()),
     ],
 )
 def test_a_change_makes_new_runs_only_where_it_matters(lay_out, old, new, changed):
@@ -271,10 +276,16 @@ def test_a_row_is_left_out_until_its_needs_are_given(lay_out, tmp_path):
     assert first.digest != second.digest
 
 
-def test_the_files_of_a_given_pattern_count(lay_out, tmp_path):
+def test_the_files_of_a_given_pattern_count(lay_out, tmp_path, monkeypatch):
     need, given = ("curve: MoCo,", "curve: MoCo, needs: {start: regions},"), {"start": str(tmp_path / "*.pth")}
     (tmp_path / "start.pth").write_bytes(b"one")
     first = pretraining(lay_out(need, given=given))
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("*.pth", f"{tmp_path}/../{tmp_path.name}/*.pth"):
+        assert pretraining(lay_out(need, given={"start": pattern})).digest == first.digest
+    (tmp_path / "start.pth").rename("begin.pth")  # regions belong to the images of their names
+    assert pretraining(lay_out(need, given=given)).digest != first.digest
+    (tmp_path / "begin.pth").rename("start.pth")
     (tmp_path / "start.pth").write_bytes(b"two, longer")
     assert pretraining(lay_out(need, given=given)).digest != first.digest
 

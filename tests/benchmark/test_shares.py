@@ -36,7 +36,7 @@ backbone: test_resnet
 pretrain: {max_steps: 40, batch_size: 4, view_size: 64, method_options: {queue_size: 16}}
 rates: {of: one core, pretrain: 100, classify: 20}
 tasks:
-  - {name: shared, verb: classify, data: chest, metrics: [macro_auc], options: {epochs: 1}, pretrain: {fraction: 0.7}}
+  - {name: shared, verb: classify, data: chest, metrics: [macro_auc], options: {epochs: 1}, pretrain: {fraction: 7e-1}}
   - {name: whole, verb: classify, data: chest, metrics: [macro_auc], options: {epochs: 1}}
 rows:
   - {name: random, weights: random}
@@ -86,6 +86,7 @@ def test_the_list_is_what_pre_training_leaves_out_where_some_patients_are_unknow
 
 
 def test_all_rows_train_on_the_images_that_pre_training_left_out(chest):
+    """The share in the table, 7e-1, is a text in YAML."""
     (chest / "mine.yaml").write_text(TABLE)
     data = read_plain("chest", chest / "D", chest / "cache", None, {})
     table, tiles = load_table(chest / "mine.yaml"), read_tiles(chest / "tiles", chest / "cache")
@@ -158,7 +159,7 @@ def test_a_manifest_is_part_of_a_set(read, tmp_path):
 @pytest.mark.parametrize("option", [{}, {"fraction": 0.5}, {"val_share": 0.5}])
 def test_a_manifest_makes_new_runs_of_pre_training_only_where_it_divides_the_images(option, chest):
     shares = ", ".join(f"{name}: {value}" for name, value in option.items())
-    table = TABLE.replace(", pretrain: {fraction: 0.7}", f", pretrain: {{{shares}}}")
+    table = TABLE.replace(", pretrain: {fraction: 7e-1}", f", pretrain: {{{shares}}}")
     (chest / "mine.yaml").write_text(table)
     for image in (chest / "tiles").iterdir():
         image.rename(image.with_name(f"tile {image.name.removesuffix('.png').replace('_', ' ')}.png"))

@@ -59,7 +59,17 @@ def test_markdown_holds_the_numbers(results):
     assert set("".join(entries[1])) <= set("-:")
     assert entries[2:] == BODY
     assert "# A table" in text and "## Tissue" in text and "- a note" in text and "](curves.png)" in text
-    assert "7 of 9 runs are done" in text and "share one pre-training" in text
+    assert "7 of 9 runs are done" in text
+    assert "share one pre-training (seed 0): the spread is that of the transfer only, but each seed draws other" in text
+    assert "weights for random." in text and "No random numbers" not in text
+
+
+def test_rows_of_one_run_for_all_seeds_are_named(results):
+    row, *others = results.config.rows
+    config = replace(results.config, rows=(replace(row, weights="sam_vit_b", sam={"prompt": "box"}), *others))
+    text = to_markdown(replace(results, config=config), [], None)
+    assert "No random numbers are drawn for random: one run serves all seeds, without spread." in text
+    assert "that of the transfer only." in text
 
 
 def test_json_holds_the_numbers(results):

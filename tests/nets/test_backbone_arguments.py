@@ -24,7 +24,7 @@ SMALL = {"embed_dim": 96, "depth": 2, "img_size": 64}
 def folder_of(folder: Path, given: Any, own: dict[str, Any] | None = None) -> torch.nn.Module:
     """A published network with ``own`` arguments, whose configuration has the ``given`` ones."""
     torch.manual_seed(0)
-    network: torch.nn.Module = timm.create_model(ARCHITECTURE, num_classes=0, **SMALL, **(own or {}))
+    network: torch.nn.Module = timm.create_model(ARCHITECTURE, num_classes=0, **SMALL | (own or {}))
     save_file(network.state_dict(), folder / "model.safetensors")
     pixels = {"mean": [0.5] * 3, "std": [0.5] * 3}
     notes = {"architecture": ARCHITECTURE, "model_args": given, "pretrained_cfg": pixels}
@@ -80,6 +80,21 @@ def test_arguments_that_no_shape_shows_are_those_of_the_configuration(own: dict[
     assert (
         f"in training num_heads was {own['num_heads']}" in line and f": --backbone {shlex.quote(trained.name)}" in line
     )
+
+
+# 17 positions are also those of a square and a class token, and 25 those of a square without one.
+@pytest.mark.parametrize("size", [(32, 128), (64, 96), (64, 80)])
+@pytest.mark.parametrize("of_network", [True, False])
+def test_positions_of_oblong_images_are_not_taken_for_a_square(
+    size: tuple[int, int], of_network: bool, tmp_path: Path
+) -> None:
+    folder_of(tmp_path, {**SMALL, "img_size": size} if of_network else SMALL, {"img_size": size})
+    if not of_network:
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["pretrained_cfg"]["input_size"] = [3, *size]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"has the positions of images of {size[0]} x {size[1]} px, .* as backbone"):
+        pretrained_backbone(tmp_path)
 
 
 def test_arguments_as_timm_has_them_are_no_difference(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights, pixel_notes, save_backbone
 from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.pixel_source import PixelSpec
 
 NAMES = ["resnet18", "convnext_atto", "efficientnet_lite0", "regnetx_002", "vit_tiny_patch16_224"]
@@ -90,3 +91,15 @@ def test_weights_of_other_channels_than_the_images_are_shown_what_the_images_are
     assert pixels_of_weights(tmp_path / "rgb.safetensors", GREY) == GREY
     darker = PixelSpec(mean=(0.1, 0.2, 0.3))
     assert pixels_of_weights(tmp_path / "rgb.safetensors", darker) == PixelSpec()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_network_sees_images_of_its_own_channels(channels: int) -> None:
+    network = timm.create_model("test_resnet", in_chans=channels, features_only=True).eval()
+    images = torch.randn(2, channels, 32, 32)
+    found = pretrained_backbone("random", network)
+    assert found.spec == PixelSpec.default(channels)
+    assert torch.equal(found.backbone.eval()(images)[5], network(images)[-1])
+    assert pretrained_backbone("random", build_backbone("test_resnet", channels)).spec.channels == channels
+    volumes = pretrained_backbone("random", build_backbone("resnet18_3d", channels)).spec
+    assert (volumes.ndim, volumes.channels) == (3, channels)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.benchmark.checks import checked_seeds, is_number, listed, mapping, positive
-from densepath.benchmark.entries import Row, Task, check_names, check_options, check_words, read_row, read_task
+from densepath.benchmark.entries import Row, Task, check_names, check_words, read_row, read_task, typed_options
 from densepath.benchmark.steps import STEPS
 from densepath.core.errors import UserError, suggest
 from densepath.core.yaml_files import load_yaml, read_text
@@ -94,8 +94,8 @@ def load_table(name: str | Path) -> TableConfig:
 
 def _table(name: str, content: Any) -> TableConfig:
     values = mapping(content, _KNOWN, "it", needed=("rows", "tasks", "seeds", "baseline"))
-    common, backbone = values.get("pretrain") or {}, values.get("backbone", "resnet18")
-    check_options("pretrain", common, "all rows (pretrain)")
+    backbone = values.get("backbone", "resnet18")
+    common = typed_options("pretrain", values.get("pretrain") or {}, "all rows (pretrain)")
     check_words({"backbone": backbone, "missing": values.get("missing")}, "it")
     tasks = tuple(read_task(entry) for entry in listed(values["tasks"], "tasks"))
     check_names([task.name for task in tasks], "tasks")

@@ -120,12 +120,13 @@ def read_task(entry: Any) -> Task:
     if recipe := values.pop("recipe", None):
         known = load_recipe(recipe, step.recipes or verb)
         values["options"] = merged({n: v for n, v in known.items() if n in step.free}, values["options"])
-    check_options(verb, values["options"], f"the task {name!r}")
-    check_options("pretrain", values.get("pretrain") or {}, f"the task {name!r} (pretrain)")
+    values["options"] = typed_options(verb, values["options"], f"the task {name!r}")
+    if values.get("pretrain"):
+        values["pretrain"] = typed_options("pretrain", values["pretrain"], f"the task {name!r} (pretrain)")
     if values.get("embed"):
         if step.source != "features":
             raise UserError(f"the task {name!r} has embed, but {verb} uses no features; remove it")
-        check_options("embed", values["embed"], f"the task {name!r} (embed)")
+        values["embed"] = typed_options("embed", values["embed"], f"the task {name!r} (embed)")
     _check_masks(metrics, values["options"], f"the task {name!r}")
     for what in ("data", "tiles"):
         if any(sign in values.get(what, "") for sign in "/="):
@@ -160,8 +161,10 @@ def read_row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backb
     if values.get("sam") is not None and (values["weights"] is None or any(task.verb != "detect" for task in tasks)):
         raise UserError(f"the row {name!r} has sam, which needs weights and works with detect tasks only; remove sam")
     of_steps = {"pretrain": values["options"], "sam": values.get("sam") or {}, **values["steps"]}
-    for verb, options in of_steps.items():
-        check_options(verb, options, f"the row {name!r}")
+    of_steps = {verb: typed_options(verb, options, f"the row {name!r}") for verb, options in of_steps.items()}
+    values["options"] = of_steps["pretrain"]
+    values["steps"] = {verb: of_steps[verb] for verb in values["steps"]}
+    values["sam"] = of_steps["sam"] if values.get("sam") is not None else None
     for task in tasks:
         if task.verb == "detect" and values.get("sam") is None:
             _check_masks(task.metrics, {**task.options, **values["steps"].get("detect", {})}, f"the row {name!r}")
@@ -195,8 +198,9 @@ def _check_numbers(name: str, paper: Any, tasks: Sequence[Task]) -> None:
             )
 
 
-def check_options(verb: str, options: Any, whose: str) -> None:
-    """Check options without running the verb.
+def typed_options(verb: str, options: Any, whose: str) -> dict[str, Any]:
+    """Options in their types, checked without running the verb. Of pre-training only the share of the images has one:
+    the others are checked together with those of the recipe.
 
     Raises:
         UserError: an option is invalid.
@@ -206,11 +210,11 @@ def check_options(verb: str, options: Any, whose: str) -> None:
     detector = options.get("detector")
     if detector is not None and str(detector) not in DETECTORS:
         raise UserError(f"no detector is called {detector!r}; {suggest(str(detector), DETECTORS)}")
-    if verb != "pretrain":  # its values are checked together with those of the recipe
-        try:
-            step.check_values(options)
-        except UserError as error:
-            raise UserError(f"{whose}: {error}") from None
+    early = options if verb != "pretrain" else {n: value for n, value in options.items() if n == "fraction"}
+    try:
+        return {**options, **step.typed(early)}
+    except UserError as error:
+        raise UserError(f"{whose}: {error}") from None
 
 
 def check_words(values: Mapping[str, Any], what: str) -> None:

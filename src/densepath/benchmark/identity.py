@@ -160,7 +160,7 @@ def digest_of_given(value: Any, cache: Path) -> str:
         path = exported if exported.is_dir() else path
         return named_content(path, sorted(map(Path, walk(path, ("",)))), cache)
     if named := sorted(name for name in glob.glob(str(value), recursive=True) if os.path.isfile(name)):
-        return digest_of([str(value), content(named, cache)])
+        return named_content(os.path.commonpath(list(map(os.path.dirname, named))) or ".", named, cache)
     return str(value)
 
 

@@ -12,6 +12,7 @@ from densepath.benchmark.contrasts import contrast_lines
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
 from densepath.core.csv_files import LineFeeds
+from densepath.core.keywords import RANDOM
 
 NONE = "—"
 _CSV = (
@@ -117,13 +118,17 @@ def explanation(results: Results) -> list[str]:
         "deviation over seeds.",
         f"vs. {config.baseline}: the mean difference, and p of a two-sided paired t-test over the seeds that both "
         "rows have. The p-values are not corrected for the number of comparisons. With fewer than "
-        f"{MIN_PAIRS_FOR_RANKS} seeds no rank test can give p < 0.05; with more, table.csv has that of Wilcoxon's.",
+        f"{MIN_PAIRS_FOR_RANKS} seeds no rank test can give p < 0.05; otherwise table.csv has that of Wilcoxon's.",
     ]
-    if config.pretrain_seed is not None and any(row.recipe for row in config.rows):
-        lines.append(
-            f"All seeds share one pre-training (seed {config.pretrain_seed}), as in the paper: the spread is that of "
-            "the transfer only."
+    rows = list(results.rows())
+    if config.pretrain_seed is not None and any(row.recipe for row in rows):
+        line = (
+            f"All seeds share one pre-training (seed {config.pretrain_seed}): the spread is that of the transfer only"
         )
+        drawn = [row.name for row in rows if row.weights == RANDOM and row.sam is None]
+        lines.append(line + (f", but each seed draws other weights for {', '.join(drawn)}." if drawn else "."))
+    if fixed := [row.name for row in rows if row.sam is not None]:
+        lines.append(f"No random numbers are drawn for {', '.join(fixed)}: one run serves all seeds, without spread.")
     lines += best_lines(results)
     lines += contrast_lines(results)
     lines += [f"Computed on: {machine}." for machine in results.hardware]

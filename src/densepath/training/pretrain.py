@@ -43,12 +43,14 @@ from densepath.training.next_steps import after_pretraining
 from densepath.training.prepared_run import PreparedRun, prepare_run
 from densepath.training.pretrain_task import PretrainTask
 from densepath.training.random_state import untouched_generators
+from densepath.training.recipes import own_augment
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
 from densepath.training.run_images import record_slides, with_tiles
 from densepath.training.start_lines import color_note, held_note, report_start
 from densepath.training.validation import Patience, Validation
 from densepath.version import __version__
+from densepath.views.augment import idle_options
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -254,6 +256,7 @@ def _begin(
     read = summarize(made.images, made.files) if made.fresh else []
     held = held_note(made.images, found.held, out) if made.fresh else None
     idle = without_effect(type(learner.method), learner.options)
+    idle += [] if config.augment is None else idle_options(config.augment, own_augment(config.method))
     notes = (*read, held, learner.loaded, color_note(made.views.without), made.labelled, *idle)
     report_start(notes, config.optimizer, steps, steps_per_epoch)
     if draw_views is not None and not (out / VIEWS).exists():

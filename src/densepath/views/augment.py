@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
+from densepath.core.plain import plain
 from densepath.core.single_values import refuse_none
 from densepath.views.appearance import Appearance, check_not_negative, check_probability, check_range
 from densepath.views.color import ColorJitter, Grayscale, StainJitter
@@ -16,6 +19,20 @@ from densepath.views.intensity import Gamma, GaussianBlur, GaussianNoise, Solari
 
 _FLIPS = ("flip", "vertical_flip", "depth_flip")
 _PROBABILITIES = (*_FLIPS, "jitter", "grayscale", "gamma", "blur", "noise", "solarize", "stain")
+_STRENGTHS = ("brightness", "contrast", "saturation", "hue")
+# Options that have no effect where another one is 0
+_NEEDED = {
+    "rotation_axes": "rotation",
+    **dict.fromkeys(_STRENGTHS, "jitter"),
+    **{"gamma_power": "gamma", "blur_sigma": "blur", "noise_std": "noise", "stain_strength": "stain"},
+}
+# Probabilities of operations that change nothing with these options
+_NEUTRAL: dict[str, dict[str, Any]] = {
+    "jitter": dict.fromkeys(_STRENGTHS, 0.0),
+    "gamma": {"gamma_power": [1.0, 1.0]},
+    "noise": {"noise_std": [0.0, 0.0]},
+    "stain": {"stain_strength": 0.0},
+}
 
 
 @dataclass(frozen=True)
@@ -141,8 +158,8 @@ class Augment:
                 case StainJitter():
                     options |= {"stain": operation.probability, "stain_strength": operation.strength}
                 case ColorJitter():
-                    parts = ("brightness", "contrast", "saturation", "hue")
-                    options |= {"jitter": operation.probability, **{name: getattr(operation, name) for name in parts}}
+                    strengths = {name: getattr(operation, name) for name in _STRENGTHS}
+                    options |= {"jitter": operation.probability, **strengths}
                 case Grayscale():
                     options["grayscale"] = operation.probability
                 case Gamma():
@@ -155,3 +172,22 @@ class Augment:
                     options["solarize"] = operation.probability
         augment = cls(**options)
         return augment if augment.random_view(view.size, view.count).appearance == appearance else None
+
+
+def idle_options(augment: Any, usual: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+    """A line for each option that differs from its default, but changes no view.
+
+    Args:
+        augment: an :class:`Augment`, or a dataclass of some of its options with other defaults.
+        usual: the defaults that differ from those of the dataclass, in the plain types of YAML.
+    """
+    own = {field.name: plain(getattr(augment, field.name)) for field in fields(augment)}
+    defaults = {field.name: plain(field.default) for field in fields(augment)} | dict(usual)
+    given = {name for name, value in own.items() if value != defaults[name]}
+    needed = {name: f"without augment.{other}" for name, other in _NEEDED.items() if not own[other]}
+    neutral = {
+        name: f"with {' and '.join(f'augment.{other} {value}' for other, value in values.items())}"
+        for name, values in _NEUTRAL.items()
+        if own[name] and all(own[other] == value for other, value in values.items())
+    }
+    return [f"augment.{name}: no effect {why}" for name, why in (needed | neutral).items() if name in given]

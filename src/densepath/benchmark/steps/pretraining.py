@@ -36,7 +36,7 @@ PRETRAIN = _Pretrain("pretrain", PretrainConfig, recipes="", written=f"{RUN}/met
 def pretraining_options(
     recipe: str, options: Mapping[str, Any], backbone: str, given: Mapping[str, Any], replaces: bool = False
 ) -> dict[str, Any]:
-    """All options of a pre-training, checked as far as possible before it starts.
+    """All options of a pre-training in their types, checked as far as possible before it starts.
 
     Args:
         recipe: its name or file; options that the grid sets are ignored, as in the configuration of an earlier run.
@@ -55,4 +55,4 @@ def pretraining_options(
     resolved = over_recipe(PretrainConfig, known, merged(options, nested(given))) | {"backbone": backbone}
     all_options(method_of(PretrainConfig, resolved), resolved.get("method_options"))
     PRETRAIN.check_whole(resolved)
-    return resolved
+    return PRETRAIN.typed(resolved)

@@ -17,6 +17,7 @@ from densepath.benchmark.labelled_sets import LabelledSet, Reader
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.core.keywords import RANDOM, is_of_timm
+from densepath.core.plain import plain
 from densepath.core.scores import in_percent
 from densepath.nets.weights.hub import is_hub_name
 from densepath.options import build, default_of, is_required, options_of
@@ -107,13 +108,14 @@ class Step:
         if options.get("epochs") is not None and options.get("max_steps") is not None:
             raise UserError(f"{whose} has epochs and max_steps; give one of them")
 
-    def check_values(self, options: Options) -> None:
-        """Check that the command line accepts options and their values.
+    def typed(self, options: Options) -> dict[str, Any]:
+        """Options in the plain types that the command line gives them: 1e-3 is a text in YAML, and means 0.001.
 
         Raises:
             UserError: an option is unknown, or its value has the wrong type.
         """
-        _check_values(self.verb, self.schema, self.recipes, json.dumps(options, default=str))
+        typed: dict[str, Any] = _as_given(_typed(self.verb, self.schema, self.recipes, _as_text(options)), options)
+        return typed
 
     def check_whole(self, options: Options) -> None:
         """Check all options that a table has of a run, also their ranges, and those that do not go together.
@@ -124,11 +126,9 @@ class Step:
         if lacking := [name for name in self.needed if options.get(name) is None]:
             raise UserError(f"{self.verb} needs {lacking[0]}; add it to the options of the task")
         for name in filter(self.takes_path, options):
-            _refuse_relative(name, options[name])
+            _refuse_relative(name, options[name], _path_options(self.schema)[name])
         tables = ("labels",) if "labels" in self.own else ()
-        _check_values(
-            self.verb, self.schema, self.recipes, json.dumps(options, default=str), whole=True, of_data=tables
-        )
+        _check_whole(self.verb, self.schema, self.recipes, _as_text(options), tables)
 
     def device(self, devices: str) -> str:
         """What ``--devices`` says for a device of the table."""
@@ -162,13 +162,17 @@ class Step:
         return words + ([f"--workers={workers}"] if workers is not None and self.has("workers") else [])
 
 
-def _refuse_relative(option: str, value: Any) -> None:
-    """Refuse the relative path of a file or a folder: a run starts in its own folder. Names and keywords may stay."""
+def _refuse_relative(option: str, value: Any, named: bool) -> None:
+    """Refuse the relative path of a file or a folder: a run starts in its own folder. Names and keywords may stay.
+
+    ``named``: whether the option also takes names, such as that of a column.
+    """
     for text in value if isinstance(value, list | tuple) else [value]:
         if isinstance(text, str) and _is_relative(text) and not _is_name(text):
             whole = os.path.abspath(os.path.expanduser(text))
             remedy = whole if os.path.exists(whole) else "its absolute path"
-            raise UserError(f"{option} is {text}, a relative path; write {remedy}")
+            or_name = f"; if {text} is a name, start in a folder without it" if named and os.sep not in text else ""
+            raise UserError(f"{option} is {text}, a relative path; write {remedy}{or_name}")
 
 
 def _is_relative(text: str) -> bool:
@@ -181,24 +185,38 @@ def _is_name(text: str) -> bool:
 
 
 @cache
-def _path_options(schema: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(option.key for option in options_of(schema) if option.is_path)
+def _path_options(schema: Callable[..., Any]) -> dict[str, bool]:
+    """Options that take paths, and whether they also take other texts."""
+    return {option.key: option.takes_name for option in options_of(schema) if option.is_path}
+
+
+# Cached: many tasks and rows of a table have equal options.
+@cache
+def _typed(verb: str, schema: Callable[..., Any], recipes: str | None, options: str) -> dict[str, Any]:
+    return Command(f"densepath {verb}", schema, recipes=recipes).parse_recipe(json.loads(options))
 
 
 @cache
-def _check_values(
-    verb: str,
-    schema: Callable[..., Any],
-    recipes: str | None,
-    options: str,
-    whole: bool = False,
-    of_data: tuple[str, ...] = (),
+def _check_whole(
+    verb: str, schema: Callable[..., Any], recipes: str | None, options: str, of_data: tuple[str, ...]
 ) -> None:
-    """Cached: many tasks and rows of a table have equal options."""
-    values = Command(f"densepath {verb}", schema, recipes=recipes).parse_recipe(json.loads(options))
-    if whole and is_dataclass(schema):
+    values = _typed(verb, schema, recipes, options)
+    if is_dataclass(schema):
         paths = [name for name, value in values.items() if value is None and is_required(schema, name)]
         build(schema, values | dict.fromkeys([*paths, *of_data], "PATH"))  # known when there is a run
+
+
+def _as_text(options: Options) -> str:
+    return json.dumps(options, default=str)
+
+
+def _as_given(values: Any, given: Any) -> Any:
+    """Of values in their types those that were given, part by part; paths as they were given."""
+    if isinstance(values, Path):
+        return str(given)
+    if not isinstance(given, Mapping) or not isinstance(values, Mapping):
+        return plain(values)
+    return {name: _as_given(values[name], value) for name, value in given.items()}
 
 
 def as_words(options: Options) -> list[str]:

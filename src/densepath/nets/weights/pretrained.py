@@ -78,11 +78,13 @@ def pretrained_backbone(
             "hf-hub:OWNER/NAME" or the folder of such a model.
         backbone: its name, or a network as for :func:`choose_backbone`, which is copied and keeps its own weights where
             ``weights`` is "random"; default: that of the weights.
-        images: the specification of the images; None if they are read as the weights need them.
+        images: the specification of the images; None if they are read as the weights, or a network, need them.
 
     Raises:
         UserError: there are no such weights, they do not fit, or their backbone is not known.
     """
+    if images is None and isinstance(backbone, nn.Module):
+        images = _taken_by(backbone)
     spec = pixels_of_weights(weights, images)
     given = backbone_of_weights(weights) if backbone is None else backbone
     made = choose_backbone(copy.deepcopy(given), spec.channels)
@@ -90,6 +92,14 @@ def pretrained_backbone(
     if isinstance(backbone, nn.Module) and str(weights) == "random":
         line = f"{made.name} with the weights that it has"
     return Pretrained(made, spec, size_of_weights(weights), line)
+
+
+def _taken_by(network: nn.Module) -> PixelSpec | None:
+    """The pixels of the images that a network takes, by its first convolution; None if it has none."""
+    if isinstance(network, Backbone):
+        return PixelSpec.default(network.in_channels, ndim=network.ndim)
+    stem = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)), None)
+    return None if stem is None else PixelSpec.default(stem.in_channels, ndim=len(stem.kernel_size))
 
 
 def backbone_of_weights(weights: str | Path, prefix: str = "") -> str:

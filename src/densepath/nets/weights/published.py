@@ -114,7 +114,7 @@ def read_published(source: str | Path) -> Published:
     """Read a published network; no code of it is run.
 
     Raises:
-        UserError: it cannot be fetched, or holds no weights.
+        UserError: it cannot be fetched, holds no weights, or is a vision transformer of images that are not square.
     """
     folder = published_folder(source)
     config = configuration_of(folder)
@@ -122,6 +122,7 @@ def read_published(source: str | Path) -> Published:
     read = _read_weights(folder, source)
     state = clip_to_timm(to_timm(read))
     own, prefixes = trained_transformer(state), transformer_prefixes(state)
+    _refuse_oblong(source, config, own)
     seen = preprocessing(source, folder, config)
     assumed = [] if seen[0] and seen[1] else ["mean and std of ImageNet"]
     card_only = not config and not assumed  # networks with a known card have such heads
@@ -187,6 +188,25 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
 
     if "architecture" in config and not timm.is_model(str(config["architecture"])):
         raise UserError(f"timm has no network {config['architecture']!r}, which config.json names; update timm")
+
+
+def _refuse_oblong(source: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Refuse positions of patches that are not a square: by their number they may look like one, such as 2 x 8."""
+    if not {"patch_embed.proj.weight", "pos_embed"} <= state.keys():
+        return
+    sides, positions = state["patch_embed.proj.weight"].shape[2:], state["pos_embed"].shape[1]
+    made: Any = config.get("pretrained_cfg") or config
+    for size in (_model_args(config).get("img_size"), (made.get("input_size") or ())[-2:], config.get("image_size")):
+        if not isinstance(size, list | tuple) or len(size) != 2 or size[0] == size[1]:
+            continue
+        patches = (size[0] // sides[0]) * (size[1] // sides[1])
+        prefix = ("cls_token" in state) + (state["reg_token"].shape[1] if "reg_token" in state else 0)
+        if positions in (patches, patches + prefix):
+            raise UserError(
+                f"{source} has the positions of images of {size[0]} x {size[1]} px, and densepath builds vision "
+                "transformers for square ones; in Python, pass the network, built by timm with dynamic_img_size=True "
+                "and with its weights, as backbone, and random as weights"
+            )
 
 
 def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:

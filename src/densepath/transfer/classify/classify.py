@@ -54,6 +54,7 @@ from densepath.transfer.trainings import (
     warn_of_unknown_patients,
 )
 from densepath.version import __version__
+from densepath.views.augment import idle_options
 
 _SIDES = {2: 224, 3: 64}  # of images, by dimensions
 _SAMPLED = 16  # images whose size and µm per pixel are read
@@ -190,7 +191,8 @@ def _say_start(study: Study, notes: ClassifierNotes, splits: Sequence[Split], co
     say(f"densepath: {how} {notes.backbone}, images of {sides} px")
     for name, pool in pools.items():
         say(f"densepath: {name if len(pools) > 1 else 'all'} images: {pool.describe()}")
-    for line in (*([sizes_of(splits[0])] if len(splits) == 1 else []), *config.optimizer.without_effect()):
+    idle = config.optimizer.without_effect() + idle_options(config.augment)
+    for line in (*([sizes_of(splits[0])] if len(splits) == 1 else []), *idle):
         say(f"densepath: {line}")
 
 

@@ -46,6 +46,7 @@ from densepath.transfer.trainings import (
     warn_of_unknown_patients,
 )
 from densepath.version import __version__
+from densepath.views.augment import idle_options
 
 _SIDES = {2: 256, 3: 64}  # of patches, by dimensions
 _STEP = 32  # pixels: images are padded to whole steps of the deepest map of most networks
@@ -186,7 +187,8 @@ def _say_start(
             "densepath: warning: volumes differ in the distance of their voxels, and patches are in voxels; convert "
             "them with --spacing to train at one distance"
         )
-    for line in (*([sizes_of(splits[0])] if len(splits) == 1 else []), *config.optimizer.without_effect()):
+    idle = config.optimizer.without_effect() + idle_options(config.augment)
+    for line in (*([sizes_of(splits[0])] if len(splits) == 1 else []), *idle):
         say(f"densepath: {line}")
 
 
