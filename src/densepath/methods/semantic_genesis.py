@@ -153,7 +153,7 @@ class SemanticGenesis(ModelGenesis):
     def classification_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean cross-entropy over the images that belong to the class whose place they show."""
         first = torch.zeros_like(batch.index)  # the number of the view "image"
-        place = pattern_numbers(self.num_classes, Draw(batch.seed, int(batch.epoch), batch.index, first))
+        place = pattern_numbers(self.num_classes, Draw(batch.seed, batch.drawn_in, batch.index, first))
         index = batch.index.to(features.device, non_blocking=True)
         place = place.to(features.device, non_blocking=True)
         counted = self.members[place, index]
