@@ -252,9 +252,9 @@ def test_semantic_genesis_discovers_classifies_and_restores(make, views_of, volu
             made = restored(method, batch["image"].pixels)
             error = ((made - (batch["target"].pixels * 0.226 + 0.449)) ** 2).mean().item()
             assert losses.total.item() == pytest.approx(error + 0.01 * expected, rel=1e-6)
-    method.check_length(2.5)
-    with pytest.raises(UserError, match="a run of 2 epochs ends before the restoration, which begins after 2"):
-        method.check_length(2.0)
+    method.check_length(2.0)
+    with pytest.raises(UserError, match=r"begins after 2 epochs, and the last step after 1\.75; make it longer"):
+        method.check_length(1.75)
     with pytest.raises(UserError, match="4 images are fewer than the 44 classes"):
         make(SemanticGenesis, num_classes=44)
 

@@ -177,10 +177,11 @@ class SemanticGenesis(ModelGenesis):
 
     def check_length(self, epochs: float) -> None:
         least = self.discovery_epochs + self.classification_epochs
-        if epochs <= least:
+        if epochs < least:
             raise UserError(
-                f"a run of {epochs:.3g} epoch{'' if epochs == 1 else 's'} ends before the restoration, which begins "
-                f"after {least}; give more, or smaller --method.discovery_epochs and --method.classification_epochs"
+                f"the run has no restoration: this begins after {counted(least, 'epoch')}, and the last step after "
+                f"{epochs:.3g}; make it longer, or give smaller --method.discovery_epochs and "
+                "--method.classification_epochs"
             )
 
     def chance(self) -> Mapping[str, float]:
