@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from benchmarks.tiles import RandomCells, batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
 from densepath.methods import concl, conv_mim, densecl
+from densepath.methods.base import no_heartbeat
 from densepath.nets.backbones import build_backbone
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import find_source
@@ -129,7 +130,7 @@ class Step:
         """One step: views, losses, gradients, weights; metrics are recorded, and collected every ten steps."""
         batch = self.batches[self._done % len(self.batches)]
         inputs = self.task.inputs(batch)
-        self.task.method.before_step(inputs)
+        self.task.before_step(inputs, partial(nullcontext, no_heartbeat))
         with self._precision():
             outputs = self.task(inputs)
         outputs["loss"].backward()
@@ -176,7 +177,7 @@ class Step:
     def gradients(self) -> tuple[float, torch.Tensor]:
         """The loss of the first batch, and its concatenated gradients, on the CPU."""
         inputs = self.task.inputs(self.batches[0])
-        self.task.method.before_step(inputs)
+        self.task.before_step(inputs, partial(nullcontext, no_heartbeat))
         with self._precision():
             loss = self.task(inputs)["loss"]
         loss.backward()

@@ -137,6 +137,19 @@ def test_a_run_shorter_than_its_warmup_reaches_its_rate():
     assert rates[10] == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.parametrize(("epochs", "steps_per_epoch", "first"), [(0.07, 100, 7), (50, 11 / 5, 110)])
+def test_rounding_moves_neither_a_milestone_nor_the_end_of_freezing(epochs, steps_per_epoch, first):
+    settings = Optimizer(lr=1.0, schedule="step", milestones=(epochs,), freeze=("*",), freeze_epochs=epochs)
+    updates = build_updates(nn.Linear(2, 2), settings, 200, steps_per_epoch)
+    assert [updates.schedule.lr_lambdas[0](step) for step in (first - 1, first)] == [1.0, 0.1]
+    frozen = []
+    for step in (first - 1, first):
+        updates.frozen[0].grad = torch.ones_like(updates.frozen[0])
+        updates.freeze(step)
+        frozen.append(updates.frozen[0].grad is None)
+    assert frozen == [True, False]
+
+
 def test_warmup_and_milestones_are_counted_in_epochs():
     rates = course(Optimizer(lr=1.0, schedule="step", milestones=(4, 6), warmup_epochs=1), 80, 10)
     assert rates[0] == pytest.approx(1e-4)

@@ -16,7 +16,7 @@ from torch import nn
 
 import densepath
 from densepath.core.errors import UserError
-from densepath.methods import MAE
+from densepath.methods import MAE, SemanticGenesis
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
@@ -152,6 +152,24 @@ def test_an_optimizer_step_has_as_many_images_however_it_is_split(tmp_path, tile
     assert int(state["state_dict"]["method.queue.pointer"]) == 40 % 32
     with pytest.raises(UserError, match="multiple of 3"):
         pretrain(out=tmp_path / "other", **options | {"accumulate": 3})
+
+
+def test_all_batches_of_a_step_have_its_position_in_the_run(tmp_path, tiles):
+    class Watched(SemanticGenesis):
+        def forward(self, batch):
+            losses = super().forward(batch)
+            seen.append((batch.epoch, batch.progress, batch.drawn_in, self.discovered, set(losses.terms)))
+            return losses
+
+    seen, terms = [], ({"discovery_loss"}, {"pattern_loss"}, {"pattern_loss", "restoration_loss"})
+    options = {"num_classes": 4, "neighbors": 6, "discovery_epochs": 1, "classification_epochs": 1}
+    run = {**SMALL, "batch_size": 24, "accumulate": 3, "max_steps": 5, "precision": "32"}
+    pretrain(data=tiles, out=tmp_path / "run", method=Watched, method_options=options, **run)
+    for batch, (epoch, progress, drawn_in, discovered, found) in enumerate(seen):
+        step = batch // 3
+        assert (epoch, progress, drawn_in) == (step * 3 / 5, step / 5, batch // 5)
+        assert found == terms[int(epoch)] and discovered == (epoch >= 1)
+    assert len(seen) == 15
 
 
 def test_bfloat16_leaves_weights_and_geometry_in_float32(tmp_path, tiles, monkeypatch):

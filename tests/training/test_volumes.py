@@ -79,7 +79,11 @@ def test_a_resumed_run_ends_with_the_same_bits(store, tmp_path, method, options)
     ("options", "message"),
     [
         ({"val_share": 0.25}, "--val_share compares losses, and those of semantic_genesis have other terms"),
-        ({"max_steps": 2}, "a run of 1 epoch ends before the restoration, which begins after 1"),
+        ({"max_steps": 2}, "no restoration: this begins after 1 epoch, and the last step after 0.5; make it longer"),
+        (
+            {"batch_size": 10, "accumulate": 2, "max_steps": 2},
+            "begins after 1 epoch, and the last step after 0.667; make it longer",
+        ),
     ],
 )
 def test_semantic_genesis_refuses_what_its_parts_do_not_allow(store, tmp_path, options, message):

@@ -47,7 +47,8 @@ class PCRLReleased(C2L):
     where targets of the first two are corrupted views, and the last two have no gates. The clean views of the released
     code are neither rotated by up to 10 degrees nor flipped, as their inputs are; ours are aligned with the inputs.
 
-    Views of images have three holes; those of volumes are shuffled locally and painted, both inside or both outside.
+    Views of images have three holes; those of volumes are shuffled locally, and both painted inside, both
+    outside, or neither.
     The released code also scales volumes by 0.9 to 1.1 and leaves out windows that are mostly air; ours does not.
 
     Args:
@@ -57,7 +58,7 @@ class PCRLReleased(C2L):
             these sizes, resized to the views, as in volumes.
         min_iou: the least intersection over union of such a pair.
         border: distance of windows from the edges of an image along each axis, where it is large enough.
-        painting: probability that the views of a volume are painted; those of images never are.
+        painting: probability that both views of a volume are painted; those of images never are.
         sigmoid: whether a sigmoid follows the predicted pixels, which then are in [0, 1]: for mean 0 and std 1.
         **options: as in :class:`C2L`.
 

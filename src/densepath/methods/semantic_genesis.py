@@ -153,7 +153,7 @@ class SemanticGenesis(ModelGenesis):
     def classification_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean cross-entropy over the images that belong to the class whose place they show."""
         first = torch.zeros_like(batch.index)  # the number of the view "image"
-        place = pattern_numbers(self.num_classes, Draw(batch.seed, int(batch.epoch), batch.index, first))
+        place = pattern_numbers(self.num_classes, Draw(batch.seed, batch.drawn_in, batch.index, first))
         index = batch.index.to(features.device, non_blocking=True)
         place = place.to(features.device, non_blocking=True)
         counted = self.members[place, index]
@@ -177,10 +177,11 @@ class SemanticGenesis(ModelGenesis):
 
     def check_length(self, epochs: float) -> None:
         least = self.discovery_epochs + self.classification_epochs
-        if epochs <= least:
+        if epochs < least:
             raise UserError(
-                f"a run of {epochs:.3g} epoch{'' if epochs == 1 else 's'} ends before the restoration, which begins "
-                f"after {least}; give more, or smaller --method.discovery_epochs and --method.classification_epochs"
+                f"the run has no restoration: this begins after {counted(least, 'epoch')}, and the last step after "
+                f"{epochs:.3g}; make it longer, or give smaller --method.discovery_epochs and "
+                "--method.classification_epochs"
             )
 
     def chance(self) -> Mapping[str, float]:

@@ -218,8 +218,12 @@ def limit_updates(
         clip_norm=limits.clip_norm,
         clip=limits.clip,
         frozen=frozen_parameters(module, limits.freeze),
-        frozen_steps=limits.freeze_epochs * steps_per_epoch,
+        frozen_steps=_steps(limits.freeze_epochs, steps_per_epoch),
     )
+
+
+def _steps(epochs: float, steps_per_epoch: float) -> float:
+    return round(epochs * steps_per_epoch, 6)  # 0.07 * 100 is 7.000000000000001
 
 
 class Schedule(LambdaLR):
@@ -265,7 +269,7 @@ def build_schedule(
         steps_per_epoch: number of optimizer steps in an epoch.
     """
     warmup = settings.warmup_steps(total_steps, steps_per_epoch)
-    milestones = [epoch * steps_per_epoch for epoch in settings.milestones]
+    milestones = [_steps(epochs, steps_per_epoch) for epochs in settings.milestones]
 
     def factor(step: int) -> float:
         return lr_factor(

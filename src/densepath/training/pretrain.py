@@ -112,7 +112,7 @@ def run(
     config, learner, out = made.config, made.learner, Path(made.config.out)
     batches, steps = _batches(made)
     steps_per_epoch = batches.steps_per_epoch / config.accumulate
-    learner.method.check_length(steps / steps_per_epoch)
+    learner.method.check_length(max(steps - 1, 0) * config.accumulate / batches.steps_per_epoch)
     views = made.views.maker(_early_views(config, steps, batches))
     batches.draw = views.draw
     feature_pass = FeaturePass(batches, config.view_size, made.hardware.memory_format, learner.method.feature_view)

@@ -32,7 +32,8 @@ class PretrainTask(Task):
         patience: ends the run early; None for a run without held-out images.
 
     Attributes:
-        epoch, progress: those of the last batch.
+        epoch, progress: those of the first batch of a step. All its batches have them in the method, so that whatever
+            depends on the position in the run changes between steps.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class PretrainTask(Task):
         return self.make_views(batch.to(self.device))
 
     def before_step(self, inputs: Batch, long_work: LongWork) -> None:
+        self.epoch, self.progress = inputs.epoch, inputs.progress
         if self.feature_pass is not None and self.method.wants_features(inputs):
             with long_work() as heartbeat, whole(self):
                 self.method.on_features(self.feature_pass(self.method, self.device, heartbeat), inputs, heartbeat)
@@ -74,14 +76,13 @@ class PretrainTask(Task):
 
     def forward(self, inputs: Batch) -> dict[str, Tensor | float]:
         """The loss, its terms and the method's statistics, and the number of epochs done before this batch."""
-        self.epoch, self.progress = inputs.epoch, inputs.progress
-        losses = self.method(inputs)
+        losses = self.method(inputs.at(self.epoch, self.progress))
         chance = {name: value for name, value in self.method.chance().items() if name in losses.terms}
         relative = {f"{name}_vs_chance": losses.terms[name] / value for name, value in chance.items()}
         return {"loss": losses.total, **losses.terms, **relative, **losses.statistics, "epoch": inputs.epoch}
 
     def validate(self, validation: Validation) -> dict[str, float]:
-        """The loss of held-out images, at the epoch and progress of the last batch."""
+        """The loss of held-out images, at the epoch and progress of the last step."""
         return validation(self.epoch, self.progress)
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -157,7 +156,7 @@ class Validation:
         for batch in ImageBatches(
             self.images, batch_size=size, seed=seed, epochs=1.0, extras=self.extras, draw=self.views.draw
         ):
-            views = replace(self.views(batch.to(device)), epoch=epoch, progress=progress, draws_epoch=0)
+            views = self.views(batch.to(device)).at(epoch, progress)
             losses.append(network(views).total)
             network.after_step()
         return torch.stack(losses).double().mean()

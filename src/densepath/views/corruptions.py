@@ -83,7 +83,7 @@ class Painting(Corruption):
         probability: of either.
         inside: probability that it is the inside.
         blocks: the largest number of blocks; after each there is another one with probability 0.95.
-        same_choice: whether all views of an image are painted in the same of the two ways.
+        same_choice: whether all views of an image are painted in the same of the two ways, or none of them is.
 
     Source: Zhou et al., Models Genesis, MICCAI 2019; the sizes of the released code: sides of 1/6 to 1/3 of the view
     inside, and of 3/7 to 4/7 outside, at least 3 px from its borders.
@@ -113,7 +113,7 @@ class Painting(Corruption):
             noisy = covered == per_image(inside, part).to(part.device, non_blocking=True)
             return torch.where(noisy, noise.view(len(part), 1, *part.shape[2:]), part)
 
-        change(x, chosen(draw, Stream.PAINTING, self.probability), paint)
+        change(x, chosen(shared, Stream.PAINTING, self.probability), paint)
         return x
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -59,14 +59,22 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def drawn_in(self) -> int:
+        """The epoch of the random numbers of the method, and of its views."""
+        return int(self.epoch) if self.draws_epoch is None else self.draws_epoch
+
+    def at(self, epoch: float, progress: float) -> Batch:
+        """The same batch, with its random numbers, at another position in the run."""
+        return replace(self, epoch=epoch, progress=progress, draws_epoch=self.drawn_in)
+
     def uniform(self, count: int, first: int = 0) -> Tensor:
         """(B, count) numbers in [0, 1) for the method's own use, on the CPU: a function of image and epoch.
 
         ``first`` is the stream of the first four; numbers for another purpose are of other streams.
         """
         streams = torch.arange(first, first - (-count // 4))
-        epoch = int(self.epoch) if self.draws_epoch is None else self.draws_epoch
-        return uniform(self.seed, epoch, self.index[:, None], _METHOD, streams).flatten(1)[:, :count]
+        return uniform(self.seed, self.drawn_in, self.index[:, None], _METHOD, streams).flatten(1)[:, :count]
 
     def common_uniform(self, count: int) -> Tensor:
         """(count,) numbers in [0, 1) for the batch as a whole, on the CPU: a function of the step on all processes."""
