@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from densepath.benchmark.best import best_lines
 from densepath.benchmark.contrasts import contrast_lines
 from densepath.benchmark.results import Entry, Results, column_name
-from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
+from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS, span
 from densepath.core.csv_files import LineFeeds
 
 NONE = "—"
@@ -104,8 +104,7 @@ def to_csv(results: Results) -> str:
 
 def seeds(entries: Sequence[Entry]) -> str:
     """The number of seeds in the numbers of a row."""
-    counts = sorted({len(entry.values) for entry in entries})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return span(len(entry.values) for entry in entries)
 
 
 def explanation(results: Results) -> list[str]:
