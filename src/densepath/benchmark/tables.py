@@ -12,6 +12,7 @@ from densepath.benchmark.contrasts import contrast_lines
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS, span
 from densepath.core.csv_files import LineFeeds
+from densepath.core.errors import unwrapped
 
 NONE = "—"
 _CSV = (
@@ -130,7 +131,7 @@ def explanation(results: Results) -> list[str]:
 
 
 def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+    return "| " + " | ".join(unwrapped(text).replace("|", "\\|") for text in texts) + " |"
 
 
 def _shown_p(p: float) -> str:
