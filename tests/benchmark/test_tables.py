@@ -72,6 +72,16 @@ def test_rows_of_one_run_for_all_seeds_are_named(results):
     assert "that of the transfer only." in text
 
 
+def test_a_name_of_several_lines_is_in_one_line_of_markdown(results):
+    """As YAML's block texts (name: |) end in a line feed."""
+    rows = {row.name: replace(row, name=f"{row.name} |\nlong\n") for row in results.rows()}
+    entries = {(rows[name].name, *key): replace(e, row=rows[name]) for (name, *key), e in results.entries.items()}
+    config = replace(results.config, rows=tuple(rows.values()))
+    text = to_markdown(replace(results, config=config, entries=entries), [], None)
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| random \\| long", "| MoCo \\| long"]
+
+
 def test_json_holds_the_numbers(results):
     record = json.loads(to_record(results, ["<b>", "a note"]))
     (part,) = record["parts"]

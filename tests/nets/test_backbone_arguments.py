@@ -56,7 +56,7 @@ def test_a_wrong_argument_is_refused_by_its_name(name: str, message: str) -> Non
         ({**SMALL, "heads": 6}, "has no argument heads"),
         ({**SMALL, "num_heads": "6"}, "timm cannot build"),
         ({**SMALL, "scale_attn_norm": True}, "attn.norm.weight"),  # the file has no such tensors
-        (["num_heads"], "model_args in config.json are not an object"),
+        (["num_heads"], "model_args in the configuration of a model is not an object"),
     ],
 )
 def test_arguments_of_a_configuration_that_do_not_fit_are_refused(given: Any, message: str, tmp_path: Path) -> None:

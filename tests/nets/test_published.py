@@ -30,7 +30,7 @@ from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights, guess_backbone, pretrained_backbone
-from densepath.nets.weights.published import preprocessing
+from densepath.nets.weights.published import is_published, preprocessing
 from densepath.nets.weights.trained_on import slides_of_weights
 from densepath.nets.weights.transformer_names import head_width, name_transformer, to_timm
 from densepath.sources.pixel_source import PixelSpec
@@ -645,3 +645,62 @@ def test_an_old_configuration_of_timm_has_its_statistics_at_the_top(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(config))
     _, spec, size, _ = pretrained_backbone(tmp_path)
     assert (spec.mean, spec.std, size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 64)
+
+
+@pytest.mark.parametrize(
+    ("notes", "statistics", "size"),
+    [
+        ({}, LUNIT, 224),
+        ({"do_normalize": False}, ((0.0,) * 3, (1.0,) * 3), 224),
+        ({"rescale_factor": 1 / 510}, tuple(tuple(2 * each for each in part) for part in LUNIT), 224),
+        ({"rescale_factor": 0.00392156862, "do_rescale": True}, LUNIT, 224),
+        ({"do_center_crop": False}, LUNIT, 256),
+    ],
+)
+def test_settings_of_an_image_processor_count_as_far_as_it_uses_them(
+    notes: Mapping[str, Any], statistics: Any, size: int, tmp_path: Path
+) -> None:
+    made = {"image_mean": LUNIT[0], "image_std": LUNIT[1], "size": {"shortest_edge": 256}, "crop_size": 224}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**made, **notes}))
+    mean, std, side = preprocessing(tmp_path, tmp_path, {"model_type": "vit"})
+    assert (mean, std) == (pytest.approx(statistics[0]), pytest.approx(statistics[1])) and side == size
+
+
+@pytest.mark.parametrize("config", [{"architecture": "vit_tiny_patch16_224"}, {"num_attention_heads": None}])
+@pytest.mark.parametrize("heads", [{}, {"num_heads": 3}])
+def test_assumed_heads_of_a_width_of_its_own_are_reported(
+    config: Mapping[str, Any], heads: Mapping[str, int], tmp_path: Path
+) -> None:
+    network = timm.create_model("vit_tiny_patch16_224", embed_dim=96, depth=1, num_heads=3, num_classes=0)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**config, **heads, "mean": [0.5] * 3, "std": [0.5] * 3}))
+    line = pretrained_backbone(tmp_path).line
+    assert ("heads of 64 channels are assumed, which its folder does not give" in line) == (not heads)
+
+
+def test_an_architecture_may_have_the_tag_of_its_weights(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    for tag in ("r160_in1k", "mine"):
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": f"test_resnet.{tag}"}))
+        assert pretrained_backbone(tmp_path).backbone.name == "test_resnet"
+
+
+@pytest.mark.parametrize("name", ["pretrained_cfg", "preprocess_cfg", "vision_config", "model_cfg", "model_args"])
+def test_settings_that_are_no_object_are_refused(name: str, tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet", name: "in1k"}))
+    with pytest.raises(UserError, match=f"^{name} in the configuration of a model is not an object with settings"):
+        pretrained_backbone(tmp_path)
+
+
+def test_a_damaged_image_processor_or_index_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": ["a.safetensors"]}))
+    with pytest.raises(UserError, match="weight_map in the configuration of a model is not an object"):
+        is_published(tmp_path)
+    for notes, message in (
+        ({"image_processor": "ViTImageProcessor"}, "image_processor in the configuration of a model is not an object"),
+        ({"rescale_factor": "1/255"}, "has no valid rescale_factor; fetch it again"),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(notes))
+        with pytest.raises(UserError, match=message):
+            preprocessing(tmp_path, tmp_path, {})

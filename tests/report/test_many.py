@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -383,6 +384,21 @@ def test_without_paired_tests_no_run_is_left_out_of_them(tmp_path: Path) -> None
             state = "in progress" if method == "byol" else "complete"
             runs[f"{method}{seed}"] = Run(tmp_path, {"data": "D", "method": method, "seed": seed}, rows, state=state)
         assert not [each for each in compare_runs(runs)[0].blocks if "paired" in getattr(each, "text", "")]
+
+
+def test_scores_that_are_undefined_count_in_no_mean_and_no_test(tmp_path: Path) -> None:
+    """A seed whose score is NaN is as one without the score, and the number of seeds is that of the means."""
+    runs = {}
+    for number, (lr, seed) in enumerate((lr, seed) for lr in (0.1, 0.2) for seed in range(3)):
+        auc = math.nan if number == 1 else 50.0 + number**2
+        scores = {"macro_auc": Score(auc)} | ({} if number == 5 else {"accuracy": Score(50.0 + number)})
+        runs[f"{number}"] = Run(tmp_path, {**_CLASSIFY, "lr": lr, "seed": seed}, scores=scores)
+    (test,) = [b for b in compare_runs(runs)[0].blocks if isinstance(b, Table) and b.columns[0] == "runs"]
+    assert [row[1:4] for row in test.rows] == [
+        ["2–3", "52.00 ± 2.83", "–"],
+        ["2–3", "66.67 ± 8.02", "+15.00 (p 0.24)"],
+    ]
+    assert [row[4] for row in test.rows] == ["51.00 ± 1.00", "53.50 ± 0.71"]
 
 
 def test_runs_on_other_data_have_paired_tests_of_their_own(tmp_path: Path) -> None:

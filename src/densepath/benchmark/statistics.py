@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,12 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     if not values:
         raise ValueError("no values")
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def span(counts: Iterable[int]) -> str:
+    """The least and the largest of several counts, as a text; one number if they are equal."""
+    known = sorted({*counts})
+    return str(known[0]) if len(known) == 1 else f"{known[0]}–{known[-1]}"
 
 
 def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from densepath.benchmark.best import best_lines
 from densepath.benchmark.contrasts import contrast_lines
 from densepath.benchmark.results import Entry, Results, column_name
-from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
+from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS, span
 from densepath.core.csv_files import LineFeeds
+from densepath.core.errors import unwrapped
 from densepath.core.keywords import RANDOM
 
 NONE = "—"
@@ -105,8 +106,7 @@ def to_csv(results: Results) -> str:
 
 def seeds(entries: Sequence[Entry]) -> str:
     """The number of seeds in the numbers of a row."""
-    counts = sorted({len(entry.values) for entry in entries})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return span(len(entry.values) for entry in entries)
 
 
 def explanation(results: Results) -> list[str]:
@@ -136,7 +136,7 @@ def explanation(results: Results) -> list[str]:
 
 
 def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+    return "| " + " | ".join(unwrapped(text).replace("|", "\\|") for text in texts) + " |"
 
 
 def _shown_p(p: float) -> str:

@@ -130,9 +130,7 @@ def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence
     size: Any = config.get("size", {})
     size = size if isinstance(size, dict) else {"shortest_edge": size}
     side = size.get("shortest_edge", _INPUT)
-    normalizes = config.get("do_normalize", True)
-    mean = config.get("image_mean", _RGB.mean) if normalizes else (0.0,) * 3
-    std = config.get("image_std", _RGB.std) if normalizes else (1.0,) * 3
+    mean, std = config.get("image_mean", _RGB.mean), config.get("image_std", _RGB.std)
     return (int(size.get("height", side)), int(size.get("width", side))), mean, std
 
 

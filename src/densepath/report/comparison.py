@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densepath.benchmark.statistics import Comparison, compare, mean_std
+from densepath.benchmark.statistics import Comparison, compare, mean_std, span
 from densepath.core.errors import UserError, first_few
 from densepath.report.blocks import Block, Note, Section, Table
 from densepath.report.curves import columns_of, draw_curves
@@ -160,14 +160,11 @@ def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -
     if not comparable or not _have_pairs(groups):
         return notes
     labels = _labels({key: runs[next(iter(members.values()))] for key, members in groups.items()})
-    values = {
-        key: {m: {seed: scores[run][m].value for seed, run in members.items() if m in scores[run]} for m in columns}
-        for key, members in groups.items()
-    }
+    values = {key: {metric: _known(metric, members, scores) for metric in columns} for key, members in groups.items()}
     first = next(iter(groups))
     rows = []
     for key in groups:
-        texts = [labels[key], str(len(groups[key]))]
+        texts = [labels[key], span(len(own) for own in values[key].values())]
         for metric in columns:
             own = values[key][metric]
             texts.append(_mean(list(own.values())))
@@ -179,6 +176,12 @@ def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -
         "group, and p of a two-sided paired t-test over the seeds that both have, not corrected for their number"
     )
     return [Table(["runs", "seeds", *heads], rows, caption=caption, marked=frozenset({0})), *notes]
+
+
+def _known(metric: str, members: Mapping[int, str], scores: Mapping[str, Mapping[str, Score]]) -> dict[int, float]:
+    """A score by the seeds of a group's runs, of those for which it is defined."""
+    found = {seed: scores[run][metric].value for seed, run in members.items() if metric in scores[run]}
+    return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
 
 def _groups(runs: Mapping[str, Run]) -> tuple[dict[str, dict[int, str]], list[str]]:

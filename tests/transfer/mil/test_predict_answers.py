@@ -109,6 +109,7 @@ def test_more_slides_of_known_patients_belong_to_their_cases(
         assert predict(run, data=folder, out=out, **CPU)["patients"] == 2
     told = capsys.readouterr().err
     assert "unknown" not in told and "not in the data" not in told
+    assert told.count("densepath: 2 cases, 0 done before\n") == 2  # of two slides, then of four
     assert f"removed the results of 2 former cases from {out}: x, y" in told
     assert {row["slides"] for row in rows_of(out / "patient-preds.csv", "PATIENT").values()} == {"2"}
     assert len(list((out / "attention").glob("*.csv"))) == 4

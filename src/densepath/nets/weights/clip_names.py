@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densepath.nets.weights.model_folders import settings_in
+
 # Their names, then timm's. Prefixes such as "vision_model." remain; the text tower's tensors do not matter.
 _RENAMED = (
     (r"embeddings\.patch_embedding\.|(?:(?<=^)|(?<=\.))conv1\.", "patch_embed.proj."),
@@ -54,14 +56,14 @@ def clip_arguments(config: Mapping[str, Any]) -> dict[str, Any] | None:
         config: the config.json of a CLIP model or of its image tower in transformers, or OpenCLIP's configuration.
     """
     if str(config.get("model_type", "")) in ("clip", "clip_vision_model"):
-        own: Mapping[str, Any] = config.get("vision_config") or config
+        own: Mapping[str, Any] = settings_in(config, "vision_config") or config
         return {
             "num_heads": own.get("num_attention_heads", 12),
             "norm_eps": own.get("layer_norm_eps", _EPSILON),
             "act_layer": own.get("hidden_act", "quick_gelu"),
             "pos_antialias": False,  # positions are interpolated without
         }
-    tower = (config.get("model_cfg") or {}).get("vision_cfg") or {}
+    tower = settings_in(settings_in(config, "model_cfg"), "vision_cfg")
     if not isinstance(tower.get("width"), int) or not isinstance(tower.get("layers"), int):  # ResNets, timm's networks
         return None
     quick = config["model_cfg"].get("quick_gelu", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from densepath.nets.weights.hub import quiet
 _STRIDES = (32, 16, 8)  # pixels, tried if the configuration gives none
 _SIDE = 5  # patches along a side of the trial image
 _MOST_OTHERS = 16  # class and register tokens
+_COLORS, _WHITE = 3, 255  # channels and range of the images of a processor
+_ROUNDING = 1e-4  # of 1 / 255 in a file
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -34,9 +37,42 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_image_processor(folder: Path) -> dict[str, Any]:
-    """The image processor's settings in the folder of a transformers model; empty if there are none."""
+    """The image processor's settings in the folder of a transformers model, as far as they have an effect.
+
+    Returns:
+        Its settings; empty if there are none. ``image_mean`` and ``image_std`` are those of pixels from 0 to 1: 0 and 1
+        if it does not normalize, and scaled if it rescales pixels to another range. There is no ``crop_size`` if it
+        does not crop.
+
+    Raises:
+        UserError: a file of them is damaged.
+    """
     notes = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json")
-    return notes.get("image_processor") or notes
+    made = dict(settings_in(notes, "image_processor") or notes)
+    if made.get("do_center_crop") is False:
+        made.pop("crop_size", None)
+    if made.get("do_normalize") is False:
+        made |= {"image_mean": [0.0] * _COLORS, "image_std": [1.0] * _COLORS}
+    factor = made.get("rescale_factor") if made.get("do_rescale", True) else None
+    try:
+        if abs((white := (factor or 1 / _WHITE) * _WHITE) - 1) > _ROUNDING:
+            scaled = {name: made[name] for name in ("image_mean", "image_std") if made.get(name)}
+            made |= {name: [each / white for each in values] for name, values in scaled.items()}
+    except TypeError:
+        raise UserError(f"the image processor in {folder} has no valid rescale_factor; fetch it again") from None
+    return made
+
+
+def settings_in(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The object of settings that a configuration has under a name; empty if it has none there.
+
+    Raises:
+        UserError: what it has there is not an object.
+    """
+    found = config.get(name) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{name} in the configuration of a model is not an object with settings; fetch it again")
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

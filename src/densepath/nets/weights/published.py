@@ -12,11 +12,11 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.core.keywords import is_on_disk
 from densepath.nets.attention_pool import AttentionPool, attention_pool
-from densepath.nets.backbones.names import join_name
+from densepath.nets.backbones.names import join_name, parse_name, without_tag
 from densepath.nets.weights.clip_names import clip_arguments, clip_to_timm
 from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import FETCHED, fetch, is_hub_name
-from densepath.nets.weights.model_folders import read_image_processor, read_json
+from densepath.nets.weights.model_folders import read_image_processor, read_json, settings_in
 from densepath.nets.weights.transformer_names import (
     HEAD_WIDTH,
     head_width,
@@ -123,18 +123,23 @@ def read_published(source: str | Path) -> Published:
     state = clip_to_timm(to_timm(read))
     own, prefixes = trained_transformer(state), transformer_prefixes(state)
     _refuse_oblong(source, config, own)
+    backbone = _backbone(config, own)
     seen = preprocessing(source, folder, config)
     assumed = [] if seen[0] and seen[1] else ["mean and std of ImageNet"]
     card_only = not config and not assumed  # networks with a known card have such heads
-    if prefixes and not _gives_heads(config) and not card_only and not head_width(state):
+    if prefixes and not _gives_heads(config, backbone) and not card_only and not head_width(state):
         assumed.insert(0, f"heads of {HEAD_WIDTH} channels")
     # Of an image and a text tower only the images' is kept; of several like it all are, so that they can be reported.
     kept = state if len(prefixes) > 1 else own
-    return Published(_backbone(config, own), kept, *seen, attention_pool(read), " and ".join(assumed))
+    return Published(backbone, kept, *seen, attention_pool(read), " and ".join(assumed))
 
 
-def _gives_heads(config: Mapping[str, Any]) -> bool:
-    return "architecture" in config or "num_attention_heads" in config or clip_arguments(config) is not None
+def _gives_heads(config: Mapping[str, Any], backbone: str | None) -> bool:
+    """Whether the number of heads is that of a configuration, by itself or by an architecture of the same width."""
+    given = {**config, **settings_in(config, "model_args")}
+    if clip_arguments(config) is not None or any(given.get(n) for n in ("num_attention_heads", "num_heads")):
+        return True
+    return "architecture" in config and "embed_dim" not in parse_name(backbone or "")[1]
 
 
 def configuration_of(folder: Path) -> dict[str, Any]:
@@ -146,8 +151,8 @@ def backbone_of_config(config: Mapping[str, Any]) -> str | None:
     """The backbone's name by a configuration of timm only, as far as it is known without the weights."""
     if "architecture" not in config:
         return None
-    arguments = {key: value for key, value in _model_args(config).items() if key not in _NOT_FEATURES}
-    return join_name(str(config["architecture"]), arguments)
+    arguments = {key: value for key, value in settings_in(config, "model_args").items() if key not in _NOT_FEATURES}
+    return join_name(_architecture(config), arguments)
 
 
 def preprocessing(
@@ -157,7 +162,8 @@ def preprocessing(
 
     A mean without a std, or a std without a mean, counts as none: those of two sources do not belong together.
     """
-    made: Any = config.get("pretrained_cfg") or config.get("preprocess_cfg") or config  # older ones of timm are flat
+    # older ones of timm are flat
+    made: Any = settings_in(config, "pretrained_cfg") or settings_in(config, "preprocess_cfg") or config
     processor = read_image_processor(folder)
     pairs = [(made.get("mean"), made.get("std")), (processor.get("image_mean"), processor.get("image_std"))]
     real = folder.resolve()  # the link to a folder may have any name
@@ -167,8 +173,13 @@ def preprocessing(
     mean, std = given[0] if given else _NONE
     if (mean, std) in (_NONE, *_DEFAULTS):
         mean, std = next((_CARDS[name.lower()] for name in names if name.lower() in _CARDS), (mean, std))
-    tower = config.get("vision_config") or (config.get("model_cfg") or {}).get("vision_cfg") or config
-    sizes = (made.get("input_size"), processor.get("crop_size"), processor.get("size"), tower.get("image_size"))
+    tower = settings_in(config, "vision_config") or settings_in(settings_in(config, "model_cfg"), "vision_cfg")
+    sizes = (
+        made.get("input_size"),
+        processor.get("crop_size"),
+        processor.get("size"),
+        (tower or config).get("image_size"),
+    )
     size: Any = next(filter(None, sizes), 0)
     while isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
@@ -176,17 +187,15 @@ def preprocessing(
     return mean, std, size if isinstance(size, int) else 0
 
 
-def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
-    given = config.get("model_args") or {}
-    if not isinstance(given, dict):
-        raise UserError("model_args in config.json are not an object with a network's arguments; fetch it again")
-    return given
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The architecture of timm that a configuration names, without the tag of its weights; "" for none."""
+    return without_tag(str(config.get("architecture", "")))
 
 
 def _check_architecture(config: Mapping[str, Any]) -> None:
     import timm
 
-    if "architecture" in config and not timm.is_model(str(config["architecture"])):
+    if "architecture" in config and not timm.is_model(_architecture(config)):
         raise UserError(f"timm has no network {config['architecture']!r}, which config.json names; update timm")
 
 
@@ -219,8 +228,8 @@ def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
         if config.get("hidden_act", "gelu") != "gelu":
             return None
         return name_transformer(state, None, {key: value for key, value in known.items() if value is not None})
-    architecture = str(config.get("architecture", ""))
-    given = _model_args(config)
+    architecture = _architecture(config)
+    given = settings_in(config, "model_args")
     known = {key: config[key] for key in _KNOWN if config.get(key) is not None}
     # Those that the network does not have are refused by their names when it is built.
     known |= {key: value for key, value in given.items() if value is not None and key not in _NOT_FEATURES}
@@ -250,5 +259,5 @@ def refuse_missing_part(folder: Path, source: str | Path) -> None:
 def _divided(folder: Path) -> Iterator[list[Path]]:
     """The files that each index of divided weights names, safetensors first."""
     for index in sorted(folder.glob(_PARTS), key=lambda index: (".safetensors." not in index.name, index.name)):
-        named = (read_json(index).get("weight_map") or {}).values()
+        named = settings_in(read_json(index), "weight_map").values()
         yield [folder / Path(file).name for file in sorted({*map(str, named)})]

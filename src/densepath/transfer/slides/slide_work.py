@@ -68,6 +68,11 @@ class SlideWork:
     parts: Parts | None = None
     problems: dict[str, str] = field(default_factory=dict, init=False)
 
+    @property
+    def _work(self) -> str:
+        """What a record is called: of several slides, a case."""
+        return self.one if self.parts is None else "case"
+
     def facts(self, name: str) -> dict[str, Any] | None:
         """The record of a slide; None if it is not done."""
         source, facts = read_record(record_of(self.out, name))
@@ -116,13 +121,13 @@ class SlideWork:
             refuse_others(self.out, [*known, *self._former()], self.one, self.parts)
         left = [name for name in names if not is_done(name)]
         mine_left = len(left if shard is None else set(left).intersection(names[shard.number :: shard.count]))
-        say(f"densepath: {counted(len(names), self.one)}, {len(names) - len(left)} done before{also}")
+        say(f"densepath: {counted(len(names), self._work)}, {len(names) - len(left)} done before{also}")
         with same_input(self.out, self.identities), closing(claimed(self.out, names, is_done, shard)) as mine:
             on_begin()
             self._remove_former()
             if left:
                 _remove(*self.tables)
-            for name in watched(mine, mine_left, f"{self.one}s"):
+            for name in watched(mine, mine_left, f"{self._work}s"):
                 if not self.succeeded(name):
                     _remove(record_of(self.out, name), *self.files(name))
                 facts = attempt(name, self.out, work)
@@ -143,7 +148,7 @@ class SlideWork:
                 _remove(*self.files(name), record_of(self.out, name))
                 removed.append(one_line(name))
         if removed:
-            former = counted(len(removed), f"former {self.one if self.parts is None else 'case'}")
+            former = counted(len(removed), f"former {self._work}")
             say(f"densepath: removed the results of {former} from {self.out}: {first_few(removed)}")
 
     def found(self) -> dict[str, dict[str, Any]]:
