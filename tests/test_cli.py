@@ -594,6 +594,7 @@ def test_what_the_system_refuses_is_one_line(
     [
         ("pretrain", "lower --batch_size or --view_size or --workers"),
         ("detect", "lower --batch_size or --train_size or --workers"),
+        ("embed", "lower --batch_size or --size"),
     ],
 )
 def test_the_advice_against_short_memory_names_options_of_the_verb(
