@@ -585,7 +585,7 @@ def test_what_the_system_refuses_is_one_line(
         raise error
 
     monkeypatch.setattr(cli, "_run", fail)
-    assert main(["probe"]) == code
+    assert main(["report"]) == code
     assert capsys.readouterr().err == f"densepath: error: {expected}\n"
 
 
