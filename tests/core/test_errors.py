@@ -48,6 +48,7 @@ def test_what_a_machine_lacks_is_no_fault_of_the_program(error, lacking):
     [
         lambda side: torch.empty(side, side),
         lambda side: np.empty((side, side)),
+        lambda side: torch.arange(side**3),
         lambda side: Image.new("L", (2, 2)).resize((side, side)),
     ],
 )

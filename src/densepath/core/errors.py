@@ -19,6 +19,7 @@ _NO_SIZE = (
     "Maximum allowed size exceeded",
     "integer is greater than maximum",
     "too large to convert to C",
+    "int too big to convert",
 )
 _NO_THREAD = "can't start new thread"
 GUARD = 'put what the script runs below if __name__ == "__main__":'
