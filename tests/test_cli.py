@@ -600,7 +600,7 @@ def test_what_the_system_refuses_is_one_line(
         raise error
 
     monkeypatch.setattr(cli, "_run", fail)
-    assert main(["probe"]) == code
+    assert main(["report"]) == code
     assert capsys.readouterr().err == f"densepath: error: {expected}\n"
 
 
@@ -609,6 +609,7 @@ def test_what_the_system_refuses_is_one_line(
     [
         ("pretrain", "lower --batch_size or --view_size or --workers"),
         ("detect", "lower --batch_size or --train_size or --workers"),
+        ("embed", "lower --batch_size or --size"),
     ],
 )
 def test_the_advice_against_short_memory_names_options_of_the_verb(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core import system
-from densepath.core.errors import UserError, one_line, shortage, unwrapped
+from densepath.core.errors import UserError, is_beyond_memory, one_line, shortage, unwrapped
 from densepath.core.keywords import quoted
 from densepath.core.signals import unwinding_on_signals
 from densepath.core.stopwatch import Stopwatch
@@ -24,7 +24,7 @@ from densepath.version import __version__
 
 EXIT_BUG, EXIT_USER, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 _OPTIONS = ("--help", "--version", "--print_completion")  # that are given instead of a verb
-_OF_MEMORY = ("batch_size", "view_size", "train_size")  # options on which the memory of a device depends
+_OF_MEMORY = ("batch_size", "view_size", "train_size", "size")  # options on which the memory of a device depends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +81,7 @@ def _checked(argv: list[str]) -> int:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             return _fail(f"the device has not enough memory; {_less_memory(argv)}")
-        if (lacking := shortage(error)) == "memory":
+        if (lacking := shortage(error)) == "memory" or is_beyond_memory(error):
             return _fail(f"this machine has not enough memory; {_less_memory(argv, 'workers')}")
         if lacking == "threads":
             return _fail("no more threads can be started; raise the limit on processes or on memory (see ulimit -a)")

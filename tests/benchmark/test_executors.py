@@ -216,6 +216,8 @@ def test_mistakes_are_lines(tmp_path):
         make_submit("pbs", tmp_path, [])
     with pytest.raises(UserError, match="number of jobs"):
         job_slots("cuda:0", "slurm")
+    with pytest.raises(UserError, match="up to 1,024"):
+        job_slots(10**21, "slurm")
     assert [slot.name for slot in job_slots("auto", "slurm")] == [f"slurm:{number}" for number in range(4)]
 
 

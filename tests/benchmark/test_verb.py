@@ -125,6 +125,8 @@ def test_segment_anything_is_scored_with_each_kind_of_prompt(tissue, table, tmp_
         ({"baseline": "none"}, "no row 'none'"),
         ({"seeds": [1, 1]}, "distinct whole numbers"),
         ({"devices": "gpu"}, "cuda:0,1"),
+        ({"devices": f"cpu:{10**21}"}, "up to 1,024"),
+        ({"devices": 10**21}, "up to 1,024"),
         ({"executor_options": ["a=1"]}, "give --executor too, or leave them out"),
         ({"devices": "cuda:64"}, "GPUs"),
         ({"config": "glas_prob"}, "did you mean glas_probe"),

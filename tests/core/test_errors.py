@@ -3,7 +3,10 @@
 import errno
 import warnings
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from densepath import cli
 from densepath.core.errors import UserError, shortage
@@ -38,6 +41,22 @@ def test_a_message_of_several_lines_becomes_one_in_which_names_keep_their_blanks
 def test_what_a_machine_lacks_is_no_fault_of_the_program(error, lacking):
     assert shortage(error) == lacking
     assert describe_failure(error).startswith("a bug in densepath") == (not lacking)
+
+
+@pytest.mark.parametrize("side", [2**40, 2**62, 10**21])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda side: torch.empty(side, side),
+        lambda side: np.empty((side, side)),
+        lambda side: torch.arange(side**3),
+        lambda side: Image.new("L", (2, 2)).resize((side, side)),
+    ],
+)
+def test_a_size_that_no_machine_has_is_no_fault_of_the_program(side, make, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run", lambda argv: make(side))
+    assert cli.main(["probe"]) == 2
+    assert "densepath: error: this machine has not enough memory; " in capsys.readouterr().err
 
 
 def test_warnings_of_pillow_are_not_printed(recwarn, monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from densepath.core.geojson import area_of, fill_geometry
 from densepath.core.polygons import fill, polygons_of
 
 
@@ -31,3 +32,11 @@ def test_polygons_drawn_again_are_the_mask(seed: int) -> None:
         top, left, part = fill(rings, 80, 100)
         drawn[top : top + part.shape[0], left : left + part.shape[1]] |= part
     assert np.array_equal(drawn[4:74, 6:96], mask) and drawn.sum() == mask.sum()
+
+
+def test_an_ellipse_of_qupath_has_the_area_inside_its_bounds():
+    box = {"type": "Polygon", "coordinates": [[[10, 20], [50, 20], [50, 40], [10, 40], [10, 20]]], "isEllipse": True}
+    assert area_of(box) == pytest.approx(np.pi * 20 * 10)
+    top, left, mask = fill_geometry(box, 100, 100)
+    assert (top, left, mask.shape) == (20, 10, (20, 40)) and mask.sum() == pytest.approx(area_of(box), rel=0.02)
+    assert area_of({**box, "isEllipse": False}) == 800

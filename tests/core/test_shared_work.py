@@ -215,6 +215,16 @@ def test_work_whose_changed_network_was_recorded_without_a_mark_continues(tmp_pa
         pass
 
 
+def test_a_folder_of_another_command_is_refused_and_stays(tmp_path):
+    with work_folder(tmp_path / "out", {"data": "a", "mpp": 1.0}, log="tile.log"):
+        pass
+    before = (tmp_path / "out" / "config.yaml").read_bytes()
+    other = work_folder(tmp_path / "out", {"data": "a", "source": "blobs"}, log="cells.log")
+    with pytest.raises(UserError, match=r"holds other work of densepath \(see .*\); use another folder"), other:
+        pass
+    assert (tmp_path / "out" / "config.yaml").read_bytes() == before
+
+
 def test_options_that_the_record_lacks_may_be_given_later_and_are_recorded(tmp_path):
     def work(data="a", refused=False, **options):
         folder = work_folder(tmp_path / "out", {"data": data, **options}, log="work.log", later=("mpp", "size"))

@@ -29,7 +29,7 @@ def test_a_cpu_can_be_asked_for_where_there_are_gpus(monkeypatch):
     assert found.device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("devices", ["gpu", "cpu:x", 0, -1, "cpu:0", "1.5"])
+@pytest.mark.parametrize("devices", ["gpu", "cpu:x", 0, -1, "cpu:0", "1.5", 10**21, "cpu:1025"])
 def test_nonsense_is_refused(devices):
     with pytest.raises(UserError, match="devices"):
         choose_hardware(devices)

@@ -11,7 +11,7 @@ import torch
 
 from densepath.benchmark.identity import hardware_name
 from densepath.core.errors import UserError, counted
-from densepath.core.system import cores
+from densepath.core.system import check_processes, cores
 
 _MAX_WORKERS = 16
 _JOBS = 4
@@ -44,12 +44,14 @@ def parse_devices(devices: int | str) -> list[Device]:
             the CPU), "cuda:0,1" for certain GPUs, "cpu", or "cpu:2" for two parallel runs.
 
     Raises:
-        UserError: the value is invalid, or there are fewer GPUs.
+        UserError: the value is invalid or absurd, or there are fewer GPUs.
     """
     text = str(devices)
     gpus = torch.cuda.device_count()
     if text == "auto":
         text = "1"
+    if number := re.fullmatch(r"(?:cpu:)?(\d+)", text):
+        check_processes(devices, int(number[1]))
     if text.isdecimal():
         text = f"cuda:{','.join(map(str, range(int(text))))}" if gpus else f"cpu:{text}"
     if match := re.fullmatch(r"cpu(?::([1-9]\d*))?", text):
@@ -77,12 +79,13 @@ def job_slots(devices: int | str, executor: str) -> list[Device]:
     """Places for jobs on machines that are not known yet: each takes the GPU that its job has, or else the CPU.
 
     Raises:
-        UserError: ``devices`` is not a number.
+        UserError: ``devices`` is not a number, or is absurd.
     """
     text = str(devices)
     if text != "auto" and not (text.isdecimal() and int(text)):
         raise UserError(f"devices is {devices!r}; with an executor give the number of jobs at a time")
     count = _JOBS if text == "auto" else int(text)
+    check_processes(devices, count)
     return [Device(f"{executor}:{number}", "auto", f"a job of {executor}") for number in range(count)]
 
 

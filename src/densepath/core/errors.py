@@ -10,6 +10,17 @@ from difflib import get_close_matches
 
 # What torch, C++ libraries and the loader of shared libraries say
 _NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "failed to map segment", "Cannot allocate memory")
+# What torch, NumPy, Pillow and Python say of a size that no memory can have
+_NO_SIZE = (
+    "Storage size calculation overflowed",
+    "Overflow when unpacking long",
+    "array is too big",
+    "Maximum allowed dimension exceeded",
+    "Maximum allowed size exceeded",
+    "integer is greater than maximum",
+    "too large to convert to C",
+    "int too big to convert",
+)
 _NO_THREAD = "can't start new thread"
 GUARD = 'put what the script runs below if __name__ == "__main__":'
 
@@ -77,6 +88,11 @@ def shortage(error: BaseException) -> str:
     if isinstance(error, MemoryError) or of_system or of_device or any(sign in text for sign in _NO_MEMORY):
         return "memory"
     return "threads" if _NO_THREAD in text else ""
+
+
+def is_beyond_memory(error: BaseException) -> bool:
+    """Whether something of a size was asked for that no machine has. Damaged files may ask for such a size, too."""
+    return any(sign in str(error) for sign in _NO_SIZE)
 
 
 @contextmanager

@@ -13,11 +13,13 @@ from typing import TypeVar
 
 from rich.progress import track
 
+from densepath.core.errors import UserError
 from densepath.core.stopwatch import clock
 from densepath.core.streams import is_animated, open_console, say
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 30.0
+MOST_PROCESSES = 1024  # that an option may ask for: a larger number is a mistake, and would fill the memory
 _CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _STATISTICS = Path("/proc/stat")
 
@@ -110,6 +112,22 @@ def cores() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = min(map(_quota, _control_groups("cpu")))
     return max(1, min(count, round(quota))) if math.isfinite(quota) else count
+
+
+def check_workers(workers: int | None) -> None:
+    """Check ``--workers``; None leaves the choice to the command.
+
+    Raises:
+        UserError: it is negative or beyond :data:`MOST_PROCESSES`.
+    """
+    if workers is not None and not 0 <= workers <= MOST_PROCESSES:
+        raise UserError(f"workers is {workers}; give a number of processes up to {MOST_PROCESSES:,}, or 0 for none")
+
+
+def check_processes(devices: int | str, count: int) -> None:
+    """Check the number of processes that ``--devices`` asks for. Raises UserError beyond :data:`MOST_PROCESSES`."""
+    if count > MOST_PROCESSES:
+        raise UserError(f"devices is {devices!r}; give a number of processes up to {MOST_PROCESSES:,}")
 
 
 def idle_cores(seconds: float = 0.2) -> float:

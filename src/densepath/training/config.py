@@ -15,6 +15,7 @@ from densepath.core.errors import UserError
 from densepath.core.plain import plain
 from densepath.core.random import check_seed
 from densepath.core.single_values import refuse_none
+from densepath.core.system import check_workers
 from densepath.sources.loader import Shuffle
 from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
@@ -205,8 +206,7 @@ class PretrainConfig:
             raise UserError("both val_share and probe_data are given; leave one out: a run is evaluated in one way")
         if self.compile and self.strategy == "fsdp":
             raise UserError("blocks that are divided among processes are not compiled; leave --compile out, or use ddp")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
+        check_workers(self.workers)
         for name in ("batch_size", "accumulate"):
             if not 1 <= getattr(self, name) <= _MOST:
                 raise UserError(f"{name} is {getattr(self, name)}; give at least 1, up to {_MOST:,}")

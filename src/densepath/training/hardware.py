@@ -13,7 +13,7 @@ from torch import nn
 
 from densepath.core.errors import UserError, counted
 from densepath.core.streams import say
-from densepath.core.system import cores, first_on_node, program, slurm_tasks
+from densepath.core.system import check_processes, cores, first_on_node, program, slurm_tasks
 from densepath.nets.small_maps import compute_small_maps_in_float32
 from densepath.training.threads import use_idle_cores
 
@@ -193,7 +193,8 @@ def _parse_devices(devices: int | str) -> tuple[Literal["cuda", "cpu"], int]:
         kind, text = "cpu", text.removeprefix("cpu").removeprefix(":") or "1"
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"devices is {devices!r}; give a number, auto, cpu or cpu:N")
-    return kind, int(text)
+    check_processes(devices, count := int(text))
+    return kind, count
 
 
 def _check_gpus(kind: str, count: int) -> None:

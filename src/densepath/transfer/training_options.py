@@ -9,6 +9,7 @@ from densepath.annotations.fraction import check_fraction
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.core.single_values import check_choice, refuse_none
+from densepath.core.system import check_workers
 from densepath.training.intervals import Intervals
 
 _MOST = 10**6  # epochs
@@ -38,8 +39,7 @@ def check_training(config: Any, choices: Mapping[str, Any], least: Mapping[str, 
         raise UserError(f"folds is {config.folds}; give 2 or more, or 0 for a single training")
     if not 0 < config.validation < 1:
         raise UserError(f"validation is {config.validation}; give a share between 0 and 1")
-    if config.workers is not None and config.workers < 0:
-        raise UserError(f"workers is {config.workers}; give a number of processes, or 0 for none")
+    check_workers(config.workers)
     if config.patient is not None and config.patient_regex is not None:
         raise UserError("--patient and --patient_regex both name the patients; give one of them")
     if config.test_labels is not None and config.test_data is None:

@@ -611,6 +611,7 @@ def test_cells_of_another_slide_and_outside_of_tiles_are_counted(
         ({"source": "geojson", "points": "one.csv"}, "one.csv is not a file of geojson"),
         ({"default_mpp": 0.0}, "default_mpp is 0.0"),
         ({"default_mpp": 0.5, "workers": -1}, "workers is -1"),
+        ({"default_mpp": 0.5, "workers": 10**21}, "workers is 10*; give a number of processes up to 1,024"),
     ],
 )
 def test_wrong_options_are_named(

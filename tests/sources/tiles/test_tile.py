@@ -820,6 +820,7 @@ def test_given_tiles_of_another_size_keep_their_centers(painted_slides: Path, tm
         ({"overlap": 64}, "overlap is 64; give a number of pixels from 0 to less than --size 64"),
         ({"min_tissue": 2.0}, "min_tissue is 2.0; give a share from 0 to 1"),
         ({"workers": -1}, "workers is -1"),
+        ({"workers": 10**21}, "workers is 10*; give a number of processes up to 1,024"),
         ({"shard": "3/2"}, "shard is '3/2'"),
         ({"tissue": "nowhere"}, "tissue is nowhere, which is not a folder; give one with GeoJSON files"),
         ({"coords": "nowhere"}, "coords is nowhere, which is not a folder"),

@@ -23,7 +23,7 @@ from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.single_values import take_single_values
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
-from densepath.core.system import available_memory, usable_cores
+from densepath.core.system import available_memory, check_workers, usable_cores
 from densepath.core.work_folder import work_folder
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.slides.borders import report_borders
@@ -152,8 +152,7 @@ def _check_options(
         raise UserError("cells are imported, so that --weights and --model_mpp have no use; leave them out")
     if default_mpp is not None and not 0.02 <= default_mpp <= 100:
         raise UserError(f"default_mpp is {default_mpp}; give µm per pixel, such as 0.5")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers is {workers}; give 0 or more")
+    check_workers(workers)
 
 
 def _given_points(

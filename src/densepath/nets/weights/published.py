@@ -204,8 +204,12 @@ def _refuse_oblong(source: str | Path, config: Mapping[str, Any], state: Mapping
     if not {"patch_embed.proj.weight", "pos_embed"} <= state.keys():
         return
     sides, positions = state["patch_embed.proj.weight"].shape[2:], state["pos_embed"].shape[1]
-    made: Any = config.get("pretrained_cfg") or config
-    for size in (_model_args(config).get("img_size"), (made.get("input_size") or ())[-2:], config.get("image_size")):
+    made: Any = settings_in(config, "pretrained_cfg") or config
+    for size in (
+        settings_in(config, "model_args").get("img_size"),
+        (made.get("input_size") or ())[-2:],
+        config.get("image_size"),
+    ):
         if not isinstance(size, list | tuple) or len(size) != 2 or size[0] == size[1]:
             continue
         patches = (size[0] // sides[0]) * (size[1] // sides[1])

@@ -20,7 +20,7 @@ from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.single_values import take_single_values
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
-from densepath.core.system import usable_cores
+from densepath.core.system import check_workers, usable_cores
 from densepath.core.work_folder import work_folder
 from densepath.sources.listing import Passed
 from densepath.sources.slides.borders import report_borders
@@ -119,8 +119,7 @@ def tile(
     mpp, size, overlap = _measures(mpp, size, overlap, given, names)
     if not 0 <= min_tissue <= 1:
         raise UserError(f"min_tissue is {min_tissue}; give a share from 0 to 1")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers is {workers}; give 0 or more")
+    check_workers(workers)
     options = {
         "data": str(data),
         "mpp": mpp,

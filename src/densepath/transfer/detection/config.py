@@ -10,6 +10,7 @@ from typing import Any, Literal
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
 from densepath.core.single_values import refuse_none
+from densepath.core.system import check_workers
 from densepath.training.intervals import Intervals
 from densepath.training.update_limits import UpdateLimits
 
@@ -121,8 +122,7 @@ class DetectConfig:
         for name in ("precise_bn_batches", "pictures"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number, or 0 for none")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
+        check_workers(self.workers)
         if not _LEAST_SIZE <= self.train_size[0] <= self.train_size[1] or self.test_size < _LEAST_SIZE:
             sizes = f"train_size is {list(self.train_size)} and test_size {self.test_size}"
             raise UserError(f"{sizes}; give the smallest and the largest, of {_LEAST_SIZE} pixels or more")
