@@ -10,6 +10,8 @@ from difflib import get_close_matches
 
 # What torch, C++ libraries and the loader of shared libraries say
 _NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "failed to map segment", "Cannot allocate memory")
+_NO_THREAD = "can't start new thread"
+GUARD = 'put what the script runs below if __name__ == "__main__":'
 # What torch, NumPy, Pillow and Python say of a size that no memory can have
 _NO_SIZE = (
     "Storage size calculation overflowed",
@@ -21,8 +23,6 @@ _NO_SIZE = (
     "too large to convert to C",
     "int too big to convert",
 )
-_NO_THREAD = "can't start new thread"
-GUARD = 'put what the script runs below if __name__ == "__main__":'
 
 
 class UserError(Exception):
