@@ -129,11 +129,11 @@ def test_the_code_of_a_network_with_arguments_gives_its_features(
 def test_scores_of_a_probe_and_of_a_detector_are_in_the_card(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,loss,probe_mean_iou\n2,0.5,70.25\n4,0.25,\n")
     assert recorded_scores(tmp_path) == {"probe_mean_iou": 70.25}
-    (tmp_path / "metrics.json").write_text('{"scale": "percent", "box_ap": 12.5}')
+    (tmp_path / "metrics.json").write_text('{"scale": "percent", "box_ap": 12.5, "ap_a|b": 5}')
     scores = recorded_scores(tmp_path)
-    assert scores == {"box_ap": 12.5}
+    assert scores == {"box_ap": 12.5, "ap_a|b": 5.0}
     card = write_card(tmp_path / "w.safetensors", build_backbone("test_resnet"), "timm", {}, scores=scores)
-    assert "| box_ap | 12.50 |" in card.read_text()
+    assert "| box_ap | 12.50 |\n| ap_a\\|b | 5.00 |\n" in card.read_text()
 
 
 def test_a_card_that_cannot_be_written_does_not_end_a_run(

@@ -12,8 +12,8 @@ from densepath.benchmark.contrasts import contrast_lines
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS, span
 from densepath.core.csv_files import LineFeeds
-from densepath.core.errors import unwrapped
 from densepath.core.keywords import RANDOM
+from densepath.core.markdown import table_row
 
 NONE = "—"
 _CSV = (
@@ -52,13 +52,13 @@ def to_markdown(results: Results, notes: Sequence[str], picture: str | None, swe
         head = ["weights", "seeds"]
         for name in names:
             head += [name, f"vs. {results.config.baseline}", *["paper"] * published]
-        lines += [f"## {heading}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+        lines += [f"## {heading}", "", table_row(head), table_row(["---", *["---:"] * (len(head) - 1)])]
         for row in results.rows():
             entries = [results.entries[row.name, task.name, metric] for task, metric in columns]
             texts = []
             for entry in entries:
                 texts += [measured(entry), compared(entry), *[paper(entry, results.config.missing)] * published]
-            lines.append(_line([row.name, seeds(entries), *texts]))
+            lines.append(table_row([row.name, seeds(entries), *texts]))
         lines.append("")
     lines += [f"![Scores against pre-training]({picture})", ""] if picture else []
     lines += [f"![Scores against the number in which rows or tasks differ]({sweeps})", ""] if sweeps else []
@@ -133,10 +133,6 @@ def explanation(results: Results) -> list[str]:
     lines += contrast_lines(results)
     lines += [f"Computed on: {machine}." for machine in results.hardware]
     return lines
-
-
-def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(unwrapped(text).replace("|", "\\|") for text in texts) + " |"
 
 
 def _shown_p(p: float) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.markdown import table_row
 from densepath.core.records import UNLIKE
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.names import parse_name
@@ -126,7 +127,7 @@ def _model(backbone: Backbone | None, layout: str, notes: Mapping[str, str]) -> 
         "input channels": str(backbone.in_channels),
     }
     rows |= {name: notes[name] for name in ("window", "mean", "std") if name in notes}
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    table = "\n".join(map(table_row, rows.items()))
     return (
         f"## Model\n\n| | |\n|---|---|\n{table}\n\nPixels between the ends of the window become 0 to 1; then the mean "
         "is subtracted, and the result is divided by the standard deviation (std)."
@@ -158,7 +159,7 @@ def _recipe(config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
 def _scores(scores: Mapping[str, float]) -> str:
     if not scores:
         return "## Scores\n\nNone are recorded."
-    rows = "\n".join(f"| {key.removeprefix(_PROBE)} | {value:.2f} |" for key, value in scores.items())
+    rows = "\n".join(table_row([key.removeprefix(_PROBE), f"{value:.2f}"]) for key, value in scores.items())
     return f"## Scores\n\n| measured by the run, in percent unless it is a count or px | |\n|---|---|\n{rows}"
 
 
