@@ -94,11 +94,6 @@ class Option:
         return Path in _alternatives(self.annotation) or self.key in _PATHS
 
     @property
-    def takes_name(self) -> bool:
-        """Whether it takes any text, which may be a path or not."""
-        return str in _alternatives(self.annotation)
-
-    @property
     def is_flag(self) -> bool:
         """Whether it is turned on by its name, without a value."""
         return self.annotation is bool

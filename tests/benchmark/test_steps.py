@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -182,19 +183,37 @@ def test_paths_that_start_in_the_current_folder_are_refused(tmp_path, monkeypatc
     for name in ("tables/a.json", "resnet50.pth", "random", "resnet50", "folders"):
         (tmp_path / name).touch()
     if remedy is None:
-        assert _refuse_relative(option, [given], False) is None
+        assert _refuse_relative(option, [given]) is None
         return
     with pytest.raises(UserError) as error:
-        _refuse_relative(option, [given], False)
+        _refuse_relative(option, [given])
     assert str(error.value) == f"{option} is {given}, a relative path; write {remedy.format(here=tmp_path)}"
 
 
 def test_a_relative_path_in_a_table_is_refused(table, monkeypatch):
     (table.parent / "mysplits").mkdir()
+    (table.parent / "mysplits" / "splits_0.csv").touch()
     monkeypatch.chdir(table.parent)
-    name = "; if mysplits is a name, start in a folder without it"  # of a column
-    with pytest.raises(UserError, match=f"splits is mysplits, a relative path; write /.*{name}"):
+    with pytest.raises(UserError, match="splits is mysplits, a relative path; write /"):
         lay(table, ("splits: split", "splits: mysplits"))
+
+
+def test_a_recipe_of_a_task_may_name_the_learning_rate_in_short(table, tmp_path):
+    (tmp_path / "fast.yaml").write_text("lr: 5e-1\noptimizer: {name: adamw}\n")
+    recipe = f"seeds: [0], recipe: {tmp_path / 'fast.yaml'},"
+    tasks = lay(table, ("seeds: [0],", recipe))[0].tasks
+    assert tasks[1].options["optimizer"] == {"lr": 0.5, "name": "adamw"}
+    (tmp_path / "fast.yaml").write_text("epoch: 3\n")
+    with pytest.raises(UserError, match=r"has no 'epoch'; did you mean epochs"):
+        lay(table, ("seeds: [0],", recipe))
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_column_of_splits_may_be_called_like_what_lies_in_the_current_folder(table, monkeypatch, folder):
+    monkeypatch.chdir(table.parent)
+    (Path.mkdir if folder else Path.touch)(table.parent / "split")
+    mil = next(run for run in lay(table)[1].runs.values() if run.verb == "mil")
+    assert mil.options["splits"] == "split"
 
 
 def test_a_table_of_slides_and_of_images_is_computed(tmp_path, tissue, command_line):

@@ -416,6 +416,7 @@ def test_files_of_splits_are_told_apart_by_where_runs_were_started(tmp_path: Pat
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "s.csv").touch()
+        (tmp_path / folder / "fold").mkdir()  # without splits
     config = {"table": str(tmp_path / "t.csv"), "slide_table": "st.csv"}
     found = [
         with_whole_paths({**config, "splits": splits}, [{"folder": str(tmp_path / folder)}])

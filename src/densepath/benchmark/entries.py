@@ -12,6 +12,7 @@ from densepath.benchmark.steps.pretraining import pretraining_options
 from densepath.core.errors import UserError, counted, suggest
 from densepath.training.nested_options import merged
 from densepath.training.recipes import load_recipe
+from densepath.training.resolve import over_recipe
 from densepath.transfer.detection.detectors import BOXES_ONLY, DETECTORS
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS
 
@@ -119,7 +120,8 @@ def read_task(entry: Any) -> Task:
             raise UserError(f"{verb} gives no {metric!r}; {suggest(str(metric), step.metrics)}")
     if recipe := values.pop("recipe", None):
         known = load_recipe(recipe, step.recipes or verb)
-        values["options"] = merged({n: v for n, v in known.items() if n in step.free}, values["options"])
+        kept = {option: value for option, value in known.items() if option in step.free or not step.has(option)}
+        values["options"] = over_recipe(step.schema, kept, values["options"])
     values["options"] = typed_options(verb, values["options"], f"the task {name!r}")
     if values.get("pretrain"):
         values["pretrain"] = typed_options("pretrain", values["pretrain"], f"the task {name!r} (pretrain)")

@@ -70,7 +70,8 @@ def with_whole_paths(config: Mapping[str, Any], sessions: Sequence[Mapping[str, 
     for name in (*_PATHS, *_PERHAPS_PATHS):
         if isinstance(config.get(name), str) and config[name] not in ("", FOLDERS, BESIDE):
             path = recorded_data(config, sessions, name)
-            if name in _PATHS or os.path.exists(path):
+            is_column = name == "splits" and path.is_dir() and column_of(config[name], path) is not None
+            if name in _PATHS or (os.path.exists(path) and not is_column):
                 whole[name] = _same_path(path)
     return whole
 

@@ -20,7 +20,7 @@ from densepath.transfer.mil import leaks
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
 from densepath.transfer.mil.leaks import PretrainingSlides, check_pretraining
-from densepath.transfer.mil.split_files import read_splits, write_splits
+from densepath.transfer.mil.split_files import column_of, read_splits, write_splits
 from densepath.transfer.mil.splits import Split, check_splits, make_splits, warn_of_validation, with_validation
 from densepath.transfer.probe.folds import Fold, hold_out
 
@@ -129,6 +129,23 @@ def test_the_official_splits_of_clam(tmp_path: Path) -> None:
     (tmp_path / "splits_1.csv").write_text(",train,val,test\n0,s0,s4,s2\n1,s1,s5,s7\n")
     with pytest.raises(UserError, match=r"leak: patients that are train and test cases of fold 1 in .*: P0; put all"):
         read_splits(tmp_path, cohort, 0.5, 0)
+
+
+def test_a_folder_without_splits_does_not_hide_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "part").mkdir()
+    cohort = cohort_of([0, 1] * 4)
+    cohort.splits[:] = ["train"] * 4 + ["test"] * 4
+    assert column_of("part") == "part"
+    (split,) = read_splits("part", cohort, 0.5, 0)
+    assert sorted(split.test) == [4, 5, 6, 7]
+    for path in ("./part", tmp_path / "part"):  # a path is not a column
+        with pytest.raises(UserError, match=r"has no splits_0\.csv"):
+            read_splits(path, cohort, 0.5, 0)
+    (tmp_path / "part" / "splits_0.csv").write_text(",train,val,test\n0,s0,s4,s6\n1,s1,s5,s7\n")
+    assert column_of("part") is None
+    (split,) = read_splits("part", cohort, 0.5, 0)
+    assert sorted(split.test) == [6, 7]
 
 
 def test_a_column_of_parts_or_of_folds(capsys: pytest.CaptureFixture[str]) -> None:

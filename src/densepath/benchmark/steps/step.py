@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Step:
         scratch: folders in the run's output that are deleted when it is done.
         code: the packages that its result depends on.
         command: the verb on the command line, if it is another.
+        names: option that takes a path or another name -> whether a value is such a name.
     """
 
     verb: str
@@ -76,6 +77,7 @@ class Step:
     scratch: tuple[str, ...] = ()
     code: tuple[str, ...] = TRANSFER
     command: str = ""
+    names: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -126,7 +128,8 @@ class Step:
         if lacking := [name for name in self.needed if options.get(name) is None]:
             raise UserError(f"{self.verb} needs {lacking[0]}; add it to the options of the task")
         for name in filter(self.takes_path, options):
-            _refuse_relative(name, options[name], _path_options(self.schema)[name])
+            if name not in self.names or not self.names[name](options[name]):
+                _refuse_relative(name, options[name])
         tables = ("labels",) if "labels" in self.own else ()
         _check_whole(self.verb, self.schema, self.recipes, _as_text(options), tables)
 
@@ -162,17 +165,13 @@ class Step:
         return words + ([f"--workers={workers}"] if workers is not None and self.has("workers") else [])
 
 
-def _refuse_relative(option: str, value: Any, named: bool) -> None:
-    """Refuse the relative path of a file or a folder: a run starts in its own folder. Names and keywords may stay.
-
-    ``named``: whether the option also takes names, such as that of a column.
-    """
+def _refuse_relative(option: str, value: Any) -> None:
+    """Refuse the relative path of a file or a folder: a run starts in its own folder. Names and keywords may stay."""
     for text in value if isinstance(value, list | tuple) else [value]:
         if isinstance(text, str) and _is_relative(text) and not _is_name(text):
             whole = os.path.abspath(os.path.expanduser(text))
             remedy = whole if os.path.exists(whole) else "its absolute path"
-            or_name = f"; if {text} is a name, start in a folder without it" if named and os.sep not in text else ""
-            raise UserError(f"{option} is {text}, a relative path; write {remedy}{or_name}")
+            raise UserError(f"{option} is {text}, a relative path; write {remedy}")
 
 
 def _is_relative(text: str) -> bool:
@@ -185,9 +184,8 @@ def _is_name(text: str) -> bool:
 
 
 @cache
-def _path_options(schema: Callable[..., Any]) -> dict[str, bool]:
-    """Options that take paths, and whether they also take other texts."""
-    return {option.key: option.takes_name for option in options_of(schema) if option.is_path}
+def _path_options(schema: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(option.key for option in options_of(schema) if option.is_path)
 
 
 # Cached: many tasks and rows of a table have equal options.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -72,14 +73,14 @@ def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int
     Raises:
         UserError: they cannot be read, or they leak.
     """
-    path = Path(source)
+    path, column = Path(source), column_of(source)
     if path.suffix == ".json":
         splits = _of_lists(cohort, _json_lists(path), str(source), own=True)
     else:
         found = (
             _of_lists(cohort, _clam_lists(path), str(source))
-            if path.is_dir()
-            else _of_column(cohort, f"the column {source}")
+            if column is None
+            else _of_column(cohort, f"the column {column}")
         )
         splits = [Split(*(by_name(cohort, part) for part in split.parts())) for split in found]
     if not splits:
@@ -93,9 +94,27 @@ def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int
     ]
 
 
-def column_of(source: str | Path | None) -> str | None:
-    """The column of the table that official splits are in; None if they are in files."""
-    return None if source is None or Path(source).suffix == ".json" or Path(source).is_dir() else str(source)
+def column_of(source: str | Path | None, path: Path | None = None) -> str | None:
+    """The column of the table that official splits are in; None if they are in files.
+
+    A folder that is only called like a column is not meant: it holds no splits.
+
+    Args:
+        source: the column, file or folder as it was given.
+        path: where the file or folder would lie, if not in the current folder.
+    """
+    if source is None or Path(source).suffix == ".json":
+        return None
+    is_name = os.path.basename(source) == str(source)
+    path = Path(source) if path is None else path
+    is_folder = path.is_dir() and not (is_name and not _clam_files(path))
+    return None if is_folder else str(source)
+
+
+def _clam_files(folder: Path) -> list[Path]:
+    """CLAM's splits_0.csv, splits_1.csv, ... of a folder, in the order of their numbers."""
+    numbers = {file: int(match[1]) for file in folder.iterdir() if (match := _CLAM.fullmatch(file.name))}
+    return sorted(numbers, key=lambda file: (numbers[file], file))
 
 
 def _json_lists(path: Path) -> list[list[list[str]]]:
@@ -107,11 +126,10 @@ def _json_lists(path: Path) -> list[list[list[str]]]:
 
 
 def _clam_lists(folder: Path) -> list[list[list[str]]]:
-    files = sorted((int(match[1]), file) for file in folder.iterdir() if (match := _CLAM.fullmatch(file.name)))
-    if not files:
+    if not (files := _clam_files(folder)):
         raise UserError(f"{folder} has no splits_0.csv, splits_1.csv, ... as CLAM writes them; name another folder")
     lists = []
-    for _, file in files:
+    for file in files:
         try:
             with open_table(file, errors="surrogateescape") as table:
                 parts = [table.column([name]) for name in ("train", "val", "test")]
