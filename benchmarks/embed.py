@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import in_turns, parser, ratio, report
+from densepath.sources.corrupt import refuse_passing
 from densepath.sources.packing import pack
 from densepath.synthetic.tissue import write_tiles
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
@@ -39,7 +40,9 @@ def whole(encoder: Encoder, inputs: Inputs, hardware: Hardware, batch_size: int,
     half = hardware.precision == "bf16-mixed"
     for block in range(len(blocks)):
         batches = batches_of(blocks.positions(block), batch_size)
-        blocks.write(block, Block(*collect(encode(encoder, inputs, batches, hardware.device, half))))
+        positions, features, damaged, failed = collect(encode(encoder, inputs, batches, hardware.device, half))
+        refuse_passing(failed)
+        blocks.write(block, Block(positions, features, damaged))
     parts = (([inputs.names[position] for position in block.positions], block.features) for block in blocks.read())
     length = sum(map(len, inputs.names))
     write_features(folder / "out.safetensors", parts, Shape(len(inputs), encoder.dim, "float32", length), {})

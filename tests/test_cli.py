@@ -250,7 +250,7 @@ def test_a_repeated_option_of_several_texts_adds_to_them(words: list[str]) -> No
         ("segment --data d --out o --ignore 255 --ignore 254", "ignore", (255, 254)),
         ("probe --stages [3,4] --stages 5", "stages", [3, 4, 5]),
         ("detect --data d --out o --train_size 64 80 --train_size 96 112", "train_size", (96, 112)),
-        ("classify --data d --out o --view_size 64 --view_size 96", "view_size", (96,)),
+        ("classify --data d --out o --view_size 64 --view_size 96", "view_size", 96),
     ],
 )
 def test_a_repeated_list_of_any_length_adds_to_its_values(words: str, name: str, values: object) -> None:
