@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -375,6 +376,9 @@ def test_a_detector_takes_arrays_pictures_and_files(detector: Path, tmp_path: Pa
     Image.fromarray(transparent).save(tmp_path / "clear.png")
     clear = [loaded.predict(each, score=0.0).scores for each in (transparent, tmp_path / "clear.png")]
     np.testing.assert_allclose(*clear, atol=0.01)
+    with h5py.File(tmp_path / "a.h5", "w") as file:  # an array that is not NumPy's is one image, not a list of its rows
+        stored = loaded.predict(file.create_dataset("image", data=pixels), score=0.0)
+    np.testing.assert_array_equal(stored.boxes, found.boxes)
     several = loaded.predict(iter([pixels, pixels[:40]]), score=0.0)
     np.testing.assert_array_equal(several[0].label_map(), found.label_map())
     for says, wrong in {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import nn
 
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError, counted
@@ -114,7 +114,7 @@ class TrainedDetector(nn.Module):
             raise UserError(f"precision is {precision!r}; use one of {', '.join(_PRECISIONS)}")
         if orientation is not None:
             check_choice("orientation", orientation, Orientation)
-        if not isinstance(images, str | Path | np.ndarray | Tensor | Image.Image):
+        if not (isinstance(images, str | Path | Image.Image) or hasattr(images, "__array__")):
             if not isinstance(images, Iterable):
                 raise UserError(f"an image is {type(images).__name__}; give an array, an image of Pillow, or a file")
             return [self.predict(image, score, window, overlap, precision, orientation, spacing) for image in images]
