@@ -269,3 +269,16 @@ def test_the_network_that_is_proposed_is_another_one(tmp_path: Path) -> None:
     torch.save(build_backbone("resnet18").net.state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"does not fit resnet50: .*\(--backbone resnet18, say\)$"):
         load_weights(build_backbone("resnet50"), tmp_path / "w.pth")
+
+
+def test_a_densenet_has_the_layout_of_torchvision() -> None:
+    backbone = build_backbone("densenet121").eval()
+    state, untrained = arrange(backbone, "torchvision")
+    network = torchvision.models.densenet121().eval()
+    assert network.load_state_dict(state, strict=False).missing_keys == ["classifier.weight", "classifier.bias"]
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        *_, deepest = backbone(images).values()
+        assert not untrained and torch.equal(deepest, network.features(images).relu())
+    with pytest.raises(UserError, match="takes images of 3 channels, and the weights 1; use the layout timm"):
+        arrange(build_backbone("densenet121", 1), "torchvision")

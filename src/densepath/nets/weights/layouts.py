@@ -22,6 +22,7 @@ LAYOUTS = ("timm", "torchvision", "detectron2", *VOLUME_LAYOUTS)
 _SLOW = re.compile(r"(?:^|[._])(?:k|m|xi|key|ema|mom|momentum|slow|target|teacher|offline|swa|avg|averaged)(?=[._])")
 _DEEPEST = 16  # parts of a name that may be a prefix
 _RIVAL = 0.9  # of the tensors of a network that another one must have
+_HEADS = ("fc.", "classifier.")  # torchvision's classifiers
 _NORM_EPS = 1e-5  # detectron2's and torch's
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}  # of a ResNet
 
@@ -66,7 +67,7 @@ def arrange(
         return {names.get(own, own): _plain(value) for own, value in trained.items()}, []
     state = {key: _plain(trained[own] if own else full[key]) for key, own in source.items()}
     if layout != "timm":
-        _check_plain_resnet(backbone.name, state, layout)
+        _check_same_network(backbone.name, state, layout)
     untrained = [key for key, own in source.items() if own is None]
     return to_detectron2(state) if layout == "detectron2" else state, untrained
 
@@ -229,8 +230,9 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def _check_plain_resnet(name: str, state: Mapping[str, Tensor], layout: str) -> None:
-    """Check that torchvision has the same ResNet; detectron2 has the same depths, and neither has timm's variants.
+def _check_same_network(name: str, state: Mapping[str, Tensor], layout: str) -> None:
+    """Check that torchvision has the same network; detectron2 has ResNets of the same depths, and neither has timm's
+    variants.
 
     Tensor names and shapes are not sufficient (timm's "aa" ResNets pool differently with the same tensors), so the
     network's name is checked, too.
@@ -241,11 +243,11 @@ def _check_plain_resnet(name: str, state: Mapping[str, Tensor], layout: str) -> 
     if name in torchvision.models.list_models(torchvision.models):
         with torch.device("meta"):
             network = torchvision.models.get_model(name)
-        shapes = {key: value.shape for key, value in network.state_dict().items() if not key.startswith("fc.")}
+        shapes = {key: value.shape for key, value in network.state_dict().items() if not key.startswith(_HEADS)}
     own = {key: value.shape for key, value in state.items()}
     differ = [key for key in own if shapes.get(key) != own[key]]
-    if differ == ["conv1.weight"] and shapes.keys() == own.keys():
-        channels = [side["conv1.weight"][1] for side in (shapes, own)]
+    if len(differ) == 1 and shapes.keys() == own.keys():  # of the first convolution
+        channels = [side[differ[0]][1] for side in (shapes, own)]
         raise UserError(
             f"{layout}'s {name} takes images of {channels[0]} channels, and the weights {channels[1]}; use the layout "
             "timm"
