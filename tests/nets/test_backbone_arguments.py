@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
+from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights, save_backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
 
@@ -93,8 +94,19 @@ def test_positions_of_oblong_images_are_not_taken_for_a_square(
         config = json.loads((tmp_path / "config.json").read_text())
         config["pretrained_cfg"]["input_size"] = [3, *size]
         (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=f"has the positions of images of {size[0]} x {size[1]} px, .* as backbone"):
+    message = f"has the positions of images of {size[0]} x {size[1]} px, .* as backbone, built by timm"
+    with pytest.raises(UserError, match=message):
         pretrained_backbone(tmp_path)
+    with pytest.raises(UserError, match=message):
+        build_teacher(str(tmp_path))
+    turned, own = (
+        timm.create_model(ARCHITECTURE, num_classes=0, dynamic_img_size=True, **SMALL | {"img_size": sides})
+        for sides in (size[::-1], size)
+    )
+    with pytest.raises(UserError, match=message):
+        pretrained_backbone(tmp_path, turned)
+    found = pretrained_backbone(tmp_path, own).backbone.net.state_dict()
+    assert torch.equal(found["model.pos_embed"], load_file(tmp_path / "model.safetensors")["pos_embed"])
 
 
 def test_arguments_as_timm_has_them_are_no_difference(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from densepath.core.keywords import is_on_disk
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.names import create_network, without_tag
-from densepath.nets.backbones.transformers import is_transformer, resize_positions, wrap_transformer
+from densepath.nets.backbones.transformers import check_grid, is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
 from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.hub import HUB, is_hub_name, quiet
@@ -190,6 +190,7 @@ def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
         return Teacher(model, name, model.stride, model.channels, *spec)
     published = read_published(folder)
     network = _timm_network(str(published.backbone), False)
+    check_grid(network.net, published.sides, name)
     _load(network.net, published.state, name, folder)
     own = network.net.pretrained_cfg
     spec = _normalization(published.mean, published.std, own["mean"], own["std"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isqrt
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,6 +60,30 @@ def wrap_transformer(model: Any) -> nn.Module:
     network = FeatureGetterNet(model, out_indices=(len(model.feature_info) - 1,), norm=True)
     network.pretrained_cfg = model.pretrained_cfg  # as in timm's own wrappers
     return network
+
+
+def check_grid(net: nn.Module, sides: Sequence[int], name: str | Path) -> None:
+    """Check that a network has the grid of patches of weights of images that are not square.
+
+    Args:
+        net: any backbone's network; only a vision transformer has position embeddings.
+        sides: height and width of the images of the weights in pixels; empty if they are square.
+        name: of the weights, for messages.
+
+    Raises:
+        UserError: it has another grid.
+    """
+    if not sides or _POSITIONS not in net.state_dict():
+        return
+    made: Any = net.model
+    grid = tuple(side // patch for side, patch in zip(sides, made.patch_embed.patch_size, strict=True))
+    if grid != tuple(made.patch_embed.grid_size):
+        size = f"{sides[0]} x {sides[1]} px"
+        raise UserError(
+            f"{name} has the positions of images of {size}, and densepath builds vision transformers for square ones; "
+            f"in Python, pass the network as backbone, built by timm with img_size=({sides[0]}, {sides[1]}) and "
+            "dynamic_img_size=True"
+        )
 
 
 def resize_positions(net: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from densepath.core.keywords import RANDOM, is_on_disk
 from densepath.core.records import UNLIKE
 from densepath.nets.backbones import Backbone, make_network
 from densepath.nets.backbones.names import parse_name
-from densepath.nets.backbones.transformers import resize_positions
+from densepath.nets.backbones.transformers import check_grid, resize_positions
 from densepath.nets.weights.channels import adapt_channels, channels_of_found
 from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.files import read_tensors
@@ -135,6 +135,7 @@ def load_weights(
         return f"{backbone.name} with random weights"
     if is_published(source):
         published = read_published(source)
+        check_grid(backbone.net, published.sides, source)
         state, other, assumed = published.state, published.backbone, published.assumed
     elif on_disk:
         weights, path = read_weights(source), weights_file(source)

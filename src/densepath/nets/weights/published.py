@@ -73,6 +73,7 @@ class Published(NamedTuple):
         size: side of the images of its training in pixels; 0 if unknown.
         pool: its attention pool, if it has one.
         assumed: what its folder does not say, in words; "" for nothing.
+        sides: height and width of the images of its positions in pixels, where they are not square; empty if they are.
     """
 
     backbone: str | None
@@ -82,6 +83,7 @@ class Published(NamedTuple):
     size: int
     pool: AttentionPool | None = None
     assumed: str = ""
+    sides: tuple[int, ...] = ()
 
 
 def is_published(source: str | Path) -> bool:
@@ -114,7 +116,7 @@ def read_published(source: str | Path) -> Published:
     """Read a published network; no code of it is run.
 
     Raises:
-        UserError: it cannot be fetched, holds no weights, or is a vision transformer of images that are not square.
+        UserError: it cannot be fetched, or holds no weights.
     """
     folder = published_folder(source)
     config = configuration_of(folder)
@@ -122,7 +124,6 @@ def read_published(source: str | Path) -> Published:
     read = _read_weights(folder, source)
     state = clip_to_timm(to_timm(read))
     own, prefixes = trained_transformer(state), transformer_prefixes(state)
-    _refuse_oblong(source, config, own)
     backbone = _backbone(config, own)
     seen = preprocessing(source, folder, config)
     assumed = [] if seen[0] and seen[1] else ["mean and std of ImageNet"]
@@ -131,7 +132,8 @@ def read_published(source: str | Path) -> Published:
         assumed.insert(0, f"heads of {HEAD_WIDTH} channels")
     # Of an image and a text tower only the images' is kept; of several like it all are, so that they can be reported.
     kept = state if len(prefixes) > 1 else own
-    return Published(backbone, kept, *seen, attention_pool(read), " and ".join(assumed))
+    sides = _oblong_sides(config, own)
+    return Published(backbone, kept, *seen, attention_pool(read), " and ".join(assumed), sides)
 
 
 def _gives_heads(config: Mapping[str, Any], backbone: str | None) -> bool:
@@ -199,10 +201,13 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
         raise UserError(f"timm has no network {config['architecture']!r}, which config.json names; update timm")
 
 
-def _refuse_oblong(source: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Refuse positions of patches that are not a square: by their number they may look like one, such as 2 x 8."""
+def _oblong_sides(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Height and width of the images of positions of patches that are not a square; empty for others.
+
+    By their number they may look like a square, such as 2 x 8.
+    """
     if not {"patch_embed.proj.weight", "pos_embed"} <= state.keys():
-        return
+        return ()
     sides, positions = state["patch_embed.proj.weight"].shape[2:], state["pos_embed"].shape[1]
     made: Any = settings_in(config, "pretrained_cfg") or config
     for size in (
@@ -215,11 +220,8 @@ def _refuse_oblong(source: str | Path, config: Mapping[str, Any], state: Mapping
         patches = (size[0] // sides[0]) * (size[1] // sides[1])
         prefix = ("cls_token" in state) + (state["reg_token"].shape[1] if "reg_token" in state else 0)
         if positions in (patches, patches + prefix):
-            raise UserError(
-                f"{source} has the positions of images of {size[0]} x {size[1]} px, and densepath builds vision "
-                "transformers for square ones; in Python, pass the network, built by timm with dynamic_img_size=True "
-                "and with its weights, as backbone, and random as weights"
-            )
+            return tuple(size)
+    return ()
 
 
 def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
