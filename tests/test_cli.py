@@ -579,6 +579,7 @@ def test_a_mistake_gives_one_line_and_leaves_nothing(
 
 
 MEMORY = "this machine has not enough memory; end other programs, or raise the limit (see ulimit -a)"
+LARGE = "a number is too large for any machine ({}); look at the options"
 THREADS = "no more threads can be started; raise the limit on processes or on memory (see ulimit -a)"
 
 
@@ -589,6 +590,7 @@ THREADS = "no more threads can be started; raise the limit on processes or on me
         (OSError(28, "No space left on device", "run/last.ckpt"), 2, "run/last.ckpt: No space left on device"),
         (PermissionError(13, "Permission denied", "run"), 2, "run: Permission denied"),
         (RuntimeError("can't start new thread"), 2, THREADS),
+        (OverflowError("int too big to convert"), 2, LARGE.format("int too big to convert")),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 2, MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), 2, MEMORY),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core import system
-from densepath.core.errors import UserError, is_beyond_memory, one_line, shortage, unwrapped
+from densepath.core.errors import UserError, is_too_large, one_line, shortage, unwrapped
 from densepath.core.keywords import quoted
 from densepath.core.signals import unwinding_on_signals
 from densepath.core.stopwatch import Stopwatch
@@ -81,8 +81,10 @@ def _checked(argv: list[str]) -> int:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             return _fail(f"the device has not enough memory; {_less_memory(argv)}")
-        if (lacking := shortage(error)) == "memory" or is_beyond_memory(error):
+        if (lacking := shortage(error)) == "memory":
             return _fail(f"this machine has not enough memory; {_less_memory(argv, 'workers')}")
+        if is_too_large(error):
+            return _fail(f"a number is too large for any machine ({one_line(str(error))}); look at the options")
         if lacking == "threads":
             return _fail("no more threads can be started; raise the limit on processes or on memory (see ulimit -a)")
         write_line("".join(traceback.format_exception(error)).rstrip(), sys.stderr)

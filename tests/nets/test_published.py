@@ -654,6 +654,11 @@ def test_an_old_configuration_of_timm_has_its_statistics_at_the_top(tmp_path: Pa
         ({"do_normalize": False}, ((0.0,) * 3, (1.0,) * 3), 224),
         ({"rescale_factor": 1 / 510}, tuple(tuple(2 * each for each in part) for part in LUNIT), 224),
         ({"rescale_factor": 0.00392156862, "do_rescale": True}, LUNIT, 224),
+        (
+            {"rescale_factor": 2 / 255, "rescale_offset": True},
+            tuple(tuple((each + k) / 2 for each in LUNIT[1 - k]) for k in (1, 0)),
+            224,
+        ),
         ({"do_center_crop": False}, LUNIT, 256),
     ],
 )
@@ -699,7 +704,8 @@ def test_a_damaged_image_processor_or_index_is_refused(tmp_path: Path) -> None:
         is_published(tmp_path)
     for notes, message in (
         ({"image_processor": "ViTImageProcessor"}, "image_processor in the configuration of a model is not an object"),
-        ({"rescale_factor": "1/255"}, "has no valid rescale_factor; fetch it again"),
+        ({"rescale_factor": "1/255"}, "has no valid rescale_factor, image_mean or image_std; fetch it again"),
+        ({"rescale_factor": 1, "image_mean": 0.5}, "has no valid rescale_factor, image_mean or image_std"),
     ):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(notes))
         with pytest.raises(UserError, match=message):

@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_with_the_same_bits(store, tmp_path, method, options)
         ({"max_steps": 2}, "no restoration: this begins after 1 epoch, and the last step after 0.5; make it longer"),
         (
             {"batch_size": 10, "accumulate": 2, "max_steps": 2},
-            "begins after 1 epoch, and the last step after 0.667; make it longer",
+            "begins after 1 epoch, and the last step after 0.66; make it longer",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 """Options of views that change nothing are named."""
 
+from dataclasses import replace
+
 import pytest
 
 from densepath.training.config import PretrainConfig
@@ -14,8 +16,7 @@ from densepath.views.augment import Augment, idle_options
     ("augment", "lines"),
     [
         (Augment(), []),
-        (Augment(jitter=0.0, blur=0.0), []),  # the strengths are not given
-        (Augment(jitter=0.0, hue=0.2), ["augment.hue: no effect without augment.jitter"]),
+        (Augment(jitter=0.0, hue=0.2, blur=0.0, blur_sigma=(1.0, 3.0)), []),  # turned off, of a recipe perhaps
         (Augment(jitter=0.5, hue=0.2), []),
         (Augment(rotation_axes="all"), ["augment.rotation_axes: no effect without augment.rotation"]),
         (Augment(noise=0.5, noise_std=(0.0, 0.0)), ["augment.noise: no effect with augment.noise_std [0.0, 0.0]"]),
@@ -31,22 +32,16 @@ def test_options_without_effect_are_named(augment, lines):
 
 
 def test_an_option_named_so_changes_no_view():
-    for name, value in {
-        "hue": 0.2,
-        "gamma_power": (2.0, 2.0),
-        "blur_sigma": (1.0, 3.0),
-        "noise_std": (0.1, 0.2),
-    }.items():
-        off = {"jitter": 0.0, "gamma": 0.0, "blur": 0.0, "noise": 0.0}
-        assert idle_options(Augment(**off, **{name: value}))
-        assert Augment(**off, **{name: value}).random_view() == Augment(**off).random_view()
+    for name, value in {"gamma_power": (2.0, 2.0), "noise_std": (0.1, 0.2)}.items():
+        assert idle_options(Augment(**{name: value}))
+        assert Augment(**{name: value}).random_view() == Augment().random_view()
 
 
-def test_of_the_strengths_of_a_method_none_is_named_that_nobody_gave():
-    strengths = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-    assert own_augment("simclr").items() >= strengths.items()
-    given = Augment(**{**strengths, "jitter": 0.0, "hue": 0.3})
-    assert idle_options(given, own_augment("simclr")) == ["augment.hue: no effect without augment.jitter"]
+def test_an_operation_that_a_method_does_not_have_is_off_by_default():
+    usual = own_augment("mae")
+    assert usual["jitter"] == 0.0
+    given = Augment(**{**usual, "scale": (0.5, 1.0), "hue": 0.3})
+    assert idle_options(given, usual) == ["augment.hue: no effect without augment.jitter"]
 
 
 @pytest.mark.parametrize("verb", ["", "classify", "segment"])
@@ -56,4 +51,8 @@ def test_recipes_have_no_such_options(verb):
         if load_recipe(name, verb).get("augment"):
             needed = {"data": "D", "out": "R", "labels": "folders"} | ({"weights": "random"} if verb else {})
             given = {option: value for option, value in needed.items() if option not in load_recipe(name, verb)}
-            assert idle_options(resolve(schema, name, given, verb).augment) == [], name
+            config = resolve(schema, name, given, verb)
+            usual = {} if verb else own_augment(config.method)
+            assert idle_options(config.augment, usual) == [], name
+            if not verb:  # the strengths of a recipe were not given by who turns an operation off
+                assert idle_options(replace(config.augment, jitter=0.0, blur=0.0), usual) == [], name

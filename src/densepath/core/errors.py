@@ -12,8 +12,8 @@ from difflib import get_close_matches
 _NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "failed to map segment", "Cannot allocate memory")
 _NO_THREAD = "can't start new thread"
 GUARD = 'put what the script runs below if __name__ == "__main__":'
-# What torch, NumPy, Pillow and Python say of a size that no memory can have
-_NO_SIZE = (
+# What torch, NumPy, Pillow and Python say of a number that they cannot hold, or of a size that no memory can have
+_TOO_LARGE = (
     "Storage size calculation overflowed",
     "Overflow when unpacking long",
     "array is too big",
@@ -90,9 +90,10 @@ def shortage(error: BaseException) -> str:
     return "threads" if _NO_THREAD in text else ""
 
 
-def is_beyond_memory(error: BaseException) -> bool:
-    """Whether something of a size was asked for that no machine has. Damaged files may ask for such a size, too."""
-    return any(sign in str(error) for sign in _NO_SIZE)
+def is_too_large(error: BaseException) -> bool:
+    """Whether a number does not fit into those of a machine, or into its memory as a size. Damaged files may have such
+    numbers, too."""
+    return any(sign in str(error) for sign in _TOO_LARGE)
 
 
 @contextmanager

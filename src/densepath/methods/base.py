@@ -178,7 +178,11 @@ class Method(nn.Module):
             raise UserError("a batch of one image cannot be standardized; use two or more")
 
     def check_length(self, epochs: float) -> None:
-        """Raise UserError if a run is too short whose last step begins after so many epochs."""
+        """Raise UserError if the run is too short.
+
+        Args:
+            epochs: those that are done when its last step begins.
+        """
 
     def comparable(self, epoch: float, progress: float) -> bool:
         """Whether the loss of held-out images has the meaning that it keeps until the end of the run.

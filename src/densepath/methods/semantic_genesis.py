@@ -180,7 +180,7 @@ class SemanticGenesis(ModelGenesis):
         if epochs < least:
             raise UserError(
                 f"the run has no restoration: this begins after {counted(least, 'epoch')}, and the last step after "
-                f"{epochs:.3g}; make it longer, or give smaller --method.discovery_epochs and "
+                f"{math.floor(epochs * 100) / 100:g}; make it longer, or give smaller --method.discovery_epochs and "
                 "--method.classification_epochs"
             )
 

@@ -175,16 +175,22 @@ class Augment:
 
 
 def idle_options(augment: Any, usual: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
-    """A line for each option that differs from its default, but changes no view.
+    """A line for each option that was given, but changes no view as an operation is off by default or by its strength.
+
+    There is none where an operation was turned off: its options may be those of a recipe.
 
     Args:
         augment: an :class:`Augment`, or a dataclass of some of its options with other defaults.
-        usual: the defaults that differ from those of the dataclass, in the plain types of YAML.
+        usual: a method's own options in the plain types of YAML, which are its defaults without a recipe.
     """
     own = {field.name: plain(getattr(augment, field.name)) for field in fields(augment)}
-    defaults = {field.name: plain(field.default) for field in fields(augment)} | dict(usual)
-    given = {name for name, value in own.items() if value != defaults[name]}
-    needed = {name: f"without augment.{other}" for name, other in _NEEDED.items() if not own[other]}
+    defaults = {field.name: plain(field.default) for field in fields(augment)}
+    given = {name for name, value in own.items() if value not in (defaults[name], usual.get(name, defaults[name]))}
+    needed = {
+        name: f"without augment.{other}"
+        for name, other in _NEEDED.items()
+        if other in own and not own[other] and other not in given
+    }
     neutral = {
         name: f"with {' and '.join(f'augment.{other} {value}' for other, value in values.items())}"
         for name, values in _NEUTRAL.items()

@@ -18,7 +18,7 @@ from densepath.nets.weights.hub import quiet
 _STRIDES = (32, 16, 8)  # pixels, tried if the configuration gives none
 _SIDE = 5  # patches along a side of the trial image
 _MOST_OTHERS = 16  # class and register tokens
-_COLORS, _WHITE = 3, 255  # channels and range of the images of a processor
+_COLORS, _WHITE = 3, 255  # channels and largest value of the images of a processor
 _ROUNDING = 1e-4  # of 1 / 255 in a file
 
 
@@ -41,8 +41,8 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
 
     Returns:
         Its settings; empty if there are none. ``image_mean`` and ``image_std`` are those of pixels from 0 to 1: 0 and 1
-        if it does not normalize, and scaled if it rescales pixels to another range. There is no ``crop_size`` if it
-        does not crop.
+        if it does not normalize, and scaled and shifted if it rescales pixels to another range; as they are if it does
+        not rescale. There is no ``crop_size`` if it does not crop.
 
     Raises:
         UserError: a file of them is damaged.
@@ -53,14 +53,24 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
         made.pop("crop_size", None)
     if made.get("do_normalize") is False:
         made |= {"image_mean": [0.0] * _COLORS, "image_std": [1.0] * _COLORS}
-    factor = made.get("rescale_factor") if made.get("do_rescale", True) else None
-    try:
-        if abs((white := (factor or 1 / _WHITE) * _WHITE) - 1) > _ROUNDING:
-            scaled = {name: made[name] for name in ("image_mean", "image_std") if made.get(name)}
-            made |= {name: [each / white for each in values] for name, values in scaled.items()}
-    except TypeError:
-        raise UserError(f"the image processor in {folder} has no valid rescale_factor; fetch it again") from None
+    if made.get("do_rescale", True):
+        made |= _of_range(made, folder)
     return made
+
+
+def _of_range(made: Mapping[str, Any], folder: Path) -> dict[str, list[float]]:
+    """Mean and std of pixels from 0 to 1 where a processor rescales them to another range; empty where it does not."""
+    shift = 1.0 if made.get("rescale_offset") else 0.0  # subtracted after the product
+    try:
+        white = (made.get("rescale_factor") or 1 / _WHITE) * _WHITE
+        if abs(white - 1) <= _ROUNDING and not shift:
+            return {}
+        shifts = {"image_mean": shift, "image_std": 0.0}
+        return {n: [(each + more) / white for each in made[n]] for n, more in shifts.items() if made.get(n)}
+    except TypeError:
+        raise UserError(
+            f"the image processor in {folder} has no valid rescale_factor, image_mean or image_std; fetch it again"
+        ) from None
 
 
 def settings_in(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ WEIGHT_FILES = (
 )
 _PARTS = "*.index.json"  # names the files of weights that are divided
 _PICKLED = ("pytorch_model*.bin", "open_clip_pytorch_model.bin", "*.bin.index.json")
+_OTHER_TOKENS = ("cls_token", "dist_token", "reg_token")  # whose positions may be among those of the patches
 # Arguments of timm's constructors that neither the shapes of tensors nor the architecture give.
 _KNOWN = ("num_heads", "act_layer", "no_embed_class")
 # Those of the head and of training, which do not change the features.
@@ -208,20 +209,23 @@ def _oblong_sides(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tup
     """
     if not {"patch_embed.proj.weight", "pos_embed"} <= state.keys():
         return ()
-    sides, positions = state["patch_embed.proj.weight"].shape[2:], state["pos_embed"].shape[1]
+    sides = _image_sides(config)
+    if len({*sides}) < 2:
+        return ()
+    patch = state["patch_embed.proj.weight"].shape[2:]
+    patches = (sides[0] // patch[0]) * (sides[1] // patch[1])
+    others = sum(state[name].shape[1] for name in _OTHER_TOKENS if name in state)
+    return sides if state["pos_embed"].shape[1] in (patches, patches + others) else ()
+
+
+def _image_sides(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Height and width of a network's images in its configuration; empty if it has a single number, or none."""
     made: Any = settings_in(config, "pretrained_cfg") or config
-    for size in (
-        settings_in(config, "model_args").get("img_size"),
-        (made.get("input_size") or ())[-2:],
-        config.get("image_size"),
-    ):
-        if not isinstance(size, list | tuple) or len(size) != 2 or size[0] == size[1]:
-            continue
-        patches = (size[0] // sides[0]) * (size[1] // sides[1])
-        prefix = ("cls_token" in state) + (state["reg_token"].shape[1] if "reg_token" in state else 0)
-        if positions in (patches, patches + prefix):
-            return tuple(size)
-    return ()
+    given = settings_in(config, "model_args").get("img_size"), made.get("input_size"), config.get("image_size")
+    size: Any = next(filter(None, given), ())
+    size = [size.get("height"), size.get("width")] if isinstance(size, dict) else size
+    sides = size[-2:] if isinstance(size, list) else ()
+    return tuple(sides) if len(sides) == 2 and all(isinstance(side, int) for side in sides) else ()
 
 
 def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
