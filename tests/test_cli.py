@@ -247,15 +247,22 @@ def test_a_repeated_option_of_several_texts_adds_to_them(words: list[str]) -> No
 @pytest.mark.parametrize(
     ("words", "name", "values"),
     [
-        ("segment --data d --out o --ignore 255 --ignore 254", "ignore", (255, 254)),
-        ("probe --stages [3,4] --stages 5", "stages", [3, 4, 5]),
         ("detect --data d --out o --train_size 64 80 --train_size 96 112", "train_size", (96, 112)),
         ("classify --data d --out o --view_size 64 --view_size 96", "view_size", 96),
     ],
 )
-def test_a_repeated_list_of_any_length_adds_to_its_values(words: str, name: str, values: object) -> None:
+def test_a_repeated_option_of_a_pair_or_a_number_has_its_last_value(words: str, name: str, values: object) -> None:
     verb, *rest = words.split()
     assert VERBS[verb].command(verb).parse(rest)[name] == values
+
+
+@pytest.mark.parametrize(
+    "words", ["segment --data d --out o --ignore 255 --ignore 254", "probe --stages [3,4] --stages=5"]
+)
+def test_a_repeated_list_of_numbers_is_refused(words: str) -> None:
+    verb, *rest = words.split()
+    with pytest.raises(UserError, match="is given twice; give all its values after one"):
+        VERBS[verb].command(verb).parse(rest)
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,10 @@ class Parser(ArgumentParser):
                 # Text is quoted: the name of a run folder may be 0, or contain a comma.
                 if named[name].is_text_list and not (equals and whole):
                     words_of, whole = _quoted(name, words_of), False
-                if (named[name].is_text_list or named[name].is_open_list) and not whole:
-                    before = given.get(named[name].key, "")  # values of a repeated option are added
+                if named[name].is_open_list and not named[name].is_text_list and named[name].key in given:
+                    raise UserError(f"{name} is given twice; give all its values after one")
+                if named[name].is_text_list and not whole:
+                    before = given.get(named[name].key, "")  # texts of a repeated option are added
                     words_of = [before[1:-1], *words_of] if before.startswith("[") and before != "[]" else words_of
                 text = ", ".join(words_of)
                 given[named[name].key] = f"[{text}]" if named[name].is_list and not whole else text

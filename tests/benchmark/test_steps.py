@@ -203,9 +203,15 @@ def test_a_recipe_of_a_task_may_name_the_learning_rate_in_short(table, tmp_path)
     recipe = f"seeds: [0], recipe: {tmp_path / 'fast.yaml'},"
     tasks = lay(table, ("seeds: [0],", recipe))[0].tasks
     assert tasks[1].options["optimizer"] == {"lr": 0.5, "name": "adamw"}
-    (tmp_path / "fast.yaml").write_text("epoch: 3\n")
-    with pytest.raises(UserError, match=r"has no 'epoch'; did you mean epochs"):
-        lay(table, ("seeds: [0],", recipe))
+    for text, message in (
+        ("epoch: 3\n", "has no 'epoch'; did you mean epochs"),
+        ("lr: 1\noptimizer: {lr: 2}\n", "fast.yaml: lr and optimizer.lr are the same option"),
+    ):
+        (tmp_path / "fast.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            lay(table, ("seeds: [0],", recipe))
+    with pytest.raises(UserError, match="the options of the task 'tiles'"):
+        lay(table, ("options: {epochs: 1, validation: 0.5}", f"recipe: {tmp_path / 'fast.yaml'}, options: 5"))
 
 
 @pytest.mark.parametrize("folder", [False, True])

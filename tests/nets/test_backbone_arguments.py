@@ -89,7 +89,8 @@ def test_arguments_that_no_shape_shows_are_those_of_the_configuration(own: dict[
 def test_positions_of_oblong_images_are_not_taken_for_a_square(
     size: tuple[int, int], of_network: bool, tmp_path: Path
 ) -> None:
-    folder_of(tmp_path, {**SMALL, "img_size": size} if of_network else SMALL, {"img_size": size})
+    others = {name: value for name, value in SMALL.items() if name != "img_size"}
+    folder_of(tmp_path, {**others, "img_size": size} if of_network else others, {"img_size": size})
     if not of_network:
         config = json.loads((tmp_path / "config.json").read_text())
         config["pretrained_cfg"]["input_size"] = [3, *size]
@@ -107,6 +108,17 @@ def test_positions_of_oblong_images_are_not_taken_for_a_square(
         pretrained_backbone(tmp_path, turned)
     found = pretrained_backbone(tmp_path, own).backbone.net.state_dict()
     assert torch.equal(found["model.pos_embed"], load_file(tmp_path / "model.safetensors")["pos_embed"])
+
+
+@pytest.mark.parametrize("size", [64, {"height": 64, "width": 64}, [3, 64, 64], [3, 32, 128]])
+def test_the_input_size_of_a_square_network_may_have_any_form(size: Any, tmp_path: Path) -> None:
+    network = folder_of(tmp_path, {**SMALL, "num_heads": 3})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = size  # of the images that are recommended
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    images = torch.rand(1, 3, 64, 64)
+    ours = pretrained_backbone(tmp_path).backbone.eval()(images)[4].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(ours, network.forward_features(images)[:, 1:], rtol=0, atol=1e-5)
 
 
 def test_arguments_as_timm_has_them_are_no_difference(tmp_path: Path) -> None:

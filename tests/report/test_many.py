@@ -18,7 +18,7 @@ from densepath.report.blocks import Note, Table
 from densepath.report.comparison import _differences, comparable, compare_runs
 from densepath.report.measurements import averaged, read_measurements
 from densepath.report.runs import Run, Score, read_run, read_sessions
-from densepath.report.scored_on import with_whole_paths
+from densepath.report.scored_on import scored_on, with_whole_paths
 from densepath.report.verb import write_report
 from densepath.runs.metrics import read_metrics
 from tests.report.conftest import Make
@@ -411,17 +411,25 @@ def test_runs_on_other_data_have_paired_tests_of_their_own(tmp_path: Path) -> No
     assert [[row[3] for row in each.rows] for each in tests] == [["–", "+2.00"]] * 2
 
 
-def test_files_of_splits_are_told_apart_by_where_runs_were_started(tmp_path: Path) -> None:
+def test_files_of_splits_are_told_apart_by_where_runs_were_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They may also be a column of the table or another name, which means the same everywhere."""
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "s.csv").touch()
+        (tmp_path / folder / "s.json").touch()
         (tmp_path / folder / "fold").mkdir()  # without splits
+    (tmp_path / "b" / "part").touch()
     config = {"table": str(tmp_path / "t.csv"), "slide_table": "st.csv"}
     found = [
         with_whole_paths({**config, "splits": splits}, [{"folder": str(tmp_path / folder)}])
         for folder in ("a", "b")
-        for splits in ("s.csv", "fold")
+        for splits in ("s.json", "fold", "part")
     ]
-    assert [each["splits"] for each in found] == [f"{tmp_path}/a/s.csv", "fold", f"{tmp_path}/b/s.csv", "fold"]
-    assert [each["slide_table"] for each in found[::2]] == [f"{tmp_path}/a/st.csv", f"{tmp_path}/b/st.csv"]
+    assert [each["splits"] for each in found[:3]] == [f"{tmp_path}/a/s.json", "fold", "part"]
+    assert [each["splits"] for each in found[3:]] == [f"{tmp_path}/b/s.json", "fold", "part"]
+    assert [each["slide_table"] for each in found[::3]] == [f"{tmp_path}/a/st.csv", f"{tmp_path}/b/st.csv"]
+    monkeypatch.chdir(tmp_path / "a")  # not where the run was started
+    (tmp_path / "a" / "fold" / "splits_0.csv").touch()
+    run = Run(tmp_path, {**config, "splits": "fold"}, sessions=[{"folder": str(tmp_path / "b")}])
+    assert scored_on(run)["splits"] == "fold"

@@ -35,7 +35,7 @@ from densepath.transfer.detection.detector_file import DetectorNotes, save_detec
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.instances import decode_mask
 from densepath.transfer.predict import predict
-from densepath.transfer.predict_records import identity_of_file, is_done, record_of
+from densepath.transfer.predict_records import identity_of_file, is_done, is_same_image, record_of
 from densepath.transfer.slides.slide_work import SlideWork
 
 ALL: dict[str, Any] = {"score": 0.0, "devices": "cpu", "precision": "32"}
@@ -265,6 +265,17 @@ def test_the_results_of_an_image_that_is_not_there_now_stay(tmp_path: Path) -> N
     assert not is_done(record, [*identity_of_file("b", image), [0, 255]])
     assert not is_done(record, [*identity_of_file("a", image), [0, 4095]])
     assert SlideWork(tmp_path, {"a": [*identity_of_file("a", image), [0, 255]]}).succeeded("a")
+    assert not is_done(record, [*identity_of_file("a", image), [-1, 255]])
+
+
+def test_files_that_are_away_are_those_that_were_recorded():
+    cases, header = ["d", ["a"], [10, 5, 7, 2]], ["a.mhd", "a", 8, 1, "a.raw", "a", 9, 1]
+    assert is_same_image(cases, ["d", ["a"], [-1, 0, 7, 2]])
+    assert not is_same_image(cases, ["d", ["a"], [-1, 0, 7, 3]]) and not is_same_image(
+        cases, ["d", ["b"], [-1, 0, 7, 2]]
+    )
+    assert is_same_image(header, ["a.mhd", "a", -1, -1])  # which names the other file
+    assert not is_same_image(header, ["a.mhd", "a", 8, 1]) and not is_same_image(header, ["b.mhd", "b", -1, -1])
 
 
 def test_a_stop_leaves_no_tables_of_former_images(

@@ -11,7 +11,7 @@ import torch
 
 from densepath.benchmark.identity import hardware_name
 from densepath.core.errors import UserError, counted
-from densepath.core.system import check_processes, cores
+from densepath.core.system import MOST_PROCESSES, check_processes, cores
 
 _MAX_WORKERS = 16
 _JOBS = 4
@@ -44,7 +44,7 @@ def parse_devices(devices: int | str) -> list[Device]:
             the CPU), "cuda:0,1" for certain GPUs, "cpu", or "cpu:2" for two parallel runs.
 
     Raises:
-        UserError: the value is invalid or absurd, or there are fewer GPUs.
+        UserError: the value is invalid or too large, or there are fewer GPUs.
     """
     text = str(devices)
     gpus = torch.cuda.device_count()
@@ -79,13 +79,14 @@ def job_slots(devices: int | str, executor: str) -> list[Device]:
     """Places for jobs on machines that are not known yet: each takes the GPU that its job has, or else the CPU.
 
     Raises:
-        UserError: ``devices`` is not a number, or is absurd.
+        UserError: ``devices`` is not a number, or is too large.
     """
     text = str(devices)
     if text != "auto" and not (text.isdecimal() and int(text)):
         raise UserError(f"devices is {devices!r}; with an executor give the number of jobs at a time")
     count = _JOBS if text == "auto" else int(text)
-    check_processes(devices, count)
+    if count > MOST_PROCESSES:
+        raise UserError(f"devices is {devices!r}; give a number of jobs up to {MOST_PROCESSES:,}")
     return [Device(f"{executor}:{number}", "auto", f"a job of {executor}") for number in range(count)]
 
 

@@ -119,9 +119,10 @@ def read_task(entry: Any) -> Task:
         if not step.gives(str(metric)):
             raise UserError(f"{verb} gives no {metric!r}; {suggest(str(metric), step.metrics)}")
     if recipe := values.pop("recipe", None):
+        step.check(values["options"], f"the task {name!r}")
         known = load_recipe(recipe, step.recipes or verb)
         kept = {option: value for option, value in known.items() if option in step.free or not step.has(option)}
-        values["options"] = over_recipe(step.schema, kept, values["options"])
+        values["options"] = over_recipe(step.schema, kept, values["options"], f"the recipe {recipe}")
     values["options"] = typed_options(verb, values["options"], f"the task {name!r}")
     if values.get("pretrain"):
         values["pretrain"] = typed_options("pretrain", values["pretrain"], f"the task {name!r} (pretrain)")

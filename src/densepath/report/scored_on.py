@@ -11,7 +11,7 @@ from typing import Any
 from densepath.annotations.classes import FOLDERS
 from densepath.report.paths import recorded_data
 from densepath.report.runs import Run
-from densepath.transfer.mil.split_files import column_of
+from densepath.transfer.mil.split_files import is_column
 from densepath.transfer.segment.config import BESIDE
 
 _OF_DATA = ("probe_data", "test_data", "data", "features")
@@ -53,9 +53,8 @@ def scored_on(run: Run) -> dict[str, str]:
         found.pop("data", None)
     if config.get("grouping") == "single":
         found["cases"] = "slides"
-    # A path of files that are no longer there is not a column.
-    if "table" in config and (column := column_of(config.get("splits"))) and Path(column).name == column:
-        found["splits"] = column
+    if "table" in config and _is_column(run.config, run.sessions):
+        found["splits"] = str(config["splits"])
     targets = {name: config.get(name, _DEFAULTS.get(name)) for name in _OF_TARGETS}
     targets = {name: None if value in ((), []) else value for name, value in targets.items()}
     return found | {name: exact(value) for name, value in targets.items() if value != _DEFAULTS.get(name)}
@@ -70,10 +69,15 @@ def with_whole_paths(config: Mapping[str, Any], sessions: Sequence[Mapping[str, 
     for name in (*_PATHS, *_PERHAPS_PATHS):
         if isinstance(config.get(name), str) and config[name] not in ("", FOLDERS, BESIDE):
             path = recorded_data(config, sessions, name)
-            is_column = name == "splits" and path.is_dir() and column_of(config[name], path) is not None
-            if name in _PATHS or (os.path.exists(path) and not is_column):
+            column = name == "splits" and _is_column(config, sessions)
+            if name in _PATHS or (os.path.exists(path) and not column):
                 whole[name] = _same_path(path)
     return whole
+
+
+def _is_column(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the splits of a run are a column of its table, by the folder in which it was started."""
+    return is_column(config.get("splits"), recorded_data(config, sessions, "splits"))
 
 
 def _same_path(path: Path) -> str:

@@ -78,7 +78,10 @@ def refuse_passing(failed: Sequence[str]) -> None:
     Raises:
         UserError: there are some.
     """
-    remedy = "start the same command again (trainings with --resume); restore files that stay unreadable"
+    remedy = (
+        "start the same command again (trainings with --resume); restore files that stay unreadable, or leave them out "
+        "(--exclude)"
+    )
     refuse(failed, f"{counted(len(failed), 'image')} cannot be read now", remedy)
 
 
@@ -125,7 +128,7 @@ class CorruptLog:
         if passing:
             self.passing.add(position)
         if not self.quiet:
-            log.warning("damaged image: %s", what)
+            log.warning("%s: %s", "an image that cannot be read now" if passing else "damaged image", what)
         return True
 
     @property

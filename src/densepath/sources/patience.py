@@ -20,7 +20,7 @@ from densepath.sources.corrupt import CorruptImage, can_pass
 
 PAUSES = (0.5, 2.0)  # seconds before further attempts
 _MOST = 2  # files of a folder that are waited for in vain
-_RARELY = 10  # times as long as a test of a disk takes, the next one is not made
+_RARELY, _LONGEST = 10, 30.0  # times as long as a test of a disk takes, or so many seconds, the next one is not made
 _SAMPLE = 2**16  # bytes at both ends of a file, by which its disk is tested
 _SHORT = "EIO ESTALE ETIMEDOUT EAGAIN ENXIO ENOTCONN ECONNRESET ECONNABORTED ENETDOWN ENETUNREACH EHOSTDOWN"
 _PASSING = {getattr(errno, name) for name in (*_SHORT.split(), "EHOSTUNREACH", "EREMOTEIO") if hasattr(errno, name)}
@@ -147,7 +147,9 @@ def disk_errors_named(path: str, files_of: Callable[[str], Sequence[str]]) -> It
 def _read_ends(path: str, files_of: Callable[[str], Sequence[str]]) -> OSError | None:
     start = time.monotonic()
     before, took = _failures.tested.get(path, (-math.inf, 0.0))
-    if start - before < _RARELY * took:  # a damaged slide may have thousands of files, and of damaged parts
+    if start - before < min(
+        _RARELY * took, _LONGEST
+    ):  # a damaged slide may have thousands of files, and of damaged parts
         return None
     try:
         for name in files_of(path):

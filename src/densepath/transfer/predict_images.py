@@ -69,7 +69,7 @@ def predict_images(
         The numbers of "images", "damaged" ones and "objects", and the pictures by the names of the images.
 
     Raises:
-        UserError: no image can be read; or when the others are done, one that a later attempt may read.
+        UserError: no image can be read; or, when the others are done, one cannot be read now, but perhaps later.
     """
     stems = output_names(readers.paths())
     refuse_others(out, stems)
@@ -121,8 +121,11 @@ def predict_images(
                     said = _say_scale(detector, reader, spacing)
                 found = detector.predict_reader(reader, *search, spacing)
             except CorruptImage as error:
-                (failed if can_pass(error) else damaged).append(str(error))
-                _log.warning("damaged image, passed over: %s", error)
+                later = can_pass(error)
+                (failed if later else damaged).append(str(error))
+                _log.warning(
+                    "%s: %s", "an image that cannot be read now" if later else "damaged image, passed over", error
+                )
                 continue
             behind.submit(finish, position, reader, found)
     refuse_passing(failed)

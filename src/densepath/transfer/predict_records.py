@@ -13,6 +13,7 @@ from densepath.core.csv_files import LineFeeds
 from densepath.core.errors import UserError, counted, first_few, one_line
 from densepath.core.files import atomic_write
 from densepath.core.streams import say
+from densepath.sources.tiles.identity import UNREADABLE
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS
 from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS
@@ -58,9 +59,21 @@ def is_same_image(recorded: Any, identity: Any) -> bool:
     """
     if recorded == identity:
         return True
-    if not (isinstance(recorded, list) and isinstance(identity, list) and len(recorded) == len(identity)):
+    if not (isinstance(recorded, list) and isinstance(identity, list)):
         return False
-    return all(own in (_UNKNOWN, old) for old, own in zip(recorded, identity, strict=True))
+    away = _UNKNOWN in identity  # a file that names others is away with them
+    if not away and len(recorded) != len(identity):
+        return False
+    known = zip(recorded, identity, strict=not away)
+    return all(own in (_UNKNOWN, old) or _are_same_files(old, own) for old, own in known)
+
+
+def _are_same_files(recorded: Any, numbers: Any) -> bool:
+    """The same for the numbers of files of :func:`~densepath.sources.tiles.identity.identity_of`, two of each."""
+    if not (isinstance(recorded, list) and isinstance(numbers, list) and len(recorded) == len(numbers)):
+        return False
+    pairs = [(recorded[first : first + 2], numbers[first : first + 2]) for first in range(0, len(numbers), 2)]
+    return all(own in (UNREADABLE, old) for old, own in pairs)
 
 
 def record_of(out: Path, stem: str) -> Path:

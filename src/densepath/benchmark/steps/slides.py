@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from densepath.benchmark.steps.step import RUN, TRANSFER, Options, Step, as_word
 from densepath.transfer.embed.embed import embed
 from densepath.transfer.mil.config import MilConfig
 from densepath.transfer.mil.models import MODELS
-from densepath.transfer.mil.split_files import column_of
+from densepath.transfer.mil.split_files import is_column
 
 
 def _bags(options: Options, data: LabelledSet) -> int:
@@ -28,12 +27,6 @@ def _bags(options: Options, data: LabelledSet) -> int:
 
 def _scores(written: Mapping[str, Any]) -> dict[str, Any]:
     return {"scale": written.get("scale")} | {name: each["value"] for name, each in written["scores"].items()}
-
-
-def _is_column(splits: str | None) -> bool:
-    """Whether splits are a column, not a file or a folder of them, whose paths have to be absolute."""
-    column = column_of(splits)
-    return column is not None and os.path.basename(column) == column
 
 
 def features_in(output: Path) -> Path:
@@ -75,7 +68,7 @@ MIL = Step(
     one_device=True,
     written=f"{RUN}/scores.json",
     scores=_scores,
-    names={"splits": _is_column},
+    names={"splits": is_column},
 )
 
 

@@ -33,7 +33,7 @@ def files_of(slide: str | Path) -> list[str]:
             others = _named_in(path)
         elif suffix.lower() == ".dcm" and is_slide(path):
             others = files_of_series(path)
-    except FileNotFoundError:  # reported where the slide is read
+    except (FileNotFoundError, NotADirectoryError):  # reported where the slide is read
         pass
     return [path, *sorted(name for name in others if os.path.normpath(name) != os.path.normpath(path))]
 

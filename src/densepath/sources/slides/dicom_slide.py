@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -73,10 +74,11 @@ def files_of_series(path: str) -> list[str]:
     status = os.stat(folder or ".")
     known = _by_series(folder, (status.st_dev, status.st_ino, status.st_mtime_ns))
     found = [file for file in known.get(series, ()) if series_of(file) in (series, b"")]
-    for file in known.get(b"", ()):  # unfinished when it was scanned, not readable, or none of DICOM
+    for file in known.get(b"", ()):  # unfinished when it was scanned, not readable, or not DICOM
         alike = os.path.splitext(file)[1].lower() == os.path.splitext(path)[1].lower()
-        if (_series_of if alike else series_of)(file) == series:
-            found.append(file)
+        with suppress(FileNotFoundError):  # it was removed after the scan
+            if (_series_of if alike else series_of)(file) == series:
+                found.append(file)
     return sorted(found) or [path]
 
 

@@ -14,7 +14,7 @@ from densepath.sources.patience import patiently
 from densepath.sources.slides.all_files import files_of
 
 _SAMPLE = 2**16  # bytes at both ends of a file, by which a changed one is noticed
-_UNREADABLE = [-1, 0]  # the numbers of a file that cannot be opened
+UNREADABLE = [-1, 0]  # the numbers of a file that cannot be opened
 
 
 def identity_of(*paths: str | Path | None, whole: bool = False) -> list[int]:
@@ -31,7 +31,7 @@ def identity_of(*paths: str | Path | None, whole: bool = False) -> list[int]:
         try:
             found += patiently(str(path), partial(_numbers, path, whole))
         except OSError:
-            found += _UNREADABLE
+            found += UNREADABLE
     return found
 
 
@@ -50,9 +50,9 @@ def identity_of_slide(path: str | Path) -> list[int]:
     try:
         found = identity_of(*files_of(path))
     except OSError:
-        return [*_UNREADABLE]
-    if _UNREADABLE[0] in found[::2]:
-        return [*_UNREADABLE]
+        return [*UNREADABLE]
+    if UNREADABLE[0] in found[::2]:
+        return [*UNREADABLE]
     return found if len(found) == 2 else [sum(found[::2]), zlib.crc32(repr(found).encode())]
 
 
@@ -74,7 +74,7 @@ def is_identity(recorded: Any, identity: Sequence[Any], path: str | Path, first:
         return False
     if [*recorded[:first], *identity[first : first + 2], *recorded[first + 2 :]] != identity:
         return False
-    return list(identity[first : first + 2]) == _UNREADABLE or recorded[first : first + 2] == identity_of(path)
+    return list(identity[first : first + 2]) == UNREADABLE or recorded[first : first + 2] == identity_of(path)
 
 
 def record_path(out: Path, name: str) -> Path:

@@ -22,7 +22,7 @@ from densepath.core.keywords import quoted
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
-from densepath.sources.corrupt import CorruptImage, allowed
+from densepath.sources.corrupt import CorruptImage, allowed, decoding
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
 from densepath.sources.pixel_source import Gathered, PixelSpec
 from densepath.sources.slides.all_files import files_of
@@ -197,7 +197,10 @@ class SlideTiles:
     def fingerprint(self) -> dict[str, str]:
         """Digests by which a resumed run knows the tiles, see :func:`densepath.sources.fingerprint.fingerprint`."""
         paths = [tiling.path for tiling in self.tilings]
-        others = [file for path in paths for file in files_of(path)[1:]]
+        others: list[str] = []
+        for path in paths:
+            with decoding(path, "its files cannot be listed"):
+                others += files_of(path)[1:]
         names = digest_of(
             part
             for t in self.tilings

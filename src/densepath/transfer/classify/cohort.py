@@ -136,7 +136,8 @@ def open_pool(pool: Pool, config: ClassifyConfig, device: torch.device) -> Pool:
     """The pool with images in memory where that is useful, without damaged ones.
 
     Raises:
-        UserError: an image cannot be read that a later attempt may read: it would be missing in the test.
+        UserError: images are decoded into memory, and one cannot be read now, but perhaps later: the test, or the
+            training, would lack it until the end.
     """
     cached = cache_images(pool.images, config.cache, device, all_of_them=True)
     pool = replace(pool, images=cached)

@@ -158,7 +158,7 @@ def kept_answers(path: Path, test: Pool) -> tuple[dict[int, Any], list[int]]:
     Raises:
         UserError: an image has changed since, or the file is damaged.
     """
-    content = load_json(path, "a whole copy, or remove it") if path.is_file() else {}
+    content = _kept(path)
     by_name, before = content.get("by_name", {}), content.get("contents", {})
     kept = {position: by_name[name] for position, name in enumerate(test.names) if name in by_name}
     now = _contents(test, [*kept])
@@ -169,10 +169,21 @@ def kept_answers(path: Path, test: Pool) -> tuple[dict[int, Any], list[int]]:
     return kept, [position for position in range(len(test)) if position not in kept]
 
 
+def _kept(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = load_json(path, "a whole copy, or remove it") if path.is_file() else {}
+    return content
+
+
 def keep_answers(path: Path, test: Pool, answers: Mapping[int, Any]) -> None:
-    """Write the answer for each position by the image's name: a damaged image that is replaced moves the positions."""
+    """Write the answer for each position by the image's name: a damaged image that is replaced moves the positions.
+
+    The digest of an image that is away now stays: another file of its name is not the same.
+    """
     positions = sorted(answers)
-    found = {"by_name": {test.names[p]: answers[p] for p in positions}, "contents": _contents(test, positions)}
+    names = {test.names[p] for p in positions}
+    before = _kept(path).get("contents", {})
+    contents = {name: digest for name, digest in before.items() if name in names} | _contents(test, positions)
+    found = {"by_name": {test.names[p]: answers[p] for p in positions}, "contents": contents}
     with atomic_write(path) as part:
         part.write_text(json.dumps(found) + "\n")
 
@@ -246,7 +257,7 @@ class _Validation:
         """Positions of the images that can be read, and their logits (V, T) on the CPU.
 
         Raises:
-            UserError: none can be read, or one of them that a later attempt may read.
+            UserError: none can be read, or one of them cannot be read now, but perhaps later.
         """
         device, count = self._hardware.device, len(self._images)
         batches = batches_of(range(count), AT_ONCE)[rank() :: world_size()]

@@ -140,7 +140,8 @@ def embed(
         The file; ``.load()`` reads it. With several processes, that of the first is complete.
 
     Raises:
-        UserError: there are no such weights or images, ``out`` exists, or no image can be read.
+        UserError: there are no such weights or images, ``out`` exists, no image can be read, or, when the others are
+            done, one cannot be read now, but perhaps later.
     """
     data, weights, mpp_table = as_path(data), as_path(weights), as_path(mpp_table)
     out = Path(out)

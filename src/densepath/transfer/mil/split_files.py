@@ -105,10 +105,23 @@ def column_of(source: str | Path | None, path: Path | None = None) -> str | None
     """
     if source is None or Path(source).suffix == ".json":
         return None
-    is_name = os.path.basename(source) == str(source)
     path = Path(source) if path is None else path
-    is_folder = path.is_dir() and not (is_name and not _clam_files(path))
+    is_folder = path.is_dir() and not (_has_no_slash(source) and not _clam_files(path))
     return None if is_folder else str(source)
+
+
+def is_column(source: str | Path | None, path: Path | None = None) -> bool:
+    """Whether official splits are surely a column: a text with a slash may be the path of files that are not there.
+
+    Args:
+        source, path: as for :func:`column_of`.
+    """
+    column = column_of(source, path)
+    return column is not None and _has_no_slash(column)
+
+
+def _has_no_slash(source: str | Path) -> bool:
+    return os.path.basename(source) == str(source)
 
 
 def _clam_files(folder: Path) -> list[Path]:

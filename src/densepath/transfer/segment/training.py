@@ -189,7 +189,7 @@ class _Validation:
         """The mean over the scored regions of their mean Dice over the images that have them, and the mean loss.
 
         Raises:
-            UserError: no image can be read, or one of them that a later attempt may read.
+            UserError: no image can be read, or one of them cannot be read now, but perhaps later.
         """
         regions = len(self._notes.legend.regions)
         found = torch.zeros(len(self._cases), 2 + 2 * regions, dtype=torch.float64, device=self._hardware.device)
