@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from slide_files import halves, write_dicom
 
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
+from densepath.sources.slides import all_files
 from densepath.sources.slides.all_files import files_of
 from densepath.sources.tiles.identity import identity_of, identity_of_slide, is_identity
 from densepath.sources.tiles.slide_tiles import SlideTiles
@@ -45,6 +47,22 @@ def _dicom(folder: Path) -> tuple[Path, Path]:
     write_dicom(folder, [pixels], 0.5, "ROE^JIM")  # another series
     path = write_dicom(folder, [pixels, halves(pixels, 2)], 0.5)
     return path, folder / "DOE1.dcm"
+
+
+def test_files_that_cannot_be_listed_refuse_a_training_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").touch()  # not the folder of a slide
+    assert files_of(tmp_path / "a.mrxs") == [str(tmp_path / "a.mrxs")]
+    slide, other = _dicom(tmp_path)
+    tiling = SlideTiling("a", str(slide), np.zeros((1, 2), np.int64), 0.5, 64, (0.5, 0.5), (128, 128))
+
+    def fail(path: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(other))
+
+    monkeypatch.setattr(all_files, "files_of_series", fail)
+    with pytest.raises(CorruptImage, match="its files cannot be listed"):
+        SlideTiles([tiling]).fingerprint()
 
 
 @pytest.mark.parametrize(("make", "count"), [(_mrxs, 4), (_vms, 4), (_dicom, 2)])

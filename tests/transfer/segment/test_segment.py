@@ -327,6 +327,10 @@ def test_scores_are_compared_with_the_files_of_volumes(tmp_path: Path, monkeypat
     for name in pool.names:
         (tmp_path / name).mkdir(parents=True)  # is not the volume of this name
     assert kept_answers(path, pool) == ({0: [1.0], 1: [2.0]}, [])
+    away = Path(pool.paths[1]).rename(tmp_path / "away")
+    keep_answers(path, pool, {0: [1.0], 1: [2.0]})
+    assert kept_answers(path, pool) == ({0: [1.0], 1: [2.0]}, [])
+    away.rename(pool.paths[1])
     with open(pool.paths[1], "ab") as file:
         file.write(b"more")
     with pytest.raises(UserError, match=f"test images of the run in .* have changed: {pool.names[1]};"):
