@@ -147,9 +147,8 @@ def disk_errors_named(path: str, files_of: Callable[[str], Sequence[str]]) -> It
 def _read_ends(path: str, files_of: Callable[[str], Sequence[str]]) -> OSError | None:
     start = time.monotonic()
     before, took = _failures.tested.get(path, (-math.inf, 0.0))
-    if start - before < min(
-        _RARELY * took, _LONGEST
-    ):  # a damaged slide may have thousands of files, and of damaged parts
+    # A damaged slide may have thousands of files, and of damaged parts.
+    if start - before < min(_RARELY * took, _LONGEST):
         return None
     try:
         for name in files_of(path):

@@ -210,8 +210,10 @@ def _as_text(options: Options) -> str:
 
 def _as_given(values: Any, given: Any) -> Any:
     """Of values in their types those that were given, part by part; paths as they were given."""
-    if isinstance(values, Path) or given is None:
-        return given if given is None else str(given)
+    if given is None:
+        return None
+    if isinstance(values, Path):
+        return str(given)
     if not isinstance(given, Mapping) or not isinstance(values, Mapping):
         return plain(values)
     return {name: _as_given(values[name], value) for name, value in given.items()}
