@@ -11,7 +11,7 @@ import torch
 
 from densepath.benchmark.identity import hardware_name
 from densepath.core.errors import UserError, counted
-from densepath.core.system import MOST_PROCESSES, check_processes, cores
+from densepath.core.system import check_processes, cores
 
 _MAX_WORKERS = 16
 _JOBS = 4
@@ -85,8 +85,7 @@ def job_slots(devices: int | str, executor: str) -> list[Device]:
     if text != "auto" and not (text.isdecimal() and int(text)):
         raise UserError(f"devices is {devices!r}; with an executor give the number of jobs at a time")
     count = _JOBS if text == "auto" else int(text)
-    if count > MOST_PROCESSES:
-        raise UserError(f"devices is {devices!r}; give a number of jobs up to {MOST_PROCESSES:,}")
+    check_processes(devices, count, "jobs")
     return [Device(f"{executor}:{number}", "auto", f"a job of {executor}") for number in range(count)]
 
 

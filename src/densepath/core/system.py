@@ -124,10 +124,10 @@ def check_workers(workers: int | None) -> None:
         raise UserError(f"workers is {workers}; give a number of processes up to {MOST_PROCESSES:,}, or 0 for none")
 
 
-def check_processes(devices: int | str, count: int) -> None:
+def check_processes(devices: int | str, count: int, what: str = "processes") -> None:
     """Check the number of processes that ``--devices`` asks for. Raises UserError beyond :data:`MOST_PROCESSES`."""
     if count > MOST_PROCESSES:
-        raise UserError(f"devices is {devices!r}; give a number of processes up to {MOST_PROCESSES:,}")
+        raise UserError(f"devices is {devices!r}; give a number of {what} up to {MOST_PROCESSES:,}")
 
 
 def idle_cores(seconds: float = 0.2) -> float:

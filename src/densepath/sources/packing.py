@@ -61,8 +61,7 @@ def pack(source: AnyPath, dest: str | Path, *, max_side: int = MAX_SIDE, exclude
         The path of the store. Corrupt images are logged and left out.
 
     Raises:
-        UserError: the source has no images, too many corrupt ones, or one that cannot be read now, but perhaps later;
-            or ``dest`` exists or has another suffix.
+        UserError: no images, too many corrupt ones, one that cannot be read now; ``dest`` exists or has another suffix.
     """
     source = as_path(source)
     dest = new_store(dest)

@@ -42,18 +42,20 @@ def series_of(path: str) -> bytes:
         return b""
 
 
-def require_files(path: str) -> None:
-    """Look whether all files of a DICOM slide can be read: libraries leave out those that cannot.
+def require_files(path: str) -> list[str]:
+    """The files of a DICOM slide, all of which can be read: libraries leave out those that cannot.
 
     Raises:
         CorruptImage: one of its files cannot be read, or one in its folder that may be its.
     """
     try:
-        for file in files_of_series(path):
+        files = files_of_series(path)
+        for file in files:
             _head(file)
     except OSError as error:
         named = error.filename in (None, path)
         raise CorruptImage(path, f"{'' if named else f'{error.filename} '}cannot be read ({error.strerror})") from error
+    return files
 
 
 def _series_of(path: str) -> bytes:
@@ -129,8 +131,7 @@ def _value(head: bytes, place: int) -> tuple[bytes, int]:
 def _open(path: str) -> Any:
     from wsidicom import WsiDicom
 
-    require_files(path)
-    return WsiDicom.open(files_of_series(path))
+    return WsiDicom.open(require_files(path))
 
 
 _handles = Handles(_open, most=16)
